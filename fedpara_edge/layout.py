@@ -1,0 +1,174 @@
+"""What a model consists of: its layers, the factors each is made of, and the tensors that travel or stay.
+
+The layout is the part of a bundle that the server, the device and the file formats share. It is plain data:
+`to_json` and `from_json` are inverse to each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+from fedpara_edge.errors import InputError
+
+Kind = Literal["fedpara", "pfedpara", "lowrank", "dense"]
+Operator = Literal["linear", "conv2d"]
+Form = Literal["matrix", "tensor"]
+Role = Literal["shared", "personal", "frozen"]
+Part = Literal["x1", "y1", "t1", "x2", "y2", "t2", "weight", "bias", "norm", "other"]
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+ROLES: tuple[Role, ...] = get_args(Role)
+PARTS: tuple[Part, ...] = get_args(Part)
+FACTORS: frozenset[str] = frozenset(("x1", "y1", "t1", "x2", "y2", "t2"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSpec:
+    """One Linear or Conv2d layer and how its weight is parameterized.
+
+    Args:
+        name: dotted module path in the model, as in `state_dict`.
+        operator: `linear` (weight [O, I]) or `conv2d` (weight [O, I, K1, K2]).
+        kind: `fedpara`, `pfedpara`, `lowrank` or `dense`.
+        form: `matrix` (Proposition 1, on [O, I K1 K2]) or `tensor` (Proposition 3); `matrix` for linear layers.
+        shape: shape of the composed (dense) weight.
+        rank: inner rank R of each factor pair; 0 for `dense`.
+        tanh: whether each Hadamard operand passes through tanh (the paper's nonlinearity).
+    """
+
+    name: str
+    operator: Operator
+    kind: Kind
+    form: Form
+    shape: tuple[int, ...]
+    rank: int
+    tanh: bool = False
+
+    def __post_init__(self) -> None:
+        expected = 2 if self.operator == "linear" else 4
+        if len(self.shape) != expected or min(self.shape) < 1:
+            raise InputError(
+                f"layer {self.name!r}: a {self.operator} weight has {expected} positive dimensions, found {self.shape}"
+            )
+        if self.kind not in KINDS:
+            raise InputError(f"layer {self.name!r}: unknown kind {self.kind!r}, expected one of {', '.join(KINDS)}")
+        if self.operator == "linear" and self.form != "matrix":
+            raise InputError(f"layer {self.name!r}: a linear layer has no tensor form; use form='matrix'")
+        if (self.kind == "dense") != (self.rank == 0) or self.rank < 0:
+            raise InputError(
+                f"layer {self.name!r}: rank is 0 for a dense layer and positive for the others, "
+                f"found {self.rank} for {self.kind}"
+            )
+        if self.tanh and self.kind != "fedpara":
+            raise InputError(f"layer {self.name!r}: the tanh variant exists for kind 'fedpara' only, found {self.kind}")
+
+    @property
+    def dense_parameters(self) -> int:
+        """Number of entries of the composed weight."""
+        return math.prod(self.shape)
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """Shape (m, n) of the weight seen as a matrix: [O, I K1 K2]."""
+        return self.shape[0], math.prod(self.shape[1:])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """One tensor of the model.
+
+    Args:
+        name: name in `state_dict`, in the ONNX graphs and in every file.
+        shape: its shape; `()` for a scalar.
+        dtype: numpy name of its dtype; trainable tensors are `float32`.
+        layer: name of the module that holds it.
+        part: what it is within that layer: a factor, `weight`, `bias`, `norm` (of a normalization) or `other`.
+        role: `shared` travels, `personal` is trained and stays on the device, `frozen` is not trained.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    layer: str
+    part: Part
+    role: Role
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES or self.part not in PARTS:
+            raise InputError(
+                f"tensor {self.name!r}: expected a role of {', '.join(ROLES)} and a part of {', '.join(PARTS)}, "
+                f"found {self.role!r} and {self.part!r}"
+            )
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All layers and all tensors of a model, in the order of its `state_dict`."""
+
+    layers: tuple[LayerSpec, ...]
+    tensors: tuple[TensorSpec, ...]
+
+    @cached_property
+    def shared(self) -> tuple[TensorSpec, ...]:
+        """The tensors that travel."""
+        return self.with_role("shared")
+
+    def with_role(self, *roles: Role) -> tuple[TensorSpec, ...]:
+        """The tensors of the given roles, in order."""
+        return tuple(tensor for tensor in self.tensors if tensor.role in roles)
+
+    @cached_property
+    def _by_layer(self) -> dict[str, dict[str, TensorSpec]]:
+        table: dict[str, dict[str, TensorSpec]] = {}
+        for tensor in self.tensors:
+            table.setdefault(tensor.layer, {})[tensor.part] = tensor
+        return table
+
+    def parts(self, layer: LayerSpec) -> Mapping[str, TensorSpec]:
+        """The factors (or the weight) of one layer, and its bias if it has one, by part."""
+        return self._by_layer[layer.name]
+
+    @cached_property
+    def shared_parameters(self) -> int:
+        """Number of entries that travel in one direction."""
+        return sum(tensor.size for tensor in self.shared)
+
+    @cached_property
+    def dense_parameters(self) -> int:
+        """Number of trainable entries that the same model has with every layer dense."""
+        weights = {(layer.name, part) for layer in self.layers for part in (*FACTORS, "weight")}
+        rest = sum(t.size for t in self.with_role("shared", "personal") if (t.layer, t.part) not in weights)
+        return rest + sum(layer.dense_parameters for layer in self.layers)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `json.dumps`."""
+        return {"layers": [_plain(layer) for layer in self.layers], "tensors": [_plain(t) for t in self.tensors]}
+
+    @staticmethod
+    def from_json(data: Any) -> Layout:
+        """The layout that `to_json` wrote.
+
+        Raises:
+            InputError: a field is missing or has the wrong type.
+        """
+        try:
+            return Layout(
+                layers=tuple(LayerSpec(**{**layer, "shape": tuple(layer["shape"])}) for layer in data["layers"]),
+                tensors=tuple(TensorSpec(**{**tensor, "shape": tuple(tensor["shape"])}) for tensor in data["tensors"]),
+            )
+        except (TypeError, KeyError) as error:
+            raise InputError(f"layout: expected the fields of this version, found {error}") from error
+
+
+def _plain(spec: LayerSpec | TensorSpec) -> dict[str, Any]:
+    values = {field.name: getattr(spec, field.name) for field in fields(spec)}
+    return {**values, "shape": list(spec.shape)}
