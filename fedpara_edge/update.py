@@ -1,0 +1,168 @@
+"""The update file: what one device sends after its local epochs, the change of the shared tensors and nothing else.
+
+Format `fedpara-edge/update`, version 1 (container: `tensorfile`). Header:
+
+    format, version
+    fingerprint   hexadecimal; which bundle it was trained with
+    round         of the base weights
+    base          sha256 of the weights file that training started from
+    client        name of the device, 1 to 200 characters
+    examples      number of local training examples, its weight in the mean; positive
+    steps         optimizer steps taken; positive
+    codec         {"name", "version"}: how the change is stored (`codecs`)
+    metrics       measured on the device, e.g. {"loss": 0.41}
+
+and the arrays the codec stores. A composed weight, a personal tensor or a training example is never in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpara_edge.codecs import CODECS, Codec, codec_of
+from fedpara_edge.errors import InputError, InvalidUpdateError, WrongBundleError
+from fedpara_edge.layout import Layout
+from fedpara_edge.tensorfile import TensorFile, write_tensors
+from fedpara_edge.weights import Weights
+
+FORMAT = "fedpara-edge/update"
+MAX_EXAMPLES = 1 << 40
+MAX_CLIENT_CHARACTERS = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateHeader:
+    """The header of an update file, without its format; the fields are described in the module."""
+
+    fingerprint: str
+    round: int
+    base: str
+    client: str
+    examples: int
+    steps: int
+    metrics: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        for name, kind in (("fingerprint", str), ("base", str), ("client", str), ("metrics", dict)):
+            if not isinstance(getattr(self, name), kind):
+                raise InvalidUpdateError(f"{name}: expected {kind.__name__}, found {getattr(self, name)!r}")
+        if not 1 <= len(self.client) <= MAX_CLIENT_CHARACTERS or not self.client.isprintable():
+            raise InvalidUpdateError(
+                f"client: expected 1 to {MAX_CLIENT_CHARACTERS} printable characters, found {self.client[:40]!r}"
+            )
+        for name, least, most in (("round", 0, 1 << 40), ("examples", 1, MAX_EXAMPLES), ("steps", 1, 1 << 40)):
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value <= most:
+                raise InvalidUpdateError(f"{name}: expected an integer from {least} to {most}, found {value!r}")
+        for name, value in self.metrics.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise InvalidUpdateError(f"metric {name!r}: expected a finite number, found {value!r}")
+
+
+def write_update(
+    path: Path, header: UpdateHeader, layout: Layout, change: Mapping[str, NDArray[np.float32]], *, codec: str
+) -> None:
+    """Write an update file, atomically.
+
+    Args:
+        path: the file to write.
+        header: what it says of itself.
+        layout: of the bundle; its shared tensors, and only they, are written.
+        change: trained minus base, float32, at least for every shared tensor.
+        codec: a name in `CODECS`.
+
+    Raises:
+        InputError: the codec is not known.
+        InvalidUpdateError: a change is not finite, so that no server would take it.
+        FedparaError: the disk refuses the write.
+    """
+    if codec not in CODECS:
+        raise InputError(f"codec {codec!r}: expected one of {', '.join(CODECS)}")
+    for tensor in layout.shared:
+        if not np.isfinite(change[tensor.name]).all():
+            raise InvalidUpdateError(
+                f"tensor {tensor.name!r}: expected a finite change, found NaN or Inf: the training diverged; "
+                "lower the learning rate"
+            )
+    chosen = CODECS[codec]
+    fields = {
+        "format": FORMAT,
+        "version": 1,
+        "codec": {"name": chosen.name, "version": chosen.version},
+        **asdict(header),
+    }
+    write_tensors(path, chosen.encode(layout.shared, change), fields)
+
+
+class Update:
+    """An update file, open and compared with the weights it should change, except for its values.
+
+    Args:
+        path: the file.
+        weights: the base it must have been trained from.
+
+    Attributes:
+        header: what the file says of itself.
+        codec: how its change is stored.
+        file: the open container.
+
+    Raises:
+        InvalidUpdateError: missing, truncated, not ours, unknown codec, or a tensor or field that does not fit.
+        WrongBundleError: trained with another bundle, in another round or from other weights.
+    """
+
+    def __init__(self, path: Path, weights: Weights) -> None:
+        self.file = TensorFile(path, format=FORMAT, error=InvalidUpdateError)
+        try:
+            self.header = _header_of(self.file)
+            self._check_base(weights)
+            self.codec: Codec = codec_of(self.file)
+            self.codec.check(self.file, weights.layout.shared)
+        except BaseException:
+            self.file.close()
+            raise
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.file.path
+
+    def decode(self, start: int, out: NDArray[np.float32]) -> None:
+        """Decode a piece of the flat change (see `codecs`) into `out`."""
+        self.codec.decode(self.file, start, out)
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+    def _check_base(self, weights: Weights) -> None:
+        expected = {"fingerprint": weights.fingerprint, "round": weights.round, "base": weights.sha256}
+        for name, value in expected.items():
+            found = getattr(self.header, name)
+            if found != value:
+                raise WrongBundleError(
+                    f"{self.path}: {name}: expected {_short(value)}, found {_short(found)}; "
+                    "train again from the current weights and bundle"
+                )
+
+
+def _header_of(file: TensorFile) -> UpdateHeader:
+    names = UpdateHeader.__dataclass_fields__
+    missing = [name for name in names if name not in file.header]
+    if missing:
+        raise InvalidUpdateError(f"{file.path}: expected the header fields {', '.join(missing)}, found none")
+    try:
+        return UpdateHeader(**{name: file.header[name] for name in names})
+    except InvalidUpdateError as error:
+        raise InvalidUpdateError(f"{file.path}: {error}") from error
+
+
+def _short(value: Any) -> str:
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) > 12 else str(value)

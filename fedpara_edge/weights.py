@@ -1,0 +1,89 @@
+"""The weights file: all shared tensors of a model after a round.
+
+Format `fedpara-edge/weights`, version 1 (container: `tensorfile`). Header:
+
+    format, version
+    fingerprint   hexadecimal; which bundle the weights belong to
+    round         how many rounds of aggregation they have been through; 0 for the initial weights
+    layout        layers and tensors (`Layout.to_json`), so that the file explains itself
+
+and one float32 tensor for every tensor of role `shared`, under its own name and shape. The sha256 of the whole file is
+the *base* that updates refer to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpara_edge.errors import FedparaError, WrongBundleError
+from fedpara_edge.files import sha256_of
+from fedpara_edge.layout import Layout
+from fedpara_edge.tensorfile import TensorFile, write_tensors
+
+FORMAT = "fedpara-edge/weights"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The content of a weights file.
+
+    Args:
+        fingerprint: of the bundle.
+        round: number of rounds behind these weights.
+        layout: layers and tensors of the model.
+        tensors: float32 arrays, the shared tensors by name.
+        sha256: of the file they were read from; empty before they are written.
+    """
+
+    fingerprint: str
+    round: int
+    layout: Layout
+    tensors: Mapping[str, NDArray[np.float32]]
+    sha256: str = ""
+
+
+def write_weights(path: Path, weights: Weights) -> None:
+    """Write a weights file, atomically.
+
+    Raises:
+        FedparaError: a value is not finite, or the disk refuses the write.
+    """
+    for name, tensor in weights.tensors.items():
+        if not np.isfinite(tensor).all():
+            raise FedparaError(
+                f"{path}: tensor {name!r}: expected finite weights, found NaN or Inf; nothing was written"
+            )
+    header = {
+        "format": FORMAT,
+        "version": 1,
+        "fingerprint": weights.fingerprint,
+        "round": weights.round,
+        "layout": weights.layout.to_json(),
+    }
+    write_tensors(path, weights.tensors, header)
+
+
+def read_weights(path: Path) -> Weights:
+    """Read and verify a weights file.
+
+    Raises:
+        WrongBundleError: it is missing, damaged, of another format, or its tensors do not fit its own layout.
+    """
+    with TensorFile(path, format=FORMAT, error=WrongBundleError) as file:
+        layout = Layout.from_json(file.header["layout"])
+        expected = {tensor.name: ("float32", tensor.shape) for tensor in layout.shared}
+        found = {name: (entry.dtype, entry.shape) for name, entry in file.entries.items()}
+        if expected != found:
+            name = min(set(expected.items()) ^ set(found.items()))[0]
+            raise WrongBundleError(
+                f"{path}: tensor {name!r}: expected {expected.get(name)}, found {found.get(name)}; "
+                "use weights written by export or aggregate"
+            )
+        tensors: dict[str, NDArray[Any]] = {name: file.read(name) for name in file.entries}
+        return Weights(str(file.header["fingerprint"]), int(file.header["round"]), layout, tensors, sha256_of(path))
