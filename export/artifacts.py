@@ -1,0 +1,178 @@
+"""onnxruntime-training's four files from a forward graph: training, eval and optimizer model, and checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper
+from onnxruntime.training import artifacts, onnxblock
+
+from export.graph import IR_VERSION, OUTPUT, ForwardGraph
+from fedpara_edge.bundle import Loss
+from fedpara_edge.errors import InputError
+
+LABEL = "y"
+
+
+def write_artifacts(
+    graph: ForwardGraph, folder: Path, *, trainable: Sequence[str], loss: Loss, optimizer: Mapping[str, Any]
+) -> None:
+    """Differentiate `graph` and write the artifacts into `folder`.
+
+    Args:
+        graph: the forward pass.
+        folder: receives `training_model.onnx`, `eval_model.onnx`, `optimizer_model.onnx` and `checkpoint`.
+        trainable: names of the parameters to differentiate by.
+        loss: what to minimize over outputs and labels.
+        optimizer: `optimizer_constants` of a known optimizer.
+
+    Raises:
+        InputError: an operator has no gradient; it is named with the module it came from.
+    """
+    for node in graph.model.graph.node:
+        if node.op_type in _BROKEN_GRADIENTS:
+            raise _no_gradient(graph, node.op_type, node.name)
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    with naming_operators(graph), _without_native_log():
+        artifacts.generate_artifacts(
+            model,
+            requires_grad=list(trainable),
+            loss=_LOSSES[loss](),
+            optimizer=_optimizer_block(optimizer),
+            additional_output_names=[OUTPUT],
+            artifact_directory=folder,
+        )
+    for name in ("training_model", "eval_model", "optimizer_model"):
+        path = folder / f"{name}.onnx"
+        written = onnx.load(path)
+        written.ir_version = IR_VERSION  # onnx stamps its newest on every model it makes
+        for output in written.graph.output:
+            if name == "optimizer_model":  # a scalar in truth, declared [1]: the runtime warns at each load
+                output.type.tensor_type.ClearField("shape")
+        onnx.save(written, path)
+
+
+@contextlib.contextmanager
+def naming_operators(graph: ForwardGraph) -> Iterator[None]:
+    """Turn the runtime's complaint about an operator into an error that names the module behind it.
+
+    Raises:
+        InputError: the runtime has no gradient, or no kernel for the gradient, of an operator.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = str(error)
+        known = _NO_GRADIENT.search(text) or _NO_KERNEL.search(text)
+        if known is None:
+            raise
+        raise _no_gradient(graph, known["operator"].removesuffix("Grad"), known["node"]) from error
+
+
+def _no_gradient(graph: ForwardGraph, operator: str, node: str) -> InputError:
+    module = graph.module_of.get(node)
+    where = f"module {module!r}" if module is not None else f"node {node!r}"
+    return InputError(
+        f"{where}: expected operators with a gradient in onnxruntime-training {onnxruntime.__version__}, "
+        f"found {operator}, which has none; replace that module (nothing was written)"
+    )
+
+
+@contextlib.contextmanager
+def _without_native_log() -> Iterator[None]:
+    """Keep the runtime's log of graph transformations, which no setting silences, off the terminal."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as sink:
+        terminal = os.dup(2)
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+
+
+_BROKEN_GRADIENTS = frozenset({"AveragePool"})  # takes the process down: see `pooling`
+_NO_GRADIENT = re.compile(r"gradient builder has not been registered: (?P<operator>\w+) for node (?P<node>\S+)")
+_NO_KERNEL = re.compile(r"implementation for (?P<operator>\w+)\(\d+\) node with name '(?P<node>[^']*?)_Grad/")
+
+DEFAULT_OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "sgd": {"name": "sgd"},
+    "adamw": {"name": "adamw", "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01},
+}
+
+
+def optimizer_constants(name: str, **constants: float) -> dict[str, Any]:
+    """The constants of an optimizer, torch's defaults where none are given.
+
+    Raises:
+        InputError: unknown optimizer or constant.
+
+    >>> optimizer_constants("adamw", weight_decay=0.1)["weight_decay"]
+    0.1
+    """
+    if name not in DEFAULT_OPTIMIZERS:
+        raise InputError(f"optimizer: expected one of {', '.join(DEFAULT_OPTIMIZERS)}, found {name!r}")
+    defaults = DEFAULT_OPTIMIZERS[name]
+    unknown = constants.keys() - defaults.keys()
+    if unknown:
+        raise InputError(f"optimizer {name!r}: expected the constants {sorted(defaults)}, found {sorted(unknown)}")
+    return {**defaults, **constants}
+
+
+def _optimizer_block(constants: Mapping[str, Any]) -> Any:
+    if constants["name"] == "sgd":
+        return onnxblock.optim.SGD()
+    return onnxblock.optim.AdamW(
+        betas=tuple(constants["betas"]), eps=constants["eps"], weight_decay=constants["weight_decay"]
+    )
+
+
+class _CrossEntropy(onnxblock.Block):  # type: ignore[misc]
+    def build(self, output: str, *_: str) -> str:
+        return onnxblock.loss.CrossEntropyLoss()(output, LABEL)  # type: ignore[no-any-return]
+
+
+class _MeanSquaredError(onnxblock.Block):  # type: ignore[misc]
+    def build(self, output: str, *_: str) -> str:
+        return onnxblock.loss.MSELoss()(output, LABEL)  # type: ignore[no-any-return]
+
+
+class _BinaryCrossEntropy(onnxblock.Block):  # type: ignore[misc]
+    """mean(relu(z) - z y + log(1 + exp(-|z|))): onnxruntime's own takes log(sigmoid(z)), -inf for large |z|."""
+
+    def build(self, output: str, *_: str) -> str:
+        graph = self.base.graph
+        onnxblock.blocks.InputLike(output)(LABEL)
+        graph.initializer.append(helper.make_tensor("bce.one", TensorProto.FLOAT, [], [1.0]))
+        steps = [
+            ("Relu", [output], "bce.relu"),
+            ("Mul", [output, LABEL], "bce.product"),
+            ("Sub", ["bce.relu", "bce.product"], "bce.linear"),
+            ("Abs", [output], "bce.abs"),
+            ("Neg", ["bce.abs"], "bce.neg"),
+            ("Exp", ["bce.neg"], "bce.exp"),
+            ("Add", ["bce.exp", "bce.one"], "bce.sum"),
+            ("Log", ["bce.sum"], "bce.log"),
+            ("Add", ["bce.linear", "bce.log"], "bce.each"),
+        ]
+        graph.node.extend(helper.make_node(kind, inputs, [name], name=name) for kind, inputs, name in steps)
+        graph.node.append(helper.make_node("ReduceMean", ["bce.each"], ["loss"], name="bce.mean", keepdims=0))
+        return "loss"
+
+
+_LOSSES: dict[Loss, type[Any]] = {
+    "cross_entropy": _CrossEntropy,
+    "mse": _MeanSquaredError,
+    "bce": _BinaryCrossEntropy,
+}

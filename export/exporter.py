@@ -1,0 +1,162 @@
+"""`export_bundle`: the whole way from a PyTorch model to a verified bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from export.artifacts import LABEL, optimizer_constants, write_artifacts
+from export.graph import INPUT, OUTPUT, ForwardGraph, forward_graph
+from export.preprocess import TORCH_DTYPES, Deployed, InputDtype
+from export.verify import Verification, verify_artifacts
+from fedpara_edge.bundle import WEIGHTS, ArraySpec, Bundle, Loss, Manifest, open_bundle, write_local, write_manifest
+from fedpara_edge.errors import InputError
+from fedpara_edge.files import check_output, replacing_folder
+from fedpara_edge.layout import Layout
+from fedpara_edge.nn import layout_of
+from fedpara_edge.weights import Weights, write_weights
+
+_EXAMPLES = 4  # batch of the tracing and of the verification; torch.export would fix a batch of 0 or 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What a bundle needs to know beyond the model.
+
+    Args:
+        name: of the model, for people.
+        input_shape: of one raw example, e.g. (1, 28, 28).
+        input_dtype: of the raw input: `uint8` (scaled to [0, 1] in the graph), `float32`, or `int64` tokens.
+        tokens: for `int64` input, how many different tokens there are.
+        mean: subtracted from the (scaled) input, one number or one for each channel.
+        std: then divided by, likewise.
+        loss: `cross_entropy` over outputs [B, C] and labels int64 [B]; `mse` or `bce` (with logits) over float32 labels
+            of the outputs' shape.
+        optimizer: see `export.artifacts.optimizer_constants`.
+        seed: of the batch used for verification.
+    """
+
+    name: str
+    input_shape: tuple[int, ...]
+    input_dtype: InputDtype = "uint8"
+    tokens: int | None = None
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    loss: Loss = "cross_entropy"
+    optimizer: dict[str, Any] = field(default_factory=lambda: optimizer_constants("sgd"))
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.input_shape or min(self.input_shape) < 1:
+            raise InputError(f"input shape: expected positive sizes such as 1,28,28, found {list(self.input_shape)}")
+        if (self.input_dtype == "int64") != (self.tokens is not None):
+            raise InputError(
+                f"tokens: expected with input dtype int64 and only then, found {self.tokens} for {self.input_dtype}"
+            )
+
+
+def export_bundle(
+    model: nn.Module, folder: Path, options: ExportOptions, *, overwrite: bool = False
+) -> tuple[Bundle, Verification]:
+    """Write a bundle that trains `model`, after verifying it against torch.
+
+    Args:
+        model: any module; factorized layers (`fedpara_edge.nn`) keep their factors. Its parameters become round 0.
+        folder: the bundle to write; appears whole or not at all.
+        options: input, loss and optimizer.
+        overwrite: replace an existing bundle.
+
+    Returns:
+        The bundle and the relative errors that were measured.
+
+    Raises:
+        InputError: the model, the options or the folder does not fit; an operator has no gradient.
+        FedparaError: the verification failed, or the disk refuses the write.
+    """
+    check_output(folder, overwrite=overwrite)
+    layout = layout_of(model)
+    if not layout.shared:
+        raise InputError("model: expected trainable parameters, found none; nothing would travel")
+    deployed = Deployed(
+        model,
+        input_dtype=options.input_dtype,
+        input_shape=options.input_shape,
+        mean=options.mean,
+        std=options.std,
+    )
+    x = _random_input(options)
+    graph = forward_graph(deployed, x)
+    label = _label_spec(options.loss, graph.output_shape)
+    trained = layout.with_role("shared", "personal")
+    with replacing_folder(folder) as making:
+        write_artifacts(
+            graph,
+            making,
+            trainable=[tensor.name for tensor in trained],
+            loss=options.loss,
+            optimizer=options.optimizer,
+        )
+        verification = verify_artifacts(
+            making,
+            graph,
+            deployed,
+            tensors=trained,
+            loss=options.loss,
+            optimizer=options.optimizer,
+            batch=(x, _random_labels(label, options.seed)),
+        )
+        manifest = _manifest(options, layout, graph, label)
+        tensors = {name: value.detach().numpy() for name, value in model.state_dict().items()}
+        initial = {tensor.name: tensors[tensor.name] for tensor in layout.shared}
+        write_weights(making / WEIGHTS, Weights(manifest.fingerprint, 0, layout, initial))
+        write_local(making, {tensor.name: tensors[tensor.name] for tensor in layout.with_role("personal")})
+        write_manifest(making, manifest)
+    return open_bundle(folder), verification
+
+
+def _manifest(options: ExportOptions, layout: Layout, graph: ForwardGraph, label: ArraySpec) -> Manifest:
+    return Manifest(
+        model=options.name,
+        layout=layout,
+        input=ArraySpec(INPUT, options.input_shape, options.input_dtype, options.tokens),
+        label=label,
+        output=ArraySpec(OUTPUT, graph.output_shape, "float32"),
+        loss=options.loss,
+        optimizer=options.optimizer,
+        engines=("ort-training",),
+        graph=graph.digest({tensor.name for tensor in layout.with_role("shared", "personal")}),
+        files={},
+    )
+
+
+def _label_spec(loss: Loss, output_shape: Sequence[int]) -> ArraySpec:
+    if loss != "cross_entropy":
+        return ArraySpec(LABEL, tuple(output_shape), "float32")
+    if len(output_shape) != 1:
+        raise InputError(
+            f"loss cross_entropy: expected outputs [batch, classes], found [batch, *{list(output_shape)}]; "
+            "flatten the outputs or choose another loss"
+        )
+    return ArraySpec(LABEL, (), "int64", output_shape[0])
+
+
+def _random_input(options: ExportOptions) -> torch.Tensor:
+    generator = np.random.default_rng(options.seed)
+    shape = (_EXAMPLES, *options.input_shape)
+    if options.input_dtype == "float32":
+        return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
+    limit = 256 if options.tokens is None else options.tokens
+    return torch.from_numpy(generator.integers(0, limit, shape)).to(TORCH_DTYPES[options.input_dtype])
+
+
+def _random_labels(label: ArraySpec, seed: int) -> torch.Tensor:
+    generator = np.random.default_rng([seed, 1])
+    if label.classes is not None:
+        return torch.from_numpy(generator.integers(0, label.classes, _EXAMPLES))
+    return torch.from_numpy(generator.random((_EXAMPLES, *label.shape), dtype=np.float32))

@@ -1,0 +1,183 @@
+"""From a PyTorch model to the ONNX graph of its forward pass, ready to be differentiated."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import logging
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import onnx
+import torch
+from onnx import helper
+
+from export.preprocess import Deployed
+from export.translations import TRANSLATIONS
+from fedpara_edge.errors import InputError
+
+OPSET = 18
+IR_VERSION = 10  # the newest that onnxruntime-training 1.19.2 reads
+INPUT, OUTPUT = "x", "logits"
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_OUTPUTS_NEEDED = {"Dropout": 2, "MaxPool": 2, "LayerNormalization": 3}
+
+
+@dataclass(frozen=True)
+class ForwardGraph:
+    """The forward pass as ONNX.
+
+    Attributes:
+        model: opset 18, IR 10, dynamic batch; parameters are initializers under the model's own names.
+        module_of: for each node, by name, the module it came from.
+        output_shape: of one example.
+    """
+
+    model: onnx.ModelProto
+    module_of: dict[str, str]
+    output_shape: tuple[int, ...]
+
+    def digest(self, trainable: Collection[str]) -> str:
+        """SHA-256 of the graph without the values of its trainable parameters."""
+        bare = onnx.ModelProto()
+        bare.CopyFrom(self.model)
+        for tensor in bare.graph.initializer:
+            if tensor.name in trainable:
+                tensor.ClearField("raw_data")
+        return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
+
+
+def forward_graph(model: Deployed, example: torch.Tensor) -> ForwardGraph:
+    """Export `model` in training mode (dropout stays) with a dynamic batch.
+
+    Args:
+        model: the model with its preprocessing.
+        example: a raw input batch [B, ...] with B > 1.
+
+    Raises:
+        InputError: the model does not run on the example, does not give one tensor with the batch first, fixes the
+            batch size, uses BatchNorm or an operator without ONNX translation.
+    """
+    _refuse_batch_norm(model)
+    shape = _output_shape(model, example)
+    was_training = model.training
+    model.train()
+    try:
+        with _without_exporter_chatter():
+            program = torch.onnx.export(
+                model,
+                (example,),
+                dynamo=True,
+                optimize=False,  # constant folding would compose the factors into dense weights
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                custom_translation_table=dict(TRANSLATIONS),
+                verbose=False,
+            )
+    except Exception as error:  # whatever goes wrong here lies in the user's model
+        raise InputError(f"model: expected one that torch.onnx can export, found {_gist(error)}") from error
+    finally:
+        model.train(was_training)
+    assert program is not None
+    return _finish(program.model_proto, shape)
+
+
+@contextmanager
+def _without_exporter_chatter() -> Iterator[None]:
+    """Keep torch's own deprecations and its remarks on packages we don't use from the user."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _finish(model: onnx.ModelProto, output_shape: tuple[int, ...]) -> ForwardGraph:
+    model.ir_version = IR_VERSION
+    module_of = dict(_modules(model.graph))
+    _strip_metadata(model)
+    _rename_parameters(model.graph)
+    _resolve_cast_like(model)
+    for node in model.graph.node:
+        for index in range(len(node.output), _OUTPUTS_NEEDED.get(node.op_type, 0)):
+            node.output.append(f"{node.output[0]}.{index}")
+    onnx.checker.check_model(model)
+    return ForwardGraph(model, module_of, output_shape)
+
+
+def _output_shape(model: Deployed, example: torch.Tensor) -> tuple[int, ...]:
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            output = model.eval()(example)
+    except Exception as error:
+        raise InputError(
+            f"model: expected to take {example.dtype} {list(example.shape)}, found {_gist(error)}; check --input-shape"
+        ) from error
+    finally:
+        model.train(was_training)
+    if not isinstance(output, torch.Tensor) or output.dim() < 1 or len(output) != len(example):
+        found = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise InputError(f"model: expected one output tensor [{len(example)}, ...], batch first, found {found}")
+    return tuple(output.shape[1:])
+
+
+def _refuse_batch_norm(model: Deployed) -> None:
+    for name, module in model.model.named_modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            raise InputError(
+                f"module {name!r}: expected no BatchNorm, whose statistics neither train on the device nor average; "
+                "replace it by GroupNorm (--batchnorm group)"
+            )
+
+
+def _modules(graph: onnx.GraphProto) -> Iterator[tuple[str, str]]:
+    for node in graph.node:
+        for entry in node.metadata_props:
+            if entry.key == _SCOPES:
+                scopes = ast.literal_eval(entry.value)  # ['', 'model', 'model.fc', 'linear']
+                yield node.name, scopes[-2].removeprefix("model").lstrip(".") if len(scopes) > 1 else ""
+
+
+def _strip_metadata(model: onnx.ModelProto) -> None:
+    graph = model.graph
+    for owner in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del owner.metadata_props[:]
+        owner.doc_string = ""
+
+
+def _rename_parameters(graph: onnx.GraphProto) -> None:
+    renamed = {t.name: t.name.removeprefix("model.") for t in graph.initializer if t.name.startswith("model.")}
+    for owner in (*graph.initializer, *graph.value_info):
+        owner.name = renamed.get(owner.name, owner.name)
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = renamed.get(name, name)
+
+
+def _resolve_cast_like(model: onnx.ModelProto) -> None:
+    """CastLike has no gradient; as the types are known it is a Cast."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    types = {info.name: info.type.tensor_type.elem_type for info in (*graph.input, *graph.value_info, *graph.output)}
+    types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "CastLike" and types.get(node.input[1]):
+            node.op_type = "Cast"
+            node.attribute.append(helper.make_attribute("to", types[node.input[1]]))
+            del node.input[1]
+
+
+def _gist(error: BaseException) -> str:
+    """The innermost cause in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

@@ -1,0 +1,84 @@
+"""Average pooling in operators that onnxruntime-training can differentiate.
+
+Its gradient of AveragePool divides by zero with a dynamic batch and takes the process down. Windows that tile the input
+are a Reshape and a ReduceMean; all others a depthwise Conv with ones, then a multiplication by one over the number of
+entries that each window counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from onnx import numpy_helper
+from onnxscript import opset18 as op
+from torch.nn import functional as F
+
+from fedpara_edge.errors import InputError
+
+
+def avg_pool2d(
+    x: Any,
+    kernel_size: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Any:
+    """`aten.avg_pool2d`, all of its options."""
+    size, kernel, pads = [int(n) for n in x.shape[2:]], _pair(kernel_size), _pair(padding)
+    strides = _pair(stride) if stride else kernel
+    tiles = kernel == strides and not any(pads) and not any(n % k for n, k in zip(size, kernel, strict=True))
+    if tiles and divisor_override is None:
+        return _mean_of_tiles(x, [n // k for n, k in zip(size, kernel, strict=True)])
+    ones = torch.ones(1, 1, *size)
+    weights = F.avg_pool2d(ones, kernel, strides, pads, ceil_mode, count_include_pad, divisor_override)
+    reach = [(n - 1) * s + k for n, s, k in zip(weights.shape[2:], strides, kernel, strict=True)]
+    after = [max(r - n - p, 0) for r, n, p in zip(reach, size, pads, strict=True)]
+    window = torch.ones(1, 1, *kernel)
+    counts = F.conv2d(F.pad(ones, (pads[1], after[1], pads[0], after[0])), window, stride=strides)
+    channels = int(x.shape[1])
+    sums = op.Conv(
+        x,
+        _constant(window.expand(channels, 1, *kernel)),
+        group=channels,
+        kernel_shape=kernel,
+        strides=strides,
+        pads=[*pads, *after],
+    )
+    return op.Mul(sums, _constant((weights / counts)[:, :, : counts.shape[2], : counts.shape[3]]))
+
+
+def adaptive_avg_pool2d(x: Any, output_size: Sequence[int]) -> Any:
+    """`aten.adaptive_avg_pool2d`, where the output divides the input.
+
+    Raises:
+        InputError: it does not.
+    """
+    size, tiles = [int(n) for n in x.shape[2:]], [int(n) for n in output_size]
+    if any(n % t for n, t in zip(size, tiles, strict=True)):
+        raise InputError(
+            f"adaptive average pooling: expected an output size that divides the input {size}, found {tiles}; "
+            "use AvgPool2d"
+        )
+    return _mean_of_tiles(x, tiles)
+
+
+def _mean_of_tiles(x: Any, tiles: Sequence[int]) -> Any:
+    rows, columns = (int(n) // t for n, t in zip(x.shape[2:], tiles, strict=True))
+    shape: Any = [0, int(x.shape[1]), tiles[0], rows, tiles[1], columns]
+    target: Any = op.Constant(value_ints=shape)
+    split = op.Reshape(x, target)
+    axes: Any = op.Constant(value_ints=[3, 5])
+    return op.ReduceMean(split, axes, keepdims=0)
+
+
+def _pair(values: Sequence[int]) -> list[int]:
+    return [int(value) for value in values] * (2 // len(values))
+
+
+def _constant(values: torch.Tensor) -> Any:
+    return op.Constant(value=numpy_helper.from_array(np.ascontiguousarray(values.numpy())))
