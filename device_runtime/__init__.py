@@ -1,0 +1,26 @@
+"""Train a bundle on a device and measure the result, with numpy and an engine and without torch."""
+
+from device_runtime.config import TrainConfig
+from device_runtime.data import Dataset, open_data
+from device_runtime.engine import Engine
+from device_runtime.engines import open_engine
+from device_runtime.evaluation import Evaluation, evaluate
+from device_runtime.loading import load_weights
+from device_runtime.local import TrainResult, train
+from device_runtime.progress import progress_bar
+from device_runtime.schedule import Schedule
+
+__all__ = [
+    "Dataset",
+    "Engine",
+    "Evaluation",
+    "Schedule",
+    "TrainConfig",
+    "TrainResult",
+    "evaluate",
+    "load_weights",
+    "open_data",
+    "open_engine",
+    "progress_bar",
+    "train",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import nn
 from export.artifacts import LABEL, optimizer_constants, write_artifacts
 from export.graph import INPUT, OUTPUT, ForwardGraph, forward_graph
 from export.preprocess import TORCH_DTYPES, Deployed, InputDtype
-from export.verify import Verification, verify_artifacts
+from export.verify import Batch, Verification, verify_artifacts
 from fedpara_edge.bundle import WEIGHTS, ArraySpec, Bundle, Loss, Manifest, open_bundle, write_local, write_manifest
 from fedpara_edge.errors import InputError
 from fedpara_edge.files import check_output, replacing_folder
@@ -22,6 +22,7 @@ from fedpara_edge.layout import Layout
 from fedpara_edge.nn import layout_of
 from fedpara_edge.weights import Weights, write_weights
 
+_VERIFICATION_BATCHES = 10
 _EXAMPLES = 4  # batch of the tracing and of the verification; torch.export would fix a batch of 0 or 1
 
 
@@ -39,7 +40,7 @@ class ExportOptions:
         loss: `cross_entropy` over outputs [B, C] and labels int64 [B]; `mse` or `bce` (with logits) over float32 labels
             of the outputs' shape.
         optimizer: see `export.artifacts.optimizer_constants`.
-        seed: of the batch used for verification.
+        seed: of the batches used for verification.
     """
 
     name: str
@@ -90,8 +91,7 @@ def export_bundle(
         mean=options.mean,
         std=options.std,
     )
-    x = _random_input(options)
-    graph = forward_graph(deployed, x)
+    graph = forward_graph(deployed, _random_input(options, np.random.default_rng(options.seed)))
     label = _label_spec(options.loss, graph.output_shape)
     trained = layout.with_role("shared", "personal")
     with replacing_folder(folder) as making:
@@ -109,7 +109,7 @@ def export_bundle(
             tensors=trained,
             loss=options.loss,
             optimizer=options.optimizer,
-            batch=(x, _random_labels(label, options.seed)),
+            batches=_random_batches(options, label),
         )
         manifest = _manifest(options, layout, graph, label)
         tensors = {name: value.detach().numpy() for name, value in model.state_dict().items()}
@@ -146,8 +146,13 @@ def _label_spec(loss: Loss, output_shape: Sequence[int]) -> ArraySpec:
     return ArraySpec(LABEL, (), "int64", output_shape[0])
 
 
-def _random_input(options: ExportOptions) -> torch.Tensor:
-    generator = np.random.default_rng(options.seed)
+def _random_batches(options: ExportOptions, label: ArraySpec) -> Iterator[Batch]:
+    for number in range(_VERIFICATION_BATCHES):
+        generator = np.random.default_rng([options.seed, number])
+        yield _random_input(options, generator), _random_labels(label, generator)
+
+
+def _random_input(options: ExportOptions, generator: np.random.Generator) -> torch.Tensor:
     shape = (_EXAMPLES, *options.input_shape)
     if options.input_dtype == "float32":
         return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
@@ -155,8 +160,7 @@ def _random_input(options: ExportOptions) -> torch.Tensor:
     return torch.from_numpy(generator.integers(0, limit, shape)).to(TORCH_DTYPES[options.input_dtype])
 
 
-def _random_labels(label: ArraySpec, seed: int) -> torch.Tensor:
-    generator = np.random.default_rng([seed, 1])
+def _random_labels(label: ArraySpec, generator: np.random.Generator) -> torch.Tensor:
     if label.classes is not None:
         return torch.from_numpy(generator.integers(0, label.classes, _EXAMPLES))
     return torch.from_numpy(generator.random((_EXAMPLES, *label.shape), dtype=np.float32))

@@ -37,6 +37,7 @@ from fedpara_edge.errors import InputError, WrongBundleError
 from fedpara_edge.files import sha256_of
 from fedpara_edge.layout import Layout
 from fedpara_edge.tensorfile import TensorFile, write_tensors
+from fedpara_edge.tensortable import strict_json
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
@@ -169,7 +170,7 @@ def open_bundle(path: Path) -> Bundle:
 
 def _read_manifest(path: Path) -> Manifest:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = strict_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise WrongBundleError(f"{path}: expected a bundle's manifest, found {error.strerror}") from error
     except ValueError as error:
@@ -188,14 +189,14 @@ def _read_manifest(path: Path) -> Manifest:
             optimizer=data["optimizer"],
             engines=tuple(data["engines"]),
             graph=data["graph"],
-            files=data["files"],
+            files={name: {key: entry[key] for key in ("sha256", "bytes")} for name, entry in data["files"].items()},
         )
-        stated = data["fingerprint"]
-    except (KeyError, TypeError, InputError) as error:
+        fingerprint, stated = manifest.fingerprint, data["fingerprint"]
+    except (AttributeError, KeyError, TypeError, ValueError, InputError) as error:
         raise WrongBundleError(f"{path}: expected the fields of schema 1, found {error}") from error
-    if manifest.fingerprint != stated:
+    if fingerprint != stated:
         raise WrongBundleError(
-            f"{path}: expected fingerprint {manifest.fingerprint[:12]}…, found {str(stated)[:12]}…: it was changed; "
+            f"{path}: expected fingerprint {fingerprint[:12]}…, found {str(stated)[:12]}…: it was changed; "
             "copy the whole bundle again"
         )
     return manifest

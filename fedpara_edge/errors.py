@@ -1,34 +1,92 @@
-"""The errors a user can cause, each with the exit code of the command line.
+"""The errors a user can cause, each with the exit code of the command line and a short code for machines.
 
-A message names the object, what was expected, what was found and the remedy, in one line.
+A message names the object, what was expected, what was found and the remedy, in one line. The codes of an update that
+is refused, as they stand in reports:
+
+| code                | the update file                                                              |
+|---------------------|------------------------------------------------------------------------------|
+| `unreadable`        | does not exist, is no regular file, or can't be read                         |
+| `truncated`         | ends too early                                                               |
+| `not_safetensors`   | is damaged, or of another kind                                               |
+| `wrong_format`      | is safetensors without our header, of another format or of another version   |
+| `header`            | lacks a header field, or has one with an impossible value                    |
+| `examples`          | states an impossible number of examples                                      |
+| `wrong_fingerprint` | was trained with another bundle                                              |
+| `wrong_round`       | was trained in another round                                                 |
+| `wrong_base`        | was trained from other weights                                               |
+| `unknown_codec`     | is encoded in a way this release does not know                               |
+| `missing_tensor`    | lacks a shared tensor                                                        |
+| `extra_tensor`      | has a tensor that is not shared                                              |
+| `dtype`, `shape`    | has a tensor of another dtype or shape                                       |
+| `order`             | has its tensors in another order than the codec lays them                    |
+| `duplicate`         | has the same client and the same content as one that was taken               |
+| `conflict`          | has the same client as another with other content: both are refused          |
+| `changed`           | was changed while it was being read                                          |
+| `not_finite`        | has a change that is NaN or infinite                                         |
+| `overflow`          | has a change so large that the weights become infinite                       |
 """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fedpara_edge.screening import Rejected
 
 
 class FedparaError(Exception):
-    """Base of every error raised on purpose; `exit_code` is what the command line returns."""
+    """Base of every error raised on purpose.
+
+    Args:
+        message: object, expectation, finding and remedy, in one line.
+        code: what went wrong in one word, for machines; a class has its own where none is given.
+
+    Attributes:
+        exit_code: what the command line returns.
+    """
 
     exit_code = 1
+    code = "failure"
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        if code is not None:
+            self.code = code
 
 
 class InputError(FedparaError):
     """An argument, a data file, a model or an option does not fit: exit code 2."""
 
     exit_code = 2
+    code = "input"
 
 
 class InvalidUpdateError(FedparaError):
     """An update file can't be used: exit code 3."""
 
     exit_code = 3
+    code = "invalid"
 
 
 class TooFewUpdatesError(FedparaError):
-    """Fewer valid updates than asked for: exit code 4."""
+    """Fewer valid updates than asked for: exit code 4.
+
+    Args:
+        message: as for every error.
+        rejected: what was refused, each with its path, client, code and reason (`screening.Rejected`).
+    """
 
     exit_code = 4
+    code = "too_few"
+
+    def __init__(self, message: str, *, rejected: Sequence[Rejected] = ()) -> None:
+        super().__init__(message)
+        self.rejected = tuple(rejected)
 
 
 class WrongBundleError(FedparaError):
     """A bundle, weights or update file does not belong with the others, or was changed: exit code 6."""
 
     exit_code = 6
+    code = "wrong_bundle"

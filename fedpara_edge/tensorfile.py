@@ -9,45 +9,37 @@ so that equal content gives equal bytes. Tensors lie end to end in the order tha
 the dtype, then by name), the first at byte 8 + N, N the little-endian uint64 at byte 0.
 
 Reading never maps the file: entries are read by offset into buffers the caller owns, so that memory does not grow with
-the number of files.
+the number of files, and a file that shrinks meanwhile is an error and not the end of the process. Names of tensors are
+compared with known ones and never used as paths.
 """
 
 from __future__ import annotations
 
 import json
-import math
+import os
+import stat
+import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from fedpara_edge.errors import FedparaError
 from fedpara_edge.files import replacing_file
+from fedpara_edge.tensortable import TableError, parse_rows, split_metadata, strict_json, table_bytes
 
 KEY = "fedpara_edge"
-_DTYPES = {
-    "F32": "float32",
-    "F64": "float64",
-    "F16": "float16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U64": "uint64",
-    "U32": "uint32",
-    "U16": "uint16",
-    "U8": "uint8",
-    "BOOL": "bool",
-}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """Where one tensor lies in a file: numpy dtype, shape, first byte, number of bytes."""
 
@@ -79,34 +71,38 @@ class TensorFile:
         path: the file.
         format: what its header must say it is; None for any.
         error: the class of error to raise when it is not that.
+        remedy: what to do about a damaged file.
 
     Attributes:
         header: the JSON header.
-        entries: an `Entry` for each tensor, by name, in the order in which they lie in the file.
+        entries: an `Entry` for each tensor, by name, in the order in which they lie in the file; files of equal layout
+            share one mapping.
+        data_offset: first byte after the header, where the first tensor begins.
+        size_bytes: of the whole file.
 
     Raises:
         error: the file is missing, truncated, not safetensors, or not of `format` and a known version.
     """
 
-    def __init__(self, path: Path, *, format: str | None, version: int = 1, error: type[FedparaError]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        format: str | None,
+        version: int = 1,
+        error: type[FedparaError],
+        remedy: str = "send it again",
+    ) -> None:
         self.path = path
         self.error = error
+        self.remedy = remedy
+        self._seeking = threading.Lock()
+        self._open()
         try:
-            self.size_bytes = path.stat().st_size
-            with safe_open(path, "numpy") as file:
-                metadata = file.metadata() or {}
-                slices = {name: file.get_slice(name) for name in file.offset_keys()}
-                shapes = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
-            self._file = path.open("rb", buffering=0)
-        except OSError as cause:
-            raise error(f"{path}: expected a readable file, found {cause.strerror or cause}") from cause
-        except SafetensorError as cause:
-            raise error(
-                f"{path}: expected a whole safetensors file, found a damaged or foreign one ({cause}); send it again"
-            ) from cause
-        try:
+            self._stamp = self._current_stamp()
+            self.size_bytes = os.fstat(self._file.fileno()).st_size
+            metadata, self.entries = self._read_table()
             self.header = self._parse_header(metadata, format, version)
-            self.entries = self._locate(shapes)
         except BaseException:
             self._file.close()
             raise
@@ -119,25 +115,52 @@ class TensorFile:
         return array
 
     def read_into(self, offset: int, out: NDArray[Any]) -> None:
-        """Fill the contiguous array `out` with the bytes from `offset` on.
+        """Fill the contiguous array `out` with the bytes from `offset` on; several threads may do so at once.
 
         Raises:
-            FedparaError: the file became shorter since it was opened.
+            FedparaError: the file became shorter since it was opened, or can't be read.
         """
+        done = self._read_some(offset, out.data)
+        if done == out.nbytes:
+            return
         view = out.reshape(-1).view(np.uint8).data
-        self._file.seek(offset)
-        done = 0
         while done < len(view):
-            count = self._file.readinto(view[done:])
+            count = self._read_some(offset + done, view[done:])
             if not count:
                 raise self.error(
-                    f"{self.path}: expected {offset + len(view)} bytes, found {offset + done}; send it again"
+                    f"{self.path}: expected {offset + len(view)} bytes, found {offset + done}; {self.remedy}",
+                    code="truncated",
                 )
             done += count
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def reopen(self) -> None:
+        """Open the file again after `close`, without reading its header again.
+
+        Raises:
+            FedparaError: it is gone or was changed.
+        """
+        self._open()
+        try:
+            self.check_unchanged()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def check_unchanged(self) -> None:
+        """Compare identity, size and time of modification of the open file with those it was first opened with.
+
+        Raises:
+            FedparaError: one of them differs.
+        """
+        if self._current_stamp() != self._stamp:
+            raise self.error(
+                f"{self.path}: expected it as it was when its header was read, found it changed; {self.remedy}",
+                code="changed",
+            )
 
     def __enter__(self) -> TensorFile:
         return self
@@ -147,35 +170,77 @@ class TensorFile:
     ) -> None:
         self.close()
 
+    def _open(self) -> None:
+        try:
+            # Asked before opening it: to open a pipe is to wait for its writer.
+            if not stat.S_ISREG(self.path.stat().st_mode):
+                raise OSError("a folder, pipe or device")
+            self._file = self.path.open("rb", buffering=0)
+        except (OSError, ValueError) as cause:
+            raise self._unreadable(cause) from cause
+
+    def _unreadable(self, cause: OSError | ValueError) -> FedparaError:
+        found = getattr(cause, "strerror", None) or cause
+        return self.error(f"{self.path}: expected a readable file, found {found}", code="unreadable")
+
+    def _current_stamp(self) -> tuple[int, ...]:
+        status = os.fstat(self._file.fileno())
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+    def _read_some(self, offset: int, out: memoryview) -> int:
+        try:
+            if sys.platform != "win32":
+                return os.preadv(self._file.fileno(), (out,), offset)
+            else:  # noqa: RET505  (mypy knows the platform, and takes what follows a return for dead)
+                with self._seeking:
+                    self._file.seek(offset)
+                    return self._file.readinto(out) or 0
+        except OSError as cause:
+            raise self._unreadable(cause) from cause
+
+    def _read_table(self) -> tuple[Mapping[str, str], Mapping[str, Entry]]:
+        head = np.empty(min(8, self.size_bytes), np.uint8)
+        self.read_into(0, head)
+        try:
+            text = np.empty(table_bytes(head.tobytes(), self.size_bytes), np.uint8)
+            self.read_into(8, text)
+            self.data_offset = 8 + text.nbytes
+            metadata, table = split_metadata(text.tobytes())
+            return metadata, _entries(table, self.data_offset, self.size_bytes - self.data_offset)
+        except TableError as cause:
+            raise self.error(
+                f"{self.path}: expected a whole safetensors file, found {cause}; {self.remedy}", code=cause.code
+            ) from cause
+
     def _parse_header(self, metadata: Mapping[str, str], format: str | None, version: int) -> dict[str, Any]:
         expected = format or "a fedpara-edge file"
         try:
-            header = json.loads(metadata[KEY])
+            header = strict_json(metadata[KEY])
             found, found_version = header["format"], header["version"]
         except (KeyError, TypeError, ValueError) as cause:
             raise self.error(
-                f"{self.path}: expected {expected}, found a safetensors file without our header"
+                f"{self.path}: expected {expected}, found a safetensors file without our header", code="wrong_format"
             ) from cause
         if format is not None and found != format:
-            raise self.error(f"{self.path}: expected {expected}, found {found}; check the order of the arguments")
+            raise self.error(
+                f"{self.path}: expected {expected}, found {found}; check the order of the arguments",
+                code="wrong_format",
+            )
         if found_version != version:
             raise self.error(
                 f"{self.path}: expected {found} version {version}, found version {found_version}; "
-                "use the fedpara-edge release that wrote it"
+                "use the fedpara-edge release that wrote it",
+                code="wrong_format",
             )
         return dict(header)
 
-    def _locate(self, shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, Entry]:
-        header_bytes = int.from_bytes(self._file.read(8), "little")
-        offset = 8 + header_bytes
-        entries: dict[str, Entry] = {}
-        for name, (code, shape) in shapes.items():
-            if code not in _DTYPES:
-                raise self.error(
-                    f"{self.path}: tensor {name!r}: expected a dtype of {', '.join(_DTYPES)}, found {code}"
-                )
-            dtype = _DTYPES[code]
-            nbytes = math.prod(shape) * np.dtype(dtype).itemsize
-            entries[name] = Entry(dtype, shape, offset, nbytes)
-            offset += nbytes
-        return entries
+
+@lru_cache(maxsize=64)
+def _entries(table: str, data_offset: int, data_bytes: int) -> Mapping[str, Entry]:
+    # Cached, as the updates of a round have equal tables: parsing each would cost a third of reading the file.
+    return MappingProxyType(
+        {
+            row.name: Entry(row.dtype, row.shape, data_offset + row.begin, row.end - row.begin)
+            for row in parse_rows(table, data_bytes)
+        }
+    )

@@ -10,14 +10,14 @@ Format `fedpara-edge/update`, version 1 (container: `tensorfile`). Header:
     examples      number of local training examples, its weight in the mean; positive
     steps         optimizer steps taken; positive
     codec         {"name", "version"}: how the change is stored (`codecs`)
-    metrics       measured on the device, e.g. {"loss": 0.41}
+    metrics       measured on the device, e.g. {"loss": 0.41}; at most 64 finite numbers
 
 and the arrays the codec stores. A composed weight, a personal tensor or a training example is never in it.
 """
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ from fedpara_edge.weights import Weights
 FORMAT = "fedpara-edge/update"
 MAX_EXAMPLES = 1 << 40
 MAX_CLIENT_CHARACTERS = 200
+MAX_METRICS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +53,37 @@ class UpdateHeader:
     def __post_init__(self) -> None:
         for name, kind in (("fingerprint", str), ("base", str), ("client", str), ("metrics", dict)):
             if not isinstance(getattr(self, name), kind):
-                raise InvalidUpdateError(f"{name}: expected {kind.__name__}, found {getattr(self, name)!r}")
-        if not 1 <= len(self.client) <= MAX_CLIENT_CHARACTERS or not self.client.isprintable():
+                raise InvalidUpdateError(
+                    f"{name}: expected {kind.__name__}, found {_brief(getattr(self, name))}", code="header"
+                )
+        if not is_client(self.client):
             raise InvalidUpdateError(
-                f"client: expected 1 to {MAX_CLIENT_CHARACTERS} printable characters, found {self.client[:40]!r}"
+                f"client: expected 1 to {MAX_CLIENT_CHARACTERS} printable characters, found {_brief(self.client)}",
+                code="header",
             )
         for name, least, most in (("round", 0, 1 << 40), ("examples", 1, MAX_EXAMPLES), ("steps", 1, 1 << 40)):
             value = getattr(self, name)
             if type(value) is not int or not least <= value <= most:
-                raise InvalidUpdateError(f"{name}: expected an integer from {least} to {most}, found {value!r}")
+                raise InvalidUpdateError(
+                    f"{name}: expected an integer from {least} to {most}, found {_brief(value)}",
+                    code="examples" if name == "examples" else "header",
+                )
+        if len(self.metrics) > MAX_METRICS:
+            raise InvalidUpdateError(
+                f"metrics: expected at most {MAX_METRICS}, found {len(self.metrics)}", code="header"
+            )
         for name, value in self.metrics.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise InvalidUpdateError(f"metric {name!r}: expected a finite number, found {value!r}")
+            # Compared, not converted: an integer from JSON can be too large for a float.
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not abs(value) <= sys.float_info.max:
+                raise InvalidUpdateError(
+                    f"metric {_brief(name)}: expected a finite number, found {_brief(value)}", code="header"
+                )
+
+
+def is_client(name: str) -> bool:
+    """Whether a device can have that name: 1 to 200 printable characters."""
+    return 1 <= len(name) <= MAX_CLIENT_CHARACTERS and name.isprintable()
 
 
 def write_update(
@@ -139,8 +159,16 @@ class Update:
         self.codec.decode(self.file, start, out)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; `reopen` goes on with it."""
         self.file.close()
+
+    def reopen(self) -> None:
+        """Open the file again, so that thousands of updates need not be open at once.
+
+        Raises:
+            InvalidUpdateError: it is gone or was changed.
+        """
+        self.file.reopen()
 
     def _check_base(self, weights: Weights) -> None:
         expected = {"fingerprint": weights.fingerprint, "round": weights.round, "base": weights.sha256}
@@ -149,7 +177,8 @@ class Update:
             if found != value:
                 raise WrongBundleError(
                     f"{self.path}: {name}: expected {_short(value)}, found {_short(found)}; "
-                    "train again from the current weights and bundle"
+                    "train again from the current weights and bundle",
+                    code=f"wrong_{name}",
                 )
 
 
@@ -157,12 +186,20 @@ def _header_of(file: TensorFile) -> UpdateHeader:
     names = UpdateHeader.__dataclass_fields__
     missing = [name for name in names if name not in file.header]
     if missing:
-        raise InvalidUpdateError(f"{file.path}: expected the header fields {', '.join(missing)}, found none")
+        raise InvalidUpdateError(
+            f"{file.path}: expected the header fields {', '.join(missing)}, found none", code="header"
+        )
     try:
         return UpdateHeader(**{name: file.header[name] for name in names})
     except InvalidUpdateError as error:
-        raise InvalidUpdateError(f"{file.path}: {error}") from error
+        raise InvalidUpdateError(f"{file.path}: {error}", code=error.code) from error
 
 
 def _short(value: Any) -> str:
     return f"{value[:12]}…" if isinstance(value, str) and len(value) > 12 else str(value)
+
+
+def _brief(value: Any) -> str:
+    # Whatever a file says can stand in a message, but not at any length.
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"

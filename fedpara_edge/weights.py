@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.errors import FedparaError, WrongBundleError
+from fedpara_edge.errors import FedparaError, InputError, WrongBundleError
 from fedpara_edge.files import sha256_of
 from fedpara_edge.layout import Layout
 from fedpara_edge.tensorfile import TensorFile, write_tensors
@@ -73,10 +73,18 @@ def read_weights(path: Path) -> Weights:
     """Read and verify a weights file.
 
     Raises:
-        WrongBundleError: it is missing, damaged, of another format, or its tensors do not fit its own layout.
+        WrongBundleError: it is missing, damaged, of another format, its tensors do not fit its own layout, or a value
+            is not finite.
     """
     with TensorFile(path, format=FORMAT, error=WrongBundleError) as file:
-        layout = Layout.from_json(file.header["layout"])
+        try:
+            layout = Layout.from_json(file.header["layout"])
+            fingerprint, number = str(file.header["fingerprint"]), int(file.header["round"])
+        except (InputError, KeyError, TypeError, ValueError) as error:
+            raise WrongBundleError(
+                f"{path}: expected the header of a weights file, found {error}; use weights written by export or "
+                "aggregate"
+            ) from error
         expected = {tensor.name: ("float32", tensor.shape) for tensor in layout.shared}
         found = {name: (entry.dtype, entry.shape) for name, entry in file.entries.items()}
         if expected != found:
@@ -86,4 +94,9 @@ def read_weights(path: Path) -> Weights:
                 "use weights written by export or aggregate"
             )
         tensors: dict[str, NDArray[Any]] = {name: file.read(name) for name in file.entries}
-        return Weights(str(file.header["fingerprint"]), int(file.header["round"]), layout, tensors, sha256_of(path))
+        for name, tensor in tensors.items():
+            if not np.isfinite(tensor).all():
+                raise WrongBundleError(
+                    f"{path}: tensor {name!r}: expected finite weights, found NaN or Inf; use those of another round"
+                )
+        return Weights(fingerprint, number, layout, tensors, sha256_of(path))

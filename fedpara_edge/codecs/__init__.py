@@ -58,7 +58,10 @@ def codec_of(file: TensorFile) -> Codec:
         InvalidUpdateError: this release does not know it in that version.
     """
     stated = file.header.get("codec")
-    known = {codec.name: codec.version for codec in CODECS.values()}
-    if not isinstance(stated, dict) or known.get(str(stated.get("name"))) != stated.get("version"):
-        raise InvalidUpdateError(f"{file.path}: expected a codec of {known}, found {stated}; update the server")
-    return CODECS[stated["name"]]
+    for codec in CODECS.values():
+        if stated == {"name": codec.name, "version": codec.version}:
+            return codec
+    known = ", ".join(f"{codec.name} version {codec.version}" for codec in CODECS.values())
+    raise InvalidUpdateError(
+        f"{file.path}: expected a codec of {known}, found {str(stated)[:80]!r}; update the server", code="unknown_codec"
+    )

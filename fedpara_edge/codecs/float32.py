@@ -31,19 +31,15 @@ class Float32:
         return {tensor.name: np.asarray(change[tensor.name], np.float32) for tensor in tensors}
 
     def check(self, file: TensorFile, tensors: Sequence[TensorSpec]) -> None:
-        """Every shared tensor is there as float32 in its own shape, and nothing else is.
+        """Every shared tensor is there as float32 in its own shape, in the order of names, and nothing else is.
 
         Raises:
             InvalidUpdateError: the first tensor that differs.
         """
-        expected = {tensor.name: ("float32", tensor.shape) for tensor in tensors}
-        found = {name: (entry.dtype, entry.shape) for name, entry in file.entries.items()}
-        for name in sorted(expected.keys() | found.keys()):
-            if expected.get(name) != found.get(name):
-                raise InvalidUpdateError(
-                    f"{file.path}: tensor {name!r}: expected {_text(expected.get(name))}, "
-                    f"found {_text(found.get(name))}; train again with the bundle of these weights"
-                )
+        expected = [(tensor.name, ("float32", tensor.shape)) for tensor in sorted(tensors, key=lambda t: t.name)]
+        found = [(name, (entry.dtype, entry.shape)) for name, entry in file.entries.items()]
+        if expected != found:
+            raise _difference(file, dict(expected), dict(found))
 
     def pieces(self, tensors: Sequence[TensorSpec], limit: int) -> Iterator[tuple[int, int]]:
         """Even ranges of at most `limit` entries."""
@@ -53,9 +49,30 @@ class Float32:
 
     def decode(self, file: TensorFile, start: int, out: NDArray[np.float32]) -> None:
         """Read the range straight into `out`."""
-        first = next(iter(file.entries.values())).offset
-        file.read_into(first + 4 * start, out)
+        file.read_into(file.data_offset + 4 * start, out)
 
 
-def _text(stored: tuple[str, tuple[int, ...]] | None) -> str:
+_Stored = tuple[str, tuple[int, ...]]
+
+
+def _difference(file: TensorFile, expected: Mapping[str, _Stored], found: Mapping[str, _Stored]) -> InvalidUpdateError:
+    for name in sorted(expected.keys() | found.keys()):
+        wanted, stored = expected.get(name), found.get(name)
+        if wanted != stored:
+            if wanted is None or stored is None:
+                code = "missing_tensor" if stored is None else "extra_tensor"
+            else:
+                code = "dtype" if wanted[0] != stored[0] else "shape"
+            return InvalidUpdateError(
+                f"{file.path}: tensor {name!r}: expected {_text(wanted)}, found {_text(stored)}; "
+                "train again with the bundle of these weights",
+                code=code,
+            )
+    return InvalidUpdateError(
+        f"{file.path}: expected the tensors in the order of their names, found another; write them in that order",
+        code="order",
+    )
+
+
+def _text(stored: _Stored | None) -> str:
     return "none" if stored is None else f"{stored[0]} {list(stored[1])}"

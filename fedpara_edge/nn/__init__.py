@@ -1,0 +1,36 @@
+"""FedPara for PyTorch: the layers, the conversion of a model, and the models to start from. Needs torch."""
+
+from fedpara_edge.nn.convert import convert
+from fedpara_edge.nn.fit import Fit, fit_factors
+from fedpara_edge.nn.groupnorm import group_count, group_norm_like
+from fedpara_edge.nn.init import he_std, initialize
+from fedpara_edge.nn.layers import Conv2d, FactoredLayer, Linear
+from fedpara_edge.nn.layout_of import layout_of
+from fedpara_edge.nn.load import load_model
+from fedpara_edge.nn.pretrained import load_pretrained
+from fedpara_edge.nn.report import ConversionReport, LayerReport
+from fedpara_edge.nn.zoo import ZOO, ZooEntry, cnn, mlp, resnet18, vgg16
+
+__all__ = [
+    "ZOO",
+    "Conv2d",
+    "ConversionReport",
+    "FactoredLayer",
+    "Fit",
+    "LayerReport",
+    "Linear",
+    "ZooEntry",
+    "cnn",
+    "convert",
+    "fit_factors",
+    "group_count",
+    "group_norm_like",
+    "he_std",
+    "initialize",
+    "layout_of",
+    "load_model",
+    "load_pretrained",
+    "mlp",
+    "resnet18",
+    "vgg16",
+]

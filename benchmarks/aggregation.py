@@ -1,0 +1,193 @@
+"""Aggregating updates against merely reading them: time and memory, side by side.
+
+    python benchmarks/aggregation.py --updates 100 400 --parameters 5000000 --json aggregation.json
+
+Writes as many float32 updates of a FedPara VGG16 (tensor form, γ chosen to meet `--parameters`) into a temporary folder
+as the largest of `--updates`, 8 GB for the numbers above, and removes them at the end. Every measurement is a process
+of its own; the three kinds take turns, so that a busy machine is busy for all of them:
+
+    aggregate    `fedpara_edge.aggregate.aggregate`, screening and gap included
+    reads        the same files, unbuffered, into one buffer of 1 MiB
+    read_bytes   the same files, `Path.read_bytes` one after the other
+
+The files are in the page cache (they were just written, and each is read once before), so that this compares
+computations and not disks: from a disk, reading takes longer and the ratio nears 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpara_edge.aggregate import aggregate
+from fedpara_edge.factors import factor_shapes
+from fedpara_edge.layout import LayerSpec, Layout, TensorSpec
+from fedpara_edge.rank import scheduled_rank
+from fedpara_edge.update import UpdateHeader, write_update
+from fedpara_edge.weights import Weights, read_weights, write_weights
+
+CHANNELS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
+KINDS = ("aggregate", "reads", "read_bytes")
+MIB = 1 << 20
+
+
+def vgg16_layout(gamma: float) -> Layout:
+    """VGG16 with normalization as FedPara of that γ in tensor form; the first layer and the classifier stay dense."""
+    layers, tensors = [], []
+    for number, (inputs, outputs) in enumerate(zip((3, *CHANNELS), CHANNELS, strict=False)):
+        shape = (outputs, inputs, 3, 3)
+        layer = LayerSpec(
+            name=f"conv{number:02}",
+            operator="conv2d",
+            kind="fedpara" if number else "dense",
+            form="tensor",
+            shape=shape,
+            rank=scheduled_rank(shape, gamma=gamma) if number else 0,
+        )
+        layers.append(layer)
+        shapes = {**factor_shapes(layer), "bias": (outputs,)}
+        tensors += [_tensor(layer.name, part, size, part) for part, size in shapes.items()]
+        tensors += [_tensor(f"norm{number:02}", name, (outputs,), "norm") for name in ("weight", "bias")]
+    for name, rows in (("linear1", 512), ("linear2", 512), ("head", 10)):
+        layers.append(LayerSpec(name=name, operator="linear", kind="dense", form="matrix", shape=(rows, 512), rank=0))
+        tensors += [_tensor(name, "weight", (rows, 512), "weight"), _tensor(name, "bias", (rows,), "bias")]
+    return Layout(tuple(layers), tuple(tensors))
+
+
+def _tensor(layer: str, name: str, shape: tuple[int, ...], part: Any) -> TensorSpec:
+    return TensorSpec(name=f"{layer}.{name}", shape=shape, dtype="float32", layer=layer, part=part, role="shared")
+
+
+def write_files(folder: Path, updates: int, parameters: int) -> None:
+    """Base weights and updates of about that many parameters."""
+    layout = min(
+        (vgg16_layout(step / 100) for step in range(101)), key=lambda found: abs(found.shared_parameters - parameters)
+    )
+    random = np.random.default_rng(0)
+    base = {tensor.name: _noise(random, tensor.shape, 0.125) for tensor in layout.shared}
+    path = folder / "base.safetensors"
+    write_weights(path, Weights("0" * 64, 0, layout, base))
+    weights = read_weights(path)
+    noise = _noise(random, (layout.shared_parameters + 1000 * updates,), 0.01)
+    for number in range(updates):
+        change, start = {}, 1000 * number
+        for tensor in layout.shared:
+            change[tensor.name] = noise[start : start + tensor.size].reshape(tensor.shape)
+            start += tensor.size
+        header = UpdateHeader(
+            fingerprint=weights.fingerprint,
+            round=0,
+            base=weights.sha256,
+            client=f"client-{number:05}",
+            examples=100 + number,
+            steps=10,
+            metrics={"loss": 1.5},
+        )
+        write_update(folder / f"update-{number:05}.safetensors", header, layout, change, codec="float32")
+
+
+def _noise(random: np.random.Generator, shape: tuple[int, ...], deviation: float) -> NDArray[np.float32]:
+    return random.standard_normal(shape, np.float32) * np.float32(deviation)
+
+
+def measure(kind: str, folder: Path, updates: int) -> dict[str, float]:
+    """Do it once, and tell how long it took and how much memory the process needed in all."""
+    paths = sorted(folder.glob("update-*.safetensors"))[:updates]
+    result: dict[str, float] = {}
+    if kind == "aggregate":
+        weights = read_weights(folder / "base.safetensors")
+        start = time.perf_counter()
+        aggregation = aggregate(paths, weights)
+        result["seconds"] = time.perf_counter() - start
+        result["gap"] = aggregation.gap.relative if aggregation.gap else 0.0
+        result["parameters"] = weights.layout.shared_parameters
+    else:
+        start = time.perf_counter()
+        for path in paths:
+            if kind == "read_bytes":
+                path.read_bytes()
+            else:
+                _read(path)
+        result["seconds"] = time.perf_counter() - start
+    scale = 1 if sys.platform == "darwin" else 1024
+    return {**result, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / MIB}
+
+
+def _read(path: Path, buffer: bytearray = bytearray(MIB)) -> None:  # noqa: B008  (one buffer for all files)
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+
+
+def compare(folder: Path, updates: int, repetitions: int) -> dict[str, Any]:
+    """Medians of all kinds for that many updates, and the ratios to plain reads."""
+    runs: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
+    for _ in range(repetitions):
+        for kind in KINDS:
+            runs[kind].append(json.loads(_run("--measure", kind, "--folder", folder, "--updates", updates)))
+    seconds = {kind: median(run["seconds"] for run in runs[kind]) for kind in KINDS}
+    return {
+        "updates": updates,
+        "parameters": int(runs["aggregate"][0]["parameters"]),
+        "seconds": seconds,
+        "ratio_to_reads": seconds["aggregate"] / seconds["reads"],
+        "ratio_to_read_bytes": seconds["aggregate"] / seconds["read_bytes"],
+        "peak_mib": {kind: max(run["peak_mib"] for run in runs[kind]) for kind in KINDS},
+    }
+
+
+def _run(*arguments: object) -> str:
+    # A process starts with the peak memory of the one it was forked from, so this one must stay small.
+    command = [sys.executable, __file__, *map(str, arguments)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the options, measure, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--updates", type=int, nargs="+", default=[100, 400], help="numbers of updates to compare")
+    parser.add_argument("--parameters", type=int, default=5_000_000, help="shared parameters, about")
+    parser.add_argument("--repetitions", type=int, default=5, help="runs of each kind; the median counts")
+    parser.add_argument("--folder", type=Path, help="where to write the files, under a temporary name")
+    parser.add_argument("--json", type=Path, help="file for the numbers")
+    parser.add_argument("--measure", choices=KINDS, help=argparse.SUPPRESS)
+    parser.add_argument("--write", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.write:
+        write_files(options.folder, options.updates[0], options.parameters)
+        return
+    if options.measure:
+        print(json.dumps(measure(options.measure, options.folder, options.updates[0])))
+        return
+    with tempfile.TemporaryDirectory(prefix="aggregation-", dir=options.folder) as name:
+        folder = Path(name)
+        _run("--write", "--folder", folder, "--updates", max(options.updates), "--parameters", options.parameters)
+        _run("--measure", "reads", "--folder", folder, "--updates", max(options.updates))
+        results = [compare(folder, updates, options.repetitions) for updates in options.updates]
+    print("updates  parameters  aggregate s  reads s  read_bytes s  x reads  x read_bytes  peak MiB")
+    for result in results:
+        seconds = result["seconds"]
+        print(
+            f"{result['updates']:7}  {result['parameters']:10}  {seconds['aggregate']:11.3f}  {seconds['reads']:7.3f}  "
+            f"{seconds['read_bytes']:12.3f}  {result['ratio_to_reads']:7.2f}  {result['ratio_to_read_bytes']:12.2f}  "
+            f"{result['peak_mib']['aggregate']:8.1f}"
+        )
+    if options.json:
+        options.json.write_text(json.dumps({"cpus": os.cpu_count(), "results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""How good the weights in an engine are on a dataset."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from device_runtime.batches import ordered_batches
+from device_runtime.data import Dataset
+from device_runtime.engine import Engine
+from fedpara_edge.bundle import Loss
+from fedpara_edge.errors import FedparaError, InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What `evaluate` found.
+
+    Args:
+        loss: mean over the examples.
+        accuracy: share of the labels predicted right, in [0, 1]; None for `mse`.
+        examples: number of examples.
+    """
+
+    loss: float
+    accuracy: float | None
+    examples: int
+
+
+def evaluate(engine: Engine, dataset: Dataset, batch_size: int) -> Evaluation:
+    """Mean loss and accuracy over all rows, each counted once.
+
+    A class counts as predicted right if its output is the largest along axis 1 (`cross_entropy`), a binary label if the
+    output is above 0 exactly where the label is above 1/2 (`bce`).
+
+    Args:
+        engine: holding the weights to judge.
+        dataset: the examples.
+        batch_size: rows at a time; it decides the memory needed and nothing else.
+
+    Raises:
+        InputError: the batch size is not positive, or a row does not fit.
+        FedparaError: the loss is not finite.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size: expected an integer of at least 1, found {batch_size}")
+    loss_sum, right, labels, seen = 0.0, 0, 0, 0
+    for x, y in ordered_batches(dataset, batch_size):
+        loss, outputs = engine.evaluate(x, y)
+        if not math.isfinite(loss):
+            raise FedparaError(
+                f"{dataset.path}: rows {seen} to {seen + len(x) - 1}: expected a finite loss, found {loss}: "
+                "these weights diverged; take those of an earlier round"
+            )
+        loss_sum += loss * len(x)
+        right += _count_right(dataset.loss, outputs, y)
+        labels += y.size
+        seen += len(x)
+    accuracy = None if dataset.loss == "mse" else right / labels
+    return Evaluation(loss=loss_sum / seen, accuracy=accuracy, examples=seen)
+
+
+def _count_right(loss: Loss, outputs: NDArray[np.float32], y: NDArray[Any]) -> int:
+    match loss:
+        case "cross_entropy":
+            return int(np.count_nonzero(outputs.argmax(axis=1) == y))
+        case "bce":
+            return int(np.count_nonzero((outputs.reshape(y.shape) > 0) == (y > 0.5)))
+        case "mse":
+            return 0

@@ -1,0 +1,79 @@
+"""What an engine begins with: the shared tensors of a weights file, and the device's own personal ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from device_runtime.engine import Engine
+from device_runtime.state import DeviceState
+from fedpara_edge.bundle import Bundle
+from fedpara_edge.errors import InputError, WrongBundleError
+from fedpara_edge.weights import Weights, read_weights
+
+
+def load_weights(engine: Engine, bundle: Bundle, path: Path, *, state: Path | None = None) -> Weights:
+    """Read a weights file and load its shared tensors into an engine, and a device's personal ones if asked to.
+
+    Args:
+        engine: a new engine.
+        bundle: the bundle in it.
+        path: the weights file.
+        state: state folder with the personal tensors after the last finished call; None for the initial ones. It is
+            only read, so a training may use it at the same time.
+
+    Raises:
+        InputError: there is no state folder at `state`, or it is damaged.
+        WrongBundleError: the weights are missing or damaged, hold NaN or Inf, or belong to another bundle; or the state
+            does.
+    """
+    weights = read_weights(path)
+    expected = bundle.manifest.fingerprint
+    if weights.fingerprint != expected or weights.layout.shared != bundle.manifest.layout.shared:
+        raise WrongBundleError(
+            f"{path}: expected weights of bundle {expected[:12]}…, found those of {weights.fingerprint[:12]}…; "
+            f"use weights that were exported or aggregated with {bundle.path}"
+        )
+    for name, tensor in weights.tensors.items():
+        if not np.isfinite(tensor).all():
+            raise WrongBundleError(
+                f"{path}: tensor {name!r}: expected finite weights, found NaN or Inf; take those of an earlier round"
+            )
+    engine.load(weights.tensors)
+    if state is not None:
+        if not state.is_dir():
+            raise InputError(f"{state}: expected a state folder, found none; train with --state {state} first")
+        load_personal(engine, bundle, DeviceState(state, expected))
+    return weights
+
+
+def load_personal(
+    engine: Engine, bundle: Bundle, kept: DeviceState | None, call: Mapping[str, Any] | None = None
+) -> dict[str, NDArray[Any]]:
+    """Load the personal tensors of a device into a new engine, and return them by name.
+
+    Before the first finished call, and without a state folder, they are the engine's own initial ones.
+
+    Args:
+        engine: a new engine.
+        bundle: the bundle in it.
+        kept: the state folder, or None.
+        call: the training call that is to begin; None for the tensors after the last finished one.
+
+    Raises:
+        InputError: the state is damaged.
+        WrongBundleError: the state belongs to another bundle.
+    """
+    names = [tensor.name for tensor in bundle.manifest.layout.with_role("personal")]
+    lasting = None if kept is None else kept.lasting()
+    if lasting is None:
+        initial = engine.read()
+        return {name: initial[name] for name in names}
+    groups = lasting.after if call is None else lasting.start_of(call)
+    personal = {name: groups["personal"][name] for name in names}
+    engine.load(personal)
+    return personal

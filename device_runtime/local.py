@@ -1,0 +1,239 @@
+"""Local training: from a bundle, weights and local data to an update, and personal tensors that stay.
+
+A call is deterministic: bundle, weights, data, config, engine and codec decide every tensor of the update, however
+often the call was interrupted and resumed (`device_runtime.state`).
+"""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from device_runtime.config import TrainConfig
+from device_runtime.data import Dataset
+from device_runtime.engine import Engine
+from device_runtime.epochs import Step, count_steps, take_steps
+from device_runtime.interrupts import holding_interrupts
+from device_runtime.loading import load_personal, load_weights
+from device_runtime.progress import OnStep
+from device_runtime.state import DeviceState, Lasting, Progress, open_state
+from fedpara_edge.bundle import Bundle
+from fedpara_edge.codecs import CODECS
+from fedpara_edge.errors import FedparaError, InputError, InvalidUpdateError
+from fedpara_edge.files import check_output
+from fedpara_edge.update import UpdateHeader, write_update
+from fedpara_edge.weights import Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What `train` did.
+
+    Args:
+        client: name in the update.
+        round: of the weights it started from.
+        examples: local examples.
+        steps: steps of the whole call.
+        resumed_from_step: steps that an earlier, interrupted run of the call had taken; 0 if there was none.
+        seconds: time that all steps took, earlier runs included.
+        losses: mean training loss of each epoch.
+        update_bytes: size of the update file.
+    """
+
+    client: str
+    round: int
+    examples: int
+    steps: int
+    resumed_from_step: int
+    seconds: float
+    losses: tuple[float, ...]
+    update_bytes: int
+
+
+def train(
+    bundle: Bundle,
+    engine: Engine,
+    dataset: Dataset,
+    weights: Path,
+    config: TrainConfig,
+    *,
+    output: Path,
+    state: Path | None = None,
+    client: str | None = None,
+    codec: str = "float32",
+    overwrite: bool = False,
+    on_step: OnStep | None = None,
+) -> TrainResult:
+    """Train on local data and write the update; with a state folder, resumable and with personal tensors.
+
+    On the first SIGINT or SIGTERM the step under way ends, the progress is saved and KeyboardInterrupt raised; when no
+    step is left, the update is written all the same. The same call again goes on where that one stopped.
+
+    Args:
+        bundle: what to train.
+        engine: the bundle in a new engine: initial personal tensors and a fresh optimizer.
+        dataset: local examples, opened for this bundle.
+        weights: weights file to start from.
+        config: how to train.
+        output: the update file to write.
+        state: the device's state folder; needed if the bundle has personal tensors.
+        client: name in the update; None for the one in the state folder, or a random one without it.
+        codec: a name in `CODECS`.
+        overwrite: whether `output` may exist.
+        on_step: called after each step with (steps taken, steps in all, mean loss of the batch).
+
+    Raises:
+        InputError: an argument does not fit, the state folder is in use, or `output` exists.
+        WrongBundleError: the weights or the state folder belong to another bundle.
+        FedparaError: the training diverged, or the disk refuses a write.
+        KeyboardInterrupt: interrupted.
+    """
+    personal = bundle.manifest.layout.with_role("personal")
+    if codec not in CODECS:
+        raise InputError(f"codec {codec!r}: expected one of {', '.join(CODECS)}")
+    if personal and state is None:
+        raise InputError(
+            f"{bundle.path}: expected a folder for its personal tensors ({len(personal)}), found none; pass --state"
+        )
+    steps = count_steps(dataset, config)
+    base = load_weights(engine, bundle, weights)
+    call = {
+        "round": base.round,
+        "base": base.sha256,
+        "data": dataset.digest(),
+        "engine": engine.name,
+        "codec": codec,
+        **config.decisive(),
+    }
+    folder = nullcontext() if state is None else open_state(state, base.fingerprint)
+    with folder as kept, holding_interrupts() as interrupted:
+        header = _header(base, _name(client, kept), examples=dataset.examples, steps=steps)
+        begin = _begin(kept, call, steps=steps, output=output, overwrite=overwrite)
+        before = load_personal(engine, bundle, kept, call)
+        if begin.step:
+            engine.restore(begin.groups["engine"])
+            begin = replace(begin, groups={})
+
+        def save(progress: Progress) -> None:
+            if kept is not None:
+                kept.save_progress(replace(progress, groups={"engine": engine.state()}))
+
+        taken = take_steps(engine, dataset, config, first=begin.step, round=base.round)
+        end = _run(taken, begin, config, steps=steps, save=save, interrupted=interrupted, on_step=on_step)
+        trained = _read_finite(engine)
+        save(end)
+        losses = _mean_losses(end, dataset, config)
+        header = replace(header, metrics={"loss": losses[-1], "first_epoch_loss": losses[0]})
+        change = {name: trained[name] - tensor for name, tensor in base.tensors.items()}
+        write_update(output, header, bundle.manifest.layout, change, codec=codec)
+        if kept is not None:
+            after = {tensor.name: trained[tensor.name] for tensor in personal}
+            kept.commit(Lasting(call=call, before={"personal": before}, after={"personal": after}))
+            kept.remove_progress()
+    return TrainResult(
+        client=header.client,
+        round=base.round,
+        examples=dataset.examples,
+        steps=steps,
+        resumed_from_step=begin.step,
+        seconds=end.seconds,
+        losses=losses,
+        update_bytes=output.stat().st_size,
+    )
+
+
+def _name(client: str | None, kept: DeviceState | None) -> str:
+    if client is not None:
+        return client
+    return secrets.token_hex(8) if kept is None else kept.client()
+
+
+def _header(base: Weights, client: str, *, examples: int, steps: int) -> UpdateHeader:
+    try:
+        return UpdateHeader(
+            fingerprint=base.fingerprint,
+            round=base.round,
+            base=base.sha256,
+            client=client,
+            examples=examples,
+            steps=steps,
+            metrics={},
+        )
+    except InvalidUpdateError as error:
+        raise InputError(f"{error}; choose another") from error
+
+
+def _begin(kept: DeviceState | None, call: Mapping[str, Any], *, steps: int, output: Path, overwrite: bool) -> Progress:
+    place = str(output.absolute())
+    found = None if kept is None else kept.progress()
+    if found is not None and found.call == call:
+        # With all steps taken, what is at `output` is this call's own update: only the commits after it are missing.
+        check_output(output, overwrite=overwrite or (found.step == steps and found.output == place))
+        return replace(found, output=place)
+    check_output(output, overwrite=overwrite)
+    if kept is not None and found is not None:
+        differing = sorted(key for key in call.keys() | found.call.keys() if call.get(key) != found.call.get(key))
+        print(
+            f"{kept.folder}: dropped the progress of another call (round {found.call['round']}, {found.step} steps), "
+            f"which differs in {', '.join(differing)}",
+            file=sys.stderr,
+        )
+        kept.remove_progress()
+    return Progress(call=call, output=place, step=0, seconds=0.0, loss_sums=(), groups={})
+
+
+def _run(
+    taken: Iterator[Step],
+    begin: Progress,
+    config: TrainConfig,
+    *,
+    steps: int,
+    save: Callable[[Progress], None],
+    interrupted: Callable[[], bool],
+    on_step: OnStep | None,
+) -> Progress:
+    progress, sums = begin, list(begin.loss_sums)
+    started = saved_at = time.monotonic()
+    saved_step = begin.step
+    for step in taken:
+        if step.epoch == len(sums):
+            sums.append(0.0)
+        sums[step.epoch] += step.loss * step.examples
+        now = time.monotonic()
+        progress = replace(begin, step=step.number + 1, seconds=begin.seconds + now - started, loss_sums=tuple(sums))
+        if on_step is not None:
+            on_step(progress.step, steps, step.loss)
+        if progress.step == steps:
+            break
+        stop = interrupted()
+        if stop or config.is_save_due(seconds=now - saved_at, steps=progress.step - saved_step):
+            save(progress)
+            saved_at, saved_step = time.monotonic(), progress.step
+        if stop:
+            raise KeyboardInterrupt
+    return progress
+
+
+def _mean_losses(end: Progress, dataset: Dataset, config: TrainConfig) -> tuple[float, ...]:
+    seen = dataset.examples - (dataset.examples % config.batch_size if config.drop_last else 0)
+    return tuple(total / seen for total in end.loss_sums)
+
+
+def _read_finite(engine: Engine) -> dict[str, NDArray[np.float32]]:
+    trained = engine.read()
+    for name, tensor in trained.items():
+        if not np.isfinite(tensor).all():
+            raise FedparaError(
+                f"tensor {name!r}: expected finite values after the last step, found NaN or Inf: the training "
+                "diverged; lower the learning rate"
+            )
+    return trained

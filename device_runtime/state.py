@@ -1,0 +1,250 @@
+"""The state folder: what a device keeps between calls, and how far an unfinished call has come.
+
+    lock                   held by the process that uses the folder; empty
+    client                 the device's name, made once: one line of UTF-8
+    lasting.safetensors    what the last finished call left behind
+    progress.safetensors   an unfinished call; absent otherwise
+
+Both `.safetensors` (container: `fedpara_edge.tensorfile`) hold *groups* of tensors, a group being a mapping from names
+to arrays of any shape and dtype; what is to be kept besides the personal tensors is one more group.
+
+`fedpara-edge/device-state`, version 1: header `format, version, fingerprint, call`; tensors `before/<group>/<name>`
+and `after/<group>/<name>`, as they were when that call began and when it ended. The group `personal` holds the personal
+tensors.
+
+`fedpara-edge/progress`, version 1: header `format, version, fingerprint, call, output, step, seconds, loss_sums` as in
+`Progress`; tensors `<group>/<name>`. The group `engine` holds the engine's state.
+
+A *call* is everything that decides the outcome of a training: round, base weights, data, options. A call ends with four
+commits, each one rename or removal: its last progress, the update, the lasting state, the removal of the progress. Cut
+short between any two, the same call again finds its progress, takes no further step and commits the same bytes; cut
+short after the last, it begins from `before` again. So a repeated call never trains the personal tensors twice.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from numpy.typing import NDArray
+
+from fedpara_edge.errors import InputError, WrongBundleError
+from fedpara_edge.files import replacing_file
+from fedpara_edge.tensorfile import TensorFile, write_tensors
+
+if sys.platform != "win32":
+    import fcntl
+
+LASTING_FORMAT = "fedpara-edge/device-state"
+PROGRESS_FORMAT = "fedpara-edge/progress"
+
+Groups = Mapping[str, Mapping[str, NDArray[Any]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lasting:
+    """What a finished call leaves behind.
+
+    Args:
+        call: its identity, plain JSON data.
+        before: the groups when it began.
+        after: the groups when it ended.
+    """
+
+    call: Mapping[str, Any]
+    before: Groups
+    after: Groups
+
+    def start_of(self, call: Mapping[str, Any]) -> Groups:
+        """The groups a call begins with: `after`, or `before` if it repeats the finished one."""
+        return self.before if call == self.call else self.after
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a call has come.
+
+    Args:
+        call: its identity, plain JSON data.
+        output: absolute path of the update it will write.
+        step: steps taken.
+        seconds: time they took.
+        loss_sums: for each epoch begun, the sum of the loss over the examples seen.
+        groups: the tensors to continue with.
+    """
+
+    call: Mapping[str, Any]
+    output: str
+    step: int
+    seconds: float
+    loss_sums: tuple[float, ...]
+    groups: Groups
+
+
+class DeviceState:
+    """A state folder; to change it, take it from `open_state`, which locks it."""
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self.folder = folder
+        self._fingerprint = fingerprint
+        self._lasting = folder / "lasting.safetensors"
+        self._progress = folder / "progress.safetensors"
+        self._client = folder / "client"
+
+    def client(self) -> str:
+        """The device's name: 16 random hexadecimal digits, made when it is first asked for.
+
+        Raises:
+            InputError: the file that holds it can't be read.
+        """
+        if not self._client.exists():
+            with replacing_file(self._client) as temporary:
+                temporary.write_text(secrets.token_hex(8) + "\n", encoding="utf-8")
+        try:
+            return self._client.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{self._client}: expected the device's name, found {error}; write one there") from error
+
+    def lasting(self) -> Lasting | None:
+        """What the last finished call left behind; None before the first.
+
+        Raises:
+            InputError: the file is damaged.
+            WrongBundleError: it belongs to another bundle.
+        """
+        remedy = "delete it to begin from the bundle's initial personal tensors"
+        if (content := self._read(self._lasting, LASTING_FORMAT, remedy)) is None:
+            return None
+        header, groups = content
+        return Lasting(
+            call=header["call"], before=_nested(groups.get("before", {})), after=_nested(groups.get("after", {}))
+        )
+
+    def commit(self, lasting: Lasting) -> None:
+        """Replace what lasts, atomically.
+
+        Raises:
+            FedparaError: the disk refuses the write.
+        """
+        moments = {"before": _flat(lasting.before), "after": _flat(lasting.after)}
+        self._write(self._lasting, moments, {"format": LASTING_FORMAT, "call": lasting.call})
+
+    def progress(self) -> Progress | None:
+        """The progress of an unfinished call; None if there is none.
+
+        Raises:
+            InputError: the file is damaged.
+            WrongBundleError: it belongs to another bundle.
+        """
+        remedy = "delete it to begin its call again"
+        if (content := self._read(self._progress, PROGRESS_FORMAT, remedy)) is None:
+            return None
+        header, groups = content
+        return Progress(
+            call=header["call"],
+            output=header["output"],
+            step=header["step"],
+            seconds=header["seconds"],
+            loss_sums=tuple(header["loss_sums"]),
+            groups=groups,
+        )
+
+    def save_progress(self, progress: Progress) -> None:
+        """Replace the progress, atomically.
+
+        Raises:
+            FedparaError: the disk refuses the write.
+        """
+        fields = {
+            "format": PROGRESS_FORMAT,
+            "call": progress.call,
+            "output": progress.output,
+            "step": progress.step,
+            "seconds": progress.seconds,
+            "loss_sums": list(progress.loss_sums),
+        }
+        self._write(self._progress, progress.groups, fields)
+
+    def remove_progress(self) -> None:
+        """Forget the progress, if there is any."""
+        self._progress.unlink(missing_ok=True)
+
+    def _write(self, path: Path, groups: Groups, fields: Mapping[str, Any]) -> None:
+        write_tensors(path, _flat(groups), {"version": 1, "fingerprint": self._fingerprint, **fields})
+
+    def _read(
+        self, path: Path, format: str, remedy: str
+    ) -> tuple[Mapping[str, Any], dict[str, dict[str, NDArray[Any]]]] | None:
+        if not path.exists():
+            return None
+        with TensorFile(path, format=format, error=InputError, remedy=remedy) as file:
+            found = str(file.header.get("fingerprint"))
+            if found != self._fingerprint:
+                raise WrongBundleError(
+                    f"{path}: expected the state of bundle {self._fingerprint[:12]}…, found that of {found[:12]}…; "
+                    "give each bundle a state folder of its own"
+                )
+            return file.header, _nested({name: file.read(name) for name in file.entries})
+
+
+@contextmanager
+def open_state(folder: Path, fingerprint: str) -> Iterator[DeviceState]:
+    """Lock a state folder, made if it is missing, for as long as the context lasts.
+
+    Args:
+        folder: the folder.
+        fingerprint: of the bundle whose state it keeps.
+
+    Raises:
+        InputError: it can't be made or locked, or another process uses it.
+    """
+    try:
+        folder.mkdir(exist_ok=True)
+        lock = (folder / "lock").open("a")
+    except OSError as error:
+        raise InputError(
+            f"{folder}: expected a writable state folder, found {error.strerror}; choose another"
+        ) from error
+    with lock:
+        _lock(folder, lock)
+        _remove_leftovers(folder)
+        yield DeviceState(folder, fingerprint)
+
+
+def _lock(folder: Path, lock: IO[str]) -> None:
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{folder}: expected a state folder that no other process uses, found it in use; "
+                "wait for that process or choose another folder"
+            ) from error
+        except OSError as error:
+            raise InputError(
+                f"{folder}: expected a folder that can be locked, found {error.strerror}; choose one on a local disk"
+            ) from error
+
+
+def _remove_leftovers(folder: Path) -> None:
+    # A power cut leaves the temporary file of `replacing_file` behind, as large as a whole progress.
+    for file in folder.iterdir():
+        if file.name.startswith((".lasting.safetensors.", ".progress.safetensors.", ".client.")):
+            file.unlink()
+
+
+def _flat(groups: Groups) -> dict[str, NDArray[Any]]:
+    return {f"{group}/{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
+
+
+def _nested(tensors: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, NDArray[Any]]]:
+    groups: dict[str, dict[str, NDArray[Any]]] = {}
+    for path, tensor in tensors.items():
+        group, _, name = path.partition("/")
+        groups.setdefault(group, {})[name] = tensor
+    return groups

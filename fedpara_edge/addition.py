@@ -1,0 +1,84 @@
+"""Adding a mean change to the weights: in float64, rounded to float32 once, and never to infinity.
+
+The mean is a convex combination of changes, so base + mean can leave float32 only if base + change of some update does.
+That update is to be refused, and not one that happened to be read with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpara_edge.errors import FedparaError, InvalidUpdateError, WrongBundleError
+from fedpara_edge.layout import TensorSpec
+from fedpara_edge.stream import PIECE_ENTRIES, name_at
+from fedpara_edge.update import Update
+from fedpara_edge.weights import Weights
+
+_LARGEST = np.finfo(np.float32).max
+
+
+def add_change(base: Mapping[str, NDArray[np.float32]], change: NDArray[np.float64]) -> dict[str, NDArray[np.float32]]:
+    """The sum of `base` and a change that is flat in the order of names, by tensor; infinite where it is too large."""
+    flat = np.empty(change.shape, np.float32)
+    moved, offset = {}, 0
+    with np.errstate(over="ignore"):
+        for name in sorted(base):
+            part = slice(offset, offset + base[name].size)
+            np.add(base[name].reshape(-1), change[part], out=flat[part], dtype=np.float64, casting="same_kind")
+            moved[name] = flat[part].reshape(base[name].shape)
+            offset = part.stop
+    return {name: moved[name] for name in base}
+
+
+def is_finite(tensors: Mapping[str, NDArray[np.float32]]) -> bool:
+    """Whether all entries of all tensors are finite."""
+    return all(np.isfinite(tensor).all() for tensor in tensors.values())
+
+
+def limit(tensors: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """The tensors with the largest float32 for infinity, where only rounding led there."""
+    return {name: np.clip(tensor, -_LARGEST, _LARGEST) for name, tensor in tensors.items()}
+
+
+def find_overflowing(updates: Sequence[Update], weights: Weights) -> dict[int, FedparaError]:
+    """The updates, by number, whose own change leaves float32 when it is added to the weights, and why.
+
+    It reads every update again, which only happens when the new weights are not finite.
+
+    Raises:
+        WrongBundleError: the weights themselves are not finite, and no update is to blame.
+    """
+    if not is_finite(weights.tensors):
+        raise WrongBundleError("weights: expected finite tensors, found NaN or Inf; start from the round before")
+    tensors = sorted(weights.layout.shared, key=lambda tensor: tensor.name)
+    base = np.concatenate([weights.tensors[tensor.name].reshape(-1) for tensor in tensors])
+    refused: dict[int, FedparaError] = {}
+    for number, update in enumerate(updates):
+        try:
+            update.reopen()
+            position = _overflow(update, tensors, base)
+        except InvalidUpdateError as error:
+            refused[number] = error
+            continue
+        finally:
+            update.close()
+        if position is not None:
+            refused[number] = InvalidUpdateError(
+                f"{update.path}: tensor {name_at(tensors, position)!r}: expected a change that leaves the weights "
+                "finite, found one too large for float32; the training diverged: lower its learning rate",
+                code="overflow",
+            )
+    return refused
+
+
+def _overflow(update: Update, tensors: Sequence[TensorSpec], base: NDArray[np.float32]) -> int | None:
+    for start, stop in update.codec.pieces(tensors, PIECE_ENTRIES):
+        change = np.empty(stop - start, np.float32)
+        update.decode(start, change)
+        too_large = np.flatnonzero(~(np.abs(base[start:stop] + change.astype(np.float64)) <= _LARGEST))
+        if too_large.size:
+            return start + int(too_large[0])
+    return None

@@ -1,0 +1,118 @@
+"""The command line. Each command is a module here, imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fedpara_edge import __version__
+from fedpara_edge.errors import FedparaError
+
+COMMANDS = {
+    "export": "Make a bundle from a PyTorch model.",
+    "train": "Train a bundle on local data and write an update.",
+    "aggregate": "Combine updates into the next weights.",
+    "evaluate": "Measure loss and accuracy of weights on data.",
+    "inspect": "Show what is in a bundle, weights, update or state.",
+    "doctor": "Tell what this machine can run, and what to install.",
+}
+INTERRUPTED = 130
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are the modules named in `COMMANDS`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """The commands, in the order of a round."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import a command's module."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"fedpara_edge.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
+    if path is None:
+        return
+    try:
+        config = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise click.UsageError(f"{path}: expected a TOML file with a table for each command, found {error}") from error
+    ctx.default_map = {name: _checked(ctx, path, name, table) for name, table in config.items()}
+
+
+def _checked(ctx: click.Context, path: Path, name: str, table: Any) -> dict[str, Any]:
+    assert isinstance(ctx.command, LazyGroup)
+    command = ctx.command.get_command(ctx, name)
+    if command is None or not isinstance(table, dict):
+        raise click.UsageError(f"{path}: expected the tables {', '.join(COMMANDS)}, found {name!r}")
+    options = {option.lstrip("-"): parameter.name for parameter in command.params for option in parameter.opts}
+    unknown = sorted(table.keys() - options.keys())
+    if unknown:
+        raise click.UsageError(f"{path}: [{name}]: expected options of the command, found {unknown[0]!r}")
+    return {str(options[key]): value for key, value in table.items()}
+
+
+@click.group(
+    cls=LazyGroup, context_settings={"auto_envvar_prefix": "FEDPARA_EDGE", "help_option_names": ["-h", "--help"]}
+)
+@click.version_option(__version__, prog_name="fedpara-edge")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    callback=_read_config,
+    is_eager=True,
+    expose_value=False,
+    help="TOML file with a table of options for each command.",
+)
+def fedpara_edge() -> None:
+    """Train one model on many devices: export it, train it where the data is, aggregate what comes back.
+
+    An option on the command line goes before the environment variable FEDPARA_EDGE_<COMMAND>_<OPTION>, that before
+    --config, and that before the default.
+
+    Exit codes: 0 done, 1 failure, 2 usage, 3 invalid update, 4 too few updates, 6 wrong base or bundle,
+    130 interrupted.
+    """
+
+
+def main() -> None:
+    """Run a command; every failure is one line on stderr and an exit code."""
+    try:
+        code = fedpara_edge.main(standalone_mode=False)
+    except click.exceptions.Exit as exit_:
+        code = exit_.exit_code
+    except click.ClickException as error:
+        _fail(error.format_message())
+        code = error.exit_code
+    except FedparaError as error:
+        _fail(str(error))
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted")
+        code = INTERRUPTED
+    except BrokenPipeError:  # the reader of stdout went away: not an error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except OSError as error:
+        _fail(f"{error.filename or 'disk'}: {error.strerror or error}")
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> None:
+    click.echo(f"Error: {' '.join(message.split())}", err=True)

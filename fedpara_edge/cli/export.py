@@ -1,0 +1,210 @@
+"""`fedpara-edge export`: a PyTorch model to a bundle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fedpara_edge.cli.output import emit, force_option, json_option, megabytes
+from fedpara_edge.layout import KINDS
+
+
+def _numbers(kind: type[Any], what: str) -> Any:
+    def parse(_: click.Context, __: click.Parameter, value: str | None) -> tuple[Any, ...] | None:
+        if value is None:
+            return None
+        try:
+            return tuple(kind(part) for part in value.split(","))
+        except ValueError as error:
+            raise click.BadParameter(f"expected {what}, found {value!r}") from error
+
+    return parse
+
+
+def _pairs(kind: type[Any]) -> Any:
+    def parse(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+        pairs = {}
+        for value in values:
+            pattern, equals, number = value.rpartition("=")
+            try:
+                if not equals:
+                    raise ValueError
+                pairs[pattern] = kind(number)
+            except ValueError as error:
+                raise click.BadParameter(f"expected PATTERN=NUMBER, found {value!r}") from error
+        return pairs
+
+    return parse
+
+
+@click.command("export")
+@click.argument("model")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Bundle folder to write.")
+@click.option(
+    "--kind", type=click.Choice(KINDS), default="fedpara", show_default=True, help="How to factor the layers."
+)
+@click.option("--gamma", type=float, default=0.1, show_default=True, help="Between least (0) and largest (1) rank.")
+@click.option("--gamma-of", multiple=True, metavar="PATTERN=γ", callback=_pairs(float), help="γ of some layers.")
+@click.option("--rank-of", multiple=True, metavar="PATTERN=R", callback=_pairs(int), help="Rank of some layers.")
+@click.option(
+    "--form",
+    type=click.Choice(["tensor", "matrix"]),
+    default="tensor",
+    show_default=True,
+    help="Of convolutions: Proposition 3 or 1.",
+)
+@click.option("--tanh", is_flag=True, help="The variant with tanh.")
+@click.option("--include", multiple=True, metavar="PATTERN", help="Layers to factor; default all.")
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="Layers to leave dense.")
+@click.option(
+    "--batchnorm",
+    type=click.Choice(["refuse", "group"]),
+    default="refuse",
+    show_default=True,
+    help="What to do with BatchNorm.",
+)
+@click.option(
+    "--pretrained", type=click.Path(path_type=Path), help="state_dict (.safetensors or .pt) to fit the factors to."
+)
+@click.option("--classes", type=int, help="Classes of a zoo model.  [default: 10]")
+@click.option(
+    "--input-shape",
+    callback=_numbers(int, "sizes such as 1,28,28"),
+    metavar="C,H,W",
+    help="Of one example; needed for your own model.",
+)
+@click.option(
+    "--input-dtype",
+    type=click.Choice(["uint8", "float32", "int64"]),
+    help="Of the raw input.  [default: uint8 for the zoo, else float32]",
+)
+@click.option("--tokens", type=int, help="Number of different tokens, for int64 input.")
+@click.option(
+    "--mean",
+    callback=_numbers(float, "numbers such as 0.5,0.5,0.5"),
+    default="0",
+    show_default=True,
+    help="Subtracted from the scaled input, by channel.",
+)
+@click.option(
+    "--std",
+    callback=_numbers(float, "numbers such as 0.5,0.5,0.5"),
+    default="1",
+    show_default=True,
+    help="Then divided by.",
+)
+@click.option("--loss", type=click.Choice(["cross_entropy", "mse", "bce"]), default="cross_entropy", show_default=True)
+@click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), default="sgd", show_default=True)
+@click.option("--weight-decay", type=float, help="Of AdamW.  [default: 0.01]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the initial weights.")
+@force_option
+@json_option
+def command(
+    model: str,
+    output: Path,
+    kind: Any,
+    gamma: float,
+    gamma_of: dict[str, float],
+    rank_of: dict[str, int],
+    form: Any,
+    tanh: bool,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    batchnorm: Any,
+    pretrained: Path | None,
+    classes: int | None,
+    input_shape: tuple[int, ...] | None,
+    input_dtype: Any,
+    tokens: int | None,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    loss: Any,
+    optimizer: str,
+    weight_decay: float | None,
+    seed: int,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Factor MODEL and write a bundle that devices train.
+
+    MODEL is mlp, cnn, vgg16 or resnet18, or package.module:factory or file.py:factory, a function without arguments
+    that returns your nn.Module.
+    """
+    from fedpara_edge.cli.installed import require
+
+    require("export")
+    import torch
+
+    from export import ExportOptions, export_bundle
+    from export.artifacts import optimizer_constants
+    from fedpara_edge.errors import InputError
+    from fedpara_edge.files import check_output
+    from fedpara_edge.nn import ZOO, convert, load_model, load_pretrained
+
+    check_output(output, overwrite=force)
+    zoo = ZOO.get(model)
+    shape = input_shape or (zoo.input_shape if zoo else None)
+    if shape is None:
+        raise InputError("input shape: expected --input-shape for your own model, such as 1,28,28, found none")
+    dtype = input_dtype or ("uint8" if zoo else "float32")
+    torch.manual_seed(seed)
+    dense = load_model(model, classes=classes, input_shape=input_shape if zoo else None)
+    if pretrained is not None:
+        load_pretrained(dense, pretrained)
+    converted, report = convert(
+        dense,
+        kind=kind,
+        gamma=gamma,
+        form=form,
+        tanh=tanh,
+        include=include or ("*",),
+        exclude=(*exclude, *(zoo.dense_layers if zoo else ())),
+        gammas=gamma_of,
+        ranks=rank_of,
+        batchnorm=batchnorm,
+        pretrained=pretrained is not None,
+    )
+    constants = {} if weight_decay is None else {"weight_decay": weight_decay}
+    options = ExportOptions(
+        name=model,
+        input_shape=shape,
+        input_dtype=dtype,
+        tokens=tokens,
+        mean=mean,
+        std=std,
+        loss=loss,
+        optimizer=optimizer_constants(optimizer, **constants),
+        seed=seed,
+    )
+    bundle, verification = export_bundle(converted, output, options, overwrite=force)
+    layout = bundle.manifest.layout
+    result = {
+        "bundle": str(output),
+        "fingerprint": bundle.manifest.fingerprint,
+        "shared_parameters": layout.shared_parameters,
+        "dense_parameters": layout.dense_parameters,
+        "verification": vars(verification),
+        "layers": [
+            {
+                "name": layer.name,
+                "kind": layer.spec.kind if layer.spec else None,
+                "rank": layer.spec.rank if layer.spec else None,
+                "reason": layer.reason,
+                "relative_error": layer.relative_error,
+            }
+            for layer in report.layers
+        ],
+        "messages": list(report.messages),
+    }
+    text = (
+        f"{report}\n"
+        f"{output}: verified against torch: loss {verification.loss:.1e}, gradients {verification.gradient:.1e}, "
+        f"outputs {verification.outputs:.1e}, {optimizer} step {verification.step:.1e} (relative)\n"
+        f"an update sends {megabytes(4 * layout.shared_parameters)}, "
+        f"{layout.shared_parameters / layout.dense_parameters:.1%} of the dense model's "
+        f"{megabytes(4 * layout.dense_parameters)}"
+    )
+    emit(json.loads(json.dumps(result)), text, as_json=as_json)

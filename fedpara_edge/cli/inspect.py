@@ -1,0 +1,146 @@
+"""`fedpara-edge inspect`: what is in a file or folder of ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fedpara_edge.bundle import MANIFEST, open_bundle
+from fedpara_edge.cli.output import emit, json_option, megabytes, table
+from fedpara_edge.errors import InputError
+from fedpara_edge.factors import attainable_rank, factor_count
+from fedpara_edge.layout import LayerSpec, Layout
+from fedpara_edge.tensorfile import TensorFile
+
+
+@click.command("inspect")
+@click.argument("path", type=click.Path(path_type=Path))
+@json_option
+def command(path: Path, as_json: bool) -> None:
+    """Show what is in PATH: a bundle, a weights or update file, or a device's state folder."""
+    if path.is_dir():
+        result = _bundle(path) if (path / MANIFEST).exists() else _state(path)
+    elif path.exists():
+        result = _file(path)
+    else:
+        raise InputError(f"{path}: expected a bundle, weights, update or state, found nothing")
+    emit(result, _text(result), as_json=as_json)
+
+
+def _bundle(path: Path) -> dict[str, Any]:
+    manifest = open_bundle(path).manifest
+    return {
+        "path": str(path),
+        "format": "bundle",
+        "model": manifest.model,
+        "fingerprint": manifest.fingerprint,
+        "input": vars(manifest.input),
+        "label": vars(manifest.label),
+        "output": vars(manifest.output),
+        "loss": manifest.loss,
+        "optimizer": dict(manifest.optimizer),
+        "engines": list(manifest.engines),
+        "files": {name: entry["bytes"] for name, entry in manifest.files.items()},
+        **_layout(manifest.layout),
+    }
+
+
+def _state(path: Path) -> dict[str, Any]:
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise InputError(
+            f"{path}: expected a bundle or a device's state folder, found neither {MANIFEST} nor *.safetensors"
+        )
+    return {"path": str(path), "format": "state", "files": [_file(file) for file in files]}
+
+
+def _file(path: Path) -> dict[str, Any]:
+    with TensorFile(path, format=None, error=InputError) as file:
+        header = dict(file.header)
+        layout = header.pop("layout", None)
+        tensors = {
+            name: {"dtype": entry.dtype, "shape": list(entry.shape), "bytes": entry.nbytes}
+            for name, entry in file.entries.items()
+        }
+        size = file.size_bytes
+    result = {"path": str(path), **header, "bytes": size, "tensors": tensors}
+    return result if layout is None else {**result, **_layout(Layout.from_json(layout))}
+
+
+def _layout(layout: Layout) -> dict[str, Any]:
+    return {
+        "layers": [_layer(layout, layer) for layer in layout.layers],
+        "shared_parameters": layout.shared_parameters,
+        "personal_parameters": sum(tensor.size for tensor in layout.with_role("personal")),
+        "dense_parameters": layout.dense_parameters,
+    }
+
+
+def _layer(layout: Layout, layer: LayerSpec) -> dict[str, Any]:
+    return {
+        "name": layer.name,
+        "operator": layer.operator,
+        "kind": layer.kind,
+        "form": layer.form,
+        "tanh": layer.tanh,
+        "shape": list(layer.shape),
+        "rank": layer.rank,
+        "attainable_rank": attainable_rank(layer),
+        "full_rank": min(layer.matrix_shape),
+        "parameters": factor_count(layer),
+        "dense_parameters": layer.dense_parameters,
+        "share": factor_count(layer) / layer.dense_parameters,
+        "personal": [part for part, tensor in layout.parts(layer).items() if tensor.role == "personal"],
+    }
+
+
+def _text(result: dict[str, Any]) -> str:
+    if result["format"] == "state":
+        return "\n\n".join([f"{result['path']}: state of a device", *map(_text, result["files"])])
+    lines = [f"{result['path']}: {result['format']}"]
+    lines += [f"  {name}: {_value(value)}" for name, value in result.items() if name not in _LONG]
+    if "layers" in result:
+        lines += ["", _layer_table(result)]
+    elif "tensors" in result:
+        rows = [(name, t["dtype"], _shape(t["shape"]), f"{t['bytes']:,}") for name, t in result["tensors"].items()]
+        lines += ["", table(("tensor", "dtype", "shape", "bytes"), rows)]
+    return "\n".join(lines)
+
+
+_LONG = ("path", "format", "layers", "tensors", "shared_parameters", "personal_parameters", "dense_parameters")
+
+
+def _layer_table(result: dict[str, Any]) -> str:
+    rows = [
+        (
+            layer["name"],
+            f"{layer['kind']}{' tanh' if layer['tanh'] else ''}",
+            _shape(layer["shape"]),
+            layer["rank"] or "-",
+            f"{layer['attainable_rank']} of {layer['full_rank']}",
+            f"{layer['parameters']:,}",
+            f"{layer['share']:.1%}",
+        )
+        for layer in result["layers"]
+    ]
+    header = ("layer", "kind", "shape", "rank", "attainable rank", "parameters", "of dense")
+    shared, dense = result["shared_parameters"], result["dense_parameters"]
+    personal = f", {result['personal_parameters']:,} personal" if result["personal_parameters"] else ""
+    return (
+        f"{table(header, rows)}\n\n{shared:,} shared parameters{personal} ({megabytes(4 * shared)} in float32), "
+        f"{shared / dense:.1%} of the dense model's {dense:,}"
+    )
+
+
+def _shape(shape: list[int]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_value(item)}" for key, item in value.items() if item is not None)
+    if isinstance(value, list):
+        return "x".join(map(str, value)) if all(isinstance(item, int) for item in value) else ", ".join(map(str, value))
+    return str(value)

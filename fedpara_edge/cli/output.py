@@ -1,0 +1,65 @@
+"""How every command prints its result: text for people, or one JSON object."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import click
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def json_option(function: Function) -> Function:
+    """The option `--json`."""
+    return click.option(
+        "--json", "as_json", is_flag=True, help="Print one JSON object to stdout and nothing else there."
+    )(function)
+
+
+def force_option(function: Function) -> Function:
+    """The option `--force`."""
+    return click.option("--force", is_flag=True, help="Replace an existing output.")(function)
+
+
+def emit(result: Mapping[str, Any], text: str, *, as_json: bool) -> None:
+    """Print the result as JSON or the text."""
+    click.echo(json.dumps(result, allow_nan=False) if as_json else text)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Columns aligned for a terminal: text to the left, numbers to the right.
+
+    >>> print(table(("layer", "rank"), [("conv1", 4), ("head", 12)]))
+    layer  rank
+    conv1     4
+    head     12
+    """
+    cells = [[str(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    right = [
+        bool(rows) and all(isinstance(row[i], int | float) or _numeric(str(row[i])) for row in rows)
+        for i in range(len(header))
+    ]
+    lines = (
+        "  ".join(
+            cell.rjust(width) if flush else cell.ljust(width)
+            for cell, width, flush in zip(row, widths, right, strict=True)
+        )
+        for row in cells
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def megabytes(count: float) -> str:
+    """Bytes in MB (10^6).
+
+    >>> megabytes(1_234_567)
+    '1.23 MB'
+    """
+    return f"{count / 1e6:.2f} MB"
+
+
+def _numeric(cell: str) -> bool:
+    return cell.replace(",", "").replace(".", "").replace("%", "").replace("-", "").strip().isdigit() or cell == "-"

@@ -1,0 +1,193 @@
+"""Factors that approximate a given dense weight: argmin ‖W - compose(factors)‖_F.
+
+Low-rank factors have direct solutions: the truncated SVD, and HOOI for Tucker-2. Hadamard products have none, and
+many local minima. Two spectral starts are tried, and the better one is refined with L-BFGS:
+
+- the root start, W1 ≈ sign(W) |W|^½ and W2 ≈ |W|^½;
+- the ones start, W1 ≈ W and W2 ≈ 1; without tanh, this is the truncated SVD (or HOOI) of rank R.
+
+Measured: on Gaussian weights and on those of trained networks the error is below that of low-rank factors of equal
+size (trained 784-256 layer, R = 24: .69 against .78; trained 3x3 convolutions, tensor form, γ = 0.1: .82 to .88
+against .88 to .90). That is the error of the weights: the accuracy before further training need not be better. A
+weight composed at the given rank is recovered where the second operand is positive, to 1e-3 in matrix form and to some
+3e-2 in tensor form; not where both operands have mixed signs (.4 to .65 at 100 x 80 and above): a local minimum.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedpara_edge.errors import InputError
+from fedpara_edge.factors import compose, factor_shapes
+from fedpara_edge.layout import LayerSpec
+
+HOOI_SWEEPS = 4
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Factors by part, in the dtype of the weight, and ‖W - compose(factors)‖_F / ‖W‖_F (0 if W = 0)."""
+
+    factors: dict[str, Tensor]
+    relative_error: float
+
+
+def fit_factors(spec: LayerSpec, weight: Tensor, *, iterations: int = 100) -> Fit:
+    """Fit the factors of a layer to a dense weight. Deterministic; never worse than its spectral starts.
+
+    Args:
+        spec: the layer, which says what the factors are.
+        weight: float tensor of shape `spec.shape`.
+        iterations: L-BFGS iterations on the better start; a third as many go to each start to find out which.
+
+    Returns:
+        The factors and the relative error.
+
+    Raises:
+        InputError: the weight has another shape, or is not finite.
+
+    >>> spec = LayerSpec(name="fc", operator="linear", kind="lowrank", form="matrix", shape=(3, 4), rank=1)
+    >>> fit = fit_factors(spec, torch.outer(torch.arange(3.0), torch.ones(4)))
+    >>> sorted(fit.factors), fit.relative_error < 1e-6
+    (['x1', 'y1'], True)
+    """
+    if tuple(weight.shape) != spec.shape:
+        raise InputError(f"layer {spec.name!r}: expected a weight of shape {spec.shape}, found {tuple(weight.shape)}")
+    if not bool(torch.isfinite(weight).all()):
+        raise InputError(f"layer {spec.name!r}: expected a finite weight to fit, found NaN or infinity")
+    target = weight.detach().to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
+    norm = target.norm().item()
+    noise = torch.Generator().manual_seed(0)  # a fixed stream: the same weight gives the same factors
+    if spec.kind == "dense":
+        best = {"weight": target.clone()}
+    elif spec.kind == "lowrank":
+        best = _branch(spec, target, 1, noise)
+    elif norm == 0:
+        best = _start(spec, target, "ones", noise)
+    else:
+        # The factors of a Hadamard product without tanh may take any scale: fit W / rms, then scale the first branch.
+        scale = 1.0 if spec.tanh else norm / math.sqrt(target.numel())
+        best = _fit_hadamard(spec, target / scale, iterations, noise)
+        share = scale ** (1 / 2 if spec.form == "matrix" else 1 / 3)
+        best = {part: factor * share if part.endswith("1") else factor for part, factor in best.items()}
+    error = _distance(spec, target, best).sqrt().item() / norm if norm else 0.0
+    return Fit({part: factor.to(weight.dtype).contiguous() for part, factor in best.items()}, error)
+
+
+def _fit_hadamard(spec: LayerSpec, weight: Tensor, iterations: int, noise: torch.Generator) -> dict[str, Tensor]:
+    def distance(factors: dict[str, Tensor]) -> float:
+        return _distance(spec, weight, factors).item()
+
+    starts = [_start(spec, weight, method, noise) for method in ("root", "ones")]
+    refined = [_refine(spec, weight, _perturbed(start, noise), iterations // 3) for start in starts]
+    refined.append(_refine(spec, weight, min(refined, key=distance), iterations))
+    return min([*starts, *refined], key=distance)
+
+
+def _start(
+    spec: LayerSpec, weight: Tensor, method: Literal["root", "ones"], noise: torch.Generator
+) -> dict[str, Tensor]:
+    """Both branches of a Hadamard product; `weight` has rms 1, or entries within (-1, 1) with tanh."""
+    if method == "root":
+        second = weight.abs().sqrt()
+        first = second * weight.sign()
+    else:
+        largest = weight.abs().max().item()
+        second = torch.full_like(weight, min(max(0.5, math.sqrt(largest)), 0.95) if spec.tanh else 1.0)
+        first = weight / second
+    if spec.kind == "pfedpara":
+        second = second - 1
+    if spec.tanh:
+        first, second = first.clamp(-0.95, 0.95).atanh(), second.clamp(-0.95, 0.95).atanh()
+    return {**_branch(spec, first, 1, noise), **_branch(spec, second, 2, noise)}
+
+
+def _perturbed(factors: dict[str, Tensor], noise: torch.Generator) -> dict[str, Tensor]:
+    """The start with a little noise on its second branch.
+
+    That of the ones start has rank 1 (0 for pFedPara), and the root start of a weight without negative entries has two
+    equal branches. Gradients don't lead out of either.
+    """
+    result = dict(factors)
+    for part, factor in factors.items():
+        if part.endswith("2"):
+            draw = torch.randn(factor.shape, generator=noise, dtype=factor.dtype).to(factor.device)
+            result[part] = factor + 0.1 * factor.shape[1] ** (-1 / 4) * draw
+    return result
+
+
+def _branch(spec: LayerSpec, weight: Tensor, index: int, noise: torch.Generator) -> dict[str, Tensor]:
+    """The best X Yᵀ (truncated SVD) or T ×₁ X ×₂ Y (HOOI), with the scale spread evenly over its factors.
+
+    Where the weight has less rank than asked for, Y (T in tensor form) is zero and X is not, so that gradients flow.
+    """
+    rank = spec.rank
+    if spec.form == "matrix":
+        matrix = weight.reshape(spec.matrix_shape)
+        u, singular = _leading(matrix, rank)
+        empty = singular <= 1e-7 * singular[0]
+        size = torch.where(empty, singular.mean() if singular[0] > 0 else 1.0, singular).sqrt()
+        return {f"x{index}": _fill(u, noise) * size, f"y{index}": matrix.T @ u / size}
+    rows, columns = weight.shape[:2]
+    kernel = weight.reshape(rows, columns, -1)
+    x, _ = _leading(kernel.reshape(rows, -1), rank)
+    for _ in range(HOOI_SWEEPS):
+        y, _ = _leading(torch.einsum("oik,or->irk", kernel, x).reshape(columns, -1), rank)
+        x, _ = _leading(torch.einsum("oik,ir->ork", kernel, y).reshape(rows, -1), rank)
+    t = torch.einsum("oik,or,is->rsk", kernel, x, y).reshape(factor_shapes(spec)[f"t{index}"])
+    parts = {"t": t, "x": _fill(x, noise), "y": _fill(y, noise)}
+    sizes = {part: factor.square().mean().sqrt().item() for part, factor in parts.items()}
+    even = math.prod(sizes.values()) ** (1 / 3)
+    return {f"{part}{index}": f * (even / sizes[part] if even else 1.0) for part, f in parts.items()}
+
+
+def _leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The `rank` leading left singular vectors [m, rank] and values [rank]; zeros where there are fewer."""
+    values, vectors = torch.linalg.eigh((matrix @ matrix.T).double())
+    found = min(rank, *matrix.shape)
+    u, singular = matrix.new_zeros(matrix.shape[0], rank), matrix.new_zeros(rank)
+    u[:, :found] = vectors.flip(1)[:, :found].to(matrix.dtype)
+    singular[:found] = values.flip(0)[:found].clamp_min(0).sqrt().to(matrix.dtype)
+    return u, singular
+
+
+def _fill(vectors: Tensor, noise: torch.Generator) -> Tensor:
+    """Zero columns replaced by random ones of unit length."""
+    draw = torch.randn(vectors.shape, generator=noise, dtype=vectors.dtype).to(vectors.device)
+    return torch.where(vectors.any(dim=0), vectors, draw / draw.norm(dim=0))
+
+
+def _distance(spec: LayerSpec, weight: Tensor, factors: dict[str, Tensor]) -> Tensor:
+    difference: Tensor = compose(spec, factors, torch.tanh) - weight
+    return difference.square().sum()
+
+
+def _refine(spec: LayerSpec, weight: Tensor, start: dict[str, Tensor], iterations: int) -> dict[str, Tensor]:
+    """L-BFGS on all factors; the start itself if that is nearer."""
+    factors = {part: f.clone(memory_format=torch.contiguous_format).requires_grad_() for part, f in start.items()}
+    norm = weight.square().sum()
+    optimizer = torch.optim.LBFGS(
+        list(factors.values()),
+        max_iter=iterations,
+        history_size=10,
+        tolerance_grad=1e-9,
+        tolerance_change=1e-11,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = _distance(spec, weight, factors) / norm
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.item()
+
+    with torch.enable_grad():
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+    refined = {part: factor.detach() for part, factor in factors.items()}
+    nearer = _distance(spec, weight, refined) < _distance(spec, weight, start)  # False for NaN
+    return refined if bool(nearer) else start

@@ -1,0 +1,195 @@
+"""`Linear` and `Conv2d` with a factored weight, in place of torch's.
+
+Both take torch's arguments, and by keyword what the weight is made of. The factors are parameters of the module under
+the names of `fedpara_edge.factors` (`x1`, `y1`, `t1`, `x2`, `y2`, `t2`; `weight` for kind `dense`), next to `bias`.
+The forward pass composes the weight and calls torch's own operator, so it exports to ONNX as plain operators.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedpara_edge.errors import InputError
+from fedpara_edge.factors import compose, factor_shapes
+from fedpara_edge.layout import Form, Kind, LayerSpec
+from fedpara_edge.nn.init import initialize
+from fedpara_edge.rank import equal_size_rank, minimum_rank
+
+
+class FactoredLayer(nn.Module):
+    """What `Linear` and `Conv2d` have in common: a spec, its factors, and the weight composed of them.
+
+    Reading `weight` of a factored layer composes it, for code that looks at `layer.weight`; it can't be assigned.
+    """
+
+    spec: LayerSpec
+    bias: nn.Parameter | None
+
+    def __init__(self, spec: LayerSpec, *, bias: bool, device: Any, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.spec = spec
+        for part, shape in factor_shapes(spec).items():
+            self.register_parameter(part, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        self.bias = nn.Parameter(torch.empty(spec.shape[0], device=device, dtype=dtype)) if bias else None
+        self.reset_parameters()
+
+    def factors(self) -> dict[str, nn.Parameter]:
+        """The parameters that the weight is composed of, by part."""
+        return {part: getattr(self, part) for part in factor_shapes(self.spec)}
+
+    def compose(self) -> Tensor:
+        """The weight, of shape `spec.shape`."""
+        weight: Tensor = compose(self.spec, self.factors(), torch.tanh)
+        return weight
+
+    def reset_parameters(self) -> None:
+        """Draw the factors anew, such that the composed weight has He's variance, and set the bias to zero."""
+        initialize(self.spec, self.factors())
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight" and "spec" in self.__dict__ and self.spec.kind != "dense":
+            return self.compose()
+        return super().__getattr__(name)
+
+    def extra_repr(self) -> str:
+        spec = self.spec
+        made_of = spec.kind if spec.kind == "dense" else f"{spec.kind}, rank={spec.rank}, form={spec.form}"
+        return f"{tuple(spec.shape)}, {made_of}{', tanh' if spec.tanh else ''}, bias={self.bias is not None}"
+
+
+class Linear(FactoredLayer):
+    """y = x Wᵀ + b with W composed of factors (Proposition 1; pFedPara: section 2.3).
+
+    Args:
+        in_features: I.
+        out_features: O.
+        bias: whether there is a bias.
+        device: of the parameters.
+        dtype: of the parameters.
+        kind: `fedpara`, `pfedpara`, `lowrank` or `dense`.
+        rank: inner rank R; by default the smallest that attains full rank (`lowrank`: the one of equal size).
+        tanh: W = tanh(W1) ⊙ tanh(W2), for `fedpara`.
+        name: the layer's name in its spec and in errors.
+
+    Shapes: x float [..., I], result [..., O].
+
+    Raises:
+        InputError: the rank is not positive, or `tanh` is asked of another kind than `fedpara`.
+
+    >>> layer = Linear(784, 256, rank=16)
+    >>> {name: tuple(p.shape) for name, p in layer.named_parameters()}
+    {'x1': (256, 16), 'y1': (784, 16), 'x2': (256, 16), 'y2': (784, 16), 'bias': (256,)}
+    >>> layer(torch.ones(3, 784)).shape
+    torch.Size([3, 256])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        kind: Kind = "fedpara",
+        rank: int | None = None,
+        tanh: bool = False,
+        name: str = "",
+    ) -> None:
+        shape = (out_features, in_features)
+        rank = _rank(shape, kind=kind, form="matrix", rank=rank)
+        spec = LayerSpec(name=name, operator="linear", kind=kind, form="matrix", shape=shape, rank=rank, tanh=tanh)
+        super().__init__(spec, bias=bias, device=device, dtype=dtype)
+        self.in_features, self.out_features = in_features, out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.compose(), self.bias)
+
+
+class Conv2d(FactoredLayer):
+    """Two-dimensional convolution with W composed of factors (Propositions 1 and 3; pFedPara: section 2.3).
+
+    Args:
+        in_channels: I.
+        out_channels: O.
+        kernel_size: K1 = K2, or (K1, K2).
+        stride: one number or two.
+        padding: one number, two, `same` or `valid`.
+        dilation: one number or two.
+        groups: 1; there is no factored grouped convolution.
+        bias: whether there is a bias.
+        padding_mode: `zeros`; there is no other.
+        device: of the parameters.
+        dtype: of the parameters.
+        kind: `fedpara`, `pfedpara`, `lowrank` or `dense`.
+        rank: inner rank R; by default the smallest that attains full rank (`lowrank`: the one of equal size).
+        form: `tensor` (Proposition 3) or `matrix` (Proposition 1, on [O, I K1 K2]).
+        tanh: W = tanh(W1) ⊙ tanh(W2), for `fedpara`.
+        name: the layer's name in its spec and in errors.
+
+    Shapes: x float [N, I, H, W] or [I, H, W], result [N, O, H', W'] or [O, H', W'].
+
+    Raises:
+        InputError: as for `Linear`; or grouped, or padded with anything but zeros, or `same` with a stride.
+
+    >>> Conv2d(64, 128, 3, padding="same", rank=13)(torch.zeros(1, 64, 8, 8)).shape
+    torch.Size([1, 128, 8, 8])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        kind: Kind = "fedpara",
+        rank: int | None = None,
+        form: Form = "tensor",
+        tanh: bool = False,
+        name: str = "",
+    ) -> None:
+        self_name, remedy = f"layer {name!r}" if name else "Conv2d", "keep this layer dense (exclude it)"
+        if groups != 1:
+            raise InputError(f"{self_name}: expected groups=1, found {groups}; {remedy}")
+        if padding_mode != "zeros":
+            raise InputError(f"{self_name}: expected padding_mode='zeros', found {padding_mode!r}; {remedy}")
+        if isinstance(padding, str) and padding not in ("same", "valid"):
+            raise InputError(f"{self_name}: expected a padding of numbers, 'same' or 'valid', found {padding!r}")
+        if padding == "same" and _pair(stride) != (1, 1):
+            raise InputError(f"{self_name}: padding='same' needs stride 1, found {stride}; give the padding in numbers")
+        shape = (out_channels, in_channels, *_pair(kernel_size))
+        rank = _rank(shape, kind=kind, form=form, rank=rank)
+        spec = LayerSpec(name=name, operator="conv2d", kind=kind, form=form, shape=shape, rank=rank, tanh=tanh)
+        super().__init__(spec, bias=bias, device=device, dtype=dtype)
+        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, _pair(kernel_size)
+        self.stride, self.dilation = _pair(stride), _pair(dilation)
+        self.padding = padding if isinstance(padding, str) else _pair(padding)
+        self.groups, self.padding_mode = groups, padding_mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.compose(), self.bias, self.stride, self.padding, self.dilation)
+
+
+def _rank(shape: tuple[int, ...], *, kind: Kind, form: Form, rank: int | None) -> int:
+    if rank is not None or kind == "dense":
+        return rank or 0
+    smallest = minimum_rank(shape, form=form)
+    return equal_size_rank(shape, rank=smallest, form=form) if kind == "lowrank" else smallest
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])

@@ -1,0 +1,130 @@
+"""The model that a reference on the command line means: one of the zoo, or one made by the user's own code."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+from torch import nn
+
+from fedpara_edge.errors import InputError
+from fedpara_edge.nn.zoo import ZOO
+
+
+def load_model(reference: str, *, classes: int | None = None, input_shape: tuple[int, ...] | None = None) -> nn.Module:
+    """The dense model that `reference` names, to be made small by `convert`.
+
+    A model of the zoo is to be converted with `exclude=ZOO[reference].dense_layers`.
+
+    Args:
+        reference: a name of `fedpara_edge.nn.zoo.ZOO`, `package.module:factory` (the working directory is searched
+            first), or `path/file.py:factory`. A factory is called without arguments and returns an `nn.Module`.
+        classes: number of classes of a zoo model; 10 if None.
+        input_shape: shape of one example of a zoo model; its own default if None.
+
+    Returns:
+        The model: dense if of the zoo, otherwise as the factory made it.
+
+    Raises:
+        InputError: the reference leads to no model (the message says at which step), the user's code raised, or
+            `classes` or `input_shape` is given for a model that is not of the zoo.
+
+    >>> sum(p.numel() for p in load_model("mlp").parameters())
+    203530
+    >>> load_model("mpl")
+    Traceback (most recent call last):
+    ...
+    fedpara_edge.errors.InputError: model 'mpl': expected mlp, cnn, vgg16, resnet18, module:factory or file.py:factory
+    """
+    if reference in ZOO:
+        entry = ZOO[reference]
+        return entry.factory(10 if classes is None else classes, input_shape or entry.input_shape, kind="dense")
+    where, _, attribute = reference.rpartition(":")
+    if not where or not attribute.isidentifier():
+        raise InputError(f"model {reference!r}: expected {', '.join(ZOO)}, module:factory or file.py:factory")
+    if classes is not None or input_shape is not None:
+        raise InputError(
+            f"model {reference!r}: classes and input shape are options of the zoo; set them in {attribute!r}"
+        )
+    is_file = where.endswith(".py")
+    with _searching(Path(where).resolve().parent if is_file else Path.cwd()):
+        module = _import_file(Path(where)) if is_file else _import_module(where)
+        factory = _find_factory(reference, module, attribute)
+        with _running_user_code(f"model {reference!r}"):
+            model = factory()
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model {reference!r}: expected its factory to return an nn.Module, found {_type_name(model)}")
+    return model
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise InputError(f"model file {str(path)!r}: no such file (working directory {str(Path.cwd())!r})")
+    name = f"_model_file_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"model file {str(path)!r}: expected a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look up the module of a class
+    with _running_user_code(f"model file {str(path)!r}"):
+        spec.loader.exec_module(module)
+    return module
+
+
+def _import_module(name: str) -> ModuleType:
+    try:
+        with _running_user_code(f"model module {name!r}"):
+            return importlib.import_module(name)
+    except InputError as error:
+        cause = error.__cause__
+        if isinstance(cause, ModuleNotFoundError) and cause.name and f"{name}.".startswith(f"{cause.name}."):
+            searched = f"the working directory {str(Path.cwd())!r} and the installed packages"
+            raise InputError(f"model module {name!r}: not found in {searched}; a file needs its .py") from cause
+        raise
+
+
+def _find_factory(reference: str, module: ModuleType, attribute: str) -> Callable[[], object]:
+    if not hasattr(module, attribute):
+        own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+        found = ", ".join(own) or "no function of its own"
+        raise InputError(f"model {reference!r}: expected a factory {attribute!r}, found {found}")
+    factory: object = getattr(module, attribute)
+    if isinstance(factory, nn.Module) or not callable(factory):
+        found = f"an object of type {_type_name(factory)}"
+        raise InputError(f"model {reference!r}: expected a function that makes the model, found {found}")
+    try:
+        inspect.signature(factory).bind()
+    except TypeError as error:
+        raise InputError(f"model {reference!r}: expected a factory that needs no arguments: {error}") from error
+    return factory
+
+
+def _type_name(value: object) -> str:
+    return type(value).__name__
+
+
+@contextmanager
+def _searching(folder: Path) -> Iterator[None]:
+    """`folder` first on the import path."""
+    before = list(sys.path)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+@contextmanager
+def _running_user_code(what: str) -> Iterator[None]:
+    """An exception of the user's own code becomes one line, with the exception as its cause."""
+    try:
+        yield
+    except Exception as error:
+        message = " ".join(f"{_type_name(error)}: {error}".split())
+        raise InputError(f"{what}: {message}") from error

@@ -1,0 +1,42 @@
+"""Weights that a model was trained to before it becomes small."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from fedpara_edge.errors import InputError
+
+
+def load_pretrained(model: nn.Module, path: Path) -> None:
+    """Load a `state_dict` into a model, in place.
+
+    Args:
+        model: the dense model, before its conversion.
+        path: `.safetensors`, or a file of `torch.save`, from which only tensors are read, never code.
+
+    Raises:
+        InputError: the file is missing or damaged, or its names or shapes are not the model's.
+    """
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+    except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(
+            f"{path}: expected a state_dict in .safetensors or of torch.save, found {str(error).splitlines()[0]}"
+        ) from error
+    if not isinstance(state, dict):
+        raise InputError(f"{path}: expected a state_dict, found {type(state).__name__}; save model.state_dict()")
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise InputError(
+                f"{path}: tensor {name!r}: expected shape {expected.get(name)}, found {found.get(name)}; "
+                "use the state_dict of this model"
+            )
+    model.load_state_dict(state)

@@ -1,0 +1,67 @@
+"""What `convert` did to each layer of a model, as data and as a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedpara_edge.factors import attainable_rank, factor_count
+from fedpara_edge.layout import LayerSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerReport:
+    """One layer after conversion.
+
+    Args:
+        name: dotted module path.
+        spec: what the layer is now; None where it is none this package describes (grouped, or a subclass).
+        reason: why it was left as it was; "" if it was converted.
+        relative_error: ‖W - composed‖_F / ‖W‖_F, for a converted layer with `pretrained=True`.
+    """
+
+    name: str
+    spec: LayerSpec | None
+    reason: str = ""
+    relative_error: float | None = None
+
+    def __str__(self) -> str:
+        if self.spec is None or self.reason:
+            return f"{self.name}: unchanged: {self.reason}"
+        spec, full = self.spec, min(self.spec.matrix_shape)
+        reach = (
+            "" if attainable_rank(spec) == full else f", rank of the weight at most {attainable_rank(spec)} of {full}"
+        )
+        error = "" if self.relative_error is None else f", relative error {self.relative_error:.3f}"
+        counts = f"{spec.dense_parameters:,} -> {factor_count(spec):,} entries"
+        return f"{self.name}: {spec.kind} R={spec.rank}, {counts}{reach}{error}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionReport:
+    """What became of a model.
+
+    Args:
+        layers: every linear and convolution layer, in the order of the model.
+        messages: what else was changed, one line each.
+        parameters: number of trainable entries before.
+        parameters_after: number of trainable entries after.
+    """
+
+    layers: tuple[LayerReport, ...]
+    messages: tuple[str, ...]
+    parameters: int
+    parameters_after: int
+
+    @property
+    def converted(self) -> tuple[LayerReport, ...]:
+        """The layers that are now factored."""
+        return tuple(layer for layer in self.layers if not layer.reason)
+
+    @property
+    def unchanged(self) -> tuple[LayerReport, ...]:
+        """The layers that are as they were."""
+        return tuple(layer for layer in self.layers if layer.reason)
+
+    def __str__(self) -> str:
+        total = f"{self.parameters:,} -> {self.parameters_after:,} parameters"
+        return "\n".join([*map(str, self.layers), *self.messages, total])

@@ -1,0 +1,217 @@
+"""Models to start from: plain PyTorch networks, whose layers `convert` makes small.
+
+All of them normalize by groups, not by batches, and take float images [N, C, H, W] (any shape for `mlp`); scaling of
+uint8 images belongs to the export. Their He initialization is that of the factored layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedpara_edge.errors import InputError
+from fedpara_edge.layout import Form, Kind
+from fedpara_edge.nn.convert import convert
+from fedpara_edge.nn.groupnorm import group_count
+
+VGG16_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+CNN_CHANNELS = (32, 64, 128, 256)
+RESNET18_CHANNELS = (64, 128, 256, 512)
+
+
+class Factory(Protocol):
+    """What makes a model of the zoo."""
+
+    def __call__(
+        self,
+        classes: int = 10,
+        input_shape: tuple[int, ...] = ...,
+        *,
+        kind: Kind = "fedpara",
+        gamma: float = 0.1,
+        form: Form = "tensor",
+        tanh: bool = False,
+    ) -> nn.Module: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZooEntry:
+    """One model of the zoo.
+
+    Args:
+        factory: makes it; with `kind="dense"`, the plain PyTorch model.
+        input_shape: shape of one example, by default.
+        dense_layers: patterns of the layers that its factory leaves dense: what to `exclude` from a conversion.
+    """
+
+    factory: Factory
+    input_shape: tuple[int, ...]
+    dense_layers: tuple[str, ...] = ()
+
+
+def mlp(
+    classes: int = 10,
+    input_shape: tuple[int, ...] = (1, 28, 28),
+    hidden: int = 256,
+    *,
+    kind: Kind = "fedpara",
+    gamma: float = 0.1,
+    form: Form = "tensor",
+    tanh: bool = False,
+) -> nn.Module:
+    """One hidden layer with ReLU, as in the paper's personalization experiments (section 3.4); both layers factored.
+
+    >>> dense, small = mlp(62, kind="dense"), mlp(62, kind="pfedpara", gamma=0.5)
+    >>> sum(p.numel() for p in dense.parameters())
+    216894
+    """
+    layers: list[tuple[str, nn.Module]] = [
+        ("flatten", nn.Flatten()),
+        ("hidden", nn.Linear(math.prod(input_shape), hidden)),
+        ("relu", nn.ReLU()),
+        ("head", nn.Linear(hidden, classes)),
+    ]
+    return _finish(nn.Sequential(OrderedDict(layers)), "mlp", kind=kind, gamma=gamma, form=form, tanh=tanh)
+
+
+def cnn(
+    classes: int = 10,
+    input_shape: tuple[int, ...] = (1, 28, 28),
+    *,
+    kind: Kind = "fedpara",
+    gamma: float = 0.1,
+    form: Form = "tensor",
+    tanh: bool = False,
+) -> nn.Module:
+    """Four blocks of a 3x3 convolution (32 to 256 channels), GroupNorm, ReLU and 2x2 max-pooling; a linear head.
+
+    The first convolution and the head stay dense: for gray images the schedule gives the first rank 1, where all
+    filters are multiples of one another, and both are small.
+
+    >>> [sum(p.numel() for p in cnn(kind=kind).parameters()) for kind in ("dense", "fedpara")]
+    [391370, 40628]
+    """
+    channels, height, width = _image_shape("cnn", input_shape, smallest=16)
+    layers: list[tuple[str, nn.Module]] = []
+    for index, width_out in enumerate(CNN_CHANNELS, start=1):
+        layers += [*_conv_block(str(index), channels, width_out), (f"pool{index}", nn.MaxPool2d(2))]
+        channels = width_out
+    layers += [("flatten", nn.Flatten()), ("head", nn.Linear(channels * (height // 16) * (width // 16), classes))]
+    return _finish(nn.Sequential(OrderedDict(layers)), "cnn", kind=kind, gamma=gamma, form=form, tanh=tanh)
+
+
+def vgg16(
+    classes: int = 10,
+    input_shape: tuple[int, ...] = (3, 32, 32),
+    *,
+    kind: Kind = "fedpara",
+    gamma: float = 0.1,
+    form: Form = "tensor",
+    tanh: bool = False,
+) -> nn.Module:
+    """VGG16 with GroupNorm and three linear layers 512-512-classes that stay dense (section 3.1 and Table 5).
+
+    >>> sum(p.numel() for p in vgg16(classes=10, gamma=0.1).parameters())
+    1546620
+    """
+    channels, height, width = _image_shape("vgg16", input_shape, smallest=32)
+    layers: list[tuple[str, nn.Module]] = []
+    for stage, widths in enumerate(VGG16_STAGES, start=1):
+        for index, width_out in enumerate(widths, start=1):
+            layers += _conv_block(f"{stage}_{index}", channels, width_out)
+            channels = width_out
+        layers.append((f"pool{stage}", nn.MaxPool2d(2)))
+    layers += [
+        ("flatten", nn.Flatten()),
+        ("linear1", nn.Linear(channels * (height // 32) * (width // 32), 512)),
+        ("relu1", nn.ReLU()),
+        ("linear2", nn.Linear(512, 512)),
+        ("relu2", nn.ReLU()),
+        ("head", nn.Linear(512, classes)),
+    ]
+    return _finish(nn.Sequential(OrderedDict(layers)), "vgg16", kind=kind, gamma=gamma, form=form, tanh=tanh)
+
+
+def resnet18(
+    classes: int = 10,
+    input_shape: tuple[int, ...] = (3, 32, 32),
+    *,
+    kind: Kind = "fedpara",
+    gamma: float = 0.1,
+    form: Form = "tensor",
+    tanh: bool = False,
+) -> nn.Module:
+    """ResNet18 with GroupNorm and a 3x3 stem without pooling, for small images; the head stays dense."""
+    channels, _, _ = _image_shape("resnet18", input_shape, smallest=8)
+    width = RESNET18_CHANNELS[0]
+    layers: list[tuple[str, nn.Module]] = _conv_block("0", channels, width, bias=False)
+    for stage, width_out in enumerate(RESNET18_CHANNELS, start=1):
+        layers.append((f"block{stage}_1", ResidualBlock(width, width_out, stride=1 if stage == 1 else 2)))
+        layers.append((f"block{stage}_2", ResidualBlock(width_out, width_out)))
+        width = width_out
+    layers += [("mean", SpatialMean()), ("head", nn.Linear(width, classes))]
+    return _finish(nn.Sequential(OrderedDict(layers)), "resnet18", kind=kind, gamma=gamma, form=form, tanh=tanh)
+
+
+class SpatialMean(nn.Module):
+    """[N, C, H, W] to the mean over the image, [N, C]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with GroupNorm around a shortcut, which is a 1x1 convolution where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        self.norm1 = nn.GroupNorm(group_count(outputs), outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.norm2 = nn.GroupNorm(group_count(outputs), outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            project = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
+            self.shortcut = nn.Sequential(project, nn.GroupNorm(group_count(outputs), outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(inner)) + self.shortcut(x))
+
+
+ZOO: dict[str, ZooEntry] = {
+    "mlp": ZooEntry(factory=mlp, input_shape=(1, 28, 28)),
+    "cnn": ZooEntry(factory=cnn, input_shape=(1, 28, 28), dense_layers=("conv1", "head")),
+    "vgg16": ZooEntry(factory=vgg16, input_shape=(3, 32, 32), dense_layers=("linear1", "linear2", "head")),
+    "resnet18": ZooEntry(factory=resnet18, input_shape=(3, 32, 32), dense_layers=("head",)),
+}
+"""The models by name."""
+
+
+def _conv_block(name: str, inputs: int, outputs: int, *, bias: bool = True) -> list[tuple[str, nn.Module]]:
+    return [
+        (f"conv{name}", nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)),
+        (f"norm{name}", nn.GroupNorm(group_count(outputs), outputs)),
+        (f"relu{name}", nn.ReLU()),
+    ]
+
+
+def _image_shape(name: str, shape: tuple[int, ...], *, smallest: int) -> tuple[int, int, int]:
+    if len(shape) != 3 or min(shape) < 1 or min(shape[1:]) < smallest:
+        expected = f"(channels, height, width) of at least {smallest}x{smallest}"
+        raise InputError(f"{name}: expected an input shape {expected}, found {shape}")
+    return shape[0], shape[1], shape[2]
+
+
+def _finish(model: nn.Module, name: str, *, kind: Kind, gamma: float, form: Form, tanh: bool) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return convert(model, kind=kind, gamma=gamma, form=form, tanh=tanh, exclude=ZOO[name].dense_layers)[0]

@@ -1,0 +1,109 @@
+"""Which of many update files are taken into the mean, as far as their headers tell, and why the others are not.
+
+The verdicts don't depend on the order of the files. Of one client only one update counts: files with the same content
+count once, and where the contents differ all of them are refused, for nothing tells the right one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedpara_edge.errors import FedparaError, InputError, InvalidUpdateError, WrongBundleError
+from fedpara_edge.files import sha256_of
+from fedpara_edge.tensorfile import TensorFile
+from fedpara_edge.update import FORMAT, Update, is_client
+from fedpara_edge.weights import Weights
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """An update that was refused.
+
+    Args:
+        path: the file.
+        client: that it says it is from, as far as that can be read.
+        error: why; `errors` lists the codes.
+    """
+
+    path: Path
+    client: str | None
+    error: FedparaError
+
+    @property
+    def code(self) -> str:
+        """The reason in one word."""
+        return self.error.code
+
+    @property
+    def reason(self) -> str:
+        """The reason in one line."""
+        return str(self.error)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `json.dumps`."""
+        return {"path": str(self.path), "client": self.client, "code": self.code, "reason": self.reason}
+
+
+def screen(paths: Iterable[Path], weights: Weights) -> tuple[list[Update], list[Rejected]]:
+    """Compare all files with the weights they should change, except for their values.
+
+    Args:
+        paths: of the update files, in any order.
+        weights: the base they must have been trained from.
+
+    Returns:
+        The updates to take, closed, sorted by codec and client, and the rejected ones.
+    """
+    by_client: dict[str, list[Update]] = {}
+    rejected = []
+    for path in sorted(paths):
+        try:
+            update = Update(path, weights)
+        except (InvalidUpdateError, WrongBundleError) as error:
+            rejected.append(Rejected(path, _stated_client(path), error))
+        else:
+            update.close()
+            by_client.setdefault(update.header.client, []).append(update)
+    admitted = []
+    for updates in by_client.values():
+        one, others = _one_of(updates)
+        admitted += one
+        rejected += others
+    return sorted(admitted, key=lambda update: (update.codec.name, update.header.client)), rejected
+
+
+def _one_of(updates: Sequence[Update]) -> tuple[list[Update], list[Rejected]]:
+    if len(updates) == 1:
+        return list(updates), []
+    readable: list[tuple[str, Update]] = []
+    rejected = []
+    for update in updates:
+        try:
+            readable.append((sha256_of(update.path), update))
+        except InputError as error:
+            rejected.append(_reject(update, str(error), "unreadable"))
+    if len({digest for digest, _ in readable}) > 1:
+        for _, update in readable:
+            message = "expected one update of each client, found several with different content; send the right one"
+            rejected.append(_reject(update, f"{update.path}: client {update.header.client!r}: {message}", "conflict"))
+        return [], rejected
+    for _, update in readable[1:]:
+        message = f"expected one update of each client, found the content of {readable[0][1].path} again"
+        rejected.append(_reject(update, f"{update.path}: client {update.header.client!r}: {message}", "duplicate"))
+    return [update for _, update in readable[:1]], rejected
+
+
+def _reject(update: Update, message: str, code: str) -> Rejected:
+    return Rejected(update.path, update.header.client, InvalidUpdateError(message, code=code))
+
+
+def _stated_client(path: Path) -> str | None:
+    try:
+        with TensorFile(path, format=FORMAT, error=InvalidUpdateError) as file:
+            client = file.header.get("client")
+    except InvalidUpdateError:
+        return None
+    return client if isinstance(client, str) and is_client(client) else None

@@ -1,0 +1,176 @@
+"""The table at the start of a safetensors file, read from bytes that anyone may have written.
+
+A safetensors file is the length N of its table as a little-endian uint64, the table, and the data. The table is JSON:
+
+    {"__metadata__":{text: text, ...},
+     name: {"dtype": code, "shape": [integers], "data_offsets": [begin, end]}, ...}
+
+with offsets in bytes from the start of the data. This reader is stricter than safetensors 0.8, which takes the same key
+twice (so that two readers may see two different files in one): no key comes twice, the metadata come first, as
+safetensors writes them, and the tensors lie end to end up to the last byte, without holes or overlap.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+MAX_TABLE_BYTES = 16 << 20
+MAX_DIMENSIONS = 32
+DTYPES = {
+    "F32": "float32",
+    "F64": "float64",
+    "F16": "float16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+_ITEM_BYTES = {code: np.dtype(name).itemsize for code, name in DTYPES.items()}
+
+
+class Row(NamedTuple):
+    """One tensor: its name, numpy dtype and shape, and where it lies, in bytes from the start of the data."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+class TableError(Exception):
+    """A table is not what it must be.
+
+    Args:
+        message: what was found.
+        code: `truncated` if the file ends too early, `wrong_format` if it is not one of ours, else `not_safetensors`.
+    """
+
+    def __init__(self, message: str, *, code: str = "not_safetensors") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def table_bytes(head: bytes, file_bytes: int) -> int:
+    """Length N of the table, from the first 8 bytes of a file of `file_bytes`.
+
+    Raises:
+        TableError: there is no table of that length in the file.
+
+    >>> table_bytes(b"\\x10" + bytes(7), 100)
+    16
+    """
+    if len(head) < 8:
+        raise TableError(f"a file of {len(head)} bytes", code="truncated")
+    length = int.from_bytes(head, "little")
+    if length > MAX_TABLE_BYTES:
+        raise TableError(f"a header of {length} bytes where {MAX_TABLE_BYTES} are allowed")
+    if 8 + length > file_bytes:
+        raise TableError(f"a header of {length} bytes in a file of {file_bytes}", code="truncated")
+    return length
+
+
+def split_metadata(text: bytes) -> tuple[Mapping[str, str], str]:
+    """The metadata of a table, and the table with its metadata left empty, which files of equal tensors share.
+
+    Raises:
+        TableError: there is no metadata of text at its start, where safetensors writes it.
+
+    >>> split_metadata(b'{"__metadata__":{"author":"me"},"a":1}')
+    ({'author': 'me'}, '{"__metadata__":{},"a":1}')
+    """
+    try:
+        table = text.decode()
+        if table.startswith("{") and not table.startswith(_METADATA):
+            raise TableError("a header that does not start with metadata", code="wrong_format")
+        rest = table.removeprefix(_METADATA)
+        metadata, end = _DECODER.raw_decode(rest)
+    except (ValueError, RecursionError) as error:
+        raise TableError(f"a header that is no JSON of ours ({error})") from error
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise TableError("metadata that is not text")
+    return metadata, f"{_METADATA}{{}}{rest[end:]}"
+
+
+def parse_rows(table: str, data_bytes: int) -> tuple[Row, ...]:
+    """The rows of a table, in the order of the data.
+
+    Args:
+        table: as `split_metadata` left it.
+        data_bytes: number of bytes that follow it in the file.
+
+    Raises:
+        TableError: the table does not describe exactly these data.
+
+    >>> parse_rows('{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', 8)
+    (Row(name='a', dtype='float32', shape=(2,), begin=0, end=8),)
+    """
+    try:
+        entries = strict_json(table)
+    except ValueError as error:
+        raise TableError(f"a header that is no JSON of ours ({error})") from error
+    if not isinstance(entries, dict):
+        raise TableError("a header that is no JSON object")
+    entries.pop("__metadata__", None)
+    rows = sorted((_row(*entry) for entry in entries.items()), key=lambda row: (row.begin, row.end, row.name))
+    position = 0
+    for row in rows:
+        if row.begin != position:
+            raise TableError(f"tensor {row.name!r} at byte {row.begin} of the data where {position} is next")
+        position = row.end
+    if position != data_bytes:
+        code = "truncated" if position > data_bytes else "not_safetensors"
+        raise TableError(f"{data_bytes} bytes of data where the header tells of {position}", code=code)
+    return tuple(rows)
+
+
+def strict_json(text: str) -> Any:
+    """The value of a JSON text without repeated keys, NaN or Infinity.
+
+    Raises:
+        ValueError: the text is something else.
+    """
+    try:
+        return _DECODER.decode(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _row(name: str, entry: Any) -> Row:
+    try:
+        code, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        item_bytes = _ITEM_BYTES[code]
+    except (KeyError, TypeError, ValueError) as error:
+        raise TableError(f"tensor {name!r} without a dtype of {', '.join(DTYPES)}, a shape and two offsets") from error
+    if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+        raise TableError(f"tensor {name!r} with a shape or offset that is no natural number")
+    if len(shape) > MAX_DIMENSIONS or math.prod(size or 1 for size in shape) * item_bytes >= 1 << 62:
+        raise TableError(f"tensor {name!r} with an impossible shape")
+    if end - begin != math.prod(shape) * item_bytes:
+        raise TableError(f"tensor {name!r} of shape {list(shape)} and dtype {code} in {end - begin} bytes")
+    return Row(name, DTYPES[code], shape, begin, end)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key comes twice")
+    return result
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
+
+
+_METADATA = '{"__metadata__":'
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)

@@ -1,0 +1,114 @@
+"""The models of the zoo: their sizes, their shapes, and that they learn from the first step."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fedpara_edge.errors import InputError
+from fedpara_edge.layout import KINDS, Kind
+from fedpara_edge.nn import ZOO, FactoredLayer, cnn, convert, layout_of, mlp, resnet18, vgg16
+
+torch.set_num_threads(1)  # the tensors are too small for threads to pay
+
+TABLE_5_MILLIONS = {
+    10: (15.25, 1.55, 2.33, 3.31, 4.45, 5.79, 7.33, 9.01, 10.90, 12.92),
+    100: (15.30, 1.59, 2.38, 3.36, 4.50, 5.84, 7.38, 9.05, 10.94, 12.96),
+}
+
+
+def count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("classes", "tenths"), [(10, 0), (10, 1), (10, 5), (100, 0), (100, 1)])
+def test_vgg16_counts_of_table_5(classes: int, tenths: int) -> None:
+    """The other columns differ in the ranks alone, which `test_rank.py` checks in full."""
+    model = vgg16(classes, gamma=tenths / 10) if tenths else vgg16(classes, kind="dense")
+    assert count(model) / 1e6 == pytest.approx(TABLE_5_MILLIONS[classes][tenths], abs=0.02)
+
+
+def test_vgg16_layers() -> None:
+    layers = layout_of(vgg16()).layers
+    assert [layer.rank for layer in layers] == [2, 11, 13, 19, 22, 30, 30, 36, 52, 52, 52, 52, 52, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("classes", "dense", "sent"),
+    [(10, 203_530, 59_570), (62, 216_894, 63_646)],
+)
+def test_mlp_of_the_personalization_experiments(classes: int, dense: int, sent: int) -> None:
+    """Figure 5: pFedPara sends 3.4 times fewer parameters at γ = 0.5."""
+    layout = layout_of(mlp(classes, kind="pfedpara", gamma=0.5))
+    assert count(mlp(classes, kind="dense")) == dense == layout.dense_parameters
+    assert layout.shared_parameters == sent
+    assert round(dense / sent, 1) == 3.4
+
+
+def test_sizes() -> None:
+    assert count(cnn(kind="dense")) / count(cnn()) > 9
+    assert count(cnn(input_shape=(3, 32, 32), kind="dense")) / count(cnn(input_shape=(3, 32, 32))) > 8
+    assert count(resnet18(kind="dense")) == 11_173_962
+    assert count(resnet18(kind="dense")) / count(resnet18()) > 13
+
+
+@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_model_runs_in_every_kind(name: str, kind: Kind) -> None:
+    entry = ZOO[name]
+    model = entry.factory(7, kind=kind)
+    assert any(isinstance(module, FactoredLayer) for module in model.modules()) == (kind != "dense")
+    assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    assert model(torch.randn(2, *entry.input_shape)).shape == (2, 7)
+    assert not any(
+        name in layer.name for layer in layout_of(model).layers for name in ("conv1.", "head.") if layer.rank
+    )
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_converting_the_dense_model_gives_the_factored_one(name: str) -> None:
+    entry = ZOO[name]
+    converted, _ = convert(entry.factory(kind="dense"), exclude=entry.dense_layers, gamma=0.3)
+    assert layout_of(converted) == layout_of(entry.factory(gamma=0.3))
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 40, 24)])
+def test_other_shapes(shape: tuple[int, ...]) -> None:
+    for factory in (mlp, cnn, resnet18):
+        assert factory(5, shape)(torch.randn(2, *shape)).shape == (2, 5)
+    assert mlp(5, (9, 6))(torch.randn(2, 9, 6)).shape == (2, 5)
+    assert vgg16(5, (1, 64, 32), gamma=0)(torch.randn(1, 1, 64, 32)).shape == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("vgg16", (1, 28, 28)), ("cnn", (28, 28)), ("cnn", (3, 8, 8)), ("resnet18", (0, 32, 32))]
+)
+def test_impossible_shapes(name: str, shape: tuple[int, ...]) -> None:
+    message = rf"{name}: expected an input shape \(channels, height, width\) of at least \d+x\d+, found "
+    with pytest.raises(InputError, match=message):
+        ZOO[name].factory(10, shape)
+
+
+@pytest.mark.parametrize(("kind", "tanh"), [*((kind, False) for kind in KINDS), ("fedpara", True)])
+@pytest.mark.parametrize(("name", "steps"), [("mlp", 30), ("cnn", 15)])
+def test_training_starts_at_once(name: str, steps: int, kind: Kind, tanh: bool) -> None:
+    """Initialized too small, a FedPara model does not leave the loss of chance, ln 4 = 1.39."""
+    torch.manual_seed(0)
+    rows, columns = torch.meshgrid(torch.arange(28), torch.arange(28), indexing="ij")
+    textures = torch.stack([torch.sin(angle) for angle in (rows, columns, rows + columns, rows - columns)])
+    labels = torch.arange(32) % 4
+    images = (2 * textures[labels] + 0.5 * torch.randn(32, 28, 28)).unsqueeze(1)
+    model = ZOO[name].factory(4, kind=kind, tanh=tanh)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    assert F.cross_entropy(model(images), labels).item() < 0.7
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_deep_models_start_with_outputs_of_a_sane_size(kind: Kind) -> None:
+    torch.manual_seed(0)
+    for factory in (vgg16, resnet18):
+        assert 0.1 < factory(kind=kind)(torch.randn(4, 3, 32, 32)).std().item() < 10

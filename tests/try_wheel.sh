@@ -1,0 +1,49 @@
+#!/bin/sh
+# Install the built wheel outside the checkout, as a device does, and run a round there: no torch, no onnx.
+# usage: try_wheel.sh PYTHON FOLDER_WITH_WHEEL    PYTHON: an environment with the package and the [export] extra
+set -eu
+here=$(cd "$(dirname "$0")/.." && pwd)
+python=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
+wheel=$(ls "$(cd "$2" && pwd)"/fedpara_edge-*.whl)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+"$python" -m venv "$work/device"
+"$work/device/bin/python" -m pip install --quiet --disable-pip-version-check -c "$here/constraints.txt" "$wheel[device]"
+cd "$work"
+"$python" -m fedpara_edge export mlp -o bundle --json >exported.json
+"$python" - "$here/tests/data/fashion_mnist_12k.npz" <<'PYTHON'
+import sys
+
+import numpy as np
+
+data = np.load(sys.argv[1])
+for name, rows in {"one": slice(0, 300), "two": slice(300, 500)}.items():
+    np.savez(f"{name}.npz", x=data["x_train"][rows], y=data["y_train"][rows])
+np.savez("test.npz", x=data["x_test"][:500], y=data["y_test"][:500])
+PYTHON
+
+PATH="$work/device/bin:/usr/bin:/bin"
+unset PYTHONPATH
+python -c "import fedpara_edge; assert 'site-packages' in fedpara_edge.__file__, fedpara_edge.__file__"
+for module in torch onnx; do
+    if python -c "import $module" 2>/dev/null; then
+        echo "the device has $module: this test needs an environment without it" >&2
+        exit 1
+    fi
+done
+fedpara-edge doctor
+for client in one two; do
+    fedpara-edge train bundle --data $client.npz --weights bundle/weights.safetensors --state $client --client $client \
+        --epochs 2 --lr 0.05 -o update-$client.safetensors
+done
+fedpara-edge aggregate update-*.safetensors --weights bundle/weights.safetensors -o round-1.safetensors
+fedpara-edge inspect round-1.safetensors >inspected.txt
+fedpara-edge evaluate bundle --weights round-1.safetensors --data test.npz --json >evaluation.json
+python - <<'PYTHON'
+import json
+
+accuracy = json.load(open("evaluation.json"))["accuracy"]
+assert accuracy > 0.3, f"expected the wheel to learn something in a round, found accuracy {accuracy}"
+print(f"wheel: one round outside the checkout, without torch and onnx: accuracy {accuracy:.1%}")
+PYTHON
