@@ -56,10 +56,18 @@ def write_artifacts(
         path = folder / f"{name}.onnx"
         written = onnx.load(path)
         written.ir_version = IR_VERSION  # onnx stamps its newest on every model it makes
-        for output in written.graph.output:
-            if name == "optimizer_model":  # a scalar in truth, declared [1]: the runtime warns at each load
-                output.type.tensor_type.ClearField("shape")
+        if name == "optimizer_model":
+            _correct_optimizer(written.graph)
         onnx.save(written, path)
+
+
+def _correct_optimizer(graph: onnx.GraphProto) -> None:
+    for output in graph.output:  # a scalar in truth, declared [1]: the runtime warns at each load
+        output.type.tensor_type.ClearField("shape")
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "adam_mode":  # 0: ε as in torch; 1 adds it before the bias correction
+                attribute.i = 0
 
 
 @contextlib.contextmanager

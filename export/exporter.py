@@ -14,7 +14,7 @@ from torch import nn
 from export.artifacts import LABEL, optimizer_constants, write_artifacts
 from export.graph import INPUT, OUTPUT, ForwardGraph, forward_graph
 from export.preprocess import TORCH_DTYPES, Deployed, InputDtype
-from export.verify import Batch, Verification, verify_artifacts
+from export.verify import Batch, Verification, check_parameters, verify_artifacts
 from fedpara_edge.bundle import WEIGHTS, ArraySpec, Bundle, Loss, Manifest, open_bundle, write_local, write_manifest
 from fedpara_edge.errors import InputError
 from fedpara_edge.files import check_output, replacing_folder
@@ -94,6 +94,7 @@ def export_bundle(
     graph = forward_graph(deployed, _random_input(options, np.random.default_rng(options.seed)))
     label = _label_spec(options.loss, graph.output_shape)
     trained = layout.with_role("shared", "personal")
+    check_parameters(graph, trained)
     with replacing_folder(folder) as making:
         write_artifacts(
             graph,

@@ -12,7 +12,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from onnx import numpy_helper
 from onnxscript import opset18 as op
 
 from export.pooling import adaptive_avg_pool2d, avg_pool2d
@@ -101,4 +103,5 @@ def _float(value: float) -> Any:
 
 
 def _filled(value: float, shape: Sequence[int]) -> Any:
-    return op.Expand(_float(value), _ints(shape))
+    """A constant in full: made by Expand, equal ones would be merged, and their gradients defined twice."""
+    return op.Constant(value=numpy_helper.from_array(np.full(shape, value, np.float32)))

@@ -1,0 +1,253 @@
+"""Laws of the export: what is written trains what the PyTorch model trains, or nothing is written."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+from torch.nn import functional as F
+
+from export import ExportOptions, export_bundle, exporter
+from export.artifacts import optimizer_constants
+from export.verify import TOLERANCE
+from fedpara_edge.bundle import LOCAL, ORT_TRAINING_FILES, WEIGHTS, open_bundle
+from fedpara_edge.errors import FedparaError, InputError
+from fedpara_edge.nn import ZOO, Conv2d, Linear, convert
+from fedpara_edge.weights import read_weights
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(12, 12)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = x + F.gelu(self.inner(x), approximate="tanh")
+        return self.head(torch.cat([h, F.leaky_relu(x)], dim=1))
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.encoder(x).mean(dim=1))
+
+
+def image_net(*layers: nn.Module) -> nn.Sequential:
+    """A network on 1x12x12 images around some layers, its head sized by a trial run."""
+    net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), *layers, nn.Flatten(), nn.LazyLinear(5))
+    net(torch.zeros(2, 1, 12, 12))
+    return net
+
+
+def vector_net(*layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(12, 16), *layers, nn.Linear(16, 5))
+
+
+IMAGE, VECTOR = (1, 12, 12), (12,)
+MODELS = {
+    "factored": (lambda: nn.Sequential(nn.Flatten(), Linear(144, 32, rank=6), nn.ReLU(), Linear(32, 5, rank=2)), IMAGE),
+    "conv tensor": (lambda: image_net(Conv2d(8, 16, 3, rank=4, stride=2, padding=1), nn.ReLU()), IMAGE),
+    "conv matrix": (lambda: image_net(Conv2d(8, 16, 3, rank=4, form="matrix", dilation=2), nn.ReLU()), IMAGE),
+    "tanh": (lambda: image_net(Conv2d(8, 16, 3, rank=4, tanh=True), nn.ReLU()), IMAGE),
+    "pfedpara": (lambda: vector_net(nn.ReLU(), Linear(16, 16, rank=4, kind="pfedpara")), VECTOR),
+    "lowrank": (lambda: image_net(Conv2d(8, 16, 3, rank=4, kind="lowrank"), nn.ReLU()), IMAGE),
+    "group norm": (lambda: image_net(nn.GroupNorm(4, 8), nn.SiLU(), nn.GroupNorm(8, 8, affine=False)), IMAGE),
+    "layer norm": (lambda: vector_net(nn.LayerNorm(16), nn.GELU(), nn.LayerNorm(16, elementwise_affine=False)), VECTOR),
+    "max pool": (lambda: image_net(nn.ReLU(), nn.MaxPool2d(3, 2, padding=1), nn.Tanh()), IMAGE),
+    "average pool": (lambda: image_net(nn.AvgPool2d(2), nn.Sigmoid()), IMAGE),
+    "average pool with overlap": (lambda: image_net(nn.AvgPool2d(3, 2, 1), nn.Tanh()), IMAGE),
+    "average pool, ceil": (
+        lambda: image_net(nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False), nn.Tanh()),
+        IMAGE,
+    ),
+    "adaptive pool": (lambda: image_net(nn.AdaptiveAvgPool2d(3), nn.Tanh(), nn.AdaptiveAvgPool2d(1)), IMAGE),
+    "dropout": (lambda: vector_net(nn.Dropout(0.3), nn.ReLU(), nn.Dropout(0.5)), VECTOR),
+    "activations": (
+        lambda: vector_net(nn.Hardswish(), nn.Mish(), nn.Softplus(beta=2), nn.ELU(1.5), nn.ReLU6(), nn.Hardsigmoid()),
+        VECTOR,
+    ),
+    "residual and concat": (Residual, VECTOR),
+    "attention": (Attention, (7, 8)),
+    "embedding": (lambda: nn.Sequential(nn.Embedding(20, 6), nn.Flatten(), nn.Linear(24, 5)), (4,)),
+}
+
+
+def options(shape: tuple[int, ...], **more: object) -> ExportOptions:
+    return ExportOptions(**{"name": "test", "input_shape": shape, "input_dtype": "float32", **more})
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_artifacts_agree_with_torch(name: str, tmp_path: Path) -> None:
+    make, shape = MODELS[name]
+    torch.manual_seed(3)
+    tokens = {"input_dtype": "int64", "tokens": 20} if name == "embedding" else {}
+    bundle, verification = export_bundle(make(), tmp_path / "bundle", options(shape, **tokens))
+    assert max(vars(verification).values()) <= TOLERANCE
+    assert set(ORT_TRAINING_FILES) | {WEIGHTS} <= bundle.manifest.files.keys()
+
+
+@pytest.mark.parametrize(("loss", "optimizer"), [("mse", "sgd"), ("bce", "adamw"), ("cross_entropy", "adamw")])
+def test_losses_and_optimizers(loss: str, optimizer: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    constants = optimizer_constants(optimizer)
+    chosen = options(VECTOR, loss=loss, optimizer=constants)
+    bundle, verification = export_bundle(vector_net(nn.ReLU()), tmp_path / "bundle", chosen)
+    assert max(vars(verification).values()) <= TOLERANCE
+    label = bundle.manifest.label
+    assert (label.dtype, label.shape) == (("int64", ()) if loss == "cross_entropy" else ("float32", (5,)))
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn", "resnet18"])
+def test_zoo_with_preprocessing(model: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    entry = ZOO[model]
+    channels = entry.input_shape[0]
+    chosen = options(entry.input_shape, input_dtype="uint8", mean=(0.4,) * channels, std=(0.2,) * channels)
+    bundle, verification = export_bundle(entry.factory(), tmp_path / "bundle", chosen)
+    assert max(vars(verification).values()) <= TOLERANCE
+    graph = onnx.load(bundle.file("training_model.onnx"))
+    assert graph.ir_version == 10
+    inputs = {value.name: value for value in graph.graph.input}
+    assert inputs["x"].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    factors = {tensor.name for tensor in bundle.manifest.layout.shared if tensor.part in {"t1", "x1", "y1"}}
+    assert factors
+    assert factors <= inputs.keys()
+
+
+def test_no_path_of_the_machine_is_in_the_graphs(tmp_path: Path) -> None:
+    bundle, _ = export_bundle(vector_net(nn.ReLU()), tmp_path / "bundle", options(VECTOR))
+    for name in ORT_TRAINING_FILES:
+        content = bundle.file(name).read_bytes()
+        assert b"site-packages" not in content
+        assert b"test_export" not in content
+        assert str(Path.home()).encode() not in content
+
+
+def test_same_model_same_fingerprint_other_graph_other_fingerprint(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    fingerprints = []
+    for index, activation in enumerate((nn.ReLU(), nn.ReLU(), nn.Tanh())):
+        bundle, _ = export_bundle(vector_net(activation), tmp_path / str(index), options(VECTOR))
+        fingerprints.append(bundle.manifest.fingerprint)
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
+def test_weights_and_personal_tensors_are_those_of_the_model(tmp_path: Path) -> None:
+    model, _ = convert(nn.Sequential(nn.Linear(12, 64), nn.Linear(64, 5)), kind="pfedpara", include=["0"], gamma=0.0)
+    bundle, _ = export_bundle(model, tmp_path / "bundle", options(VECTOR))
+    state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    shared = read_weights(bundle.file(WEIGHTS)).tensors
+    local = bundle.read_local()
+    assert local.keys() == {"0.x2", "0.y2"}
+    assert shared.keys() == state.keys() - local.keys()
+    for name, tensor in {**shared, **local}.items():
+        np.testing.assert_array_equal(tensor, state[name])
+    assert LOCAL in bundle.manifest.files
+
+
+def test_frozen_parameters_stay_in_the_graph(tmp_path: Path) -> None:
+    model = vector_net(nn.ReLU())
+    model[0].weight.requires_grad_(False)
+    bundle, _ = export_bundle(model, tmp_path / "bundle", options(VECTOR))
+    assert [tensor.name for tensor in bundle.manifest.layout.with_role("frozen")] == ["0.weight"]
+    assert "0.weight" not in {tensor.name for tensor in bundle.manifest.layout.shared}
+
+
+class Unused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.spare = nn.Linear(12, 5), nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.used(x)
+
+
+class TwoOutputs(nn.Linear):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        return super().forward(x), x
+
+
+BAD = {
+    "no gradient": (lambda: image_net(nn.Upsample(scale_factor=2)), IMAGE, {}, r"module '1': .* found Resize"),
+    "no gradient, reduction": (lambda: image_net(nn.AdaptiveMaxPool2d(1)), IMAGE, {}, r"module '1': .* ReduceMax"),
+    "broken gradient": (
+        lambda: nn.Sequential(nn.AvgPool1d(2), nn.Linear(6, 5)),
+        (1, 12),
+        {"loss": "mse"},
+        r"module '0': .* found AveragePool",
+    ),
+    "batch norm": (lambda: image_net(nn.BatchNorm2d(8)), IMAGE, {}, r"module '1': .* GroupNorm"),
+    "wrong input shape": (lambda: vector_net(nn.ReLU()), (13,), {}, r"expected to take .*\[4, 13\]"),
+    "outputs for classes": (lambda: nn.Linear(12, 5), (3, 12), {}, r"expected outputs \[batch, classes\]"),
+    "two outputs": (lambda: TwoOutputs(12, 5), VECTOR, {}, r"expected one output tensor"),
+    "unused parameter": (Unused, VECTOR, {}, r"parameter 'spare.weight'"),
+    "nothing to train": (lambda: nn.Sequential(nn.Flatten()), IMAGE, {}, r"expected trainable parameters"),
+    "mean by channel": (lambda: image_net(), IMAGE, {"mean": (0.1, 0.2, 0.3)}, r"mean: expected 1 number"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_trained_is_named_and_nothing_written(name: str, tmp_path: Path) -> None:
+    make, shape, more, message = BAD[name]
+    with pytest.raises(InputError, match=message) as caught:
+        export_bundle(make(), tmp_path / "bundle", options(shape, **more))
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def _scale_first_mul(path: Path) -> None:
+    model = onnx.load(path)
+    node = next(node for node in model.graph.node if node.op_type == "Relu")
+    node.op_type = "Tanh"
+    onnx.save(model, path)
+
+
+def test_a_wrong_graph_fails_the_verification(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = exporter.write_artifacts
+
+    def sabotaged(graph: object, folder: Path, **rest: object) -> None:
+        write(graph, folder, **rest)
+        _scale_first_mul(folder / "training_model.onnx")
+
+    monkeypatch.setattr(exporter, "write_artifacts", sabotaged)
+    with pytest.raises(FedparaError, match=r"expected torch's within 1e-05 .* likewise on 9 other batches"):
+        export_bundle(vector_net(nn.ReLU()), tmp_path / "bundle", options(VECTOR))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folded_factor_fails_the_verification(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_graph = exporter.forward_graph
+
+    def folding(model: object, example: torch.Tensor) -> object:
+        graph = make_graph(model, example)
+        composed = next(node for node in graph.model.graph.node if node.op_type == "MatMul")
+        constant = numpy_helper.from_array(np.zeros((16, 12), np.float32), composed.output[0])
+        graph.model.graph.node.remove(composed)
+        graph.model.graph.initializer.append(constant)
+        return graph
+
+    monkeypatch.setattr(exporter, "forward_graph", folding)
+    model = nn.Sequential(Linear(12, 16, rank=2), nn.ReLU(), nn.Linear(16, 5))
+    with pytest.raises(InputError, match=r"parameter '0\.[xy]1': .* folded away"):
+        export_bundle(model, tmp_path / "bundle", options(VECTOR))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_existing_bundle_is_kept_unless_forced(tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    first, _ = export_bundle(vector_net(nn.ReLU()), folder, options(VECTOR))
+    with pytest.raises(InputError, match="--force"):
+        export_bundle(vector_net(nn.Tanh()), folder, options(VECTOR))
+    assert open_bundle(folder).manifest.fingerprint == first.manifest.fingerprint
+    second, _ = export_bundle(vector_net(nn.Tanh()), folder, options(VECTOR), overwrite=True)
+    assert json.loads((folder / "manifest.json").read_text())["fingerprint"] == second.manifest.fingerprint
+    assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]

@@ -1,0 +1,121 @@
+"""Writing: all or nothing."""
+
+import errno
+import hashlib
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small_round
+
+from fedpara_edge import tensorfile
+from fedpara_edge.errors import FedparaError, InputError
+from fedpara_edge.files import check_output, replacing_file, replacing_folder, sha256_of
+
+
+def listing(folder: Path) -> dict[str, bytes | None]:
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+def break_off(replacing: AbstractContextManager[Path], name: str, error: type[BaseException]) -> None:
+    with replacing as temporary:
+        (temporary / name).write_text("half")
+        raise error
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_an_error_inside_leaves_the_old_file_and_no_other(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    before = listing(tmp_path)
+    with pytest.raises(error):
+        break_off(replacing_file(path), "", error)
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_an_error_inside_leaves_the_old_folder_and_no_other(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "a").write_text("old")
+    before = listing(tmp_path)
+    with pytest.raises(error):
+        break_off(replacing_folder(path), "a", error)
+    assert listing(tmp_path) == before
+
+
+def test_a_file_appears_whole_beside_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for text in ("one", "two"):
+        with replacing_file(path) as temporary:
+            temporary.write_text(text)
+            assert temporary.parent == tmp_path
+        assert listing(tmp_path) == {"file": text.encode()}
+    assert path.stat().st_mode & 0o600 == 0o600
+
+
+def test_a_folder_appears_whole_and_replaces_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    for name in ("one", "two"):
+        with replacing_folder(path) as temporary:
+            (temporary / "inner").mkdir()
+            (temporary / "inner" / name).write_text(name)
+        assert listing(tmp_path) == {"folder": None, "folder/inner": None, f"folder/inner/{name}": name.encode()}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT])
+def test_a_full_or_failing_disk_is_one_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    weights = small_round.start_round(tmp_path)
+    before = listing(tmp_path)
+
+    def fail(tensors: Any, path: Path, metadata: Any) -> None:  # noqa: ARG001
+        path.write_bytes(b"half a file")
+        raise OSError(number, "the disk says no")
+
+    monkeypatch.setattr(tensorfile, "save_file", fail)
+    with pytest.raises(FedparaError, match="the disk says no; nothing was written: free space") as caught:
+        small_round.send(tmp_path, weights, "a")
+    assert str(tmp_path / "a.update") in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 1
+    assert listing(tmp_path) == before
+
+
+def test_safetensors_own_error_is_one_line_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise tensorfile.SafetensorError("I/O error: no space left on device")
+
+    monkeypatch.setattr(tensorfile, "save_file", fail)
+    with pytest.raises(FedparaError, match="no space left on device"):
+        tensorfile.write_tensors(tmp_path / "x", {"a": np.zeros(1)}, {"format": "x", "version": 1})
+    assert listing(tmp_path) == {}
+
+
+def test_a_folder_that_does_not_exist_can_not_be_written_to(tmp_path: Path) -> None:
+    with pytest.raises(FedparaError, match="nothing was written"), replacing_file(tmp_path / "no" / "file"):
+        pass
+
+
+def test_outputs_are_checked_before_any_work(tmp_path: Path) -> None:
+    existing = tmp_path / "existing"
+    existing.touch()
+    with pytest.raises(InputError, match=r"expected a new output, found an existing one; .* --force") as caught:
+        check_output(existing, overwrite=False)
+    assert caught.value.exit_code == 2
+    check_output(existing, overwrite=True)
+    check_output(tmp_path / "new", overwrite=False)
+    with pytest.raises(InputError, match="expected an existing folder"):
+        check_output(tmp_path / "no" / "new", overwrite=True)
+
+
+def test_sha256(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 5000
+    (tmp_path / "file").write_bytes(content)
+    assert sha256_of(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+    for path in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(InputError, match="expected a readable file"):
+            sha256_of(path)

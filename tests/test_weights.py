@@ -1,0 +1,121 @@
+"""The weights file."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small_round
+from safetensors.numpy import load_file, save_file
+
+from fedpara_edge.errors import FedparaError, WrongBundleError
+from fedpara_edge.files import sha256_of
+from fedpara_edge.layout import Layout
+from fedpara_edge.weights import Weights, read_weights, write_weights
+
+GOLDEN = (
+    rb'{"__metadata__":{"fedpara_edge":"{\"fingerprint\":\"ff\",\"format\":\"fedpara-edge/weights\",'
+    rb"\"layout\":{\"layers\":[],\"tensors\":[{\"dtype\":\"float32\",\"layer\":\"\",\"name\":\"a\","
+    rb"\"part\":\"other\",\"role\":\"shared\",\"shape\":[2]}]},"
+    rb'\"round\":3,\"version\":1}"},'
+    rb'"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+)
+
+
+def rewrite(path: Path, *, tensors: dict[str, Any] | None = None, **changed: Any) -> None:
+    """Change header fields (None removes one) or tensors of a weights file."""
+    weights = read_weights(path)
+    header = {
+        "format": "fedpara-edge/weights",
+        "version": 1,
+        "fingerprint": weights.fingerprint,
+        "round": weights.round,
+        "layout": weights.layout.to_json(),
+        **changed,
+    }
+    text = json.dumps({name: value for name, value in header.items() if value is not None})
+    save_file(dict(weights.tensors) if tensors is None else tensors, path, metadata={"fedpara_edge": text})
+
+
+def refused(path: Path, text: str) -> None:
+    with pytest.raises(WrongBundleError, match=text) as caught:
+        read_weights(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_golden_bytes(tmp_path: Path) -> None:
+    layout = Layout((), (small_round.tensor("a", (2,)),))
+    path = tmp_path / "weights"
+    write_weights(path, Weights("ff", 3, layout, {"a": np.array([1, -2], np.float32)}))
+    table = GOLDEN + b" " * (-len(GOLDEN) % 8)
+    assert path.read_bytes() == len(table).to_bytes(8, "little") + table + bytes.fromhex("0000803f 000000c0")
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    tensors = small_round.random_tensors(small_round.LAYOUT, 1)
+    write_weights(path, Weights("ab" * 32, 7, small_round.LAYOUT, tensors))
+    found = read_weights(path)
+    assert (found.fingerprint, found.round, found.layout) == ("ab" * 32, 7, small_round.LAYOUT)
+    assert found.sha256 == sha256_of(path)
+    assert found.tensors.keys() == tensors.keys() == load_file(path).keys()
+    for name, value in tensors.items():
+        np.testing.assert_array_equal(found.tensors[name], value, strict=True)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_neither_written_nor_read(tmp_path: Path, value: float) -> None:
+    path = tmp_path / "base.safetensors"
+    weights = small_round.start_round(tmp_path)
+    before = path.read_bytes()
+    tensors = dict(weights.tensors)
+    tensors["fc.x1"] = np.full((6, 2), value, np.float32)
+    with pytest.raises(FedparaError, match=r"'fc.x1': expected finite weights"):
+        write_weights(path, dataclasses.replace(weights, tensors=tensors))
+    assert path.read_bytes() == before
+    rewrite(path, tensors=tensors)
+    refused(path, r"'fc.x1': expected finite weights")
+
+
+def test_tensors_must_fit_the_layout(tmp_path: Path) -> None:
+    path = tmp_path / "base.safetensors"
+    for change in ("missing", "extra", "shape", "dtype"):
+        tensors: dict[str, Any] = dict(small_round.start_round(tmp_path).tensors)
+        if change == "missing":
+            del tensors["fc.x1"]
+        elif change == "extra":
+            tensors["fc.x9"] = tensors["fc.x1"]
+        else:
+            tensors["fc.x1"] = tensors["fc.x1"].T.copy() if change == "shape" else tensors["fc.x1"].astype(np.float64)
+        rewrite(path, tensors=tensors)
+        refused(path, "'fc.x9'" if change == "extra" else "'fc.x1'")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"layout": None},
+        {"fingerprint": None},
+        {"round": None},
+        {"round": "three"},
+        {"layout": []},
+        {"layout": {"layers": [], "tensors": [{"name": "a"}]}},
+        {"layout": {"layers": 3, "tensors": []}},
+    ],
+    ids=str,
+)
+def test_a_header_must_be_whole(tmp_path: Path, changed: dict[str, Any]) -> None:
+    small_round.start_round(tmp_path)
+    rewrite(tmp_path / "base.safetensors", **changed)
+    refused(tmp_path / "base.safetensors", "expected the header of a weights file")
+
+
+def test_other_files(tmp_path: Path) -> None:
+    weights = small_round.start_round(tmp_path)
+    update = small_round.send(tmp_path, weights, "a")
+    refused(update, "expected fedpara-edge/weights, found fedpara-edge/update; check the order of the arguments")
+    refused(tmp_path / "missing", "expected a readable file")
+    (tmp_path / "text").write_text("hello, this is text")
+    refused(tmp_path / "text", "expected a whole safetensors file")
