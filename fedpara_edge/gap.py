@@ -37,7 +37,8 @@ class LayerGap:
 
     Args:
         layer: its name.
-        relative: the gap; infinite if the mean of the weights did not move but the mean of the factors did.
+        relative: the gap; infinite if the mean of the weights did not move but the mean of the factors did, or if the
+            weights are beyond float64.
         entries: number of composed weights that were compared.
         exact: whether these are all of the layer.
     """
@@ -115,28 +116,31 @@ class GapEstimator:
         """Compose the samples of a block of updates; `shares` are their weights in the mean."""
         changes = self._changes[: len(shares)]
         self._mean_change += np.einsum("u,up->p", shares, changes)
-        for sample, mean in zip(self._layers, self._mean_weights, strict=True):
-            mean += np.tensordot(shares, self._compose(sample, changes), 1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for sample, mean in zip(self._layers, self._mean_weights, strict=True):
+                mean += np.einsum("u,u...->...", shares, self._compose(sample, changes))
 
     def result(self) -> Gap | None:
         """The gap of all updates so far; None if no layer has factors that travel."""
         if not self._layers:
             return None
-        moved, error, layers = 0.0, 0.0, []
+        change = np.stack([np.zeros_like(self._mean_change), self._mean_change])
+        errors, moves, layers = [], [], []
         for sample, mean in zip(self._layers, self._mean_weights, strict=True):
-            base, of_mean = self._compose(sample, np.stack([np.zeros_like(self._mean_change), self._mean_change]))
-            layer_error, layer_moved = float(np.sum((of_mean - mean) ** 2)), float(np.sum((mean - base) ** 2))
-            scale = sample.layer.dense_parameters / mean.size
-            error, moved = error + scale * layer_error, moved + scale * layer_moved
+            all_entries = sample.layer.dense_parameters
+            with np.errstate(over="ignore", invalid="ignore"):
+                base, of_mean = self._compose(sample, change)
+                errors.append(float(np.sum((of_mean - mean) ** 2)) * all_entries / mean.size)
+                moves.append(float(np.sum((mean - base) ** 2)) * all_entries / mean.size)
             layers.append(
                 LayerGap(
                     layer=sample.layer.name,
-                    relative=_ratio(layer_error, layer_moved),
+                    relative=_ratio(errors[-1], moves[-1]),
                     entries=mean.size,
-                    exact=mean.size == sample.layer.dense_parameters,
+                    exact=mean.size == all_entries,
                 )
             )
-        return Gap(relative=_ratio(error, moved), layers=tuple(layers))
+        return Gap(relative=_ratio(sum(errors), sum(moves)), layers=tuple(layers))
 
     def _compose(self, sample: LayerSample, changes: NDArray[Any]) -> NDArray[np.float64]:
         factors = {}
@@ -155,9 +159,10 @@ def _affordable(samples: Sequence[LayerSample], entries: int) -> Sequence[LayerS
 
 
 def _ratio(error: float, moved: float) -> float:
-    if moved > 0:
-        return math.sqrt(error / moved)
-    return math.inf if error > 0 else 0.0
+    if error == 0:
+        return 0.0
+    ratio = error / moved if moved > 0 else math.inf
+    return math.sqrt(ratio) if math.isfinite(ratio) else math.inf
 
 
 def _finite(value: float) -> float | None:

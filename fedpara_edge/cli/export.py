@@ -146,12 +146,12 @@ def command(
 
     check_output(output, overwrite=force)
     zoo = ZOO.get(model)
+    torch.manual_seed(seed)
+    dense = load_model(model, classes=classes, input_shape=input_shape if zoo else None)
     shape = input_shape or (zoo.input_shape if zoo else None)
     if shape is None:
         raise InputError("input shape: expected --input-shape for your own model, such as 1,28,28, found none")
     dtype: Any = input_dtype or ("uint8" if zoo else "float32")
-    torch.manual_seed(seed)
-    dense = load_model(model, classes=classes, input_shape=input_shape if zoo else None)
     if pretrained is not None:
         load_pretrained(dense, pretrained)
     converted, report = convert(

@@ -1,0 +1,314 @@
+"""The command line as a user meets it: results, JSON, and one line with an exit code for whatever goes wrong."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from fedpara_edge import tensorfile
+from fedpara_edge.cli import COMMANDS, main
+
+IMAGES = Path(__file__).parent / "data" / "fashion_mnist_12k.npz"
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run `fedpara-edge` with arguments, in this process."""
+
+    def call(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["fedpara-edge", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return Ended(int(ended.value.code or 0), captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a bundle, data of three devices, test data and one update of each device."""
+    folder = tmp_path_factory.mktemp("material")
+    with np.load(IMAGES) as data:
+        x, y, x_test, y_test = (data[name] for name in ("x_train", "y_train", "x_test", "y_test"))
+    for device in range(3):
+        rows = slice(200 * device, 200 * (device + 1) - 10 * device)
+        np.savez(folder / f"device-{device}.npz", x=x[rows], y=y[rows])
+    np.savez(folder / "test.npz", x=x_test[:500], y=y_test[:500])
+    command = [sys.executable, "-m", "fedpara_edge"]
+    subprocess.run([*command, "export", "mlp", "-o", "bundle"], cwd=folder, check=True, capture_output=True)
+    for device in range(3):
+        options = [
+            "--data",
+            f"device-{device}.npz",
+            "--client",
+            f"device-{device}",
+            "-o",
+            f"update-{device}.safetensors",
+        ]
+        subprocess.run([*command, "train", "bundle", *options], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def here(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the material, as the working directory."""
+    folder = tmp_path / "here"
+    shutil.copytree(material, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_a_round(here: Path, run: Command) -> None:
+    updates = [f"update-{device}.safetensors" for device in range(3)]
+    weights = "bundle/weights.safetensors"
+    aggregated = run("aggregate", *updates, "--weights", weights, "-o", "round-1.safetensors", "--json").json
+    assert [update["client"] for update in aggregated["accepted"]] == ["device-0", "device-1", "device-2"]
+    assert aggregated["rejected"] == []
+    assert aggregated["round"] == 1
+    assert aggregated["received_bytes"] == sum((here / update).stat().st_size for update in updates)
+    assert 0 < aggregated["gap"]["relative"] < 0.2
+    before, after = (
+        run("evaluate", "bundle", "--weights", name, "--data", "test.npz", "--json").json
+        for name in (weights, "round-1.safetensors")
+    )
+    assert after["examples"] == 500
+    assert after["loss"] < before["loss"]
+    assert after["accuracy"] > before["accuracy"] + 0.05
+
+
+def test_order_of_updates_does_not_change_a_byte(here: Path, run: Command) -> None:
+    for order, name in (((0, 1, 2), "a"), ((2, 0, 1), "b")):
+        updates = [f"update-{device}.safetensors" for device in order]
+        ended = run("aggregate", *updates, "--weights", "bundle/weights.safetensors", "-o", f"{name}.safetensors")
+        assert ended.code == 0
+    assert (here / "a.safetensors").read_bytes() == (here / "b.safetensors").read_bytes()
+
+
+def test_training_twice_gives_the_same_bytes(here: Path, run: Command) -> None:
+    again = run("train", "bundle", "--data", "device-0.npz", "--client", "device-0", "-o", "again.safetensors")
+    assert again.code == 0
+    assert (here / "again.safetensors").read_bytes() == (here / "update-0.safetensors").read_bytes()
+
+
+def test_inspect_shows_layers_of_the_bundle(run: Command, here: Path) -> None:  # noqa: ARG001
+    text = run("inspect", "bundle").out
+    hidden = next(line.split() for line in text.splitlines() if line.startswith("hidden"))
+    assert hidden == ["hidden", "fedpara", "256x784", "24", "256", "of", "256", "49,920", "24.9%"]
+    layers = {layer["name"]: layer for layer in run("inspect", "bundle", "--json").json["layers"]}
+    assert layers["hidden"]["share"] == pytest.approx(49920 / (256 * 784))
+
+
+@pytest.mark.parametrize("name", ["bundle", "bundle/weights.safetensors", "update-0.safetensors", "state"])
+def test_inspect_reads_every_file_of_ours(name: str, run: Command, here: Path) -> None:  # noqa: ARG001
+    run("train", "bundle", "--data", "device-0.npz", "--state", "state", "-o", "more.safetensors")
+    shown = run("inspect", name, "--json")
+    assert shown.code == 0
+    assert shown.json["path"] == name
+    assert run("inspect", name).out.startswith(name)
+
+
+def test_doctor_names_every_command(run: Command) -> None:
+    found = run("doctor", "--json").json["capabilities"]
+    assert {command for entry in found.values() for command in entry["commands"]} == set(COMMANDS)
+    assert all(entry["available"] for entry in found.values())
+    assert "onnxruntime-training-cpu 1.19.2" in run("doctor").out
+
+
+def test_doctor_gives_the_line_for_what_is_missing(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedpara_edge.cli import installed
+
+    monkeypatch.setattr(installed, "_version", lambda name: None if name == "torch" else "1.0")
+    assert "missing torch: pip install 'fedpara-edge[export]'" in run("doctor").out
+    ended = run("export", "mlp", "-o", "unused")
+    assert (ended.code, ended.err) == (
+        2,
+        "Error: export: expected torch to be installed, found none; type: pip install 'fedpara-edge[export]'\n",
+    )
+
+
+def test_options_over_environment_over_config_over_defaults(
+    run: Command, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def steps(*more: str, config: bool = True) -> int:
+        front = ["--config", "config.toml"] if config else []
+        options = ["--data", "device-0.npz", "-o", "u.safetensors", "--force", "--json", *more]
+        return int(run(*front, "train", "bundle", *options).json["steps"])
+
+    (here / "config.toml").write_text("[train]\nbatch-size = 100\n")
+    assert steps(config=False) == 7
+    assert steps() == 2
+    monkeypatch.setenv("FEDPARA_EDGE_TRAIN_BATCH_SIZE", "50")
+    assert steps() == 4
+    assert steps("--batch-size", "25") == 8
+
+
+def spoil_bundle(here: Path) -> None:
+    model = here / "bundle" / "training_model.onnx"
+    model.write_bytes(model.read_bytes()[:-1] + b"?")
+
+
+def save(**arrays: np.ndarray) -> Callable[[Path], None]:
+    return lambda here: np.savez(here / "bad.npz", **arrays)
+
+
+X, Y = np.zeros((4, 1, 28, 28), np.uint8), np.arange(4)
+TRAIN = ("train", "bundle", "-o", "out.safetensors", "--data")
+AGGREGATE = ("aggregate", "--weights", "bundle/weights.safetensors", "-o", "out.safetensors")
+BAD = {
+    "no command": (None, ("tarin",), 2, "No such command"),
+    "missing bundle": (None, ("train", "nowhere", "--data", "device-0.npz", "-o", "out.safetensors"), 2, "nowhere"),
+    "missing data": (None, (*TRAIN, "nowhere.npz"), 2, "nowhere.npz"),
+    "wrong names": (save(images=X, y=Y), (*TRAIN, "bad.npz"), 2, "images"),
+    "wrong shape": (save(x=X[:, 0], y=Y), (*TRAIN, "bad.npz"), 2, r"bad.npz.*1, 28, 28"),
+    "wrong dtype": (save(x=X.astype(np.float64), y=Y), (*TRAIN, "bad.npz"), 2, "float64"),
+    "no rows": (save(x=X[:0], y=Y[:0]), (*TRAIN, "bad.npz"), 2, "bad.npz"),
+    "rows differ": (save(x=X, y=Y[:2]), (*TRAIN, "bad.npz"), 2, "bad.npz"),
+    "labels out of range": (save(x=X, y=Y + 8), (*TRAIN, "bad.npz"), 2, r"\b10\b"),
+    "changed bundle": (spoil_bundle, (*TRAIN, "device-0.npz"), 6, "training_model.onnx"),
+    "missing in bundle": (
+        lambda here: (here / "bundle" / "checkpoint").unlink(),
+        (*TRAIN, "device-0.npz"),
+        6,
+        "checkpoint",
+    ),
+    "bad learning rate": (None, (*TRAIN, "device-0.npz", "--lr", "-1"), 2, "learning_rate"),
+    "unknown engine": (None, (*TRAIN, "device-0.npz", "--engine", "tpu"), 2, "tpu"),
+    "unknown codec": (None, (*TRAIN, "device-0.npz", "--codec", "zip"), 2, "zip"),
+    "weights are an update": (None, (*TRAIN, "device-0.npz", "--weights", "update-0.safetensors"), 6, "update-0"),
+    "unknown model": (None, ("export", "vgg61", "-o", "out"), 2, "vgg61"),
+    "missing model file": (None, ("export", "my.py:net", "--input-shape", "4", "-o", "out"), 2, "my.py"),
+    "no input shape": (
+        lambda here: (here / "my.py").write_text("from torch import nn\nnet = lambda: nn.Linear(4, 2)\n"),
+        ("export", "my.py:net", "-o", "out"),
+        2,
+        "--input-shape",
+    ),
+    "bad input shape": (None, ("export", "cnn", "--input-shape", "1,x", "-o", "out"), 2, "1,x"),
+    "no updates": (None, AGGREGATE, 4, "update"),
+    "too few updates": (None, (*AGGREGATE, "update-0.safetensors", "--min-updates", "2"), 4, "2"),
+    "strict": (None, (*AGGREGATE, "update-0.safetensors", "test.npz", "--strict"), 3, "test.npz"),
+    "inspect nothing": (None, ("inspect", "nowhere"), 2, "nowhere"),
+    "inspect foreign": (None, ("inspect", "test.npz"), 2, "test.npz"),
+    "unknown in config": (
+        lambda here: (here / "c.toml").write_text("[train]\nsped = 1\n"),
+        ("--config", "c.toml", *TRAIN, "device-0.npz"),
+        2,
+        "sped",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_a_code_and_writes_nothing(name: str, run: Command, here: Path) -> None:
+    prepare, arguments, code, words = BAD[name]
+    if prepare is not None:
+        prepare(here)
+    before = sorted(here.iterdir())
+    ended = run(*arguments)
+    assert ended.code == code, ended.err
+    last = ended.err.splitlines()[-1]
+    assert last.startswith("Error: ")
+    assert len(ended.err.splitlines()) == (2 if name in ("strict",) and "rejected" in ended.err else 1), ended.err
+    assert re.search(words, last), last
+    assert ended.out == ""
+    assert sorted(here.iterdir()) == before
+
+
+def test_a_bad_update_is_named_and_does_not_stop_the_others(run: Command, here: Path) -> None:
+    update = (here / "update-1.safetensors").read_bytes()
+    (here / "update-1.safetensors").write_bytes(update[: len(update) // 2])
+    ended = run(*AGGREGATE, *(f"update-{device}.safetensors" for device in range(3)), "--json")
+    assert ended.code == 0
+    assert ended.err.startswith("rejected update-1.safetensors: [")
+    assert [update["client"] for update in ended.json["accepted"]] == ["device-0", "device-2"]
+
+
+def test_existing_output_is_kept_unless_forced(run: Command, here: Path) -> None:
+    (here / "out.safetensors").write_text("mine")
+    ended = run(*TRAIN, "device-0.npz")
+    assert ended.code == 2
+    assert "--force" in ended.err
+    assert (here / "out.safetensors").read_text() == "mine"
+    assert run(*TRAIN, "device-0.npz", "--force").code == 0
+    assert (here / "out.safetensors").read_bytes() != b"mine"
+
+
+def test_full_disk_is_one_line_and_leaves_nothing(run: Command, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tensorfile, "save_file", full)
+    before = sorted(here.iterdir())
+    ended = run(*AGGREGATE, "update-0.safetensors")
+    assert ended.code == 1
+    assert "No space left on device" in ended.err
+    assert len(ended.err.splitlines()) == 1
+    assert sorted(here.iterdir()) == before
+
+
+def test_interrupted_training_resumes_to_the_same_bytes(here: Path) -> None:
+    command = [sys.executable, "-m", "fedpara_edge", "train", "bundle", "--data", "device-0.npz", "--client", "c"]
+    options = ["--epochs", "400", "--batch-size", "10"]
+    whole = subprocess.run([*command, *options, "-o", "whole.safetensors"], cwd=here, check=False)
+    assert whole.returncode == 0
+    resumable = [*command, *options, "--state", "state", "--save-steps", "20", "-o", "parts.safetensors", "--json"]
+    process = subprocess.Popen(resumable, cwd=here, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (here / "state" / "progress.safetensors").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert (process.returncode, out, err.strip()) == (130, "", "Error: interrupted")
+    assert not (here / "parts.safetensors").exists()
+    resumed = subprocess.run(resumable, cwd=here, check=True, capture_output=True, text=True)
+    assert json.loads(resumed.stdout)["resumed_from_step"] > 0
+    assert (here / "parts.safetensors").read_bytes() == (here / "whole.safetensors").read_bytes()
+
+
+def test_own_model_from_a_file(run: Command, here: Path) -> None:
+    (here / "mine.py").write_text(
+        "from torch import nn\n\n\ndef net():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 3))\n"
+    )
+    ended = run("export", "mine.py:net", "--input-shape", "1,8,8", "--gamma", "0.2", "-o", "mine", "--json")
+    assert ended.code == 0, ended.err
+    kinds = {layer["name"]: layer["kind"] for layer in ended.json["layers"]}
+    assert kinds == {"1": "fedpara", "3": "dense"}
+
+
+def test_help_imports_neither_torch_nor_onnxruntime() -> None:
+    code = (
+        "import sys\nfrom fedpara_edge.cli import fedpara_edge\n"
+        "fedpara_edge.main(['--help'], standalone_mode=False)\n"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'numpy'} & sys.modules.keys()\nassert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(command in done.stdout for command in COMMANDS)
