@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnxruntime import SessionOptions, set_seed
-from onnxruntime.capi import _pybind_state as ort
 
 from fedpara_edge.bundle import Bundle
 from fedpara_edge.errors import WrongBundleError
+
+
+@contextmanager
+def _without_torch() -> Iterator[None]:
+    """Import onnxruntime as on a device: where torch is installed it imports all of that, for classes unused here."""
+    training = "onnxruntime.training"
+    if "onnxruntime" in sys.modules:
+        yield
+        return
+    sys.modules[training] = None  # type: ignore[assignment]  # makes the import of it fail, which is expected there
+    try:
+        yield
+    finally:
+        del sys.modules[training]
+
+
+with _without_torch():
+    from onnxruntime import SessionOptions, set_seed
+    from onnxruntime.capi import _pybind_state as ort
+    from onnxruntime.capi._pybind_state import Module, Optimizer, load_checkpoint, save_checkpoint
 
 _CPU = ort.OrtDevice(ort.OrtDevice.cpu(), ort.OrtDevice.default_memory(), 0)
 _CHECKPOINT = "ort-training.checkpoint"
@@ -76,7 +96,7 @@ class OrtTraining:
         """The runtime's own checkpoint, optimizer state included, as bytes."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "checkpoint"
-            ort.save_checkpoint(self._state, str(path), True)
+            save_checkpoint(self._state, str(path), True)
             return {_CHECKPOINT: np.frombuffer(path.read_bytes(), np.uint8)}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -88,15 +108,15 @@ class OrtTraining:
 
     def _open(self, checkpoint: Path) -> None:
         try:
-            self._state = ort.load_checkpoint(str(checkpoint))
-            self._module = ort.Module(
+            self._state = load_checkpoint(str(checkpoint))
+            self._module = Module(
                 str(self._bundle.file("training_model.onnx")),
                 self._state,
                 str(self._bundle.file("eval_model.onnx")),
                 _CPU,
                 self._options,
             )
-            self._optimizer = ort.Optimizer(
+            self._optimizer = Optimizer(
                 str(self._bundle.file("optimizer_model.onnx")), self._state, _CPU, self._options
             )
         except RuntimeError as error:

@@ -76,12 +76,17 @@ def naming_operators(graph: ForwardGraph) -> Iterator[None]:
 
     Raises:
         InputError: the runtime has no gradient, or no kernel for the gradient, of an operator.
+        OSError: the disk is full or refuses a write.
     """
     try:
         yield
     except Exception as error:
         text = str(error)
         known = _NO_GRADIENT.search(text) or _NO_KERNEL.search(text)
+        system = _SYSTEM_ERROR.search(text)
+        if system is not None:  # its own code writes the checkpoint
+            number = int(system["errno"])
+            raise OSError(number, os.strerror(number)) from error
         if known is None:
             raise
         raise _no_gradient(graph, known["operator"].removesuffix("Grad"), known["node"]) from error
@@ -111,6 +116,7 @@ def _without_native_log() -> Iterator[None]:
 
 
 _BROKEN_GRADIENTS = frozenset({"AveragePool"})  # takes the process down: see `pooling`
+_SYSTEM_ERROR = re.compile(r"errno:(?P<errno>\d+)")
 _NO_GRADIENT = re.compile(r"gradient builder has not been registered: (?P<operator>\w+) for node (?P<node>\S+)")
 _NO_KERNEL = re.compile(r"implementation for (?P<operator>\w+)\(\d+\) node with name '(?P<node>[^']*?)_Grad/")
 

@@ -97,14 +97,15 @@ def aggregate(
     """Average update files into the next weights.
 
     Time is that of reading the files once, twice if one turns out bad only when its values are read. Memory is 16 bytes
-    for each shared parameter and about 60 MiB, whatever the number of files.
+    for each shared parameter and about 50 MiB, whatever the number of files.
 
     Args:
         paths: update files, in any order.
         weights: those the updates were trained from, as read from their file.
         strict: raise the error of the first bad update, by path, instead of leaving it out.
         min_updates: how many valid ones there must be.
-        on_progress: called now and then with the number of files read and of all files to read.
+        on_progress: called now and then with the number of files read and of all files to read; it starts again if
+            the files must be read twice.
 
     Raises:
         TooFewUpdatesError: there are fewer valid updates than `min_updates`; its `rejected` tells of the others.
@@ -144,7 +145,7 @@ def _average(
 ) -> tuple[StreamedMean, Gap | None]:
     estimator = GapEstimator(weights.layout, weights.tensors, updates=len(updates))
     mean = stream_mean(updates, weights.layout.shared, watcher=estimator, on_progress=on_progress)
-    return mean, estimator.result()
+    return mean, estimator.result(mean.change)
 
 
 def _accept(update: Update) -> Accepted:

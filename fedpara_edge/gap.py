@@ -28,7 +28,7 @@ from fedpara_edge.layout import Layout
 from fedpara_edge.weightsample import LayerSample, evenly, sample_layer
 
 UPDATE_ENTRIES = 1 << 17
-ALL_ENTRIES = 1 << 23
+ALL_ENTRIES = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +96,9 @@ class GapEstimator:
         self._base = np.empty(len(self._positions))
         for name, columns in self._columns.items():
             self._base[columns] = base[name].reshape(-1)[parts[name].positions]
-        self._mean_change = np.zeros(len(self._positions))
-        self._mean_weights = [np.zeros(sample.shape) for sample in self._layers]
+        # Differences from the weights of the base, so that a layer that nobody moved has moved by exactly nothing.
+        self._base_weights = [self._compose(sample, np.zeros((1, len(self._positions))))[0] for sample in self._layers]
+        self._mean_moves = [np.zeros(sample.shape) for sample in self._layers]
 
     def start_block(self, files: int) -> None:
         """Make room for the samples of that many updates."""
@@ -112,32 +113,32 @@ class GapEstimator:
             found = np.take(changes, self._positions[first:last] - start, axis=1, mode="clip")
             self._changes[: len(changes), first:last] = found
 
-    def finish_block(self, shares: NDArray[np.float64]) -> None:
-        """Compose the samples of a block of updates; `shares` are their weights in the mean."""
+    def finish_block(self, shares: NDArray[np.float64], thread: int, threads: int) -> None:
+        """Compose the samples of a block of updates: every `threads`-th layer; `shares` are their weights."""
         changes = self._changes[: len(shares)]
-        self._mean_change += np.einsum("u,up->p", shares, changes)
         with np.errstate(over="ignore", invalid="ignore"):
-            for sample, mean in zip(self._layers, self._mean_weights, strict=True):
-                mean += np.einsum("u,u...->...", shares, self._compose(sample, changes))
+            for number in range(thread, len(self._layers), threads):
+                moves = self._compose(self._layers[number], changes) - self._base_weights[number]
+                self._mean_moves[number] += np.einsum("u,u...->...", shares, moves)
 
-    def result(self) -> Gap | None:
-        """The gap of all updates so far; None if no layer has factors that travel."""
+    def result(self, mean_change: NDArray[np.float64]) -> Gap | None:
+        """The gap of all updates so far, whose flat mean change is given; None if no layer has factors that travel."""
         if not self._layers:
             return None
-        change = np.stack([np.zeros_like(self._mean_change), self._mean_change])
+        sampled = mean_change[None, self._positions]
         errors, moves, layers = [], [], []
-        for sample, mean in zip(self._layers, self._mean_weights, strict=True):
+        for sample, base, move in zip(self._layers, self._base_weights, self._mean_moves, strict=True):
             all_entries = sample.layer.dense_parameters
             with np.errstate(over="ignore", invalid="ignore"):
-                base, of_mean = self._compose(sample, change)
-                errors.append(float(np.sum((of_mean - mean) ** 2)) * all_entries / mean.size)
-                moves.append(float(np.sum((mean - base) ** 2)) * all_entries / mean.size)
+                move_of_mean = self._compose(sample, sampled)[0] - base
+                errors.append(float(np.sum((move_of_mean - move) ** 2)) * all_entries / move.size)
+                moves.append(float(np.sum(move**2)) * all_entries / move.size)
             layers.append(
                 LayerGap(
                     layer=sample.layer.name,
                     relative=_ratio(errors[-1], moves[-1]),
-                    entries=mean.size,
-                    exact=mean.size == all_entries,
+                    entries=move.size,
+                    exact=move.size == all_entries,
                 )
             )
         return Gap(relative=_ratio(sum(errors), sum(moves)), layers=tuple(layers))

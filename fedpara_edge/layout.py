@@ -23,7 +23,9 @@ Part = Literal["x1", "y1", "t1", "x2", "y2", "t2", "weight", "bias", "norm", "ot
 KINDS: tuple[Kind, ...] = get_args(Kind)
 ROLES: tuple[Role, ...] = get_args(Role)
 PARTS: tuple[Part, ...] = get_args(Part)
+FORMS: tuple[Form, ...] = get_args(Form)
 FACTORS: frozenset[str] = frozenset(("x1", "y1", "t1", "x2", "y2", "t2"))
+_WEIGHT = FACTORS | {"weight"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,8 @@ class LayerSpec:
             )
         if self.kind not in KINDS:
             raise InputError(f"layer {self.name!r}: unknown kind {self.kind!r}, expected one of {', '.join(KINDS)}")
+        if self.form not in FORMS:
+            raise InputError(f"layer {self.name!r}: unknown form {self.form!r}, expected one of {', '.join(FORMS)}")
         if self.operator == "linear" and self.form != "matrix":
             raise InputError(f"layer {self.name!r}: a linear layer has no tensor form; use form='matrix'")
         if (self.kind == "dense") != (self.rank == 0) or self.rank < 0:
@@ -145,9 +149,11 @@ class Layout:
     @cached_property
     def dense_parameters(self) -> int:
         """Number of trainable entries that the same model has with every layer dense."""
-        weights = {(layer.name, part) for layer in self.layers for part in (*FACTORS, "weight")}
-        rest = sum(t.size for t in self.with_role("shared", "personal") if (t.layer, t.part) not in weights)
-        return rest + sum(layer.dense_parameters for layer in self.layers)
+        trained = self.with_role("shared", "personal")
+        weights = {layer.name: layer.dense_parameters for layer in self.layers}
+        composed = {t.layer for t in trained if t.layer in weights and t.part in _WEIGHT}
+        rest = sum(t.size for t in trained if not (t.layer in weights and t.part in _WEIGHT))
+        return rest + sum(weights[name] for name in composed)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""

@@ -59,7 +59,7 @@ def screen(paths: Iterable[Path], weights: Weights) -> tuple[list[Update], list[
     """
     by_client: dict[str, list[Update]] = {}
     rejected = []
-    for path in sorted(paths):
+    for path in sorted(paths, key=str):
         try:
             update = Update(path, weights)
         except (InvalidUpdateError, WrongBundleError) as error:

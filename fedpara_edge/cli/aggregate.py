@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from fedpara_edge.cli.output import emit, force_option, json_option, megabytes
+
+if TYPE_CHECKING:
+    from fedpara_edge.screening import Rejected
 
 
 @click.command("aggregate")
@@ -28,13 +35,19 @@ def command(
     others.
     """
     from fedpara_edge.aggregate import aggregate
+    from fedpara_edge.errors import TooFewUpdatesError
     from fedpara_edge.files import check_output
     from fedpara_edge.weights import read_weights, write_weights
 
     check_output(output, overwrite=force)
-    result = aggregate(updates, read_weights(weights), strict=strict, min_updates=min_updates)
-    for rejection in result.rejected:
-        click.echo(f"rejected {rejection.path}: [{rejection.code}] {rejection.reason}", err=True)
+    base = read_weights(weights)
+    try:
+        with _progress_bar(len(updates)) as on_progress:
+            result = aggregate(updates, base, strict=strict, min_updates=min_updates, on_progress=on_progress)
+    except TooFewUpdatesError as error:
+        _show(error.rejected)
+        raise
+    _show(result.rejected)
     write_weights(output, result.weights)
     gap = result.gap
     text = (
@@ -46,3 +59,15 @@ def command(
     if gap is not None:
         text += f"\naggregation gap {gap.relative:.2%} of the mean change ({gap.entries} composed weights compared)"
     emit({"output": str(output), **result.to_json()}, text, as_json=as_json)
+
+
+def _show(rejected: Iterable[Rejected]) -> None:
+    for rejection in rejected:
+        click.echo(f"rejected {rejection.path}: [{rejection.code}] {rejection.reason}", err=True)
+
+
+@contextmanager
+def _progress_bar(files: int) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, if that is a terminal."""
+    with click.progressbar(length=files, label="reading", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+        yield lambda done, _: bar.update(done - bar.pos)

@@ -1,0 +1,53 @@
+"""All benchmarks, one after the other, into one results file with the machine described.
+
+python benchmarks/run.py                    # writes benchmarks/results.md
+python benchmarks/run.py --output other.md
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import click
+
+HERE = Path(__file__).parent
+SCRIPTS = {"Training on a device": "device.py", "Aggregation on the server": "aggregation.py"}
+PACKAGES = ("fedpara-edge", "numpy", "torch", "onnx", "onnxruntime-training-cpu", "safetensors")
+
+
+def machine() -> str:
+    """Processor, cores, memory, system and versions, in one line each."""
+    processor = platform.processor() or platform.machine()
+    memory = ""
+    if sys.platform == "linux":
+        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        processor = names[0].partition(": ")[2] if names else processor
+        memory = f", {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
+    return (
+        f"{processor}, {os.cpu_count()} cores{memory}; {platform.system()} {platform.machine()}, "
+        f"Python {platform.python_version()}\n{versions}"
+    )
+
+
+@click.command()
+@click.option("--output", type=click.Path(path_type=Path), default=HERE / "results.md", show_default=True)
+def main(output: Path) -> None:
+    """Run every benchmark and write what it prints."""
+    sections = [f"# Results of `make bench`\n\n{machine()}\n"]
+    for title, script in SCRIPTS.items():
+        click.echo(f"{title} ({script}) ...", err=True)
+        done = subprocess.run([sys.executable, HERE / script], stdout=subprocess.PIPE, text=True, check=True)
+        click.echo(done.stdout)
+        sections.append(f"## {title}\n\n`python benchmarks/{script}`\n\n```text\n{done.stdout.strip()}\n```\n")
+    output.write_text("\n".join(sections), encoding="utf-8")
+    click.echo(f"written to {output}", err=True)
+
+
+if __name__ == "__main__":
+    main()

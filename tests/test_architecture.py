@@ -1,0 +1,84 @@
+"""Who may import whom: `export -> fedpara_edge <- device_runtime`, and nothing heavy where it does not belong."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+STANDARD = sys.stdlib_module_names
+LIGHT = {"numpy", "safetensors", "click"}
+
+
+def imports(path: Path, *, nested: bool) -> Iterator[str]:
+    """Dotted names that a module imports; those inside functions only if `nested`."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inside = {node for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for node in ast.walk(f)}
+    for node in ast.walk(tree):
+        if node in inside and not nested:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module is not None
+            yield node.module
+
+
+def modules(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def allowed(path: Path) -> set[str]:
+    """Top-level packages, and rooms of our own, that a module may import."""
+    room = path.relative_to(ROOT).parts
+    if room[0] == "export":
+        return {"torch", "onnx", "onnxscript", "onnxruntime", "numpy", "fedpara_edge", "fedpara_edge.nn", "export"}
+    if room[0] == "device_runtime":
+        engine = {"onnxruntime"} if path.name == "ort_training.py" else set()
+        return {*LIGHT, *engine, "fedpara_edge", "device_runtime"}
+    if room[1] == "nn":
+        return {"torch", *LIGHT, "fedpara_edge", "fedpara_edge.nn"}
+    return {*LIGHT, "fedpara_edge"}
+
+
+def room_of(name: str) -> str:
+    parts = name.split(".")
+    return "fedpara_edge.nn" if parts[:2] == ["fedpara_edge", "nn"] else parts[0]
+
+
+@pytest.mark.parametrize("path", [p for f in ("fedpara_edge", "export", "device_runtime") for p in modules(f)], ids=str)
+def test_imports_stay_within_their_rooms(path: Path) -> None:
+    lazily = path.is_relative_to(ROOT / "fedpara_edge" / "cli")
+    found = {room_of(name) for name in imports(path, nested=not lazily)}
+    assert found - STANDARD <= allowed(path)
+
+
+@pytest.mark.parametrize("package", ["fedpara_edge", "device_runtime"])
+def test_importing_brings_in_nothing_heavy(package: str) -> None:
+    names = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in modules(package)
+        if "nn" not in path.parts and path.name not in ("__main__.py", "ort_training.py")
+    ]
+    heavy = "{'torch', 'onnx', 'onnxruntime', 'onnxscript'}"
+    code = f"import {', '.join(names)}, sys\nheavy = {heavy} & sys.modules.keys()\nassert not heavy, heavy"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_engine_brings_in_neither_torch_nor_onnx() -> None:
+    heavy = "heavy = {'torch', 'onnx'} & sys.modules.keys()"
+    code = f"import device_runtime.ort_training, sys\n{heavy}\nassert not heavy, heavy\nimport onnxruntime.training"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_pickle_and_no_registry_or_machine_in_the_code() -> None:
+    for folder in ("fedpara_edge", "export", "device_runtime"):
+        for path in modules(folder):
+            names = set(imports(path, nested=True))
+            assert path.name == "pretrained.py" or not {"pickle", "dill", "joblib"} & names, path
