@@ -114,9 +114,8 @@ def main(model: str, rounds: int, epochs: int, lr: float, seed: int, folder: Pat
         )
         for row in rows
     ]
-    click.echo(
-        f"\n{model} on Fashion-MNIST, {CLIENTS} devices, Dirichlet({ALPHA}), {rounds} rounds of {epochs} local epochs:\n"
-    )
+    setting = f"{CLIENTS} devices, Dirichlet({ALPHA}), {rounds} rounds, local epochs {epochs}, seed {seed}"
+    click.echo(f"\n{model} on Fashion-MNIST, {setting}:\n")
     click.echo(table(header, cells))
     click.echo(f"\nMB a round: updates up and weights down, all devices. {time.monotonic() - started:.0f} s in all.")
     (folder / "result.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

@@ -29,10 +29,6 @@ is refused, as they stand in reports:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from fedpara_edge.screening import Rejected
 
 
 class FedparaError(Exception):
@@ -74,13 +70,13 @@ class TooFewUpdatesError(FedparaError):
 
     Args:
         message: as for every error.
-        rejected: what was refused, each with its path, client, code and reason (`screening.Rejected`).
+        rejected: the errors of the updates that were refused.
     """
 
     exit_code = 4
     code = "too_few"
 
-    def __init__(self, message: str, *, rejected: Sequence[Rejected] = ()) -> None:
+    def __init__(self, message: str, *, rejected: Sequence[FedparaError] = ()) -> None:
         super().__init__(message)
         self.rejected = tuple(rejected)
 

@@ -9,12 +9,12 @@ import pytest
 import small_round
 from numpy.typing import NDArray
 
-from fedpara_edge import gap as gap_module
-from fedpara_edge.aggregate import aggregate
+from fedpara_edge.aggregation import gap as gap_module
+from fedpara_edge.aggregation.fedavg import aggregate
+from fedpara_edge.aggregation.gap import Gap, GapEstimator
+from fedpara_edge.aggregation.weightsample import evenly, sample_layer
 from fedpara_edge.factors import compose, compose_branch, factor_shapes
-from fedpara_edge.gap import Gap, GapEstimator
 from fedpara_edge.layout import LayerSpec, Layout
-from fedpara_edge.weightsample import evenly, sample_layer
 
 Tensors = dict[str, NDArray[np.float32]]
 
@@ -165,11 +165,17 @@ def test_layers_are_left_out_evenly_where_they_cost_too_much(monkeypatch: pytest
     assert one is not None
     assert one.factor_entries == 4 * 16 * 3
     for affordable, kept in ((9, range(9)), (3, [1, 4, 7]), (1, [4]), (0, [4])):
+        monkeypatch.setattr(gap_module, "LEAST_ENTRIES", 0)
         monkeypatch.setattr(gap_module, "UPDATE_ENTRIES", affordable * one.factor_entries)
         found = estimated(layout, *drifting(layout, 3, 0.1), equal_shares(3), 100)
         assert [layer.layer for layer in found.layers] == [f"fc{number}" for number in kept]
         monkeypatch.undo()
+        monkeypatch.setattr(gap_module, "LEAST_ENTRIES", 0)
         monkeypatch.setattr(gap_module, "ALL_ENTRIES", affordable * one.factor_entries * 3)
+        assert estimated(layout, *drifting(layout, 3, 0.1), equal_shares(3), 100) == found
+        monkeypatch.undo()
+        monkeypatch.setattr(gap_module, "ALL_ENTRIES", 0)
+        monkeypatch.setattr(gap_module, "LEAST_ENTRIES", affordable * one.factor_entries)
         assert estimated(layout, *drifting(layout, 3, 0.1), equal_shares(3), 100) == found
         monkeypatch.undo()
 

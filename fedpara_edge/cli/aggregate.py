@@ -6,14 +6,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from fedpara_edge.cli.output import emit, force_option, json_option, megabytes
-
-if TYPE_CHECKING:
-    from fedpara_edge.screening import Rejected
+from fedpara_edge.errors import FedparaError, TooFewUpdatesError
 
 
 @click.command("aggregate")
@@ -34,8 +31,7 @@ def command(
     The order of UPDATES does not change a bit of the result. A bad update is refused and named and does not stop the
     others.
     """
-    from fedpara_edge.aggregate import aggregate
-    from fedpara_edge.errors import TooFewUpdatesError
+    from fedpara_edge.aggregation import aggregate
     from fedpara_edge.files import check_output
     from fedpara_edge.weights import read_weights, write_weights
 
@@ -47,7 +43,7 @@ def command(
     except TooFewUpdatesError as error:
         _show(error.rejected)
         raise
-    _show(result.rejected)
+    _show([update.error for update in result.rejected])
     write_weights(output, result.weights)
     gap = result.gap
     text = (
@@ -57,13 +53,16 @@ def command(
         "that the dense model costs in float32"
     )
     if gap is not None:
-        text += f"\naggregation gap {gap.relative:.2%} of the mean change ({gap.entries} composed weights compared)"
+        text += (
+            f"\naggregation gap {gap.relative:.2%} of the mean change "
+            f"({gap.entries} composed weights of {len(gap.layers)} layers compared)"
+        )
     emit({"output": str(output), **result.to_json()}, text, as_json=as_json)
 
 
-def _show(rejected: Iterable[Rejected]) -> None:
-    for rejection in rejected:
-        click.echo(f"rejected {rejection.path}: [{rejection.code}] {rejection.reason}", err=True)
+def _show(rejected: Iterable[FedparaError]) -> None:
+    for error in rejected:
+        click.echo(f"rejected [{error.code}] {error}", err=True)
 
 
 @contextmanager

@@ -10,8 +10,8 @@ is of second order in the deviations of the devices from each other: 0 if all mo
 To compose every weight of every device would cost far more than reading the updates, so the gap is estimated from a
 sample of the entries of W (`weightsample`), whose norms are scaled up to the layer. A layer no larger than its sample
 is compared exactly. Where all layers would need more than `UPDATE_ENTRIES` factor entries of an update, or
-`ALL_ENTRIES` of all updates, some are left out, evenly, so that the cost is bounded; one always stays. Of pFedPara only
-W1 is compared: W2 never leaves the devices.
+`ALL_ENTRIES` of all updates, some are left out, evenly, so that the cost is bounded; those that `LEAST_ENTRIES` of an
+update pay for always stay, and one at least. Of pFedPara only W1 is compared: W2 never leaves the devices.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpara_edge.aggregation.weightsample import LayerSample, evenly, sample_layer
 from fedpara_edge.layout import Layout
-from fedpara_edge.weightsample import LayerSample, evenly, sample_layer
 
 UPDATE_ENTRIES = 1 << 17
 ALL_ENTRIES = 1 << 22
+LEAST_ENTRIES = 1 << 15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,8 @@ class GapEstimator:
 
     def __init__(self, layout: Layout, base: Mapping[str, NDArray[np.float32]], *, updates: int) -> None:
         samples = [sample for layer in layout.layers if (sample := sample_layer(layout, layer))]
-        self._layers = _affordable(samples, min(UPDATE_ENTRIES, ALL_ENTRIES // updates))
+        budget = max(min(UPDATE_ENTRIES, ALL_ENTRIES // max(updates, 1)), LEAST_ENTRIES)
+        self._layers = _affordable(samples, budget)
         parts = {part.name: part for sample in self._layers for part in sample.parts.values()}
         offset, self._columns, positions = 0, dict[str, slice](), [np.empty(0, np.int64)]
         for tensor in sorted(layout.shared, key=lambda tensor: tensor.name):

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedpara_edge.addition import add_change, find_overflowing, is_finite, limit
+from fedpara_edge.aggregation.addition import add_change, find_overflowing, is_finite, limit
+from fedpara_edge.aggregation.gap import Gap, GapEstimator
+from fedpara_edge.aggregation.screening import Rejected, screen
+from fedpara_edge.aggregation.stream import StreamedMean, stream_mean
 from fedpara_edge.errors import InputError, TooFewUpdatesError
-from fedpara_edge.gap import Gap, GapEstimator
-from fedpara_edge.screening import Rejected, screen
-from fedpara_edge.stream import StreamedMean, stream_mean
 from fedpara_edge.update import Update
 from fedpara_edge.weights import Weights
 
@@ -159,4 +159,4 @@ def _too_few(expected: int, found: int, rejected: Sequence[Rejected]) -> TooFewU
         codes = Counter(update.code for update in rejected)
         counts = ", ".join(f"{count} {code}" for code, count in sorted(codes.items()))
         message += f"; refused {len(rejected)} ({counts}), the first: {rejected[0].reason}"
-    return TooFewUpdatesError(message, rejected=tuple(rejected))
+    return TooFewUpdatesError(message, rejected=[update.error for update in rejected])

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpara_edge.aggregation.stream import PIECE_ENTRIES, name_at
 from fedpara_edge.errors import FedparaError, InvalidUpdateError, WrongBundleError
 from fedpara_edge.layout import TensorSpec
-from fedpara_edge.stream import PIECE_ENTRIES, name_at
 from fedpara_edge.update import Update
 from fedpara_edge.weights import Weights
 
