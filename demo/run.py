@@ -62,7 +62,7 @@ def federate(kind: str, folder: Path, *, model: str, rounds: int, epochs: int, l
         def train(client: int, weights: str = weights, number: int = number) -> str:
             update = f"{kind}/update-{number}-{client}.safetensors"
             options = ["--client", f"device-{client}", "--state", f"{kind}/state-{client}", "--threads", 1]
-            recipe = ["--epochs", epochs, "--batch-size", 32, "--lr", lr, "--lr-decay", 0.8, "--seed", seed + client]
+            recipe = ["--epochs", epochs, "--batch-size", 16, "--lr", lr, "--lr-decay", 0.9, "--seed", seed + client]
             show = number == 1 and client == 0
             common = ["train", f"{kind}/bundle", "--data", f"device-{client}.npz", "--weights", weights]
             run([*common, *options, *recipe, "-o", update], folder, show=show)

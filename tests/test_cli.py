@@ -312,3 +312,26 @@ def test_help_imports_neither_torch_nor_onnxruntime() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert all(command in done.stdout for command in COMMANDS)
+
+
+def test_personal_tensors_stay_on_the_device(run: Command, here: Path) -> None:
+    assert run("export", "mlp", "--kind", "pfedpara", "--gamma", "0.5", "-o", "personal").code == 0
+    command = ("train", "personal", "--data", "device-0.npz", "-o", "p.safetensors", "--lr", "0.1", "--json")
+    ended = run(*command)
+    assert ended.code == 2
+    assert "--state" in ended.err
+    assert run(*command, "--state", "state").code == 0
+    names = run("inspect", "p.safetensors", "--json").json["tensors"].keys()
+    assert {"hidden.x1", "hidden.y1", "hidden.bias"} <= names
+    assert not {name for name in names if name.endswith(("x2", "y2"))}
+    kept = (here / "state" / "lasting.safetensors").read_bytes()
+    update = (here / "p.safetensors").read_bytes()
+    with np.load(here / "device-0.npz") as data:
+        assert data["x"][0].tobytes() not in update
+    assert b"hidden.x2" in kept
+    assert b"hidden.x2" not in update
+    aggregated = ("aggregate", "p.safetensors", "--weights", "personal/weights.safetensors", "-o", "next.safetensors")
+    assert run(*aggregated).code == 0
+    evaluation = ("evaluate", "personal", "--weights", "next.safetensors", "--data", "device-0.npz", "--json")
+    without, with_state = run(*evaluation).json, run(*evaluation, "--state", "state").json
+    assert with_state["loss"] != without["loss"]
