@@ -9,8 +9,8 @@ to be carried elsewhere. A cold start is a whole process: `fedpara-edge train` o
 from __future__ import annotations
 
 import json
-import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -28,7 +28,16 @@ from export import ExportOptions, export_bundle
 from fedpara_edge.cli.output import table
 from fedpara_edge.nn import ZOO
 
-BATCH, RATE = 32, 0.01
+BATCH, RATE, STEPS_A_TURN = 32, 0.01, 3
+LAUNCHER = """
+import json, os, resource, subprocess, sys, time
+started = time.perf_counter()
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+seconds = time.perf_counter() - started
+print(json.dumps({"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss}))
+"""
+"""Runs a command and prints its time and peak memory; small itself, for a child starts out as large as its parent."""
+
 MEMORY_LIMITS_MB = {"mlp": 100, "cnn": 160}
 
 
@@ -58,13 +67,18 @@ def steppers(model: str, kind: Any, threads: int, folder: Path) -> dict[str, Cal
 
 
 def median_ms(steps: dict[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
-    """Median milliseconds of each, taken in turn."""
+    """Median milliseconds of each, taken in turn, a few steps at a time.
+
+    Before its turn there is a pause, as the threads of the one before go on spinning for a while, and a warm-up step.
+    """
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for repetition in range(repetitions + 2):
+    for _ in range(repetitions):
         for name, step in steps.items():
-            started = time.perf_counter()
+            time.sleep(0.05)
             step()
-            if repetition >= 2:  # the first ones allocate
+            for _ in range(STEPS_A_TURN):
+                started = time.perf_counter()
+                step()
                 times[name].append(1e3 * (time.perf_counter() - started))
     return {name: statistics.median(values) for name, values in times.items()}
 
@@ -94,15 +108,10 @@ def measure_cold_start(model: str, folder: Path, repetitions: int) -> dict[str, 
     for _ in range(repetitions):
         command = [sys.executable, "-m", "fedpara_edge", "train", str(folder / f"{model}-fedpara")]
         command += ["--data", str(folder / "batch.npz"), "-o", str(folder / "update.safetensors"), "--force", "--json"]
-        started = time.perf_counter()
-        with (folder / "out").open("w") as out:
-            actions = [(os.POSIX_SPAWN_DUP2, out.fileno(), 1)]
-            process = os.posix_spawn(sys.executable, command, os.environ, file_actions=actions)
-        _, status, usage = os.wait4(process, 0)
-        if status:
-            raise SystemExit(f"{' '.join(command)}: ended with {os.waitstatus_to_exitcode(status)}")
-        seconds.append(time.perf_counter() - started)
-        megabytes.append(usage.ru_maxrss / 1e3 if sys.platform == "linux" else usage.ru_maxrss / 1e6)
+        done = subprocess.run([sys.executable, "-c", LAUNCHER, *command], capture_output=True, text=True, check=True)
+        measured = json.loads(done.stdout)
+        seconds.append(measured["seconds"])
+        megabytes.append(measured["peak"] * (1024 if sys.platform == "linux" else 1) / 1e6)
     return {
         "model": model,
         "seconds": statistics.median(seconds),
@@ -136,7 +145,7 @@ def report(results: dict[str, Any]) -> str:
 
 
 @click.command()
-@click.option("--repetitions", default=15, show_default=True)
+@click.option("--repetitions", default=7, show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path))
 def main(repetitions: int, json_file: Path | None) -> None:
     """Measure, print the tables, and write them as JSON."""

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from fedpara_edge.partition import dirichlet
 DATA = Path(__file__).parent.parent / "tests" / "data" / "fashion_mnist_12k.npz"
 ARMS = {"fedpara": "FedPara, γ 0.1", "dense": "dense original", "lowrank": "low-rank, same size"}
 CLIENTS, ALPHA, LEAST = 10, 0.5, 64
+MARK = "written-by-the-demo"
 
 
 def run(arguments: list[Any], folder: Path, *, show: bool) -> dict[str, Any]:
@@ -51,37 +53,53 @@ def deal(folder: Path, seed: int) -> None:
     np.savez(folder / "test.npz", x=data["x_test"], y=data["y_test"])
 
 
-def federate(kind: str, folder: Path, *, model: str, rounds: int, epochs: int, lr: float, seed: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Setting:
+    """What all arms have in common."""
+
+    folder: Path
+    model: str
+    rounds: int
+    epochs: int
+    lr: float
+    seed: int
+
+
+def train(setting: Setting, kind: str, number: int, client: int, weights: str) -> str:
+    """One device's part in a round; the name of its update."""
+    update = f"{kind}/update-{number}-{client}.safetensors"
+    files = [f"{kind}/bundle", "--data", f"device-{client}.npz", "--weights", weights, "-o", update]
+    device = ["--client", f"device-{client}", "--state", f"{kind}/state-{client}", "--threads", 1]
+    recipe = ["--epochs", setting.epochs, "--batch-size", 16, "--lr", setting.lr, "--lr-decay", 0.9]
+    show = number == 1 and client == 0
+    run(["train", *files, *device, *recipe, "--seed", setting.seed + client], setting.folder, show=show)
+    return update
+
+
+def federate(setting: Setting, kind: str) -> dict[str, Any]:
     """One arm: export, then rounds of train, aggregate, evaluate. Returns its row of the table."""
-    export = ["export", model, "--kind", kind, "--gamma", 0.1, "--mean", 0.286, "--std", 0.353, "--seed", seed]
-    exported = run([*export, "-o", f"{kind}/bundle"], folder, show=True)
-    weights, received, accuracy = f"{kind}/bundle/weights.safetensors", 0, 0.0
-    for number in range(1, rounds + 1):
+    folder, megabytes, accuracy = setting.folder, 0.0, 0.0
+    model = ["--kind", kind, "--gamma", 0.1, "--mean", 0.286, "--std", 0.353, "--seed", setting.seed]
+    exported = run(["export", setting.model, *model, "-o", f"{kind}/bundle"], folder, show=True)
+    weights = f"{kind}/bundle/weights.safetensors"
+    for number in range(1, setting.rounds + 1):
         started = time.monotonic()
-
-        def train(client: int, weights: str = weights, number: int = number) -> str:
-            update = f"{kind}/update-{number}-{client}.safetensors"
-            options = ["--client", f"device-{client}", "--state", f"{kind}/state-{client}", "--threads", 1]
-            recipe = ["--epochs", epochs, "--batch-size", 16, "--lr", lr, "--lr-decay", 0.9, "--seed", seed + client]
-            show = number == 1 and client == 0
-            common = ["train", f"{kind}/bundle", "--data", f"device-{client}.npz", "--weights", weights]
-            run([*common, *options, *recipe, "-o", update], folder, show=show)
-            return update
-
         with ThreadPoolExecutor(2) as pool:
-            updates = list(pool.map(train, range(CLIENTS)))
-        aggregated = f"{kind}/round-{number}.safetensors"
-        result = run(["aggregate", *updates, "--weights", weights, "-o", aggregated], folder, show=False)
-        weights = aggregated
+            trained = [pool.submit(train, setting, kind, number, client, weights) for client in range(CLIENTS)]
+            updates = [future.result() for future in trained]
+        following = f"{kind}/round-{number}.safetensors"
+        aggregation = ["aggregate", *updates, "--weights", weights, "-o", following]
+        result = run(aggregation, folder, show=number == 1)
+        megabytes = (result["received_bytes"] + CLIENTS * (folder / weights).stat().st_size) / 1e6
+        weights = following
         evaluation = ["evaluate", f"{kind}/bundle", "--weights", weights, "--data", "test.npz"]
         accuracy = run(evaluation, folder, show=number == 1)["accuracy"]
-        received = result["received_bytes"]
         click.echo(f"  {kind} round {number}: accuracy {accuracy:.1%}, {time.monotonic() - started:.1f} s")
     return {
         "kind": kind,
         "parameters": exported["shared_parameters"],
         "accuracy": accuracy,
-        "megabytes_per_round": 2 * received / 1e6,
+        "megabytes_per_round": megabytes,
     }
 
 
@@ -95,13 +113,17 @@ def federate(kind: str, folder: Path, *, model: str, rounds: int, epochs: int, l
 def main(model: str, rounds: int, epochs: int, lr: float, seed: int, folder: Path) -> None:
     """Run the three arms one after the other and print the table."""
     started = time.monotonic()
+    if folder.exists() and not (folder / MARK).exists():
+        raise click.ClickException(f"{folder}: expected a new folder or one of an earlier demo, found another; move it")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    (folder / MARK).touch()
     deal(folder, seed)
+    setting = Setting(folder, model, rounds, epochs, lr, seed)
     rows = []
     for kind in ARMS:
         (folder / kind).mkdir()
-        rows.append(federate(kind, folder, model=model, rounds=rounds, epochs=epochs, lr=lr, seed=seed))
+        rows.append(federate(setting, kind))
     dense = next(row for row in rows if row["kind"] == "dense")
     header = ("model", "parameters", "accuracy", "MB a round", "of dense")
     cells = [
@@ -114,8 +136,8 @@ def main(model: str, rounds: int, epochs: int, lr: float, seed: int, folder: Pat
         )
         for row in rows
     ]
-    setting = f"{CLIENTS} devices, Dirichlet({ALPHA}), {rounds} rounds, local epochs {epochs}, seed {seed}"
-    click.echo(f"\n{model} on Fashion-MNIST, {setting}:\n")
+    federation = f"{CLIENTS} devices, Dirichlet({ALPHA}), {rounds} rounds, local epochs {epochs}, seed {seed}"
+    click.echo(f"\n{model} on Fashion-MNIST, {federation}:\n")
     click.echo(table(header, cells))
     click.echo(f"\nMB a round: updates up and weights down, all devices. {time.monotonic() - started:.0f} s in all.")
     (folder / "result.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

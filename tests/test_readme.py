@@ -14,8 +14,9 @@ BLOCKS = re.findall(r"^```(python|console)\n(.*?)^```", TEXT, re.MULTILINE | re.
 
 
 def masked(text: str) -> list[str]:
-    """Lines with every number replaced and the white space of tables folded."""
-    return [re.sub(r"[-+]?[\d.,]+(e-?\d+)?%?", "#", re.sub(r" +", " ", line)) for line in text.strip().splitlines()]
+    """Lines with every hash and number replaced and the white space of tables folded."""
+    without_hashes = re.sub(r"\b[0-9a-f]{64}\b", "#", text.strip())
+    return [re.sub(r"[-+]?[\d.,]+(e-?\d+)?%?", "#", re.sub(r" +", " ", line)) for line in without_hashes.splitlines()]
 
 
 def commands(block: str) -> list[tuple[str, str]]:

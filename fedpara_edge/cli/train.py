@@ -110,10 +110,11 @@ def command(
             on_step=on_step,
         )
     resumed = f", resumed at step {result.resumed_from_step}" if result.resumed_from_step else ""
+    losses = [f"{loss:.4f}" for loss in dict.fromkeys((result.losses[0], result.losses[-1]))]
     dense = 4 * opened.manifest.layout.dense_parameters
     text = (
         f"{output}: {result.examples} examples, {result.steps} steps in {result.seconds:.1f} s{resumed}, "
-        f"loss {result.losses[0]:.4f} -> {result.losses[-1]:.4f}\n"
+        f"loss {' -> '.join(losses)}\n"
         f"sends {megabytes(result.update_bytes)}, {result.update_bytes / dense:.1%} of the dense model's "
         f"{megabytes(dense)}"
     )
