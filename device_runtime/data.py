@@ -135,7 +135,7 @@ def open_data(path: Path, manifest: Manifest) -> Dataset:
 
 
 def _map_folder(path: Path, names: tuple[str, str]) -> tuple[NDArray[Any], NDArray[Any]]:
-    _check_names(path, {file.stem for file in path.glob("*.npy")}, names)
+    _check_names(path, {file.stem for file in path.glob("*.npy") if file.is_file()}, names)
     arrays = []
     for file in (path / f"{name}.npy" for name in names):
         with _explaining(file):
@@ -144,8 +144,9 @@ def _map_folder(path: Path, names: tuple[str, str]) -> tuple[NDArray[Any], NDArr
 
 
 def _load_npz(path: Path, names: tuple[str, str]) -> tuple[NDArray[Any], NDArray[Any]]:
-    if not path.exists():
-        raise InputError(f"{path}: expected an .npz file or a folder with .npy files, found nothing; check the path")
+    if not path.is_file():
+        found = "a pipe or device" if path.exists() else "nothing"
+        raise InputError(f"{path}: expected an .npz file or a folder with .npy files, found {found}; check the path")
     if path.suffix != ".npz" and not zipfile.is_zipfile(path):
         raise InputError(
             f"{path}: expected an .npz file or a folder with .npy files, found another file; "

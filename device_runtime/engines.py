@@ -10,6 +10,8 @@ from device_runtime.engine import Engine
 from fedpara_edge.bundle import Bundle
 from fedpara_edge.errors import InputError
 
+MAX_THREADS = 1024
+
 
 @dataclass(frozen=True)
 class EngineSource:
@@ -37,8 +39,8 @@ def open_engine(bundle: Bundle, name: str = "auto", *, threads: int | None = Non
         InputError: the name is unknown, the bundle lacks the engine's files, or what it needs is not installed.
         WrongBundleError: the engine refuses the files.
     """
-    if threads is not None and threads < 1:
-        raise InputError(f"threads: expected an integer of at least 1, found {threads}")
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise InputError(f"threads: expected an integer from 1 to {MAX_THREADS}, found {threads}")
     if name != "auto" and name not in ENGINES:
         raise InputError(f"engine {name!r}: expected auto or one of {', '.join(ENGINES)}")
     there = bundle.manifest.engines

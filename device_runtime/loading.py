@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from device_runtime.engine import Engine
@@ -38,11 +37,6 @@ def load_weights(engine: Engine, bundle: Bundle, path: Path, *, state: Path | No
             f"{path}: expected weights of bundle {expected[:12]}…, found those of {weights.fingerprint[:12]}…; "
             f"use weights that were exported or aggregated with {bundle.path}"
         )
-    for name, tensor in weights.tensors.items():
-        if not np.isfinite(tensor).all():
-            raise WrongBundleError(
-                f"{path}: tensor {name!r}: expected finite weights, found NaN or Inf; take those of an earlier round"
-            )
     engine.load(weights.tensors)
     if state is not None:
         if not state.is_dir():

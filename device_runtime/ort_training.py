@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.bundle import Bundle
-from fedpara_edge.errors import WrongBundleError
+from fedpara_edge.errors import FedparaError, WrongBundleError
 
 
 @contextmanager
@@ -34,7 +34,12 @@ def _without_torch() -> Iterator[None]:
 with _without_torch():
     from onnxruntime import SessionOptions, set_seed
     from onnxruntime.capi import _pybind_state as ort
-    from onnxruntime.capi._pybind_state import Module, Optimizer, load_checkpoint, save_checkpoint
+
+    try:
+        from onnxruntime.capi._pybind_state import Module, Optimizer, load_checkpoint, save_checkpoint
+    except ImportError as error:
+        message = "the onnxruntime here cannot train; pip uninstall it first"
+        raise ImportError(message, name="onnxruntime") from error
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -42,7 +47,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 def _keep_freed_memory() -> None:
     """Have glibc keep the buffers of a step for the next one, which otherwise faults them in again.
 
-    Measured on the cnn: a sixth of the time of a call, for 5 MB more. Other C libraries are left as they are.
+    Other C libraries are left as they are.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -113,7 +118,13 @@ class OrtTraining:
         """The runtime's own checkpoint, optimizer state included, as bytes."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "checkpoint"
-            save_checkpoint(self._state, str(path), True)
+            try:
+                save_checkpoint(self._state, str(path), True)
+            except RuntimeError as error:
+                raise FedparaError(
+                    f"{path}: expected to write the engine's state, found {' '.join(str(error).split())}; "
+                    "free space in the folder for temporary files (TMPDIR)"
+                ) from error
             return {_CHECKPOINT: np.frombuffer(path.read_bytes(), np.uint8)}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import onnxruntime
 from onnx import TensorProto, helper
 from onnxruntime.training import artifacts, onnxblock
 
-from export.graph import IR_VERSION, OUTPUT, ForwardGraph
+from export.graph import IR_VERSION, OUTPUT, ForwardGraph, quiet_stderr
 from fedpara_edge.bundle import Loss
 from fedpara_edge.errors import InputError
 
@@ -39,11 +38,12 @@ def write_artifacts(
         InputError: an operator has no gradient; it is named with the module it came from.
     """
     for node in graph.model.graph.node:
-        if node.op_type in _BROKEN_GRADIENTS:
+        mode = {attribute.name: attribute.s for attribute in node.attribute}.get("mode", b"constant")
+        if node.op_type in _BROKEN_GRADIENTS or (node.op_type == "Pad" and mode != b"constant"):
             raise _no_gradient(graph, node.op_type, node.name)
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
-    with naming_operators(graph), _without_native_log():
+    with naming_operators(graph), quiet_stderr():
         artifacts.generate_artifacts(
             model,
             requires_grad=list(trainable),
@@ -88,7 +88,10 @@ def naming_operators(graph: ForwardGraph) -> Iterator[None]:
             number = int(system["errno"])
             raise OSError(number, os.strerror(number)) from error
         if known is None:
-            raise
+            raise InputError(
+                f"model: expected one that onnxruntime-training {onnxruntime.__version__} can differentiate, "
+                f"found {' '.join(text.split())[-300:]}; nothing was written"
+            ) from error
         raise _no_gradient(graph, known["operator"].removesuffix("Grad"), known["node"]) from error
 
 
@@ -99,20 +102,6 @@ def _no_gradient(graph: ForwardGraph, operator: str, node: str) -> InputError:
         f"{where}: expected operators with a gradient in onnxruntime-training {onnxruntime.__version__}, "
         f"found {operator}, which has none; replace that module (nothing was written)"
     )
-
-
-@contextlib.contextmanager
-def _without_native_log() -> Iterator[None]:
-    """Keep the runtime's log of graph transformations, which no setting silences, off the terminal."""
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as sink:
-        terminal = os.dup(2)
-        os.dup2(sink.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(terminal, 2)
-            os.close(terminal)
 
 
 _BROKEN_GRADIENTS = frozenset({"AveragePool"})  # takes the process down: see `pooling`
@@ -126,7 +115,7 @@ DEFAULT_OPTIMIZERS: dict[str, dict[str, Any]] = {
 }
 
 
-def optimizer_constants(name: str, **constants: float) -> dict[str, Any]:
+def optimizer_constants(name: str, **constants: Any) -> dict[str, Any]:
     """The constants of an optimizer, torch's defaults where none are given.
 
     Raises:
@@ -138,9 +127,16 @@ def optimizer_constants(name: str, **constants: float) -> dict[str, Any]:
     if name not in DEFAULT_OPTIMIZERS:
         raise InputError(f"optimizer: expected one of {', '.join(DEFAULT_OPTIMIZERS)}, found {name!r}")
     defaults = DEFAULT_OPTIMIZERS[name]
-    unknown = constants.keys() - defaults.keys()
-    if unknown:
-        raise InputError(f"optimizer {name!r}: expected the constants {sorted(defaults)}, found {sorted(unknown)}")
+    for constant, value in constants.items():
+        if constant not in defaults:
+            owners = (
+                ", ".join(owner for owner, known in DEFAULT_OPTIMIZERS.items() if constant in known) or "no optimizer"
+            )
+            raise InputError(
+                f"{constant}: expected with {owners}, found with {name}; choose the optimizer it belongs to"
+            )
+        if constant != "betas" and not (math.isfinite(value) and value >= 0):
+            raise InputError(f"{constant}: expected a number of at least 0, found {value}")
     return {**defaults, **constants}
 
 

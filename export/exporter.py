@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,14 +16,25 @@ from export.artifacts import LABEL, optimizer_constants, write_artifacts
 from export.graph import INPUT, OUTPUT, ForwardGraph, forward_graph
 from export.preprocess import TORCH_DTYPES, Deployed, InputDtype
 from export.verify import Batch, Verification, check_parameters, verify_artifacts
-from fedpara_edge.bundle import WEIGHTS, ArraySpec, Bundle, Loss, Manifest, open_bundle, write_local, write_manifest
+from fedpara_edge.bundle import (
+    LOCAL,
+    MANIFEST,
+    WEIGHTS,
+    ArraySpec,
+    Bundle,
+    Loss,
+    Manifest,
+    open_bundle,
+    write_local,
+    write_manifest,
+)
 from fedpara_edge.errors import InputError
-from fedpara_edge.files import check_output, replacing_folder
+from fedpara_edge.files import check_output, replacing_folder, sha256_of
 from fedpara_edge.layout import Layout
 from fedpara_edge.nn import layout_of
 from fedpara_edge.weights import Weights, write_weights
 
-_VERIFICATION_BATCHES = 10
+_VERIFICATION_BATCHES = 20
 _EXAMPLES = 4  # batch of the tracing and of the verification; torch.export would fix a batch of 0 or 1
 
 
@@ -80,12 +92,13 @@ def export_bundle(
         InputError: the model, the options or the folder does not fit; an operator has no gradient.
         FedparaError: the verification failed, or the disk refuses the write.
     """
-    check_output(folder, overwrite=overwrite)
+    check_output(folder, overwrite=overwrite, folder=True)
+    _check_replaceable(folder)
     layout = layout_of(model)
     if not layout.shared:
         raise InputError("model: expected trainable parameters, found none; nothing would travel")
     deployed = Deployed(
-        model,
+        copy.deepcopy(model),  # tracing switches modes
         input_dtype=options.input_dtype,
         input_shape=options.input_shape,
         mean=options.mean,
@@ -112,16 +125,24 @@ def export_bundle(
             optimizer=options.optimizer,
             batches=_random_batches(options, label),
         )
-        manifest = _manifest(options, layout, graph, label)
         tensors = {name: value.detach().numpy() for name, value in model.state_dict().items()}
+        write_local(making, {tensor.name: tensors[tensor.name] for tensor in layout.with_role("personal")})
+        local = sha256_of(making / LOCAL) if (making / LOCAL).exists() else None
+        manifest = _manifest(options, layout, graph, label, local)
         initial = {tensor.name: tensors[tensor.name] for tensor in layout.shared}
         write_weights(making / WEIGHTS, Weights(manifest.fingerprint, 0, layout, initial))
-        write_local(making, {tensor.name: tensors[tensor.name] for tensor in layout.with_role("personal")})
         write_manifest(making, manifest)
     return open_bundle(folder), verification
 
 
-def _manifest(options: ExportOptions, layout: Layout, graph: ForwardGraph, label: ArraySpec) -> Manifest:
+def _check_replaceable(folder: Path) -> None:
+    if folder.exists() and not (folder / MANIFEST).exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: expected a bundle to replace, found something else; choose another name")
+
+
+def _manifest(
+    options: ExportOptions, layout: Layout, graph: ForwardGraph, label: ArraySpec, local: str | None
+) -> Manifest:
     return Manifest(
         model=options.name,
         layout=layout,
@@ -132,6 +153,7 @@ def _manifest(options: ExportOptions, layout: Layout, graph: ForwardGraph, label
         optimizer=options.optimizer,
         engines=("ort-training",),
         graph=graph.digest({tensor.name for tensor in layout.with_role("shared", "personal")}),
+        local=local,
         files={},
     )
 

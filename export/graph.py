@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import copy
 import hashlib
-import logging
+import io
+import os
+import sys
+import tempfile
 import warnings
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 
 import onnx
@@ -60,12 +64,12 @@ def forward_graph(model: Deployed, example: torch.Tensor) -> ForwardGraph:
         InputError: the model does not run on the example, does not give one tensor with the batch first, fixes the
             batch size, uses BatchNorm or an operator without ONNX translation.
     """
-    _refuse_batch_norm(model)
+    _refuse_modules(model.model)
     shape = _output_shape(model, example)
-    was_training = model.training
-    model.train()
+    if not model.training:
+        model.train()
     try:
-        with _without_exporter_chatter():
+        with quiet_stderr():
             program = torch.onnx.export(
                 model,
                 (example,),
@@ -80,31 +84,30 @@ def forward_graph(model: Deployed, example: torch.Tensor) -> ForwardGraph:
             )
     except Exception as error:  # whatever goes wrong here lies in the user's model
         raise InputError(f"model: expected one that torch.onnx can export, found {_gist(error)}") from error
-    finally:
-        model.train(was_training)
     assert program is not None
-    return _finish(program.model_proto, shape)
+    return _finish(program.model_proto, shape, _names(model.model))
 
 
 @contextmanager
-def _without_exporter_chatter() -> Iterator[None]:
-    """Keep torch's own deprecations and its remarks on packages we don't use from the user."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+def quiet_stderr() -> Iterator[None]:
+    """Keep what libraries write to stderr, warnings and logs of native code included, off the terminal."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as sink, redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        terminal = os.dup(2)
+        os.dup2(sink.fileno(), 2)
+        try:
             yield
-    finally:
-        logger.setLevel(level)
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
 
 
-def _finish(model: onnx.ModelProto, output_shape: tuple[int, ...]) -> ForwardGraph:
+def _finish(model: onnx.ModelProto, output_shape: tuple[int, ...], names: Mapping[str, str]) -> ForwardGraph:
     model.ir_version = IR_VERSION
     module_of = dict(_modules(model.graph))
     _strip_metadata(model)
-    _rename_parameters(model.graph)
+    _rename_parameters(model.graph, names)
     _resolve_cast_like(model)
     for node in model.graph.node:
         for index in range(len(node.output), _OUTPUTS_NEEDED.get(node.op_type, 0)):
@@ -114,29 +117,43 @@ def _finish(model: onnx.ModelProto, output_shape: tuple[int, ...]) -> ForwardGra
 
 
 def _output_shape(model: Deployed, example: torch.Tensor) -> tuple[int, ...]:
-    was_training = model.training
     try:
         with torch.no_grad():
-            output = model.eval()(example)
+            output = copy.deepcopy(model).eval()(example)
     except Exception as error:
         raise InputError(
             f"model: expected to take {example.dtype} {list(example.shape)}, found {_gist(error)}; check --input-shape"
         ) from error
-    finally:
-        model.train(was_training)
     if not isinstance(output, torch.Tensor) or output.dim() < 1 or len(output) != len(example):
         found = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise InputError(f"model: expected one output tensor [{len(example)}, ...], batch first, found {found}")
     return tuple(output.shape[1:])
 
 
-def _refuse_batch_norm(model: Deployed) -> None:
-    for name, module in model.model.named_modules():
+def _refuse_modules(model: torch.nn.Module) -> None:
+    """Refuse by name what would export and then train something else than in torch."""
+    for name, module in model.named_modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             raise InputError(
                 f"module {name!r}: expected no BatchNorm, whose statistics neither train on the device nor average; "
                 "replace it by GroupNorm (--batchnorm group)"
             )
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd) and type(module) is not torch.nn.Dropout:
+            raise InputError(f"module {name!r}: expected Dropout, found {type(module).__name__}; replace it by Dropout")
+        if isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag):
+            special = [
+                option
+                for option in _EMBEDDING_OPTIONS
+                if getattr(module, option) is not None and getattr(module, option) is not False
+            ]
+            if special:
+                raise InputError(
+                    f"module {name!r}: expected an embedding without {special[0]}, which has no counterpart in ONNX; "
+                    "leave it out"
+                )
+
+
+_EMBEDDING_OPTIONS = ("padding_idx", "max_norm", "scale_grad_by_freq", "sparse")
 
 
 def _modules(graph: onnx.GraphProto) -> Iterator[tuple[str, str]]:
@@ -154,13 +171,28 @@ def _strip_metadata(model: onnx.ModelProto) -> None:
         owner.doc_string = ""
 
 
-def _rename_parameters(graph: onnx.GraphProto) -> None:
-    renamed = {t.name: t.name.removeprefix("model.") for t in graph.initializer if t.name.startswith("model.")}
+def _names(model: torch.nn.Module) -> dict[str, str]:
+    """The name in the graph of every parameter and buffer; one that is held twice has its first name."""
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    first: dict[int, str] = {}
+    names = {f"model.{name}": first.setdefault(id(tensor), name) for name, tensor in tensors}
+    taken = {INPUT, OUTPUT, "y", "loss"} & set(names.values())
+    if taken:
+        raise InputError(f"parameter {min(taken)!r}: expected a name that the graph does not use; rename it")
+    return names
+
+
+def _rename_parameters(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    renamed = {tensor.name: names[tensor.name] for tensor in graph.initializer if tensor.name in names}
+    used = {name for node in graph.node for name in node.output}
+    renamed |= {name: f"{name}.value" for name in used & set(renamed.values())}
     for owner in (*graph.initializer, *graph.value_info):
         owner.name = renamed.get(owner.name, owner.name)
     for node in graph.node:
         for index, name in enumerate(node.input):
             node.input[index] = renamed.get(name, name)
+        for index, name in enumerate(node.output):
+            node.output[index] = renamed.get(name, name)
 
 
 def _resolve_cast_like(model: onnx.ModelProto) -> None:

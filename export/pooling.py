@@ -16,8 +16,6 @@ from onnx import numpy_helper
 from onnxscript import opset18 as op
 from torch.nn import functional as F
 
-from fedpara_edge.errors import InputError
-
 
 def avg_pool2d(
     x: Any,
@@ -53,18 +51,12 @@ def avg_pool2d(
 
 
 def adaptive_avg_pool2d(x: Any, output_size: Sequence[int]) -> Any:
-    """`aten.adaptive_avg_pool2d`, where the output divides the input.
-
-    Raises:
-        InputError: it does not.
-    """
+    """`aten.adaptive_avg_pool2d`: P_h x P_wᵀ with the matrices that pool rows and columns, where they are no tiles."""
     size, tiles = [int(n) for n in x.shape[2:]], [int(n) for n in output_size]
-    if any(n % t for n, t in zip(size, tiles, strict=True)):
-        raise InputError(
-            f"adaptive average pooling: expected an output size that divides the input {size}, found {tiles}; "
-            "use AvgPool2d"
-        )
-    return _mean_of_tiles(x, tiles)
+    if not any(n % t for n, t in zip(size, tiles, strict=True)):
+        return _mean_of_tiles(x, tiles)
+    rows, columns = (F.adaptive_avg_pool1d(torch.eye(n)[None], t)[0].T for n, t in zip(size, tiles, strict=True))
+    return op.MatMul(op.MatMul(_constant(rows), x), _constant(columns.T))
 
 
 def _mean_of_tiles(x: Any, tiles: Sequence[int]) -> Any:

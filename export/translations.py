@@ -80,6 +80,23 @@ def elu(x: Any, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0
     return op.Mul(op.Add(op.Relu(x), curve), _float(scale))
 
 
+def selu(x: Any) -> Any:
+    """`aten.selu`: elu with its two constants."""
+    return elu(x, 1.6732632423543772, 1.0507009873554805)
+
+
+def celu(x: Any, alpha: float = 1.0) -> Any:
+    """`aten.celu`: relu(x) + α (exp(-relu(-x) / α) - 1)."""
+    return elu(x, alpha, 1.0, 1 / alpha)
+
+
+def instance_norm(x: Any, weight: Any = None, bias: Any = None, mean: Any = None, var: Any = None, *rest: Any) -> Any:
+    """`aten.instance_norm`: a GroupNorm with as many groups as channels; running statistics are not used."""
+    del mean, var
+    _, _, eps, _ = rest
+    return group_norm(x, int(x.shape[1]), weight, bias, eps)
+
+
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.layer_norm.default: layer_norm,
     torch.ops.aten.group_norm.default: group_norm,
@@ -89,6 +106,9 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.softplus.default: softplus,
     torch.ops.aten.mish.default: mish,
     torch.ops.aten.elu.default: elu,
+    torch.ops.aten.selu.default: selu,
+    torch.ops.aten.celu.default: celu,
+    torch.ops.aten.instance_norm.default: instance_norm,
     torch.ops.aten.avg_pool2d.default: avg_pool2d,
     torch.ops.aten.adaptive_avg_pool2d.default: adaptive_avg_pool2d,
 }

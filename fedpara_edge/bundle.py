@@ -18,6 +18,7 @@
     optimizer     {"name": "sgd" | "adamw", and its constants}
     engines       names of the engines whose files are present
     graph         sha256 of the forward graph without its parameters
+    local         sha256 of local.safetensors, as personal tensors start out alike everywhere; null if there is none
     files         {name: {"sha256", "bytes"}} for every other file of the folder
     fingerprint   sha256 of all of the above that must agree between devices: everything but model, engines and files
 """
@@ -78,6 +79,7 @@ class Manifest:
     optimizer: Mapping[str, Any]
     engines: tuple[str, ...]
     graph: str
+    local: str | None
     files: Mapping[str, Mapping[str, Any]]
 
     @property
@@ -100,6 +102,7 @@ class Manifest:
             "optimizer": dict(self.optimizer),
             "engines": list(self.engines),
             "graph": self.graph,
+            "local": self.local,
             "files": {name: dict(entry) for name, entry in self.files.items()},
         }
 
@@ -189,6 +192,7 @@ def _read_manifest(path: Path) -> Manifest:
             optimizer=data["optimizer"],
             engines=tuple(data["engines"]),
             graph=data["graph"],
+            local=data["local"],
             files={name: {key: entry[key] for key in ("sha256", "bytes")} for name, entry in data["files"].items()},
         )
         fingerprint, stated = manifest.fingerprint, data["fingerprint"]

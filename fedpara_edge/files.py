@@ -13,16 +13,24 @@ from pathlib import Path
 from fedpara_edge.errors import FedparaError, InputError
 
 
-def check_output(path: Path, *, overwrite: bool) -> None:
+def check_output(path: Path, *, overwrite: bool, folder: bool = False) -> None:
     """Refuse an output that can't or must not be written, before any work is done for it.
 
     Raises:
-        InputError: `path` exists and `overwrite` is false, or its folder does not exist.
+        InputError: `path` exists and `overwrite` is false, or is of another kind (a folder where a file is to be
+            written, a device); or the folder it is in does not exist or can't be written.
     """
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        raise InputError(f"{path}: expected an existing folder {parent}, found none; create it first")
+    if path.exists() and not (path.is_dir() if folder else path.is_file()):
+        raise InputError(
+            f"{path}: expected {'a folder' if folder else 'a file'}, found another kind; choose another name"
+        )
     if path.exists() and not overwrite:
         raise InputError(f"{path}: expected a new output, found an existing one; choose another name or pass --force")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"{path}: expected an existing folder {path.absolute().parent}, found none; create it first")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"{path}: expected a folder that can be written, found {parent}; choose another place")
 
 
 @contextmanager
@@ -62,21 +70,21 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     path = path.absolute()
     with _explaining_os_errors(path):
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        retired = temporary.with_name(f"{temporary.name}.old")
         try:
             yield temporary
             for file in temporary.rglob("*"):
                 _sync(file)
             temporary.chmod(0o777 & ~_umask())
             if path.exists():
-                retired = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-                path.rename(retired / path.name)
-                temporary.rename(path)
-                shutil.rmtree(retired)
-            else:
-                temporary.rename(path)
+                path.rename(retired)
+            temporary.rename(path)
         except BaseException:
+            if retired.exists() and not path.exists():
+                retired.rename(path)
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+        shutil.rmtree(retired, ignore_errors=True)
         _sync(path.parent)
 
 

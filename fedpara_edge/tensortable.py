@@ -93,7 +93,7 @@ def split_metadata(text: bytes) -> tuple[Mapping[str, str], str]:
         table = text.decode()
         if table.startswith("{") and not table.startswith(_METADATA):
             raise TableError("a header that does not start with metadata", code="wrong_format")
-        rest = table.removeprefix(_METADATA)
+        rest = table.removeprefix(_METADATA).lstrip(" \t\r\n")
         metadata, end = _DECODER.raw_decode(rest)
     except (ValueError, RecursionError) as error:
         raise TableError(f"a header that is no JSON of ours ({error})") from error

@@ -67,6 +67,7 @@ def make_manifest(
         optimizer={"name": "sgd", "momentum": 0.9},
         engines=(),
         graph=graph,
+        local=None,
         files={},
     )
 

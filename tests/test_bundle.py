@@ -34,6 +34,7 @@ MANIFEST_OF_THE_TEST = Manifest(
     optimizer={"name": "sgd"},
     engines=("ort-training",),
     graph="0" * 64,
+    local=None,
     files={},
 )
 LOCAL_TENSORS = {"own.x2": np.ones((5, 2), np.float32), "steps": np.array(3, np.int64)}
@@ -119,6 +120,7 @@ def test_what_must_agree_between_devices_is_in_the_fingerprint() -> None:
         "loss": "mse",
         "optimizer": {"name": "adamw"},
         "graph": "1" * 64,
+        "local": "2" * 64,
     }
     assert same.keys() | other.keys() == {field.name for field in dataclasses.fields(Manifest)}
     for name, value in same.items():

@@ -168,6 +168,19 @@ def test_options_over_environment_over_config_over_defaults(
     assert steps("--batch-size", "25") == 8
 
 
+def test_json_and_lists_from_environment_and_config(
+    run: Command,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (here / "config.toml").write_text('[export]\nexclude = ["head"]\ngamma = 0.2\nclasses = 5\n')
+    monkeypatch.setenv("FEDPARA_EDGE_EXPORT_JSON", "1")
+    layers = {
+        layer["name"]: layer for layer in run("--config", "config.toml", "export", "mlp", "-o", "o").json["layers"]
+    }
+    assert (layers["head"]["reason"], layers["hidden"]["kind"]) == ("excluded", "fedpara")
+
+
 def spoil_bundle(here: Path) -> None:
     model = here / "bundle" / "training_model.onnx"
     model.write_bytes(model.read_bytes()[:-1] + b"?")
@@ -177,6 +190,13 @@ def save(**arrays: np.ndarray) -> Callable[[Path], None]:
     return lambda here: np.savez(here / "bad.npz", **arrays)
 
 
+BRANCHING = """
+from torch import nn
+class Net(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) if x.sum() > 0 else -super().forward(x)
+net = lambda: Net(4, 2)
+"""
 X, Y = np.zeros((4, 1, 28, 28), np.uint8), np.arange(4)
 TRAIN = ("train", "bundle", "-o", "out.safetensors", "--data")
 AGGREGATE = ("aggregate", "--weights", "bundle/weights.safetensors", "-o", "out.safetensors")
@@ -215,6 +235,42 @@ BAD = {
     "strict": (None, (*AGGREGATE, "update-0.safetensors", "test.npz", "--strict"), 3, "test.npz"),
     "inspect nothing": (None, ("inspect", "nowhere"), 2, "nowhere"),
     "inspect foreign": (None, ("inspect", "test.npz"), 2, "test.npz"),
+    "negative seed": (None, ("export", "mlp", "--seed", "-1", "-o", "out"), 2, "--seed"),
+    "no classes": (None, ("export", "mlp", "--classes", "0", "-o", "out"), 2, "--classes"),
+    "weight decay": (None, ("export", "mlp", "--optimizer", "adamw", "--weight-decay", "nan", "-o", "out"), 2, "decay"),
+    "weight decay of sgd": (None, ("export", "mlp", "--weight-decay", "0.1", "-o", "out"), 2, "expected with adamw"),
+    "factory that exits": (
+        lambda here: (here / "my.py").write_text("import sys\ndef net(): sys.exit(5)\n"),
+        ("export", "my.py:net", "--input-shape", "4", "-o", "out"),
+        2,
+        "SystemExit",
+    ),
+    "branches on values": (
+        lambda here: (here / "my.py").write_text(BRANCHING),
+        ("export", "my.py:net", "--input-shape", "4", "-o", "out"),
+        2,
+        "torch.onnx can export",
+    ),
+    "pipe for data": (lambda here: os.mkfifo(here / "pipe"), (*TRAIN, "pipe"), 2, "pipe"),
+    "folder for an update": (
+        None,
+        ("train", "bundle", "--data", "device-0.npz", "-o", "bundle", "--force"),
+        2,
+        "a file",
+    ),
+    "device for an update": (None, (*TRAIN[:3], "/dev/null", "--data", "device-0.npz", "--force"), 2, "/dev/null"),
+    "fraction in config": (
+        lambda here: (here / "c.toml").write_text("[train]\nepochs = 2.5\n"),
+        ("--config", "c.toml", *TRAIN, "device-0.npz"),
+        2,
+        "2.5",
+    ),
+    "list in config": (
+        lambda here: (here / "c.toml").write_text("[train]\nepochs = [1, 2]\n"),
+        ("--config", "c.toml", *TRAIN, "device-0.npz"),
+        2,
+        "epochs",
+    ),
     "unknown in config": (
         lambda here: (here / "c.toml").write_text("[train]\nsped = 1\n"),
         ("--config", "c.toml", *TRAIN, "device-0.npz"),

@@ -62,7 +62,7 @@ def test_what_is_not_installed_comes_with_its_install_line(opened):
 def test_no_engine_and_no_threads_are_refused(opened):
     with pytest.raises(InputError, match="files of engine absent or fast or slow, found those of none; export"):
         opened()
-    with pytest.raises(InputError, match="threads: expected an integer of at least 1, found 0"):
+    with pytest.raises(InputError, match="threads: expected an integer from 1 to 1024, found 0"):
         opened("fast", threads=0)
 
 

@@ -41,6 +41,39 @@ class Attention(nn.Module):
         return self.head(self.encoder(x).mean(dim=1))
 
 
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 6)
+        self.head = nn.Linear(6, 20, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.embedding(x).mean(dim=1))
+
+
+class Shared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = Linear(12, 12, rank=2)
+        self.second = self.first
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.second(torch.relu(self.first(x)))))
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.randn(12))
+        self.linear = nn.Linear(12, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = x.mean(dim=1, keepdim=True)
+        return self.linear(x - mean * self.mean)
+
+
 def image_net(*layers: nn.Module) -> nn.Sequential:
     """A network on 1x12x12 images around some layers, its head sized by a trial run."""
     net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), *layers, nn.Flatten(), nn.LazyLinear(5))
@@ -70,6 +103,12 @@ MODELS = {
         IMAGE,
     ),
     "adaptive pool": (lambda: image_net(nn.AdaptiveAvgPool2d(3), nn.Tanh(), nn.AdaptiveAvgPool2d(1)), IMAGE),
+    "adaptive pool without tiles": (lambda: image_net(nn.AdaptiveAvgPool2d((5, 7)), nn.Tanh()), IMAGE),
+    "instance norm": (lambda: image_net(nn.InstanceNorm2d(8, affine=True), nn.Tanh()), IMAGE),
+    "more activations": (lambda: vector_net(nn.SELU(), nn.CELU(0.7), nn.GELU()), VECTOR),
+    "tied weights": (Tied, (4,)),
+    "names that the graph uses": (Named, VECTOR),
+    "shared module": (Shared, VECTOR),
     "dropout": (lambda: vector_net(nn.Dropout(0.3), nn.ReLU(), nn.Dropout(0.5)), VECTOR),
     "activations": (
         lambda: vector_net(nn.Hardswish(), nn.Mish(), nn.Softplus(beta=2), nn.ELU(1.5), nn.ReLU6(), nn.Hardsigmoid()),
@@ -89,7 +128,7 @@ def options(shape: tuple[int, ...], **more: object) -> ExportOptions:
 def test_artifacts_agree_with_torch(name: str, tmp_path: Path) -> None:
     make, shape = MODELS[name]
     torch.manual_seed(3)
-    tokens = {"input_dtype": "int64", "tokens": 20} if name == "embedding" else {}
+    tokens = {"input_dtype": "int64", "tokens": 20} if shape == (4,) else {}
     bundle, verification = export_bundle(make(), tmp_path / "bundle", options(shape, **tokens))
     assert max(vars(verification).values()) <= TOLERANCE
     assert set(ORT_TRAINING_FILES) | {WEIGHTS} <= bundle.manifest.files.keys()
@@ -185,6 +224,20 @@ BAD = {
         {"loss": "mse"},
         r"module '0': .* found AveragePool",
     ),
+    "padding of an embedding": (
+        lambda: nn.Sequential(nn.Embedding(20, 6, padding_idx=0), nn.Flatten(), nn.Linear(24, 5)),
+        (4,),
+        {"input_dtype": "int64", "tokens": 20},
+        r"module '0': .* without padding_idx",
+    ),
+    "dropout of channels": (lambda: image_net(nn.Dropout2d()), IMAGE, {}, r"module '1': .* found Dropout2d"),
+    "reflected padding": (
+        lambda: image_net(nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")),
+        IMAGE,
+        {},
+        r"module '1': .* found Pad",
+    ),
+    "name of the input": (lambda: nn.ParameterDict({"x": torch.zeros(1)}), VECTOR, {}, "expected"),
     "batch norm": (lambda: image_net(nn.BatchNorm2d(8)), IMAGE, {}, r"module '1': .* GroupNorm"),
     "wrong input shape": (lambda: vector_net(nn.ReLU()), (13,), {}, r"expected to take .*\[4, 13\]"),
     "outputs for classes": (lambda: nn.Linear(12, 5), (3, 12), {}, r"expected outputs \[batch, classes\]"),
@@ -219,7 +272,7 @@ def test_a_wrong_graph_fails_the_verification(tmp_path: Path, monkeypatch: pytes
         _scale_first_mul(folder / "training_model.onnx")
 
     monkeypatch.setattr(exporter, "write_artifacts", sabotaged)
-    with pytest.raises(FedparaError, match=r"expected torch's within 1e-05 .* likewise on 9 other batches"):
+    with pytest.raises(FedparaError, match=r"expected torch's within 1e-05 .* on batch 1;"):
         export_bundle(vector_net(nn.ReLU()), tmp_path / "bundle", options(VECTOR))
     assert list(tmp_path.iterdir()) == []
 
@@ -240,6 +293,40 @@ def test_a_folded_factor_fails_the_verification(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(InputError, match=r"parameter '0\.[xy]1': .* folded away"):
         export_bundle(model, tmp_path / "bundle", options(VECTOR))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_dropout_keeps_its_ratio(tmp_path: Path) -> None:
+    bundle, _ = export_bundle(vector_net(nn.Dropout(0.3), nn.Dropout(0.5)), tmp_path / "bundle", options(VECTOR))
+    graph = onnx.load(bundle.file("training_model.onnx")).graph
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    ratios = [float(constants[node.input[1]]) for node in graph.node if node.op_type == "Dropout"]
+    assert ratios == [pytest.approx(0.3), pytest.approx(0.5)]
+
+
+def test_force_replaces_only_bundles(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    with pytest.raises(InputError, match="expected a bundle to replace"):
+        export_bundle(vector_net(nn.ReLU()), tmp_path / "thesis", options(VECTOR), overwrite=True)
+    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
+
+
+def test_the_users_model_is_left_as_it_was(tmp_path: Path) -> None:
+    model = vector_net(nn.Dropout(0.3)).train()
+    model[1].eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    export_bundle(model, tmp_path / "bundle", options(VECTOR))
+    assert [module.training for module in model] == [True, False, True]
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_vgg16_agrees_whatever_the_seed(seed: int, tmp_path: Path) -> None:
+    torch.manual_seed(seed)
+    entry = ZOO["vgg16"]
+    chosen = options(entry.input_shape, input_dtype="uint8", seed=seed)
+    _, verification = export_bundle(entry.factory(), tmp_path / "bundle", chosen)
+    assert max(vars(verification).values()) <= TOLERANCE
 
 
 def test_existing_bundle_is_kept_unless_forced(tmp_path: Path) -> None:

@@ -41,11 +41,14 @@ def broken(path: Path) -> None:
 
 
 BAD = {
-    "missing": (lambda _: None, "expected a state_dict"),
+    "missing": (lambda _: None, "expected a file with a state_dict, found none"),
     "broken": (broken, "expected a state_dict"),
     "code": (lambda path: torch.save({"0.weight": Runs()}, path), "expected a state_dict"),
     "list": (lambda path: torch.save([torch.zeros(1)], path), "expected a state_dict, found list"),
-    "other names": (lambda path: torch.save({"1.weight": torch.zeros(1)}, path), r"tensor '0.bias'.*found None"),
+    "other names": (
+        lambda path: torch.save({"1.weight": torch.zeros(1)}, path),
+        "no such tensor among 1.weight",
+    ),
     "other shape": (lambda path: torch.save(nn.Linear(6, 41).state_dict(), path), "tensor '0.bias'"),
 }
 

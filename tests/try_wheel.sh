@@ -11,7 +11,7 @@ trap 'rm -rf "$work"' EXIT
 "$python" -m venv "$work/device"
 "$work/device/bin/python" -m pip install --quiet --disable-pip-version-check -c "$here/constraints.txt" "$wheel[device]"
 # onnxruntime-training asks pip for onnx and more, which only its Python classes need; ours must do without.
-"$work/device/bin/python" -m pip uninstall --quiet --yes onnx h5py cerberus sympy flatbuffers protobuf
+"$work/device/bin/python" -m pip uninstall --quiet --yes onnx h5py sympy mpmath
 cd "$work"
 "$python" -m fedpara_edge export mlp -o bundle --json >exported.json
 "$python" - "$here/tests/data/fashion_mnist_12k.npz" <<'PYTHON'

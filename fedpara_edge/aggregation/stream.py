@@ -5,14 +5,13 @@ decoded into one float32 matrix G that stays in the cache, the block's part of t
 all examples, and the parts are added up in float64. So no more than `BLOCK_FILES` files are open, and memory holds one
 float64 copy of the model and a few MiB, however many updates there are.
 
-Accuracy: with u = 2^-24, each entry of the mean is off by at most (BLOCK_FILES + 1) u Σ w_i |d_i|; measured, by up to
-3 u of that sum, and 0.1 to 0.4 u on average. Rounding the new weights to float32 costs up to u |weight|, which is more
-wherever a weight is larger than its change. The last bits depend on the order of the updates, so the caller sorts them.
+Accuracy: with u = 2^-24, each entry of the mean is off by at most (BLOCK_FILES + 1) u Σ w_i |d_i|. Rounding the new
+weights to float32 costs up to u |weight|, which is more wherever a weight is much larger than its change. The last bits
+depend on the order of the updates, so the caller sorts them.
 
-Two threads, as reading and multiplying are both bound by one core: with two idle cores 100 cached files of 5M entries
-take 0.10 s, with one thread 0.14 s, and reading alone 0.09 s (measured). Pieces are independent, so the number of
-threads changes no bit. Products are cut into tiles, as OpenBLAS shares larger ones among threads of its own, which wait
-for each other busily: with other work on the cores that took ten times as long (measured).
+Two threads, as reading and multiplying are both bound by one core (`benchmarks/aggregation.py` times the whole). Pieces
+are independent, so the number of threads changes no bit. Products are cut into tiles, as OpenBLAS shares larger ones
+among threads of its own, which wait for each other busily and lose much time when other work is on the cores.
 """
 
 from __future__ import annotations

@@ -60,11 +60,20 @@ def _checked(ctx: click.Context, path: Path, name: str, table: Any) -> dict[str,
     command = ctx.command.get_command(ctx, name)
     if command is None or not isinstance(table, dict):
         raise click.UsageError(f"{path}: expected the tables {', '.join(COMMANDS)}, found {name!r}")
-    options = {option.lstrip("-"): parameter.name for parameter in command.params for option in parameter.opts}
+    options = {option.lstrip("-"): parameter for parameter in command.params for option in parameter.opts}
     unknown = sorted(table.keys() - options.keys())
     if unknown:
         raise click.UsageError(f"{path}: [{name}]: expected options of the command, found {unknown[0]!r}")
-    return {str(options[key]): value for key, value in table.items()}
+    return {str(options[key].name): _as_typed(options[key], value) for key, value in table.items()}
+
+
+def _as_typed(parameter: click.Parameter, value: Any) -> Any:
+    """A TOML value as it would be typed, so that click converts and refuses it as on the command line."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, list) and parameter.multiple:
+        return [str(item) for item in value]
+    return (str(value),) if parameter.multiple else str(value)
 
 
 @click.group(

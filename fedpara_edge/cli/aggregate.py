@@ -24,7 +24,7 @@ from fedpara_edge.errors import FedparaError, TooFewUpdatesError
 @force_option
 @json_option
 def command(
-    updates: tuple[Path, ...], weights: Path, output: Path, min_updates: int, strict: bool, force: bool, as_json: bool
+    updates: tuple[Path, ...], weights: Path, output: Path, min_updates: int, strict: bool, force: bool, json: bool
 ) -> None:
     """Average UPDATES by their numbers of examples and write the next weights.
 
@@ -57,7 +57,7 @@ def command(
             f"\naggregation gap {gap.relative:.2%} of the mean change "
             f"({gap.entries} composed weights of {len(gap.layers)} layers compared)"
         )
-    emit({"output": str(output), **result.to_json()}, text, as_json=as_json)
+    emit({"output": str(output), **result.to_json()}, text, as_json=json)
 
 
 def _show(rejected: Iterable[FedparaError]) -> None:

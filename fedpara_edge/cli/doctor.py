@@ -15,7 +15,7 @@ from fedpara_edge.cli.output import emit, json_option
 
 @click.command("doctor")
 @json_option
-def command(as_json: bool) -> None:
+def command(json: bool) -> None:
     """Tell what this machine can run, and the line to type for what it can't."""
     findings = [find(capability) for capability in CAPABILITIES]
     clash = sorted({name for name in ("onnxruntime", "onnxruntime-training", "onnxruntime-training-cpu") if _has(name)})
@@ -51,7 +51,7 @@ def command(as_json: bool) -> None:
         },
         "clash": clash if len(clash) > 1 else [],
     }
-    emit(result, "\n".join(lines), as_json=as_json)
+    emit(result, "\n".join(lines), as_json=json)
 
 
 def _has(distribution: str) -> bool:

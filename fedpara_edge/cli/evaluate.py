@@ -29,9 +29,12 @@ def command(
     batch_size: int,
     engine: str,
     threads: int | None,
-    as_json: bool,
+    json: bool,
 ) -> None:
     """Evaluate weights of BUNDLE on data, without gradients and without dropout."""
+    from fedpara_edge.cli.installed import require
+
+    require("device")
     from device_runtime import evaluate, load_weights, open_data, open_engine
     from fedpara_edge.bundle import WEIGHTS, open_bundle
 
@@ -42,4 +45,6 @@ def command(
     result = evaluate(running, dataset, batch_size)
     accuracy = "" if result.accuracy is None else f"accuracy {result.accuracy:.2%}, "
     text = f"{accuracy}loss {result.loss:.4f} on {result.examples} examples"
-    emit(asdict(result), text, as_json=as_json)
+    if opened.manifest.layout.with_role("personal") and state is None:
+        text += ", with the personal tensors as exported; pass --state for a device's own"
+    emit(asdict(result), text, as_json=json)

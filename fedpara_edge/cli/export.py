@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +68,7 @@ def _pairs(kind: type[Any]) -> Any:
 @click.option(
     "--pretrained", type=click.Path(path_type=Path), help="state_dict (.safetensors or .pt) to fit the factors to."
 )
-@click.option("--classes", type=int, help="Classes of a zoo model.  [default: 10]")
+@click.option("--classes", type=click.IntRange(min=1), help="Classes of a zoo model.  [default: 10]")
 @click.option(
     "--input-shape",
     callback=_numbers(int, "sizes such as 1,28,28"),
@@ -99,7 +98,7 @@ def _pairs(kind: type[Any]) -> Any:
 @click.option("--loss", type=click.Choice(["cross_entropy", "mse", "bce"]), default="cross_entropy", show_default=True)
 @click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), default="sgd", show_default=True)
 @click.option("--weight-decay", type=float, help="Of AdamW.  [default: 0.01]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the initial weights.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the initial weights.")
 @force_option
 @json_option
 def command(
@@ -126,7 +125,7 @@ def command(
     weight_decay: float | None,
     seed: int,
     force: bool,
-    as_json: bool,
+    json: bool,
 ) -> None:
     """Factor MODEL and write a bundle that devices train.
 
@@ -144,7 +143,7 @@ def command(
     from fedpara_edge.files import check_output
     from fedpara_edge.nn import ZOO, convert, load_model, load_pretrained
 
-    check_output(output, overwrite=force)
+    check_output(output, overwrite=force, folder=True)
     zoo = ZOO.get(model)
     torch.manual_seed(seed)
     dense = load_model(model, classes=classes, input_shape=input_shape if zoo else None)
@@ -207,4 +206,4 @@ def command(
         f"{layout.shared_parameters / layout.dense_parameters:.1%} of the dense model's "
         f"{megabytes(4 * layout.dense_parameters)}"
     )
-    emit(json.loads(json.dumps(result)), text, as_json=as_json)
+    emit(result, text, as_json=json)

@@ -18,7 +18,7 @@ from fedpara_edge.tensorfile import TensorFile
 @click.command("inspect")
 @click.argument("path", type=click.Path(path_type=Path))
 @json_option
-def command(path: Path, as_json: bool) -> None:
+def command(path: Path, json: bool) -> None:
     """Show what is in PATH: a bundle, a weights or update file, or a device's state folder."""
     if path.is_dir():
         result = _bundle(path) if (path / MANIFEST).exists() else _state(path)
@@ -26,7 +26,7 @@ def command(path: Path, as_json: bool) -> None:
         result = _file(path)
     else:
         raise InputError(f"{path}: expected a bundle, weights, update or state, found nothing")
-    emit(result, _text(result), as_json=as_json)
+    emit(result, _text(result), as_json=json)
 
 
 def _bundle(path: Path) -> dict[str, Any]:

@@ -13,9 +13,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def json_option(function: Function) -> Function:
     """The option `--json`."""
-    return click.option(
-        "--json", "as_json", is_flag=True, help="Print one JSON object to stdout and nothing else there."
-    )(function)
+    return click.option("--json", is_flag=True, help="Print one JSON object to stdout and nothing else there.")(
+        function
+    )
 
 
 def force_option(function: Function) -> Function:

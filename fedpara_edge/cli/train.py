@@ -31,6 +31,8 @@ FOLDER_OR_FILE = click.Path(path_type=Path)
     show_default=True,
     help="Of the learning rate within this call.",
 )
+@click.option("--drop-every", type=int, default=1, show_default=True, help="Epochs between drops of schedule steps.")
+@click.option("--drop-factor", type=float, default=0.1, show_default=True, help="Of each drop of schedule steps.")
 @click.option("--warmup-steps", type=int, default=0, show_default=True, help="Steps of linear warm-up.")
 @click.option(
     "--lr-decay", type=float, default=1.0, show_default=True, help="Factor on the learning rate for each round."
@@ -61,6 +63,8 @@ def command(
     batch_size: int,
     lr: float,
     schedule: Any,
+    drop_every: int,
+    drop_factor: float,
     warmup_steps: int,
     lr_decay: float,
     seed: int,
@@ -72,13 +76,16 @@ def command(
     save_seconds: float,
     save_steps: int | None,
     force: bool,
-    as_json: bool,
+    json: bool,
 ) -> None:
     """Train BUNDLE on local data for some epochs and write the change of the shared tensors.
 
     Interrupted with Ctrl-C, or by a power cut, the same command with the same --state goes on where it stopped, to the
     very same update.
     """
+    from fedpara_edge.cli.installed import require
+
+    require("device")
     from device_runtime import TrainConfig, open_data, open_engine, progress_bar, train
     from device_runtime.schedule import Schedule
     from fedpara_edge.bundle import WEIGHTS, open_bundle
@@ -87,7 +94,13 @@ def command(
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=lr,
-        schedule=Schedule(shape=schedule, warmup_steps=warmup_steps, round_decay=lr_decay),
+        schedule=Schedule(
+            shape=schedule,
+            warmup_steps=warmup_steps,
+            drop_every_epochs=drop_every,
+            drop_factor=drop_factor,
+            round_decay=lr_decay,
+        ),
         seed=seed,
         drop_last=drop_last,
         checkpoint_seconds=save_seconds,
@@ -118,4 +131,4 @@ def command(
         f"sends {megabytes(result.update_bytes)}, {result.update_bytes / dense:.1%} of the dense model's "
         f"{megabytes(dense)}"
     )
-    emit({"update": str(output), **asdict(result), "dense_bytes": dense}, text, as_json=as_json)
+    emit({"update": str(output), **asdict(result), "dense_bytes": dense}, text, as_json=json)

@@ -6,11 +6,9 @@ many local minima. Two spectral starts are tried, and the better one is refined 
 - the root start, W1 ≈ sign(W) |W|^½ and W2 ≈ |W|^½;
 - the ones start, W1 ≈ W and W2 ≈ 1; without tanh, this is the truncated SVD (or HOOI) of rank R.
 
-Measured: on Gaussian weights and on those of trained networks the error is below that of low-rank factors of equal
-size (trained 784-256 layer, R = 24: .69 against .78; trained 3x3 convolutions, tensor form, γ = 0.1: .82 to .88
-against .88 to .90). That is the error of the weights: the accuracy before further training need not be better. A
-weight composed at the given rank is recovered where the second operand is positive, to 1e-3 in matrix form and to some
-3e-2 in tensor form; not where both operands have mixed signs (.4 to .65 at 100 x 80 and above): a local minimum.
+On Gaussian weights the error is below that of low-rank factors of equal size, and a weight composed at the given rank
+is recovered where the second operand is positive (`tests/test_fit.py`); where both operands have mixed signs the
+result is a local minimum. That is the error of the weights: the accuracy before further training need not be better.
 """
 
 from __future__ import annotations

@@ -125,6 +125,6 @@ def _running_user_code(what: str) -> Iterator[None]:
     """An exception of the user's own code becomes one line, with the exception as its cause."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         message = " ".join(f"{_type_name(error)}: {error}".split())
         raise InputError(f"{what}: {message}") from error
