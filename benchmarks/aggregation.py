@@ -90,7 +90,7 @@ def write_files(folder: Path, updates: int, parameters: int) -> None:
         header = UpdateHeader(
             fingerprint=weights.fingerprint,
             round=0,
-            base=weights.sha256,
+            base=weights.base,
             client=f"client-{number:05}",
             examples=100 + number,
             steps=10,

@@ -105,18 +105,18 @@ def train(
             f"{bundle.path}: expected a folder for its personal tensors ({len(personal)}), found none; pass --state"
         )
     steps = count_steps(dataset, config)
-    base = load_weights(engine, bundle, weights)
+    origin = load_weights(engine, bundle, weights)
     call = {
-        "round": base.round,
-        "base": base.sha256,
+        "round": origin.round,
+        "base": origin.base,
         "data": dataset.digest(),
         "engine": engine.name,
         "codec": codec,
         **config.decisive(),
     }
-    folder = nullcontext() if state is None else open_state(state, base.fingerprint)
+    folder = nullcontext() if state is None else open_state(state, origin.fingerprint)
     with folder as kept, holding_interrupts() as interrupted:
-        header = _header(base, _name(client, kept), examples=dataset.examples, steps=steps)
+        header = _header(origin, _name(client, kept), examples=dataset.examples, steps=steps)
         begin = _begin(kept, call, steps=steps, output=output, overwrite=overwrite)
         before = load_personal(engine, bundle, kept, call)
         if begin.step:
@@ -127,13 +127,13 @@ def train(
             if kept is not None:
                 kept.save_progress(replace(progress, groups={"engine": engine.state()}))
 
-        taken = take_steps(engine, dataset, config, first=begin.step, round=base.round)
+        taken = take_steps(engine, dataset, config, first=begin.step, round=origin.round)
         end = _run(taken, begin, config, steps=steps, save=save, interrupted=interrupted, on_step=on_step)
         trained = _read_finite(engine)
         save(end)
         losses = _mean_losses(end, dataset, config)
         header = replace(header, metrics={"loss": losses[-1], "first_epoch_loss": losses[0]})
-        change = {name: trained[name] - tensor for name, tensor in base.tensors.items()}
+        change = {name: trained[name] - tensor for name, tensor in origin.tensors.items()}
         write_update(output, header, bundle.manifest.layout, change, codec=codec)
         if kept is not None:
             after = {tensor.name: trained[tensor.name] for tensor in personal}
@@ -141,7 +141,7 @@ def train(
             kept.remove_progress()
     return TrainResult(
         client=header.client,
-        round=base.round,
+        round=origin.round,
         examples=dataset.examples,
         steps=steps,
         resumed_from_step=begin.step,
@@ -157,12 +157,12 @@ def _name(client: str | None, kept: DeviceState | None) -> str:
     return secrets.token_hex(8) if kept is None else kept.client()
 
 
-def _header(base: Weights, client: str, *, examples: int, steps: int) -> UpdateHeader:
+def _header(origin: Weights, client: str, *, examples: int, steps: int) -> UpdateHeader:
     try:
         return UpdateHeader(
-            fingerprint=base.fingerprint,
-            round=base.round,
-            base=base.sha256,
+            fingerprint=origin.fingerprint,
+            round=origin.round,
+            base=origin.base,
             client=client,
             examples=examples,
             steps=steps,

@@ -5,7 +5,7 @@ Format `fedpara-edge/update`, version 1 (container: `tensorfile`). Header:
     format, version
     fingerprint   hexadecimal; which bundle it was trained with
     round         of the base weights
-    base          sha256 of the weights file that training started from
+    base          SHA-256 of the weights that training started from (`weights`)
     client        name of the device, 1 to 200 characters
     examples      number of local training examples, its weight in the mean; positive
     steps         optimizer steps taken; positive
@@ -171,7 +171,7 @@ class Update:
         self.file.reopen()
 
     def _check_base(self, weights: Weights) -> None:
-        expected = {"fingerprint": weights.fingerprint, "round": weights.round, "base": weights.sha256}
+        expected = {"fingerprint": weights.fingerprint, "round": weights.round, "base": weights.base}
         for name, value in expected.items():
             found = getattr(self.header, name)
             if found != value:

@@ -7,14 +7,19 @@ Format `fedpara-edge/weights`, version 1 (container: `tensorfile`). Header:
     round         how many rounds of aggregation they have been through; 0 for the initial weights
     layout        layers and tensors (`Layout.to_json`), so that the file explains itself
 
-and one float32 tensor for every tensor of role `shared`, under its own name and shape. The sha256 of the whole file is
-the *base* that updates refer to.
+and one float32 tensor for every tensor of role `shared`, under its own name and shape.
+
+The *base* that updates refer to is a SHA-256 of the content, so that weights rebuilt elsewhere have it too: of the
+UTF-8 text "<fingerprint> <round>\\n", then, by name, of each tensor's name in UTF-8, a zero byte, and its values in C
+order as little-endian float32.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +27,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError
-from fedpara_edge.files import sha256_of
 from fedpara_edge.layout import Layout
 from fedpara_edge.tensorfile import TensorFile, write_tensors
 
@@ -38,14 +42,21 @@ class Weights:
         round: number of rounds behind these weights.
         layout: layers and tensors of the model.
         tensors: float32 arrays, the shared tensors by name.
-        sha256: of the file they were read from; empty before they are written.
     """
 
     fingerprint: str
     round: int
     layout: Layout
     tensors: Mapping[str, NDArray[np.float32]]
-    sha256: str = ""
+
+    @cached_property
+    def base(self) -> str:
+        """Hexadecimal SHA-256 of the content, as the module describes it."""
+        content = hashlib.sha256(f"{self.fingerprint} {self.round}\n".encode())
+        for name in sorted(self.tensors):
+            content.update(name.encode() + b"\0")
+            content.update(np.ascontiguousarray(self.tensors[name], "<f4").data)
+        return content.hexdigest()
 
 
 def write_weights(path: Path, weights: Weights) -> None:
@@ -99,4 +110,4 @@ def read_weights(path: Path) -> Weights:
                 raise WrongBundleError(
                     f"{path}: tensor {name!r}: expected finite weights, found NaN or Inf; use those of another round"
                 )
-        return Weights(fingerprint, number, layout, tensors, sha256_of(path))
+        return Weights(fingerprint, number, layout, tensors)

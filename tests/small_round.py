@@ -87,7 +87,7 @@ def header(weights: Weights, client: str = "a", **changed: Any) -> UpdateHeader:
     fields: dict[str, Any] = {
         "fingerprint": weights.fingerprint,
         "round": weights.round,
-        "base": weights.sha256,
+        "base": weights.base,
         "client": client,
         "examples": 10,
         "steps": 4,

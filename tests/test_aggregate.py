@@ -87,7 +87,6 @@ def test_what_the_result_tells(tmp_path: Path, weights: Weights) -> None:
     result = aggregate([*paths, tmp_path / "missing"], weights)
     assert (result.weights.round, result.weights.fingerprint) == (weights.round + 1, weights.fingerprint)
     assert result.weights.layout == weights.layout
-    assert result.weights.sha256 == ""
     assert list(result.weights.tensors) == list(weights.tensors)
     for name, value in result.weights.tensors.items():
         assert (value.dtype, value.shape) == (np.float32, weights.tensors[name].shape)
@@ -348,7 +347,8 @@ def test_nan_among_huge_values_is_the_fault_of_one(tmp_path: Path, weights: Weig
 def test_weights_that_are_not_finite_are_not_the_updates_fault(tmp_path: Path, weights: Weights) -> None:
     path = small_round.send(tmp_path, weights, "a")
     tensors = {**weights.tensors, "fc.x1": np.full((6, 2), np.nan, np.float32)}
-    broken = Weights(weights.fingerprint, weights.round, weights.layout, tensors, weights.sha256)
+    broken = Weights(weights.fingerprint, weights.round, weights.layout, tensors)
+    broken.__dict__["base"] = weights.base
     with pytest.raises(WrongBundleError, match="weights: expected finite tensors"):
         aggregate([path], broken)
 

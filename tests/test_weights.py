@@ -1,6 +1,7 @@
 """The weights file."""
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import small_round
 from safetensors.numpy import load_file, save_file
 
 from fedpara_edge.errors import FedparaError, WrongBundleError
-from fedpara_edge.files import sha256_of
 from fedpara_edge.layout import Layout
 from fedpara_edge.weights import Weights, read_weights, write_weights
 
@@ -53,13 +53,27 @@ def test_golden_bytes(tmp_path: Path) -> None:
     assert path.read_bytes() == len(table).to_bytes(8, "little") + table + bytes.fromhex("0000803f 000000c0")
 
 
+def test_base_is_the_digest_of_the_content() -> None:
+    layout = small_round.layout_of(small_round.layer("fc", (2, 1), kind="dense"))
+    tensors = {"b": np.array([[1.0], [-2.0]], np.float32), "a": np.array([0.5], np.float32)}
+    content = b"ff 3\n" + b"a\0" + bytes.fromhex("0000003f") + b"b\0" + bytes.fromhex("0000803f 000000c0")
+    base = Weights("ff", 3, layout, tensors).base
+    assert base == hashlib.sha256(content).hexdigest()
+    others = [
+        Weights("fe", 3, layout, tensors),
+        Weights("ff", 4, layout, tensors),
+        Weights("ff", 3, layout, {**tensors, "a": np.array([0.25], np.float32)}),
+    ]
+    assert base not in {other.base for other in others}
+
+
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     tensors = small_round.random_tensors(small_round.LAYOUT, 1)
     write_weights(path, Weights("ab" * 32, 7, small_round.LAYOUT, tensors))
     found = read_weights(path)
     assert (found.fingerprint, found.round, found.layout) == ("ab" * 32, 7, small_round.LAYOUT)
-    assert found.sha256 == sha256_of(path)
+    assert found.base == Weights("ab" * 32, 7, small_round.LAYOUT, tensors).base
     assert found.tensors.keys() == tensors.keys() == load_file(path).keys()
     for name, value in tensors.items():
         np.testing.assert_array_equal(found.tensors[name], value, strict=True)

@@ -48,7 +48,7 @@ class Aggregation:
     """The next weights, and how they came about.
 
     Args:
-        weights: of the next round; `sha256` is empty until they are written.
+        weights: of the next round.
         accepted: the updates in the mean, sorted by codec and client.
         rejected: the others, sorted by path.
         dense_bytes: what as many updates of the dense model cost in float32.
