@@ -77,7 +77,7 @@ def test_the_engine_brings_in_neither_torch_nor_onnx() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_no_pickle_and_no_registry_or_machine_in_the_code() -> None:
+def test_pickle_is_imported_only_for_the_error_of_a_state_dict() -> None:
     for folder in ("fedpara_edge", "export", "device_runtime"):
         for path in modules(folder):
             names = set(imports(path, nested=True))

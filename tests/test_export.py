@@ -201,6 +201,15 @@ def test_frozen_parameters_stay_in_the_graph(tmp_path: Path) -> None:
     assert "0.weight" not in {tensor.name for tensor in bundle.manifest.layout.shared}
 
 
+class NamedLikeTheInput(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.x = nn.Parameter(torch.ones(12))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.x
+
+
 class Unused(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -237,7 +246,7 @@ BAD = {
         {},
         r"module '1': .* found Pad",
     ),
-    "name of the input": (lambda: nn.ParameterDict({"x": torch.zeros(1)}), VECTOR, {}, "expected"),
+    "name of the input": (NamedLikeTheInput, VECTOR, {}, r"parameter 'x': expected a name that the graph does not use"),
     "batch norm": (lambda: image_net(nn.BatchNorm2d(8)), IMAGE, {}, r"module '1': .* GroupNorm"),
     "wrong input shape": (lambda: vector_net(nn.ReLU()), (13,), {}, r"expected to take .*\[4, 13\]"),
     "outputs for classes": (lambda: nn.Linear(12, 5), (3, 12), {}, r"expected outputs \[batch, classes\]"),

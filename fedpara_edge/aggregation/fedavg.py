@@ -51,13 +51,15 @@ class Aggregation:
         weights: of the next round.
         accepted: the updates in the mean, sorted by codec and client.
         rejected: the others, sorted by path.
-        dense_bytes: what as many updates of the dense model cost in float32.
+        rejected_bytes: size of the files that were rejected: received, too, and of no use.
+        dense_bytes: what as many updates of the dense model as were accepted cost in float32.
         gap: between the mean of the factors and that of the weights; None if no layer has factors that travel.
     """
 
     weights: Weights
     accepted: tuple[Accepted, ...]
     rejected: tuple[Rejected, ...]
+    rejected_bytes: int
     dense_bytes: int
     gap: Gap | None
 
@@ -80,6 +82,7 @@ class Aggregation:
             "accepted": [update.to_json() for update in self.accepted],
             "rejected": [update.to_json() for update in self.rejected],
             "received_bytes": self.received_bytes,
+            "rejected_bytes": self.rejected_bytes,
             "dense_bytes": self.dense_bytes,
             "share": self.share,
             "gap": None if self.gap is None else self.gap.to_json(),
@@ -135,6 +138,7 @@ def aggregate(
         weights=Weights(weights.fingerprint, weights.round + 1, weights.layout, tensors),
         accepted=tuple(map(_accept, updates)),
         rejected=tuple(rejected),
+        rejected_bytes=_file_bytes({r.path for r in rejected} - {update.path for update in updates}),
         dense_bytes=4 * weights.layout.dense_parameters * len(updates),
         gap=gap,
     )
@@ -146,6 +150,10 @@ def _average(
     estimator = GapEstimator(weights.layout, weights.tensors, updates=len(updates))
     mean = stream_mean(updates, weights.layout.shared, watcher=estimator, on_progress=on_progress)
     return mean, estimator.result(mean.change)
+
+
+def _file_bytes(paths: Iterable[Path]) -> int:
+    return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 def _accept(update: Update) -> Accepted:

@@ -52,6 +52,8 @@ def command(
         f"received {megabytes(result.received_bytes)}, {result.share:.1%} of the {megabytes(result.dense_bytes)} "
         "that the dense model costs in float32"
     )
+    if result.rejected_bytes:
+        text += f", and {megabytes(result.rejected_bytes)} that were rejected"
     if gap is not None:
         text += (
             f"\naggregation gap {gap.relative:.2%} of the mean change "
