@@ -16,7 +16,11 @@ from pathlib import Path
 import click
 
 HERE = Path(__file__).parent
-SCRIPTS = {"Training on a device": "device.py", "Aggregation on the server": "aggregation.py"}
+SCRIPTS = {
+    "Training on a device": "device.py",
+    "Inference with a folded model": "folded.py",
+    "Aggregation on the server": "aggregation.py",
+}
 PACKAGES = ("fedpara-edge", "numpy", "torch", "onnx", "onnxruntime-training-cpu", "safetensors")
 
 

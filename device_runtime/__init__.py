@@ -1,19 +1,22 @@
 """Train a bundle on a device and measure the result, with numpy and an engine and without torch."""
 
 from device_runtime.config import TrainConfig
-from device_runtime.data import Dataset, open_data
-from device_runtime.engine import Engine
+from device_runtime.data import Dataset, open_data, open_inputs
+from device_runtime.engine import Adjustment, Engine
 from device_runtime.engines import open_engine
 from device_runtime.evaluation import Evaluation, evaluate
 from device_runtime.loading import load_weights
 from device_runtime.local import TrainResult, train
+from device_runtime.prediction import Predictor
 from device_runtime.progress import progress_bar
 from device_runtime.schedule import Schedule
 
 __all__ = [
+    "Adjustment",
     "Dataset",
     "Engine",
     "Evaluation",
+    "Predictor",
     "Schedule",
     "TrainConfig",
     "TrainResult",
@@ -21,6 +24,7 @@ __all__ = [
     "load_weights",
     "open_data",
     "open_engine",
+    "open_inputs",
     "progress_bar",
     "train",
 ]

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from device_runtime.engine import NONE, Adjustment
 from device_runtime.schedule import Schedule
 from fedpara_edge.errors import InputError
 
@@ -21,6 +22,8 @@ class TrainConfig:
         schedule: how the learning rate changes.
         seed: decides, with round and step, the order of the rows and all that is random in a step.
         drop_last: leave out the last batch of an epoch when it is smaller.
+        clip_norm: scale the gradient of each batch down to this norm where it is larger; None for as it is.
+        parts: take the gradient of each batch in so many parts, for less memory.
         checkpoint_seconds: time between two saves of the progress.
         checkpoint_steps: save after so many steps as well; None for by time only.
 
@@ -34,22 +37,35 @@ class TrainConfig:
     schedule: Schedule = field(default_factory=Schedule)
     seed: int = 0
     drop_last: bool = False
+    clip_norm: float | None = None
+    parts: int = 1
     checkpoint_seconds: float = 30.0
     checkpoint_steps: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least, most in (("epochs", 1, 1 << 20), ("batch_size", 1, 1 << 32), ("seed", 0, (1 << 32) - 1)):
+        for name, least, most in (
+            ("epochs", 1, 1 << 20),
+            ("batch_size", 1, 1 << 32),
+            ("seed", 0, (1 << 32) - 1),
+            ("parts", 1, 1 << 32),
+        ):
             value = getattr(self, name)
             if type(value) is not int or not least <= value <= most:
                 raise InputError(f"{name}: expected an integer from {least} to {most}, found {value!r}")
         if not _is_number(self.learning_rate) or self.learning_rate <= 0:
             raise InputError(f"learning_rate: expected a positive number, found {self.learning_rate!r}")
+        if self.clip_norm is not None and (not _is_number(self.clip_norm) or self.clip_norm <= 0):
+            raise InputError(f"clip_norm: expected a positive number or none, found {self.clip_norm!r}")
         if not _is_number(self.checkpoint_seconds) or self.checkpoint_seconds < 0:
             raise InputError(f"checkpoint_seconds: expected a number of at least 0, found {self.checkpoint_seconds!r}")
         if self.checkpoint_steps is not None and (type(self.checkpoint_steps) is not int or self.checkpoint_steps < 1):
             raise InputError(
                 f"checkpoint_steps: expected an integer of at least 1 or none, found {self.checkpoint_steps!r}"
             )
+
+    def adjustment(self) -> Adjustment:
+        """What is done to the gradients."""
+        return NONE if self.clip_norm is None else Adjustment(max_norm=self.clip_norm)
 
     def is_save_due(self, *, seconds: float, steps: int) -> bool:
         """Whether to save the progress, so long and so many steps after the last time."""

@@ -1,4 +1,4 @@
-"""Local data: two arrays on disk, the inputs x [N, ...] and the labels y [N, ...], read batch by batch.
+"""Local data: arrays on disk, the inputs x [N, ...] and mostly the labels y [N, ...], read batch by batch.
 
 They come as one `.npz`, read whole, or as a folder with `x.npy` and `y.npy`, which are memory-mapped: of inputs larger
 than memory only the rows of a batch are read. The arrays carry the names of the bundle's input and label.
@@ -10,16 +10,16 @@ import hashlib
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.bundle import ArraySpec, Loss, Manifest
+from fedpara_edge.bundle import ArraySpec, Loss
 from fedpara_edge.errors import InputError
 
 Batch = tuple[NDArray[Any], NDArray[Any]]
@@ -29,30 +29,69 @@ SAMPLED_ROWS = 64
 DAMAGED = (OSError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, tokenize.TokenError)
 
 
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """Examples on disk or in memory, of the shapes and dtypes that a bundle expects.
+class DataSpec(Protocol):
+    """What data must fit: a bundle's manifest, or what a folded model says of itself."""
+
+    @property
+    def input(self) -> ArraySpec:
+        """The model's input; tokens if it has `classes`."""
+        ...
+
+    @property
+    def label(self) -> ArraySpec:
+        """The model's label."""
+        ...
+
+    @property
+    def loss(self) -> Loss:
+        """The model's loss; `bce` wants labels in [0, 1]."""
+        ...
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Inputs:
+    """Examples on disk or in memory without their labels, of the shape and dtype that a model expects.
 
     Args:
         path: where they come from, for messages.
         x: inputs [N, *input.shape], of dtype `input.dtype`, or any integers for tokens.
-        y: labels [N, *label.shape], of dtype `label.dtype`, or any integers for classes.
-        input: the bundle's input; tokens if it has `classes`.
-        label: the bundle's label.
-        loss: the bundle's loss; `bce` wants labels in [0, 1].
+        input: the model's input; tokens if it has `classes`.
     """
 
     path: Path
     x: NDArray[Any]
-    y: NDArray[Any]
     input: ArraySpec
-    label: ArraySpec
-    loss: Loss
 
     @property
     def examples(self) -> int:
         """Number of rows N."""
         return len(self.x)
+
+    def inputs(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Copies of some rows, x [B, *input.shape], C-ordered in the model's dtype.
+
+        Args:
+            rows: integers [B] in [0, N).
+
+        Raises:
+            InputError: one of them holds NaN or Inf, or a token out of its range.
+        """
+        return _read(self.path, self.x, self.input, rows)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Dataset(Inputs):
+    """Examples on disk or in memory, of the shapes and dtypes that a model expects.
+
+    Args:
+        y: labels [N, *label.shape], of dtype `label.dtype`, or any integers for classes.
+        label: the model's label.
+        loss: the model's loss; `bce` wants labels in [0, 1].
+    """
+
+    y: NDArray[Any]
+    label: ArraySpec
+    loss: Loss
 
     def rows(self, rows: NDArray[Any]) -> Batch:
         """Copies of some rows, x [B, *input.shape] and y [B, *label.shape], C-ordered in the bundle's dtypes.
@@ -65,13 +104,9 @@ class Dataset:
         """
         return self.inputs(rows), self.labels(rows)
 
-    def inputs(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """The inputs of some rows, as in `rows`."""
-        return self._read(self.x, self.input, rows)
-
     def labels(self, rows: NDArray[Any]) -> NDArray[Any]:
         """The labels of some rows, as in `rows`."""
-        return self._read(self.y, self.label, rows)
+        return _read(self.path, self.y, self.label, rows, probabilities=self.loss == "bce")
 
     def digest(self) -> str:
         """Hexadecimal SHA-256 of shapes, dtypes and at most 64 evenly spaced rows: tells datasets apart, cheaply."""
@@ -81,84 +116,113 @@ class Dataset:
             found.update(self.y[row].tobytes())
         return found.hexdigest()
 
-    def _read(self, array: NDArray[Any], spec: ArraySpec, rows: NDArray[Any]) -> NDArray[Any]:
-        values = array[rows]
-        if spec.classes is not None:
-            expected, good = f"integers in [0, {spec.classes})", (values >= 0) & (values < spec.classes)
-        elif self.loss == "bce" and spec is self.label:
-            expected, good = "numbers in [0, 1]", (values >= 0) & (values <= 1)
-        else:
-            expected, good = "finite numbers", np.isfinite(values)
-        if not good.all():
-            where = np.unravel_index(int(np.argmin(good)), good.shape)
-            raise InputError(
-                f"{self.path}: array {spec.name!r}, row {rows[where[0]]}: expected {expected}, found {values[where]}; "
-                "correct or remove this row"
-            )
-        return np.ascontiguousarray(values, dtype=spec.dtype)
 
-
-def open_data(path: Path, manifest: Manifest) -> Dataset:
-    """Open an `.npz` or a folder of `.npy` files and check that it fits a bundle.
+def open_data(path: Path, spec: DataSpec) -> Dataset:
+    """Open an `.npz` or a folder of `.npy` files and check that it fits a model.
 
     Values are checked at once where they are in memory or class labels; those of other memory-mapped arrays when read.
 
     Args:
         path: the `.npz`, or the folder.
-        manifest: of the bundle.
+        spec: of the model.
 
     Raises:
         InputError: missing, damaged or foreign files, or names, shapes, dtypes, row counts or values that do not fit.
     """
-    names = (manifest.input.name, manifest.label.name)
-    mapped = path.is_dir()
-    x, y = _map_folder(path, names) if mapped else _load_npz(path, names)
-    _check_shape(path, x, manifest.input)
-    _check_shape(path, y, manifest.label)
-    _check_dtype(path, x, manifest.input, of_input=True)
-    _check_dtype(path, y, manifest.label, of_input=False)
+    arrays = _open(path, (spec.input.name, spec.label.name))
+    return _with_labels(path, arrays, spec)
+
+
+def open_inputs(path: Path, spec: DataSpec) -> Inputs:
+    """As `open_data`, with labels only where there are any: the result is a `Dataset` exactly then."""
+    arrays = _open(path, (spec.input.name,), optional=spec.label.name)
+    if spec.label.name in arrays:
+        return _with_labels(path, arrays, spec)
+    inputs = Inputs(path=path, x=arrays[spec.input.name], input=spec.input)
+    check_inputs(inputs, values=not path.is_dir())
+    return inputs
+
+
+def check_inputs(data: Inputs, *, values: bool = True) -> None:
+    """Check shape, dtype and number of the inputs, and if wanted every value.
+
+    Raises:
+        InputError: they do not fit, or there are none.
+    """
+    _check_shape(data.path, data.x, data.input)
+    _check_dtype(data.path, data.x, data.input, of_input=True)
+    if not data.examples:
+        raise InputError(f"{data.path}: expected at least one row, found none; add examples")
+    if values:
+        for rows in _blocks(data.x):
+            data.inputs(rows)
+
+
+def _with_labels(path: Path, arrays: Mapping[str, NDArray[Any]], spec: DataSpec) -> Dataset:
+    x, y = arrays[spec.input.name], arrays[spec.label.name]
+    dataset = Dataset(path=path, x=x, y=y, input=spec.input, label=spec.label, loss=spec.loss)
+    _check_shape(path, x, spec.input)
+    _check_shape(path, y, spec.label)
+    _check_dtype(path, y, spec.label, of_input=False)
     if len(x) != len(y):
         raise InputError(
-            f"{path}: expected as many rows in {names[0]!r} as in {names[1]!r}, found {len(x)} and {len(y)}; "
-            "save inputs and labels together"
+            f"{path}: expected as many rows in {spec.input.name!r} as in {spec.label.name!r}, found {len(x)} and "
+            f"{len(y)}; save inputs and labels together"
         )
-    if not len(x):
-        raise InputError(f"{path}: expected at least one row, found none; add examples")
-    dataset = Dataset(path, x, y, manifest.input, manifest.label, manifest.loss)
-    if not mapped:
-        for rows in _blocks(x):
-            dataset.inputs(rows)
-    if not mapped or manifest.label.classes is not None:
+    check_inputs(dataset, values=not path.is_dir())
+    if not path.is_dir() or spec.label.classes is not None:
         for rows in _blocks(y):
             dataset.labels(rows)
     return dataset
 
 
-def _map_folder(path: Path, names: tuple[str, str]) -> tuple[NDArray[Any], NDArray[Any]]:
-    _check_names(path, {file.stem for file in path.glob("*.npy") if file.is_file()}, names)
-    arrays = []
-    for file in (path / f"{name}.npy" for name in names):
-        with _explaining(file):
-            arrays.append(np.asarray(np.load(file, mmap_mode="r", allow_pickle=False)))
-    return arrays[0], arrays[1]
+def _read(
+    path: Path, array: NDArray[Any], spec: ArraySpec, rows: NDArray[Any], *, probabilities: bool = False
+) -> NDArray[Any]:
+    values = array[rows]
+    if spec.classes is not None:
+        expected, good = f"integers in [0, {spec.classes})", (values >= 0) & (values < spec.classes)
+    elif probabilities:
+        expected, good = "numbers in [0, 1]", (values >= 0) & (values <= 1)
+    else:
+        expected, good = "finite numbers", np.isfinite(values)
+    if not good.all():
+        where = np.unravel_index(int(np.argmin(good)), good.shape)
+        raise InputError(
+            f"{path}: array {spec.name!r}, row {rows[where[0]]}: expected {expected}, found {values[where]}; "
+            "correct or remove this row"
+        )
+    return np.ascontiguousarray(values, dtype=spec.dtype)
 
 
-def _load_npz(path: Path, names: tuple[str, str]) -> tuple[NDArray[Any], NDArray[Any]]:
+def _open(path: Path, names: tuple[str, ...], *, optional: str = "") -> dict[str, NDArray[Any]]:
+    return _map_folder(path, names, optional) if path.is_dir() else _load_npz(path, names, optional)
+
+
+def _map_folder(path: Path, names: tuple[str, ...], optional: str) -> dict[str, NDArray[Any]]:
+    wanted = _wanted(path, {file.stem for file in path.glob("*.npy") if file.is_file()}, names, optional)
+    arrays = {}
+    for name in wanted:
+        with _explaining(path / f"{name}.npy"):
+            arrays[name] = np.asarray(np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False))
+    return arrays
+
+
+def _load_npz(path: Path, names: tuple[str, ...], optional: str) -> dict[str, NDArray[Any]]:
     if not path.is_file():
         found = "a pipe or device" if path.exists() else "nothing"
         raise InputError(f"{path}: expected an .npz file or a folder with .npy files, found {found}; check the path")
     if path.suffix != ".npz" and not zipfile.is_zipfile(path):
         raise InputError(
             f"{path}: expected an .npz file or a folder with .npy files, found another file; "
-            f"save it with numpy.savez(path, {names[0]}=…, {names[1]}=…)"
+            f"save it with numpy.savez(path, {', '.join(f'{name}=…' for name in names)})"
         )
     with _explaining(path), path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
-        _check_names(path, set(archive.files), names)
-        arrays = [archive[name] for name in names]
-        for name, array in zip(names, arrays, strict=True):
+        arrays = {name: archive[name] for name in _wanted(path, set(archive.files), names, optional)}
+        for name, array in arrays.items():
             if not isinstance(array, np.ndarray):
                 raise ValueError(f"{name} is no .npy file")
-    return arrays[0], arrays[1]
+    return arrays
 
 
 @contextmanager
@@ -177,12 +241,13 @@ def _explaining(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_names(path: Path, found: set[str], names: tuple[str, str]) -> None:
+def _wanted(path: Path, found: set[str], names: tuple[str, ...], optional: str) -> tuple[str, ...]:
+    """The names to read."""
     if not found.issuperset(names):
         listed = ", ".join(repr(name) for name in sorted(found)) or "none"
-        raise InputError(
-            f"{path}: expected arrays named {names[0]!r} and {names[1]!r}, found {listed}; save them under these names"
-        )
+        expected = " and ".join(repr(name) for name in names)
+        raise InputError(f"{path}: expected arrays named {expected}, found {listed}; save them under these names")
+    return (*names, optional) if optional in found else names
 
 
 def _check_shape(path: Path, array: NDArray[Any], spec: ArraySpec) -> None:

@@ -2,11 +2,54 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fedpara_edge.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adjustment:
+    """What is done to the gradient g of a whole batch before the optimizer sees it.
+
+        a = g + μ w + h,    then    a · min(1, max_norm / (‖a‖ + 1e-6))
+
+    with w the trained tensors before the step and ‖·‖ the norm of all of them together. The affine term is what
+    federated optimizers change: FedProx has h = −μ w_global, SCAFFOLD μ = 0 and h = c − c_i, FedDyn μ = α and
+    h = −∇_i − α w_global. The clipping is `torch.nn.utils.clip_grad_norm_`.
+
+    Args:
+        max_norm: largest norm; infinite for no clipping.
+        mu: μ, the same for all entries.
+        h: float32 arrays of the tensors' shapes, by name; zero for the names left out, None for all. Engines keep what
+            they made of it for as long as they get the same `Adjustment`: make a new one to change it.
+
+    Raises:
+        InputError: a number is out of its range.
+    """
+
+    max_norm: float = math.inf
+    mu: float = 0.0
+    h: Mapping[str, NDArray[np.float32]] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.max_norm > 0:
+            raise InputError(f"max_norm: expected a positive number, found {self.max_norm!r}")
+        if not math.isfinite(self.mu):
+            raise InputError(f"mu: expected a finite number, found {self.mu!r}")
+
+    @property
+    def is_none(self) -> bool:
+        """Whether it leaves every gradient as it is."""
+        return math.isinf(self.max_norm) and self.mu == 0 and self.h is None
+
+
+NONE = Adjustment()
 
 
 class Engine(Protocol):
@@ -22,10 +65,26 @@ class Engine(Protocol):
         """Set tensors (float32, of the layout's shapes) by name; the others and the optimizer stay as they are."""
         ...
 
-    def step(self, x: NDArray[Any], y: NDArray[Any], *, learning_rate: float, seed: int) -> float:
+    def step(
+        self,
+        x: NDArray[Any],
+        y: NDArray[Any],
+        *,
+        learning_rate: float,
+        seed: int,
+        adjustment: Adjustment = NONE,
+        parts: int = 1,
+    ) -> float:
         """Take one optimizer step on a batch x [B, ...], y [B, ...]; return the batch's mean loss before it.
 
-        `seed` decides everything random in the step (dropout).
+        Args:
+            x: inputs.
+            y: labels.
+            learning_rate: of this step.
+            seed: decides everything random in the step (dropout), in [0, 2³¹).
+            adjustment: what is done to the gradient.
+            parts: take the gradient of the batch in so many parts (`parts.cut`), which needs less memory and has the
+                same result but for rounding and the draws of dropout.
         """
         ...
 

@@ -22,9 +22,10 @@ class EngineSource:
 
 
 ENGINES: dict[str, EngineSource] = {
+    "onnxruntime": EngineSource("device_runtime.portable", "onnxruntime>=1.20"),
     "ort-training": EngineSource("device_runtime.ort_training", "onnxruntime-training-cpu==1.19.2"),
 }
-"""By name, the preferred first."""
+"""By name, the preferred first: the faster where both can run."""
 
 
 def open_engine(bundle: Bundle, name: str = "auto", *, threads: int | None = None) -> Engine:
@@ -44,11 +45,13 @@ def open_engine(bundle: Bundle, name: str = "auto", *, threads: int | None = Non
     if name != "auto" and name not in ENGINES:
         raise InputError(f"engine {name!r}: expected auto or one of {', '.join(ENGINES)}")
     there = bundle.manifest.engines
-    wanted = [known for known in ENGINES if known in there and name in ("auto", known)]
+    asked = list(ENGINES) if name == "auto" else [name]
+    wanted = [known for known in asked if known in there]
+    again = f"export the bundle again with --engine {asked[0]}"
     if not wanted:
         raise InputError(
-            f"{bundle.path}: expected the files of engine {' or '.join(ENGINES) if name == 'auto' else name}, "
-            f"found those of {', '.join(there) or 'none'}; export the bundle again with it"
+            f"{bundle.path}: expected the files of engine {' or '.join(asked)}, "
+            f"found those of {', '.join(there) or 'none'}; {again}"
         )
     missing: list[str] = []
     for known in wanted:
@@ -60,4 +63,5 @@ def open_engine(bundle: Bundle, name: str = "auto", *, threads: int | None = Non
             missing.append(f"engine {known!r}: expected {ENGINES[known].requirement}, found none ({error})")
         else:
             return cast(Engine, module.open_engine(bundle, threads=threads))
-    raise InputError(f"{'; '.join(missing)}; pip install '{ENGINES[wanted[0]].requirement}'")
+    install = f"pip install '{ENGINES[wanted[0]].requirement}'"
+    raise InputError(f"{'; '.join(missing)}; {install if asked[0] in wanted else f'{again}, or {install}'}")

@@ -66,6 +66,7 @@ def take_steps(
         FedparaError: a loss is not finite.
     """
     steps = count_steps(dataset, config)
+    adjustment = config.adjustment()
     number = first
     while number < steps:
         epoch, batch = divmod(number, steps // config.epochs)
@@ -80,7 +81,14 @@ def take_steps(
             learning_rate = learning_rate_at(
                 config.schedule, config.learning_rate, step=number, steps=steps, epochs=config.epochs, round=round
             )
-            loss = engine.step(x, y, learning_rate=learning_rate, seed=step_seed(config.seed, round * steps + number))
+            loss = engine.step(
+                x,
+                y,
+                learning_rate=learning_rate,
+                seed=step_seed(config.seed, round * steps + number),
+                adjustment=adjustment,
+                parts=config.parts,
+            )
             if not math.isfinite(loss):
                 raise FedparaError(
                     f"step {number + 1} of {steps}: expected a finite loss, found {loss}: the training diverged; "

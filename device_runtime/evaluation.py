@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from device_runtime.batches import ordered_batches
 from device_runtime.data import Dataset
 from device_runtime.engine import Engine
-from fedpara_edge.bundle import Loss
+from fedpara_edge.accuracy import count_right
 from fedpara_edge.errors import FedparaError, InputError
 
 
@@ -57,18 +53,8 @@ def evaluate(engine: Engine, dataset: Dataset, batch_size: int) -> Evaluation:
                 "these weights diverged; take those of an earlier round"
             )
         loss_sum += loss * len(x)
-        right += _count_right(dataset.loss, outputs, y)
+        right += count_right(dataset.loss, outputs, y)
         labels += y.size
         seen += len(x)
     accuracy = None if dataset.loss == "mse" else right / labels
     return Evaluation(loss=loss_sum / seen, accuracy=accuracy, examples=seen)
-
-
-def _count_right(loss: Loss, outputs: NDArray[np.float32], y: NDArray[Any]) -> int:
-    match loss:
-        case "cross_entropy":
-            return int(np.count_nonzero(outputs.argmax(axis=1) == y))
-        case "bce":
-            return int(np.count_nonzero((outputs.reshape(y.shape) > 0) == (y > 0.5)))
-        case "mse":
-            return 0

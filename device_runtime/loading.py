@@ -1,4 +1,4 @@
-"""What an engine begins with: the shared tensors of a weights file, and the device's own personal ones."""
+"""What a model begins with: the shared tensors of a weights file, and the device's own personal ones."""
 
 from __future__ import annotations
 
@@ -30,6 +30,19 @@ def load_weights(engine: Engine, bundle: Bundle, path: Path, *, state: Path | No
         WrongBundleError: the weights are missing or damaged, hold NaN or Inf, or belong to another bundle; or the state
             does.
     """
+    weights = read_weights_of(bundle, path)
+    engine.load(weights.tensors)
+    if state is not None:
+        engine.load(read_personal(bundle, state))
+    return weights
+
+
+def read_weights_of(bundle: Bundle, path: Path) -> Weights:
+    """Read a weights file that must belong to a bundle.
+
+    Raises:
+        WrongBundleError: the weights are missing or damaged, hold NaN or Inf, or belong to another bundle.
+    """
     weights = read_weights(path)
     expected = bundle.manifest.fingerprint
     if weights.fingerprint != expected or weights.layout.shared != bundle.manifest.layout.shared:
@@ -37,12 +50,25 @@ def load_weights(engine: Engine, bundle: Bundle, path: Path, *, state: Path | No
             f"{path}: expected weights of bundle {expected[:12]}…, found those of {weights.fingerprint[:12]}…; "
             f"use weights that were exported or aggregated with {bundle.path}"
         )
-    engine.load(weights.tensors)
-    if state is not None:
-        if not state.is_dir():
-            raise InputError(f"{state}: expected a state folder, found none; train with --state {state} first")
-        load_personal(engine, bundle, DeviceState(state, expected))
     return weights
+
+
+def read_personal(bundle: Bundle, state: Path) -> dict[str, NDArray[Any]]:
+    """A device's personal tensors after its last finished call, by name; none before the first.
+
+    Args:
+        bundle: the bundle that the device trains.
+        state: its state folder, which is only read, so a training may use it at the same time.
+
+    Raises:
+        InputError: there is no folder at `state`, or it is damaged.
+        WrongBundleError: it belongs to another bundle.
+    """
+    if not state.is_dir():
+        raise InputError(f"{state}: expected a state folder, found none; train with --state {state} first")
+    lasting = DeviceState(state, bundle.manifest.fingerprint).lasting()
+    names = [tensor.name for tensor in bundle.manifest.layout.with_role("personal")]
+    return {} if lasting is None else {name: lasting.after["personal"][name] for name in names}
 
 
 def load_personal(

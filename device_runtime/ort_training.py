@@ -1,63 +1,36 @@
-"""The engine `ort-training`: onnxruntime-training's artifacts through its compiled classes, without torch."""
+"""The engine `ort-training`: onnxruntime-training's artifacts through its compiled classes, without torch.
+
+The runtime takes the gradients; what follows is numpy on the runtime's own memory (`optimizers`), as its
+optimizers know neither momentum nor clipping nor the affine term.
+"""
 
 from __future__ import annotations
 
 import ctypes
-import sys
-import tempfile
+import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from device_runtime.affine import Affine
+from device_runtime.engine import NONE, Adjustment
+from device_runtime.optimizers import adjust, make_optimizer
+from device_runtime.ort import keep_freed_memory, message_of, native, running, session_options, set_seed
+from device_runtime.parts import cut
+from device_runtime.vector import Vector, assign, pieces
 from fedpara_edge.bundle import Bundle
-from fedpara_edge.errors import FedparaError, WrongBundleError
+from fedpara_edge.errors import WrongBundleError
 
+try:
+    from onnxruntime.capi._pybind_state import Module, load_checkpoint
+except ImportError as error:
+    message = "the onnxruntime here has no training of its own; pip uninstall it first"
+    raise ImportError(message, name="onnxruntime") from error
 
-@contextmanager
-def _without_torch() -> Iterator[None]:
-    """Import onnxruntime as on a device: where torch is installed it imports all of that, for classes unused here."""
-    training = "onnxruntime.training"
-    if "onnxruntime" in sys.modules:
-        yield
-        return
-    sys.modules[training] = None  # type: ignore[assignment]  # makes the import of it fail, which is expected there
-    try:
-        yield
-    finally:
-        del sys.modules[training]
-
-
-with _without_torch():
-    from onnxruntime import SessionOptions, set_seed
-    from onnxruntime.capi import _pybind_state as ort
-
-    try:
-        from onnxruntime.capi._pybind_state import Module, Optimizer, load_checkpoint, save_checkpoint
-    except ImportError as error:
-        message = "the onnxruntime here cannot train; pip uninstall it first"
-        raise ImportError(message, name="onnxruntime") from error
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc keep the buffers of a step for the next one, which otherwise faults them in again.
-
-    Other C libraries are left as they are.
-    """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
-            mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest that every release takes
-            mallopt(_M_TRIM_THRESHOLD, 1 << 30)
-
-
-_CPU = ort.OrtDevice(ort.OrtDevice.cpu(), ort.OrtDevice.default_memory(), 0)
-_CHECKPOINT = "ort-training.checkpoint"
+_CPU = native.OrtDevice(native.OrtDevice.cpu(), native.OrtDevice.default_memory(), 0)
+_PIECE = 1 << 15  # entries: what the optimizer needs of a piece (at most 4 vectors) stays in a cache of 512 KiB
 
 
 def open_engine(bundle: Bundle, *, threads: int | None = None) -> OrtTraining:
@@ -70,7 +43,7 @@ def open_engine(bundle: Bundle, *, threads: int | None = None) -> OrtTraining:
     Raises:
         WrongBundleError: onnxruntime-training refuses the files.
     """
-    _keep_freed_memory()
+    keep_freed_memory()
     return OrtTraining(bundle, threads=threads)
 
 
@@ -80,74 +53,108 @@ class OrtTraining:
     name = "ort-training"
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
-        self._bundle = bundle
-        self._names = [tensor.name for tensor in bundle.manifest.layout.with_role("shared", "personal")]
-        self._options = SessionOptions()
-        self._options.log_severity_level = 3
-        if threads is not None:
-            self._options.intra_op_num_threads = threads
-        self._open(bundle.file("checkpoint"))
+        self._tensors = bundle.manifest.layout.with_role("shared", "personal")
+        self._train_model, self._eval_model = (bundle.file(f"{name}_model.onnx") for name in ("training", "eval"))
+        try:
+            self._checkpoint = load_checkpoint(str(bundle.file("checkpoint")))  # the module only refers to it
+            self._module = Module(
+                str(self._train_model),
+                self._checkpoint,
+                str(self._eval_model),
+                _CPU,
+                session_options(threads),
+            )
+            parameters = [self._checkpoint.get_parameter(tensor.name) for tensor in self._tensors]
+        except RuntimeError as error:
+            raise WrongBundleError(
+                f"{bundle.path}: expected artifacts that onnxruntime-training loads, found {message_of(error)}; "
+                "export again"
+            ) from error
+        # The runtime keeps both in the same place from step to step.
+        self._values = [(parameter.data, parameter.grad) for parameter in parameters]
+        whole = [(_view(data), _view(gradient)) for data, gradient in self._values]
+        self._whole = [data for data, _ in whole]
+        self._weights = [piece for data, _ in whole for piece in _small(data)]
+        self._gradients = [piece for _, gradient in whole for piece in _small(gradient)]
+        self._optimizer = make_optimizer(bundle.manifest.optimizer, self._weights)
+        self._affine = Affine(self._tensors)
 
     def load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Set tensors by name."""
-        for name, tensor in tensors.items():
-            value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tensor, np.float32), _CPU)
-            self._state.copy_parameter_from(name, value)
+        assign(self._views(), tensors)
 
-    def step(self, x: NDArray[Any], y: NDArray[Any], *, learning_rate: float, seed: int) -> float:
+    def step(
+        self,
+        x: NDArray[Any],
+        y: NDArray[Any],
+        *,
+        learning_rate: float,
+        seed: int,
+        adjustment: Adjustment = NONE,
+        parts: int = 1,
+    ) -> float:
         """One optimizer step; the loss before it."""
-        set_seed(seed)  # the generator of dropout masks
-        fetches = ort.OrtValueVector()
-        self._module.train_step([x, y], fetches)
-        self._optimizer.set_learning_rate(learning_rate)
-        self._optimizer.optimizer_step()
-        self._module.lazy_reset_grad()
-        return float(fetches[0].numpy())
+        loss = self._take_gradients(x, y, seed=seed, parts=parts)
+        with np.errstate(over="ignore", invalid="ignore"):  # a diverging training shows in its loss
+            if not adjustment.is_none:
+                h = self._affine.vector(adjustment)
+                adjust(self._gradients, self._weights, adjustment, None if h is None else pieces(h, self._weights))
+            self._optimizer.step(self._weights, self._gradients, learning_rate)
+        return loss
 
     def evaluate(self, x: NDArray[Any], y: NDArray[Any]) -> tuple[float, NDArray[np.float32]]:
         """Mean loss and outputs, without dropout."""
-        fetches = ort.OrtValueVector()
-        self._module.eval_step([x, y], fetches)
+        fetches = native.OrtValueVector()
+        with running(self._eval_model, len(x)):
+            self._module.eval_step([x, y], fetches)
         return float(fetches[0].numpy()), fetches[1].numpy()
 
     def read(self) -> dict[str, NDArray[np.float32]]:
         """Copies of the trained tensors."""
-        return {name: np.array(self._state.get_parameter(name).data.numpy()) for name in self._names}
+        return {name: tensor.copy() for name, tensor in self._views().items()}
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """The runtime's own checkpoint, optimizer state included, as bytes."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "checkpoint"
-            try:
-                save_checkpoint(self._state, str(path), True)
-            except RuntimeError as error:
-                raise FedparaError(
-                    f"{path}: expected to write the engine's state, found {' '.join(str(error).split())}; "
-                    "free space in the folder for temporary files (TMPDIR)"
-                ) from error
-            return {_CHECKPOINT: np.frombuffer(path.read_bytes(), np.uint8)}
+        """Weights and optimizer state, each as one vector [P]."""
+        return {"weights": np.concatenate(self._weights), **{k: v.copy() for k, v in self._optimizer.state.items()}}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Continue from what `state` returned."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "checkpoint"
-            path.write_bytes(state[_CHECKPOINT].tobytes())
-            self._open(path)
+        for piece, saved in zip(self._weights, pieces(state["weights"], self._weights), strict=True):
+            piece[...] = saved
+        for name, tensor in self._optimizer.state.items():
+            tensor[...] = state[name]
 
-    def _open(self, checkpoint: Path) -> None:
-        try:
-            self._state = load_checkpoint(str(checkpoint))
-            self._module = Module(
-                str(self._bundle.file("training_model.onnx")),
-                self._state,
-                str(self._bundle.file("eval_model.onnx")),
-                _CPU,
-                self._options,
-            )
-            self._optimizer = Optimizer(
-                str(self._bundle.file("optimizer_model.onnx")), self._state, _CPU, self._options
-            )
-        except RuntimeError as error:
-            raise WrongBundleError(
-                f"{self._bundle.path}: expected artifacts that onnxruntime-training loads, found {error}; export again"
-            ) from error
+    def _take_gradients(self, x: NDArray[Any], y: NDArray[Any], *, seed: int, parts: int) -> float:
+        """Leave the batch's gradient in `_gradients`; return its loss."""
+        self._module.lazy_reset_grad()
+        loss, weight = 0.0, 1.0
+        for part in cut(x, y, parts=parts, seed=seed):
+            if not part.first:
+                self._scale(weight / part.share)  # the runtime adds the gradient of this part to it as it is
+            weight = part.share
+            set_seed(part.seed)  # the generator of dropout masks
+            fetches = native.OrtValueVector()
+            with running(self._train_model, len(part.x)):
+                self._module.train_step([part.x, part.y], fetches)
+            loss += part.share * float(fetches[0].numpy())
+        self._scale(weight)
+        return loss
+
+    def _scale(self, factor: float) -> None:
+        for gradient in self._gradients if factor != 1 else ():
+            gradient *= factor
+
+    def _views(self) -> dict[str, NDArray[np.float32]]:
+        return {
+            tensor.name: data.reshape(tensor.shape) for tensor, data in zip(self._tensors, self._whole, strict=True)
+        }
+
+
+def _view(value: Any) -> Vector:
+    """The memory of a float32 OrtValue, flat; valid for as long as that lives."""
+    size = math.prod(value.shape())
+    return np.ctypeslib.as_array((ctypes.c_float * size).from_address(value.data_ptr()))
+
+
+def _small(vector: Vector) -> Iterator[Vector]:
+    return (vector[start : start + _PIECE] for start in range(0, len(vector), _PIECE))

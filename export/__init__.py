@@ -1,5 +1,19 @@
-"""From a PyTorch model to a bundle that devices train (`export_bundle`)."""
+"""From a PyTorch model to a bundle, and from a bundle to a model for inference."""
 
-from export.exporter import ExportOptions, export_bundle
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from export.exporter import ExportOptions, export_bundle
 
 __all__ = ["ExportOptions", "export_bundle"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the exporter, and torch with it, when it is asked for: folding does without."""
+    if name in __all__:
+        from export import exporter
+
+        return getattr(exporter, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

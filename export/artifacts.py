@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,11 +14,9 @@ import onnxruntime
 from onnx import TensorProto, helper
 from onnxruntime.training import artifacts, onnxblock
 
-from export.graph import IR_VERSION, OUTPUT, ForwardGraph, quiet_stderr
+from export.graph import IR_VERSION, LABEL, OUTPUT, ForwardGraph, quiet_stderr
 from fedpara_edge.bundle import Loss
 from fedpara_edge.errors import InputError
-
-LABEL = "y"
 
 
 def write_artifacts(
@@ -29,10 +26,11 @@ def write_artifacts(
 
     Args:
         graph: the forward pass.
-        folder: receives `training_model.onnx`, `eval_model.onnx`, `optimizer_model.onnx` and `checkpoint`.
+        folder: receives `training_model.onnx`, `eval_model.onnx`, `checkpoint` and, for an optimizer that
+            onnxruntime-training has, `optimizer_model.onnx`.
         trainable: names of the parameters to differentiate by.
         loss: what to minimize over outputs and labels.
-        optimizer: `optimizer_constants` of a known optimizer.
+        optimizer: its constants (`export.optimizers`).
 
     Raises:
         InputError: an operator has no gradient; it is named with the module it came from.
@@ -54,6 +52,8 @@ def write_artifacts(
         )
     for name in ("training_model", "eval_model", "optimizer_model"):
         path = folder / f"{name}.onnx"
+        if not path.exists():
+            continue
         written = onnx.load(path)
         written.ir_version = IR_VERSION  # onnx stamps its newest on every model it makes
         if name == "optimizer_model":
@@ -90,7 +90,7 @@ def naming_operators(graph: ForwardGraph) -> Iterator[None]:
         if known is None:
             raise InputError(
                 f"model: expected one that onnxruntime-training {onnxruntime.__version__} can differentiate, "
-                f"found {' '.join(text.split())[-300:]}; nothing was written"
+                f"found {' '.join(text.split())[-300:]}; try --engine onnxruntime (nothing was written)"
             ) from error
         raise _no_gradient(graph, known["operator"].removesuffix("Grad"), known["node"]) from error
 
@@ -100,7 +100,7 @@ def _no_gradient(graph: ForwardGraph, operator: str, node: str) -> InputError:
     where = f"module {module!r}" if module is not None else f"node {node!r}"
     return InputError(
         f"{where}: expected operators with a gradient in onnxruntime-training {onnxruntime.__version__}, "
-        f"found {operator}, which has none; replace that module (nothing was written)"
+        f"found {operator}, which has none; replace that module, or try --engine onnxruntime (nothing was written)"
     )
 
 
@@ -109,40 +109,11 @@ _SYSTEM_ERROR = re.compile(r"errno:(?P<errno>\d+)")
 _NO_GRADIENT = re.compile(r"gradient builder has not been registered: (?P<operator>\w+) for node (?P<node>\S+)")
 _NO_KERNEL = re.compile(r"implementation for (?P<operator>\w+)\(\d+\) node with name '(?P<node>[^']*?)_Grad/")
 
-DEFAULT_OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "sgd": {"name": "sgd"},
-    "adamw": {"name": "adamw", "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01},
-}
-
-
-def optimizer_constants(name: str, **constants: Any) -> dict[str, Any]:
-    """The constants of an optimizer, torch's defaults where none are given.
-
-    Raises:
-        InputError: unknown optimizer or constant.
-
-    >>> optimizer_constants("adamw", weight_decay=0.1)["weight_decay"]
-    0.1
-    """
-    if name not in DEFAULT_OPTIMIZERS:
-        raise InputError(f"optimizer: expected one of {', '.join(DEFAULT_OPTIMIZERS)}, found {name!r}")
-    defaults = DEFAULT_OPTIMIZERS[name]
-    for constant, value in constants.items():
-        if constant not in defaults:
-            owners = (
-                ", ".join(owner for owner, known in DEFAULT_OPTIMIZERS.items() if constant in known) or "no optimizer"
-            )
-            raise InputError(
-                f"{constant}: expected with {owners}, found with {name}; choose the optimizer it belongs to"
-            )
-        if constant != "betas" and not (math.isfinite(value) and value >= 0):
-            raise InputError(f"{constant}: expected a number of at least 0, found {value}")
-    return {**defaults, **constants}
-
 
 def _optimizer_block(constants: Mapping[str, Any]) -> Any:
+    """None for SGD with momentum, which onnxruntime-training lacks: then there is no `optimizer_model.onnx`."""
     if constants["name"] == "sgd":
-        return onnxblock.optim.SGD()
+        return None if constants["momentum"] else onnxblock.optim.SGD()
     return onnxblock.optim.AdamW(
         betas=tuple(constants["betas"]), eps=constants["eps"], weight_decay=constants["weight_decay"]
     )

@@ -5,18 +5,23 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from export.artifacts import LABEL, optimizer_constants, write_artifacts
-from export.graph import INPUT, OUTPUT, ForwardGraph, forward_graph
+from export.graph import INPUT, LABEL, OUTPUT, ForwardGraph, forward_graph
+from export.optimizers import optimizer_constants
 from export.preprocess import TORCH_DTYPES, Deployed, InputDtype
-from export.verify import Batch, Verification, check_parameters, verify_artifacts
+from export.training_step import StepSpec, write_steps
+from export.trials import Batch, Trial, try_onnxruntime, try_ort_training
+from export.verify import Verification, check_parameters, verify
 from fedpara_edge.bundle import (
+    ENGINES,
     LOCAL,
     MANIFEST,
     WEIGHTS,
@@ -30,7 +35,7 @@ from fedpara_edge.bundle import (
 )
 from fedpara_edge.errors import InputError
 from fedpara_edge.files import check_output, replacing_folder, sha256_of
-from fedpara_edge.layout import Layout
+from fedpara_edge.layout import Layout, TensorSpec
 from fedpara_edge.nn import layout_of
 from fedpara_edge.weights import Weights, write_weights
 
@@ -51,7 +56,9 @@ class ExportOptions:
         std: then divided by, likewise.
         loss: `cross_entropy` over outputs [B, C] and labels int64 [B]; `mse` or `bce` (with logits) over float32 labels
             of the outputs' shape.
-        optimizer: see `export.artifacts.optimizer_constants`.
+        optimizer: see `export.optimizers.optimizer_constants`.
+        batch_size: of the training that the graphs are made for; any other works as well.
+        engines: names of the engines to write files for.
         seed: of the batches used for verification.
     """
 
@@ -63,9 +70,17 @@ class ExportOptions:
     std: tuple[float, ...] = (1.0,)
     loss: Loss = "cross_entropy"
     optimizer: dict[str, Any] = field(default_factory=lambda: optimizer_constants("sgd"))
+    batch_size: int = 32
+    engines: tuple[str, ...] = ENGINES
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InputError(f"batch size: expected an integer of at least 1, found {self.batch_size}")
+        if not self.engines or not set(self.engines) <= set(ENGINES):
+            raise InputError(
+                f"engines: expected some of {', '.join(ENGINES)}, found {', '.join(self.engines) or 'none'}"
+            )
         if not self.input_shape or min(self.input_shape) < 1:
             raise InputError(f"input shape: expected positive sizes such as 1,28,28, found {list(self.input_shape)}")
         if (self.input_dtype == "int64") != (self.tokens is not None):
@@ -76,7 +91,7 @@ class ExportOptions:
 
 def export_bundle(
     model: nn.Module, folder: Path, options: ExportOptions, *, overwrite: bool = False
-) -> tuple[Bundle, Verification]:
+) -> tuple[Bundle, dict[str, Verification]]:
     """Write a bundle that trains `model`, after verifying it against torch.
 
     Args:
@@ -86,7 +101,7 @@ def export_bundle(
         overwrite: replace an existing bundle.
 
     Returns:
-        The bundle and the relative errors that were measured.
+        The bundle, and by engine the relative errors that were measured.
 
     Raises:
         InputError: the model, the options or the folder does not fit; an operator has no gradient.
@@ -104,28 +119,21 @@ def export_bundle(
         mean=options.mean,
         std=options.std,
     )
-    graph = forward_graph(deployed, _random_input(options, np.random.default_rng(options.seed)))
+    example = _random_input(options, np.random.default_rng(options.seed))
+    graph = forward_graph(deployed, example, batch_size=options.batch_size)
     label = _label_spec(options.loss, graph.output_shape)
     trained = layout.with_role("shared", "personal")
     check_parameters(graph, trained)
+    tensors = {name: value.detach().numpy() for name, value in model.state_dict().items()}
     with replacing_folder(folder) as making:
-        write_artifacts(
-            graph,
-            making,
-            trainable=[tensor.name for tensor in trained],
-            loss=options.loss,
-            optimizer=options.optimizer,
-        )
-        verification = verify_artifacts(
-            making,
-            graph,
+        trials = _write_engines(making, graph, example, trained, options, label, tensors)
+        verification = verify(
+            trials,
             deployed,
-            tensors=trained,
             loss=options.loss,
             optimizer=options.optimizer,
             batches=_random_batches(options, label),
         )
-        tensors = {name: value.detach().numpy() for name, value in model.state_dict().items()}
         write_local(making, {tensor.name: tensors[tensor.name] for tensor in layout.with_role("personal")})
         local = sha256_of(making / LOCAL) if (making / LOCAL).exists() else None
         manifest = _manifest(options, layout, graph, label, local)
@@ -133,6 +141,29 @@ def export_bundle(
         write_weights(making / WEIGHTS, Weights(manifest.fingerprint, 0, layout, initial))
         write_manifest(making, manifest)
     return open_bundle(folder), verification
+
+
+def _write_engines(
+    folder: Path,
+    graph: ForwardGraph,
+    example: torch.Tensor,
+    trained: Sequence[TensorSpec],
+    options: ExportOptions,
+    label: ArraySpec,
+    tensors: dict[str, NDArray[Any]],
+) -> dict[str, Trial]:
+    """Write the files of every engine asked for, and return how to try them."""
+    trials: dict[str, Trial] = {}
+    if "ort-training" in options.engines:
+        from export.artifacts import write_artifacts
+
+        names = [tensor.name for tensor in trained]
+        write_artifacts(graph, folder, trainable=names, loss=options.loss, optimizer=options.optimizer)
+        trials["ort-training"] = partial(try_ort_training, folder, graph, trained)
+    if "onnxruntime" in options.engines:
+        write_steps(graph, folder, StepSpec(trained, label, options.loss, options.optimizer), example.numpy())
+        trials["onnxruntime"] = partial(try_onnxruntime, folder, trained, tensors, options.optimizer)
+    return trials
 
 
 def _check_replaceable(folder: Path) -> None:
@@ -151,7 +182,7 @@ def _manifest(
         output=ArraySpec(OUTPUT, graph.output_shape, "float32"),
         loss=options.loss,
         optimizer=options.optimizer,
-        engines=("ort-training",),
+        engines=options.engines,
         graph=graph.digest({tensor.name for tensor in layout.with_role("shared", "personal")}),
         local=local,
         files={},

@@ -18,13 +18,14 @@ import onnx
 import torch
 from onnx import helper
 
+from export.contraction import contract_layers
 from export.preprocess import Deployed
 from export.translations import TRANSLATIONS
 from fedpara_edge.errors import InputError
 
 OPSET = 18
 IR_VERSION = 10  # the newest that onnxruntime-training 1.19.2 reads
-INPUT, OUTPUT = "x", "logits"
+INPUT, LABEL, OUTPUT = "x", "y", "logits"
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _OUTPUTS_NEEDED = {"Dropout": 2, "MaxPool": 2, "LayerNormalization": 3}
 
@@ -53,12 +54,13 @@ class ForwardGraph:
         return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
 
 
-def forward_graph(model: Deployed, example: torch.Tensor) -> ForwardGraph:
+def forward_graph(model: Deployed, example: torch.Tensor, *, batch_size: int = 32) -> ForwardGraph:
     """Export `model` in training mode (dropout stays) with a dynamic batch.
 
     Args:
         model: the model with its preprocessing.
         example: a raw input batch [B, ...] with B > 1.
+        batch_size: of the training, by which linear layers are contracted or composed.
 
     Raises:
         InputError: the model does not run on the example, does not give one tensor with the batch first, fixes the
@@ -66,6 +68,7 @@ def forward_graph(model: Deployed, example: torch.Tensor) -> ForwardGraph:
     """
     _refuse_modules(model.model)
     shape = _output_shape(model, example)
+    contract_layers(model, example, batch_size)
     if not model.training:
         model.train()
     try:
@@ -176,7 +179,7 @@ def _names(model: torch.nn.Module) -> dict[str, str]:
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     first: dict[int, str] = {}
     names = {f"model.{name}": first.setdefault(id(tensor), name) for name, tensor in tensors}
-    taken = {INPUT, OUTPUT, "y", "loss"} & set(names.values())
+    taken = {INPUT, OUTPUT, LABEL, "loss"} & set(names.values())
     if taken:
         raise InputError(f"parameter {min(taken)!r}: expected a name that the graph does not use; rename it")
     return names

@@ -1,53 +1,51 @@
 """What the exporter checks of its own work: the written files train what the PyTorch model trains.
 
-The reference is torch in double precision, so that what is measured is the artifacts' own error. Dropout can't be
-compared draw by draw: it is switched off on both sides (ratio 0 in the training model).
+The reference is torch in double precision, so that what is measured is the files' own error. What they compute is found
+by `trials`, engine by engine.
 """
 
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import numpy_helper
-from onnxruntime import SessionOptions
-from onnxruntime.training.api import CheckpointState, Module, Optimizer
 from torch.nn import functional as F
 
-from export.artifacts import naming_operators
 from export.graph import ForwardGraph
 from export.preprocess import Deployed
+from export.trials import STEP, Batch, Results, Trial
 from fedpara_edge.bundle import Loss
 from fedpara_edge.errors import FedparaError, InputError
 from fedpara_edge.layout import TensorSpec
 
-Batch = tuple[torch.Tensor, torch.Tensor]
 TOLERANCE = 1e-5
-STEP = 0.01
 _NEGLIGIBLE = 1e-3
 _ROUNDING, _PERTURBATIONS, _LIKENESS = 1e-6, 8, 10.0
 
 
 @dataclass(frozen=True)
 class Verification:
-    """Relative errors of the artifacts against torch in double precision; all at most `TOLERANCE`.
+    """Relative errors of an engine's files against torch in double precision; all at most `TOLERANCE`.
 
     `gradient` and `step` are the largest over the parameters, of the Frobenius norm; a gradient that is (nearly) zero
-    is compared on the scale of 1e-3 times the norm of all gradients together, where float32 has its rounding.
+    is compared on the scale of 1e-3 times the norm of all gradients together, where float32 has its rounding. `step` is
+    None where the files don't hold the optimizer.
     """
 
     loss: float
     gradient: float
     outputs: float
-    step: float
+    step: float | None
+
+    @property
+    def worst(self) -> float:
+        """The largest of the errors."""
+        return max(self.loss, self.gradient, self.outputs, self.step or 0.0)
 
 
 def check_parameters(graph: ForwardGraph, tensors: Sequence[TensorSpec]) -> None:
@@ -68,17 +66,15 @@ def check_parameters(graph: ForwardGraph, tensors: Sequence[TensorSpec]) -> None
             )
 
 
-def verify_artifacts(
-    folder: Path,
-    graph: ForwardGraph,
+def verify(
+    trials: Mapping[str, Trial],
     model: Deployed,
     *,
-    tensors: Sequence[TensorSpec],
     loss: Loss,
     optimizer: Mapping[str, Any],
     batches: Iterable[Batch],
-) -> Verification:
-    """Load the artifacts, take a training step, an evaluation and an optimizer step, and compare each with torch.
+) -> dict[str, Verification]:
+    """Compare what the files of each engine compute with torch: loss, gradients, outputs and optimizer step.
 
     A ReLU whose input is within rounding of zero, or a tie in a max pooling, may fall on the other side in double
     precision, and a deep network may amplify rounding beyond the tolerance. Such a batch is passed over for the next,
@@ -86,36 +82,37 @@ def verify_artifacts(
     changed by rounding errors: a wrong graph differs where the gradient stands still, and is refused at once.
 
     Args:
-        folder: the artifacts.
-        graph: the forward graph they were made from.
+        trials: runs the files on a batch, by engine.
         model: the PyTorch model they stand for, with the same parameters.
-        tensors: the trained tensors.
-        loss: of the artifacts.
+        loss: of the files.
         optimizer: its constants.
         batches: raw inputs [B, ...] and labels [B, ...], to try one after the other.
 
     Returns:
-        The errors on the first batch on which all of them are within `TOLERANCE`.
+        By engine, the errors on the first batch on which all of them are within `TOLERANCE`.
 
     Raises:
         FedparaError: a result differs and rounding does not explain it, or differs on all batches.
     """
-    disagreements = []
-    for batch in batches:
+    verified: dict[str, Verification] = {}
+    for number, batch in enumerate(batches, 1):
         expected = _reference(model, *batch, loss)
-        found = _artifacts(folder, graph, tensors, batch)
-        verification, excess = _compare(found, expected, optimizer)
-        if not excess:
-            return verification
-        disagreements.append(excess)
-        if max(vars(verification).values()) > _LIKENESS * _sensitivity(model, batch, loss, expected):
+        excesses = []
+        for engine in trials.keys() - verified.keys():
+            verification, excess = _compare(trials[engine](batch), expected, optimizer)
+            if not excess:
+                verified[engine] = verification
+            else:
+                excesses.append((verification.worst, f"{engine}: {excess}, on batch {number}"))
+        if not excesses:
+            return {engine: verified[engine] for engine in trials}
+        error, excess = max(excesses)
+        if error > _LIKENESS * _sensitivity(model, batch, loss, expected):
             break
-    raise FedparaError(
-        f"{disagreements[-1]}, on batch {len(disagreements)}; nothing was written: please report this model"
-    )
+    raise FedparaError(f"{excess}; nothing was written: please report this model")
 
 
-def _sensitivity(model: Deployed, batch: Batch, loss: Loss, expected: _Results) -> float:
+def _sensitivity(model: Deployed, batch: Batch, loss: Loss, expected: _Reference) -> float:
     """How far the gradient of any parameter moves under relative changes of the weights by `_ROUNDING`."""
     floor = _NEGLIGIBLE * _norm(expected.gradients)
     moves = []
@@ -131,71 +128,52 @@ def _sensitivity(model: Deployed, batch: Batch, loss: Loss, expected: _Results) 
 
 
 @dataclass(frozen=True)
-class _Results:
+class _Reference:
     loss: float
     outputs: NDArray[Any]
     gradients: dict[str, NDArray[Any]]
-    weights: dict[str, NDArray[Any]]  # before the step for the reference, after it for the artifacts
+    weights: dict[str, NDArray[Any]]
 
 
-def _artifacts(folder: Path, graph: ForwardGraph, tensors: Sequence[TensorSpec], batch: Batch) -> _Results:
-    quiet = SessionOptions()
-    quiet.log_severity_level = 3
-    arrays = [tensor.numpy() for tensor in batch]
-    with tempfile.TemporaryDirectory() as scratch:
-        training_model = Path(scratch) / "training_model.onnx"
-        _without_dropout(folder / "training_model.onnx", training_model)
-        state = CheckpointState.load_checkpoint(folder / "checkpoint")
-        with naming_operators(graph):
-            module = Module(training_model, state, folder / "eval_model.onnx", session_options=quiet)
-        module.eval()
-        _, outputs = module(*arrays)
-        module.train()
-        loss, _ = module(*arrays)
-        gradients = {tensor.name: np.array(state.parameters[tensor.name].grad) for tensor in tensors}
-        optimizer = Optimizer(folder / "optimizer_model.onnx", module)
-        optimizer.set_learning_rate(STEP)
-        optimizer.step()
-        stepped = {tensor.name: np.array(state.parameters[tensor.name].data) for tensor in tensors}
-    return _Results(float(loss), outputs, gradients, stepped)
-
-
-def _compare(found: _Results, expected: _Results, optimizer: Mapping[str, Any]) -> tuple[Verification, str]:
+def _compare(found: Results, expected: _Reference, optimizer: Mapping[str, Any]) -> tuple[Verification, str]:
     """The errors, and the first that exceeds the tolerance in words, or ""."""
     floor = _NEGLIGIBLE * _norm(expected.gradients)
     gradients = {
         name: _relative(found.gradients[name], gradient, floor=floor) for name, gradient in expected.gradients.items()
     }
     steps = {
-        name: _relative(found.weights[name], _stepped(weight, found.gradients[name], optimizer))
-        for name, weight in expected.weights.items()
+        name: _relative(weight, _stepped(expected.weights[name], found.gradients[name], optimizer))
+        for name, weight in (found.stepped or {}).items()
     }
-    worst_gradient, worst_step = max(gradients, key=gradients.__getitem__), max(steps, key=steps.__getitem__)
+    worst_gradient, worst_step = (
+        max(gradients, key=gradients.__getitem__),
+        max(steps, key=steps.__getitem__, default=""),
+    )
     verification = Verification(
         loss=_relative(np.array(found.loss), np.array(expected.loss)),
         gradient=gradients[worst_gradient],
         outputs=_relative(found.outputs, expected.outputs),
-        step=steps[worst_step],
+        step=steps.get(worst_step),
     )
     for what, error in (
-        ("loss of the training model", verification.loss),
-        ("outputs of the eval model", verification.outputs),
+        ("loss", verification.loss),
+        ("outputs", verification.outputs),
         (f"gradient of {worst_gradient!r}", verification.gradient),
         (f"{optimizer['name']} step of {worst_step!r}", verification.step),
     ):
-        if not error <= TOLERANCE:
+        if error is not None and not error <= TOLERANCE:
             return verification, f"{what}: expected torch's within {TOLERANCE:g} relative, found {error:.2g}"
     return verification, ""
 
 
-def _reference(model: Deployed, x: torch.Tensor, y: torch.Tensor, loss: Loss) -> _Results:
+def _reference(model: Deployed, x: torch.Tensor, y: torch.Tensor, loss: Loss) -> _Reference:
     double = copy.deepcopy(model).double().eval()
     double.dtype = torch.float64
     outputs = double(x)
     value = LOSS_FUNCTIONS[loss](outputs, y if y.dtype == torch.int64 else y.double())
     names = {name: parameter for name, parameter in double.model.named_parameters() if parameter.requires_grad}
     gradients = torch.autograd.grad(value, list(names.values()))
-    return _Results(
+    return _Reference(
         loss=value.item(),
         outputs=outputs.detach().numpy(),
         gradients={name: gradient.numpy() for name, gradient in zip(names, gradients, strict=True)},
@@ -211,29 +189,18 @@ LOSS_FUNCTIONS: dict[Loss, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]
 
 
 def _stepped(weight: NDArray[Any], gradient: NDArray[Any], optimizer: Mapping[str, Any]) -> NDArray[Any]:
-    """One step of torch's optimizer from the artifacts' own gradient, in double precision.
+    """One step of torch's optimizer from the files' own gradient, in double precision.
 
     From its own gradient, because AdamW divides a gradient by its size: near zero that amplifies a rounding error.
     """
     parameter = torch.nn.Parameter(torch.from_numpy(weight.copy()))
     parameter.grad = torch.from_numpy(gradient.astype(np.float64))
-    if optimizer["name"] == "sgd":
-        torch.optim.SGD([parameter], lr=STEP).step()
-    else:
-        constants = {key: value for key, value in optimizer.items() if key != "name"}
-        torch.optim.AdamW([parameter], lr=STEP, **constants).step()
+    constants = {key: value for key, value in optimizer.items() if key != "name"}
+    _OPTIMIZERS[optimizer["name"]]([parameter], lr=STEP, **constants).step()
     return parameter.detach().numpy()
 
 
-def _without_dropout(source: Path, target: Path) -> None:
-    """Copy a training model with the ratio of every dropout set to zero."""
-    model = onnx.load(source)
-    model.graph.initializer.append(numpy_helper.from_array(np.array(0.0, np.float32), "verify.ratio"))
-    for node in model.graph.node:
-        ratio = {"Dropout": 1, "BiasDropout": 3, "DropoutGrad": 2}.get(node.op_type)
-        if ratio is not None and len(node.input) > ratio:
-            node.input[ratio] = "verify.ratio"
-    onnx.save(model, target)
+_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
 
 
 def _norm(tensors: Mapping[str, NDArray[Any]]) -> float:

@@ -45,6 +45,8 @@ WEIGHTS = "weights.safetensors"
 LOCAL = "local.safetensors"
 LOCAL_FORMAT = "fedpara-edge/local"
 ORT_TRAINING_FILES = ("training_model.onnx", "eval_model.onnx", "optimizer_model.onnx", "checkpoint")
+ONNXRUNTIME_FILES = ("train_step.onnx", "eval_step.onnx")
+ENGINES = ("ort-training", "onnxruntime")
 
 Loss = Literal["cross_entropy", "mse", "bce"]
 

@@ -107,3 +107,37 @@ def compose(layer: LayerSpec, factors: Mapping[str, Any], tanh: Callable[[Any], 
         return factors["weight"]
     w1 = compose_branch(layer, factors, 1)
     return w1 if layer.kind == "lowrank" else combine(layer, w1, compose_branch(layer, factors, 2), tanh)
+
+
+def contraction(
+    layer: LayerSpec, factors: Mapping[str, Any], concatenate: Callable[[list[Any]], Any]
+) -> tuple[Any, Any]:
+    """L [I, S] and R [O, S] with W = R Lᵀ, of which x Wᵀ = (x L) Rᵀ comes without composing W.
+
+    The Hadamard product of two products is the product of the row-wise Khatri-Rao products, L = Y1 ⊛ Y2 and
+    R = X1 ⊛ X2 with S = R²; pFedPara's W1 ⊙ (W2 + 1) has Y1 and X1 beside them, S = R² + R; low-rank is Y1 and X1.
+
+    Args:
+        layer: linear, not dense, and without tanh.
+        factors: arrays (numpy or torch, float) by part.
+        concatenate: joins arrays of the library along their last axis.
+
+    >>> import numpy as np
+    >>> layer = LayerSpec(name="fc", operator="linear", kind="fedpara", form="matrix", shape=(3, 2), rank=2)
+    >>> factors = {part: np.random.rand(*shape) for part, shape in factor_shapes(layer).items()}
+    >>> left, right = contraction(layer, factors, lambda parts: np.concatenate(parts, axis=-1))
+    >>> np.allclose(right @ left.T, compose(layer, factors, np.tanh))
+    True
+    """
+    left, right = factors["y1"], factors["x1"]
+    if layer.kind == "lowrank":
+        return left, right
+    products = [_khatri_rao(left, factors["y2"]), _khatri_rao(right, factors["x2"])]
+    if layer.kind == "pfedpara":
+        products = [concatenate([products[0], left]), concatenate([products[1], right])]
+    return products[0], products[1]
+
+
+def _khatri_rao(a: Any, b: Any) -> Any:
+    """All products of an entry of a row of `a` [n, R] and one of the same row of `b` [n, R], [n, R²]."""
+    return (a[:, :, None] * b[:, None, :]).reshape(a.shape[0], -1)

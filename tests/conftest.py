@@ -1,5 +1,22 @@
-"""Settings of all tests."""
+"""Settings of all tests, and what is slow to make and shared by several."""
 
+import functools
+
+import pytest
 import torch
+from small_net import SmallBundle, export_small_net
+
+from fedpara_edge.bundle import Bundle
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
+
+
+@pytest.fixture(scope="session")
+def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> SmallBundle:
+    """`small_net.SmallBundle`; each is exported once, so a test that spoils one makes itself a copy."""
+
+    @functools.cache
+    def export(optimizer: str = "sgd", dropout: float = 0.0) -> Bundle:
+        return export_small_net(tmp_path_factory.mktemp("small") / "bundle", optimizer, dropout=dropout)
+
+    return export

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from device_runtime.engine import NONE, Adjustment
 from fedpara_edge.bundle import WEIGHTS, ArraySpec, Bundle, Loss, Manifest, open_bundle, write_local, write_manifest
 from fedpara_edge.layout import LayerSpec, Layout, TensorSpec
 from fedpara_edge.weights import Weights, read_weights, write_weights
@@ -89,19 +90,33 @@ class SoftmaxRegression:
         self.tensors = {**read_weights(bundle.file(WEIGHTS)).tensors, **bundle.read_local()}
         self.velocity = {name: np.zeros_like(tensor) for name, tensor in self.tensors.items()}
         self.steps_taken = 0
+        self.settings = (NONE, 1)
 
     def load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         for name, tensor in tensors.items():
             self.tensors[name][...] = tensor
 
-    def step(self, x: NDArray[Any], y: NDArray[Any], *, learning_rate: float, seed: int) -> float:
+    def step(
+        self,
+        x: NDArray[Any],
+        y: NDArray[Any],
+        *,
+        learning_rate: float,
+        seed: int,
+        adjustment: Adjustment = NONE,
+        parts: int = 1,
+    ) -> float:
+        self.settings = (adjustment, parts)
         kept = x * (np.random.default_rng(seed).random(x.shape) > 0.2).astype(np.float32)
         loss, output = self.evaluate(kept, y)
         error = np.exp(output - output.max(axis=1, keepdims=True))
         error /= error.sum(axis=1, keepdims=True)
         error[np.arange(len(y)), y] -= 1
         gradients = {"fc.weight": error.T @ kept / len(y), "fc.bias": error.mean(axis=0)}
+        norm = float(np.sqrt(sum(np.square(gradient).sum() for gradient in gradients.values())))
+        scale = np.float32(min(1.0, adjustment.max_norm / (norm + 1e-6)))
         for name, gradient in gradients.items():
+            gradient = scale * gradient
             self.velocity[name] = np.float32(0.9) * self.velocity[name] + gradient
             self.tensors[name] -= np.float32(learning_rate) * self.velocity[name]
         self.steps_taken += 1

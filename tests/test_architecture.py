@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from device_runtime.engines import ENGINES
+
 ROOT = Path(__file__).parent.parent
 STANDARD = sys.stdlib_module_names
+WITH_ONNXRUNTIME = ("ort.py", "ort_training.py", "portable.py")
 LIGHT = {"numpy", "safetensors", "click"}
 
 
@@ -38,7 +41,7 @@ def allowed(path: Path) -> set[str]:
     if room[0] == "export":
         return {"torch", "onnx", "onnxscript", "onnxruntime", "numpy", "fedpara_edge", "fedpara_edge.nn", "export"}
     if room[0] == "device_runtime":
-        engine = {"onnxruntime"} if path.name == "ort_training.py" else set()
+        engine = {"onnxruntime"} if path.name in ("ort.py", "ort_training.py") else set()
         return {*LIGHT, *engine, "fedpara_edge", "device_runtime"}
     if room[1] == "nn":
         return {"torch", *LIGHT, "fedpara_edge", "fedpara_edge.nn"}
@@ -62,7 +65,7 @@ def test_importing_brings_in_nothing_heavy(package: str) -> None:
     names = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for path in modules(package)
-        if "nn" not in path.parts and path.name not in ("__main__.py", "ort_training.py")
+        if "nn" not in path.parts and path.name not in ("__main__.py", *WITH_ONNXRUNTIME)
     ]
     heavy = "{'torch', 'onnx', 'onnxruntime', 'onnxscript'}"
     code = f"import {', '.join(names)}, sys\nheavy = {heavy} & sys.modules.keys()\nassert not heavy, heavy"
@@ -70,9 +73,11 @@ def test_importing_brings_in_nothing_heavy(package: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_engine_brings_in_neither_torch_nor_onnx() -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_engines_bring_in_neither_torch_nor_onnx(engine: str) -> None:
     heavy = "heavy = {'torch', 'onnx'} & sys.modules.keys()"
-    code = f"import device_runtime.ort_training, sys\n{heavy}\nassert not heavy, heavy\nimport onnxruntime.training"
+    module = ENGINES[engine].module
+    code = f"import {module}, sys\n{heavy}\nassert not heavy, heavy\nimport onnxruntime.training"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

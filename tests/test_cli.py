@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from fedpara_edge import tensorfile
-from fedpara_edge.cli import COMMANDS, main
+from fedpara_edge.cli import COMMANDS, installed, main
+from fedpara_edge.errors import InputError
 
 IMAGES = Path(__file__).parent / "data" / "fashion_mnist_12k.npz"
 
@@ -141,15 +142,94 @@ def test_doctor_names_every_command(run: Command) -> None:
 
 
 def test_doctor_gives_the_line_for_what_is_missing(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedpara_edge.cli import installed
-
-    monkeypatch.setattr(installed, "_version", lambda name: None if name == "torch" else "1.0")
+    without_distributions(monkeypatch, "torch")
     assert "missing torch: pip install 'fedpara-edge[export]'" in run("doctor").out
     ended = run("export", "mlp", "-o", "unused")
     assert (ended.code, ended.err) == (
         2,
         "Error: export: expected torch to be installed, found none; type: pip install 'fedpara-edge[export]'\n",
     )
+
+
+def without_distributions(monkeypatch: pytest.MonkeyPatch, *absent: str) -> None:
+    monkeypatch.setattr(installed, "_version", lambda name: None if name in absent else "1.0")
+
+
+TRAINING = ("onnxruntime-training-cpu", "onnxruntime-training")
+
+
+def test_doctor_tells_the_engines_and_what_to_type_on_a_raspberry_pi(
+    run: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("doctor", "--json").json["engines"] == ["onnxruntime", "ort-training"]
+    text = run("doctor").out
+    assert "engines here: onnxruntime, ort-training" in text
+    assert "on a Raspberry Pi, 64-bit: pip install 'fedpara-edge[device]'" in text
+    assert re.search(r"on a Raspberry Pi, 32-bit .*: sudo apt install python3-onnxruntime python3-numpy .*venv", text)
+    without_distributions(monkeypatch, *TRAINING)
+    found = run("doctor", "--json").json
+    assert found["engines"] == ["onnxruntime"]
+    assert found["capabilities"]["device"]["available"]
+    assert not found["capabilities"]["export"]["available"]
+
+
+def test_an_onnxruntime_without_metadata_counts(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_distributions(monkeypatch, "onnxruntime", *TRAINING)
+    found = run("doctor", "--json").json
+    assert found["engines"] == ["onnxruntime"]
+    assert found["capabilities"]["device"]["versions"] == {"onnxruntime": "of unknown version"}
+
+
+@pytest.mark.parametrize(
+    ("bits", "line"),
+    [(64, "pip install 'fedpara-edge\\[device\\]'"), (32, "32-bit systems: sudo apt install python3-onn")],
+)
+def test_a_device_without_onnxruntime_is_told_what_to_type(
+    bits: int, line: str, run: Command, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_distributions(monkeypatch, "onnxruntime", *TRAINING)
+    monkeypatch.setattr(installed, "find_spec", lambda _: None)
+    monkeypatch.setattr(installed, "POINTER_BITS", bits)
+    before = sorted(here.iterdir())
+    ended = run(*TRAIN, "device-0.npz")
+    assert ended.code == 2
+    assert re.match(f"Error: device: expected onnxruntime to be installed, found none; .*{line}", ended.err)
+    assert re.search(f"no   device: train, evaluate, predict: missing onnxruntime: .*{line}", run("doctor").out)
+    assert run("doctor", "--json").json["engines"] == []
+    assert sorted(here.iterdir()) == before
+
+
+def test_engines_train_and_evaluate_alike_clipped_and_in_parts(run: Command, here: Path) -> None:
+    def change(*options: str) -> np.ndarray:
+        assert run(*TRAIN, "device-0.npz", *options, "--force").code == 0
+        with tensorfile.TensorFile(here / "out.safetensors", format=None, error=InputError) as file:
+            return np.concatenate([file.read(name).ravel() for name in file.entries])
+
+    engines = ("onnxruntime", "ort-training")
+    settings = ("--parts", "2", "--clip-norm", "0.5")
+    portable, ort_training = (change("--engine", engine, *settings) for engine in engines)
+    assert np.linalg.norm(portable - ort_training) < 1e-3 * np.linalg.norm(ort_training)
+    assert np.linalg.norm(portable) < 0.8 * np.linalg.norm(change())
+    evaluation = ("evaluate", "bundle", "--data", "test.npz", "--json", "--engine")
+    losses = [run(*evaluation, engine).json["loss"] for engine in engines]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(("there", "asked"), [("ort-training", "onnxruntime"), ("onnxruntime", "ort-training")])
+def test_a_bundle_without_the_engine_says_how_to_export_it(
+    there: str,
+    asked: str,
+    run: Command,
+    here: Path,  # noqa: ARG001
+) -> None:
+    assert run("export", "mlp", "--engine", there, "-o", "one").code == 0
+    assert run("inspect", "one", "--json").json["engines"] == [there]
+    command = ("train", "one", "--data", "device-0.npz", "-o", "u.safetensors")
+    assert run(*command, "--engine", asked).err == (
+        f"Error: one: expected the files of engine {asked}, found those of {there}; "
+        f"export the bundle again with --engine {asked}\n"
+    )
+    assert run(*command).code == 0
 
 
 def test_options_over_environment_over_config_over_defaults(
@@ -203,6 +283,9 @@ AGGREGATE = ("aggregate", "--weights", "bundle/weights.safetensors", "-o", "out.
 BAD = {
     "no command": (None, ("tarin",), 2, "No such command"),
     "missing bundle": (None, ("train", "nowhere", "--data", "device-0.npz", "-o", "out.safetensors"), 2, "nowhere"),
+    "no parts": (None, (*TRAIN, "device-0.npz", "--parts", "0"), 2, "parts: expected an integer from 1"),
+    "clip to nothing": (None, (*TRAIN, "device-0.npz", "--clip-norm", "0"), 2, "clip_norm: expected a positive"),
+    "no such engine": (None, (*TRAIN, "device-0.npz", "--engine", "warp"), 2, "expected auto or one of onnxruntime"),
     "missing data": (None, (*TRAIN, "nowhere.npz"), 2, "nowhere.npz"),
     "wrong names": (save(images=X, y=Y), (*TRAIN, "bad.npz"), 2, "images"),
     "wrong shape": (save(x=X[:, 0], y=Y), (*TRAIN, "bad.npz"), 2, r"bad.npz.*1, 28, 28"),

@@ -13,18 +13,20 @@ from fedpara_edge.errors import InputError
 
 @pytest.fixture
 def opened(monkeypatch, tmp_path):
-    """Three engines, `fast`, `absent` and `slow`, and a function that opens a bundle with the files of some."""
+    """Four engines, `absent` and `rare` not installed, and a function that opens a bundle with the files of some."""
     for name in ("fast", "slow"):
         module = ModuleType(f"engine_{name}")
         module.open_engine = lambda bundle, *, threads, name=name: (name, bundle, threads)
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(sys.modules, "onnxruntime_absent", None)
+    for name in ("absent", "rare"):
+        monkeypatch.setitem(sys.modules, f"onnxruntime_{name}", None)
     monkeypatch.setattr(
         "device_runtime.engines.ENGINES",
         {
             "absent": EngineSource("onnxruntime_absent", "absent==1"),
             "fast": EngineSource("engine_fast", "fast==2"),
             "slow": EngineSource("engine_slow", "slow==3"),
+            "rare": EngineSource("onnxruntime_rare", "rare==4"),
         },
     )
     bundle = make_bundle(tmp_path / "bundle")
@@ -44,9 +46,10 @@ def test_auto_takes_the_preferred_of_those_that_can_run(opened):
 
 def test_a_name_is_taken_at_its_word(opened):
     assert opened("slow", "fast", name="slow") == ("slow", None)
-    with pytest.raises(InputError, match="expected the files of engine slow, found those of fast; export"):
+    words = "expected the files of engine slow, found those of fast; export the bundle again with --engine slow$"
+    with pytest.raises(InputError, match=words):
         opened("fast", name="slow")
-    with pytest.raises(InputError, match="engine 'warp': expected auto or one of absent, fast, slow"):
+    with pytest.raises(InputError, match="engine 'warp': expected auto or one of absent, fast, slow, rare"):
         opened("fast", name="warp")
 
 
@@ -59,8 +62,16 @@ def test_what_is_not_installed_comes_with_its_install_line(opened):
         opened("absent", "fast", name="absent")
 
 
+def test_a_bundle_of_an_engine_that_is_not_here_can_be_exported_for_the_preferred(opened):
+    words = r"expected rare==4, found none .*; export the bundle again with --engine absent, or pip install 'rare==4'$"
+    with pytest.raises(InputError, match=words):
+        opened("rare")
+    with pytest.raises(InputError, match=r"expected rare==4, found none \(.*\); pip install 'rare==4'$"):
+        opened("rare", name="rare")
+
+
 def test_no_engine_and_no_threads_are_refused(opened):
-    with pytest.raises(InputError, match="files of engine absent or fast or slow, found those of none; export"):
+    with pytest.raises(InputError, match=r"slow or rare, found those of none; export .* --engine absent$"):
         opened()
     with pytest.raises(InputError, match="threads: expected an integer from 1 to 1024, found 0"):
         opened("fast", threads=0)

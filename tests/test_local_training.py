@@ -432,6 +432,10 @@ def test_a_diverging_training_says_so(inputs, tmp_path):
         ("learning_rate", 0.0),
         ("learning_rate", float("nan")),
         ("learning_rate", float("inf")),
+        ("clip_norm", 0.0),
+        ("clip_norm", float("inf")),
+        ("parts", 0),
+        ("parts", 2.0),
         ("checkpoint_seconds", -1),
         ("checkpoint_steps", 0),
     ],
@@ -439,6 +443,18 @@ def test_a_diverging_training_says_so(inputs, tmp_path):
 def test_config_out_of_range_is_refused(field, value):
     with pytest.raises(InputError, match=f"{field}: expected"):
         TrainConfig(**{field: value})
+
+
+def test_clipping_and_parts_reach_the_engine_and_belong_to_the_call(inputs, expected, tmp_path, capsys):
+    device = Device(inputs, tmp_path)
+    engine = Interrupted(device.bundle, after=3)
+    with pytest.raises(KeyboardInterrupt):
+        device.train(replace(CONFIG, clip_norm=0.25, parts=2), engine=engine)
+    adjustment, parts = engine.settings
+    assert (adjustment.max_norm, adjustment.mu, adjustment.h, parts) == (0.25, 0.0, None, 2)
+    device.train(replace(CONFIG, clip_norm=0.25))
+    assert "which differs in parts" in capsys.readouterr().err
+    assert device.result() != expected
 
 
 def test_dropped_rows_do_not_count_in_the_mean_loss(inputs, tmp_path):
@@ -455,9 +471,9 @@ def test_rounds_and_seeds_draw_their_own_orders_and_masks(inputs):
     dataset = open_data(inputs / "data.npz", bundle.manifest)
 
     class Recorder(SoftmaxRegression):
-        def step(self, x, y, *, learning_rate, seed):
+        def step(self, x, y, *, seed, **settings):
             seen.append((x.tobytes(), seed))
-            return super().step(x, y, learning_rate=learning_rate, seed=seed)
+            return super().step(x, y, seed=seed, **settings)
 
     seen = []
     for seed in range(3):

@@ -19,6 +19,8 @@ COMMANDS = {
     "train": "Train a bundle on local data and write an update.",
     "aggregate": "Combine updates into the next weights.",
     "evaluate": "Measure loss and accuracy of weights on data.",
+    "fold": "Make one inference model of a bundle and weights.",
+    "predict": "Predict data with a folded model.",
     "inspect": "Show what is in a bundle, weights, update or state.",
     "doctor": "Tell what this machine can run, and what to install.",
 }

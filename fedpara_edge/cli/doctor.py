@@ -9,7 +9,7 @@ from importlib import metadata
 import click
 
 from fedpara_edge import __version__
-from fedpara_edge.cli.installed import CAPABILITIES, find
+from fedpara_edge.cli.installed import CAPABILITIES, DEVICE_32_BIT, DEVICE_64_BIT, engines, find
 from fedpara_edge.cli.output import emit, json_option
 
 
@@ -30,6 +30,12 @@ def command(json: bool) -> None:
         else:
             remedy = finding.obstacle or capability.install
             lines.append(f"no   {capability.name}: {commands}: missing {', '.join(finding.missing)}: {remedy}")
+    running = engines()
+    lines += [
+        f"engines here: {', '.join(running) or 'none'}",
+        f"on a Raspberry Pi, 64-bit: {DEVICE_64_BIT}",
+        f"on a Raspberry Pi, 32-bit (Debian 13): {DEVICE_32_BIT}",
+    ]
     if len(clash) > 1:
         lines.append(f"warning: {' and '.join(clash)} overwrite each other: keep one and reinstall it")
     result = {
@@ -49,6 +55,8 @@ def command(json: bool) -> None:
             }
             for finding in findings
         },
+        "engines": running,
+        "raspberry_pi": {"64-bit": DEVICE_64_BIT, "32-bit": DEVICE_32_BIT},
         "clash": clash if len(clash) > 1 else [],
     }
     emit(result, "\n".join(lines), as_json=json)

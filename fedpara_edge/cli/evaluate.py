@@ -18,7 +18,7 @@ FOLDER_OR_FILE = click.Path(path_type=Path)
 @click.option("--data", type=FOLDER_OR_FILE, required=True, help=".npz with x and y, or a folder with x.npy and y.npy.")
 @click.option("--state", type=FOLDER_OR_FILE, help="State folder with the personal tensors.")
 @click.option("--batch-size", type=int, default=256, show_default=True)
-@click.option("--engine", default="auto", show_default=True, help="auto or ort-training.")
+@click.option("--engine", default="auto", show_default=True, help="onnxruntime, ort-training, or the faster there is.")
 @click.option("--threads", type=int, help="Of the engine.  [default: as many as cores]")
 @json_option
 def command(

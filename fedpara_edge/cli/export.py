@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from fedpara_edge.bundle import ENGINES
 from fedpara_edge.cli.output import emit, force_option, json_option, megabytes
 from fedpara_edge.layout import KINDS
 
@@ -97,7 +98,18 @@ def _pairs(kind: type[Any]) -> Any:
 )
 @click.option("--loss", type=click.Choice(["cross_entropy", "mse", "bce"]), default="cross_entropy", show_default=True)
 @click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), default="sgd", show_default=True)
+@click.option("--momentum", type=float, help="Of SGD.  [default: 0]")
 @click.option("--weight-decay", type=float, help="Of AdamW.  [default: 0.01]")
+@click.option(
+    "--batch-size", type=int, default=32, show_default=True, help="Batch that the graphs are made fast for; any works."
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["all", *ENGINES]),
+    default="all",
+    show_default=True,
+    help="Which engines to write the training step for.",
+)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the initial weights.")
 @force_option
 @json_option
@@ -122,7 +134,10 @@ def command(
     std: tuple[float, ...],
     loss: Any,
     optimizer: str,
+    momentum: float | None,
     weight_decay: float | None,
+    batch_size: int,
+    engine: str,
     seed: int,
     force: bool,
     json: bool,
@@ -138,7 +153,7 @@ def command(
     import torch
 
     from export import ExportOptions, export_bundle
-    from export.artifacts import optimizer_constants
+    from export.optimizers import optimizer_constants
     from fedpara_edge.errors import InputError
     from fedpara_edge.files import check_output
     from fedpara_edge.nn import ZOO, convert, load_model, load_pretrained
@@ -166,7 +181,8 @@ def command(
         batchnorm=batchnorm,
         pretrained=pretrained is not None,
     )
-    constants = {} if weight_decay is None else {"weight_decay": weight_decay}
+    given = {"momentum": momentum, "weight_decay": weight_decay}
+    constants = {name: value for name, value in given.items() if value is not None}
     options = ExportOptions(
         name=model,
         input_shape=shape,
@@ -176,6 +192,8 @@ def command(
         std=std,
         loss=loss,
         optimizer=optimizer_constants(optimizer, **constants),
+        batch_size=batch_size,
+        engines=ENGINES if engine == "all" else (engine,),
         seed=seed,
     )
     bundle, verification = export_bundle(converted, output, options, overwrite=force)
@@ -185,7 +203,7 @@ def command(
         "fingerprint": bundle.manifest.fingerprint,
         "shared_parameters": layout.shared_parameters,
         "dense_parameters": layout.dense_parameters,
-        "verification": vars(verification),
+        "verification": {name: vars(errors) for name, errors in verification.items()},
         "layers": [
             {
                 "name": layer.name,
@@ -198,12 +216,20 @@ def command(
         ],
         "messages": list(report.messages),
     }
-    text = (
-        f"{report}\n"
-        f"{output}: verified against torch: loss {verification.loss:.1e}, gradients {verification.gradient:.1e}, "
-        f"outputs {verification.outputs:.1e}, {optimizer} step {verification.step:.1e} (relative)\n"
-        f"an update sends {megabytes(4 * layout.shared_parameters)}, "
-        f"{layout.shared_parameters / layout.dense_parameters:.1%} of the dense model's "
-        f"{megabytes(4 * layout.dense_parameters)}"
+    verified = [
+        f"{output}: {name} verified against torch: loss {errors.loss:.1e}, gradients {errors.gradient:.1e}, "
+        f"outputs {errors.outputs:.1e}"
+        + ("" if errors.step is None else f", {optimizer} step {errors.step:.1e}")
+        + " (relative)"
+        for name, errors in verification.items()
+    ]
+    text = "\n".join(
+        [
+            str(report),
+            *verified,
+            f"an update sends {megabytes(4 * layout.shared_parameters)}, "
+            f"{layout.shared_parameters / layout.dense_parameters:.1%} of the dense model's "
+            f"{megabytes(4 * layout.dense_parameters)}",
+        ]
     )
     emit(result, text, as_json=json)

@@ -11,6 +11,8 @@ from fedpara_edge.bundle import MANIFEST, open_bundle
 from fedpara_edge.cli.output import emit, json_option, megabytes, table
 from fedpara_edge.errors import InputError
 from fedpara_edge.factors import attainable_rank, factor_count
+from fedpara_edge.folded import FORMAT as FOLDED_FORMAT
+from fedpara_edge.folded import read_folded
 from fedpara_edge.layout import LayerSpec, Layout
 from fedpara_edge.tensorfile import TensorFile
 
@@ -19,9 +21,11 @@ from fedpara_edge.tensorfile import TensorFile
 @click.argument("path", type=click.Path(path_type=Path))
 @json_option
 def command(path: Path, json: bool) -> None:
-    """Show what is in PATH: a bundle, a weights or update file, or a device's state folder."""
+    """Show what is in PATH: a bundle, a weights or update file, a folded model, or a device's state folder."""
     if path.is_dir():
         result = _bundle(path) if (path / MANIFEST).exists() else _state(path)
+    elif path.suffix == ".onnx":
+        result = _folded(path)
     elif path.exists():
         result = _file(path)
     else:
@@ -54,6 +58,12 @@ def _state(path: Path) -> dict[str, Any]:
             f"{path}: expected a bundle or a device's state folder, found neither {MANIFEST} nor *.safetensors"
         )
     return {"path": str(path), "format": "state", "files": [_file(file) for file in files]}
+
+
+def _folded(path: Path) -> dict[str, Any]:
+    spec = read_folded(path)
+    arrays = {"input": vars(spec.input), "label": vars(spec.label), "output": vars(spec.output)}
+    return {"path": str(path), "format": FOLDED_FORMAT, **vars(spec), **arrays, "bytes": path.stat().st_size}
 
 
 def _file(path: Path) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import platform
+import struct
 import sys
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 
 from fedpara_edge.errors import InputError
 
@@ -27,6 +29,20 @@ class Capability:
     commands: tuple[str, ...]
 
 
+DEVICE_64_BIT = "pip install 'fedpara-edge[device]'"
+DEVICE_32_BIT = (
+    "sudo apt install python3-onnxruntime python3-numpy python3-venv; python3 -m venv --system-site-packages fedpara; "
+    "fedpara/bin/pip install fedpara-edge"
+)
+"""Nobody builds wheels of onnxruntime for 32-bit systems, but Debian 13 and Raspberry Pi OS have a package."""
+
+POINTER_BITS = 8 * struct.calcsize("P")
+"""Of this Python; a 32-bit Raspberry Pi OS runs on a 64-bit kernel, which is what `platform.machine` tells of."""
+
+_TRAINING = ("onnxruntime-training-cpu", "onnxruntime-training")
+ENGINES = {"onnxruntime": ("onnxruntime", *_TRAINING), "ort-training": _TRAINING}
+"""The engines, each with the distributions that any one of runs it."""
+
 CAPABILITIES = (
     Capability(
         "server",
@@ -36,15 +52,15 @@ CAPABILITIES = (
     ),
     Capability(
         "device",
-        (("onnxruntime-training-cpu", "onnxruntime-training"),),
-        "pip install 'fedpara-edge[device]'",
-        ("train", "evaluate"),
+        (("onnxruntime", *_TRAINING),),
+        DEVICE_64_BIT,
+        ("train", "evaluate", "predict"),
     ),
     Capability(
         "export",
-        (("torch",), ("onnx",), ("onnxscript",), ("onnxruntime-training-cpu", "onnxruntime-training")),
+        (("torch",), ("onnx",), ("onnxscript",), _TRAINING),
         "pip install 'fedpara-edge[export]'",
-        ("export",),
+        ("export", "fold"),
     ),
 )
 
@@ -64,12 +80,17 @@ def find(capability: Capability) -> Finding:
     versions: dict[str, str] = {}
     missing = []
     for names in capability.packages:
-        found = {name: version for name in names if (version := _version(name)) is not None}
+        found = _versions(names)
         versions |= found
         if not found:
             missing.append(names[0])
-    obstacle = _no_training_wheel() if "onnxruntime-training-cpu" in missing else ""
-    return Finding(capability, versions, tuple(missing), obstacle)
+    obstacles = (obstacle() for name, obstacle in _OBSTACLES.items() if name in missing)
+    return Finding(capability, versions, tuple(missing), next(filter(None, obstacles), ""))
+
+
+def engines() -> tuple[str, ...]:
+    """Names of the engines that run here."""
+    return tuple(name for name, distributions in ENGINES.items() if _versions(distributions))
 
 
 def require(name: str) -> None:
@@ -93,6 +114,22 @@ def _no_training_wheel() -> str:
     if (system, machine) in {("linux", "x86_64"), ("darwin", "arm64"), ("win32", "amd64")}:
         return ""
     return f"onnxruntime-training has no wheel for {system} {machine}: use Linux x86_64, macOS arm64 or Windows"
+
+
+def _no_wheel() -> str:
+    """Why onnxruntime can't be installed by pip here; empty if it can."""
+    return "" if POINTER_BITS == 64 else f"onnxruntime has no wheel for {POINTER_BITS}-bit systems: {DEVICE_32_BIT}"
+
+
+_OBSTACLES = {"onnxruntime": _no_wheel, "onnxruntime-training-cpu": _no_training_wheel}
+
+
+def _versions(distributions: tuple[str, ...]) -> dict[str, str]:
+    """Those of them that are installed, with their versions."""
+    found = {name: version for name in distributions if (version := _version(name)) is not None}
+    if not found and "onnxruntime" in distributions and (spec := find_spec("onnxruntime")) and spec.origin:
+        return {"onnxruntime": "of unknown version"}  # Debian's may come without a distribution's metadata
+    return found
 
 
 def _version(distribution: str) -> str | None:

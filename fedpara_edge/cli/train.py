@@ -39,8 +39,19 @@ FOLDER_OR_FILE = click.Path(path_type=Path)
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the order of examples and of dropout.")
 @click.option("--drop-last", is_flag=True, help="Leave out the last, smaller batch of an epoch.")
+@click.option(
+    "--clip-norm", type=float, help="Scale the gradient of a batch down to this norm.  [default: no clipping]"
+)
+@click.option(
+    "--parts",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Take the gradient of each batch in N parts, for less memory.",
+    metavar="N",
+)
 @click.option("--client", help="Name of this device in the update.  [default: kept in the state folder, or random]")
-@click.option("--engine", default="auto", show_default=True, help="auto or ort-training.")
+@click.option("--engine", default="auto", show_default=True, help="onnxruntime, ort-training, or the faster there is.")
 @click.option("--threads", type=int, help="Of the engine.  [default: as many as cores]")
 @click.option("--codec", default="float32", show_default=True, help="How the change is written.")
 @click.option(
@@ -69,6 +80,8 @@ def command(
     lr_decay: float,
     seed: int,
     drop_last: bool,
+    clip_norm: float | None,
+    parts: int,
     client: str | None,
     engine: str,
     threads: int | None,
@@ -103,6 +116,8 @@ def command(
         ),
         seed=seed,
         drop_last=drop_last,
+        clip_norm=clip_norm,
+        parts=parts,
         checkpoint_seconds=save_seconds,
         checkpoint_steps=save_steps,
     )

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.factors import compose, factor_shapes
+from fedpara_edge.factors import compose, contraction, factor_shapes
 from fedpara_edge.layout import Form, Kind, LayerSpec
 from fedpara_edge.nn.init import initialize
 from fedpara_edge.rank import equal_size_rank, minimum_rank
@@ -79,6 +79,9 @@ class Linear(FactoredLayer):
 
     Shapes: x float [..., I], result [..., O].
 
+    With the attribute `contracted` set (not with `tanh`, not for `dense`) the same result comes without composing the
+    weight (`fedpara_edge.factors.contraction`), which is cheaper where few rows meet a small rank.
+
     Raises:
         InputError: the rank is not positive, or `tanh` is asked of another kind than `fedpara`.
 
@@ -107,8 +110,12 @@ class Linear(FactoredLayer):
         spec = LayerSpec(name=name, operator="linear", kind=kind, form="matrix", shape=shape, rank=rank, tanh=tanh)
         super().__init__(spec, bias=bias, device=device, dtype=dtype)
         self.in_features, self.out_features = in_features, out_features
+        self.contracted = False
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.contracted:
+            left, right = contraction(self.spec, self.factors(), lambda parts: torch.cat(parts, dim=-1))
+            return F.linear(x @ left, right, self.bias)
         return F.linear(x, self.compose(), self.bias)
 
 

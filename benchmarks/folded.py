@@ -1,0 +1,119 @@
+"""Time of inference: the folded FedPara model against the dense model of the same architecture, folded the same way.
+
+Also against the factored graph that evaluates a bundle, which composes its weights anew for every batch, and the other
+precisions against float32. Predictions are made in turn by all that are compared, in one process, and each figure is a
+median; only the ratios are meant to be carried elsewhere.
+
+    python benchmarks/folded.py --json folded.json
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+import numpy as np
+import torch
+
+from device_runtime import Predictor, open_engine
+from export import ExportOptions, export_bundle
+from export.fold import fold
+from fedpara_edge.bundle import WEIGHTS, Bundle
+from fedpara_edge.cli.output import table
+from fedpara_edge.folded import Precision
+from fedpara_edge.nn import ZOO
+from fedpara_edge.weights import read_weights
+
+BATCHES, CALLS_A_TURN, PAUSE_SECONDS = (1, 32), 5, 0.05
+DENSE, FACTORED = "dense", "factored"
+
+
+def folded(bundle: Bundle, precision: Precision, threads: int) -> Predictor:
+    """A bundle's initial weights folded, ready to run."""
+    path = bundle.path / f"{precision}.onnx"
+    fold(bundle, read_weights(bundle.file(WEIGHTS)), path, precision=precision)
+    return Predictor(path, threads=threads)
+
+
+def contenders(model: str, threads: int, folder: Path) -> dict[str, Callable[[Any], object]]:
+    """By name, what takes a batch of raw inputs and predicts it."""
+    bundles = {}
+    for kind in ("fedpara", "dense"):
+        torch.manual_seed(0)
+        entry = ZOO[model]
+        options = ExportOptions(name=model, input_shape=entry.input_shape, engines=("onnxruntime",))
+        bundles[kind], _ = export_bundle(entry.factory(kind=kind), folder / f"{model}-{kind}", options)
+    engine = open_engine(bundles["fedpara"], "onnxruntime", threads=threads)
+    precisions: Sequence[Precision] = get_args(Precision)
+    return {
+        **{precision: folded(bundles["fedpara"], precision, threads).predict for precision in precisions},
+        DENSE: folded(bundles["dense"], "float32", threads).predict,
+        FACTORED: lambda x: engine.evaluate(x, np.zeros(len(x), np.int64)),
+    }
+
+
+def median_ms(calls: dict[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
+    """Median milliseconds of each, taken in turn, after a pause (threads spin on for a while) and a warm-up."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repetitions):
+        for name, call in calls.items():
+            time.sleep(PAUSE_SECONDS)
+            call()
+            for _ in range(CALLS_A_TURN):
+                started = time.perf_counter()
+                call()
+                times[name].append(1e3 * (time.perf_counter() - started))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def measure(model: str, threads: int, folder: Path, repetitions: int) -> list[dict[str, Any]]:
+    """Times and ratios for each size of batch."""
+    predict = contenders(model, threads, folder)
+    generator = np.random.default_rng(0)
+    rows = []
+    for batch in BATCHES:
+        x = generator.integers(0, 256, (batch, *ZOO[model].input_shape)).astype(np.uint8)
+        ms = median_ms({name: lambda run=run, x=x: run(x) for name, run in predict.items()}, repetitions)
+        ratios = {name: ms["float32"] / ms[name] for name in (DENSE, FACTORED)}
+        rows.append({"model": model, "threads": threads, "batch": batch, "ms": ms, "ratios": ratios})
+    return rows
+
+
+def report(rows: Sequence[dict[str, Any]]) -> str:
+    """The results as a table."""
+    columns = ("float32", DENSE, FACTORED, "float16", "int8")
+    cells = [
+        (
+            row["model"],
+            row["batch"],
+            *(f"{row['ms'][name]:.2f}" for name in columns),
+            *(f"{row['ratios'][name]:.2f}" for name in (DENSE, FACTORED)),
+        )
+        for row in rows
+    ]
+    header = ("model", "batch", "folded", *columns[1:], "folded/dense", "folded/factored")
+    return f"milliseconds a batch at {rows[0]['threads']} threads (medians) and ratios\n\n{table(header, cells)}"
+
+
+@click.command()
+@click.option("--models", default="mlp,cnn,resnet18", show_default=True)
+@click.option("--threads", default=2, show_default=True)
+@click.option("--repetitions", default=7, show_default=True)
+@click.option("--json", "json_file", type=click.Path(path_type=Path))
+def main(models: str, threads: int, repetitions: int, json_file: Path | None) -> None:
+    """Measure, print the table, and write it as JSON."""
+    with tempfile.TemporaryDirectory() as name:
+        rows = [row for model in models.split(",") for row in measure(model, threads, Path(name), repetitions)]
+    click.echo(report(rows))
+    if json_file is not None:
+        json_file.write_text(json.dumps({"inference": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

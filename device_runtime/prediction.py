@@ -1,0 +1,136 @@
+"""Predictions of a folded model, with numpy and any onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from device_runtime.data import Dataset, Inputs, check_inputs
+from fedpara_edge.accuracy import count_right, predicted
+from fedpara_edge.errors import FedparaError, InputError
+from fedpara_edge.files import replacing_file
+from fedpara_edge.folded import read_folded
+
+MAX_THREADS = 1024
+LABELS = "predicted"
+
+
+class Predictor:
+    """A folded model, ready to run.
+
+    Args:
+        path: the file that `fedpara-edge fold` wrote.
+        threads: for the operators; None for as many as there are cores.
+
+    Attributes:
+        spec: what the model says of itself.
+
+    Raises:
+        InputError: the file is missing, damaged or no folded model, the number of threads is out of range, or
+            onnxruntime is not installed.
+    """
+
+    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+        if threads is not None and not 1 <= threads <= MAX_THREADS:
+            raise InputError(f"threads: expected an integer from 1 to {MAX_THREADS}, found {threads}")
+        self.spec = read_folded(path)
+        self._path = path
+        try:
+            from device_runtime.ort import ERRORS, InferenceSession, session_options
+        except ImportError as error:
+            remedy = "pip install 'fedpara-edge[device]'"
+            raise InputError(f"predict: expected onnxruntime, found none ({error}); {remedy}") from error
+        self._errors = ERRORS
+        try:
+            self._session = InferenceSession(str(path), session_options(threads), providers=["CPUExecutionProvider"])
+        except ERRORS as error:
+            raise InputError(
+                f"{path}: expected a model that onnxruntime loads, found {_line(error)}; fold it again"
+            ) from error
+
+    def predict(self, x: NDArray[Any], batch_size: int = 256) -> NDArray[np.float32]:
+        """Outputs [N, *output.shape] of raw inputs.
+
+        Args:
+            x: [N, *input.shape] with N at least 1, of the input's dtype, or any integers for tokens.
+            batch_size: rows at a time.
+
+        Raises:
+            InputError: x has another shape or dtype, NaN, Inf or a token out of range; or the batch size is not
+                positive.
+        """
+        inputs = Inputs(path=Path("predict"), x=x, input=self.spec.input)
+        check_inputs(inputs)
+        return np.concatenate(list(self.outputs(inputs, batch_size)))
+
+    def outputs(self, data: Inputs, batch_size: int) -> Iterator[NDArray[np.float32]]:
+        """The outputs of all rows in their order, batch by batch.
+
+        Raises:
+            InputError: a row does not fit, or the batch size is not positive.
+            FedparaError: onnxruntime fails.
+        """
+        if batch_size < 1:
+            raise InputError(f"batch_size: expected an integer of at least 1, found {batch_size}")
+        for start in range(0, data.examples, batch_size):
+            x = data.inputs(np.arange(start, min(start + batch_size, data.examples)))
+            try:
+                yield self._session.run([self.spec.output.name], {self.spec.input.name: x})[0]
+            except self._errors as error:
+                raise FedparaError(
+                    f"{self._path}: rows {start} to {start + len(x) - 1}: expected to run them, found {_line(error)}; "
+                    "try a smaller batch"
+                ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """What a model makes of a dataset.
+
+    Args:
+        outputs: float32 [N, *output.shape].
+        labels: int64 labels that they stand for, [N, ...] (`accuracy.predicted`); None for `mse`.
+        accuracy: share of the labels predicted right, in [0, 1]; None without labels, and for `mse`.
+    """
+
+    outputs: NDArray[np.float32]
+    labels: NDArray[np.int64] | None
+    accuracy: float | None
+
+
+def predict_all(predictor: Predictor, data: Inputs, batch_size: int) -> Predictions:
+    """Predict a dataset; one with labels (`Dataset`) also gives the accuracy.
+
+    Raises:
+        InputError: as `Predictor.outputs`; or a label does not fit.
+        FedparaError: onnxruntime fails.
+    """
+    loss = predictor.spec.loss
+    outputs = np.concatenate(list(predictor.outputs(data, batch_size)))
+    accuracy = None
+    if isinstance(data, Dataset) and loss != "mse":
+        y = data.labels(np.arange(data.examples))
+        accuracy = count_right(loss, outputs, y) / y.size
+    return Predictions(outputs=outputs, labels=predicted(loss, outputs), accuracy=accuracy)
+
+
+def write_predictions(path: Path, predictions: Predictions, output: str) -> None:
+    """Write an `.npz` with the outputs under the name `output`, and the labels as `predicted` if there are any.
+
+    Raises:
+        FedparaError: the disk refuses the write.
+    """
+    arrays: dict[str, Any] = {output: predictions.outputs}
+    if predictions.labels is not None:
+        arrays[LABELS] = predictions.labels
+    with replacing_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,130 @@
+"""Gradients of functions of each element alone, and of softmax."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from onnx import NodeProto, TensorProto
+
+from export.gradients.graph import Graph, attributes
+from export.gradients.rules import Gradients, elementwise, rule
+
+_LARGEST = float(np.finfo(np.float32).max)  # times the smallest normal number it is 4
+
+
+@elementwise("Identity")
+def identity(graph: Graph, node: NodeProto, gradient: str) -> str:
+    return gradient
+
+
+@rule("Cast")
+def cast(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
+    return [gradients[0]]  # float32 to float32: all trained values have that dtype
+
+
+@elementwise("Neg")
+def neg(graph: Graph, node: NodeProto, gradient: str) -> str:
+    return graph.op("Neg", gradient)
+
+
+@elementwise("Abs")
+def abs_(graph: Graph, node: NodeProto, gradient: str) -> str:
+    return graph.op("Mul", gradient, graph.op("Sign", node.input[0]))
+
+
+@elementwise("Exp")
+def exp(graph: Graph, node: NodeProto, gradient: str) -> str:
+    return graph.op("Mul", gradient, node.output[0])
+
+
+@elementwise("Log")
+def log(graph: Graph, node: NodeProto, gradient: str) -> str:
+    return graph.op("Div", gradient, node.input[0])
+
+
+@elementwise("Sqrt")
+def sqrt(graph: Graph, node: NodeProto, gradient: str) -> str:
+    return graph.op("Div", graph.op("Mul", gradient, graph.scalar(0.5)), node.output[0])
+
+
+@elementwise("Reciprocal")
+def reciprocal(graph: Graph, node: NodeProto, gradient: str) -> str:
+    square = graph.op("Mul", node.output[0], node.output[0])
+    return graph.op("Neg", graph.op("Mul", gradient, square))
+
+
+@elementwise("Sin")
+def sin(graph: Graph, node: NodeProto, gradient: str) -> str:
+    return graph.op("Mul", gradient, graph.op("Cos", node.input[0]))
+
+
+@elementwise("Cos")
+def cos(graph: Graph, node: NodeProto, gradient: str) -> str:
+    return graph.op("Neg", graph.op("Mul", gradient, graph.op("Sin", node.input[0])))
+
+
+@elementwise("Tanh")
+def tanh(graph: Graph, node: NodeProto, gradient: str) -> str:
+    square = graph.op("Mul", node.output[0], node.output[0])
+    return graph.op("Mul", gradient, graph.op("Sub", graph.scalar(1.0), square))
+
+
+@elementwise("Sigmoid")
+def sigmoid(graph: Graph, node: NodeProto, gradient: str) -> str:
+    slope = graph.op("Mul", node.output[0], graph.op("Sub", graph.scalar(1.0), node.output[0]))
+    return graph.op("Mul", gradient, slope)
+
+
+@elementwise("Erf")
+def erf(graph: Graph, node: NodeProto, gradient: str) -> str:
+    bell = graph.op("Exp", graph.op("Neg", graph.op("Mul", node.input[0], node.input[0])))
+    return graph.op("Mul", gradient, graph.op("Mul", bell, graph.scalar(2 / math.sqrt(math.pi))))
+
+
+@elementwise("Relu")
+def relu(graph: Graph, node: NodeProto, gradient: str) -> str:
+    """g · min(y · largest, 1): two passes, where comparing and casting take two and choosing takes a slow one."""
+    steep = graph.op("Mul", node.output[0], graph.scalar(_LARGEST))
+    return graph.op("Mul", gradient, graph.op("Clip", steep, graph.scalar(0.0), graph.scalar(1.0)))
+
+
+@elementwise("LeakyRelu")
+def leaky_relu(graph: Graph, node: NodeProto, gradient: str) -> str:
+    slope = attributes(node).get("alpha", 0.01)
+    positive = _indicator(graph, graph.op("Greater", node.input[0], graph.scalar(0.0)))
+    factor = graph.op("Add", graph.op("Mul", positive, graph.scalar(1 - slope)), graph.scalar(slope))
+    return graph.op("Mul", gradient, factor)
+
+
+@rule("Clip")
+def clip(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
+    """One within the bounds and on them, as in torch."""
+    (gradient,) = gradients
+    assert gradient is not None
+    for operator, bound in zip(("GreaterOrEqual", "LessOrEqual"), node.input[1:], strict=False):
+        if bound:
+            inside = graph.op(operator, node.input[0], bound)
+            gradient = graph.op("Mul", gradient, _indicator(graph, inside))
+    return [gradient, None, None]
+
+
+@elementwise("Softmax")
+def softmax(graph: Graph, node: NodeProto, gradient: str) -> str:
+    """y (g - Σ g y)."""
+    axis = attributes(node).get("axis", -1)
+    weighted = graph.op("Mul", gradient, node.output[0])
+    total = graph.sum(weighted, [axis], keepdims=True)
+    return graph.op("Sub", weighted, graph.op("Mul", node.output[0], total))
+
+
+@elementwise("LogSoftmax")
+def log_softmax(graph: Graph, node: NodeProto, gradient: str) -> str:
+    """g - exp(y) Σ g."""
+    total = graph.sum(gradient, [attributes(node).get("axis", -1)], keepdims=True)
+    return graph.op("Sub", gradient, graph.op("Mul", graph.op("Exp", node.output[0]), total))
+
+
+def _indicator(graph: Graph, condition: str) -> str:
+    """One where a condition holds, zero elsewhere, float32."""
+    return graph.op("Cast", condition, to=TensorProto.FLOAT)

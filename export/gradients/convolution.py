@@ -1,0 +1,207 @@
+"""Convolution and its gradients, lowered to what onnxruntime multiplies fastest.
+
+onnxruntime unrolls the patches of a Conv in blocks, in parallel, while it multiplies; all else that unrolls (slices,
+concatenation, transposition) is copied by one thread through memory. So all three products are Convs where they can be.
+For x [N, I, *S] and w [O, I/G, *K], with y [N, O, *T]:
+
+- y and the input's gradient are Convs as usual; where images are small, as one image [1, C, N, *S] of depth N, whose
+  matrix product has N·|T| columns instead of |T|. The input's gradient takes the kernel mirrored, by a product with a
+  permutation, or is a ConvTranspose where the stride is not 1.
+- the weight's gradient is a Conv as well: examples are its channels, and the entries of y's gradient its kernel. The
+  input channels lie along a last axis on which the kernel has size 1, [G·N, *S, I/G], so that whole runs are copied.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from onnx import NodeProto
+
+from export.gradients.graph import Graph, attributes
+from export.gradients.rules import Gradients, rule
+
+MERGED_PIXELS = 36  # up to so many pixels of y (6 x 6) the batch is merged into one image; measured
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """The static facts of a Conv node: spatial sizes are lists over the spatial axes."""
+
+    channels: int
+    filters: int
+    groups: int
+    size: list[int]
+    out: list[int]
+    kernel: list[int]
+    strides: list[int]
+    dilations: list[int]
+    before: list[int]
+    after: list[int]
+
+    @staticmethod
+    def of(graph: Graph, node: NodeProto) -> Convolution:
+        """Read them off a node of the forward graph."""
+        given = attributes(node)
+        size: list[Any] = list(graph.shape(node.input[0])[2:])
+        out: list[Any] = list(graph.shape(node.output[0])[2:])
+        filters, channels, *kernel = (int(dim) for dim in graph.shape(node.input[1]))  # type: ignore[arg-type]
+        groups = given.get("group", 1)
+        strides = given.get("strides", [1] * len(kernel))
+        dilations = given.get("dilations", [1] * len(kernel))
+        pads = given.get("pads", [0] * 2 * len(kernel))
+        before, after = list(pads[: len(kernel)]), list(pads[len(kernel) :])
+        if given.get("auto_pad", "NOTSET").startswith("SAME"):
+            total = [
+                max((t - 1) * s + d * (k - 1) + 1 - n, 0)
+                for t, s, d, k, n in zip(out, strides, dilations, kernel, size, strict=True)
+            ]
+            upper = given["auto_pad"] == "SAME_UPPER"
+            before = [n // 2 if upper else n - n // 2 for n in total]
+            after = [n - b for n, b in zip(total, before, strict=True)]
+        return Convolution(channels * groups, filters, groups, size, out, kernel, strides, dilations, before, after)
+
+    @property
+    def merged(self) -> bool:
+        """Whether the batch is computed as one image."""
+        return self.groups == 1 and len(self.kernel) < 3 and prod(self.out) <= MERGED_PIXELS
+
+    @property
+    def reach(self) -> list[int]:
+        """Extent of the dilated kernel, less one."""
+        return [d * (k - 1) for d, k in zip(self.dilations, self.kernel, strict=True)]
+
+    @property
+    def left_over(self) -> list[int]:
+        """Last padded pixels that no position of the kernel reaches."""
+        return [
+            n + b + a - ((t - 1) * s + r + 1)
+            for n, t, s, r, b, a in zip(
+                self.size, self.out, self.strides, self.reach, self.before, self.after, strict=True
+            )
+        ]
+
+
+def forward(graph: Graph, node: NodeProto) -> None:
+    """Append a Conv of the forward graph, its output under the same name."""
+    facts = Convolution.of(graph, node)
+    x, weight, *bias = node.input
+    given: dict[str, Any] = {
+        "strides": facts.strides,
+        "dilations": facts.dilations,
+        "pads": [*facts.before, *facts.after],
+        "group": facts.groups,
+    }
+    if not facts.merged:
+        graph.define(node.output[0], "Conv", x, weight, *bias, kernel_shape=facts.kernel, **given)
+        return
+    merged = _merge(graph, x, [facts.channels, *facts.size])
+    kernel = graph.reshape(weight, [facts.filters, facts.channels, 1, *facts.kernel])
+    y = graph.op("Conv", merged, kernel, *bias, **_deep({**given, "kernel_shape": facts.kernel}))
+    _part(graph, y, [facts.filters, *facts.out], name=node.output[0])
+
+
+@rule("Conv")
+def conv(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
+    (gradient,) = gradients
+    assert gradient is not None
+    facts = Convolution.of(graph, node)
+    x, weight, *bias = node.input
+    of_x = _of_input(graph, facts, gradient, weight) if x in graph.wanted else None
+    of_weight = _of_weight(graph, facts, gradient, x) if weight in graph.wanted else None
+    of_bias = None
+    if bias and bias[0] in graph.wanted:
+        pixels = graph.op("Reshape", gradient, graph.ints(-1, facts.filters, prod(facts.out)))
+        of_bias = graph.sum(pixels, [0, 2])
+    return [of_x, of_weight, of_bias]
+
+
+def _of_input(graph: Graph, facts: Convolution, gradient: str, weight: str) -> str:
+    before = [r - p for r, p in zip(facts.reach, facts.before, strict=True)]
+    after = [r - p for r, p in zip(facts.reach, facts.after, strict=True)]
+    widens = facts.channels < facts.filters and not facts.merged  # then ConvTranspose unrolls the fewer channels
+    mirrors = facts.groups == 1 and set(facts.strides) == {1} and min(before + after) >= 0 and not widens
+    given: dict[str, Any] = {"dilations": facts.dilations, "kernel_shape": facts.kernel}
+    if not mirrors:
+        return graph.op(
+            "ConvTranspose",
+            gradient,
+            weight,
+            strides=facts.strides,
+            pads=[*facts.before, *facts.after],
+            output_padding=facts.left_over,
+            group=facts.groups,
+            **given,
+        )
+    kernel = _mirrored(graph, facts, weight)
+    pads = [*before, *after]
+    if not facts.merged:
+        return graph.op("Conv", gradient, kernel, pads=pads, **given)
+    merged = _merge(graph, gradient, [facts.filters, *facts.out])
+    deep = graph.reshape(kernel, [facts.channels, facts.filters, 1, *facts.kernel])
+    of_x = graph.op("Conv", merged, deep, **_deep({"pads": pads, **given}))
+    return _part(graph, of_x, [facts.channels, *facts.size])
+
+
+def _of_weight(graph: Graph, facts: Convolution, gradient: str, x: str) -> str:
+    spatial = list(range(2, 2 + len(facts.kernel)))
+    groups, inner = facts.groups, facts.channels // facts.groups
+    if groups == 1:
+        wide = graph.op("Unsqueeze", graph.transpose(x, [0, *spatial, 1]), graph.ints(0))
+    else:
+        grouped = graph.op("Reshape", x, graph.ints(-1, groups, inner, *facts.size))
+        wide = graph.transpose(grouped, [1, 0, *(axis + 1 for axis in spatial), 2])
+        wide = graph.op("Reshape", wide, graph.ints(1, -1, *facts.size, inner))
+    kernel = graph.op("Unsqueeze", graph.transpose(gradient, [1, 0, *spatial]), graph.ints(-1))
+    of_weight = graph.op(
+        "Conv",
+        wide,
+        kernel,
+        kernel_shape=[*facts.out, 1],
+        strides=[*facts.dilations, 1],
+        dilations=[*facts.strides, 1],
+        pads=[*facts.before, 0, *facts.after, 0],
+        group=groups,
+    )  # [1, O, *K, I/G], K with what a stride leaves over
+    rank = len(facts.kernel)
+    if any(left_over // dilation for left_over, dilation in zip(facts.left_over, facts.dilations, strict=True)):
+        axes = range(2, 2 + rank)
+        of_weight = graph.op("Slice", of_weight, graph.ints(*[0] * rank), graph.ints(*facts.kernel), graph.ints(*axes))
+    of_weight = graph.reshape(of_weight, [facts.filters, *facts.kernel, inner])
+    return graph.transpose(of_weight, [0, 1 + rank, *range(1, 1 + rank)])
+
+
+def _merge(graph: Graph, value: str, shape: list[int]) -> str:
+    """[N, C, *S] as [1, C, N, *S]."""
+    axes = range(2, 1 + len(shape))
+    return graph.op("Unsqueeze", graph.transpose(value, [1, 0, *axes]), graph.ints(0))
+
+
+def _part(graph: Graph, value: str, shape: list[int], name: str | None = None) -> str:
+    """Undo `_merge`."""
+    flat = graph.op("Squeeze", value, graph.ints(0))
+    perm = [1, 0, *range(2, 1 + len(shape))]
+    return graph.define(name or graph.name("Transpose"), "Transpose", flat, perm=perm)
+
+
+def _deep(given: dict[str, Any]) -> dict[str, Any]:
+    """Attributes of a Conv with a first spatial axis more, on which the kernel has size 1."""
+    deep = dict(given)
+    for key in ("strides", "dilations"):
+        if key in deep:
+            deep[key] = [1, *deep[key]]
+    half = len(deep["pads"]) // 2
+    deep["pads"] = [0, *deep["pads"][:half], 0, *deep["pads"][half:]]
+    deep["kernel_shape"] = [1, *deep["kernel_shape"]]
+    return deep
+
+
+def _mirrored(graph: Graph, facts: Convolution, weight: str) -> str:
+    """[O, I, *K] as [I, O, *K], every kernel reversed."""
+    size = prod(facts.kernel)
+    rows = graph.op("Reshape", weight, graph.ints(facts.filters, facts.channels, size))
+    if size > 1:
+        rows = graph.op("MatMul", rows, graph.array(np.eye(size, dtype=np.float32)[::-1].copy()))
+    return graph.reshape(graph.transpose(rows, [1, 0, 2]), [facts.channels, facts.filters, *facts.kernel])

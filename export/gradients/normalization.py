@@ -1,0 +1,190 @@
+"""Layer and group normalization and their gradients, lowered to the fewest passes over the activations.
+
+Both subtract a mean, c = x - mean, and divide by a deviation, n = c · inverse. onnxruntime's own LayerNormalization is
+slow in older releases and hides c, which the gradient needs; sums of squares are faster as a product and a sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+from onnx import NodeProto, helper
+
+from export.gradients.graph import Graph, attributes
+from export.gradients.rules import Gradients, rule
+
+GROUP = "GroupNormalization"
+"""Operator of the nodes that `fuse` makes: x [N, C, *S], scale and bias (or "") of C entries; groups and epsilon.
+
+They exist between the forward graph and its lowering only."""
+
+
+def forward(graph: Graph, node: NodeProto) -> None:
+    """Append a LayerNormalization or `GROUP` node of the forward graph, its output under the same name."""
+    if node.op_type == GROUP:
+        _forward_group(graph, node)
+    else:
+        _forward_layer(graph, node)
+
+
+def _forward_layer(graph: Graph, node: NodeProto) -> None:
+    (x, scale, *bias), y = node.input, node.output[0]
+    centred = _normalize(graph, x, _normalized_axes(graph, node), attributes(node).get("epsilon", 1e-5), y)
+    normal = graph.define(f"{y}.normal", "Mul", centred, f"{y}.inverse")
+    scaled = normal if _is_constant(graph, scale, 1) else graph.op("Mul", normal, scale)
+    shifts = bias and bias[0] and not _is_constant(graph, bias[0], 0)
+    graph.define(y, *(("Add", scaled, bias[0]) if shifts else ("Identity", scaled)))
+
+
+@rule("LayerNormalization")
+def layer_normalization(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
+    """With g the gradient times scale, (g - mean(g) - n mean(g n)) · inverse."""
+    gradient, (x, scale), y = gradients[0], node.input[:2], node.output[0]
+    assert gradient is not None
+    axes, shape = _normalized_axes(graph, node), graph.shape(x)
+    normal, inverse = f"{y}.normal", f"{y}.inverse"
+    weighted = graph.op("Mul", gradient, normal)
+    of_scale = graph.sum_to(weighted, shape, graph.shape(scale)) if scale in graph.wanted else None
+    bias = node.input[2] if len(node.input) > 2 else ""
+    of_bias = graph.sum_to(gradient, shape, graph.shape(bias)) if bias in graph.wanted else None
+    of_x = None
+    if x in graph.wanted:
+        if not _is_constant(graph, scale, 1):
+            gradient, weighted = graph.op("Mul", gradient, scale), graph.op("Mul", weighted, scale)
+        drift, share = (graph.op("ReduceMean", value, graph.ints(*axes)) for value in (gradient, weighted))
+        rest = graph.op("Sub", graph.op("Sub", gradient, drift), graph.op("Mul", normal, share))
+        of_x = graph.op("Mul", rest, inverse)
+    return [of_x, of_scale, of_bias]
+
+
+def _forward_group(graph: Graph, node: NodeProto) -> None:
+    (x, scale, bias), y, given = node.input, node.output[0], attributes(node)
+    groups, channels, pixels = _sizes(graph, node)
+    flat = graph.op("Reshape", x, graph.ints(-1, groups, channels * pixels))
+    centred = _normalize(graph, flat, [2], given["epsilon"], y)
+    slope = graph.op("Unsqueeze", f"{y}.inverse", graph.ints(3))
+    if scale:
+        slope = graph.op("Mul", slope, graph.op("Reshape", scale, graph.ints(1, groups, channels, 1)))
+    graph.define(f"{y}.slope", "Identity", slope)
+    result = graph.op("Mul", graph.op("Reshape", centred, graph.ints(-1, groups, channels, pixels)), slope)
+    if bias:
+        result = graph.op("Add", result, graph.op("Reshape", bias, graph.ints(groups, channels, 1)))
+    static = [size for size in graph.shape(x)[1:] if isinstance(size, int)]
+    graph.define(y, "Reshape", result, graph.ints(-1, *static))
+
+
+@rule(GROUP)
+def group_normalization(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
+    """From s1 = Σ g and s2 = Σ g c by channel: g · slope - c · inverse³ mean(scale s2) - inverse mean(scale s1)."""
+    (x, scale, bias), y, gradient = node.input, node.output[0], gradients[0]
+    assert gradient is not None
+    groups, channels, pixels = _sizes(graph, node)
+    shape = graph.ints(-1, groups, channels, pixels)
+    g, c = (graph.op("Reshape", value, shape) for value in (gradient, f"{y}.centred"))
+    s1, s2 = graph.sum(g, [3], keepdims=True), graph.sum(graph.op("Mul", g, c), [3], keepdims=True)
+    inverse = graph.op("Unsqueeze", f"{y}.inverse", graph.ints(3))
+    of_x = of_scale = of_bias = None
+    if bias in graph.wanted:
+        of_bias = graph.reshape_like(graph.sum(s1, [0]), bias)
+    if scale in graph.wanted:
+        of_scale = graph.reshape_like(graph.sum(graph.op("Mul", s2, inverse), [0]), scale)
+    if x in graph.wanted:
+        if scale:
+            weight = graph.op("Reshape", scale, graph.ints(1, groups, channels, 1))
+            s1, s2 = graph.op("Mul", s1, weight), graph.op("Mul", s2, weight)
+        share = graph.op("Mul", inverse, graph.scalar(-1 / (channels * pixels)))
+        drift = graph.op("Mul", graph.sum(s1, [2], keepdims=True), share)
+        pull = graph.op("Mul", graph.sum(s2, [2], keepdims=True), share)
+        pull = graph.op("Mul", pull, graph.op("Mul", inverse, inverse))
+        rest = graph.op("Add", graph.op("Mul", c, pull), drift)
+        of_x = graph.reshape_like(graph.op("Add", graph.op("Mul", g, f"{y}.slope"), rest), x)
+    return [of_x, of_scale, of_bias]
+
+
+def fuse(graph: Graph, nodes: Sequence[NodeProto]) -> list[NodeProto]:
+    """Put one `GROUP` node in place of each group normalization, as `export.translations` writes it.
+
+    That is Reshape to [N, groups, rest], LayerNormalization without scale and bias, Reshape back, and often Mul by a
+    scale and Add of a bias by channel.
+    """
+    users: dict[str, list[NodeProto]] = {}
+    for node in nodes:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    makers = {name: node for node in nodes for name in node.output}
+    replaced: dict[str, NodeProto] = {}
+    dropped: set[str] = set()
+    for node in nodes:
+        chain = _chain(graph, node, makers, users)
+        if chain is None:
+            continue
+        grouping, end, scale, bias = chain
+        given = {"groups": graph.shape(node.input[0])[1], "epsilon": attributes(node).get("epsilon", 1e-5)}
+        inputs = [grouping.input[0], scale, bias]
+        replaced[end.output[0]] = helper.make_node(GROUP, inputs, [end.output[0]], name=node.name, **given)
+        inner = [grouping.output[0], node.output[0]]
+        while inner[-1] != end.output[0]:
+            inner.append(users[inner[-1]][0].output[0])
+        dropped.update(inner)
+    return [
+        replaced.get(node.output[0], node)
+        for node in nodes
+        if node.output[0] not in dropped or node.output[0] in replaced
+    ]
+
+
+def _chain(
+    graph: Graph, node: NodeProto, makers: dict[str, NodeProto], users: dict[str, list[NodeProto]]
+) -> tuple[NodeProto, NodeProto, str, str] | None:
+    """The Reshape before and the last node after a LayerNormalization that is a group normalization."""
+    if node.op_type != "LayerNormalization" or len(graph.shape(node.input[0])) != 3:
+        return None
+    grouping, back = makers.get(node.input[0]), users.get(node.output[0], [])
+    plain = _is_constant(graph, node.input[1], 1) and (len(node.input) < 3 or _is_constant(graph, node.input[2], 0))
+    if grouping is None or grouping.op_type != "Reshape" or len(users[node.input[0]]) != 1 or not plain:
+        return None
+    if len(back) != 1 or back[0].op_type != "Reshape":
+        return None
+    shape = graph.shape(grouping.input[0])
+    if graph.shape(back[0].output[0]) != shape or not isinstance(shape[1], int) or len(shape) < 2:
+        return None
+    end, found = back[0], []
+    for operator in ("Mul", "Add"):
+        following = users.get(end.output[0], [])
+        by_channel = ""
+        if len(following) == 1 and following[0].op_type == operator:
+            (by_channel,) = [name for name in following[0].input if name != end.output[0]] or [""]
+        if by_channel and graph.shape(by_channel) == (shape[1], *[1] * (len(shape) - 2)):
+            end = following[0]
+            found.append(by_channel)
+        else:
+            found.append("")
+    return grouping, end, found[0], found[1]
+
+
+def _normalize(graph: Graph, x: str, axes: Sequence[int], epsilon: float, y: str) -> str:
+    """Append `y.centred` and `y.inverse`; return the first."""
+    centred = graph.define(f"{y}.centred", "Sub", x, graph.op("ReduceMean", x, graph.ints(*axes)))
+    variance = graph.op("ReduceMean", graph.op("Mul", centred, centred), graph.ints(*axes))
+    deviation = graph.op("Sqrt", graph.op("Add", variance, graph.scalar(epsilon)))
+    graph.define(f"{y}.inverse", "Reciprocal", deviation)
+    return centred
+
+
+def _normalized_axes(graph: Graph, node: NodeProto) -> list[int]:
+    rank = len(graph.shape(node.input[0]))
+    return list(range(attributes(node).get("axis", -1) % rank, rank))
+
+
+def _sizes(graph: Graph, node: NodeProto) -> tuple[int, int, int]:
+    """Groups, channels in a group, and pixels in a channel."""
+    groups: int = attributes(node)["groups"]
+    channels, *spatial = (size for size in graph.shape(node.input[0])[1:] if isinstance(size, int))
+    return groups, channels // groups, prod(spatial)
+
+
+def _is_constant(graph: Graph, value: str, number: float) -> bool:
+    array = graph.constant(value) if value else None
+    return array is not None and bool(np.all(array == number))

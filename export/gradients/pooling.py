@@ -1,0 +1,123 @@
+"""Gradient of max pooling: each window gives its gradient to its first largest entry, as in torch.
+
+onnxruntime's MaxPool is many times slower where it has to tell the indices, so they are found again. With R and P the
+0/1 matrices that pick, for every position of the kernel, the rows and the columns that this position has in all
+windows, R x P holds the k1 k2 candidates of every window as k1 k2 images of the output's size. In their order, each
+takes what is left of the gradient where it attains the maximum; Rᵀ and Pᵀ put that back, and sum where windows overlap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto
+
+from export.gradients.graph import Graph, attributes
+from export.gradients.rules import Gradients, rule
+
+_LOWEST = float(np.finfo(np.float32).min)  # times 0 it is 0, as -inf is not
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One spatial axis; `pick` [positions · windows, padded size] takes the entries of all windows by position."""
+
+    size: int
+    before: int
+    after: int
+    positions: int
+    windows: int
+    pick: NDArray[np.float32]
+    tiles: bool  # windows lie side by side from the first entry on
+
+    @property
+    def in_place(self) -> bool:
+        """Whether `pick` changes nothing."""
+        return np.array_equal(self.pick, np.eye(self.size))
+
+
+def forward(graph: Graph, node: NodeProto) -> None:
+    """Append a MaxPool of the forward graph, without its indices."""
+    graph.define(node.output[0], "MaxPool", node.input[0], **attributes(node))
+
+
+@rule("MaxPool")
+def max_pool(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
+    gradient, x, y = gradients[0], node.input[0], node.output[0]
+    assert gradient is not None
+    rows, columns = _axes(graph, node)
+    channels = graph.shape(x)[1]
+    assert isinstance(channels, int)
+    value = graph.op("Reshape", x, graph.ints(-1, channels, rows.size, columns.size))
+    spare = rows.size - len(rows.pick)
+    if rows.tiles and spare:
+        value = graph.op("Slice", value, graph.ints(0), graph.ints(len(rows.pick)), graph.ints(2))
+    pads = rows.before, columns.before, rows.after, columns.after
+    if any(pads):
+        value = graph.op("Pad", value, graph.ints(*pads), graph.scalar(_LOWEST), graph.ints(2, 3))
+    if not columns.in_place:
+        value = graph.op("MatMul", value, graph.array(columns.pick.T.copy()))
+    height, axis = rows.positions, 2  # rows of tiles are taken apart where they lie
+    if rows.tiles:
+        value = graph.op("Reshape", value, graph.ints(-1, channels, rows.windows, height, len(columns.pick)))
+        axis = 3
+    else:
+        value = graph.op("MatMul", graph.array(rows.pick), value)
+        value = graph.op("Reshape", value, graph.ints(-1, channels, height, rows.windows, len(columns.pick)))
+    shape = graph.ints(-1, channels, rows.windows, columns.windows)
+    largest, left = (graph.op("Reshape", array, shape) for array in (y, gradient))
+    bands = [graph.op("Squeeze", band, graph.ints(axis)) for band in _split(graph, value, height, axis)]
+    candidates = [candidate for band in bands for candidate in _split(graph, band, columns.positions, 3)]
+    given = []
+    for candidate in candidates[:-1]:
+        attains = graph.op("Cast", graph.op("GreaterOrEqual", candidate, largest), to=TensorProto.FLOAT)
+        given.append(graph.op("Mul", left, attains))
+        left = graph.op("Sub", left, given[-1])
+    given.append(left)
+    rows_given = [_joined(graph, given[i : i + columns.positions], 3) for i in range(0, len(given), columns.positions)]
+    of_x = _joined(graph, [graph.op("Unsqueeze", row, graph.ints(axis)) for row in rows_given], axis)
+    of_x = graph.op("Reshape", of_x, graph.ints(-1, channels, len(rows.pick), len(columns.pick)))
+    if not rows.tiles:
+        of_x = graph.op("MatMul", graph.array(rows.pick.T.copy()), of_x)
+    if not columns.in_place:
+        of_x = graph.op("MatMul", of_x, graph.array(columns.pick))
+    if rows.tiles and spare:
+        of_x = graph.op("Pad", of_x, graph.ints(0, spare), "", graph.ints(2))
+    if any(pads):
+        starts, ends = pads[:2], (rows.before + rows.size, columns.before + columns.size)
+        of_x = graph.op("Slice", of_x, graph.ints(*starts), graph.ints(*ends), graph.ints(2, 3))
+    return [graph.reshape_like(of_x, x)]
+
+
+def _axes(graph: Graph, node: NodeProto) -> tuple[_Axis, _Axis]:
+    given: dict[str, Any] = attributes(node)
+    x, y = (graph.shape(name)[2:] for name in (node.input[0], node.output[0]))
+    rank = len(x)
+    if rank > 2:
+        raise NotImplementedError("a MaxPool of three dimensions")
+    strides, dilations = (given.get(name, [1] * rank) for name in ("strides", "dilations"))
+    pads = given.get("pads", [0] * 2 * rank)
+    axes = []
+    for size, windows, positions, stride, dilation, before in zip(
+        x, y, given["kernel_shape"], strides, dilations, pads, strict=False
+    ):
+        assert isinstance(size, int)
+        assert isinstance(windows, int)
+        entries = dilation * np.arange(positions)[:, None] + stride * np.arange(windows)
+        after = max(int(entries.max()) + 1 - before - size, 0)
+        pick = np.eye(before + size + after, dtype=np.float32)[entries.reshape(-1)]
+        tiles = not before + after and np.array_equal(entries.T.reshape(-1), np.arange(entries.size))
+        axes.append(_Axis(size, before, after, positions, windows, pick, tiles))
+    single = _Axis(1, 0, 0, 1, 1, np.ones((1, 1), np.float32), True)
+    return (single, axes[0]) if rank == 1 else (axes[0], axes[1])
+
+
+def _split(graph: Graph, value: str, count: int, axis: int) -> list[str]:
+    return graph.ops("Split", value, outputs=count, axis=axis, num_outputs=count) if count > 1 else [value]
+
+
+def _joined(graph: Graph, values: list[str], axis: int) -> str:
+    return graph.op("Concat", *values, axis=axis) if len(values) > 1 else values[0]

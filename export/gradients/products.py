@@ -1,0 +1,91 @@
+"""Gradients of matrix products."""
+
+from __future__ import annotations
+
+from onnx import NodeProto
+
+from export.gradients.graph import Graph, attributes
+from export.gradients.rules import Gradients, rule
+from export.tracing import Batch
+
+
+@rule("Gemm")
+def gemm(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
+    """Of α A' B' + β C, A' and B' transposed or not."""
+    (gradient,), (a, b) = gradients, node.input[:2]
+    assert gradient is not None
+    given = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0, **attributes(node)}
+    alpha, trans_a, trans_b = given["alpha"], given["transA"], given["transB"]
+    of_a = of_b = of_c = None
+    if a in graph.wanted:
+        left, right = (b, gradient) if trans_a else (gradient, b)
+        of_a = graph.op("Gemm", left, right, alpha=alpha, transA=trans_a * trans_b, transB=int(trans_a or not trans_b))
+    if b in graph.wanted:
+        left, right = (gradient, a) if trans_b else (a, gradient)
+        of_b = graph.op("Gemm", left, right, alpha=alpha, transA=int(trans_b or not trans_a), transB=trans_a * trans_b)
+    if len(node.input) > 2 and node.input[2] in graph.wanted:
+        of_c = graph.sum_to(gradient, graph.shape(node.output[0]), graph.shape(node.input[2]))
+        if given["beta"] != 1:
+            of_c = graph.op("Mul", of_c, graph.scalar(given["beta"]))
+    return [of_a, of_b, of_c]
+
+
+@rule("MatMul")
+def matmul(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
+    (gradient,), (a, b) = gradients, node.input
+    assert gradient is not None
+    of_a = _of_left(graph, gradient, a, b, node.output[0]) if a in graph.wanted else None
+    of_b = _of_right(graph, gradient, a, b, node.output[0]) if b in graph.wanted else None
+    return [of_a, of_b]
+
+
+@rule("Einsum")
+def einsum(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
+    """Another Einsum: of the gradient and the other operands, to the indices of the one asked for."""
+    (gradient,) = gradients
+    assert gradient is not None
+    operands, _, result = attributes(node)["equation"].replace(" ", "").partition("->")
+    terms = operands.split(",")
+    if not result or "." in operands or any(len(set(term)) < len(term) for term in terms):
+        raise NotImplementedError(f"an Einsum {operands}->{result}")
+    found: list[str | None] = []
+    for index, (name, term) in enumerate(zip(node.input, terms, strict=True)):
+        others = [result, *terms[:index], *terms[index + 1 :]]
+        if name in graph.wanted and not set(term) <= set("".join(others)):
+            raise NotImplementedError(f"an Einsum {operands}->{result}, which sums over an index of one operand alone,")
+        values = [gradient, *node.input[:index], *node.input[index + 1 :]]
+        equation = f"{','.join(others)}->{term}"
+        found.append(graph.op("Einsum", *values, equation=equation) if name in graph.wanted else None)
+    return found
+
+
+def _of_left(graph: Graph, gradient: str, a: str, b: str, y: str) -> str:
+    """gradient Bᵀ; where one A [M, K] meets many B [..., K, N], a single product over all of them."""
+    rank_a, shape_b = len(graph.shape(a)), graph.shape(b)
+    if rank_a == 2 and len(shape_b) == 3 and not any(isinstance(dim, Batch) for dim in shape_b):
+        rows, inner, columns = graph.shape(a)[0], shape_b[1], shape_b[0] * shape_b[2]  # type: ignore[operator]
+        left = graph.reshape(graph.transpose(gradient, [1, 0, 2]), [rows, columns])
+        right = graph.reshape(graph.transpose(b, [1, 0, 2]), [inner, columns])
+        return graph.op("Gemm", left, right, transB=1)
+    if rank_a == len(shape_b) == 2:
+        return graph.op("Gemm", gradient, b, transB=1)
+    product = graph.op("MatMul", gradient, _swap_last(graph, b))
+    return graph.sum_to(product, (*graph.shape(y)[:-1], shape_b[-2]), graph.shape(a))
+
+
+def _of_right(graph: Graph, gradient: str, a: str, b: str, y: str) -> str:
+    """Aᵀ gradient; where many A [..., M, K] meet one B [K, N], a single product over all of them."""
+    shape_a, shape_b = graph.shape(a), graph.shape(b)
+    if len(shape_b) == 2:
+        left, right = a, gradient
+        if len(shape_a) > 2:
+            left = graph.op("Reshape", a, graph.ints(-1, shape_b[0]))  # type: ignore[arg-type]
+            right = graph.op("Reshape", gradient, graph.ints(-1, shape_b[1]))  # type: ignore[arg-type]
+        return graph.op("MatMul", _swap_last(graph, left, 2), right)  # a Gemm would be merged with a Transpose after it
+    product = graph.op("MatMul", _swap_last(graph, a), gradient)
+    return graph.sum_to(product, (*graph.shape(y)[:-2], shape_b[-2], shape_b[-1]), shape_b)
+
+
+def _swap_last(graph: Graph, value: str, rank: int | None = None) -> str:
+    rank = len(graph.shape(value)) if rank is None else rank
+    return graph.transpose(value, [*range(rank - 2), rank - 1, rank - 2])

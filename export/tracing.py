@@ -1,0 +1,111 @@
+"""What a forward graph computes, learnt by running it: the shape of every value, and which values never change.
+
+The graph runs on batches of two sizes. A dimension that is the same in both is static, one that grows with the batch is
+a `Batch`; an integer or other value that neither the input nor a trained parameter can change, and that is the same in
+both, is a constant. So what shapes are made of in the graph (Shape, Gather, Concat...) needs no rules of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from fedpara_edge.errors import InputError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A dimension of `factor` entries for each example of the batch."""
+
+    factor: int = 1
+
+
+Dim = int | Batch
+Shape = tuple[Dim, ...]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What is known of the values of a graph.
+
+    Attributes:
+        shapes: of every value of the graph, by name.
+        dtypes: numpy dtypes of all values.
+        constants: the values that never change.
+    """
+
+    shapes: Mapping[str, Shape]
+    dtypes: Mapping[str, np.dtype[Any]]
+    constants: Mapping[str, NDArray[Any]]
+
+
+def trace(model: onnx.ModelProto, examples: NDArray[Any], trained: Collection[str]) -> Trace:
+    """Run a forward graph on the first two and the first three of some examples.
+
+    Args:
+        model: one input, the batch; parameters are initializers.
+        examples: raw input [3, ...].
+        trained: the names of the parameters that training changes.
+
+    Raises:
+        InputError: onnxruntime does not run the graph, or a dimension grows with the batch, but not in proportion.
+    """
+    two, three = (_run(model, examples[:size]) for size in (2, 3))
+    shapes = {name: _shape(name, value.shape, three[name].shape) for name, value in two.items()}
+    changing = _changing(model.graph, trained)
+    constants = {
+        name: value for name, value in two.items() if name not in changing and np.array_equal(value, three[name])
+    }
+    constants |= {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.name not in trained}
+    return Trace(shapes, {name: value.dtype for name, value in two.items()}, constants)
+
+
+def _run(model: onnx.ModelProto, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    names = [name for node in model.graph.node for name in node.output if name]
+    observed = onnx.ModelProto()
+    observed.CopyFrom(model)
+    del observed.graph.output[:]
+    observed.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    feed = model.graph.input[0].name
+    try:
+        session = onnxruntime.InferenceSession(
+            observed.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        results = session.run(names, {feed: batch})
+    except Exception as error:  # its exceptions have no common base
+        raise InputError(
+            f"model: expected one that onnxruntime runs, found {' '.join(str(error).split())[-300:]}"
+        ) from error
+    values = {name: value for name, value in zip(names, results, strict=True) if isinstance(value, np.ndarray)}
+    values[feed] = batch
+    return values | {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def _shape(name: str, two: tuple[int, ...], three: tuple[int, ...]) -> Shape:
+    dims: list[Dim] = []
+    for a, b in zip(two, three, strict=True):
+        if a != b and 3 * a != 2 * b:
+            raise InputError(
+                f"value {name!r}: expected sizes in proportion to the batch, found {a} for 2 examples and {b} for 3"
+            )
+        dims.append(a if a == b else Batch(a // 2))
+    return tuple(dims)
+
+
+def _changing(graph: onnx.GraphProto, trained: Collection[str]) -> set[str]:
+    """The values that depend on the content of the input, on a trained parameter, or on chance."""
+    changing = {graph.input[0].name, *trained}
+    for node in graph.node:
+        if node.op_type == "Dropout" or (node.op_type not in ("Shape", "Size") and changing & set(node.input)):
+            changing.update(node.output)
+    return changing

@@ -1,0 +1,143 @@
+"""What written files compute, engine by engine: one batch through training step, evaluation and optimizer step.
+
+Dropout is switched off, as it can't be compared with torch's draw by draw.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from onnxruntime import InferenceSession, SessionOptions
+
+from export.dropout import LIMIT, SCALE
+from export.graph import ForwardGraph
+from export.optimizers import state_shapes
+from fedpara_edge.layout import TensorSpec
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+STEP = 0.01
+"""Learning rate of the optimizer step."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """What came out.
+
+    Attributes:
+        loss: of the batch.
+        outputs: of the model in evaluation.
+        gradients: by tensor.
+        stepped: the weights after an optimizer step, by tensor; None if the files don't take it.
+    """
+
+    loss: float
+    outputs: NDArray[Any]
+    gradients: dict[str, NDArray[Any]]
+    stepped: dict[str, NDArray[Any]] | None
+
+
+Trial = Callable[[Batch], Results]
+
+
+def try_ort_training(folder: Path, graph: ForwardGraph, tensors: Sequence[TensorSpec], batch: Batch) -> Results:
+    """The four artifacts in onnxruntime-training.
+
+    Raises:
+        InputError: an operator has no kernel for its gradient.
+    """
+    from onnxruntime.training.api import CheckpointState, Module, Optimizer
+
+    from export.artifacts import naming_operators
+
+    arrays = [tensor.numpy() for tensor in batch]
+    with tempfile.TemporaryDirectory() as scratch:
+        training_model = Path(scratch) / "training_model.onnx"
+        _ratios_to_zero(folder / "training_model.onnx", training_model)
+        state = CheckpointState.load_checkpoint(folder / "checkpoint")
+        with naming_operators(graph):
+            module = Module(training_model, state, folder / "eval_model.onnx", session_options=_quiet())
+        module.eval()
+        _, outputs = module(*arrays)
+        module.train()
+        loss, _ = module(*arrays)
+        gradients = {tensor.name: np.array(state.parameters[tensor.name].grad) for tensor in tensors}
+        stepped = None
+        if (folder / "optimizer_model.onnx").exists():
+            optimizer = Optimizer(folder / "optimizer_model.onnx", module)
+            optimizer.set_learning_rate(STEP)
+            optimizer.step()
+            stepped = {tensor.name: np.array(state.parameters[tensor.name].data) for tensor in tensors}
+    return Results(float(loss), outputs, gradients, stepped)
+
+
+def try_onnxruntime(
+    folder: Path,
+    tensors: Sequence[TensorSpec],
+    weights: Mapping[str, NDArray[Any]],
+    optimizer: Mapping[str, Any],
+    batch: Batch,
+) -> Results:
+    """The step and the evaluation as standard operators."""
+    model = onnx.load(folder / "train_step.onnx")
+    for tensor in model.graph.initializer:
+        off = next((value for suffix, value in _OFF.items() if tensor.name.endswith(suffix)), None)
+        if off is not None:
+            tensor.CopyFrom(numpy_helper.from_array(off, tensor.name))
+    flat = np.concatenate([weights[tensor.name].reshape(-1) for tensor in tensors])
+    none = np.zeros(1, np.float32)
+    feed = {"x": batch[0].numpy(), "y": batch[1].numpy(), "weights": flat}
+    settings: dict[str, NDArray[Any]] = {
+        "seed": np.array(0, np.int64),
+        "accumulated": none,
+        "share": np.array(1, np.float32),
+        "last": np.array(True),
+        "learning_rate": np.array(STEP, np.float32),
+        "adjusted": np.array(False),
+        "mu": np.array(0, np.float32),
+        "h": none,
+        "max_norm": np.array(np.inf, np.float32),
+        **{name: np.zeros(shape, np.float32) for name, shape in state_shapes(optimizer, len(flat)).items()},
+    }
+    step = _session(model.SerializeToString())
+    loss, gradient, new = step.run(["loss", "gradient", "new_weights"], feed | settings)
+    _, outputs = _session((folder / "eval_step.onnx").read_bytes()).run(None, feed)
+    return Results(float(loss), outputs, _cut(gradient, tensors), _cut(new, tensors))
+
+
+_OFF: dict[str, NDArray[Any]] = {LIMIT: np.array(2**32, np.int64), SCALE: np.array(1.0, np.float32)}
+
+
+def _session(model: bytes) -> InferenceSession:
+    return InferenceSession(model, _quiet(), providers=["CPUExecutionProvider"])
+
+
+def _quiet() -> SessionOptions:
+    options = SessionOptions()
+    options.log_severity_level = 3
+    return options
+
+
+def _cut(vector: NDArray[Any], tensors: Sequence[TensorSpec]) -> dict[str, NDArray[Any]]:
+    ends = np.cumsum([tensor.size for tensor in tensors])
+    pieces = np.split(vector, ends[:-1])
+    return {tensor.name: piece.reshape(tensor.shape) for tensor, piece in zip(tensors, pieces, strict=True)}
+
+
+def _ratios_to_zero(source: Path, target: Path) -> None:
+    """Copy a training model with the ratio of every dropout set to zero."""
+    model = onnx.load(source)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0.0, np.float32), "verify.ratio"))
+    for node in model.graph.node:
+        ratio = {"Dropout": 1, "BiasDropout": 3, "DropoutGrad": 2}.get(node.op_type)
+        if ratio is not None and len(node.input) > ratio:
+            node.input[ratio] = "verify.ratio"
+    onnx.save(model, target)

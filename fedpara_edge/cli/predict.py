@@ -1,0 +1,41 @@
+"""`fedpara-edge predict`: what a folded model makes of data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from fedpara_edge.cli.output import emit, force_option, json_option
+
+FILE = click.Path(path_type=Path)
+
+
+@click.command("predict")
+@click.argument("model", type=FILE)
+@click.option("--data", type=FILE, required=True, help=".npz with x, or a folder with x.npy; y gives the accuracy.")
+@click.option("-o", "--output", type=FILE, required=True, help=".npz to write: the outputs and the predicted labels.")
+@click.option("--batch-size", type=int, default=256, show_default=True)
+@click.option("--threads", type=int, help="Of onnxruntime.  [default: as many as cores]")
+@force_option
+@json_option
+def command(
+    model: Path, data: Path, output: Path, batch_size: int, threads: int | None, force: bool, json: bool
+) -> None:
+    """Predict data with MODEL, a folded model."""
+    from fedpara_edge.cli.installed import require
+
+    require("device")
+    from device_runtime.data import open_inputs
+    from device_runtime.prediction import Predictor, predict_all, write_predictions
+    from fedpara_edge.files import check_output
+
+    check_output(output, overwrite=force)
+    predictor = Predictor(model, threads=threads)
+    inputs = open_inputs(data, predictor.spec)
+    predictions = predict_all(predictor, inputs, batch_size)
+    write_predictions(output, predictions, predictor.spec.output.name)
+    accuracy = predictions.accuracy
+    result = {"predictions": str(output), "examples": inputs.examples, "accuracy": accuracy}
+    text = f"{output}: {inputs.examples} examples" + ("" if accuracy is None else f", accuracy {accuracy:.2%}")
+    emit(result, text, as_json=json)

@@ -1,0 +1,74 @@
+"""A small network with all that an engine must cope with, as a bundle, with data and torch's optimizers for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from export import ExportOptions, export_bundle, exporter
+from export.optimizers import optimizer_constants
+from fedpara_edge.bundle import Bundle
+from fedpara_edge.nn import Conv2d, Linear
+
+SHAPE, CLASSES = (1, 8, 8), 5
+SmallBundle = Callable[..., Bundle]
+"""The fixture `small_bundle`: the small network as a bundle, for an optimizer and with that much dropout."""
+Batches = list[tuple[np.ndarray, np.ndarray]]
+
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "sgd": optimizer_constants("sgd"),
+    "momentum": optimizer_constants("sgd", momentum=0.9),
+    "adamw": optimizer_constants("adamw", weight_decay=0.1),
+}
+
+
+def torch_optimizer(name: str, model: nn.Module, rate: float) -> torch.optim.Optimizer:
+    """What `OPTIMIZERS` stands for."""
+    if name == "adamw":
+        return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.1)
+    return torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9 if name == "momentum" else 0.0)
+
+
+def small_net(*, dropout: float = 0.0) -> nn.Sequential:
+    """Shared and personal factors, and nothing that magnifies rounding: no kinks, no maxima."""
+    torch.manual_seed(1)
+    return nn.Sequential(
+        Conv2d(1, 8, 3, rank=2, padding=1),
+        nn.GroupNorm(2, 8),
+        nn.Tanh(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(dropout),
+        Linear(128, CLASSES, kind="pfedpara", rank=3),
+    )
+
+
+def export_small_net(folder: Path, optimizer: str = "sgd", *, dropout: float = 0.0) -> Bundle:
+    """Export it for both engines. What `test_export` holds is not verified again."""
+    options = ExportOptions(name="small", input_shape=SHAPE, input_dtype="float32", optimizer=OPTIMIZERS[optimizer])
+    with without_verification():
+        return export_bundle(small_net(dropout=dropout), folder, options)[0]
+
+
+@contextmanager
+def without_verification() -> Iterator[None]:
+    """Export faster."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(exporter, "verify", lambda *_, **__: {})
+        yield
+
+
+def batches(count: int) -> Batches:
+    """Batches of 16 and 7 rows in turn."""
+    generator = np.random.default_rng(0)
+    return [
+        (generator.standard_normal((size, *SHAPE), dtype=np.float32), generator.integers(0, CLASSES, size))
+        for size in (16, 7) * (count // 2)
+    ]

@@ -1,0 +1,329 @@
+"""Laws of the step as plain ONNX: gradients of every operator, any batch, dropout from a seed, updates as in torch."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import AttributeProto
+from onnxruntime import InferenceSession
+from torch import nn
+from torch.nn import functional as F
+
+from export import ExportOptions, export_bundle
+from export.optimizers import optimizer_constants
+from export.verify import TOLERANCE
+from fedpara_edge.bundle import ONNXRUNTIME_FILES, Bundle
+from fedpara_edge.errors import InputError
+from fedpara_edge.nn import Conv2d, Linear
+from fedpara_edge.weights import read_weights
+
+IMAGE, SEQUENCE, VECTOR = (2, 11, 12), (3, 10), (12,)
+
+
+class Formula(nn.Module):
+    """A linear layer, a formula in torch, and a linear layer."""
+
+    def __init__(self, formula: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.first, self.formula = nn.Linear(12, 12), formula
+        self.last = nn.LazyLinear(5)
+        self(torch.zeros(2, 12))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.formula(self.first(x)).flatten(1))
+
+
+class Scaled(nn.Module):
+    """Parameters that are broadcast, divided by and chosen between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.rand(12) + 0.5), nn.Parameter(torch.randn(1, 12))
+        self.scale = nn.Parameter(torch.tensor(1.3))
+        self.last = nn.Linear(12, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.maximum(x * self.scale, self.b) / self.a - torch.minimum(self.b, x)
+        return self.last(torch.where(x > 0, y, self.a * x))
+
+
+def net(*layers: nn.Module, shape: tuple[int, ...] = IMAGE) -> nn.Sequential:
+    model = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(5))
+    model(torch.zeros(2, *shape))
+    return model
+
+
+MODELS = {
+    "conv, stride": (lambda: net(nn.Conv2d(2, 9, 3, stride=2), nn.Tanh(), nn.Conv2d(9, 6, 3, stride=2)), IMAGE),
+    "conv, stride and pad": (lambda: net(nn.Conv2d(2, 9, 4, 3, 2), nn.Tanh(), nn.Conv2d(9, 6, 3, 2, 1)), IMAGE),
+    "conv, dilation": (lambda: net(nn.Conv2d(2, 9, 3, dilation=2), nn.Tanh(), nn.Conv2d(9, 4, 3, 1, 3, 3)), IMAGE),
+    "conv, stride and dilation": (lambda: net(nn.Conv2d(2, 9, 3, 2, 2, 2), nn.Conv2d(9, 3, 2, 2, 1, 2)), IMAGE),
+    "conv, narrowing": (lambda: net(nn.Conv2d(2, 16, 3, padding=1), nn.Tanh(), nn.Conv2d(16, 3, 5, padding=2)), IMAGE),
+    "conv, widening": (lambda: net(nn.Conv2d(2, 3, 3, padding=1), nn.Tanh(), nn.Conv2d(3, 16, 3)), IMAGE),
+    "conv, oblong": (lambda: net(nn.Conv2d(2, 9, (1, 3)), nn.Conv2d(9, 6, (5, 1), (2, 1), (1, 0))), IMAGE),
+    "conv, more pad than kernel": (lambda: net(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 3, 3, padding=4)), IMAGE),
+    "conv, small image": (lambda: net(nn.Conv2d(2, 9, 3, 3), nn.Tanh(), nn.Conv2d(9, 12, 3, padding=1)), IMAGE),
+    "conv, pointwise": (lambda: net(nn.Conv2d(2, 9, 1), nn.Conv2d(9, 6, 1, stride=2, bias=False)), IMAGE),
+    "conv, same": (lambda: net(nn.Conv2d(2, 9, (3, 5), padding="same"), nn.Conv2d(9, 3, 3, padding="valid")), IMAGE),
+    "conv, groups": (lambda: net(nn.Conv2d(2, 8, 3, padding=1), nn.Conv2d(8, 12, 3, 2, groups=4)), IMAGE),
+    "conv, by channel": (lambda: net(nn.Conv2d(2, 8, 3), nn.Conv2d(8, 8, 3, padding=1, groups=8)), IMAGE),
+    "conv, one dimension": (
+        lambda: net(nn.Conv1d(3, 8, 3, 2, 1), nn.Tanh(), nn.Conv1d(8, 4, 2, dilation=2), shape=SEQUENCE),
+        SEQUENCE,
+    ),
+    "conv, three dimensions": (lambda: net(nn.Conv3d(1, 4, 2), nn.Conv3d(4, 3, 2), shape=(1, 4, 5, 6)), (1, 4, 5, 6)),
+    "factored conv": (lambda: net(Conv2d(2, 16, 3, rank=3, stride=2), Conv2d(16, 9, 3, rank=3, tanh=True)), IMAGE),
+    "max pool, tiles": (lambda: net(nn.Conv2d(2, 4, 3, padding=1), nn.MaxPool2d((1, 2))), IMAGE),
+    "max pool, rest": (lambda: net(nn.Conv2d(2, 4, 3, padding=1), nn.MaxPool2d(3), nn.MaxPool2d(2)), IMAGE),
+    "max pool, overlap": (lambda: net(nn.Conv2d(2, 4, 3), nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(2, 1)), IMAGE),
+    "max pool, ceil": (lambda: net(nn.Conv2d(2, 4, 3, padding=1), nn.MaxPool2d(2, ceil_mode=True)), IMAGE),
+    "max pool, dilation": (lambda: net(nn.Conv2d(2, 4, 3), nn.MaxPool2d(2, 1, dilation=2)), IMAGE),
+    "max pool, one dimension": (lambda: net(nn.Conv1d(3, 4, 3), nn.MaxPool1d(2), shape=SEQUENCE), SEQUENCE),
+    "group norm": (lambda: net(nn.GroupNorm(1, 2), nn.Conv2d(2, 6, 3), nn.GroupNorm(3, 6), nn.GroupNorm(6, 6)), IMAGE),
+    "group norm of vectors": (lambda: nn.Sequential(nn.Linear(12, 12), nn.GroupNorm(4, 12), nn.Linear(12, 5)), VECTOR),
+    "layer norm of images": (lambda: net(nn.Conv2d(2, 3, 3), nn.LayerNorm([3, 9, 10])), IMAGE),
+    "factored linear": (
+        lambda: net(Linear(12, 12, rank=3, kind="pfedpara"), Linear(12, 9, rank=2), shape=VECTOR),
+        VECTOR,
+    ),
+    "broadcast and choose": (Scaled, VECTOR),
+    "slices": (lambda: Formula(lambda x: torch.cat([x[:, 2:9], x[:, ::3], x.flip(1)[:, :4], x[:, 3:4]], 1)), VECTOR),
+    "reshapes": (
+        lambda: Formula(lambda x: x.view(-1, 3, 4).permute(0, 2, 1).unsqueeze(1).expand(-1, 2, -1, -1)),
+        VECTOR,
+    ),
+    "splits": (lambda: Formula(lambda x: torch.stack([p * (i + 1) for i, p in enumerate(x.chunk(3, 1))], 1)), VECTOR),
+    "pads": (lambda: Formula(lambda x: F.pad(x, (1, 2), value=0.5).square()), VECTOR),
+    "powers": (lambda: Formula(lambda x: (x.abs() + 1) ** 1.5 + x.pow(3) + x**2), VECTOR),
+    "roots and logs": (
+        lambda: Formula(lambda x: (x.square() + 1).sqrt().log() + (x.square() + 1).reciprocal()),
+        VECTOR,
+    ),
+    "waves": (lambda: Formula(lambda x: x.sin() * x.cos() + torch.erf(x)), VECTOR),
+    "softmax": (lambda: Formula(lambda x: x.softmax(1) + x.view(-1, 3, 4).log_softmax(1).flatten(1)), VECTOR),
+    "clamp": (lambda: Formula(lambda x: x.clamp(-0.3, 0.4) + x.clamp(min=0.1)), VECTOR),
+    "means": (lambda: Formula(lambda x: x - x.mean(1, keepdim=True) + x.view(-1, 3, 4).sum((1, 2))[:, None]), VECTOR),
+    "mean over the batch": (lambda: Formula(lambda x: x * x.mean(0)), VECTOR),
+    "products": (lambda: Formula(lambda x: x.view(-1, 3, 4) @ x.view(-1, 3, 4).transpose(1, 2)), VECTOR),
+    "einsum": (lambda: Formula(lambda x: torch.einsum("bij,bkj->bik", x.view(-1, 3, 4), x.view(-1, 3, 4))), VECTOR),
+}
+
+
+def export(
+    model: nn.Module, folder: Path, shape: tuple[int, ...], optimizer: str = "sgd", **constants: float
+) -> Bundle:
+    options = ExportOptions(
+        name="test",
+        input_shape=shape,
+        input_dtype="float32",
+        optimizer=optimizer_constants(optimizer, **constants),
+        engines=("onnxruntime",),
+    )
+    bundle, verification = export_bundle(model, folder / "bundle", options)
+    assert verification["onnxruntime"].worst <= TOLERANCE
+    return bundle
+
+
+def weights_of(bundle: Bundle) -> np.ndarray:
+    tensors = {**read_weights(bundle.file("weights.safetensors")).tensors, **bundle.read_local()}
+    return np.concatenate([tensors[t.name].ravel() for t in bundle.manifest.layout.with_role("shared", "personal")])
+
+
+def run(bundle: Bundle, x: np.ndarray, y: np.ndarray, **changed: object) -> dict[str, np.ndarray]:
+    session = InferenceSession(bundle.file("train_step.onnx"), providers=["CPUExecutionProvider"])
+    none = np.zeros(1, np.float32)
+    values = {
+        "x": x,
+        "y": y,
+        "seed": np.int64(0),
+        "weights": weights_of(bundle),
+        "accumulated": none,
+        "share": np.float32(1),
+        "last": np.array(True),
+        "learning_rate": np.float32(0.1),
+        "adjusted": np.array(False),
+        "mu": np.float32(0),
+        "h": none,
+        "max_norm": np.float32(np.inf),
+        **changed,
+    }
+    feed = {entry.name: np.asarray(values[entry.name]) for entry in session.get_inputs()}
+    return dict(zip([entry.name for entry in session.get_outputs()], session.run(None, feed), strict=True))
+
+
+def batch(shape: tuple[int, ...], size: int) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(size)
+    return generator.standard_normal((size, *shape), dtype=np.float32), generator.integers(0, 5, size)
+
+
+def gradient_of(model: nn.Module, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    model.double().zero_grad()
+    F.cross_entropy(model(torch.from_numpy(x).double()), torch.from_numpy(y)).backward()
+    return np.concatenate([parameter.grad.numpy().ravel() for parameter in model.parameters()])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_agree_with_torch_for_any_batch(name: str, tmp_path: Path) -> None:
+    make, shape = MODELS[name]
+    torch.manual_seed(1)
+    model = make()
+    bundle = export(model, tmp_path, shape)
+    for size in (1, 7):
+        x, y = batch(shape, size)
+        expected, found = gradient_of(model, x, y), run(bundle, x, y)
+        assert np.linalg.norm(found["gradient"] - expected) <= 2e-6 * np.linalg.norm(expected), size
+        np.testing.assert_array_equal(found["new_weights"], weights_of(bundle) - np.float32(0.1) * found["gradient"])
+
+
+def test_the_first_of_equal_entries_gets_the_gradient_of_a_pool(tmp_path: Path) -> None:
+    model = net(nn.Conv2d(1, 2, 1), nn.MaxPool2d(2), shape=(1, 4, 6))
+    bundle = export(model, tmp_path, (1, 4, 6))
+    x = np.random.default_rng(0).integers(0, 2, (8, 1, 4, 6)).astype(np.float32)  # nearly every window has ties
+    x[:, :, 0] = np.arange(6)  # by position, so that the weight's gradient tells which entry was taken
+    y = np.arange(8) % 5
+    np.testing.assert_allclose(run(bundle, x, y)["gradient"], gradient_of(model, x, y), rtol=1e-5, atol=1e-7)
+
+
+def test_only_operators_of_the_default_domain(tmp_path: Path) -> None:
+    bundle = export(net(Conv2d(2, 8, 3, rank=2), nn.GroupNorm(2, 8), nn.MaxPool2d(2), nn.Dropout()), tmp_path, IMAGE)
+
+    def nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+        inner = [a.g for node in graph.node for a in node.attribute if a.type == AttributeProto.GRAPH]
+        return [*graph.node, *(node for graph in inner for node in nodes(graph))]
+
+    for name in ONNXRUNTIME_FILES:
+        model = onnx.load(bundle.file(name))
+        assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 18)]
+        assert {node.domain for node in nodes(model.graph)} == {""}
+        assert model.ir_version == 10
+        assert not model.functions
+    assert "Dropout" not in {node.op_type for node in nodes(onnx.load(bundle.file("train_step.onnx")).graph)}
+
+
+class Offset(nn.Module):
+    """Its gradient by `bias` is the mask of the dropout."""
+
+    def __init__(self, ratio: float) -> None:
+        super().__init__()
+        self.bias, self.ratio = nn.Parameter(torch.zeros(40, 50)), ratio
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.dropout(x + self.bias, self.ratio, self.training)
+
+
+def masks(folder: Path, ratio: float, *seeds: int) -> list[np.ndarray]:
+    options = ExportOptions(
+        name="mask", input_shape=(40, 50), input_dtype="float32", loss="mse", engines=("onnxruntime",)
+    )
+    bundle, _ = export_bundle(Offset(ratio), folder / str(ratio), options)
+    x, y = np.ones((1, 40, 50), np.float32), np.zeros((1, 40, 50), np.float32)
+    return [run(bundle, x, y, seed=np.int64(seed))["gradient"] * 1000 for seed in seeds]  # 2 m² / 2000, m the mask
+
+
+def test_dropout_draws_by_the_seed(tmp_path: Path) -> None:
+    first, again, *others = masks(tmp_path, 0.3, 5, 5, 6, 5 + 2**32, 2**63 - 1)
+    np.testing.assert_array_equal(first, again)
+    kept = [mask > 0 for mask in (first, *others)]
+    for index, mask in enumerate(kept):
+        assert abs(mask.mean() - 0.7) < 0.04  # four standard deviations of 2000 draws
+        for other in kept[:index]:
+            assert abs((mask & other).mean() - 0.49) < 0.045
+    np.testing.assert_allclose(first[first > 0], 1 / 0.7**2, rtol=1e-5)
+    rows = kept[0].reshape(40, 50).astype(float) - 0.7
+    assert abs((rows[:, 1:] * rows[:, :-1]).mean()) < 0.02  # neighbours are independent
+
+
+def test_dropout_layers_draw_apart(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.5), nn.Linear(400, 5))
+    bundle = export(model, tmp_path, (400,))
+    x, y = np.ones((1, 400), np.float32), np.zeros(1, np.int64)
+    gradient = run(bundle, x, y, seed=np.int64(3))["gradient"][:2000].reshape(5, 400)[0]
+    assert abs((gradient != 0).mean() - 0.25) < 0.09  # the same mask twice would keep half
+
+
+def test_parts_of_a_batch_add_up(tmp_path: Path) -> None:
+    bundle = export(net(nn.Tanh(), shape=VECTOR), tmp_path, VECTOR)
+    x, y = batch(VECTOR, 10)
+    whole = run(bundle, x, y)
+    first = run(bundle, x[:7], y[:7], share=np.float32(0.7), last=np.array(False))
+    np.testing.assert_array_equal(first["new_weights"], weights_of(bundle))
+    second = run(bundle, x[7:], y[7:], share=np.float32(0.3), accumulated=first["gradient"])
+    for name in ("gradient", "new_weights"):
+        np.testing.assert_allclose(second[name], whole[name], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("max_norm", [0.1, 100.0, np.inf])
+def test_affine_term_and_clipping(max_norm: float, tmp_path: Path) -> None:
+    bundle = export(net(nn.Tanh(), shape=VECTOR), tmp_path, VECTOR)
+    x, y = batch(VECTOR, 6)
+    weights = weights_of(bundle)
+    h = np.random.default_rng(0).standard_normal(len(weights)).astype(np.float32)
+    found = run(bundle, x, y, adjusted=np.array(True), mu=np.float32(0.3), h=h, max_norm=np.float32(max_norm))
+    total = torch.nn.Parameter(torch.from_numpy(weights))
+    total.grad = torch.from_numpy(found["gradient"] + np.float32(0.3) * weights + h)
+    torch.nn.utils.clip_grad_norm_([total], max_norm)
+    np.testing.assert_allclose(found["new_weights"], weights - 0.1 * total.grad.numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "constants"),
+    [("sgd", {"momentum": 0.9}), ("adamw", {}), ("adamw", {"weight_decay": 0.3, "eps": 1e-3})],
+)
+def test_optimizers_are_torchs(optimizer: str, constants: dict[str, float], tmp_path: Path) -> None:
+    bundle = export(net(nn.Tanh(), shape=VECTOR), tmp_path, VECTOR, optimizer, **constants)
+    parameter = torch.nn.Parameter(torch.from_numpy(weights_of(bundle)))
+    reference = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[optimizer]([parameter], lr=0.1, **constants)
+    names = ["momentum"] if optimizer == "sgd" else ["moment1", "moment2"]
+    state = {"weights": weights_of(bundle)} | {name: np.zeros_like(weights_of(bundle)) for name in names}
+    if optimizer == "adamw":
+        state["steps"] = np.float32(0)
+    for size in (4, 5, 6):
+        found = run(bundle, *batch(VECTOR, size), **state)
+        parameter.grad = torch.from_numpy(found["gradient"])
+        reference.step()
+        state = {name: found[f"new_{name}"] for name in state}
+        np.testing.assert_allclose(state["weights"], parameter.detach().numpy(), rtol=1e-5, atol=1e-6)
+    kept = run(bundle, *batch(VECTOR, 4), **state, last=np.array(False))
+    for name, value in state.items():
+        np.testing.assert_array_equal(kept[f"new_{name}"], value)
+
+
+class NamedLikeInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights, self.h = nn.Parameter(torch.randn(12)), nn.Parameter(torch.randn(12))
+        self.new_weights = nn.Linear(12, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.new_weights(x * self.weights + self.h)
+
+
+def test_parameters_may_be_named_like_inputs_of_the_step(tmp_path: Path) -> None:
+    export(NamedLikeInputs(), tmp_path, VECTOR)
+
+
+UNCOVERED = {
+    "resize": (lambda: net(nn.Conv2d(2, 3, 3), nn.Upsample(scale_factor=2)), IMAGE, r"module '1': .* found Resize"),
+    "exponent": (
+        lambda: Formula(lambda x: x.abs() ** x.detach().abs()),
+        VECTOR,
+        r"found an exponent that is no constant",
+    ),
+    "along the batch": (lambda: Formula(lambda x: torch.cat([x, x[:1]], 0)[:-1]), VECTOR, r"expected|found"),
+    "dropout of all": (lambda: net(nn.Dropout(1.0), nn.Conv2d(2, 3, 3)), IMAGE, r"found .* ratio must be in the range"),
+    "einsum": (lambda: Formula(lambda x: torch.einsum("bi,bj->bj", x, x)), VECTOR, r"found an Einsum bi,bj->bj|Einsum"),
+    "cumulative sums": (lambda: Formula(lambda x: torch.cumsum(x, 1)), VECTOR, r"found CumSum"),
+}
+
+
+@pytest.mark.parametrize("name", UNCOVERED)
+def test_what_has_no_gradient_is_named(name: str, tmp_path: Path) -> None:
+    make, shape, message = UNCOVERED[name]
+    with pytest.raises(InputError, match=message) as caught:
+        export(make(), tmp_path, shape)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
