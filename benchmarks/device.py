@@ -1,4 +1,4 @@
-"""Time and memory of training on a device: `ort-training` against torch eager, FedPara against dense.
+"""Time and memory of training on a device: both engines against torch eager, FedPara against dense.
 
 Steps are taken in turn by all that are compared, in one process, and each figure is a median; only the ratios are meant
 to be carried elsewhere. A cold start is a whole process: `fedpara-edge train` on one batch, from its start to its end.
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch.nn import functional as F
 
 from device_runtime import open_engine
 from export import ExportOptions, export_bundle
+from fedpara_edge.bundle import ENGINES, Bundle
 from fedpara_edge.cli.output import table
 from fedpara_edge.nn import ZOO
 
@@ -38,20 +40,33 @@ print(json.dumps({"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE
 """
 """Runs a command and prints its time and peak memory; small itself, for a child starts out as large as its parent."""
 
-MEMORY_LIMITS_MB = {"mlp": 100, "cnn": 160}
+MEMORY_LIMITS_MB = {"mlp": 80, "cnn": 140}
+MODELS = ("mlp", "cnn", "resnet18", "vgg16")
+GROWTH = {"gamma 0.1": {"gamma": 0.1}, "gamma 0.5": {"gamma": 0.5}, "dense": {"kind": "dense"}}
+"""vgg16 with about 1.5, 5.8 and 15 million weights."""
 
 
-def steppers(model: str, kind: Any, threads: int, folder: Path) -> dict[str, Callable[[], object]]:
-    """One training step of the same model in each runtime, on the same batch."""
+def export(model: str, folder: Path, **factory: Any) -> tuple[Bundle, torch.nn.Module]:
+    """A bundle of a zoo model for both engines, and the model."""
     torch.manual_seed(0)
     entry = ZOO[model]
-    module = entry.factory(kind=kind)
-    options = ExportOptions(name=model, input_shape=entry.input_shape)
-    bundle, _ = export_bundle(module, folder / f"{model}-{kind}", options, overwrite=True)
-    engine = open_engine(bundle, "ort-training", threads=threads)
+    module = entry.factory(**factory)
+    bundle, _ = export_bundle(module, folder, ExportOptions(name=model, input_shape=entry.input_shape))
+    return bundle, module
+
+
+def random_batch(model: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels."""
     generator = np.random.default_rng(0)
-    x = generator.integers(0, 256, (BATCH, *entry.input_shape)).astype(np.uint8)
-    y = generator.integers(0, 10, BATCH)
+    x = generator.integers(0, 256, (BATCH, *ZOO[model].input_shape)).astype(np.uint8)
+    return x, generator.integers(0, 10, BATCH)
+
+
+def steppers(model: str, kind: str, threads: int, folder: Path) -> dict[str, Callable[[], object]]:
+    """One training step of the same model in each runtime, on the same batch."""
+    path = folder / f"{model}-{kind}-{threads}"
+    bundle, module = export(model, path, kind=kind)
+    x, y = random_batch(model)
     x_torch, y_torch = torch.from_numpy(x), torch.from_numpy(y)
     optimizer = torch.optim.SGD(module.parameters(), lr=RATE)
 
@@ -60,10 +75,11 @@ def steppers(model: str, kind: Any, threads: int, folder: Path) -> dict[str, Cal
         F.cross_entropy(module(x_torch.float() / 255), y_torch).backward()
         optimizer.step()
 
-    return {
-        f"ort {kind}": lambda: engine.step(x, y, learning_rate=RATE, seed=0),
-        f"torch {kind}": torch_step,
-    }
+    steps: dict[str, Callable[[], object]] = {f"torch {kind}": torch_step}
+    for name in ENGINES:
+        engine = open_engine(bundle, name, threads=threads)
+        steps[f"{name} {kind}"] = partial(engine.step, x, y, learning_rate=RATE, seed=0)
+    return steps
 
 
 def median_ms(steps: dict[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
@@ -84,64 +100,89 @@ def median_ms(steps: dict[str, Callable[[], object]], repetitions: int) -> dict[
 
 
 def measure_steps(model: str, threads: int, folder: Path, repetitions: int) -> dict[str, Any]:
-    """Step times of FedPara and dense in both runtimes, and their ratios."""
+    """Step times of FedPara and dense in all runtimes, and their ratios."""
     torch.set_num_threads(threads)
     steps = steppers(model, "fedpara", threads, folder) | steppers(model, "dense", threads, folder)
     ms = median_ms(steps, repetitions)
+    ours = ms["onnxruntime fedpara"]
     return {
         "model": model,
         "threads": threads,
         "ms": ms,
-        "ort_over_torch": ms["ort fedpara"] / ms["torch fedpara"],
-        "ort_over_torch_dense": ms["ort dense"] / ms["torch dense"],
-        "fedpara_over_dense": ms["ort fedpara"] / ms["ort dense"],
+        "over_torch": ours / ms["torch fedpara"],
+        "over_ort_training": ours / ms["ort-training fedpara"],
+        "fedpara_over_dense": ours / ms["onnxruntime dense"],
+        "dense_over_torch": ms["onnxruntime dense"] / ms["torch dense"],
     }
 
 
-def measure_cold_start(model: str, folder: Path, repetitions: int) -> dict[str, Any]:
+def measure_process(model: str, bundle: Path, engine: str, repetitions: int) -> dict[str, Any]:
     """Seconds and peak resident MB of `fedpara-edge train` for one step on one batch, as whole processes."""
-    entry = ZOO[model]
-    generator = np.random.default_rng(0)
-    x = generator.integers(0, 256, (BATCH, *entry.input_shape)).astype(np.uint8)
-    np.savez(folder / "batch.npz", x=x, y=generator.integers(0, 10, BATCH))
+    x, y = random_batch(model)
+    data, update = bundle.parent / "batch.npz", bundle.parent / "update.safetensors"
+    np.savez(data, x=x, y=y)
+    command = [sys.executable, "-m", "fedpara_edge", "train", str(bundle), "--engine", engine]
+    command += ["--data", str(data), "-o", str(update), "--force", "--json"]
     seconds, megabytes = [], []
     for _ in range(repetitions):
-        command = [sys.executable, "-m", "fedpara_edge", "train", str(folder / f"{model}-fedpara")]
-        command += ["--data", str(folder / "batch.npz"), "-o", str(folder / "update.safetensors"), "--force", "--json"]
         done = subprocess.run([sys.executable, "-c", LAUNCHER, *command], capture_output=True, text=True, check=True)
         measured = json.loads(done.stdout)
         seconds.append(measured["seconds"])
         megabytes.append(measured["peak"] * (1024 if sys.platform == "linux" else 1) / 1e6)
+    return {"engine": engine, "seconds": statistics.median(seconds), "peak_mb": statistics.median(megabytes)}
+
+
+def measure_growth(label: str, factory: dict[str, Any], folder: Path, repetitions: int) -> dict[str, Any]:
+    """Step time and memory of vgg16 in the engine onnxruntime, by the number of its weights."""
+    bundle, module = export("vgg16", folder / label.replace(" ", "-"), **factory)
+    engine = open_engine(bundle, "onnxruntime", threads=2)
+    x, y = random_batch("vgg16")
+    step = partial(engine.step, x, y, learning_rate=RATE, seed=0)
     return {
-        "model": model,
-        "seconds": statistics.median(seconds),
-        "peak_mb": statistics.median(megabytes),
-        "limit_mb": MEMORY_LIMITS_MB.get(model),
+        "vgg16": label,
+        "millions": sum(parameter.numel() for parameter in module.parameters()) / 1e6,
+        "step_ms": median_ms({label: step}, repetitions)[label],
+        "peak_mb": measure_process("vgg16", bundle.path, "onnxruntime", 3)["peak_mb"],
     }
 
 
 def report(results: dict[str, Any]) -> str:
-    """The results as two tables."""
+    """The results as tables."""
+    runtimes = ("onnxruntime", "ort-training", "torch")
     steps = [
         (
             row["model"],
             row["threads"],
-            *(f"{row['ms'][name]:.2f}" for name in ("ort fedpara", "torch fedpara", "ort dense", "torch dense")),
-            *(f"{row[name]:.2f}" for name in ("ort_over_torch", "ort_over_torch_dense", "fedpara_over_dense")),
+            *(f"{row['ms'][f'{runtime} {kind}']:.2f}" for kind in ("fedpara", "dense") for runtime in runtimes),
         )
         for row in results["steps"]
     ]
+    ratios = [(row["model"], row["threads"], *(f"{row[name]:.2f}" for name in _RATIOS)) for row in results["steps"]]
     starts = [
-        (row["model"], f"{row['seconds']:.2f}", f"{row['peak_mb']:.0f}", row["limit_mb"] or "-")
+        (row["model"], row["engine"], f"{row['seconds']:.2f}", f"{row['peak_mb']:.0f}", row["limit_mb"] or "-")
         for row in results["cold_starts"]
     ]
-    first = ("model", "threads", "ort FedPara", "torch FedPara", "ort dense", "torch dense")
-    ratios = ("ort/torch FedPara", "ort/torch dense", "FedPara/dense in ort")
+    growth = [
+        (row["vgg16"], f"{row['millions']:.2f}", f"{row['step_ms']:.0f}", f"{row['peak_mb']:.0f}")
+        for row in results["growth"]
+    ]
+    heads = [f"{runtime} {kind}" for kind in ("FedPara", "dense") for runtime in runtimes]
     return (
-        f"milliseconds a step of {BATCH} (medians) and ratios\n\n{table((*first, *ratios), steps)}\n\n"
+        f"milliseconds a step of {BATCH} (medians)\n\n{table(('model', 'threads', *heads), steps)}\n\n"
+        f"ratios\n\n{table(('model', 'threads', *_RATIOS.values()), ratios)}\n\n"
         "`fedpara-edge train` of one step, whole process\n\n"
-        f"{table(('model', 'seconds', 'peak MB', 'limit MB'), starts)}"
+        f"{table(('model', 'engine', 'seconds', 'peak MB', 'limit MB'), starts)}\n\n"
+        "vgg16 by its number of weights, engine onnxruntime, 2 threads\n\n"
+        f"{table(('vgg16', 'million weights', 'ms a step', 'peak MB'), growth)}"
     )
+
+
+_RATIOS = {
+    "over_torch": "onnxruntime/torch",
+    "over_ort_training": "onnxruntime/ort-training",
+    "fedpara_over_dense": "FedPara/dense",
+    "dense_over_torch": "dense: onnxruntime/torch",
+}
 
 
 @click.command()
@@ -151,13 +192,18 @@ def main(repetitions: int, json_file: Path | None) -> None:
     """Measure, print the tables, and write them as JSON."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        steps = [
-            measure_steps(model, threads, folder, repetitions)
-            for model in ("mlp", "cnn", "resnet18")
-            for threads in (1, 2)
+        steps = [measure_steps(model, threads, folder, repetitions) for model in MODELS for threads in (1, 2)]
+        cold_starts = [
+            {
+                "model": model,
+                "limit_mb": MEMORY_LIMITS_MB.get(model),
+                **measure_process(model, folder / f"{model}-fedpara-2", engine, 5),
+            }
+            for model in MODELS
+            for engine in ("onnxruntime", "ort-training")
         ]
-        cold_starts = [measure_cold_start(model, folder, 5) for model in ("mlp", "cnn", "resnet18")]
-    results = {"batch": BATCH, "steps": steps, "cold_starts": cold_starts}
+        growth = [measure_growth(label, factory, folder, repetitions) for label, factory in GROWTH.items()]
+    results = {"batch": BATCH, "steps": steps, "cold_starts": cold_starts, "growth": growth}
     click.echo(report(results))
     if json_file is not None:
         json_file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -170,7 +170,18 @@ def test_doctor_tells_the_engines_and_what_to_type_on_a_raspberry_pi(
     found = run("doctor", "--json").json
     assert found["engines"] == ["onnxruntime"]
     assert found["capabilities"]["device"]["available"]
-    assert not found["capabilities"]["export"]["available"]
+    assert found["capabilities"]["export"]["available"]
+
+
+def test_export_writes_for_the_engines_that_are_installed(
+    run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_distributions(monkeypatch, *TRAINING)
+    assert run("export", "mlp", "-o", tmp_path / "stock").code == 0
+    assert run("inspect", tmp_path / "stock", "--json").json["engines"] == ["onnxruntime"]
+    refused = run("export", "mlp", "-o", tmp_path / "none", "--engine", "ort-training")
+    assert refused.code == 2
+    assert re.match(r"Error: engine ort-training: expected onnxruntime-training-cpu to be installed", refused.err)
 
 
 def test_an_onnxruntime_without_metadata_counts(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,7 +108,7 @@ def _pairs(kind: type[Any]) -> Any:
     type=click.Choice(["all", *ENGINES]),
     default="all",
     show_default=True,
-    help="Which engines to write the training step for.",
+    help="Engines to write the training step for; all that are installed, or one.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the initial weights.")
 @force_option
@@ -147,9 +147,11 @@ def command(
     MODEL is mlp, cnn, vgg16 or resnet18, or package.module:factory or file.py:factory, a function without arguments
     that returns your nn.Module.
     """
-    from fedpara_edge.cli.installed import require
+    from fedpara_edge.cli.installed import engines, require, require_engine
 
     require("export")
+    if engine != "all":
+        require_engine(engine)
     import torch
 
     from export import ExportOptions, export_bundle
@@ -193,7 +195,7 @@ def command(
         loss=loss,
         optimizer=optimizer_constants(optimizer, **constants),
         batch_size=batch_size,
-        engines=ENGINES if engine == "all" else (engine,),
+        engines=tuple(name for name in ENGINES if name in engines()) if engine == "all" else (engine,),
         seed=seed,
     )
     bundle, verification = export_bundle(converted, output, options, overwrite=force)

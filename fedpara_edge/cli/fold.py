@@ -39,7 +39,7 @@ def command(
     """Compose the weights of BUNDLE into one ONNX model for inference, verified against the factored one."""
     from fedpara_edge.cli.installed import require
 
-    require("export")
+    require("fold")
     import device_runtime.ort  # noqa: F401  # first, so that onnxruntime does not bring in torch
     from device_runtime.data import open_data
     from device_runtime.loading import read_personal, read_weights_of

@@ -58,10 +58,11 @@ CAPABILITIES = (
     ),
     Capability(
         "export",
-        (("torch",), ("onnx",), ("onnxscript",), _TRAINING),
+        (("torch",), ("onnx",), ("onnxscript",), ("onnxruntime", *_TRAINING)),
         "pip install 'fedpara-edge[export]'",
-        ("export", "fold"),
+        ("export",),
     ),
+    Capability("fold", (("onnx",), ("onnxruntime", *_TRAINING)), "pip install onnx onnxruntime", ("fold",)),
 )
 
 
@@ -91,6 +92,18 @@ def find(capability: Capability) -> Finding:
 def engines() -> tuple[str, ...]:
     """Names of the engines that run here."""
     return tuple(name for name, distributions in ENGINES.items() if _versions(distributions))
+
+
+def require_engine(name: str) -> None:
+    """Raise unless an engine runs here.
+
+    Raises:
+        InputError: none of its distributions is installed; the message has the line to type.
+    """
+    if name not in engines():
+        distribution = ENGINES[name][0]
+        remedy = _OBSTACLES[distribution]() or f"type: pip install {distribution}"
+        raise InputError(f"engine {name}: expected {distribution} to be installed, found none; {remedy}")
 
 
 def require(name: str) -> None:
