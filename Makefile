@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: test demo bench format clean
+.PHONY: test demo bench pi pi-board pi-32 pi-wheel format clean
 .DELETE_ON_ERROR:
 
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -25,6 +25,39 @@ demo: $(VENV)/ready  ## FedPara, dense and low-rank on real images, through the 
 
 bench: $(VENV)/ready  ## the numbers of the README, written to benchmarks/results.md
 	$(BIN)/python benchmarks/run.py
+
+PI := $(VENV)/pi
+PI_SUITE ?= bookworm
+PI_64 := $(PI)/arm64-$(PI_SUITE)
+PI_32 := $(PI)/armhf-trixie
+
+pi: pi-wheel $(PI_64)/ready  ## a round of two emulated Raspberry Pis and this machine; PI_SUITE=trixie for Debian 13
+	sh tests/pi/install.sh $(PI_64) $(BIN)/python $(PI)/wheel/*.whl -c constraints.txt
+	$(BIN)/python tests/pi/emulated_round.py two-pis $(PI_64)
+
+pi-board: pi-wheel $(PI_64)/ready $(PI)/board/ready  ## training on a whole emulated Raspberry Pi 3, which boots for it
+	sh tests/pi/install.sh $(PI_64) $(BIN)/python $(PI)/wheel/*.whl -c constraints.txt
+	$(BIN)/python tests/pi/emulated_round.py board $(PI_64) $(PI)/board
+
+pi-32: pi-wheel $(PI_32)/ready  ## training on an emulated 32-bit Raspberry Pi, whose onnxruntime and numpy are Debian's
+	sh tests/pi/install.sh $(PI_32) $(BIN)/python $(PI)/wheel/*.whl
+	$(BIN)/python tests/pi/emulated_round.py pi $(PI_32)
+
+pi-wheel: $(VENV)/ready
+	rm -rf $(PI)/wheel
+	$(BIN)/python -m build --quiet --wheel --outdir $(PI)/wheel .
+
+$(PI_64)/ready: tests/pi/userland.sh tests/pi/debian.sh tests/pi/machines.sh
+	sh tests/pi/userland.sh $(@D) arm64 $(PI_SUITE)
+	touch $@
+
+$(PI_32)/ready: tests/pi/userland.sh tests/pi/debian.sh tests/pi/machines.sh
+	sh tests/pi/userland.sh $(@D) armhf trixie python3-onnxruntime
+	touch $@
+
+$(PI)/board/ready: tests/pi/board.sh tests/pi/init tests/pi/debian.sh | $(PI_64)/ready
+	sh tests/pi/board.sh $(@D) $(PI_64)
+	touch $@
 
 format: $(VENV)/ready
 	$(BIN)/ruff format .

@@ -18,6 +18,8 @@ import click
 HERE = Path(__file__).parent
 SCRIPTS = {
     "Training on a device": "device.py",
+    "Lowerings of gradients": "lowerings.py",
+    "Contracted linear layers": "contraction.py",
     "Inference with a folded model": "folded.py",
     "Aggregation on the server": "aggregation.py",
 }

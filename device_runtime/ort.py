@@ -1,4 +1,4 @@
-"""onnxruntime as a device wants it: imported without torch, quiet, small, and with errors that have names.
+"""onnxruntime as a device wants it: imported without torch, quiet, and with errors that have names.
 
 Plain onnxruntime and onnxruntime-training-cpu are both imported as `onnxruntime`. The second imports torch where it is
 installed, for Python classes that no engine uses.
@@ -30,7 +30,14 @@ def _without_torch() -> Iterator[None]:
 
 
 with _without_torch():
-    from onnxruntime import InferenceSession, IOBinding, SessionOptions, __version__, set_seed
+    from onnxruntime import (
+        GraphOptimizationLevel,
+        InferenceSession,
+        IOBinding,
+        SessionOptions,
+        __version__,
+        set_seed,
+    )
     from onnxruntime.capi import _pybind_state as native
 
 OLDEST = (1, 19)
@@ -75,13 +82,16 @@ _ERROR = 3  # of onnxruntime's severities
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
-def session_options(threads: int | None) -> SessionOptions:
+def session_options(threads: int | None, *, constant_weights: bool = False) -> SessionOptions:
     """Options of every session.
 
     Args:
         threads: for the operators; None for as many as there are cores.
+        constant_weights: whether to lay out images for blocked convolutions, whose weights must be constants.
     """
     options = SessionOptions()
+    if not constant_weights:
+        options.graph_optimization_level = GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.log_severity_level = _ERROR
     if threads is not None:
         options.intra_op_num_threads = threads
@@ -91,7 +101,7 @@ def session_options(threads: int | None) -> SessionOptions:
 def keep_freed_memory() -> None:
     """Have glibc keep the buffers of a step for the next one, which otherwise faults them in again.
 
-    Other C libraries are left as they are.
+    For onnxruntime-training; plain sessions have an arena for that. Other C libraries are left as they are.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -47,7 +47,8 @@ class Predictor:
             raise InputError(f"predict: expected onnxruntime, found none ({error}); {remedy}") from error
         self._errors = ERRORS
         try:
-            self._session = InferenceSession(str(path), session_options(threads), providers=["CPUExecutionProvider"])
+            options = session_options(threads, constant_weights=True)
+            self._session = InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except ERRORS as error:
             raise InputError(
                 f"{path}: expected a model that onnxruntime loads, found {_line(error)}; fold it again"

@@ -146,14 +146,19 @@ def _of_input(graph: Graph, facts: Convolution, gradient: str, weight: str) -> s
 
 
 def _of_weight(graph: Graph, facts: Convolution, gradient: str, x: str) -> str:
-    spatial = list(range(2, 2 + len(facts.kernel)))
+    rank = len(facts.kernel)
+    spatial = list(range(2, 2 + rank))
     groups, inner = facts.groups, facts.channels // facts.groups
+    after = [a - left_over for a, left_over in zip(facts.after, facts.left_over, strict=True)]
+    size = [n + min(a, 0) for n, a in zip(facts.size, after, strict=True)]
+    if size != facts.size:  # pixels that no position of the kernel reaches
+        x = graph.op("Slice", x, graph.ints(*[0] * rank), graph.ints(*size), graph.ints(*spatial))
     if groups == 1:
         wide = graph.op("Unsqueeze", graph.transpose(x, [0, *spatial, 1]), graph.ints(0))
     else:
-        grouped = graph.op("Reshape", x, graph.ints(-1, groups, inner, *facts.size))
+        grouped = graph.op("Reshape", x, graph.ints(-1, groups, inner, *size))
         wide = graph.transpose(grouped, [1, 0, *(axis + 1 for axis in spatial), 2])
-        wide = graph.op("Reshape", wide, graph.ints(1, -1, *facts.size, inner))
+        wide = graph.op("Reshape", wide, graph.ints(1, -1, *size, inner))
     kernel = graph.op("Unsqueeze", graph.transpose(gradient, [1, 0, *spatial]), graph.ints(-1))
     of_weight = graph.op(
         "Conv",
@@ -162,13 +167,9 @@ def _of_weight(graph: Graph, facts: Convolution, gradient: str, x: str) -> str:
         kernel_shape=[*facts.out, 1],
         strides=[*facts.dilations, 1],
         dilations=[*facts.strides, 1],
-        pads=[*facts.before, 0, *facts.after, 0],
+        pads=[*facts.before, 0, *(max(a, 0) for a in after), 0],
         group=groups,
-    )  # [1, O, *K, I/G], K with what a stride leaves over
-    rank = len(facts.kernel)
-    if any(left_over // dilation for left_over, dilation in zip(facts.left_over, facts.dilations, strict=True)):
-        axes = range(2, 2 + rank)
-        of_weight = graph.op("Slice", of_weight, graph.ints(*[0] * rank), graph.ints(*facts.kernel), graph.ints(*axes))
+    )
     of_weight = graph.reshape(of_weight, [facts.filters, *facts.kernel, inner])
     return graph.transpose(of_weight, [0, 1 + rank, *range(1, 1 + rank)])
 

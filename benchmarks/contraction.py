@@ -1,0 +1,175 @@
+"""Linear layers composed and contracted: a training step of the layer alone, measured and as the exporter predicts it.
+
+Each layer is exported both ways and verified, for the engine onnxruntime. It stands inside a network: the gradient of
+its input is computed as well, which the first layer of a model does not need (`--first`). Both ways take turns, and
+each figure is a median. The prediction is `export.contraction.step_cost`, which leaves out what every step costs; the
+choice is that of `export.contraction.contract_layers`.
+
+    python benchmarks/contraction.py --layers 256x784 --ranks 16 --json contraction.json
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from device import median_ms
+from torch import Tensor, nn
+
+from device_runtime import open_engine
+from export import ExportOptions, export_bundle
+from export.contraction import contract_layers, step_cost
+from fedpara_edge.bundle import Bundle
+from fedpara_edge.cli.output import table
+from fedpara_edge.layout import LayerSpec
+from fedpara_edge.nn import Linear
+
+WAYS = {"composed": False, "contracted": True}
+RATE = 1e-6
+"""Small enough for the weights to stay what they are."""
+
+
+class Decided(Linear):
+    """A linear layer that is computed one way, whatever the exporter chooses."""
+
+    def __init__(self, spec: LayerSpec, *, contracted: bool) -> None:
+        self._decided = contracted
+        super().__init__(*spec.shape[::-1], kind=spec.kind, rank=spec.rank)
+
+    @property
+    def contracted(self) -> bool:
+        return self._decided
+
+    @contracted.setter
+    def contracted(self, chosen: bool) -> None:
+        pass
+
+
+class Shift(nn.Module):
+    """x + b, which asks for the gradient of what comes after it."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bias
+
+
+def export(layer: Linear, folder: Path, *, first: bool) -> Bundle:
+    """A bundle that trains the layer, the first of a network or inside of one."""
+    size = layer.in_features
+    model = nn.Sequential(nn.Identity() if first else Shift(size), layer)
+    options = ExportOptions(
+        name="layer", input_shape=(size,), input_dtype="float32", loss="mse", engines=("onnxruntime",)
+    )
+    return export_bundle(model, folder, options)[0]
+
+
+def measure(
+    spec: LayerSpec, folder: Path, *, batches: Sequence[int], first: bool, threads: int, repetitions: int
+) -> Iterator[dict[str, Any]]:
+    """Measured and predicted milliseconds of both ways for each batch, and the exporter's choice."""
+    engines = {}
+    for way, contracted in WAYS.items():
+        torch.manual_seed(0)
+        bundle = export(Decided(spec, contracted=contracted), folder / way, first=first)
+        engines[way] = open_engine(bundle, "onnxruntime", threads=threads)
+    outputs, inputs = spec.shape
+    free = Linear(inputs, outputs, kind=spec.kind, rank=spec.rank)
+    generator = np.random.default_rng(0)
+    for batch in batches:
+        x, y = (generator.standard_normal((batch, size), np.float32) for size in (inputs, outputs))
+        steps = {way: partial(engine.step, x, y, learning_rate=RATE, seed=0) for way, engine in engines.items()}
+        ms = median_ms(steps, repetitions)
+        chosen = "contracted" if contract_layers(free, torch.zeros(2, inputs), batch) else "composed"
+        yield {
+            "kind": spec.kind,
+            "shape": spec.shape,
+            "rank": spec.rank,
+            "batch": batch,
+            "ms": ms,
+            "predicted_ms": {way: step_cost(spec, batch, contracted=value) / 1e6 for way, value in WAYS.items()},
+            "chosen": chosen,
+            "chosen_over_faster": ms[chosen] / min(ms.values()),
+        }
+
+
+def report(results: Mapping[str, Any]) -> str:
+    """The results as a table, and how good the choices are."""
+    rows = results["rows"]
+    cells = [
+        (
+            row["kind"],
+            "x".join(map(str, row["shape"])),
+            row["rank"],
+            row["batch"],
+            *(f"{row[times][way]:.3f}" for times in ("ms", "predicted_ms") for way in WAYS),
+            row["chosen"],
+            "yes" if row["chosen_over_faster"] == 1 else "no",
+            f"{row['chosen_over_faster']:.2f}",
+        )
+        for row in rows
+    ]
+    header = ("kind", "layer", "R", "batch", *WAYS, *(f"{way}, predicted" for way in WAYS), "chosen", "right", "costs")
+    losses = [row["chosen_over_faster"] for row in rows]
+    fastest = sum(min(row["ms"].values()) for row in rows)
+    sums = {"as chosen": sum(row["ms"][row["chosen"]] for row in rows)}
+    sums |= {f"always {way}": sum(row["ms"][way] for row in rows) for way in WAYS}
+    where = "first of a network" if results["first"] else "inside a network"
+    return (
+        f"milliseconds a step of a linear layer, {where}, at {results['threads']} threads (medians)\n\n"
+        f"{table(header, cells)}\n\n"
+        f"the faster way is chosen in {losses.count(1)} of {len(rows)} cases; the worst choice takes {max(losses):.2f} "
+        "times the faster\nall steps together, over the faster way for each: "
+        f"{', '.join(f'{name} {total / fastest:.2f}' for name, total in sums.items())}"
+    )
+
+
+@click.command()
+@click.option("--layers", default="256x784,512x512,128x128", show_default=True, help="Outputs by inputs.")
+@click.option("--ranks", default="8,16,24", show_default=True)
+@click.option("--kinds", default="fedpara,lowrank", show_default=True)
+@click.option("--batches", default="1,8,32,128", show_default=True)
+@click.option("--first", is_flag=True, help="Without the gradient of the layer's input.")
+@click.option("--threads", default=1, show_default=True)
+@click.option("--repetitions", default=7, show_default=True)
+@click.option("--json", "json_file", type=click.Path(path_type=Path))
+def main(
+    layers: str,
+    ranks: str,
+    kinds: str,
+    batches: str,
+    first: bool,
+    threads: int,
+    repetitions: int,
+    json_file: Path | None,
+) -> None:
+    """Measure, print the table, and write it as JSON."""
+    settings = {"first": first, "threads": threads}
+    rows: list[dict[str, Any]] = []
+    for kind, shape, rank in product(kinds.split(","), layers.split(","), _numbers(ranks)):
+        size = tuple(_numbers(shape, "x"))
+        spec = LayerSpec(name="layer", operator="linear", kind=kind, form="matrix", shape=size, rank=rank)
+        with tempfile.TemporaryDirectory() as name:
+            rows += measure(spec, Path(name), batches=_numbers(batches), repetitions=repetitions, **settings)
+    results = {**settings, "rows": rows}
+    click.echo(report(results))
+    if json_file is not None:
+        json_file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def _numbers(text: str, separator: str = ",") -> list[int]:
+    return [int(part) for part in text.split(separator)]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""The benchmarks of what the exporter chooses run, find every lowering right, and measure what is chosen."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def rows_of(script: str, numbers: Path, *options: str) -> list[dict[str, Any]]:
+    command = [sys.executable, BENCHMARKS / script, *options, "--threads", "1", "--repetitions", "1", "--json", numbers]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stderr == ""
+    rows = json.loads(numbers.read_text())["rows"]
+    for row in rows:
+        assert row["chosen"] in row["ms"]
+        assert min(row["ms"].values()) > 0
+    return rows
+
+
+def test_lowerings(tmp_path: Path) -> None:
+    rows = rows_of("lowerings.py", tmp_path / "numbers.json", "--layers", "cnn *1", "--batch", "2")
+    assert [row["layer"] for row in rows] == ["cnn conv1"] * 3 + ["cnn pool1", "cnn relu1", "cnn norm1"]
+    assert all(len(row["ms"]) > 2 and "torch" in row["ms"] for row in rows)
+
+
+def test_contraction(tmp_path: Path) -> None:
+    options = ["--layers", "16x12", "--ranks", "2", "--kinds", "lowrank", "--batches", "3"]
+    (row,) = rows_of("contraction.py", tmp_path / "numbers.json", *options)
+    assert row["ms"].keys() == row["predicted_ms"].keys() == {"composed", "contracted"}
+    assert row["chosen_over_faster"] >= 1
