@@ -84,7 +84,8 @@ def _run(model: onnx.ModelProto, batch: NDArray[Any]) -> dict[str, NDArray[Any]]
         results = session.run(names, {feed: batch})
     except Exception as error:  # its exceptions have no common base
         raise InputError(
-            f"model: expected one that onnxruntime runs, found {' '.join(str(error).split())[-300:]}"
+            f"model: expected one that onnxruntime runs on any batch, found {' '.join(str(error).split())[-300:]}; "
+            "take the batch size from x.shape[0], not from len(x)"
         ) from error
     values = {name: value for name, value in zip(names, results, strict=True) if isinstance(value, np.ndarray)}
     values[feed] = batch

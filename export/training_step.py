@@ -41,7 +41,16 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
 from export.dropout import dropout
-from export.gradients import Graph, NoGradientError, convolution, differentiate, normalization, pooling
+from export.gradients import (
+    Graph,
+    NoGradientError,
+    convolution,
+    differentiate,
+    normalization,
+    pooling,
+    recurrent,
+    shaping,
+)
 from export.gradients.graph import attributes, initializers_of, needed
 from export.graph import IR_VERSION, LABEL, OPSET, OUTPUT, ForwardGraph
 from export.losses import LOSSES
@@ -61,6 +70,8 @@ _LOWERED: dict[str, Callable[[Graph, NodeProto], None]] = {
     "LayerNormalization": normalization.forward,
     normalization.GROUP: normalization.forward,
     "MaxPool": pooling.forward,
+    recurrent.LSTM: recurrent.forward,
+    recurrent.GRU: recurrent.forward,
 }
 
 
@@ -166,7 +177,8 @@ def _append_forward(graph: Graph, forward: onnx.ModelProto, known: Trace, *, tra
     """Append the forward pass; return its nodes as they are to be differentiated."""
     changing = [node for node in forward.graph.node if not all(n in known.constants for n in node.output if n)]
     if training:
-        changing = normalization.fuse(graph, _without_sequences(graph, changing))
+        for rewrite in (_without_sequences, shaping.join_slices, normalization.fuse, recurrent.split):
+            changing = rewrite(graph, changing)
     nodes: list[NodeProto] = []
     for node in changing:
         if node.op_type == "Dropout":
@@ -190,7 +202,7 @@ def _append_dropout(graph: Graph, node: NodeProto, *, number: int, training: boo
 
 def _with_static_shape(graph: Graph, node: NodeProto, known: Trace) -> NodeProto:
     """A Reshape whose target is computed from the batch has at most one size to compute: -1 says the same."""
-    if node.op_type != "Reshape" or node.input[1] in known.constants:
+    if node.op_type != "Reshape" or graph.constant(node.input[1]) is not None:
         return node
     shape = known.shapes[node.output[0]]
     if sum(isinstance(dim, Batch) for dim in shape) != 1:

@@ -20,7 +20,7 @@ from fedpara_edge.errors import InputError
 from fedpara_edge.nn import Conv2d, Linear
 from fedpara_edge.weights import read_weights
 
-IMAGE, SEQUENCE, VECTOR = (2, 11, 12), (3, 10), (12,)
+IMAGE, SEQUENCE, STEPS, VECTOR = (2, 11, 12), (3, 10), (7, 3), (12,)
 
 
 class Formula(nn.Module):
@@ -48,6 +48,34 @@ class Scaled(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = torch.maximum(x * self.scale, self.b) / self.a - torch.minimum(self.b, x)
         return self.last(torch.where(x > 0, y, self.a * x))
+
+
+class Recurrent(nn.Module):
+    """A recurrent module on steps of 3 numbers, from zeros or from states that are trained, and a linear layer.
+
+    `read` makes [B, ...] of the states [B, T, ...] and of the last state or states [layers, B, H].
+    """
+
+    def __init__(
+        self, layers: nn.RNNBase, read: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], states: int = 0
+    ) -> None:
+        super().__init__()
+        self.layers, self.read = layers, read
+        count = layers.num_layers * (1 + layers.bidirectional)
+        self.states = nn.ParameterList([torch.randn(count, 1, layers.hidden_size) for _ in range(states)])
+        self.last = nn.LazyLinear(5)
+        self(torch.zeros(2, *STEPS))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = tuple(state.expand(-1, x.shape[0], -1).contiguous() for state in self.states)
+        steps = x if self.layers.batch_first else x.transpose(0, 1)
+        found, last = self.layers(steps, first[0] if len(first) == 1 else first or None)
+        found = found if self.layers.batch_first else found.transpose(0, 1)
+        return self.last(self.read(found, torch.cat(last, 2) if isinstance(last, tuple) else last))
+
+
+def everything(found: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    return torch.cat([found.flatten(1), *last], 1)
 
 
 def net(*layers: nn.Module, shape: tuple[int, ...] = IMAGE) -> nn.Sequential:
@@ -108,6 +136,19 @@ MODELS = {
     "means": (lambda: Formula(lambda x: x - x.mean(1, keepdim=True) + x.view(-1, 3, 4).sum((1, 2))[:, None]), VECTOR),
     "mean over the batch": (lambda: Formula(lambda x: x * x.mean(0)), VECTOR),
     "products": (lambda: Formula(lambda x: x.view(-1, 3, 4) @ x.view(-1, 3, 4).transpose(1, 2)), VECTOR),
+    "recurrent, lstm": (lambda: Recurrent(nn.LSTM(3, 16, 2, batch_first=True), lambda y, _: y[:, -1]), STEPS),
+    "recurrent, lstm, long": (lambda: Recurrent(nn.LSTM(3, 64), lambda y, _: y[:, -1]), (80, 3)),
+    "recurrent, lstm, last": (lambda: Recurrent(nn.LSTM(3, 9), lambda _, last: last[0, :, 9:]), STEPS),
+    "recurrent, lstm, all": (lambda: Recurrent(nn.LSTM(3, 6, 2, bidirectional=True), everything, 2), STEPS),
+    "recurrent, gru": (lambda: Recurrent(nn.GRU(3, 16, 2, batch_first=True), lambda y, _: y[:, -1]), STEPS),
+    "recurrent, gru, long": (lambda: Recurrent(nn.GRU(3, 64), lambda y, _: y[:, -1]), (80, 3)),
+    "recurrent, gru, last": (lambda: Recurrent(nn.GRU(3, 9, bias=False), lambda _, last: last[-1]), STEPS),
+    "recurrent, gru, all": (lambda: Recurrent(nn.GRU(3, 6, 2, bidirectional=True), everything, 1), STEPS),
+    "recurrent, tanh": (lambda: Recurrent(nn.RNN(3, 6, 2, bidirectional=True), everything, 1), STEPS),
+    "recurrent, relu": (
+        lambda: Recurrent(nn.RNN(3, 16, 2, nonlinearity="relu", batch_first=True), lambda y, _: y[:, -1]),
+        STEPS,
+    ),
     "einsum": (lambda: Formula(lambda x: torch.einsum("bij,bkj->bik", x.view(-1, 3, 4), x.view(-1, 3, 4))), VECTOR),
 }
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from onnx import NodeProto
 
-from export.gradients import activations, arithmetic, convolution, normalization, pooling, products, shaping
+from export.gradients import activations, arithmetic, convolution, normalization, pooling, products, recurrent, shaping
 from export.gradients.graph import Graph
 from export.gradients.rules import RULES
 
 __all__ = ["Graph", "NoGradientError", "differentiate"]
-_RULE_MODULES = (activations, arithmetic, convolution, normalization, pooling, products, shaping)
+_RULE_MODULES = (activations, arithmetic, convolution, normalization, pooling, products, recurrent, shaping)
 
 
 class NoGradientError(Exception):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto
+from onnx import NodeProto, TensorProto, helper
 
 from export.gradients.graph import Graph, attributes
 from export.gradients.rules import Gradients, rule
@@ -51,6 +53,28 @@ def split(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
         zeros = TensorProto(dims=[1], data_type=TensorProto.FLOAT, float_data=[0.0])
         parts.append(gradient or graph.op("ConstantOfShape", graph.op("Shape", name), value=zeros))
     return [graph.op("Concat", *parts, axis=axis), None]
+
+
+def join_slices(graph: Graph, nodes: Sequence[NodeProto]) -> list[NodeProto]:
+    """Put one Split in place of the slices that cut a value in pieces; its gradient is one Concat."""
+    cuts: dict[tuple[str, int], dict[tuple[int, int], NodeProto]] = {}
+    for node in nodes:
+        if node.op_type == "Slice" and all(name == "" or graph.constant(name) is not None for name in node.input[1:]):
+            bounds = [value.tolist() for value in _arguments(graph, node)]
+            size = graph.shape(node.input[0])[bounds[2][0]] if len(bounds[2]) == 1 else None
+            if isinstance(size, int) and bounds[3] == [1]:
+                start, end, _ = slice(bounds[0][0], bounds[1][0]).indices(size)
+                cuts.setdefault((node.input[0], bounds[2][0]), {}).setdefault((start, end), node)
+    replaced: dict[str, NodeProto | None] = {}
+    for (value, axis), pieces in cuts.items():
+        ends = [0, *(end for _, end in sorted(pieces))]
+        if len(pieces) > 1 and sorted(pieces) == list(pairwise([*ends[:-1], graph.shape(value)[axis]])):
+            outputs = [pieces[bounds].output[0] for bounds in sorted(pieces)]
+            first, *_ = pieces.values()
+            sizes = graph.ints(*(end - start for start, end in pairwise(ends)))
+            replaced |= dict.fromkeys(outputs)
+            replaced[first.output[0]] = helper.make_node("Split", [value, sizes], outputs, name=first.name, axis=axis)
+    return [made for node in nodes if (made := replaced.get(node.output[0], node)) is not None]
 
 
 @rule("Slice")
