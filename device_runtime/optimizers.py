@@ -63,8 +63,10 @@ class SGD:
 class AdamW:
     """`torch.optim.AdamW`, step t from 1:
 
-    w ← w − lr · decay · w,    m ← β₁ m + (1 − β₁) g,    v ← β₂ v + (1 − β₂) g²
-    w ← w − lr / (1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + eps)
+        m ← β₁ m + (1 − β₁) g,    v ← β₂ v + (1 − β₂) g²
+        w ← (1 − lr · decay) w − lr / (1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + eps)
+
+    The state holds m / (1 − β₁) and v / (1 − β₂), which makes for fewer passes over them.
     """
 
     def __init__(
@@ -82,20 +84,20 @@ class AdamW:
         first, second = self._betas
         self.state["steps"] += 1
         steps = float(self.state["steps"])
-        rate = learning_rate / (1 - first**steps)
-        correction = math.sqrt(1 - second**steps)
+        deviation = math.sqrt((1 - second) / (1 - second**steps))  # √v / √(1 − β₂ᵗ) is this times √ of what is held
+        rate = learning_rate * (1 - first) / (1 - first**steps) / deviation
+        eps = self._eps / deviation
         moments = (pieces(self.state[name], weights) for name in ("moment1", "moment2"))
         for weight, gradient, mean, square in zip(weights, gradients, *moments, strict=True):
-            weight *= 1 - learning_rate * self._decay
+            if self._decay:
+                weight *= 1 - learning_rate * self._decay
             mean *= first
-            mean += gradient * (1 - first)
+            mean += gradient
             np.square(gradient, out=gradient)
-            gradient *= 1 - second
             square *= second
             square += gradient
             np.sqrt(square, out=gradient)
-            gradient /= correction
-            gradient += self._eps
+            gradient += eps
             np.divide(mean, gradient, out=gradient)
             gradient *= rate
             weight -= gradient

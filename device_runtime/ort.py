@@ -78,7 +78,7 @@ def running(what: Path, rows: int) -> Iterator[None]:
         ) from error
 
 
-_ERROR = 3  # of onnxruntime's severities
+_FATAL = 4  # of onnxruntime's severities; its errors are raised as well
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
@@ -92,7 +92,7 @@ def session_options(threads: int | None, *, constant_weights: bool = False) -> S
     options = SessionOptions()
     if not constant_weights:
         options.graph_optimization_level = GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.log_severity_level = _ERROR
+    options.log_severity_level = _FATAL
     if threads is not None:
         options.intra_op_num_threads = threads
     return options

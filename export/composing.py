@@ -193,9 +193,8 @@ def _near(value: NDArray[Any], weight: NDArray[Any]) -> bool:
 def _fix_reshapes(graph: onnx.GraphProto, constants: _Constants, shapes: Mapping[str, Shape]) -> None:
     """Write the target of a Reshape that is computed from the shape of the input as a constant, -1 for the batch."""
     for node in graph.node:
-        shape = shapes[node.output[0]]
         if node.op_type == "Reshape" and node.input[1] not in constants.values:
-            target = [-1 if isinstance(size, Batch) else size for size in shape]
+            target = [-1 if isinstance(size, Batch) else size for size in shapes[node.output[0]]]
             if target.count(-1) == 1 and 0 not in target:
                 node.input[1] = constants.add(f"{node.output[0]}.shape", np.array(target, np.int64))
                 del node.attribute[:]

@@ -14,9 +14,10 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 import torch
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from export.contraction import contract_layers
 from export.preprocess import Deployed
@@ -27,6 +28,7 @@ OPSET = 18
 IR_VERSION = 10  # the newest that onnxruntime-training 1.19.2 reads
 INPUT, LABEL, OUTPUT = "x", "y", "logits"
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_TRUE = "training_mode"
 _OUTPUTS_NEEDED = {"Dropout": 2, "MaxPool": 2, "LayerNormalization": 3}
 
 
@@ -69,7 +71,7 @@ def forward_graph(model: Deployed, example: torch.Tensor, *, batch_size: int = 3
     _refuse_modules(model.model)
     shape = _output_shape(model, example)
     contract_layers(model, example, batch_size)
-    if not model.training:
+    if not model.model.training:  # the wrapper is new, and always in training mode
         model.train()
     try:
         with quiet_stderr():
@@ -115,6 +117,10 @@ def _finish(model: onnx.ModelProto, output_shape: tuple[int, ...], names: Mappin
     for node in model.graph.node:
         for index in range(len(node.output), _OUTPUTS_NEEDED.get(node.op_type, 0)):
             node.output.append(f"{node.output[0]}.{index}")
+        if node.op_type == "Dropout" and len(node.input) < 3:  # without a mode it does nothing, but torch's drops
+            node.input.extend([""] * (2 - len(node.input)) + [_TRUE])
+    if any(_TRUE in node.input for node in model.graph.node):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(True), _TRUE))
     onnx.checker.check_model(model)
     return ForwardGraph(model, module_of, output_shape)
 

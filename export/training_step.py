@@ -176,9 +176,9 @@ def _append_parameters(graph: Graph, spec: StepSpec) -> None:
 def _append_forward(graph: Graph, forward: onnx.ModelProto, known: Trace, *, training: bool) -> list[NodeProto]:
     """Append the forward pass; return its nodes as they are to be differentiated."""
     changing = [node for node in forward.graph.node if not all(n in known.constants for n in node.output if n)]
-    if training:
-        for rewrite in (_without_sequences, shaping.join_slices, normalization.fuse, recurrent.split):
-            changing = rewrite(graph, changing)
+    rewrites = (_without_sequences, shaping.join_slices, normalization.fuse, recurrent.split)
+    for rewrite in rewrites if training else rewrites[:1]:
+        changing = rewrite(graph, changing)
     nodes: list[NodeProto] = []
     for node in changing:
         if node.op_type == "Dropout":
@@ -193,7 +193,8 @@ def _append_forward(graph: Graph, forward: onnx.ModelProto, known: Trace, *, tra
 
 
 def _append_dropout(graph: Graph, node: NodeProto, *, number: int, training: bool) -> NodeProto:
-    if not training:
+    ratio, mode = (graph.constant(name) for name in node.input[1:3])
+    if not training or not mode or not ratio:
         graph.define(node.output[0], "Identity", node.input[0])
     else:
         graph.set_shape(dropout(graph, node, number, "seed"), graph.shape(node.input[0]))

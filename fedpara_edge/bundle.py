@@ -2,9 +2,12 @@
 
     manifest.json           what is in the folder and what must agree between devices (below)
     weights.safetensors     the shared tensors of round 0 (`weights`)
-    local.safetensors       initial personal and frozen tensors, only if the model has any
+    local.safetensors       initial personal tensors, only if the model has any
+    train_step.onnx, eval_step.onnx
+                            of the engine onnxruntime; inputs and outputs are specified in `export/training_step.py`
     training_model.onnx, eval_model.onnx, optimizer_model.onnx, checkpoint
-                            onnxruntime-training's artifacts, under the names its own applications expect
+                            onnxruntime-training's artifacts, under the names its own applications expect; without
+                            optimizer_model.onnx for SGD with momentum, which it lacks
 
 `manifest.json`, UTF-8 JSON, schema version 1:
 
@@ -134,7 +137,7 @@ class Bundle:
         return self.path / name
 
     def read_local(self) -> dict[str, NDArray[Any]]:
-        """The initial personal and frozen tensors, by name.
+        """The initial personal tensors, by name.
 
         Raises:
             WrongBundleError: `local.safetensors` is damaged.

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,6 +154,7 @@ def test_doctor_gives_the_line_for_what_is_missing(run: Command, monkeypatch: py
 
 def without_distributions(monkeypatch: pytest.MonkeyPatch, *absent: str) -> None:
     monkeypatch.setattr(installed, "_version", lambda name: None if name in absent else "1.0")
+    monkeypatch.setattr(installed, "find_spec", lambda name: None if name in absent else find_spec(name))
 
 
 TRAINING = ("onnxruntime-training-cpu", "onnxruntime-training")
@@ -185,7 +187,7 @@ def test_export_writes_for_the_engines_that_are_installed(
 
 
 def test_an_onnxruntime_without_metadata_counts(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    without_distributions(monkeypatch, "onnxruntime", *TRAINING)
+    monkeypatch.setattr(installed, "_version", lambda _: None)
     found = run("doctor", "--json").json
     assert found["engines"] == ["onnxruntime"]
     assert found["capabilities"]["device"]["versions"] == {"onnxruntime": "of unknown version"}
@@ -199,7 +201,6 @@ def test_a_device_without_onnxruntime_is_told_what_to_type(
     bits: int, line: str, run: Command, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_distributions(monkeypatch, "onnxruntime", *TRAINING)
-    monkeypatch.setattr(installed, "find_spec", lambda _: None)
     monkeypatch.setattr(installed, "POINTER_BITS", bits)
     before = sorted(here.iterdir())
     ended = run(*TRAIN, "device-0.npz")

@@ -306,8 +306,8 @@ def test_a_wrong_graph_fails_the_verification(
 def test_a_folded_factor_fails_the_verification(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_graph = exporter.forward_graph
 
-    def folding(model: object, example: torch.Tensor) -> object:
-        graph = make_graph(model, example)
+    def folding(model: object, example: torch.Tensor, **options: object) -> object:
+        graph = make_graph(model, example, **options)
         composed = next(node for node in graph.model.graph.node if node.op_type == "MatMul")
         constant = numpy_helper.from_array(np.zeros((16, 12), np.float32), composed.output[0])
         graph.model.graph.node.remove(composed)

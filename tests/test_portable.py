@@ -16,7 +16,7 @@ from device_runtime import Adjustment
 from device_runtime.parts import cut
 from device_runtime.portable import open_engine
 from device_runtime.vector import views
-from fedpara_edge.bundle import Bundle, open_bundle
+from fedpara_edge.bundle import Bundle, open_bundle, write_local
 from fedpara_edge.errors import WrongBundleError
 
 
@@ -93,6 +93,13 @@ def test_a_missing_graph_is_refused(bundle: Bundle) -> None:
     bundle.file("train_step.onnx").unlink()
     with pytest.raises(WrongBundleError, match=r"train_step.onnx: expected a graph that onnxruntime loads, found "):
         open_engine(bundle).step(x, y, learning_rate=0.1, seed=0)
+
+
+def test_a_bundle_without_a_personal_tensor_is_refused(bundle: Bundle) -> None:
+    tensors = bundle.read_local()
+    write_local(bundle.path, {name: tensor for name, tensor in tensors.items() if name != "6.x2"})
+    with pytest.raises(WrongBundleError, match=r"tensor '6.x2': expected a first value, found none; export again"):
+        open_engine(bundle)
 
 
 def test_a_graph_of_another_release_is_refused(bundle: Bundle) -> None:

@@ -35,17 +35,23 @@ for module in torch onnx; do
     fi
 done
 fedpara-edge doctor
-for client in one two; do
-    fedpara-edge train bundle --data $client.npz --weights bundle/weights.safetensors --state $client --client $client \
-        --epochs 5 --lr 0.1 -o update-$client.safetensors
-done
+while read -r client engine; do
+    fedpara-edge train bundle --data "$client.npz" --weights bundle/weights.safetensors --state "$client" \
+        --client "$client" --epochs 5 --lr 0.1 --engine "$engine" -o "update-$client.safetensors"
+done <<ENGINES
+one ort-training
+two onnxruntime
+ENGINES
 fedpara-edge aggregate update-*.safetensors --weights bundle/weights.safetensors -o round-1.safetensors
 fedpara-edge inspect round-1.safetensors >inspected.txt
 fedpara-edge evaluate bundle --weights round-1.safetensors --data test.npz --json >evaluation.json
+"$python" -m fedpara_edge fold bundle --weights round-1.safetensors -o model.onnx
+fedpara-edge predict model.onnx --data test.npz -o predictions.npz --json >prediction.json
 python - <<'PYTHON'
 import json
 
-accuracy = json.load(open("evaluation.json"))["accuracy"]
+accuracy, folded = (json.load(open(f"{name}.json"))["accuracy"] for name in ("evaluation", "prediction"))
 assert accuracy > 0.3, f"expected the wheel to learn something in a round, found accuracy {accuracy}"
-print(f"wheel: one round outside the checkout, without torch and onnx: accuracy {accuracy:.1%}")
+assert abs(folded - accuracy) < 0.005, f"expected the folded model to predict like the factored one, found {folded}"
+print(f"wheel: one round outside the checkout, without torch and onnx: accuracy {accuracy:.1%}, folded {folded:.1%}")
 PYTHON

@@ -47,7 +47,7 @@ def differentiate(
     graph.wanted = set(by)
     for node in nodes:
         if graph.wanted & set(node.input):
-            graph.wanted.update(name for name in node.output if name)
+            graph.wanted.update(name for name in node.output if name and graph.differentiable(name))
     found = dict(gradients)
     for node in reversed(nodes):
         of_outputs = [found.get(name) if name else None for name in node.output]

@@ -54,6 +54,13 @@ def reciprocal(graph: Graph, node: NodeProto, gradient: str) -> str:
     return graph.op("Neg", graph.op("Mul", gradient, square))
 
 
+@rule("Sign", "Floor", "Ceil", "Round")
+def steps(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
+    """Zero, as in torch."""
+    assert gradients[0] is not None
+    return [graph.op("Mul", gradients[0], graph.scalar(0.0))]
+
+
 @elementwise("Sin")
 def sin(graph: Graph, node: NodeProto, gradient: str) -> str:
     return graph.op("Mul", gradient, graph.op("Cos", node.input[0]))

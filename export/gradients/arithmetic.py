@@ -9,6 +9,8 @@ from export.gradients.graph import Graph, attributes
 from export.gradients.rules import Gradients, rule
 from export.tracing import Batch
 
+_TINY = float(np.finfo(np.float32).tiny)
+
 
 @rule("Add", "Sum")
 def add(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
@@ -80,15 +82,25 @@ def where(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     return [None, _summed(graph, node, of_left, left), _summed(graph, node, of_right, right)]
 
 
+@rule("ReduceL2", "ReduceLogSumExp")
+def reduce_curved(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
+    """g x / |x|, zero for x = 0; g exp(x - y)."""
+    (gradient,), x, y = gradients, node.input[0], node.output[0]
+    assert gradient is not None
+    if not attributes(node).get("keepdims", 1):
+        gradient, y = (_with_reduced_axes(graph, node, value) for value in (gradient, y))
+    if node.op_type == "ReduceL2":
+        return [graph.op("Mul", x, graph.op("Div", gradient, graph.op("Max", y, graph.scalar(_TINY))))]
+    return [graph.op("Mul", gradient, graph.op("Exp", graph.op("Sub", x, y)))]
+
+
 @rule("ReduceSum", "ReduceMean")
 def reduce(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     (gradient,) = gradients
     assert gradient is not None
-    shape = graph.shape(node.input[0])
-    given = graph.constant(node.input[1]) if len(node.input) > 1 and node.input[1] else None
-    listed = list(range(len(shape))) if given is None else [int(axis) % len(shape) for axis in np.ravel(given)]
+    shape, listed = graph.shape(node.input[0]), _reduced_axes(graph, node)
     if not attributes(node).get("keepdims", 1):
-        gradient = graph.reshape(gradient, [1 if axis in listed else dim for axis, dim in enumerate(shape)])
+        gradient = _with_reduced_axes(graph, node, gradient)
     if node.op_type == "ReduceMean":
         static = [dim for axis in listed if isinstance(dim := shape[axis], int)]
         gradient = graph.op("Mul", gradient, graph.scalar(1 / float(np.prod(static))))
@@ -97,6 +109,18 @@ def reduce(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
                 size = graph.op("Shape", node.input[0], start=axis, end=axis + 1)
                 gradient = graph.op("Div", gradient, graph.op("Cast", size, to=TensorProto.FLOAT))
     return [graph.op("Expand", gradient, graph.op("Shape", node.input[0]))]
+
+
+def _reduced_axes(graph: Graph, node: NodeProto) -> list[int]:
+    rank = len(graph.shape(node.input[0]))
+    given = graph.constant(node.input[1]) if len(node.input) > 1 and node.input[1] else None
+    return list(range(rank)) if given is None else [int(axis) % rank for axis in np.ravel(given)]
+
+
+def _with_reduced_axes(graph: Graph, node: NodeProto, value: str) -> str:
+    """A value of the output's shape with the axes that were reduced, of size 1."""
+    listed, shape = _reduced_axes(graph, node), graph.shape(node.input[0])
+    return graph.reshape(value, [1 if axis in listed else dim for axis, dim in enumerate(shape)])
 
 
 def _summed(graph: Graph, node: NodeProto, gradient: str | None, name: str) -> str | None:

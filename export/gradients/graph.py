@@ -30,6 +30,7 @@ class Graph:
         self.initializers: dict[str, NDArray[Any]] = dict(trace.constants)
         self.wanted: set[str] = set()
         self._shapes: dict[str, Shape] = dict(trace.shapes)
+        self._dtypes = trace.dtypes
         self._stored: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._numbers = itertools.count(1)
 
@@ -42,6 +43,10 @@ class Graph:
     def shape(self, value: str) -> Shape:
         """Shape of a forward value (values of the gradient are not traced)."""
         return self._shapes[value]
+
+    def differentiable(self, value: str) -> bool:
+        """Whether a value is of real numbers, not of truth values or integers."""
+        return self._dtypes.get(value, np.dtype(np.float32)).kind == "f"
 
     def set_shape(self, value: str, shape: Shape) -> None:
         """State the shape of a value that was not traced."""

@@ -148,7 +148,10 @@ def _chain(
     if len(back) != 1 or back[0].op_type != "Reshape":
         return None
     shape = graph.shape(grouping.input[0])
-    if graph.shape(back[0].output[0]) != shape or not isinstance(shape[1], int) or len(shape) < 2:
+    examples, groups, _ = graph.shape(node.input[0])
+    if len(shape) < 2 or graph.shape(back[0].output[0]) != shape or examples != shape[0]:
+        return None
+    if not isinstance(shape[1], int) or not isinstance(groups, int) or shape[1] % groups:
         return None
     end, found = back[0], []
     for operator in ("Mul", "Add"):

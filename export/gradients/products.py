@@ -34,6 +34,8 @@ def gemm(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
 def matmul(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     (gradient,), (a, b) = gradients, node.input
     assert gradient is not None
+    if 1 in (len(graph.shape(a)), len(graph.shape(b))):
+        return _of_vectors(graph, gradient, a, b, node.output[0])
     of_a = _of_left(graph, gradient, a, b, node.output[0]) if a in graph.wanted else None
     of_b = _of_right(graph, gradient, a, b, node.output[0]) if b in graph.wanted else None
     return [of_a, of_b]
@@ -57,6 +59,25 @@ def einsum(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
         equation = f"{','.join(others)}->{term}"
         found.append(graph.op("Einsum", *values, equation=equation) if name in graph.wanted else None)
     return found
+
+
+def _of_vectors(graph: Graph, gradient: str, a: str, b: str, y: str) -> Gradients:
+    """As products of matrices: a vector on the left is [1, K], one on the right [K, 1]."""
+    matrices, ends = [a, b], list(graph.shape(y))
+    for index, (name, axis) in enumerate(((a, 0), (b, 1))):
+        if len(graph.shape(name)) == 1:
+            matrices[index] = graph.op("Unsqueeze", name, graph.ints(axis))
+            shape = list(graph.shape(name))
+            shape.insert(axis, 1)
+            graph.set_shape(matrices[index], tuple(shape))
+            ends.insert(len(ends) - (1 if axis == 0 and len(graph.shape(b)) > 1 else 0), 1)
+    whole = graph.name("MatMul")
+    graph.set_shape(whole, tuple(ends))
+    lifted = graph.reshape(gradient, ends)
+    left, right = matrices
+    of_a = graph.reshape_like(_of_left(graph, lifted, left, right, whole), a) if a in graph.wanted else None
+    of_b = graph.reshape_like(_of_right(graph, lifted, left, right, whole), b) if b in graph.wanted else None
+    return [of_a, of_b]
 
 
 def _of_left(graph: Graph, gradient: str, a: str, b: str, y: str) -> str:

@@ -45,6 +45,34 @@ def concat(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     return graph.ops("Split", gradient, graph.ints(*sizes), outputs=len(sizes), axis=axis)
 
 
+@rule("Tile")
+def tile(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
+    """The sum over all copies."""
+    assert gradients[0] is not None
+    shape, repeats = graph.shape(node.input[0]), graph.constant(node.input[1])
+    if repeats is None or any(isinstance(dim, Batch) and n > 1 for dim, n in zip(shape, repeats, strict=True)):
+        raise NotImplementedError("a Tile of the batch")
+    copies = [size for dim, n in zip(shape, repeats, strict=True) for size in (int(n), dim)]
+    apart = graph.reshape(gradients[0], copies)
+    return [graph.reshape_like(graph.sum(apart, range(0, len(copies), 2)), node.input[0])]
+
+
+@rule("GatherElements")
+def gather_elements(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
+    """Every entry goes back to where it was taken; they add up."""
+    assert gradients[0] is not None
+    axis = attributes(node).get("axis", 0)
+    zeros = TensorProto(dims=[1], data_type=TensorProto.FLOAT, float_data=[0.0])
+    empty = graph.op("ConstantOfShape", graph.op("Shape", node.input[0]), value=zeros)
+    return [graph.op("ScatterElements", empty, node.input[1], gradients[0], axis=axis, reduction="add")]
+
+
+@rule("Trilu")
+def trilu(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
+    assert gradients[0] is not None
+    return [graph.op("Trilu", gradients[0], *node.input[1:], upper=attributes(node).get("upper", 1))]
+
+
 @rule("Split")
 def split(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     axis = attributes(node).get("axis", 0)
@@ -112,12 +140,13 @@ def gather(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     size, positions = shape[axis], graph.constant(indices)
     if isinstance(size, Batch):
         raise NotImplementedError("a Gather along the batch")
-    if positions is None:
+    distinct = positions is not None and positions.ndim < 2 and len(np.unique(positions % size)) == positions.size
+    if positions is None or not distinct:
         if axis != 0 or any(isinstance(dim, Batch) for dim in shape):
-            raise NotImplementedError("a Gather by data, but along the first axis of a parameter")
+            raise NotImplementedError(
+                "a Gather by data or of a position twice, but along the first axis of a parameter"
+            )
         return [_add_rows(graph, gradient, indices, shape), None]
-    if positions.ndim > 1 or len(np.unique(positions % size)) != positions.size:
-        raise NotImplementedError("a Gather of the same position twice")
     if positions.ndim == 0:
         gradient = graph.op("Unsqueeze", gradient, graph.ints(axis))
     return [_scatter(graph, gradient, axis, np.atleast_1d(positions) % size, size), None]
