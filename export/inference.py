@@ -1,7 +1,7 @@
 """The forward pass of a bundle, taken back out of a graph that evaluates it: raw input in, outputs out.
 
 `eval_model.onnx` has every trained tensor as an input under its own name; `eval_step.onnx` has one vector of weights,
-which a Split takes apart and a Reshape for each tensor gives its shape. Here the tensors become initializers, and the
+of which a Slice and a Reshape take each tensor. Here the tensors become initializers, and the
 loss and dropout are taken away.
 """
 
@@ -17,6 +17,7 @@ from onnx import helper, numpy_helper
 
 from fedpara_edge.bundle import ONNXRUNTIME_FILES, ORT_TRAINING_FILES, Bundle
 from fedpara_edge.errors import InputError, WrongBundleError
+from fedpara_edge.layout import TensorSpec
 
 EVAL_MODEL, EVAL_STEP = ORT_TRAINING_FILES[1], ONNXRUNTIME_FILES[1]
 SOURCES = (EVAL_MODEL, EVAL_STEP)
@@ -43,8 +44,8 @@ def inference_graph(bundle: Bundle, tensors: Mapping[str, NDArray[Any]]) -> onnx
         raise InputError(f"{bundle.path}: expected {' or '.join(SOURCES)}, found neither; export the bundle again")
     model = onnx.load(bundle.file(source))
     graph = model.graph
-    trained = [tensor.name for tensor in manifest.layout.with_role("shared", "personal")]
-    values = _pieces(graph, trained) if source == EVAL_STEP else {name: name for name in trained}
+    trained = manifest.layout.with_role("shared", "personal")
+    values = _pieces(graph, trained) if source == EVAL_STEP else {tensor.name: tensor.name for tensor in trained}
     inputs = [info for info in graph.input if info.name == manifest.input.name]
     outputs = [info for info in graph.output if info.name == manifest.output.name]
     known = {info.name for info in graph.input} | {name for node in graph.node for name in node.output}
@@ -96,10 +97,16 @@ def replace(field: Any, entries: Iterable[Any]) -> None:
     field.extend(content)
 
 
-def _pieces(graph: onnx.GraphProto, trained: Sequence[str]) -> dict[str, str]:
-    """The trained tensors by the values that hold them, where one Split takes the vector of weights apart."""
-    splits = [node.output for node in graph.node if node.op_type == "Split" and node.input[0] == "weights"]
-    pieces = dict(zip(*splits, trained, strict=False)) if len(splits) == 1 else {}
+def _pieces(graph: onnx.GraphProto, trained: Sequence[TensorSpec]) -> dict[str, str]:
+    """The trained tensors by the values that hold them, where Slices take the vector of weights apart."""
+    starts = np.cumsum([0, *(tensor.size for tensor in trained)])
+    names = {int(start): tensor.name for start, tensor in zip(starts, trained, strict=False)}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    pieces = {
+        node.output[0]: names.get(int(numpy_helper.to_array(constants[node.input[1]])[0]), "")
+        for node in graph.node
+        if node.op_type == "Slice" and node.input[0] == "weights"
+    }
     shaped = {node.input[0]: node.output[0] for node in graph.node if node.op_type == "Reshape"}
     return {shaped[piece]: name for piece, name in pieces.items() if piece in shaped}
 

@@ -166,11 +166,16 @@ def _eval_step(forward: onnx.ModelProto, known: Trace, spec: StepSpec) -> onnx.M
 
 
 def _append_parameters(graph: Graph, spec: StepSpec) -> None:
-    """Cut the vector of weights into the trained tensors, under their own names."""
-    sizes = graph.ints(*(tensor.size for tensor in spec.tensors))
-    pieces = graph.ops("Split", "weights", sizes, outputs=len(spec.tensors), axis=0)
-    for tensor, piece in zip(spec.tensors, pieces, strict=True):
+    """Cut the vector of weights into the trained tensors, under their own names.
+
+    By Slices, as onnxruntime 1.23.0 and 1.23.1 refuse a Split whose sizes take more than 127 bytes, 16 pieces or more.
+    """
+    start = 0
+    for tensor in spec.tensors:
+        end = start + tensor.size
+        piece = graph.op("Slice", "weights", graph.ints(start), graph.ints(end), graph.ints(0))
         graph.define(_inner(tensor.name), "Reshape", piece, graph.ints(*tensor.shape))
+        start = end
 
 
 def _append_forward(graph: Graph, forward: onnx.ModelProto, known: Trace, *, training: bool) -> list[NodeProto]:

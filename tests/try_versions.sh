@@ -171,7 +171,7 @@ measure "$python"
 needed="numpy click safetensors"
 grep -v "^onnxruntime" "$here/constraints.txt" >"$work/others.txt"
 try_with 3.11 onnxruntime==1.20.1 $needed -c "$work/others.txt"
-try_with 3.12 onnxruntime==1.26.0 $needed -c "$work/others.txt"
+try_with 3.12 onnxruntime==1.23.1 $needed -c "$work/others.txt"
 try_with 3.13 onnxruntime $needed # the newest
 try_with 3.13 "$wheel[device]"    # whatever pip chooses
 try_with 3.11 onnxruntime-training-cpu==1.19.2 $needed -c "$work/others.txt"
