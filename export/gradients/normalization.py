@@ -83,8 +83,8 @@ def group_normalization(graph: Graph, node: NodeProto, gradients: Gradients) -> 
     groups, channels, pixels = _sizes(graph, node)
     shape = graph.ints(-1, groups, channels, pixels)
     g, c = (graph.op("Reshape", value, shape) for value in (gradient, f"{y}.centred"))
-    s1, s2 = graph.sum(g, [3], keepdims=True), graph.sum(graph.op("Mul", g, c), [3], keepdims=True)
-    inverse = graph.op("Unsqueeze", f"{y}.inverse", graph.ints(3))
+    s1, s2 = graph.sum(g, [3]), graph.sum(graph.op("Mul", g, c), [3])  # sums over the last axis are the fast ones
+    inverse = f"{y}.inverse"
     of_x = of_scale = of_bias = None
     if bias in graph.wanted:
         of_bias = graph.reshape_like(graph.sum(s1, [0]), bias)
@@ -92,12 +92,13 @@ def group_normalization(graph: Graph, node: NodeProto, gradients: Gradients) -> 
         of_scale = graph.reshape_like(graph.sum(graph.op("Mul", s2, inverse), [0]), scale)
     if x in graph.wanted:
         if scale:
-            weight = graph.op("Reshape", scale, graph.ints(1, groups, channels, 1))
+            weight = graph.op("Reshape", scale, graph.ints(1, groups, channels))
             s1, s2 = graph.op("Mul", s1, weight), graph.op("Mul", s2, weight)
         share = graph.op("Mul", inverse, graph.scalar(-1 / (channels * pixels)))
         drift = graph.op("Mul", graph.sum(s1, [2], keepdims=True), share)
         pull = graph.op("Mul", graph.sum(s2, [2], keepdims=True), share)
         pull = graph.op("Mul", pull, graph.op("Mul", inverse, inverse))
+        pull, drift = (graph.op("Unsqueeze", value, graph.ints(3)) for value in (pull, drift))
         rest = graph.op("Add", graph.op("Mul", c, pull), drift)
         of_x = graph.reshape_like(graph.op("Add", graph.op("Mul", g, f"{y}.slope"), rest), x)
     return [of_x, of_scale, of_bias]
