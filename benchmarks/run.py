@@ -1,6 +1,7 @@
 """All benchmarks, one after the other, into one results file with the machine described.
 
 python benchmarks/run.py                    # writes benchmarks/results.md
+python benchmarks/run.py device.py          # one of them; the other sections stay
 python benchmarks/run.py --output other.md
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -41,17 +43,27 @@ def machine() -> str:
     )
 
 
+def sections_of(text: str) -> dict[str, str]:
+    """The sections of a results file, by title."""
+    parts = re.split(r"^## (.+)\n", text, flags=re.MULTILINE)[1:]
+    return {title: f"## {title}\n{content.rstrip()}\n" for title, content in zip(parts[::2], parts[1::2], strict=True)}
+
+
 @click.command()
+@click.argument("scripts", nargs=-1, type=click.Choice(sorted(SCRIPTS.values())))
 @click.option("--output", type=click.Path(path_type=Path), default=HERE / "results.md", show_default=True)
-def main(output: Path) -> None:
-    """Run every benchmark and write what it prints."""
-    sections = [f"# Results of `make bench`\n\n{machine()}\n"]
+def main(scripts: tuple[str, ...], output: Path) -> None:
+    """Run SCRIPTS, all by default, and write what they print; the sections of the others are kept."""
+    sections = sections_of(output.read_text(encoding="utf-8")) if output.exists() else {}
     for title, script in SCRIPTS.items():
+        if scripts and script not in scripts:
+            continue
         click.echo(f"{title} ({script}) ...", err=True)
         done = subprocess.run([sys.executable, HERE / script], stdout=subprocess.PIPE, text=True, check=True)
         click.echo(done.stdout)
-        sections.append(f"## {title}\n\n`python benchmarks/{script}`\n\n```text\n{done.stdout.strip()}\n```\n")
-    output.write_text("\n".join(sections), encoding="utf-8")
+        sections[title] = f"## {title}\n\n`python benchmarks/{script}`\n\n```text\n{done.stdout.strip()}\n```\n"
+        known = [sections[name] for name in SCRIPTS if name in sections]
+        output.write_text("\n".join([f"# Results of `make bench`\n\n{machine()}\n", *known]), encoding="utf-8")
     click.echo(f"written to {output}", err=True)
 
 

@@ -61,7 +61,7 @@ CAPABILITIES = (
         "pip install 'fedpara-edge[export]'",
         ("export",),
     ),
-    Capability("fold", (("onnx",), ("onnxruntime", *_TRAINING)), "pip install onnx onnxruntime", ("fold",)),
+    Capability("fold", (("onnx",), ("onnxruntime", *_TRAINING)), "pip install 'fedpara-edge[export]'", ("fold",)),
 )
 
 
