@@ -18,7 +18,7 @@ from device_runtime import Dataset, open_engine
 from device_runtime.batches import epoch_batches
 from export import ExportOptions, export_bundle
 from export.composing import compose_layers
-from export.fold import fold
+from export.fold import TOLERANCES, fold
 from export.half import to_float16
 from export.preprocess import Deployed
 from fedpara_edge.bundle import WEIGHTS, ArraySpec, Bundle
@@ -443,7 +443,8 @@ def test_float16_of_sizes_and_constants_met_on_the_way() -> None:
 
 
 @pytest.mark.parametrize("precision", ["float16", "int8"])
-def test_a_loss_of_accuracy_is_refused(precision: Any, trained: Trained, tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_accuracy", [True, False])
+def test_a_bad_conversion_is_refused(by_accuracy: bool, precision: Any, trained: Trained, tmp_path: Path) -> None:
     bundle, weights, data = trained
 
     def broken(model: onnx.ModelProto, _: object) -> onnx.ModelProto:
@@ -451,12 +452,27 @@ def test_a_loss_of_accuracy_is_refused(precision: Any, trained: Trained, tmp_pat
         head.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(head), "head.weight"))
         return model
 
+    if by_accuracy:
+        bound, message = np.inf, rf"expected {precision} to cost at most 2 points of accuracy, found \d"
+    else:
+        bound, message = (
+            TOLERANCES[precision],
+            r"expected the factored model's outputs within 0\.\d+ relative, found \d",
+        )
     with (
+        patch.dict(TOLERANCES, {precision: bound}),
         patch("export.fold.to_float16", broken),
         patch("export.quantization.to_int8", broken),
-        pytest.raises(FedparaError, match=rf"expected {precision} to cost at most 2 points of accuracy, found \d") as e,
+        pytest.raises(FedparaError, match=message) as e,
     ):
-        fold(bundle, weights, tmp_path / "model.onnx", precision=precision, data=data, max_drop=2)
+        fold(
+            bundle,
+            weights,
+            tmp_path / "model.onnx",
+            precision=precision,
+            data=data if by_accuracy else None,
+            max_drop=2,
+        )
     assert e.value.exit_code == 1
     assert list(tmp_path.iterdir()) == []
 
