@@ -1,12 +1,15 @@
 """Settings of all tests, and what is slow to make and shared by several."""
 
 import functools
+import sys
 
 import pytest
 import torch
+from command_line import Command, Ended
 from small_net import SmallBundle, export_small_net
 
 from fedpara_edge.bundle import Bundle
+from fedpara_edge.cli import main
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
@@ -20,3 +23,18 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> SmallBundle:
         return export_small_net(tmp_path_factory.mktemp("small") / "bundle", optimizer, dropout=dropout)
 
     return export
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run `fedpara-edge` with arguments, in this process."""
+
+    def call(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["fedpara-edge", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return Ended(int(ended.value.code or 0), captured.out, captured.err)
+
+    return call

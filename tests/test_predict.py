@@ -6,17 +6,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from command_line import Command
 from onnx import TensorProto, helper, numpy_helper
 
 from device_runtime import Predictor
 from fedpara_edge.accuracy import count_right, predicted
 from fedpara_edge.bundle import ArraySpec
-from fedpara_edge.cli import main
 from fedpara_edge.errors import FedparaError, InputError
 from fedpara_edge.folded import METADATA_KEY, FoldedSpec, read_folded
 
@@ -213,34 +213,6 @@ def test_labels_that_outputs_stand_for() -> None:
     assert count_right("cross_entropy", outputs, np.array([0, 0])) == 1
     assert count_right("bce", outputs, np.array([[1.0, 0.4], [0.6, 1.0]])) == 3
     assert count_right("mse", outputs, outputs) == 0
-
-
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Command = Callable[..., Ended]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run `fedpara-edge` with arguments, in this process."""
-
-    def call(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["fedpara-edge", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return Ended(int(ended.value.code or 0), captured.out, captured.err)
-
-    return call
 
 
 @pytest.fixture(scope="module")
