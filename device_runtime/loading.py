@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from device_runtime.engine import Engine
-from device_runtime.state import DeviceState
+from device_runtime.state import DeviceState, Groups
 from fedpara_edge.bundle import Bundle
 from fedpara_edge.errors import InputError, WrongBundleError
+from fedpara_edge.layout import Layout
 from fedpara_edge.weights import Weights, read_weights
 
 
@@ -71,29 +71,15 @@ def read_personal(bundle: Bundle, state: Path) -> dict[str, NDArray[Any]]:
     return {} if lasting is None else {name: lasting.after["personal"][name] for name in names}
 
 
-def load_personal(
-    engine: Engine, bundle: Bundle, kept: DeviceState | None, call: Mapping[str, Any] | None = None
-) -> dict[str, NDArray[Any]]:
+def load_personal(engine: Engine, layout: Layout, groups: Groups) -> dict[str, NDArray[Any]]:
     """Load the personal tensors of a device into a new engine, and return them by name.
-
-    Before the first finished call, and without a state folder, they are the engine's own initial ones.
 
     Args:
         engine: a new engine.
-        bundle: the bundle in it.
-        kept: the state folder, or None.
-        call: the training call that is to begin; None for the tensors after the last finished one.
-
-    Raises:
-        InputError: the state is damaged.
-        WrongBundleError: the state belongs to another bundle.
+        layout: of its bundle.
+        groups: what the device keeps (`state`); without a group of personal tensors they are the engine's initial ones.
     """
-    names = [tensor.name for tensor in bundle.manifest.layout.with_role("personal")]
-    lasting = None if kept is None else kept.lasting()
-    if lasting is None:
-        initial = engine.read()
-        return {name: initial[name] for name in names}
-    groups = lasting.after if call is None else lasting.start_of(call)
-    personal = {name: groups["personal"][name] for name in names}
+    kept = groups.get("personal") or engine.read()
+    personal = {tensor.name: kept[tensor.name] for tensor in layout.with_role("personal")}
     engine.load(personal)
     return personal

@@ -10,7 +10,7 @@ to arrays of any shape and dtype; what is to be kept besides the personal tensor
 
 `fedpara-edge/device-state`, version 1: header `format, version, fingerprint, call`; tensors `before/<group>/<name>`
 and `after/<group>/<name>`, as they were when that call began and when it ended. The group `personal` holds the personal
-tensors.
+tensors, `residual` what a lossy codec has not sent yet, by shared tensor.
 
 `fedpara-edge/progress`, version 1: header `format, version, fingerprint, call, output, step, seconds, loss_sums` as in
 `Progress`; tensors `<group>/<name>`. The group `engine` holds the engine's state.
@@ -124,6 +124,15 @@ class DeviceState:
         return Lasting(
             call=header["call"], before=_nested(groups.get("before", {})), after=_nested(groups.get("after", {}))
         )
+
+    def groups_for(self, call: Mapping[str, Any]) -> Groups:
+        """The groups that a call begins with; none before the first call.
+
+        Raises:
+            InputError, WrongBundleError: as `lasting`.
+        """
+        lasting = self.lasting()
+        return {} if lasting is None else lasting.start_of(call)
 
     def commit(self, lasting: Lasting) -> None:
         """Replace what lasts, atomically.

@@ -9,7 +9,7 @@ Format `fedpara-edge/update`, version 1 (container: `tensorfile`). Header:
     client        name of the device, 1 to 200 characters
     examples      number of local training examples, its weight in the mean; positive
     steps         optimizer steps taken; positive
-    codec         {"name", "version"}: how the change is stored (`codecs`)
+    codec         {"name", "version", …}: how the change is stored (`codecs`), with the settings of that codec
     metrics       measured on the device, e.g. {"loss": 0.41}; at most 64 finite numbers
 
 and the arrays the codec stores. A composed weight, a personal tensor or a training example is never in it.
@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.codecs import CODECS, Codec, codec_of
-from fedpara_edge.errors import InputError, InvalidUpdateError, WrongBundleError
+from fedpara_edge.codecs import open_codec
+from fedpara_edge.codecs.codec import Encoder, flatten, in_order, unflatten
+from fedpara_edge.errors import InvalidUpdateError, WrongBundleError
 from fedpara_edge.layout import Layout
 from fedpara_edge.tensorfile import TensorFile, write_tensors
 from fedpara_edge.weights import Weights
@@ -87,38 +88,47 @@ def is_client(name: str) -> bool:
 
 
 def write_update(
-    path: Path, header: UpdateHeader, layout: Layout, change: Mapping[str, NDArray[np.float32]], *, codec: str
-) -> None:
+    path: Path,
+    header: UpdateHeader,
+    layout: Layout,
+    change: Mapping[str, NDArray[np.float32]],
+    *,
+    encoder: Encoder,
+    seed: int | None = None,
+) -> dict[str, NDArray[np.float32]]:
     """Write an update file, atomically.
 
     Args:
         path: the file to write.
         header: what it says of itself.
         layout: of the bundle; its shared tensors, and only they, are written.
-        change: trained minus base, float32, at least for every shared tensor.
-        codec: a name in `CODECS`.
+        change: what to send, float32, at least for every shared tensor.
+        encoder: from `codecs.find_encoder`.
+        seed: of random rounding; None for none (`codecs.codec.Encoder`).
+
+    Returns:
+        The change that every reader of the file will get, float32, by shared tensor.
 
     Raises:
-        InputError: the codec is not known.
         InvalidUpdateError: a change is not finite, so that no server would take it.
         FedparaError: the disk refuses the write.
     """
-    if codec not in CODECS:
-        raise InputError(f"codec {codec!r}: expected one of {', '.join(CODECS)}")
-    for tensor in layout.shared:
+    tensors = in_order(layout.shared)
+    for tensor in tensors:
         if not np.isfinite(change[tensor.name]).all():
             raise InvalidUpdateError(
                 f"tensor {tensor.name!r}: expected a finite change, found NaN or Inf: the training diverged; "
                 "lower the learning rate"
             )
-    chosen = CODECS[codec]
+    encoded = encoder.encode(tensors, flatten(tensors, change), seed=seed)
     fields = {
         "format": FORMAT,
         "version": 1,
-        "codec": {"name": chosen.name, "version": chosen.version},
+        "codec": {"name": encoder.name, "version": encoder.version, **encoded.settings},
         **asdict(header),
     }
-    write_tensors(path, chosen.encode(layout.shared, change), fields)
+    write_tensors(path, encoded.arrays, fields)
+    return unflatten(tensors, encoded.decoded)
 
 
 class Update:
@@ -130,7 +140,6 @@ class Update:
 
     Attributes:
         header: what the file says of itself.
-        codec: how its change is stored.
         file: the open container.
 
     Raises:
@@ -143,8 +152,7 @@ class Update:
         try:
             self.header = _header_of(self.file)
             self._check_base(weights)
-            self.codec: Codec = codec_of(self.file)
-            self.codec.check(self.file, weights.layout.shared)
+            self._decoder = open_codec(self.file, in_order(weights.layout.shared))
         except BaseException:
             self.file.close()
             raise
@@ -155,8 +163,12 @@ class Update:
         return self.file.path
 
     def decode(self, start: int, out: NDArray[np.float32]) -> None:
-        """Decode a piece of the flat change (see `codecs`) into `out`."""
-        self.codec.decode(self.file, start, out)
+        """Decode the chunk of the flat change that begins at `start` (see `codecs.codec`) into `out`.
+
+        Raises:
+            InvalidUpdateError: it is damaged.
+        """
+        self._decoder.decode(start, out)
 
     def close(self) -> None:
         """Close the file; `reopen` goes on with it."""

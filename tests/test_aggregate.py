@@ -4,7 +4,8 @@ import json
 import os
 import sys
 import tracemalloc
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import small_round
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fedpara_edge import codecs
 from fedpara_edge.aggregation import screening, stream
 from fedpara_edge.aggregation.fedavg import Aggregation, aggregate
-from fedpara_edge.codecs import CODECS
-from fedpara_edge.codecs.float32 import Float32
+from fedpara_edge.codecs import codec
+from fedpara_edge.codecs.codec import Decoder
+from fedpara_edge.codecs.float32 import Float32Decoder, open_float32
 from fedpara_edge.errors import FedparaError, InputError, InvalidUpdateError, TooFewUpdatesError, WrongBundleError
 from fedpara_edge.layout import Layout
 from fedpara_edge.tensorfile import TensorFile
@@ -36,7 +39,7 @@ def weights(tmp_path: Path) -> Weights:
 def _sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param != "as they are":
         monkeypatch.setattr(stream, "BLOCK_FILES", 3)
-        monkeypatch.setattr(stream, "PIECE_ENTRIES", 16)
+        monkeypatch.setattr(codec, "CHUNK_ENTRIES", 16)
 
 
 def written(folder: Path, result: Aggregation) -> bytes:
@@ -411,18 +414,18 @@ def test_a_file_that_changes_after_its_header_was_read_is_refused(
 def test_a_file_that_changes_while_it_is_read_is_refused(
     tmp_path: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(stream, "PIECE_ENTRIES", 16)
+    monkeypatch.setattr(codec, "CHUNK_ENTRIES", 16)
     monkeypatch.setattr(stream, "THREADS", 1)
     good = [small_round.send(tmp_path, weights, client) for client in "ac"]
     bad = small_round.send(tmp_path, weights, "b")
-    decode = Float32.decode
+    decode = Float32Decoder.decode
 
-    def change_then_decode(self: Float32, file: TensorFile, start: int, out: Any) -> None:
-        if file.path == bad and start == 16:
+    def change_then_decode(self: Float32Decoder, start: int, out: Any) -> None:
+        if self.file.path == bad and start == 16:
             CHANGES[kind][0](bad)
-        decode(self, file, start, out)
+        decode(self, start, out)
 
-    monkeypatch.setattr(Float32, "decode", change_then_decode)
+    monkeypatch.setattr(Float32Decoder, "decode", change_then_decode)
     result = aggregate([bad, *good], weights)
     assert codes(result.rejected) == {"b.update": "truncated" if kind == "truncated" else "changed"}
     assert written(tmp_path, result) == written(tmp_path, aggregate(good, weights))
@@ -447,7 +450,7 @@ def test_a_duplicate_that_vanishes_is_refused(
 def test_the_number_of_threads_changes_no_byte(
     tmp_path: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "PIECE_ENTRIES", 16)
+    monkeypatch.setattr(codec, "CHUNK_ENTRIES", 16)
     paths = [small_round.send(tmp_path, weights, f"c{number}") for number in range(25)]
     results = []
     for threads in (1, 2, 5):
@@ -457,35 +460,38 @@ def test_the_number_of_threads_changes_no_byte(
     assert results[0] == results[1] == results[2]
 
 
-class Halves(Float32):
-    """Another codec, whose pieces are two, of any size, and can't be decoded from elsewhere."""
+@dataclass(frozen=True)
+class Shifted:
+    """The decoder of another codec, which stores one more than the change and refuses files by their name."""
 
-    name = "halves"
+    inner: Decoder
+    file: TensorFile
 
-    def pieces(self, tensors: Sequence[Any], limit: int) -> Any:  # noqa: ARG002
-        total = sum(tensor.size for tensor in tensors)
-        return iter(((0, total // 2), (total // 2, total)))
-
-    def decode(self, file: TensorFile, start: int, out: Any) -> None:
-        if out[:1].size and bytes(file.path.name, "utf-8")[:3] == b"bad":
-            raise InvalidUpdateError(f"{file.path}: expected a code word, found none", code="code_word")
-        super().decode(file, start, out)
+    def decode(self, start: int, out: Any) -> None:
+        if start and self.file.path.name == "bad":
+            raise InvalidUpdateError(f"{self.file.path}: expected a code word, found none", code="code_word")
+        self.inner.decode(start, out)
+        out -= 1
 
 
 def test_codecs_can_be_mixed_and_can_refuse(tmp_path: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(CODECS, "halves", Halves())
-    monkeypatch.setattr(stream, "PIECE_ENTRIES", 16)
-    codec = {"codec": {"name": "halves", "version": 1}}
+    opener = lambda file, tensors, settings: Shifted(open_float32(file, tensors, settings), file)  # noqa: E731
+    monkeypatch.setattr(codecs, "OPENERS", {**codecs.OPENERS, ("shifted", 1): opener})
+    monkeypatch.setattr(codec, "CHUNK_ENTRIES", 16)
+    shifted = {"codec": {"name": "shifted", "version": 1}}
     changes = {name: small_round.random_tensors(weights.layout, ord(name), 0.1) for name in "abcdef"}
-    paths = [
-        small_round.forge(
-            tmp_path / name, weights, client=name, tensors=changes[name], **(codec if name in "ace" else {})
+    paths = []
+    for name, change in changes.items():
+        stored = (
+            {key: np.add(tensor, 1, out=np.empty_like(tensor)) for key, tensor in change.items()}
+            if name in "ace"
+            else change
         )
-        for name in "abcdef"
-    ]
-    bad = small_round.forge(tmp_path / "bad", weights, client="bad", **codec)
+        fields = shifted if name in "ace" else {}
+        paths.append(small_round.forge(tmp_path / name, weights, client=name, tensors=stored, **fields))
+    bad = small_round.forge(tmp_path / "bad", weights, client="bad", **shifted)
     result = aggregate([*paths, bad], weights)
-    assert [update.client for update in result.accepted] == ["b", "d", "f", "a", "c", "e"]
+    assert [update.client for update in result.accepted] == list("abcdef")
     assert codes(result.rejected) == {"bad": "code_word"}
     expected = np.mean([small_round.flat(change) for change in changes.values()], axis=0)
     moved = small_round.flat(result.weights.tensors) - small_round.flat(weights.tensors)

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.aggregation.stream import PIECE_ENTRIES, name_at
+from fedpara_edge.aggregation.stream import name_at
+from fedpara_edge.codecs.codec import chunks
 from fedpara_edge.errors import FedparaError, InvalidUpdateError, WrongBundleError
-from fedpara_edge.layout import TensorSpec
 from fedpara_edge.update import Update
 from fedpara_edge.weights import Weights
 
@@ -59,7 +59,7 @@ def find_overflowing(updates: Sequence[Update], weights: Weights) -> dict[int, F
     for number, update in enumerate(updates):
         try:
             update.reopen()
-            position = _overflow(update, tensors, base)
+            position = _overflow(update, base)
         except InvalidUpdateError as error:
             refused[number] = error
             continue
@@ -74,8 +74,8 @@ def find_overflowing(updates: Sequence[Update], weights: Weights) -> dict[int, F
     return refused
 
 
-def _overflow(update: Update, tensors: Sequence[TensorSpec], base: NDArray[np.float32]) -> int | None:
-    for start, stop in update.codec.pieces(tensors, PIECE_ENTRIES):
+def _overflow(update: Update, base: NDArray[np.float32]) -> int | None:
+    for start, stop in chunks(len(base)):
         change = np.empty(stop - start, np.float32)
         update.decode(start, change)
         too_large = np.flatnonzero(~(np.abs(base[start:stop] + change.astype(np.float64)) <= _LARGEST))

@@ -49,7 +49,7 @@ class Aggregation:
 
     Args:
         weights: of the next round.
-        accepted: the updates in the mean, sorted by codec and client.
+        accepted: the updates in the mean, sorted by client.
         rejected: the others, sorted by path.
         rejected_bytes: size of the files that were rejected: received, too, and of no use.
         dense_bytes: what as many updates of the dense model as were accepted cost in float32.

@@ -55,7 +55,7 @@ def screen(paths: Iterable[Path], weights: Weights) -> tuple[list[Update], list[
         weights: the base they must have been trained from.
 
     Returns:
-        The updates to take, closed, sorted by codec and client, and the rejected ones.
+        The updates to take, closed, sorted by client, and the rejected ones.
     """
     by_client: dict[str, list[Update]] = {}
     rejected = []
@@ -72,7 +72,7 @@ def screen(paths: Iterable[Path], weights: Weights) -> tuple[list[Update], list[
         one, others = _one_of(updates)
         admitted += one
         rejected += others
-    return sorted(admitted, key=lambda update: (update.codec.name, update.header.client)), rejected
+    return sorted(admitted, key=lambda update: update.header.client), rejected
 
 
 def _one_of(updates: Sequence[Update]) -> tuple[list[Update], list[Rejected]]:

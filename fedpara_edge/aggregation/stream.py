@@ -1,6 +1,6 @@
 """The example-weighted mean of any number of updates, in one pass over the files.
 
-Updates are read in blocks of `BLOCK_FILES`, and a block in pieces of `PIECE_ENTRIES`: every piece of the block is
+Updates are read in blocks of `BLOCK_FILES`, and a block in the chunks that codecs decode (`codecs.codec`): each is
 decoded into one float32 matrix G that stays in the cache, the block's part of the mean is w G with w_i = examples_i /
 all examples, and the parts are added up in float64. So no more than `BLOCK_FILES` files are open, and memory holds one
 float64 copy of the model and a few MiB, however many updates there are.
@@ -16,22 +16,21 @@ among threads of its own, which wait for each other busily and lose much time wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpara_edge.codecs.codec import chunks
 from fedpara_edge.errors import FedparaError, InvalidUpdateError
 from fedpara_edge.layout import TensorSpec
 from fedpara_edge.update import Update
 
 BLOCK_FILES = 20
-PIECE_ENTRIES = 1 << 16
 TILE_ENTRIES = 256
 THREADS = 2
 
@@ -80,7 +79,7 @@ def stream_mean(
     A bad update does not end the pass, so that all of them are known after it.
 
     Args:
-        updates: closed ones, in canonical order, those of one codec together.
+        updates: closed ones, in canonical order.
         tensors: the shared tensors.
         watcher: sees the values as they pass.
         on_progress: called with the number of files read and of all files after every block.
@@ -92,22 +91,14 @@ def stream_mean(
     failures: dict[int, _Failure] = {}
     scratch = [_Scratch() for _ in range(THREADS)]
     with ThreadPoolExecutor(THREADS) as pool:
-        for first, last in _blocks(updates):
+        for first in range(0, len(updates), BLOCK_FILES):
+            last = min(first + BLOCK_FILES, len(updates))
             block = _Block(updates[first:last], tensors, shares[first:last], change, scratch, watcher)
             for number, failure in block.run(pool).items():
                 failures[first + number] = failure
             if on_progress is not None:
                 on_progress(last, len(updates))
     return StreamedMean(change, {number: failure.error for number, failure in failures.items()})
-
-
-def _blocks(updates: Sequence[Update]) -> Iterator[tuple[int, int]]:
-    first = 0
-    for _, group in groupby(updates, key=lambda update: update.codec.name):
-        end = first + len(list(group))
-        for start in range(first, end, BLOCK_FILES):
-            yield start, min(start + BLOCK_FILES, end)
-        first = end
 
 
 @dataclass(frozen=True)
@@ -132,7 +123,7 @@ class _Scratch:
 
 
 class _Block:
-    """Up to `BLOCK_FILES` updates of one codec on their way into the mean."""
+    """Up to `BLOCK_FILES` updates on their way into the mean."""
 
     def __init__(
         self,
@@ -145,7 +136,7 @@ class _Block:
     ) -> None:
         self.updates, self.tensors, self.shares = updates, tensors, shares
         self.change, self.scratch, self.watcher = change, scratch, watcher
-        self.pieces = list(updates[0].codec.pieces(tensors, PIECE_ENTRIES))
+        self.pieces = list(chunks(len(change)))
 
     def run(self, pool: ThreadPoolExecutor) -> dict[int, _Failure]:
         """Add the block to the mean; return the failures by number of the update in the block."""

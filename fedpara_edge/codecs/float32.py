@@ -7,12 +7,14 @@ float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpara_edge.codecs.codec import Encoded, unflatten
 from fedpara_edge.errors import InvalidUpdateError
 from fedpara_edge.layout import TensorSpec
 from fedpara_edge.tensorfile import TensorFile
@@ -24,32 +26,38 @@ class Float32:
     name = "float32"
     version = 1
 
-    def encode(
-        self, tensors: Sequence[TensorSpec], change: Mapping[str, NDArray[np.float32]]
-    ) -> dict[str, NDArray[Any]]:
+    def encode(self, tensors: Sequence[TensorSpec], change: NDArray[np.float32], *, seed: int | None) -> Encoded:  # noqa: ARG002
         """The change itself, by tensor."""
-        return {tensor.name: np.asarray(change[tensor.name], np.float32) for tensor in tensors}
+        return Encoded(arrays=unflatten(tensors, change), decoded=change)
 
-    def check(self, file: TensorFile, tensors: Sequence[TensorSpec]) -> None:
-        """Every shared tensor is there as float32 in its own shape, in the order of names, and nothing else is.
 
-        Raises:
-            InvalidUpdateError: the first tensor that differs.
-        """
-        expected = [(tensor.name, ("float32", tensor.shape)) for tensor in sorted(tensors, key=lambda t: t.name)]
-        found = [(name, (entry.dtype, entry.shape)) for name, entry in file.entries.items()]
-        if expected != found:
-            raise _difference(file, dict(expected), dict(found))
+@dataclass(frozen=True)
+class Float32Decoder:
+    """Reads ranges of the file."""
 
-    def pieces(self, tensors: Sequence[TensorSpec], limit: int) -> Iterator[tuple[int, int]]:
-        """Even ranges of at most `limit` entries."""
-        total = sum(tensor.size for tensor in tensors)
-        for start in range(0, total, limit):
-            yield start, min(start + limit, total)
+    file: TensorFile
 
-    def decode(self, file: TensorFile, start: int, out: NDArray[np.float32]) -> None:
+    def decode(self, start: int, out: NDArray[np.float32]) -> None:
         """Read the range straight into `out`."""
-        file.read_into(file.data_offset + 4 * start, out)
+        self.file.read_into(self.file.data_offset + 4 * start, out)
+
+
+def open_float32(file: TensorFile, tensors: Sequence[TensorSpec], settings: Mapping[str, Any]) -> Float32Decoder:
+    """Every shared tensor is there as float32 in its own shape, in the order of names, and nothing else is.
+
+    Raises:
+        InvalidUpdateError: the first tensor that differs, or there are settings.
+    """
+    if settings:
+        raise InvalidUpdateError(
+            f"{file.path}: codec float32: expected no settings, found {str(settings)[:80]}; update the server",
+            code="unknown_codec",
+        )
+    expected = [(tensor.name, ("float32", tensor.shape)) for tensor in tensors]
+    found = [(name, (entry.dtype, entry.shape)) for name, entry in file.entries.items()]
+    if expected != found:
+        raise _difference(file, dict(expected), dict(found))
+    return Float32Decoder(file)
 
 
 _Stored = tuple[str, tuple[int, ...]]
