@@ -1,0 +1,193 @@
+"""Refitting the mean of the factors to the mean of the weights they compose to.
+
+The mean of the factors composes to another weight than the mean M of the composed weights (`gap`). From it, a few
+Gauss-Newton steps lower ||W(factors) - M||_F for each layer on its own:
+
+    δ = argmin ||J δ - (M - W)||_F,    factors ← factors + δ
+
+each solved by some conjugate gradient steps on the normal equations (CGLS), which begin at δ = 0. So the factors stay
+near their mean and never move along directions that leave the weight as it is. A step that does not lower the error is
+halved until it does.
+
+M is of the size of the dense model, and no product of factors of that rank need be near it; what can't be reached
+remains (`Refit.after`). It takes a second pass over the updates, in which each is decoded and composed whole: 12 bytes
+for each dense weight, whatever the number of updates. Of pFedPara only W1 is refitted: W2 never leaves the devices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpara_edge.codecs.codec import chunks, in_order, unflatten
+from fedpara_edge.factors import compose, factor_shapes
+from fedpara_edge.layout import FACTORS, LayerSpec, Layout
+from fedpara_edge.linearization import Array, Factors, Linearization
+from fedpara_edge.update import Update
+
+STEPS = 3
+ITERATIONS = 12
+HALVINGS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refit:
+    """What `refit` did.
+
+    Args:
+        change: to the factors and the other tensors, float64, flat in the order of tensor names.
+        before: ||W(mean of factors) - M||_F / ||M - W(base)||_F over all refitted layers together.
+        after: the same for the refitted factors.
+    """
+
+    change: NDArray[np.float64]
+    before: float
+    after: float
+
+
+def refit(
+    updates: Sequence[Update],
+    shares: NDArray[np.float64],
+    layout: Layout,
+    base: Mapping[str, NDArray[np.float32]],
+    mean_change: NDArray[np.float64],
+) -> Refit:
+    """Refit the mean change of some updates.
+
+    Args:
+        updates: closed ones, all of them good.
+        shares: their weights in the mean, float64 [updates].
+        layout: of the model.
+        base: the shared tensors that the updates change, by name.
+        mean_change: the mean of their changes, float64, flat in the order of tensor names.
+
+    Raises:
+        InvalidUpdateError: an update is gone or was changed since its mean was taken.
+    """
+    layers = [found for layer in layout.layers if (found := _travelling(layout, layer))]
+    tensors = in_order(layout.shared)
+    starts = {layer.name: _weight(layer, layout, base) for layer in layers}
+    means = _mean_moves(updates, shares, layout, layers, base, starts)
+    result = mean_change.copy()
+    views = dict(
+        zip((t.name for t in tensors), np.split(result, np.cumsum([t.size for t in tensors])[:-1]), strict=True)
+    )
+    moved = before = after = 0.0
+    for layer in layers:
+        target = starts[layer.name] + means[layer.name]
+        names = {part: tensor.name for part, tensor in layout.parts(layer).items() if part in factor_shapes(layer)}
+        origin = {part: np.asarray(base[name], np.float64) for part, name in names.items()}
+        mean = {part: origin[part] + views[name].reshape(origin[part].shape) for part, name in names.items()}
+        refitted, errors = fit(layer, mean, target)
+        for part, name in names.items():
+            views[name][:] = (refitted[part] - origin[part]).reshape(-1)
+        moved += float(np.sum(means[layer.name] ** 2))
+        before, after = before + errors[0], after + errors[-1]
+    return Refit(change=result, before=_ratio(before, moved), after=_ratio(after, moved))
+
+
+def fit(
+    layer: LayerSpec, factors: Factors, target: Array, *, steps: int = STEPS, iterations: int = ITERATIONS
+) -> tuple[Factors, list[float]]:
+    """Move the factors of one layer so that they compose to nearly `target`.
+
+    Args:
+        layer: not dense.
+        factors: to start from, float64 by part.
+        target: the weight wanted, float64 of `layer.shape`.
+        steps: Gauss-Newton steps at most.
+        iterations: conjugate gradient steps in each.
+
+    Returns:
+        The factors, and the squared errors at the start and after each step; they never rise.
+    """
+    here = Linearization(layer, factors)
+    errors = [float(np.sum((target - here.weight) ** 2))]
+    for _ in range(steps):
+        direction = _solve(here, target - here.weight, iterations)
+        for halving in range(HALVINGS):
+            tried = {part: factors[part] + direction[part] / 2**halving for part in factors}
+            there = Linearization(layer, tried)
+            error = float(np.sum((target - there.weight) ** 2))
+            if error < errors[-1]:
+                break
+        else:
+            break
+        factors, here = tried, there
+        errors.append(error)
+    return factors, errors
+
+
+def _solve(here: Linearization, residual: Array, iterations: int) -> Factors:
+    """Least squares ||J δ - residual|| by CGLS from δ = 0."""
+    gradient = here.pull(residual)
+    solution = {part: np.zeros_like(array) for part, array in gradient.items()}
+    direction, norm = gradient, _squared(gradient)
+    for _ in range(iterations):
+        pushed = here.push(direction)
+        length = float(np.sum(pushed**2))
+        if norm == 0 or length == 0:
+            break
+        step = norm / length
+        for part in solution:
+            solution[part] += step * direction[part]
+        residual = residual - step * pushed
+        gradient = here.pull(residual)
+        norm, last = _squared(gradient), norm
+        direction = {part: gradient[part] + norm / last * direction[part] for part in gradient}
+    return solution
+
+
+def _travelling(layout: Layout, layer: LayerSpec) -> LayerSpec | None:
+    """The layer as far as its factors travel: W1 alone for pFedPara; None if there are no such factors."""
+    seen = replace(layer, kind="lowrank") if layer.kind == "pfedpara" else layer
+    parts = factor_shapes(seen)
+    tensors = layout.parts(layer)
+    if not parts.keys() <= FACTORS or any(tensors[part].role != "shared" for part in parts):
+        return None
+    return seen
+
+
+def _weight(layer: LayerSpec, layout: Layout, tensors: Mapping[str, NDArray[np.float32]]) -> Array:
+    parts = layout.parts(layer)
+    factors = {part: np.asarray(tensors[parts[part].name], np.float64) for part in factor_shapes(layer)}
+    return np.asarray(compose(layer, factors, np.tanh), np.float64)
+
+
+def _mean_moves(
+    updates: Sequence[Update],
+    shares: NDArray[np.float64],
+    layout: Layout,
+    layers: Sequence[LayerSpec],
+    base: Mapping[str, NDArray[np.float32]],
+    starts: Mapping[str, Array],
+) -> dict[str, Array]:
+    tensors = in_order(layout.shared)
+    change = np.empty(layout.shared_parameters, np.float32)
+    views = unflatten(tensors, change)
+    means = {layer.name: np.zeros(layer.shape) for layer in layers}
+    for update, share in zip(updates, shares, strict=True):
+        update.reopen()
+        try:
+            for start, stop in chunks(len(change)):
+                update.decode(start, change[start:stop])
+        finally:
+            update.close()
+        trained = {name: base[name] + view for name, view in views.items()}
+        for layer in layers:
+            means[layer.name] += share * (_weight(layer, layout, trained) - starts[layer.name])
+    return means
+
+
+def _squared(factors: Factors) -> float:
+    return sum(float(np.sum(array**2)) for array in factors.values())
+
+
+def _ratio(error: float, moved: float) -> float:
+    if error == 0:
+        return 0.0
+    return math.sqrt(error / moved) if moved > 0 else math.inf
