@@ -56,7 +56,7 @@ $(PI_64)/ready: tests/pi/userland.sh tests/pi/debian.sh tests/pi/machines.sh
 	touch $@
 
 $(PI_32)/ready: tests/pi/userland.sh tests/pi/debian.sh tests/pi/machines.sh
-	sh tests/pi/userland.sh $(@D) armhf trixie python3-onnxruntime
+	sh tests/pi/userland.sh $(@D) armhf trixie python3-onnxruntime python3-zstandard
 	touch $@
 
 $(PI)/board/ready: tests/pi/board.sh tests/pi/init tests/pi/debian.sh | $(PI_64)/ready

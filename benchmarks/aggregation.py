@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.aggregation.fedavg import aggregate
+from fedpara_edge.codecs import find_encoder
 from fedpara_edge.factors import factor_shapes
 from fedpara_edge.layout import LayerSpec, Layout, TensorSpec
 from fedpara_edge.rank import scheduled_rank
@@ -71,8 +72,9 @@ def _tensor(layer: str, name: str, shape: tuple[int, ...], part: Any) -> TensorS
     return TensorSpec(name=f"{layer}.{name}", shape=shape, dtype="float32", layer=layer, part=part, role="shared")
 
 
-def write_files(folder: Path, updates: int, parameters: int) -> None:
+def write_files(folder: Path, updates: int, parameters: int, codec: str = "float32") -> None:
     """Base weights and updates of about that many parameters."""
+    encoder = find_encoder(codec)
     layout = min(
         (vgg16_layout(step / 100) for step in range(101)), key=lambda found: abs(found.shared_parameters - parameters)
     )
@@ -96,7 +98,7 @@ def write_files(folder: Path, updates: int, parameters: int) -> None:
             steps=10,
             metrics={"loss": 1.5},
         )
-        write_update(folder / f"update-{number:05}.safetensors", header, layout, change, codec="float32")
+        write_update(folder / f"update-{number:05}.safetensors", header, layout, change, encoder=encoder)
 
 
 def _noise(random: np.random.Generator, shape: tuple[int, ...], deviation: float) -> NDArray[np.float32]:
@@ -160,6 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--updates", type=int, nargs="+", default=[100, 400], help="numbers of updates to compare")
     parser.add_argument("--parameters", type=int, default=5_000_000, help="shared parameters, about")
+    parser.add_argument("--codec", default="float32", help="of the updates")
     parser.add_argument("--repetitions", type=int, default=5, help="runs of each kind; the median counts")
     parser.add_argument("--folder", type=Path, help="where to write the files, under a temporary name")
     parser.add_argument("--json", type=Path, help="file for the numbers")
@@ -167,14 +170,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.write:
-        write_files(options.folder, options.updates[0], options.parameters)
+        write_files(options.folder, options.updates[0], options.parameters, options.codec)
         return
     if options.measure:
         print(json.dumps(measure(options.measure, options.folder, options.updates[0])))
         return
     with tempfile.TemporaryDirectory(prefix="aggregation-", dir=options.folder) as name:
         folder = Path(name)
-        _run("--write", "--folder", folder, "--updates", max(options.updates), "--parameters", options.parameters)
+        sizes = ("--updates", max(options.updates), "--parameters", options.parameters)
+        _run("--write", "--folder", folder, "--codec", options.codec, *sizes)
         _run("--measure", "reads", "--folder", folder, "--updates", max(options.updates))
         results = [compare(folder, updates, options.repetitions) for updates in options.updates]
     print("updates  parameters  aggregate s  reads s  read_bytes s  x reads  x read_bytes  peak MiB")

@@ -24,8 +24,9 @@ SCRIPTS = {
     "Contracted linear layers": "contraction.py",
     "Inference with a folded model": "folded.py",
     "Aggregation on the server": "aggregation.py",
+    "Codecs": "codecs.py",
 }
-PACKAGES = ("fedpara-edge", "numpy", "torch", "onnx", "onnxruntime-training-cpu", "safetensors")
+PACKAGES = ("fedpara-edge", "numpy", "torch", "onnx", "onnxruntime-training-cpu", "safetensors", "zstandard")
 
 
 def machine() -> str:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from device_runtime.engine import NONE, Adjustment
 from device_runtime.schedule import Schedule
+from fedpara_edge.algorithms.local import FedAvg, LocalAlgorithm, Term
 from fedpara_edge.errors import InputError
+
+NO_TERM = Term()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +28,7 @@ class TrainConfig:
         drop_last: leave out the last batch of an epoch when it is smaller.
         clip_norm: scale the gradient of each batch down to this norm where it is larger; None for as it is.
         parts: take the gradient of each batch in so many parts, for less memory.
+        algorithm: what is added to the gradients, and what the device keeps for its next round.
         checkpoint_seconds: time between two saves of the progress.
         checkpoint_steps: save after so many steps as well; None for by time only.
 
@@ -39,6 +44,7 @@ class TrainConfig:
     drop_last: bool = False
     clip_norm: float | None = None
     parts: int = 1
+    algorithm: LocalAlgorithm = field(default_factory=FedAvg)
     checkpoint_seconds: float = 30.0
     checkpoint_steps: int | None = None
 
@@ -63,9 +69,16 @@ class TrainConfig:
                 f"checkpoint_steps: expected an integer of at least 1 or none, found {self.checkpoint_steps!r}"
             )
 
-    def adjustment(self) -> Adjustment:
-        """What is done to the gradients."""
-        return NONE if self.clip_norm is None else Adjustment(max_norm=self.clip_norm)
+    def adjustment(self, term: Term = NO_TERM, *, shared: Collection[str] | None = None) -> Adjustment:
+        """What is done to the gradients.
+
+        Args:
+            term: what the algorithm adds.
+            shared: names of the tensors it is added to, where there are others; None for all.
+        """
+        max_norm = math.inf if self.clip_norm is None else self.clip_norm
+        adjustment = Adjustment(max_norm=max_norm, mu=term.mu, mu_of=shared if term.mu else None, h=term.h)
+        return NONE if adjustment.is_none else adjustment
 
     def is_save_due(self, *, seconds: float, steps: int) -> bool:
         """Whether to save the progress, so long and so many steps after the last time."""
@@ -74,7 +87,7 @@ class TrainConfig:
 
     def decisive(self) -> dict[str, Any]:
         """The fields that decide what is learned, as plain JSON data: all but when to save."""
-        fields = asdict(self)
+        fields = {**asdict(self), "algorithm": self.algorithm.to_json()}
         del fields["checkpoint_seconds"], fields["checkpoint_steps"]
         return fields
 

@@ -129,18 +129,32 @@ def open_data(path: Path, spec: DataSpec) -> Dataset:
     Raises:
         InputError: missing, damaged or foreign files, or names, shapes, dtypes, row counts or values that do not fit.
     """
-    arrays = _open(path, (spec.input.name, spec.label.name))
+    arrays = open_arrays(path, (spec.input.name, spec.label.name))
     return _with_labels(path, arrays, spec)
 
 
 def open_inputs(path: Path, spec: DataSpec) -> Inputs:
     """As `open_data`, with labels only where there are any: the result is a `Dataset` exactly then."""
-    arrays = _open(path, (spec.input.name,), optional=spec.label.name)
+    arrays = open_arrays(path, (spec.input.name,), optional=spec.label.name)
     if spec.label.name in arrays:
         return _with_labels(path, arrays, spec)
     inputs = Inputs(path=path, x=arrays[spec.input.name], input=spec.input)
     check_inputs(inputs, values=not path.is_dir())
     return inputs
+
+
+def open_arrays(path: Path, names: tuple[str, ...], *, optional: str = "") -> dict[str, NDArray[Any]]:
+    """The arrays of these names in an `.npz`, loaded, or in a folder of `.npy` files, memory-mapped.
+
+    Args:
+        path: the `.npz`, or the folder.
+        names: of arrays that must be there.
+        optional: name of an array to read if it is there.
+
+    Raises:
+        InputError: missing, damaged or foreign files, or an array is missing.
+    """
+    return _map_folder(path, names, optional) if path.is_dir() else _load_npz(path, names, optional)
 
 
 def check_inputs(data: Inputs, *, values: bool = True) -> None:
@@ -193,10 +207,6 @@ def _read(
             "correct or remove this row"
         )
     return np.ascontiguousarray(values, dtype=spec.dtype)
-
-
-def _open(path: Path, names: tuple[str, ...], *, optional: str = "") -> dict[str, NDArray[Any]]:
-    return _map_folder(path, names, optional) if path.is_dir() else _load_npz(path, names, optional)
 
 
 def _map_folder(path: Path, names: tuple[str, ...], optional: str) -> dict[str, NDArray[Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,7 +25,8 @@ class Adjustment:
 
     Args:
         max_norm: largest norm; infinite for no clipping.
-        mu: μ, the same for all entries.
+        mu: μ, the same for all entries of the tensors that have it.
+        mu_of: names of the tensors that have it; it is 0 for the others. None for all.
         h: float32 arrays of the tensors' shapes, by name; zero for the names left out, None for all. Engines keep what
             they made of it for as long as they get the same `Adjustment`: make a new one to change it.
 
@@ -35,6 +36,7 @@ class Adjustment:
 
     max_norm: float = math.inf
     mu: float = 0.0
+    mu_of: Collection[str] | None = None
     h: Mapping[str, NDArray[np.float32]] | None = None
 
     def __post_init__(self) -> None:

@@ -11,9 +11,9 @@ import numpy as np
 from device_runtime.batches import batches_per_epoch, epoch_batches
 from device_runtime.config import TrainConfig
 from device_runtime.data import Dataset
-from device_runtime.engine import Engine
+from device_runtime.engine import Adjustment, Engine
 from device_runtime.schedule import learning_rate_at
-from fedpara_edge.errors import FedparaError, InputError
+from fedpara_edge.errors import DivergedError, InputError
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,19 @@ def count_steps(dataset: Dataset, config: TrainConfig) -> int:
     return steps
 
 
+def sum_learning_rates(config: TrainConfig, *, steps: int, round: int) -> float:
+    """Σ_k η_k over all steps of a call that starts from weights of that round."""
+    return math.fsum(_rate_at(config, number, steps=steps, round=round) for number in range(steps))
+
+
 def take_steps(
-    engine: Engine, dataset: Dataset, config: TrainConfig, *, first: int = 0, round: int = 0
+    engine: Engine,
+    dataset: Dataset,
+    config: TrainConfig,
+    *,
+    first: int = 0,
+    round: int = 0,
+    adjustment: Adjustment | None = None,
 ) -> Iterator[Step]:
     """Take the steps of a call from number `first` on, each when the next is asked for.
 
@@ -60,13 +71,14 @@ def take_steps(
         config: how to train.
         first: steps already taken.
         round: of the weights that the call started from.
+        adjustment: what is done to the gradients; None for the config's without an affine term.
 
     Raises:
         InputError: a row, or the schedule, does not fit.
-        FedparaError: a loss is not finite.
+        DivergedError: a loss is not finite.
     """
     steps = count_steps(dataset, config)
-    adjustment = config.adjustment()
+    adjustment = config.adjustment() if adjustment is None else adjustment
     number = first
     while number < steps:
         epoch, batch = divmod(number, steps // config.epochs)
@@ -78,9 +90,7 @@ def take_steps(
             drop_last=config.drop_last,
             first=batch,
         ):
-            learning_rate = learning_rate_at(
-                config.schedule, config.learning_rate, step=number, steps=steps, epochs=config.epochs, round=round
-            )
+            learning_rate = _rate_at(config, number, steps=steps, round=round)
             loss = engine.step(
                 x,
                 y,
@@ -90,12 +100,18 @@ def take_steps(
                 parts=config.parts,
             )
             if not math.isfinite(loss):
-                raise FedparaError(
+                raise DivergedError(
                     f"step {number + 1} of {steps}: expected a finite loss, found {loss}: the training diverged; "
                     f"lower the learning rate ({learning_rate:g})"
                 )
             yield Step(number, epoch, loss, len(x))
             number += 1
+
+
+def _rate_at(config: TrainConfig, number: int, *, steps: int, round: int) -> float:
+    return learning_rate_at(
+        config.schedule, config.learning_rate, step=number, steps=steps, epochs=config.epochs, round=round
+    )
 
 
 def step_seed(seed: int, step: int) -> int:

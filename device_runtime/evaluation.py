@@ -9,7 +9,7 @@ from device_runtime.batches import ordered_batches
 from device_runtime.data import Dataset
 from device_runtime.engine import Engine
 from fedpara_edge.accuracy import count_right
-from fedpara_edge.errors import FedparaError, InputError
+from fedpara_edge.errors import DivergedError, InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ def evaluate(engine: Engine, dataset: Dataset, batch_size: int) -> Evaluation:
 
     Raises:
         InputError: the batch size is not positive, or a row does not fit.
-        FedparaError: the loss is not finite.
+        DivergedError: the loss is not finite.
     """
     if batch_size < 1:
         raise InputError(f"batch_size: expected an integer of at least 1, found {batch_size}")
@@ -48,7 +48,7 @@ def evaluate(engine: Engine, dataset: Dataset, batch_size: int) -> Evaluation:
     for x, y in ordered_batches(dataset, batch_size):
         loss, outputs = engine.evaluate(x, y)
         if not math.isfinite(loss):
-            raise FedparaError(
+            raise DivergedError(
                 f"{dataset.path}: rows {seen} to {seen + len(x) - 1}: expected a finite loss, found {loss}: "
                 "these weights diverged; take those of an earlier round"
             )

@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 
 from device_runtime.engine import Engine
 from device_runtime.state import DeviceState, Groups
+from fedpara_edge.algorithms import LocalAlgorithm
 from fedpara_edge.bundle import Bundle
 from fedpara_edge.errors import InputError, WrongBundleError
 from fedpara_edge.layout import Layout
+from fedpara_edge.serverstate import Group, read_server_state
 from fedpara_edge.weights import Weights, read_weights
 
 
@@ -69,6 +71,42 @@ def read_personal(bundle: Bundle, state: Path) -> dict[str, NDArray[Any]]:
     lasting = DeviceState(state, bundle.manifest.fingerprint).lasting()
     names = [tensor.name for tensor in bundle.manifest.layout.with_role("personal")]
     return {} if lasting is None else {name: lasting.after["personal"][name] for name in names}
+
+
+def read_control(path: Path | None, weights: Weights, algorithm: LocalAlgorithm) -> Group:
+    """The server's control variate that belongs with some weights, by name; none for zeros.
+
+    Args:
+        path: the server state file, or None if there is none.
+        weights: to start from.
+        algorithm: that takes it or does not.
+
+    Raises:
+        InputError: the algorithm takes none, or needs one and there is none.
+        WrongBundleError: the file is missing or damaged, belongs with other weights, or has no control variate.
+    """
+    if path is None:
+        if algorithm.controlled and weights.round:
+            raise InputError(
+                f"algorithm {algorithm.name}: expected the server's control variate of round {weights.round}, found "
+                "none; pass the server state of that round with --control"
+            )
+        return {}
+    if not algorithm.controlled:
+        raise InputError(
+            f"{path}: expected a control variate with algorithm scaffold, found {algorithm.name}; leave it out"
+        )
+    state = read_server_state(path, only=("control",))
+    try:
+        state.check_weights(weights)
+    except WrongBundleError as error:
+        raise WrongBundleError(f"{path}: {error}") from error
+    if "control" not in state.groups:
+        raise WrongBundleError(
+            f"{path}: expected the server state of algorithm scaffold, found that of {state.algorithm}; "
+            "train with the server's algorithm"
+        )
+    return state.groups["control"]
 
 
 def load_personal(engine: Engine, layout: Layout, groups: Groups) -> dict[str, NDArray[Any]]:

@@ -1,11 +1,15 @@
 """Local training: from a bundle, weights and local data to an update, and personal tensors that stay.
 
-A call is deterministic: bundle, weights, data, config, engine, codec, name of the client and what its state folder
-keeps decide every tensor of the update, however often the call was interrupted and resumed (`device_runtime.state`).
+A call is deterministic: bundle, weights, data, config, engine, codec, name of the client, what its state folder keeps
+and, for scaffold, the server's control variate decide every tensor of the update, however often the call was
+interrupted and resumed (`device_runtime.state`).
 
 Error feedback: what a lossy codec leaves out of an update is kept in the state folder and added to the next change, so
 that in the long run nothing is lost (Seide et al. 2014; Karimireddy et al., arXiv 1901.09847). Without a state folder
 the codec rounds at random instead, right in expectation.
+
+What an algorithm keeps for the next round (`fedpara_edge.algorithms.local`) is a group in the state folder as well, and
+refers to the change as readers of the update decode it.
 """
 
 from __future__ import annotations
@@ -26,15 +30,16 @@ from numpy.typing import NDArray
 from device_runtime.config import TrainConfig
 from device_runtime.data import Dataset
 from device_runtime.engine import Engine
-from device_runtime.epochs import Step, count_steps, take_steps
+from device_runtime.epochs import Step, count_steps, sum_learning_rates, take_steps
 from device_runtime.interrupts import holding_interrupts
-from device_runtime.loading import load_personal, load_weights
+from device_runtime.loading import load_personal, load_weights, read_control
 from device_runtime.progress import OnStep
 from device_runtime.state import DeviceState, Lasting, Progress, open_state
+from fedpara_edge.algorithms.local import Start
 from fedpara_edge.bundle import Bundle
 from fedpara_edge.codecs import find_encoder
-from fedpara_edge.errors import FedparaError, InputError, InvalidUpdateError
-from fedpara_edge.files import check_output
+from fedpara_edge.errors import DivergedError, InputError, InvalidUpdateError
+from fedpara_edge.files import check_output, sha256_of
 from fedpara_edge.update import UpdateHeader, write_update
 from fedpara_edge.weights import Weights
 
@@ -75,6 +80,7 @@ def train(
     state: Path | None = None,
     client: str | None = None,
     codec: str = "float32",
+    server_state: Path | None = None,
     overwrite: bool = False,
     on_step: OnStep | None = None,
 ) -> TrainResult:
@@ -90,33 +96,36 @@ def train(
         weights: weights file to start from.
         config: how to train.
         output: the update file to write.
-        state: the device's state folder; needed if the bundle has personal tensors.
+        state: the device's state folder; needed if the bundle has personal tensors or the algorithm keeps something.
         client: name in the update; None for the one in the state folder, or a random one without it.
         codec: how the change is written (`fedpara_edge.codecs.find_encoder`).
+        server_state: the server state of the weights' round, where scaffold has its control variate; needed for it
+            after round 0.
         overwrite: whether `output` may exist.
         on_step: called after each step with (steps taken, steps in all, mean loss of the batch).
 
     Raises:
-        InputError: an argument does not fit, the state folder is in use, or `output` exists.
-        WrongBundleError: the weights or the state folder belong to another bundle.
-        FedparaError: the training diverged, or the disk refuses a write.
+        InputError: an argument does not fit, the algorithm can't do with the bundle's optimizer, the state folder is
+            in use, or `output` exists.
+        WrongBundleError: the weights, the state folder or the server state belong to another bundle or round.
+        DivergedError: the training diverged.
+        FedparaError: the disk refuses a write.
         KeyboardInterrupt: interrupted.
     """
-    layout = bundle.manifest.layout
+    layout, algorithm = bundle.manifest.layout, config.algorithm
     personal = layout.with_role("personal")
     encoder = find_encoder(codec)
-    if personal and state is None:
-        raise InputError(
-            f"{bundle.path}: expected a folder for its personal tensors ({len(personal)}), found none; pass --state"
-        )
+    _check_folder(bundle, config, state)
     steps = count_steps(dataset, config)
     origin = load_weights(engine, bundle, weights)
+    control = read_control(server_state, origin, algorithm)
     call = {
         "round": origin.round,
         "base": origin.base,
         "data": dataset.digest(),
         "engine": engine.name,
         "codec": codec,
+        **({} if server_state is None else {"control": sha256_of(server_state)}),
         **config.decisive(),
     }
     folder = nullcontext() if state is None else open_state(state, origin.fingerprint)
@@ -133,12 +142,21 @@ def train(
             if kept is not None:
                 kept.save_progress(replace(progress, groups={"engine": engine.state()}))
 
-        taken = take_steps(engine, dataset, config, first=begin.step, round=origin.round)
+        start = Start(
+            weights=origin.tensors,
+            kept=before.get(algorithm.group or "", {}),
+            control=control,
+            rate_sum=sum_learning_rates(config, steps=steps, round=origin.round),
+        )
+        shared = frozenset(origin.tensors) if personal else None
+        adjustment = config.adjustment(algorithm.term(start), shared=shared)
+        taken = take_steps(engine, dataset, config, first=begin.step, round=origin.round, adjustment=adjustment)
         end = _run(taken, begin, config, steps=steps, save=save, interrupted=interrupted, on_step=on_step)
         trained = _read_finite(engine)
         save(end)
         losses = _mean_losses(end, dataset, config)
-        header = replace(header, metrics={"loss": losses[-1], "first_epoch_loss": losses[0]})
+        metrics = {"loss": losses[-1], "first_epoch_loss": losses[0], **algorithm.metrics(start)}
+        header = replace(header, metrics=metrics)
         change = _change(trained, origin, before.get("residual", {}))
         seed = None if kept is not None else _rounding_seed(config, header)
         sent = write_update(output, header, layout, change, encoder=encoder, seed=seed)
@@ -147,6 +165,8 @@ def train(
             residual = {name: change[name] - tensor for name, tensor in sent.items()}
             if any(tensor.any() for tensor in residual.values()):
                 after["residual"] = residual
+            if algorithm.group is not None:
+                after[algorithm.group] = algorithm.keep(start, sent)
             kept.commit(Lasting(call=call, before={**before, "personal": personal_before}, after=after))
             kept.remove_progress()
     return TrainResult(
@@ -159,6 +179,22 @@ def train(
         losses=losses,
         update_bytes=output.stat().st_size,
     )
+
+
+def _check_folder(bundle: Bundle, config: TrainConfig, state: Path | None) -> None:
+    try:
+        config.algorithm.check_optimizer(bundle.manifest.optimizer)
+    except InputError as error:
+        raise InputError(f"{bundle.path}: {error}") from error
+    personal = bundle.manifest.layout.with_role("personal")
+    if personal and state is None:
+        raise InputError(
+            f"{bundle.path}: expected a folder for its personal tensors ({len(personal)}), found none; pass --state"
+        )
+    if config.algorithm.group is not None and state is None:
+        raise InputError(
+            f"algorithm {config.algorithm.name}: expected a folder for what the device keeps, found none; pass --state"
+        )
 
 
 def _name(client: str | None, kept: DeviceState | None) -> str:
@@ -257,7 +293,7 @@ def _read_finite(engine: Engine) -> dict[str, NDArray[np.float32]]:
     trained = engine.read()
     for name, tensor in trained.items():
         if not np.isfinite(tensor).all():
-            raise FedparaError(
+            raise DivergedError(
                 f"tensor {name!r}: expected finite values after the last step, found NaN or Inf: the training "
                 "diverged; lower the learning rate"
             )

@@ -104,7 +104,11 @@ class AdamW:
 
 
 def adjust(
-    gradients: Sequence[Vector], weights: Sequence[Vector], adjustment: Adjustment, h: Sequence[Vector] | None
+    gradients: Sequence[Vector],
+    weights: Sequence[Vector],
+    adjustment: Adjustment,
+    h: Sequence[Vector] | None,
+    mu: Sequence[Vector] | None = None,
 ) -> None:
     """Apply an `Adjustment` to the gradients, in place.
 
@@ -113,9 +117,12 @@ def adjust(
         weights: before the step.
         adjustment: what to do.
         h: its `h` in the same pieces, or None.
+        mu: its `mu` in the same pieces where it is not the same for all, or None.
     """
     for number, gradient in enumerate(gradients):
-        if adjustment.mu:
+        if mu is not None:
+            gradient += weights[number] * mu[number]
+        elif adjustment.mu:
             gradient += weights[number] * adjustment.mu
         if h is not None:
             gradient += h[number]

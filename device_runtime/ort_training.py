@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from device_runtime.affine import Affine
+from device_runtime.affine import AffineTerm
 from device_runtime.engine import NONE, Adjustment
 from device_runtime.optimizers import adjust, make_optimizer
 from device_runtime.ort import keep_freed_memory, message_of, native, running, session_options, set_seed
@@ -77,7 +77,7 @@ class OrtTraining:
         self._weights = [piece for data, _ in whole for piece in _small(data)]
         self._gradients = [piece for _, gradient in whole for piece in _small(gradient)]
         self._optimizer = make_optimizer(bundle.manifest.optimizer, self._weights)
-        self._affine = Affine(self._tensors)
+        self._affine = AffineTerm(self._tensors)
 
     def load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Set tensors by name."""
@@ -97,8 +97,10 @@ class OrtTraining:
         loss = self._take_gradients(x, y, seed=seed, parts=parts)
         with np.errstate(over="ignore", invalid="ignore"):  # a diverging training shows in its loss
             if not adjustment.is_none:
-                h = self._affine.vector(adjustment)
-                adjust(self._gradients, self._weights, adjustment, None if h is None else pieces(h, self._weights))
+                affine = self._affine.vectors(adjustment)
+                h = None if affine.h is None else pieces(affine.h, self._weights)
+                mu = None if len(affine.mu) == 1 else pieces(affine.mu, self._weights)
+                adjust(self._gradients, self._weights, adjustment, h, mu)
             self._optimizer.step(self._weights, self._gradients, learning_rate)
         return loss
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from device_runtime.affine import Affine
+from device_runtime.affine import Affine, AffineTerm
 from device_runtime.engine import NONE, Adjustment
 from device_runtime.ort import (
     ERRORS,
@@ -27,7 +27,7 @@ from device_runtime.ort import (
 from device_runtime.parts import Part, cut
 from device_runtime.vector import Vector, assign, views, zeros
 from fedpara_edge.bundle import ONNXRUNTIME_FILES, WEIGHTS, ArraySpec, Bundle
-from fedpara_edge.errors import WrongBundleError
+from fedpara_edge.errors import InputError, WrongBundleError
 from fedpara_edge.weights import read_weights
 
 TRAIN_STEP, EVAL_STEP = ONNXRUNTIME_FILES
@@ -83,6 +83,11 @@ class Portable:
         parts: int = 1,
     ) -> float:
         """One optimizer step; the loss before it."""
+        if parts > 1 and self._bundle.manifest.optimizer.get("jacobian_correction"):
+            raise InputError(
+                f"{self._bundle.path}: parts: expected 1, as its Jacobian correction takes the gradient of a whole "
+                f"batch, found {parts}; train with smaller batches, or export without --jacobian-correction"
+            )
         self._trainer.adjust(adjustment)
         loss = 0.0
         for part in cut(x, y, parts=parts, seed=seed):
@@ -108,7 +113,7 @@ class Portable:
     @cached_property
     def _trainer(self) -> _Trainer:
         vectors = {"weights": self._weights, **self._state}
-        return _Trainer(self._open(TRAIN_STEP), vectors, Affine(self._tensors))
+        return _Trainer(self._open(TRAIN_STEP), vectors, AffineTerm(self._tensors))
 
     @cached_property
     def _evaluator(self) -> _Evaluator:
@@ -136,7 +141,11 @@ class _Graph:
         try:
             self._session = InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except ERRORS as error:
-            raise self._wrong("a graph that onnxruntime loads", message_of(error)) from error
+            raise self.wrong("a graph that onnxruntime loads", message_of(error)) from error
+
+    def rank(self, name: str) -> int | None:
+        """Number of axes of an input; None if there is none of that name."""
+        return next((len(entry.shape) for entry in self._session.get_inputs() if entry.name == name), None)
 
     def bind(self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]) -> IOBinding:
         """Have the graph read and write these arrays, which must outlive the binding, besides the batch.
@@ -149,7 +158,7 @@ class _Graph:
         missing = outputs.keys() - {entry.name for entry in self._session.get_outputs()}
         if expected != found or missing:
             differing = ", ".join(sorted(expected ^ found | missing))
-            raise self._wrong("the inputs and outputs that this release knows", f"others ({differing})")
+            raise self.wrong("the inputs and outputs that this release knows", f"others ({differing})")
         binding = self._session.io_binding()
         for name, array in inputs.items():
             _bind(binding.bind_input, name, array)
@@ -169,7 +178,8 @@ class _Graph:
         with running(self._path, len(x)):
             self._session.run_with_iobinding(binding)
 
-    def _wrong(self, expected: str, found: str) -> WrongBundleError:
+    def wrong(self, expected: str, found: str) -> WrongBundleError:
+        """The error of a graph that is not what it must be."""
         return WrongBundleError(f"{self._path}: expected {expected}, found {found}; export again")
 
 
@@ -180,9 +190,9 @@ def _bind(bind: Callable[..., None], name: str, array: NDArray[Any]) -> None:
 class _Trainer:
     """`train_step.onnx`: all but the batch is bound to it once, and settings are written to where it reads them."""
 
-    def __init__(self, graph: _Graph, vectors: Mapping[str, NDArray[np.float32]], affine: Affine) -> None:
+    def __init__(self, graph: _Graph, vectors: Mapping[str, NDArray[np.float32]], affine: AffineTerm) -> None:
         self._graph, self._affine = graph, affine
-        numbers = ("share", "learning_rate", "mu", "max_norm")
+        numbers = ("share", "learning_rate", "max_norm")
         self._nothing = np.zeros(1, np.float32)
         self._inputs: dict[str, NDArray[Any]] = {
             **vectors,
@@ -190,23 +200,37 @@ class _Trainer:
             **{name: np.zeros((), np.bool_) for name in ("last", "adjusted")},
             "seed": np.zeros((), np.int64),
             "accumulated": self._nothing,
-            "h": self._nothing,
+            **self._affine_inputs(affine.vectors(NONE)),
         }
         self._loss = np.zeros((), np.float32)
         self._outputs = {"loss": self._loss, **{f"new_{name}": vector for name, vector in vectors.items()}}
         self._whole = graph.bind(self._inputs, self._outputs)
+        self._bound = affine.vectors(NONE)
         self._gradient: Vector | None = None
         self._part: IOBinding | None = None
 
     def adjust(self, adjustment: Adjustment) -> None:
-        """Set what is done to the gradients from now on."""
-        self._write(adjusted=not adjustment.is_none, mu=adjustment.mu, max_norm=adjustment.max_norm)
-        h = self._affine.vector(adjustment)
-        if h is None:
-            h = self._nothing
-        if h is not self._inputs["h"]:
-            self._inputs["h"] = h
+        """Set what is done to the gradients from now on.
+
+        Raises:
+            WrongBundleError: the graph is of a release that knew one μ for all tensors only, and it is of some.
+        """
+        self._write(adjusted=not adjustment.is_none, max_norm=adjustment.max_norm)
+        affine = self._affine.vectors(adjustment)
+        if affine is not self._bound:
+            self._inputs.update(self._affine_inputs(affine))
             self._whole, self._part = self._graph.bind(self._inputs, self._outputs), None
+            self._bound = affine
+
+    def _affine_inputs(self, affine: Affine) -> dict[str, NDArray[np.float32]]:
+        mu = affine.mu
+        if self._graph.rank("mu") == 0:
+            if len(mu) > 1:
+                raise self._graph.wrong(
+                    "a graph that takes another mu for shared than for personal tensors", "one of an older release"
+                )
+            mu = mu.reshape(())
+        return {"mu": mu, "h": self._nothing if affine.h is None else affine.h}
 
     def run(self, part: Part, learning_rate: float) -> float:
         """Add the gradient of a part to those before it, and update after the last; return its loss."""

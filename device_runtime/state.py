@@ -10,7 +10,8 @@ to arrays of any shape and dtype; what is to be kept besides the personal tensor
 
 `fedpara-edge/device-state`, version 1: header `format, version, fingerprint, call`; tensors `before/<group>/<name>`
 and `after/<group>/<name>`, as they were when that call began and when it ended. The group `personal` holds the personal
-tensors, `residual` what a lossy codec has not sent yet, by shared tensor.
+tensors; by shared tensor, `residual` holds what a lossy codec has not sent yet, `control` SCAFFOLD's c_i and `dynamic`
+FedDyn's ∇_i (`fedpara_edge.algorithms.local`).
 
 `fedpara-edge/progress`, version 1: header `format, version, fingerprint, call, output, step, seconds, loss_sums` as in
 `Progress`; tensors `<group>/<name>`. The group `engine` holds the engine's state.
@@ -18,7 +19,8 @@ tensors, `residual` what a lossy codec has not sent yet, by shared tensor.
 A *call* is everything that decides the outcome of a training: round, base weights, data, options. A call ends with four
 commits, each one rename or removal: its last progress, the update, the lasting state, the removal of the progress. Cut
 short between any two, the same call again finds its progress, takes no further step and commits the same bytes; cut
-short after the last, it begins from `before` again. So a repeated call never trains the personal tensors twice.
+short after the last, it begins from `before` again. So a repeated call never trains the personal tensors twice, and
+never adds to what an algorithm keeps twice.
 """
 
 from __future__ import annotations
@@ -61,8 +63,16 @@ class Lasting:
     after: Groups
 
     def start_of(self, call: Mapping[str, Any]) -> Groups:
-        """The groups a call begins with: `after`, or `before` if it repeats the finished one."""
-        return self.before if call == self.call else self.after
+        """The groups a call begins with: `after`, or `before` if it repeats the finished one.
+
+        Another call of the same round goes on from the personal tensors, but its update takes the place of the finished
+        one's, so whatever else is kept is as it was before the round.
+        """
+        if call == self.call:
+            return self.before
+        if all(call.get(key) == self.call.get(key) for key in ("round", "base")):
+            return {**self.before, **{name: self.after[name] for name in ("personal",) if name in self.after}}
+        return self.after
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from export.exporter import ExportOptions, export_bundle
+    from export.recipe import Made, make_bundle
 
-__all__ = ["ExportOptions", "export_bundle"]
+__all__ = ["ExportOptions", "Made", "export_bundle", "make_bundle"]
 
 
 def __getattr__(name: str) -> Any:
     """Import the exporter, and torch with it, when it is asked for: folding does without."""
     if name in __all__:
-        from export import exporter
+        from export import exporter, recipe
 
-        return getattr(exporter, name)
+        return getattr(recipe if name in ("Made", "make_bundle") else exporter, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,6 +14,8 @@ import onnxruntime
 from onnx import TensorProto, helper
 from onnxruntime.training import artifacts, onnxblock
 
+from export.gradients import DETACH
+from export.gradients.graph import attributes
 from export.graph import IR_VERSION, LABEL, OUTPUT, ForwardGraph, quiet_stderr
 from fedpara_edge.bundle import Loss
 from fedpara_edge.errors import InputError
@@ -36,9 +38,16 @@ def write_artifacts(
         InputError: an operator has no gradient; it is named with the module it came from.
     """
     for node in graph.model.graph.node:
-        mode = {attribute.name: attribute.s for attribute in node.attribute}.get("mode", b"constant")
-        if node.op_type in _BROKEN_GRADIENTS or (node.op_type == "Pad" and mode != b"constant"):
+        options = {attribute.name: attribute.s for attribute in node.attribute}
+        mode, direction = options.get("mode", b"constant"), options.get("direction", b"forward")
+        if node.op_type == "Pad" and mode != b"constant":
             raise _no_gradient(graph, node.op_type, node.name)
+        if direction != b"forward":
+            raise _no_gradient(graph, f"a {direction.decode()} {node.op_type}", node.name)
+        if node.op_type == DETACH:
+            raise _no_gradient(graph, "detach", node.name)
+        if _is_strided_volume(node):
+            raise _no_gradient(graph, "a Conv of three dimensions with groups and strides", node.name)
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     with naming_operators(graph), quiet_stderr():
@@ -59,6 +68,13 @@ def write_artifacts(
         if name == "optimizer_model":
             _correct_optimizer(written.graph)
         onnx.save(written, path)
+
+
+def _is_strided_volume(node: onnx.NodeProto) -> bool:
+    """Whether the runtime trains this Conv without an error, but with a loss of 0."""
+    given = attributes(node)
+    strides = given.get("strides", [1])
+    return node.op_type == "Conv" and given.get("group", 1) > 1 and len(strides) == 3 and max(strides) > 1
 
 
 def _correct_optimizer(graph: onnx.GraphProto) -> None:
@@ -104,7 +120,6 @@ def _no_gradient(graph: ForwardGraph, operator: str, node: str) -> InputError:
     )
 
 
-_BROKEN_GRADIENTS = frozenset({"AveragePool"})  # takes the process down: see `pooling`
 _SYSTEM_ERROR = re.compile(r"errno:(?P<errno>\d+)")
 _NO_GRADIENT = re.compile(r"gradient builder has not been registered: (?P<operator>\w+) for node (?P<node>\S+)")
 _NO_KERNEL = re.compile(r"implementation for (?P<operator>\w+)\(\d+\) node with name '(?P<node>[^']*?)_Grad/")
@@ -120,8 +135,21 @@ def _optimizer_block(constants: Mapping[str, Any]) -> Any:
 
 
 class _CrossEntropy(onnxblock.Block):  # type: ignore[misc]
+    """Of outputs [B, C, ...] and labels [B, ...]; onnxruntime's own takes the classes for the last axis."""
+
     def build(self, output: str, *_: str) -> str:
-        return onnxblock.loss.CrossEntropyLoss()(output, LABEL)  # type: ignore[no-any-return]
+        graph = self.base.graph
+        onnxblock.blocks.InputLike(output)(LABEL)
+        label = next(value for value in graph.input if value.name == LABEL).type.tensor_type
+        label.elem_type = TensorProto.INT64
+        del label.shape.dim[1]
+        outputs = ["loss", "cross_entropy.log_prob"]
+        graph.node.append(
+            helper.make_node(
+                "SoftmaxCrossEntropyLoss", [output, LABEL], outputs, name="cross_entropy", reduction="mean"
+            )
+        )
+        return "loss"
 
 
 class _MeanSquaredError(onnxblock.Block):  # type: ignore[misc]

@@ -4,13 +4,14 @@ The graph runs on a few examples (`tracing`). Whatever the input can't change is
 operator reads becomes an initializer, and what made it goes. One that is made of the tensors of one layer and equals
 that layer's weight, or its transpose, is replaced by the weight composed in double precision, under the layer's name. A
 linear layer may also be contracted, y = (x L) Rᵀ with L and R made of its factors, so that its weight is nowhere in the
-graph: where L Rᵀ equals the transposed weight, the two products become one.
+graph: where L Rᵀ equals the transposed weight, the two products become one. An LSTM or GRU has its weights by
+direction and with the gates in ONNX's order.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,8 @@ from fedpara_edge.factors import compose, factor_shapes
 from fedpara_edge.layout import Layout
 
 _TOLERANCE = 1e-4  # relative: what float32 makes of a weight is closer, any other tensor farther
-_TRANSPOSED = ".transposed"
+_TRANSPOSED, _GATES = ".transposed", ".gates"
+_GATE_ORDERS = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}  # i, o, f, c of torch's i, f, g, o; z, r, h of r, z, n
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Composed:
 
     Attributes:
         model: float32; the weight of a layer is the initializer `<layer>.weight` in the layer's shape, or
-            `<layer>.weight.transposed` where the operator wants [I, O].
+            `<layer>.weight.transposed` where the operator wants [I, O], or `<layer>.weight.gates` where it wants
+            [directions, G H, I] for the layers of all directions.
         layers: those that were made of factors and now have one weight.
         parameters: the initializers that come from tensors of the layout.
     """
@@ -63,12 +66,14 @@ def compose_layers(source: onnx.ModelProto, layout: Layout, examples: NDArray[An
     replace(graph.node, [node for node in graph.node if not known.constants.keys() >= {*node.output} - {""}])
     _fix_reshapes(graph, constants, known.shapes)
     _write_dense(graph, constants, known.shapes)
+    _write_recurrent(graph, constants)
     constants.store(graph)
     prune(graph)
     names = {tensor.name for tensor in graph.initializer}
-    factored = {_weight_name(layer.name): layer.name for layer in layout.layers if layer.kind != "dense"}
-    composed = tuple(layer for weight, layer in factored.items() if {weight, weight + _TRANSPOSED} & names)
-    return Composed(model, composed, frozenset(constants.parameters & names))
+    composed = {weight for name in names for weight in constants.composed.get(name, ())}
+    factored = [layer.name for layer in layout.layers if layer.kind != "dense"]
+    layers = tuple(name for name in factored if _weight_name(name) in composed)
+    return Composed(model, layers, frozenset(constants.parameters & names))
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,7 @@ class _Constants:
         values: by name in the graph.
         stock: the initializers.
         parameters: those that come from tensors of the layout.
+        composed: by initializer, the names of the weights in it.
     """
 
     def __init__(
@@ -95,6 +101,7 @@ class _Constants:
         self.values = dict(values)
         self.stock: dict[str, NDArray[Any]] = {}
         self.parameters: set[str] = set()
+        self.composed: dict[str, tuple[str, ...]] = {}
         self._origins = dict(origins)
         self._weights = weights
         self._read: set[str] = set()
@@ -117,7 +124,19 @@ class _Constants:
         """The weight of a linear layer as an initializer."""
         name = weight.name + _TRANSPOSED * transposed
         value = weight.value.T if transposed else weight.value
-        return self._keep(name, value.astype(np.float32), otherwise=name)
+        return self._keep(name, value, otherwise=name, weights=[weight])
+
+    def add_gates(self, name: str, order: Sequence[int]) -> str:
+        """The weights [directions, G H, I] of a recurrent layer as an initializer, if that is what a constant is."""
+        made_of = [weight for weight in self._weights if weight.tensors <= self._origins[name]]
+        ordered = [(weight, _in_order(weight.value, order)) for weight in made_of]
+        found = [pair for value in self.values[name] for pair in ordered if _near(value, pair[1])]
+        if len(found) != len(self.values[name]):
+            return name
+        weights = [weight for weight, _ in found]
+        return self._keep(
+            weights[0].name + _GATES, np.stack([value for _, value in found]), otherwise=name, weights=weights
+        )
 
     def store(self, graph: onnx.GraphProto) -> None:
         """Let all nodes of a graph read initializers where they read constants, and set these."""
@@ -132,23 +151,32 @@ class _Constants:
             self.stock[name] = value
             return name
         if (weight := self.weight_in(value, name)) is not None:
-            composed = weight.value.astype(np.float32).reshape(value.shape)
-            return self._keep(weight.name, composed, otherwise=name)
+            return self._keep(weight.name, weight.value.reshape(value.shape), otherwise=name, weights=[weight])
         if (weight := self.weight_in(value.T, name)) is not None:
-            composed = weight.value.T.astype(np.float32).reshape(value.shape)
-            return self._keep(weight.name + _TRANSPOSED, composed, otherwise=name)
+            composed = weight.value.T.reshape(value.shape)
+            return self._keep(weight.name + _TRANSPOSED, composed, otherwise=name, weights=[weight])
         wanted = min(tensors)
         whole = len(tensors) == 1 and value.size == self.values[wanted].size
         return self._keep(wanted if whole else name, value, otherwise=name)
 
-    def _keep(self, name: str, value: NDArray[Any], *, otherwise: str) -> str:
-        """Stock a parameter under a name, or under the other one where something else has the first."""
+    def _keep(self, name: str, value: NDArray[Any], *, otherwise: str, weights: Sequence[_Weight] = ()) -> str:
+        """Stock a parameter, weights in float32, under a name, or the other one where something else has the first."""
+        if weights:
+            value = value.astype(np.float32)
         there = self.stock.get(name, value)
         if (name != otherwise and name in self._read) or not np.array_equal(there, value):
             name = otherwise
         self.stock[name] = np.ascontiguousarray(value)
         self.parameters.add(name)
+        self.composed[name] = tuple(weight.name for weight in weights)
         return name
+
+
+def _in_order(weight: NDArray[Any], order: Sequence[int]) -> NDArray[Any]:
+    """A weight [G H, I] with its G gates in another order."""
+    if len(weight) % len(order):
+        return weight
+    return weight.reshape(len(order), -1)[list(order)].reshape(weight.shape)
 
 
 def _origins(graph: onnx.GraphProto, layout: Layout) -> dict[str, frozenset[str]]:
@@ -222,6 +250,14 @@ def _write_dense(graph: onnx.GraphProto, constants: _Constants, shapes: Mapping[
         node.CopyFrom(helper.make_node("Gemm" if matrices else "MatMul", inputs, list(node.output), name=node.name))
         if matrices:
             node.attribute.append(helper.make_attribute("transB", 1))
+
+
+def _write_recurrent(graph: onnx.GraphProto, constants: _Constants) -> None:
+    for node in graph.node:
+        if node.op_type in _GATE_ORDERS:
+            for index in (1, 2):
+                if node.input[index] in constants.values:
+                    node.input[index] = constants.add_gates(node.input[index], _GATE_ORDERS[node.op_type])
 
 
 def _right_factor(node: onnx.NodeProto, constants: _Constants) -> NDArray[Any] | None:

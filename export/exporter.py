@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from export.graph import INPUT, LABEL, OUTPUT, ForwardGraph, forward_graph
-from export.optimizers import optimizer_constants
+from export.optimizers import CORRECTION, optimizer_constants
 from export.preprocess import TORCH_DTYPES, Deployed, InputDtype
 from export.training_step import StepSpec, write_steps
 from export.trials import Batch, Trial, try_onnxruntime, try_ort_training
@@ -35,8 +35,9 @@ from fedpara_edge.bundle import (
 )
 from fedpara_edge.errors import InputError
 from fedpara_edge.files import check_output, replacing_folder, sha256_of
-from fedpara_edge.layout import Layout, TensorSpec
+from fedpara_edge.layout import Layout
 from fedpara_edge.nn import layout_of
+from fedpara_edge.roles import keep_personal
 from fedpara_edge.weights import Weights, write_weights
 
 _VERIFICATION_BATCHES = 20
@@ -54,10 +55,11 @@ class ExportOptions:
         tokens: for `int64` input, how many different tokens there are.
         mean: subtracted from the (scaled) input, one number or one for each channel.
         std: then divided by, likewise.
-        loss: `cross_entropy` over outputs [B, C] and labels int64 [B]; `mse` or `bce` (with logits) over float32 labels
-            of the outputs' shape.
+        loss: `cross_entropy` over outputs [B, C] and labels int64 [B], or [B, C, T] and [B, T] for a label at each of T
+            positions; `mse` or `bce` (with logits) over float32 labels of the outputs' shape.
         optimizer: see `export.optimizers.optimizer_constants`.
         batch_size: of the training that the graphs are made for; any other works as well.
+        personal: patterns of the layers or tensors that stay on the device (`fedpara_edge.roles`).
         engines: names of the engines to write files for.
         seed: of the batches used for verification.
     """
@@ -71,6 +73,7 @@ class ExportOptions:
     loss: Loss = "cross_entropy"
     optimizer: dict[str, Any] = field(default_factory=lambda: optimizer_constants("sgd"))
     batch_size: int = 32
+    personal: tuple[str, ...] = ()
     engines: tuple[str, ...] = ENGINES
     seed: int = 0
 
@@ -80,6 +83,11 @@ class ExportOptions:
         if not self.engines or not set(self.engines) <= set(ENGINES):
             raise InputError(
                 f"engines: expected some of {', '.join(ENGINES)}, found {', '.join(self.engines) or 'none'}"
+            )
+        if CORRECTION in self.optimizer and "ort-training" in self.engines:
+            raise InputError(
+                "engine ort-training: expected engines that know the Jacobian correction, found this one, which takes "
+                "first derivatives only; export with --engine onnxruntime"
             )
         if not self.input_shape or min(self.input_shape) < 1:
             raise InputError(f"input shape: expected positive sizes such as 1,28,28, found {list(self.input_shape)}")
@@ -112,6 +120,7 @@ def export_bundle(
     layout = layout_of(model)
     if not layout.shared:
         raise InputError("model: expected trainable parameters, found none; nothing would travel")
+    layout = keep_personal(layout, options.personal)
     deployed = Deployed(
         copy.deepcopy(model),  # tracing switches modes
         input_dtype=options.input_dtype,
@@ -120,13 +129,15 @@ def export_bundle(
         std=options.std,
     )
     example = _random_input(options, np.random.default_rng(options.seed))
-    graph = forward_graph(deployed, example, batch_size=options.batch_size)
+    graph = forward_graph(
+        deployed, example, batch_size=options.batch_size, contracting=CORRECTION not in options.optimizer
+    )
     label = _label_spec(options.loss, graph.output_shape)
     trained = layout.with_role("shared", "personal")
     check_parameters(graph, trained)
     tensors = {name: value.detach().numpy() for name, value in model.state_dict().items()}
     with replacing_folder(folder) as making:
-        trials = _write_engines(making, graph, example, trained, options, label, tensors)
+        trials = _write_engines(making, graph, example, layout, options, label, tensors)
         verification = verify(
             trials,
             deployed,
@@ -147,13 +158,14 @@ def _write_engines(
     folder: Path,
     graph: ForwardGraph,
     example: torch.Tensor,
-    trained: Sequence[TensorSpec],
+    layout: Layout,
     options: ExportOptions,
     label: ArraySpec,
     tensors: dict[str, NDArray[Any]],
 ) -> dict[str, Trial]:
     """Write the files of every engine asked for, and return how to try them."""
     trials: dict[str, Trial] = {}
+    trained = layout.with_role("shared", "personal")
     if "ort-training" in options.engines:
         from export.artifacts import write_artifacts
 
@@ -161,7 +173,8 @@ def _write_engines(
         write_artifacts(graph, folder, trainable=names, loss=options.loss, optimizer=options.optimizer)
         trials["ort-training"] = partial(try_ort_training, folder, graph, trained)
     if "onnxruntime" in options.engines:
-        write_steps(graph, folder, StepSpec(trained, label, options.loss, options.optimizer), example.numpy())
+        spec = StepSpec(trained, label, options.loss, options.optimizer, layout)
+        write_steps(graph, folder, spec, example.numpy())
         trials["onnxruntime"] = partial(try_onnxruntime, folder, trained, tensors, options.optimizer)
     return trials
 
@@ -192,12 +205,12 @@ def _manifest(
 def _label_spec(loss: Loss, output_shape: Sequence[int]) -> ArraySpec:
     if loss != "cross_entropy":
         return ArraySpec(LABEL, tuple(output_shape), "float32")
-    if len(output_shape) != 1:
+    if not output_shape:
         raise InputError(
-            f"loss cross_entropy: expected outputs [batch, classes], found [batch, *{list(output_shape)}]; "
-            "flatten the outputs or choose another loss"
+            "loss cross_entropy: expected outputs [batch, classes], or [batch, classes, positions] for a label at each "
+            "position, found [batch]; choose another loss"
         )
-    return ArraySpec(LABEL, (), "int64", output_shape[0])
+    return ArraySpec(LABEL, tuple(output_shape[1:]), "int64", output_shape[0])
 
 
 def _random_batches(options: ExportOptions, label: ArraySpec) -> Iterator[Batch]:
@@ -216,5 +229,5 @@ def _random_input(options: ExportOptions, generator: np.random.Generator) -> tor
 
 def _random_labels(label: ArraySpec, generator: np.random.Generator) -> torch.Tensor:
     if label.classes is not None:
-        return torch.from_numpy(generator.integers(0, label.classes, _EXAMPLES))
+        return torch.from_numpy(generator.integers(0, label.classes, (_EXAMPLES, *label.shape)))
     return torch.from_numpy(generator.random((_EXAMPLES, *label.shape), dtype=np.float32))

@@ -13,11 +13,14 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from onnx import helper, numpy_helper
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from export.contraction import contract_layers
 from export.preprocess import Deployed
@@ -46,6 +49,11 @@ class ForwardGraph:
     module_of: dict[str, str]
     output_shape: tuple[int, ...]
 
+    def place_of(self, node: onnx.NodeProto) -> str:
+        """The module that a node came from, or else the node, as errors name it."""
+        module = self.module_of.get(node.name)
+        return f"module {module!r}" if module is not None else f"node {node.name!r}"
+
     def digest(self, trainable: Collection[str]) -> str:
         """SHA-256 of the graph without the values of its trainable parameters."""
         bare = onnx.ModelProto()
@@ -56,21 +64,26 @@ class ForwardGraph:
         return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
 
 
-def forward_graph(model: Deployed, example: torch.Tensor, *, batch_size: int = 32) -> ForwardGraph:
+def forward_graph(
+    model: Deployed, example: torch.Tensor, *, batch_size: int = 32, contracting: bool = True
+) -> ForwardGraph:
     """Export `model` in training mode (dropout stays) with a dynamic batch.
 
     Args:
         model: the model with its preprocessing.
         example: a raw input batch [B, ...] with B > 1.
         batch_size: of the training, by which linear layers are contracted or composed.
+        contracting: whether they may be contracted.
 
     Raises:
         InputError: the model does not run on the example, does not give one tensor with the batch first, fixes the
-            batch size, uses BatchNorm or an operator without ONNX translation.
+            batch size, uses BatchNorm, `torch.no_grad()`, random numbers other than Dropout's, or an operator without
+            ONNX translation.
     """
     _refuse_modules(model.model)
     shape = _output_shape(model, example)
-    contract_layers(model, example, batch_size)
+    if contracting:
+        contract_layers(model, example, batch_size)
     if not model.model.training:  # the wrapper is new, and always in training mode
         model.train()
     try:
@@ -87,10 +100,13 @@ def forward_graph(model: Deployed, example: torch.Tensor, *, batch_size: int = 3
                 custom_translation_table=dict(TRANSLATIONS),
                 verbose=False,
             )
+            assert program is not None
+            proto = program.model_proto
     except Exception as error:  # whatever goes wrong here lies in the user's model
         raise InputError(f"model: expected one that torch.onnx can export, found {_gist(error)}") from error
-    assert program is not None
-    return _finish(program.model_proto, shape, _names(model.model))
+    graph = _finish(proto, shape, _names(model.model))
+    _refuse_random(graph)
+    return graph
 
 
 @contextmanager
@@ -126,8 +142,9 @@ def _finish(model: onnx.ModelProto, output_shape: tuple[int, ...], names: Mappin
 
 
 def _output_shape(model: Deployed, example: torch.Tensor) -> tuple[int, ...]:
+    watch = _StoppedGradients()
     try:
-        with torch.no_grad():
+        with torch.enable_grad(), watch:
             output = copy.deepcopy(model).eval()(example)
     except Exception as error:
         raise InputError(
@@ -136,7 +153,49 @@ def _output_shape(model: Deployed, example: torch.Tensor) -> tuple[int, ...]:
     if not isinstance(output, torch.Tensor) or output.dim() < 1 or len(output) != len(example):
         found = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise InputError(f"model: expected one output tensor [{len(example)}, ...], batch first, found {found}")
+    if watch.function is not None:
+        raise InputError(
+            f"model: expected gradients through all it computes, found {watch.function} of trained values within "
+            "torch.no_grad(), which the export would not keep; use .detach() instead (nothing was written)"
+        )
     return tuple(output.shape[1:])
+
+
+class _StoppedGradients(TorchFunctionMode):
+    """Notes a function whose result depends on trained parameters, but has no gradient as gradients are disabled.
+
+    Attributes:
+        function: the name of the first; None if there was none.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.function: str | None = None
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not torch.is_grad_enabled() and isinstance(result, torch.Tensor) and result.is_floating_point():
+            values = tree_leaves((args, kwargs))
+            if self.function is None and any(isinstance(v, torch.Tensor) and v.requires_grad for v in values):
+                self.function = getattr(func, "__name__", str(func))
+        return result
+
+
+def _refuse_random(graph: ForwardGraph) -> None:
+    """Refuse what draws other numbers at every step, whatever the seed."""
+    for node in graph.model.graph.node:
+        if node.op_type in _RANDOM:
+            raise InputError(
+                f"{graph.place_of(node)}: expected no random numbers but those of Dropout, found {node.op_type}; "
+                "remove it (nothing was written)"
+            )
+
+
+_RANDOM = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
 
 
 def _refuse_modules(model: torch.nn.Module) -> None:

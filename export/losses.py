@@ -15,17 +15,17 @@ LossBuilder = Callable[[Graph, str, str], tuple[str, str]]
 
 
 def cross_entropy(graph: Graph, outputs: str, labels: str) -> tuple[str, str]:
-    """Mean over the batch of -log softmax(outputs)[label], for outputs [B, C] and labels int64 [B]."""
+    """Mean over all labels of -log softmax(outputs)[label], for outputs [B, C, ...] and labels int64 [B, ...]."""
     classes = graph.shape(outputs)[1]
     log_p = graph.op("LogSoftmax", outputs, axis=1)
     values = graph.array(np.array([0.0, 1.0], np.float32))
-    chosen = graph.op("OneHot", labels, graph.array(np.array(classes, np.int64)), values, axis=-1)
-    rows = _count(graph, labels)
+    chosen = graph.op("OneHot", labels, graph.array(np.array(classes, np.int64)), values, axis=1)
+    count = _count(graph, labels)
     of_label = graph.op(
         "Where", graph.op("Cast", chosen, to=TensorProto.BOOL), log_p, graph.scalar(0.0)
     )  # not -inf · 0
-    loss = graph.op("Neg", graph.op("Div", _total(graph, of_label), rows))
-    return loss, graph.op("Div", graph.op("Sub", graph.op("Exp", log_p), chosen), rows)
+    loss = graph.op("Neg", graph.op("Div", _total(graph, of_label), count))
+    return loss, graph.op("Div", graph.op("Sub", graph.op("Exp", log_p), chosen), count)
 
 
 def mse(graph: Graph, outputs: str, labels: str) -> tuple[str, str]:

@@ -12,13 +12,16 @@ from onnx import TensorProto
 from export.gradients import Graph
 from fedpara_edge.errors import InputError
 
+CORRECTION = "jacobian_correction"
+"""λ of the Jacobian correction (`export.jacobian`) among the constants of any optimizer; left out for none."""
+
 DEFAULTS: dict[str, dict[str, Any]] = {
     "sgd": {"name": "sgd", "momentum": 0.0},
     "adamw": {"name": "adamw", "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01},
 }
 
 
-def optimizer_constants(name: str, **constants: Any) -> dict[str, Any]:
+def optimizer_constants(name: str, *, jacobian_correction: float = 0.0, **constants: Any) -> dict[str, Any]:
     """The constants of an optimizer, torch's defaults where none are given.
 
     Raises:
@@ -39,7 +42,10 @@ def optimizer_constants(name: str, **constants: Any) -> dict[str, Any]:
             raise InputError(f"{constant}: expected a number of at least 0, found {value}")
         if constant == "momentum" and value >= 1:
             raise InputError(f"momentum: expected a number of at least 0 and below 1, found {value}")
-    return {**DEFAULTS[name], **constants}
+    if not (math.isfinite(jacobian_correction) and jacobian_correction >= 0):
+        raise InputError(f"{CORRECTION}: expected a number of at least 0, found {jacobian_correction}")
+    correction = {CORRECTION: jacobian_correction} if jacobian_correction else {}
+    return {**DEFAULTS[name], **constants, **correction}
 
 
 def state_shapes(constants: Mapping[str, Any], parameters: int) -> dict[str, tuple[int, ...]]:

@@ -17,7 +17,7 @@ from onnxscript import opset18 as op
 from torch.nn import functional as F
 
 
-def avg_pool2d(
+def avg_pool(
     x: Any,
     kernel_size: Sequence[int],
     stride: Sequence[int] = (),
@@ -26,18 +26,22 @@ def avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Any:
-    """`aten.avg_pool2d`, all of its options."""
-    size, kernel, pads = [int(n) for n in x.shape[2:]], _pair(kernel_size), _pair(padding)
-    strides = _pair(stride) if stride else kernel
+    """`aten.avg_pool1d`, `avg_pool2d` and `avg_pool3d`, all of their options."""
+    size = [int(n) for n in x.shape[2:]]
+    kernel, pads = (_each(values, len(size)) for values in (kernel_size, padding))
+    strides = _each(stride, len(size)) if stride else kernel
     tiles = kernel == strides and not any(pads) and not any(n % k for n, k in zip(size, kernel, strict=True))
     if tiles and divisor_override is None:
         return _mean_of_tiles(x, [n // k for n, k in zip(size, kernel, strict=True)])
     ones = torch.ones(1, 1, *size)
-    weights = F.avg_pool2d(ones, kernel, strides, pads, ceil_mode, count_include_pad, divisor_override)
+    pool, convolve = _FUNCTIONS[len(size)]
+    divisor = {} if divisor_override is None else {"divisor_override": divisor_override}
+    weights = pool(ones, kernel, strides, pads, ceil_mode, count_include_pad, **divisor)
     reach = [(n - 1) * s + k for n, s, k in zip(weights.shape[2:], strides, kernel, strict=True)]
     after = [max(r - n - p, 0) for r, n, p in zip(reach, size, pads, strict=True)]
     window = torch.ones(1, 1, *kernel)
-    counts = F.conv2d(F.pad(ones, (pads[1], after[1], pads[0], after[0])), window, stride=strides)
+    around = [n for pair in zip(pads[::-1], after[::-1], strict=True) for n in pair]  # F.pad has the last axis first
+    counts = convolve(F.pad(ones, around), window, stride=strides)
     channels = int(x.shape[1])
     sums = op.Conv(
         x,
@@ -47,7 +51,15 @@ def avg_pool2d(
         strides=strides,
         pads=[*pads, *after],
     )
-    return op.Mul(sums, _constant((weights / counts)[:, :, : counts.shape[2], : counts.shape[3]]))
+    kept = (slice(None), slice(None), *(slice(n) for n in counts.shape[2:]))
+    return op.Mul(sums, _constant((weights / counts)[kept]))
+
+
+_FUNCTIONS: dict[int, tuple[Any, Any]] = {
+    1: (F.avg_pool1d, F.conv1d),
+    2: (F.avg_pool2d, F.conv2d),
+    3: (F.avg_pool3d, F.conv3d),
+}
 
 
 def adaptive_avg_pool2d(x: Any, output_size: Sequence[int]) -> Any:
@@ -60,16 +72,16 @@ def adaptive_avg_pool2d(x: Any, output_size: Sequence[int]) -> Any:
 
 
 def _mean_of_tiles(x: Any, tiles: Sequence[int]) -> Any:
-    rows, columns = (int(n) // t for n, t in zip(x.shape[2:], tiles, strict=True))
-    shape: Any = [0, int(x.shape[1]), tiles[0], rows, tiles[1], columns]
+    """[N, C, *S] as [N, C, tiles, S / tiles, ...], and the mean over every other axis."""
+    split = [part for n, count in zip(x.shape[2:], tiles, strict=True) for part in (count, int(n) // count)]
+    shape: Any = [0, int(x.shape[1]), *split]
     target: Any = op.Constant(value_ints=shape)
-    split = op.Reshape(x, target)
-    axes: Any = op.Constant(value_ints=[3, 5])
-    return op.ReduceMean(split, axes, keepdims=0)
+    axes: Any = op.Constant(value_ints=list(range(3, len(shape), 2)))
+    return op.ReduceMean(op.Reshape(x, target), axes, keepdims=0)
 
 
-def _pair(values: Sequence[int]) -> list[int]:
-    return [int(value) for value in values] * (2 // len(values))
+def _each(values: Sequence[int], axes: int) -> list[int]:
+    return [int(value) for value in values] * (axes // len(values))
 
 
 def _constant(values: torch.Tensor) -> Any:

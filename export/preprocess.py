@@ -22,7 +22,7 @@ class Deployed(nn.Module):
         model: takes float32 [B, ...] (int64 for `int64`).
         input_dtype: of the raw input; `int64` (tokens) goes to the model as it is.
         input_shape: of one raw example.
-        mean: one number, or one for each channel (the first dimension of an example).
+        mean: one number, or one for each channel, which is the first dimension of an example, or else the last.
         std: likewise; positive.
 
     Raises:
@@ -39,10 +39,13 @@ class Deployed(nn.Module):
         std: Sequence[float] = (1.0,),
     ) -> None:
         super().__init__()
+        given = max(len(mean), len(std))
+        last = given > 1 and given != input_shape[0] and given == input_shape[-1]
+        channels = input_shape[-1 if last else 0]
         for name, values in (("mean", mean), ("std", std)):
-            if len(values) not in (1, input_shape[0]):
+            if len(values) not in (1, channels):
                 raise InputError(
-                    f"{name}: expected 1 number or {input_shape[0]}, one for each channel of {tuple(input_shape)}, "
+                    f"{name}: expected 1 number or {channels}, one for each channel of {tuple(input_shape)}, "
                     f"found {len(values)}"
                 )
         if not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
@@ -54,7 +57,7 @@ class Deployed(nn.Module):
         unit = 255.0 if input_dtype == "uint8" else 1.0
         self.scale = [1.0 / (unit * value) for value in std]
         self.shift = [-m / s for m, s in zip(_spread(mean, len(std)), _spread(std, len(mean)), strict=True)]
-        self.channel_shape = [-1] + [1] * (len(input_shape) - 1)
+        self.channel_shape = [-1] if last else [-1] + [1] * (len(input_shape) - 1)
         self.dtype = torch.float32  # a float64 copy serves as the reference of `verify`
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -10,9 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+
+from export.inference import replace
 
 _QUANTIZED = ["Conv", "Gemm", "MatMul"]
 _CALIBRATION_BATCH = 32
@@ -20,6 +24,8 @@ _CALIBRATION_BATCH = 32
 
 def to_int8(model: onnx.ModelProto, calibration: NDArray[Any] | None) -> onnx.ModelProto:
     """Quantize the weights of convolutions and matrix products to 8 bits, one scale for each output channel.
+
+    Those of LSTM and GRU are stored likewise, but computed with in float32: quantized, they are no standard operators.
 
     Args:
         model: float32.
@@ -45,7 +51,28 @@ def to_int8(model: onnx.ModelProto, calibration: NDArray[Any] | None) -> onnx.Mo
                 weight_type=QuantType.QInt8,
                 op_types_to_quantize=_QUANTIZED,
             )
-        return onnx.load(target)
+        quantized = onnx.load(target)
+    _store_recurrent_weights(quantized.graph)
+    return quantized
+
+
+def _store_recurrent_weights(graph: onnx.GraphProto) -> None:
+    """In int8, behind a DequantizeLinear with a scale for every row [GH] of the weights [directions, GH, I]."""
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    recurrent = [node for node in graph.node if node.op_type in ("LSTM", "GRU")]
+    made = []
+    for name in dict.fromkeys(name for node in recurrent for name in node.input[1:3] if name in weights):
+        value = numpy_helper.to_array(weights[name])
+        scale = np.maximum(np.abs(value).max(axis=(0, 2)) / 127, np.finfo(np.float32).tiny)
+        stored = np.rint(value / scale[:, None]).astype(np.int8)
+        weights[name].CopyFrom(numpy_helper.from_array(stored, f"{name}.int8"))
+        graph.initializer.append(numpy_helper.from_array(scale, f"{name}.scale"))
+        made.append(
+            helper.make_node(
+                "DequantizeLinear", [f"{name}.int8", f"{name}.scale"], [name], name=f"{name}.dequantize", axis=1
+            )
+        )
+    replace(graph.node, [*made, *graph.node])
 
 
 def _with_own_weights(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -9,11 +9,11 @@ shared and personal tensors in the order of the layout, each flattened in C orde
     seed            int64 [], decides the masks of dropout
     weights         [P]
     accumulated     [P], or [1] for none: gradient of the earlier parts of the batch, weighted by their shares
-    share           [], this part's share of the batch's rows; 1 for a whole batch
+    share           [], this part's share of the batch's rows; 1 for a whole batch, and with the Jacobian correction
     last            bool [], whether to update after this part
     learning_rate   []
     adjusted        bool [], whether the next three are in use
-    mu, h           [] and [P] or [1]: the gradient becomes gradient + mu · weights + h
+    mu, h           [P] or [1]: the gradient becomes gradient + mu · weights + h
     max_norm        [], and is then scaled by min(1, max_norm / (norm + 1e-6)); inf for no clipping
     momentum        [P], of SGD with momentum
     moment1, moment2 [P], steps []: of AdamW
@@ -21,7 +21,8 @@ shared and personal tensors in the order of the layout, each flattened in C orde
 outputs:
 
     loss            [], mean over this part
-    gradient        [P], accumulated + share · gradient, before mu, h and clipping
+    gradient        [P], accumulated + share · gradient, before mu, h and clipping; with the Jacobian correction
+                    (`jacobian`), that of the loss and the correction
     new_weights, and new_ with each name of the optimizer's state; unchanged where `last` is false
 
 Every `new_` output may be bound to the memory of its input. `eval_step.onnx` takes x, y and weights and gives loss and
@@ -49,21 +50,23 @@ from export.gradients import (
     normalization,
     pooling,
     recurrent,
+    refusing,
     shaping,
 )
-from export.gradients.graph import attributes, initializers_of, needed
+from export.gradients.graph import attributes, initializers_of, needed, static
 from export.graph import IR_VERSION, LABEL, OPSET, OUTPUT, ForwardGraph
+from export.jacobian import ComposedWeight, append_correction, composed_weights
 from export.losses import LOSSES
-from export.optimizers import append_update, state_shapes
+from export.optimizers import CORRECTION, append_update, state_shapes
 from export.tracing import Batch, Trace, trace
 from fedpara_edge.bundle import ArraySpec, Loss
 from fedpara_edge.errors import InputError
-from fedpara_edge.layout import TensorSpec
+from fedpara_edge.layout import Layout, TensorSpec
 
 _FLOAT, _BOOL, _INT64 = TensorProto.FLOAT, TensorProto.BOOL, TensorProto.INT64
 _SETTINGS = ("seed", "share", "last", "learning_rate", "adjusted", "mu", "max_norm", "accumulated", "h")
 _INTERFACE = frozenset((*_SETTINGS, "weights", "momentum", "moment1", "moment2", "steps", "gradient"))
-
+_OPTIONAL_OUTPUTS = ("Dropout", "LayerNormalization", "MaxPool")  # but the first
 
 _LOWERED: dict[str, Callable[[Graph, NodeProto], None]] = {
     "Conv": convolution.forward,
@@ -84,12 +87,14 @@ class StepSpec:
         label: name, shape of one example and dtype.
         loss: what to minimize.
         optimizer: its constants.
+        layout: of the model; needed for the Jacobian correction only.
     """
 
     tensors: Sequence[TensorSpec]
     label: ArraySpec
     loss: Loss
     optimizer: Mapping[str, Any]
+    layout: Layout | None = None
 
     @property
     def parameters(self) -> int:
@@ -107,33 +112,47 @@ def write_steps(graph: ForwardGraph, folder: Path, spec: StepSpec, examples: NDA
         examples: at least three raw inputs to trace the shapes with.
 
     Raises:
-        InputError: an operator can't be differentiated; it is named with the module it came from.
+        InputError: an operator can't be differentiated; it is named with the module it came from. Or there is nothing
+            to apply the Jacobian correction to.
     """
     forward = _without_clashes(graph.model)
     known = trace(forward, examples[:3], [_inner(tensor.name) for tensor in spec.tensors])
+    weights: list[ComposedWeight] = []
+    if CORRECTION in spec.optimizer:
+        assert spec.layout is not None
+        weights = composed_weights(forward, examples, spec.layout, inner=_inner)
     try:
-        train = _train_step(forward, known, spec)
+        train_step = _train_step(forward, known, spec, weights)
+        models = {"train_step": train_step, "eval_step": _eval_step(forward, known, spec)}
     except NoGradientError as error:
-        module = graph.module_of.get(error.node.name)
-        where = f"module {module!r}" if module is not None else f"node {error.node.name!r}"
         raise InputError(
-            f"{where}: expected operators with a gradient in the engine onnxruntime, found {error.found}, which has "
-            "none; replace that module, or try --engine ort-training (nothing was written)"
+            f"{graph.place_of(error.node)}: expected operators with a gradient in the engine onnxruntime, found "
+            f"{error.found}, which has none; replace that module, or try --engine ort-training (nothing was written)"
         ) from error
-    for name, model in (("train_step", train), ("eval_step", _eval_step(forward, known, spec))):
+    for name, model in models.items():
         onnx.save(model, folder / f"{name}.onnx")
 
 
-def _train_step(forward: onnx.ModelProto, known: Trace, spec: StepSpec) -> onnx.ModelProto:
+def _train_step(
+    forward: onnx.ModelProto, known: Trace, spec: StepSpec, corrected: Sequence[ComposedWeight]
+) -> onnx.ModelProto:
     graph = Graph(known)
     _append_parameters(graph, spec)
     nodes = _append_forward(graph, forward, known, training=True)
     loss, of_outputs = LOSSES[spec.loss](graph, OUTPUT, LABEL)
     names = [_inner(tensor.name) for tensor in spec.tensors]
-    gradients = differentiate(graph, nodes, {OUTPUT: graph.op("Mul", of_outputs, "share")}, names)
+    by = [*names, *(value for weight in corrected for value in weight.values)]
+    gradients = differentiate(graph, nodes, {OUTPUT: graph.op("Mul", of_outputs, "share")}, by)
     missing = [name for name in names if name not in gradients]
     if missing:
         raise InputError(f"parameter {missing[0]!r}: expected the loss to depend on it, found that it does not")
+    for weight in corrected:
+        strength = spec.optimizer[CORRECTION]
+        of_factors = append_correction(
+            graph, nodes, weight, gradients, strength=strength, learning_rate="learning_rate"
+        )
+        for name, correction in of_factors.items():
+            gradients[name] = graph.op("Add", gradients[name], correction)
     flat = [graph.op("Reshape", gradients[name], graph.ints(-1)) for name in names]
     graph.define("loss", "Identity", loss)
     graph.define("gradient", "Add", graph.op("Concat", *flat, axis=0) if len(flat) > 1 else flat[0], "accumulated")
@@ -143,8 +162,8 @@ def _train_step(forward: onnx.ModelProto, known: Trace, spec: StepSpec) -> onnx.
     inputs = [
         *_batch_inputs(forward, spec),
         *(_info(name, kind, ()) for name, kind in (("seed", _INT64), ("last", _BOOL), ("adjusted", _BOOL))),
-        *(_info(name, _FLOAT, ()) for name in ("share", "learning_rate", "mu", "max_norm")),
-        *(_info(name, _FLOAT, (f"P or 1 ({name})",)) for name in ("accumulated", "h")),
+        *(_info(name, _FLOAT, ()) for name in ("share", "learning_rate", "max_norm")),
+        *(_info(name, _FLOAT, (f"P or 1 ({name})",)) for name in ("accumulated", "mu", "h")),
         *(_info(name, _FLOAT, shape) for name, shape in state.items()),
     ]
     outputs = [
@@ -181,24 +200,27 @@ def _append_parameters(graph: Graph, spec: StepSpec) -> None:
 def _append_forward(graph: Graph, forward: onnx.ModelProto, known: Trace, *, training: bool) -> list[NodeProto]:
     """Append the forward pass; return its nodes as they are to be differentiated."""
     changing = [node for node in forward.graph.node if not all(n in known.constants for n in node.output if n)]
-    rewrites = (_without_sequences, shaping.join_slices, normalization.fuse, recurrent.split)
-    for rewrite in rewrites if training else rewrites[:1]:
+    rewrites = (_without_unused, _without_sequences, shaping.join_slices, normalization.fuse, recurrent.split)
+    for rewrite in rewrites if training else rewrites[:2]:
         changing = rewrite(graph, changing)
     nodes: list[NodeProto] = []
     for node in changing:
-        if node.op_type == "Dropout":
-            node = _append_dropout(graph, node, number=len(nodes), training=training)
-        elif training and node.op_type in _LOWERED:
-            _LOWERED[node.op_type](graph, node)
-        else:
-            node = _with_static_shape(graph, node, known)
-            graph.nodes.append(node)
+        with refusing(node):
+            if node.op_type == "Dropout":
+                node = _append_dropout(graph, node, number=len(nodes), training=training)
+            elif training and node.op_type in _LOWERED:
+                _LOWERED[node.op_type](graph, node)
+            else:
+                node = _with_static_shape(graph, node, known)
+                graph.nodes.append(node)
         nodes.append(node)
     return nodes
 
 
 def _append_dropout(graph: Graph, node: NodeProto, *, number: int, training: bool) -> NodeProto:
     ratio, mode = (graph.constant(name) for name in node.input[1:3])
+    if len(node.output) > 1:
+        raise NotImplementedError("a Dropout whose mask is in use")
     if not training or not mode or not ratio:
         graph.define(node.output[0], "Identity", node.input[0])
     else:
@@ -217,24 +239,45 @@ def _with_static_shape(graph: Graph, node: NodeProto, known: Trace) -> NodeProto
     return helper.make_node("Reshape", [node.input[0], target], list(node.output), name=node.name)
 
 
+def _without_unused(graph: Graph, nodes: Sequence[NodeProto]) -> list[NodeProto]:
+    """The nodes without the optional outputs that none of them reads."""
+    del graph
+    used = {name for node in nodes for name in node.input}
+    kept = []
+    for node in nodes:
+        count = len(node.output)
+        while node.op_type in _OPTIONAL_OUTPUTS and count > 1 and node.output[count - 1] not in used:
+            count -= 1
+        trimmed = NodeProto()
+        trimmed.CopyFrom(node)
+        del trimmed.output[count:]
+        kept.append(trimmed)
+    return kept
+
+
 def _without_sequences(graph: Graph, nodes: Sequence[NodeProto]) -> list[NodeProto]:
     """Slices in place of a split to a sequence, whose entries are taken one by one."""
     sources = {node.output[0]: node for node in nodes if node.op_type == "SplitToSequence"}
     kept = []
     for node in nodes:
         source = sources.get(node.input[0]) if node.op_type == "SequenceAt" else None
-        sizes = graph.constant(source.input[1]) if source is not None and len(source.input) > 1 else None
-        index = graph.constant(node.input[1]) if source is not None else None
-        if source is None or sizes is None or index is None:
-            kept.append(node)
-            continue
-        axis, number = attributes(source).get("axis", 0), int(index)
-        start = number * int(sizes) if sizes.ndim == 0 else int(sizes[:number].sum())
-        size = graph.shape(node.output[0])[axis]
-        assert isinstance(size, int)
-        bounds = graph.ints(start), graph.ints(start + size), graph.ints(axis)
-        kept.append(helper.make_node("Slice", [source.input[0], *bounds], list(node.output), name=node.name))
+        with refusing(node):
+            kept.append(node if source is None else _slice_in_place_of(graph, node, source) or node)
     return kept
+
+
+def _slice_in_place_of(graph: Graph, node: NodeProto, source: NodeProto) -> NodeProto | None:
+    """A Slice for one entry of a sequence; None where its bounds are no constants."""
+    given, index = attributes(source), graph.constant(node.input[1])
+    sizes = graph.constant(source.input[1]) if len(source.input) > 1 else None
+    if sizes is None or index is None:
+        return None
+    shape, number = graph.shape(node.output[0]), int(index)
+    axis = given.get("axis", 0) % len(shape)
+    start = number * int(sizes) if sizes.ndim == 0 else int(sizes[:number].sum())
+    (size,) = static(shape[axis : axis + 1], "parts of a SplitToSequence")
+    bounds = graph.ints(start), graph.ints(start + size), graph.ints(axis)
+    return helper.make_node("Slice", [source.input[0], *bounds], list(node.output), name=node.name)
 
 
 def _append_if_last(graph: Graph, spec: StepSpec, state: Mapping[str, tuple[int, ...]]) -> None:

@@ -17,7 +17,7 @@ import torch
 from onnx import numpy_helper
 from onnxscript import opset18 as op
 
-from export.pooling import adaptive_avg_pool2d, avg_pool2d
+from export.pooling import adaptive_avg_pool2d, avg_pool
 
 
 def layer_norm(
@@ -97,6 +97,11 @@ def instance_norm(x: Any, weight: Any = None, bias: Any = None, mean: Any = None
     return group_norm(x, int(x.shape[1]), weight, bias, eps)
 
 
+def detach(x: Any) -> Any:
+    """`aten.detach`, as `export.gradients` knows it by."""
+    return op.Mean(x) if x.dtype.is_floating_point() else op.Identity(x)
+
+
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.layer_norm.default: layer_norm,
     torch.ops.aten.group_norm.default: group_norm,
@@ -109,7 +114,10 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.selu.default: selu,
     torch.ops.aten.celu.default: celu,
     torch.ops.aten.instance_norm.default: instance_norm,
-    torch.ops.aten.avg_pool2d.default: avg_pool2d,
+    torch.ops.aten.detach.default: detach,
+    torch.ops.aten.avg_pool1d.default: avg_pool,
+    torch.ops.aten.avg_pool2d.default: avg_pool,
+    torch.ops.aten.avg_pool3d.default: avg_pool,
     torch.ops.aten.adaptive_avg_pool2d.default: adaptive_avg_pool2d,
 }
 

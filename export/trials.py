@@ -24,7 +24,7 @@ from export.optimizers import state_shapes
 from fedpara_edge.layout import TensorSpec
 
 Batch = tuple[torch.Tensor, torch.Tensor]
-STEP = 0.01
+STEP = 0.1
 """Learning rate of the optimizer step."""
 
 
@@ -102,7 +102,7 @@ def try_onnxruntime(
         "last": np.array(True),
         "learning_rate": np.array(STEP, np.float32),
         "adjusted": np.array(False),
-        "mu": np.array(0, np.float32),
+        "mu": none,
         "h": none,
         "max_norm": np.array(np.inf, np.float32),
         **{name: np.zeros(shape, np.float32) for name, shape in state_shapes(optimizer, len(flat)).items()},

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from export.graph import ForwardGraph
+from export.jacobian import correction_in_torch, recording_weights
+from export.optimizers import CORRECTION
 from export.preprocess import Deployed
 from export.trials import STEP, Batch, Results, Trial
 from fedpara_edge.bundle import Loss
@@ -92,14 +94,15 @@ def verify(
         By engine, the errors on the first batch on which all of them are within `TOLERANCE`.
 
     Raises:
+        InputError: a runtime does not run the files.
         FedparaError: a result differs and rounding does not explain it, or differs on all batches.
     """
     verified: dict[str, Verification] = {}
     for number, batch in enumerate(batches, 1):
-        expected = _reference(model, *batch, loss)
+        expected = _reference(model, *batch, loss, optimizer)
         excesses = []
         for engine in trials.keys() - verified.keys():
-            verification, excess = _compare(trials[engine](batch), expected, optimizer)
+            verification, excess = _compare(_try(engine, trials[engine], batch), expected, optimizer)
             if not excess:
                 verified[engine] = verification
             else:
@@ -107,12 +110,26 @@ def verify(
         if not excesses:
             return {engine: verified[engine] for engine in trials}
         error, excess = max(excesses)
-        if error > _LIKENESS * _sensitivity(model, batch, loss, expected):
+        if error > _LIKENESS * _sensitivity(model, batch, loss, optimizer, expected):
             break
     raise FedparaError(f"{excess}; nothing was written: please report this model")
 
 
-def _sensitivity(model: Deployed, batch: Batch, loss: Loss, expected: _Reference) -> float:
+def _try(engine: str, trial: Trial, batch: Batch) -> Results:
+    try:
+        return trial(batch)
+    except (FedparaError, OSError):
+        raise
+    except Exception as error:  # those of the runtimes have no common base
+        raise InputError(
+            f"model: expected one that {engine} runs on any batch, found {' '.join(str(error).split())[-300:]}; "
+            "replace the module it names, or try another --engine (nothing was written)"
+        ) from error
+
+
+def _sensitivity(
+    model: Deployed, batch: Batch, loss: Loss, optimizer: Mapping[str, Any], expected: _Reference
+) -> float:
     """How far the gradient of any parameter moves under relative changes of the weights by `_ROUNDING`."""
     floor = _NEGLIGIBLE * _norm(expected.gradients)
     moves = []
@@ -122,7 +139,7 @@ def _sensitivity(model: Deployed, batch: Batch, loss: Loss, expected: _Reference
         with torch.no_grad():
             for parameter in moved.parameters():
                 parameter.mul_(1 + _ROUNDING * torch.randn(parameter.shape, generator=generator))
-        gradients = _reference(moved, *batch, loss).gradients
+        gradients = _reference(moved, *batch, loss, optimizer).gradients
         moves += [_relative(gradients[name], gradient, floor=floor) for name, gradient in expected.gradients.items()]
     return max(moves)
 
@@ -166,17 +183,27 @@ def _compare(found: Results, expected: _Reference, optimizer: Mapping[str, Any])
     return verification, ""
 
 
-def _reference(model: Deployed, x: torch.Tensor, y: torch.Tensor, loss: Loss) -> _Reference:
+def _reference(
+    model: Deployed, x: torch.Tensor, y: torch.Tensor, loss: Loss, optimizer: Mapping[str, Any]
+) -> _Reference:
     double = copy.deepcopy(model).double().eval()
     double.dtype = torch.float64
-    outputs = double(x)
+    with recording_weights(double) as weights:
+        outputs = double(x)
     value = LOSS_FUNCTIONS[loss](outputs, y if y.dtype == torch.int64 else y.double())
     names = {name: parameter for name, parameter in double.model.named_parameters() if parameter.requires_grad}
-    gradients = torch.autograd.grad(value, list(names.values()))
+    gradients = dict(
+        zip(names.values(), torch.autograd.grad(value, list(names.values()), retain_graph=True), strict=True)
+    )
+    for layer, composed in weights.items() if CORRECTION in optimizer else ():
+        of_weight = sum(torch.autograd.grad(value, composed, retain_graph=True), torch.zeros(()))
+        strength = optimizer[CORRECTION]
+        for factor, correction in correction_in_torch(layer, of_weight, strength=strength, learning_rate=STEP).items():
+            gradients[factor] = gradients[factor] + correction
     return _Reference(
         loss=value.item(),
         outputs=outputs.detach().numpy(),
-        gradients={name: gradient.numpy() for name, gradient in zip(names, gradients, strict=True)},
+        gradients={name: gradients[parameter].numpy() for name, parameter in names.items()},
         weights={name: parameter.detach().numpy() for name, parameter in names.items()},
     )
 
@@ -195,7 +222,7 @@ def _stepped(weight: NDArray[Any], gradient: NDArray[Any], optimizer: Mapping[st
     """
     parameter = torch.nn.Parameter(torch.from_numpy(weight.copy()))
     parameter.grad = torch.from_numpy(gradient.astype(np.float64))
-    constants = {key: value for key, value in optimizer.items() if key != "name"}
+    constants = {key: value for key, value in optimizer.items() if key not in ("name", CORRECTION)}
     _OPTIMIZERS[optimizer["name"]]([parameter], lr=STEP, **constants).step()
     return parameter.detach().numpy()
 

@@ -14,9 +14,11 @@ is refused, as they stand in reports:
 | `wrong_fingerprint` | was trained with another bundle                                              |
 | `wrong_round`       | was trained in another round                                                 |
 | `wrong_base`        | was trained from other weights                                               |
+| `wrong_algorithm`   | was trained with another algorithm than the server's, or other options       |
 | `unknown_codec`     | is encoded in a way this release does not know                               |
 | `missing_tensor`    | lacks a shared tensor                                                        |
 | `extra_tensor`      | has a tensor that is not shared                                              |
+| `payload`           | is encoded and damaged                                                       |
 | `dtype`, `shape`    | has a tensor of another dtype or shape                                       |
 | `order`             | has its tensors in another order than the codec lays them                    |
 | `duplicate`         | has the same client and the same content as one that was taken               |
@@ -49,6 +51,12 @@ class FedparaError(Exception):
         super().__init__(message)
         if code is not None:
             self.code = code
+
+
+class DivergedError(FedparaError):
+    """A training, or weights, left the finite numbers: exit code 1."""
+
+    code = "diverged"
 
 
 class InputError(FedparaError):

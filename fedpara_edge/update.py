@@ -111,6 +111,7 @@ def write_update(
 
     Raises:
         InvalidUpdateError: a change is not finite, so that no server would take it.
+        DivergedError: a change is too large for the codec.
         FedparaError: the disk refuses the write.
     """
     tensors = in_order(layout.shared)

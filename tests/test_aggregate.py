@@ -16,13 +16,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedpara_edge import codecs
-from fedpara_edge.aggregation import screening, stream
+from fedpara_edge.aggregation import screening, stepping, stream
 from fedpara_edge.aggregation.fedavg import Aggregation, aggregate
+from fedpara_edge.algorithms.adaptive import FedAdagrad, FedAdam
+from fedpara_edge.algorithms.server import FedAvg, FedAvgM, FedDyn, Scaffold, ServerAlgorithm
 from fedpara_edge.codecs import codec
 from fedpara_edge.codecs.codec import Decoder
 from fedpara_edge.codecs.float32 import Float32Decoder, open_float32
 from fedpara_edge.errors import FedparaError, InputError, InvalidUpdateError, TooFewUpdatesError, WrongBundleError
 from fedpara_edge.layout import Layout
+from fedpara_edge.serverstate import state_of, write_server_state
 from fedpara_edge.tensorfile import TensorFile
 from fedpara_edge.weights import Weights, read_weights, write_weights
 
@@ -498,9 +501,96 @@ def test_codecs_can_be_mixed_and_can_refuse(tmp_path: Path, weights: Weights, mo
     np.testing.assert_allclose(moved, expected, atol=1e-6)
 
 
+METRICS = {"learning_rate_sum": 0.25, "alpha": 0.1}
+KEEPING: dict[str, ServerAlgorithm] = {
+    "fedavgm": FedAvgM(),
+    "fedadam": FedAdam(),
+    "scaffold": Scaffold(clients=30),
+    "feddyn": FedDyn(clients=30),
+}
+
+
+@pytest.mark.parametrize("name", KEEPING)
+def test_order_and_bad_updates_change_no_byte_with_any_algorithm(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codec, "CHUNK_ENTRIES", 16)
+    weights = small_round.start_round(tmp_path, number=0)
+    good = [
+        small_round.send(tmp_path, weights, client, metrics={**METRICS, "learning_rate_sum": 0.5 + ord(client) / 100})
+        for client in "abcde"
+    ]
+    bad = [forge_value(tmp_path, weights, "nan", np.nan), tmp_path / "missing"]
+    bad += [small_round.send(tmp_path, weights, "late", round=5, metrics=METRICS)]
+    results = []
+    for paths in (good, good[::-1], [*bad, *good]):
+        result = aggregate(paths, weights, algorithm=KEEPING[name])
+        assert result.state is not None
+        write_server_state(tmp_path / "state", result.state)
+        results.append((written(tmp_path, result), (tmp_path / "state").read_bytes()))
+        assert result.to_json()["algorithm"] == {"name": name, **KEEPING[name].options()}
+    assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("pieces", [5, 1 << 18])
+def test_the_pieces_of_a_step_change_nothing(pieces: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = small_round.start_round(tmp_path)
+    paths = [small_round.send(tmp_path, weights, client, metrics=METRICS) for client in "abc"]
+    kept = state_of(weights, FedAdam(), {"moment1": weights.tensors, "moment2": constant(weights, 2.0)})
+    expected = aggregate(paths, weights, algorithm=FedAdam(), state=kept)
+    monkeypatch.setattr(stepping, "PIECE_ENTRIES", pieces)
+    assert written(tmp_path, aggregate(paths, weights, algorithm=FedAdam(), state=kept)) == written(tmp_path, expected)
+
+
+def test_equal_weighting_ignores_the_examples(tmp_path: Path, weights: Weights) -> None:
+    changes = {"a": 1.0, "b": 4.0}
+    paths = [
+        small_round.send(tmp_path, weights, client, change=constant(weights, value), examples=1 + 98 * (client == "a"))
+        for client, value in changes.items()
+    ]
+    for weighting, expected in (("equal", 2.5), ("examples", 1.03), (None, 1.03)):
+        result = aggregate(paths, weights, weighting=weighting)
+        moved = small_round.flat(result.weights.tensors) - small_round.flat(weights.tensors)
+        np.testing.assert_allclose(moved, expected, atol=1e-6)
+        assert result.weighting == (weighting or "examples")
+
+
+TOO_LARGE: dict[str, tuple[ServerAlgorithm, float, float, dict[str, float]]] = {
+    "control": (Scaffold(clients=9), 0.0, 1e30, {"learning_rate_sum": 1e-20}),
+    "second moment": (FedAdam(), 0.0, 1e30, {}),
+    "sum of squares": (FedAdagrad(), 0.0, -1e20, {}),
+    "weights": (FedAvgM(), 0.9 * HUGE, HUGE, {}),
+}
+
+
+@pytest.mark.parametrize("case", TOO_LARGE)
+def test_an_update_too_large_for_what_is_kept_is_refused(case: str, tmp_path: Path) -> None:
+    algorithm, start, value, metrics = TOO_LARGE[case]
+    layout = Layout((), (small_round.tensor("a", (300,)), small_round.tensor("b", (3,))))
+    base = {"a": np.zeros(300, np.float32), "b": np.full(3, start, np.float32)}
+    write_weights(tmp_path / "base", Weights("0", 0, layout, base))
+    weights = read_weights(tmp_path / "base")
+    good = [small_round.send(tmp_path, weights, client, metrics=METRICS) for client in "ac"]
+    change = {**small_round.random_tensors(layout, 3), "b": np.full(3, value, np.float32)}
+    bad = small_round.send(tmp_path, weights, "b", change=change, metrics=metrics)
+    result = aggregate([*good, bad], weights, algorithm=algorithm)
+    assert codes(result.rejected) == {"b.update": "overflow"}
+    assert "tensor 'b': expected a change that leaves" in result.rejected[0].reason
+    assert written(tmp_path, result) == written(tmp_path, aggregate(good, weights, algorithm=algorithm))
+
+
+@pytest.mark.parametrize("algorithm", [FedAvg(lr=1e39), FedAdam(lr=1e39)], ids=["fedavg", "fedadam"])
+def test_a_step_that_leaves_float32_is_nobodys_fault(algorithm: ServerAlgorithm, tmp_path: Path) -> None:
+    weights = small_round.start_round(tmp_path, number=0)
+    path = small_round.send(tmp_path, weights, "a")
+    message = f"expected finite weights after the step of algorithm {algorithm.name}, found one beyond float32; lower"
+    with pytest.raises(FedparaError, match=message):
+        aggregate([path], weights, algorithm=algorithm)
+
+
 def many(folder: Path, weights: Weights, count: int) -> list[Path]:
     """Copies of one update that differ in their client, which is much faster than writing each."""
-    whole = small_round.send(folder, weights, "client-0000").read_bytes()
+    whole = small_round.send(folder, weights, "client-0000", metrics=METRICS).read_bytes()
     paths = []
     for number in range(count):
         path = folder / f"many-{number:04}"
@@ -523,14 +613,35 @@ def test_more_updates_than_files_may_be_open(tmp_path: Path, weights: Weights) -
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_memory_does_not_grow_with_the_number_of_updates(tmp_path: Path) -> None:
+def test_refitting_brings_the_weights_closer_to_their_mean(tmp_path: Path, weights: Weights) -> None:
+    paths = [small_round.send(tmp_path, weights, client, examples=ord(client)) for client in "abc"]
+    mean, refitted = aggregate(paths, weights), aggregate(paths, weights, merge="refit")
+    assert mean.refit is None
+    assert refitted.refit is not None
+    assert refitted.refit.after < 0.5 * refitted.refit.before
+    assert mean.gap is not None
+    assert mean.gap.relative == pytest.approx(refitted.refit.before)
+    assert refitted.to_json()["refit"] == {"before": refitted.refit.before, "after": refitted.refit.after}
+    for name, tensor in mean.weights.tensors.items():
+        part = name.rpartition(".")[2]
+        same = np.array_equal(tensor, refitted.weights.tensors[name])
+        assert same == (part in ("bias", "weight", "scale") or name == "scale"), name
+    moved = aggregate(paths, weights, merge="refit", algorithm=FedAvg(lr=0.5)).weights.tensors
+    for name, tensor in weights.tensors.items():
+        np.testing.assert_allclose(moved[name] - tensor, (refitted.weights.tensors[name] - tensor) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "algorithm", [FedAvg(), Scaffold(clients=120), FedAdam()], ids=lambda algorithm: algorithm.name
+)
+def test_memory_does_not_grow_with_the_number_of_updates(algorithm: ServerAlgorithm, tmp_path: Path) -> None:
     layout = small_round.layout_of(small_round.layer("conv", (128, 128, 3, 3), rank=40))
-    weights = small_round.start_round(tmp_path, layout)
+    weights = small_round.start_round(tmp_path, layout, number=0)
     paths = many(tmp_path, weights, 120)
     peaks = []
     for count in (20, 40, 120):
         tracemalloc.start()
-        aggregate(paths[:count], weights)
+        aggregate(paths[:count], weights, algorithm=algorithm)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert paths[0].stat().st_size * (120 - 40) > 15_000_000

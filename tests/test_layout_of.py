@@ -12,7 +12,14 @@ from fedpara_edge.nn import ZOO, Conv2d, FactoredLayer, Linear, convert, layout_
 torch.set_num_threads(1)  # the tensors are too small for threads to pay
 
 
-DENSE_PARAMETERS = {"mlp": 203_530, "cnn": 391_370, "vgg16": 15_253_578, "resnet18": 11_173_962}
+DENSE_PARAMETERS = {
+    "mlp": 203_530,
+    "cnn": 391_370,
+    "vgg16": 15_253_578,
+    "resnet18": 11_173_962,
+    "char-lstm": 819_920,
+    "har-transformer": 271_621,
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)

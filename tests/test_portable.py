@@ -43,10 +43,17 @@ def steps_out_of_place(bundle: Bundle, adjustment: Adjustment, parts: int) -> tu
     for number, (x, y) in enumerate(batches(10)):
         gradient, loss = np.zeros(1, np.float32), 0.0
         for part in cut(x, y, parts=parts, seed=number):
-            numbers = {"share": part.share, "learning_rate": 0.01, "mu": adjustment.mu, "max_norm": adjustment.max_norm}
+            numbers = {"share": part.share, "learning_rate": 0.01, "max_norm": adjustment.max_norm}
             feeds: dict[str, Any] = {name: np.array(value, np.float32) for name, value in numbers.items()}
             feeds |= {"last": np.array(part.last), "adjusted": np.array(True), "seed": np.array(part.seed)}
-            feeds |= {"x": part.x, "y": part.y, "accumulated": gradient, "h": h, **state}
+            feeds |= {
+                "x": part.x,
+                "y": part.y,
+                "accumulated": gradient,
+                "h": h,
+                **state,
+                "mu": np.full(1, adjustment.mu, np.float32),
+            }
             found = session.run(["loss", "gradient", *(f"new_{name}" for name in state)], feeds)
             loss += part.share * float(found[0])
             gradient, state = found[1], dict(zip(state, found[2:], strict=True))

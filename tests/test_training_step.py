@@ -8,33 +8,18 @@ import onnx
 import pytest
 import torch
 from onnx import AttributeProto
-from onnxruntime import InferenceSession
+from step_models import IMAGE, SEQUENCE, VECTOR, VOLUME, Formula, batch, export, gradient_of, net, run, weights_of
 from torch import nn
 from torch.nn import functional as F
 
 from export import ExportOptions, export_bundle
 from export.dropout import LIMIT
-from export.optimizers import optimizer_constants
-from export.verify import TOLERANCE
-from fedpara_edge.bundle import ONNXRUNTIME_FILES, Bundle
+from fedpara_edge.bundle import ONNXRUNTIME_FILES
 from fedpara_edge.errors import InputError
 from fedpara_edge.nn import Conv2d, Linear
-from fedpara_edge.weights import read_weights
 
-IMAGE, SEQUENCE, STEPS, VECTOR = (2, 11, 12), (3, 10), (7, 3), (12,)
-
-
-class Formula(nn.Module):
-    """A linear layer, a formula in torch, and a linear layer."""
-
-    def __init__(self, formula: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        super().__init__()
-        self.first, self.formula = nn.Linear(12, 12), formula
-        self.last = nn.LazyLinear(5)
-        self(torch.zeros(2, 12))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.last(self.formula(self.first(x)).flatten(1))
+STEPS = (7, 3)
+ONES = torch.tensor([1, 1])
 
 
 class Scaled(nn.Module):
@@ -92,6 +77,14 @@ class Vectors(nn.Module):
         return self.last(torch.cat([x @ self.query, self.key @ x], 1) * (self.key @ self.key))
 
 
+class Indices(nn.Module):
+    """Uses where the largest entries are."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y, indices = F.max_pool1d(x, 2, return_indices=True)
+        return y + (indices % 3).float()
+
+
 class Positions(nn.Module):
     """Two tables looked up at constant positions, one of them at one twice."""
 
@@ -104,12 +97,6 @@ class Positions(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.first(self.positions) + self.second(self.positions // 2)
         return self.last(x.flatten(1))
-
-
-def net(*layers: nn.Module, shape: tuple[int, ...] = IMAGE) -> nn.Sequential:
-    model = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(5))
-    model(torch.zeros(2, *shape))
-    return model
 
 
 MODELS = {
@@ -137,6 +124,11 @@ MODELS = {
     "max pool, overlap": (lambda: net(nn.Conv2d(2, 4, 3), nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(2, 1)), IMAGE),
     "max pool, ceil": (lambda: net(nn.Conv2d(2, 4, 3, padding=1), nn.MaxPool2d(2, ceil_mode=True)), IMAGE),
     "max pool, dilation": (lambda: net(nn.Conv2d(2, 4, 3), nn.MaxPool2d(2, 1, dilation=2)), IMAGE),
+    "max pool, three dimensions": (
+        lambda: net(nn.Conv3d(2, 2, 1), nn.MaxPool3d(2), nn.Conv3d(2, 2, 1), nn.MaxPool3d(2, 1, 1), shape=VOLUME),
+        VOLUME,
+    ),
+    "max pool, its indices in use": (lambda: net(nn.Conv1d(3, 4, 2), Indices(), shape=SEQUENCE), SEQUENCE),
     "max pool, one dimension": (lambda: net(nn.Conv1d(3, 4, 3), nn.MaxPool1d(2), shape=SEQUENCE), SEQUENCE),
     "group norm": (lambda: net(nn.GroupNorm(1, 2), nn.Conv2d(2, 6, 3), nn.GroupNorm(3, 6), nn.GroupNorm(6, 6)), IMAGE),
     "group norm of vectors": (lambda: nn.Sequential(nn.Linear(12, 12), nn.GroupNorm(4, 12), nn.Linear(12, 5)), VECTOR),
@@ -154,6 +146,51 @@ MODELS = {
     "splits": (lambda: Formula(lambda x: torch.stack([p * (i + 1) for i, p in enumerate(x.chunk(3, 1))], 1)), VECTOR),
     "pads": (lambda: Formula(lambda x: F.pad(x, (1, 2), value=0.5).square()), VECTOR),
     "powers": (lambda: Formula(lambda x: (x.abs() + 1) ** 1.5 + x.pow(3) + x**2), VECTOR),
+    "powers that vary": (
+        lambda: Formula(
+            lambda x: (x.abs() + 0.5) ** x + 2.0**x + x.relu() ** x.relu() + x ** torch.tensor([0.0, 1.0, 2.0, 3.0] * 3)
+        ),
+        VECTOR,
+    ),
+    "equal entries, and a bound that varies": (
+        lambda: Formula(lambda x: torch.minimum(x.relu(), x.relu().flip(1)) + x.clamp(min=x.mean(1, keepdim=True))),
+        VECTOR,
+    ),
+    "detached": (lambda: Formula(lambda x: x * x.detach() + (x > 0).int().detach()), VECTOR),
+    "prelu": (lambda: net(nn.Conv2d(2, 4, 3), nn.PReLU(4), nn.PReLU(), nn.ReLU(), nn.PReLU()), IMAGE),
+    "transposed conv": (
+        lambda: net(
+            nn.ConvTranspose2d(2, 4, 3, 2, 1, 1),
+            nn.Tanh(),
+            nn.ConvTranspose2d(4, 6, (2, 3), (1, 2), groups=2, dilation=2, output_padding=(0, 1)),
+        ),
+        IMAGE,
+    ),
+    "transposed conv, one dimension": (
+        lambda: net(nn.ConvTranspose1d(3, 4, 3, 3, 2, 1), nn.ConvTranspose1d(4, 2, 2, bias=False), shape=SEQUENCE),
+        SEQUENCE,
+    ),
+    "upsampling": (
+        lambda: net(
+            nn.Conv2d(2, 4, 3),
+            nn.Upsample(scale_factor=2),
+            nn.Upsample((5, 13), mode="bilinear", align_corners=True),
+            nn.Upsample(scale_factor=(1.5, 0.7), mode="bicubic"),
+        ),
+        IMAGE,
+    ),
+    "upsampling, volumes": (
+        lambda: net(nn.Conv3d(2, 2, 2), nn.Upsample(scale_factor=2, mode="trilinear"), shape=VOLUME),
+        VOLUME,
+    ),
+    "products over the batch": (
+        lambda: Formula(lambda x: ((x @ x.T) @ x)[:, :12].view(-1, 3, 4) @ (x.T @ x)[:4, :4]),
+        VECTOR,
+    ),
+    "scattered": (
+        lambda: Formula(lambda x: x.scatter_add(1, x.argsort(1)[:, :3] % 2, x[:, :3]).index_add(1, ONES, x[:, :2])),
+        VECTOR,
+    ),
     "roots and logs": (
         lambda: Formula(lambda x: (x.square() + 1).sqrt().log() + (x.square() + 1).reciprocal()),
         VECTOR,
@@ -192,59 +229,6 @@ MODELS = {
     ),
     "einsum": (lambda: Formula(lambda x: torch.einsum("bij,bkj->bik", x.view(-1, 3, 4), x.view(-1, 3, 4))), VECTOR),
 }
-
-
-def export(
-    model: nn.Module, folder: Path, shape: tuple[int, ...], optimizer: str = "sgd", **constants: float
-) -> Bundle:
-    options = ExportOptions(
-        name="test",
-        input_shape=shape,
-        input_dtype="float32",
-        optimizer=optimizer_constants(optimizer, **constants),
-        engines=("onnxruntime",),
-    )
-    bundle, verification = export_bundle(model, folder / "bundle", options)
-    assert verification["onnxruntime"].worst <= TOLERANCE
-    return bundle
-
-
-def weights_of(bundle: Bundle) -> np.ndarray:
-    tensors = {**read_weights(bundle.file("weights.safetensors")).tensors, **bundle.read_local()}
-    return np.concatenate([tensors[t.name].ravel() for t in bundle.manifest.layout.with_role("shared", "personal")])
-
-
-def run(bundle: Bundle, x: np.ndarray, y: np.ndarray, **changed: object) -> dict[str, np.ndarray]:
-    session = InferenceSession(bundle.file("train_step.onnx"), providers=["CPUExecutionProvider"])
-    none = np.zeros(1, np.float32)
-    values = {
-        "x": x,
-        "y": y,
-        "seed": np.int64(0),
-        "weights": weights_of(bundle),
-        "accumulated": none,
-        "share": np.float32(1),
-        "last": np.array(True),
-        "learning_rate": np.float32(0.1),
-        "adjusted": np.array(False),
-        "mu": np.float32(0),
-        "h": none,
-        "max_norm": np.float32(np.inf),
-        **changed,
-    }
-    feed = {entry.name: np.asarray(values[entry.name]) for entry in session.get_inputs()}
-    return dict(zip([entry.name for entry in session.get_outputs()], session.run(None, feed), strict=True))
-
-
-def batch(shape: tuple[int, ...], size: int) -> tuple[np.ndarray, np.ndarray]:
-    generator = np.random.default_rng(size)
-    return generator.standard_normal((size, *shape), dtype=np.float32), generator.integers(0, 5, size)
-
-
-def gradient_of(model: nn.Module, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    model.double().zero_grad()
-    F.cross_entropy(model(torch.from_numpy(x).double()), torch.from_numpy(y)).backward()
-    return np.concatenate([parameter.grad.numpy().ravel() for parameter in model.parameters()])
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -367,7 +351,9 @@ def test_affine_term_and_clipping(max_norm: float, tmp_path: Path) -> None:
     x, y = batch(VECTOR, 6)
     weights = weights_of(bundle)
     h = np.random.default_rng(0).standard_normal(len(weights)).astype(np.float32)
-    found = run(bundle, x, y, adjusted=np.array(True), mu=np.float32(0.3), h=h, max_norm=np.float32(max_norm))
+    found = run(
+        bundle, x, y, adjusted=np.array(True), mu=np.full(1, 0.3, np.float32), h=h, max_norm=np.float32(max_norm)
+    )
     total = torch.nn.Parameter(torch.from_numpy(weights))
     total.grad = torch.from_numpy(found["gradient"] + np.float32(0.3) * weights + h)
     torch.nn.utils.clip_grad_norm_([total], max_norm)
@@ -411,20 +397,68 @@ def test_parameters_may_be_named_like_inputs_of_the_step(tmp_path: Path) -> None
     export(NamedLikeInputs(), tmp_path, VECTOR)
 
 
+def without_gradients(x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        y = x * 2
+    return x * y
+
+
 UNCOVERED = {
-    "resize": (lambda: net(nn.Conv2d(2, 3, 3), nn.Upsample(scale_factor=2)), IMAGE, r"module '1': .* found Resize"),
-    "exponent": (
-        lambda: Formula(lambda x: x.abs() ** x.detach().abs()),
-        VECTOR,
-        r"found an exponent that is no constant",
-    ),
-    "along the batch": (
+    "largest": (lambda: net(nn.Conv2d(2, 3, 3), nn.AdaptiveMaxPool2d(1)), IMAGE, r"module '1': .* found ReduceMax"),
+    "sizes": (
         lambda: Formula(lambda x: torch.cat([x, x[:1]], 0)[:-1]),
         VECTOR,
         r"value 'cat': expected sizes in proportion to the batch",
     ),
     "dropout of all": (lambda: net(nn.Dropout(1.0), nn.Conv2d(2, 3, 3)), IMAGE, r"found .* ratio must be in the range"),
     "cumulative sums": (lambda: Formula(lambda x: torch.cumsum(x, 1)), VECTOR, r"found CumSum"),
+    "double precision": (
+        lambda: Formula(lambda x: x.double().sin().float()),
+        VECTOR,
+        r"module '': .* found a Cast of float64 to float32, which",
+    ),
+    "deviation of a layer norm": (
+        lambda: Formula(lambda x: torch.native_layer_norm(x, [12], None, None, 1e-5)[1] * x),
+        VECTOR,
+        r"found a LayerNormalization whose mean or deviation is in use, which",
+    ),
+    "scattered maxima": (
+        lambda: Formula(lambda x: x.scatter_reduce(1, x.argsort(1)[:, :3], x[:, :3], "amax")),
+        VECTOR,
+        r"found a ScatterElements with reduction max, which",
+    ),
+    "padding of the output": (
+        lambda: net(nn.ConvTranspose2d(2, 4, 3, dilation=2, output_padding=1)),
+        IMAGE,
+        r"module '0': .* found a ConvTranspose whose output is padded by its stride or more, which",
+    ),
+    "reflection": (
+        lambda: net(nn.Conv2d(2, 3, 3), nn.Conv2d(3, 3, 3, 1, 1, padding_mode="reflect")),
+        IMAGE,
+        r"module '1': .* found a Pad with anything but constants",
+    ),
+    "channels of the batch": (
+        lambda: Formula(lambda x: F.max_pool1d(x.reshape(1, -1, 12), 2).reshape(-1, 6)),
+        VECTOR,
+        r"found channels or pixels of a MaxPool that grow with the batch, which",
+    ),
+    "the batch twice": (
+        lambda: Formula(lambda x: (x[:, None] * x[None]).repeat(1, 1, 2).sum(1)),
+        VECTOR,
+        r"found a shape with the batch in two dimensions, which",
+    ),
+    "no gradients": (lambda: Formula(without_gradients), VECTOR, r"found mul of trained values within torch.no_grad"),
+    "fixed in the export": (lambda: Formula(lambda x: x * x.data), VECTOR, r"one that torch.onnx can export, found"),
+    "a failure in the runtime": (
+        lambda: Formula(lambda x: x.index_copy(0, torch.tensor([0]), x[:1] * 2)),
+        VECTOR,
+        r"expected one that onnxruntime runs on any batch, found .*Dimension mismatch",
+    ),
+    "noise": (lambda: Formula(lambda x: x + torch.randn_like(x)), VECTOR, r"'': .* Dropout, found RandomNormalLike"),
+    "a shared draw": (lambda: Formula(lambda x: x + torch.rand(12)), VECTOR, r"found RandomUniformLike"),
+    "coins": (lambda: Formula(lambda x: x * torch.bernoulli(x.sigmoid())), VECTOR, r"found Bernoulli"),
+    "samples": (lambda: Formula(lambda x: x + torch.multinomial(x.softmax(1), 1)), VECTOR, r"found Multinomial"),
+    "dropout of its own": (lambda: net(nn.AlphaDropout(), shape=VECTOR), VECTOR, r"found AlphaDropout"),
 }
 
 

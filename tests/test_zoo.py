@@ -7,7 +7,19 @@ from torch import nn
 
 from fedpara_edge.errors import InputError
 from fedpara_edge.layout import KINDS, Kind
-from fedpara_edge.nn import ZOO, FactoredLayer, cnn, convert, layout_of, mlp, resnet18, vgg16
+from fedpara_edge.nn import (
+    ZOO,
+    FactoredLayer,
+    ZooEntry,
+    char_lstm,
+    cnn,
+    convert,
+    har_transformer,
+    layout_of,
+    mlp,
+    resnet18,
+    vgg16,
+)
 
 torch.set_num_threads(1)  # the tensors are too small for threads to pay
 
@@ -19,6 +31,12 @@ TABLE_5_MILLIONS = {
 
 def count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def examples(entry: ZooEntry, rows: int, classes: int) -> torch.Tensor:
+    """Inputs as the model takes them: tokens, or what the export makes of images and windows."""
+    shape = (rows, *entry.input_shape)
+    return torch.randint(classes, shape) if entry.input_dtype == "int64" else torch.randn(shape)
 
 
 @pytest.mark.parametrize(("classes", "tenths"), [(10, 0), (10, 1), (10, 5), (100, 0), (100, 1)])
@@ -52,6 +70,47 @@ def test_sizes() -> None:
     assert count(resnet18(kind="dense")) / count(resnet18()) > 13
 
 
+def test_char_lstm_has_the_share_of_table_2() -> None:
+    """The paper's 19 % of the parameters are those of γ = 0; all that grows with the hidden size is factored."""
+    dense, small = char_lstm(kind="dense"), char_lstm(gamma=0.0)
+    assert 0.185 < count(small) / count(dense) < 0.195
+    assert count(char_lstm(kind="lowrank", gamma=0.0)) <= count(small)
+    layers = {layer.name: (layer.shape, layer.rank) for layer in layout_of(small).layers}
+    assert layers == {
+        "lstm.weight_ih_l0": ((1024, 8), 3),
+        "lstm.weight_hh_l0": ((1024, 256), 16),
+        "lstm.weight_ih_l1": ((1024, 256), 16),
+        "lstm.weight_hh_l1": ((1024, 256), 16),
+        "head": ((80, 256), 0),
+    }
+
+
+def test_the_projections_of_the_transformer_are_factored() -> None:
+    model = har_transformer()
+    assert 100_000 < count(har_transformer(kind="dense")) < 300_000
+    factored = {name for name, module in model.named_modules() if isinstance(module, FactoredLayer)}
+    assert factored == {f"blocks.{n}.{part}" for n in (0, 1) for part in ("attention", "output", "inner", "outer")}
+
+
+def test_the_transformer_attends_to_positions() -> None:
+    """Without its positions, the order of the patches would make no difference."""
+    torch.manual_seed(0)
+    model, x = har_transformer(kind="dense"), torch.randn(3, 100, 6)
+    shuffled = x.reshape(3, 20, 5, 6).flip(1).reshape(3, 100, 6)
+    assert (model(x) - model(shuffled)).abs().max() > 1e-4
+    nn.init.zeros_(model.get_parameter("positions"))
+    torch.testing.assert_close(model(x), model(shuffled))
+
+
+def test_a_character_depends_on_those_before_it_alone() -> None:
+    torch.manual_seed(0)
+    model, x = char_lstm(20, (12,)), torch.randint(20, (3, 12))
+    changed = x.clone()
+    changed[:, 7] = (x[:, 7] + 1) % 20
+    same = (model(x) == model(changed)).all(dim=1).all(dim=0)
+    assert same.tolist() == [True] * 7 + [False] * 5
+
+
 @pytest.mark.parametrize("name", ZOO)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_model_runs_in_every_kind(name: str, kind: Kind) -> None:
@@ -59,7 +118,8 @@ def test_every_model_runs_in_every_kind(name: str, kind: Kind) -> None:
     model = entry.factory(7, kind=kind)
     assert any(isinstance(module, FactoredLayer) for module in model.modules()) == (kind != "dense")
     assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    assert model(torch.randn(2, *entry.input_shape)).shape == (2, 7)
+    outputs = model(examples(entry, 2, classes=7))
+    assert outputs.shape == ((2, 7, *entry.input_shape) if entry.input_dtype == "int64" else (2, 7))
     assert not any(
         name in layer.name for layer in layout_of(model).layers for name in ("conv1.", "head.") if layer.rank
     )
@@ -78,6 +138,8 @@ def test_other_shapes(shape: tuple[int, ...]) -> None:
         assert factory(5, shape)(torch.randn(2, *shape)).shape == (2, 5)
     assert mlp(5, (9, 6))(torch.randn(2, 9, 6)).shape == (2, 5)
     assert vgg16(5, (1, 64, 32), gamma=0)(torch.randn(1, 1, 64, 32)).shape == (1, 5)
+    assert char_lstm(30, (9,))(torch.randint(30, (2, 9))).shape == (2, 30, 9)
+    assert har_transformer(4, (50, 3))(torch.randn(2, 50, 3)).shape == (2, 4)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +149,52 @@ def test_impossible_shapes(name: str, shape: tuple[int, ...]) -> None:
     message = rf"{name}: expected an input shape \(channels, height, width\) of at least \d+x\d+, found "
     with pytest.raises(InputError, match=message):
         ZOO[name].factory(10, shape)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("char-lstm", (80, 8), r"\(characters,\) of at least 1"),
+        ("char-lstm", (0,), r"\(characters,\) of at least 1"),
+        ("har-transformer", (100,), r"\(steps, channels\) with a multiple of 5 steps"),
+        ("har-transformer", (99, 6), r"\(steps, channels\) with a multiple of 5 steps"),
+    ],
+)
+def test_impossible_sequences(name: str, shape: tuple[int, ...], expected: str) -> None:
+    with pytest.raises(InputError, match=rf"{name}: expected an input shape {expected}, found "):
+        ZOO[name].factory(10, shape)
+
+
+@pytest.mark.parametrize(("kind", "tanh"), [*((kind, False) for kind in KINDS), ("fedpara", True)])
+def test_characters_are_learned_from_the_first_step(kind: Kind, tanh: bool) -> None:
+    """What follows in a text that repeats itself, well below the loss of chance of 1.39."""
+    torch.manual_seed(0)
+    text = torch.tensor([0, 1, 2, 3, 3, 2, 1, 0]).repeat(4)
+    windows = torch.stack([text[start : start + 13] for start in range(8)])
+    model = char_lstm(4, (12,), kind=kind, tanh=tanh)
+    optimizer = torch.optim.SGD(model.parameters(), lr=3.0)
+    for _ in range(70):
+        optimizer.zero_grad()
+        F.cross_entropy(model(windows[:, :-1]), windows[:, 1:]).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.3)
+        optimizer.step()
+    assert F.cross_entropy(model(windows[:, :-1]), windows[:, 1:]).item() < 0.7
+
+
+@pytest.mark.parametrize(("kind", "tanh"), [*((kind, False) for kind in KINDS), ("fedpara", True)])
+def test_activities_are_learned_from_the_first_step(kind: Kind, tanh: bool) -> None:
+    """Four frequencies are told apart, well below the loss of chance of 1.39."""
+    torch.manual_seed(0)
+    labels = torch.arange(32) % 4
+    angles = torch.arange(100) * (0.1 + 0.2 * labels[:, None]) + 6 * torch.rand(32, 1)
+    windows = torch.stack([angles.sin(), angles.cos()], 2).repeat(1, 1, 3) + 0.3 * torch.randn(32, 100, 6)
+    model = har_transformer(4, kind=kind, tanh=tanh)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for _ in range(40):
+        optimizer.zero_grad()
+        F.cross_entropy(model(windows), labels).backward()
+        optimizer.step()
+    assert F.cross_entropy(model(windows), labels).item() < 0.7
 
 
 @pytest.mark.parametrize(("kind", "tanh"), [*((kind, False) for kind in KINDS), ("fedpara", True)])

@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import zip_longest
 
 from onnx import NodeProto
 
-from export.gradients import activations, arithmetic, convolution, normalization, pooling, products, recurrent, shaping
+from export.gradients import (
+    activations,
+    arithmetic,
+    convolution,
+    indexing,
+    normalization,
+    pooling,
+    products,
+    recurrent,
+    resizing,
+    shaping,
+)
 from export.gradients.graph import Graph
 from export.gradients.rules import RULES
 
-__all__ = ["Graph", "NoGradientError", "differentiate"]
-_RULE_MODULES = (activations, arithmetic, convolution, normalization, pooling, products, recurrent, shaping)
+__all__ = ["DETACH", "Graph", "NoGradientError", "differentiate", "refusing"]
+DETACH = "Mean"
+"""Of a single value: passes it on and lets no gradient through. The exporter writes torch's `detach` so."""
+
+_RULE_MODULES = (
+    activations,
+    arithmetic,
+    convolution,
+    indexing,
+    normalization,
+    pooling,
+    products,
+    recurrent,
+    resizing,
+    shaping,
+)
 
 
 class NoGradientError(Exception):
-    """A node has no rule, or its rule does not cover it.
+    """A node has no rule, or its rule or its lowering does not cover it.
 
     Attributes:
         node: the node of the forward graph.
@@ -46,7 +73,7 @@ def differentiate(
     """
     graph.wanted = set(by)
     for node in nodes:
-        if graph.wanted & set(node.input):
+        if graph.wanted & set(node.input) and not (node.op_type == DETACH and len(node.input) == 1):
             graph.wanted.update(name for name in node.output if name and graph.differentiable(name))
     found = dict(gradients)
     for node in reversed(nodes):
@@ -55,11 +82,26 @@ def differentiate(
             continue
         if node.op_type not in RULES:
             raise NoGradientError(node, node.op_type)
-        try:
+        with refusing(node):
             of_inputs = RULES[node.op_type](graph, node, of_outputs)
-        except NotImplementedError as error:
-            raise NoGradientError(node, str(error)) from error
-        for name, gradient in zip(node.input, of_inputs, strict=False):
-            if gradient is not None and name in graph.wanted:
+            for name, gradient in zip_longest(node.input, of_inputs[: len(node.input)]):
+                if name not in graph.wanted:
+                    continue
+                if gradient is None:
+                    number = list(node.input).index(name) + 1
+                    raise NotImplementedError(f"a {node.op_type} with a trained value as input {number}")
                 found[name] = graph.op("Add", found[name], gradient) if name in found else gradient
     return {name: found[name] for name in by if name in found}
+
+
+@contextmanager
+def refusing(node: NodeProto) -> Iterator[None]:
+    """Turn what a rule or a lowering says it does not cover into an error that names the node.
+
+    Raises:
+        NoGradientError: it does not cover this node.
+    """
+    try:
+        yield
+    except NotImplementedError as error:
+        raise NoGradientError(node, str(error)) from error

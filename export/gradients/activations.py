@@ -20,7 +20,11 @@ def identity(graph: Graph, node: NodeProto, gradient: str) -> str:
 
 @rule("Cast")
 def cast(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
-    return [gradients[0]]  # float32 to float32: all trained values have that dtype
+    """Of float32 to itself: a backward pass in two dtypes is more than is needed."""
+    before, after = graph.dtype(node.input[0]), graph.dtype(node.output[0])
+    if not before == after == np.float32:
+        raise NotImplementedError(f"a Cast of {before} to {after}")
+    return [gradients[0]]
 
 
 @elementwise("Neg")
@@ -102,6 +106,21 @@ def leaky_relu(graph: Graph, node: NodeProto, gradient: str) -> str:
     positive = _indicator(graph, graph.op("Greater", node.input[0], graph.scalar(0.0)))
     factor = graph.op("Add", graph.op("Mul", positive, graph.scalar(1 - slope)), graph.scalar(slope))
     return graph.op("Mul", gradient, factor)
+
+
+@rule("PRelu")
+def prelu(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
+    """g where x > 0, else g · slope; for the slope, Σ g min(x, 0)."""
+    (gradient,), (x, slope) = gradients, node.input
+    assert gradient is not None
+    of_x = of_slope = None
+    if x in graph.wanted:
+        positive = graph.op("Greater", x, graph.scalar(0.0))
+        of_x = graph.op("Where", positive, gradient, graph.op("Mul", gradient, slope))
+    if slope in graph.wanted:
+        product = graph.op("Mul", gradient, graph.op("Min", x, graph.scalar(0.0)))
+        of_slope = graph.sum_to(product, graph.shape(x), graph.shape(slope))
+    return [of_x, of_slope]
 
 
 @rule("Clip")

@@ -48,29 +48,42 @@ def div(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
 
 @rule("Pow")
 def pow_(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
-    """Of the base only, with a constant exponent."""
-    (gradient,), (base, exponent) = gradients, node.input
+    """g e x^(e-1), zero for e = 0; g x^e log(x), zero for x = 0 and e >= 0, as in torch."""
+    (gradient,), (base, exponent), y = gradients, node.input, node.output[0]
     assert gradient is not None
+    of_base = of_exponent = None
+    if base in graph.wanted:
+        of_base = _summed(graph, node, graph.op("Mul", gradient, _slope_of_power(graph, base, exponent)), base)
+    if exponent in graph.wanted:
+        zero = graph.scalar(0.0)
+        vanishes = graph.op("And", graph.op("Equal", base, zero), graph.op("GreaterOrEqual", exponent, zero))
+        log = graph.op("Log", graph.op("Where", vanishes, graph.scalar(1.0), base))
+        of_exponent = _summed(graph, node, graph.op("Mul", gradient, graph.op("Mul", y, log)), exponent)
+    return [of_base, of_exponent]
+
+
+def _slope_of_power(graph: Graph, base: str, exponent: str) -> str:
+    """e x^(e-1)."""
     power = graph.constant(exponent)
-    if power is None or power.size != 1:
-        raise NotImplementedError("an exponent that is no constant number")
-    value = float(power.reshape(()))
-    slope = base if value == 2 else graph.op("Pow", base, graph.scalar(value - 1))
-    return [graph.op("Mul", gradient, graph.op("Mul", slope, graph.scalar(value))), None]
+    if power is not None and power.size == 1 and (value := float(power.reshape(()))):
+        slope = base if value == 2 else graph.op("Pow", base, graph.scalar(value - 1))
+        return graph.op("Mul", slope, graph.scalar(value))
+    exponent = graph.op("Cast", exponent, to=TensorProto.FLOAT)
+    less = graph.op("Sub", exponent, graph.scalar(1.0))
+    flat = graph.op("Equal", exponent, graph.scalar(0.0))
+    slope = graph.op("Pow", base, graph.op("Where", flat, graph.scalar(1.0), less))  # not 0 · inf
+    return graph.op("Mul", slope, exponent)
 
 
 @rule("Min", "Max")
 def extremum(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
-    """Half to each where two values are equal, as in torch."""
-    (gradient,), (left, right) = gradients, node.input
+    """In equal parts to those that are equal, as in torch."""
+    (gradient,), y = gradients, node.output[0]
     assert gradient is not None
-    wins = "Greater" if node.op_type == "Max" else "Less"
-    share = graph.op("Cast", graph.op(wins, left, right), to=TensorProto.FLOAT)
-    tie = graph.op("Cast", graph.op("Equal", left, right), to=TensorProto.FLOAT)
-    share = graph.op("Add", share, graph.op("Mul", tie, graph.scalar(0.5)))
-    of_left = graph.op("Mul", gradient, share)
-    of_right = graph.op("Sub", gradient, of_left)
-    return [_summed(graph, node, of_left, left), _summed(graph, node, of_right, right)]
+    attains = [graph.op("Cast", graph.op("Equal", name, y), to=TensorProto.FLOAT) for name in node.input]
+    share = graph.op("Div", gradient, graph.op("Sum", *attains))
+    parts = [graph.op("Mul", share, attained) for attained in attains]
+    return [_summed(graph, node, part, name) for part, name in zip(parts, node.input, strict=True)]
 
 
 @rule("Where")
@@ -113,14 +126,17 @@ def reduce(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
 
 def _reduced_axes(graph: Graph, node: NodeProto) -> list[int]:
     rank = len(graph.shape(node.input[0]))
-    given = graph.constant(node.input[1]) if len(node.input) > 1 and node.input[1] else None
-    return list(range(rank)) if given is None else [int(axis) % rank for axis in np.ravel(given)]
+    given = graph.constant(node.input[1]) if len(node.input) > 1 and node.input[1] else np.array([])
+    if given is None:
+        raise NotImplementedError(f"a {node.op_type} over axes that are no constants")
+    everything = range(0 if attributes(node).get("noop_with_empty_axes", 0) else rank)
+    return [int(axis) % rank for axis in np.ravel(given)] or list(everything)
 
 
 def _with_reduced_axes(graph: Graph, node: NodeProto, value: str) -> str:
     """A value of the output's shape with the axes that were reduced, of size 1."""
-    listed, shape = _reduced_axes(graph, node), graph.shape(node.input[0])
-    return graph.reshape(value, [1 if axis in listed else dim for axis, dim in enumerate(shape)])
+    listed = _reduced_axes(graph, node)
+    return graph.op("Unsqueeze", value, graph.ints(*listed)) if listed else value
 
 
 def _summed(graph: Graph, node: NodeProto, gradient: str | None, name: str) -> str | None:

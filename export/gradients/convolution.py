@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto
 
-from export.gradients.graph import Graph, attributes
+from export.gradients.graph import Graph, attributes, static
 from export.gradients.rules import Gradients, rule
 
 MERGED_PIXELS = 36  # up to so many pixels of y (6 x 6) the batch is merged into one image; measured
@@ -43,11 +43,15 @@ class Convolution:
 
     @staticmethod
     def of(graph: Graph, node: NodeProto) -> Convolution:
-        """Read them off a node of the forward graph."""
-        given = attributes(node)
-        size: list[Any] = list(graph.shape(node.input[0])[2:])
-        out: list[Any] = list(graph.shape(node.output[0])[2:])
-        filters, channels, *kernel = (int(dim) for dim in graph.shape(node.input[1]))  # type: ignore[arg-type]
+        """Read them off a node of the forward graph.
+
+        Raises:
+            NotImplementedError: one of them grows with the batch.
+        """
+        given, what = attributes(node), f"channels, pixels or kernels of a {node.op_type}"
+        _, *size = graph.sizes(node.input[0], what)
+        _, *out = graph.sizes(node.output[0], what)
+        filters, channels, *kernel = static(graph.shape(node.input[1]), what)
         groups = given.get("group", 1)
         strides = given.get("strides", [1] * len(kernel))
         dilations = given.get("dilations", [1] * len(kernel))
@@ -62,6 +66,28 @@ class Convolution:
             before = [n // 2 if upper else n - n // 2 for n in total]
             after = [n - b for n, b in zip(total, before, strict=True)]
         return Convolution(channels * groups, filters, groups, size, out, kernel, strides, dilations, before, after)
+
+    @staticmethod
+    def undone_by(graph: Graph, node: NodeProto) -> Convolution:
+        """Those of the convolution from a ConvTranspose's output to its input, which has the same weight.
+
+        Raises:
+            NotImplementedError: one of them grows with the batch, the node leaves its padding to be computed, or its
+                output is padded by as much as the stride, which onnxruntime computes wrongly.
+        """
+        given, what = attributes(node), f"channels, pixels or kernels of a {node.op_type}"
+        if given.get("auto_pad", "NOTSET") != "NOTSET" or "output_shape" in given:
+            raise NotImplementedError("a ConvTranspose with computed padding")
+        channels, *size = graph.sizes(node.output[0], what)
+        filters, *out = graph.sizes(node.input[0], what)
+        _, _, *kernel = static(graph.shape(node.input[1]), what)
+        strides, dilations = (given.get(name, [1] * len(kernel)) for name in ("strides", "dilations"))
+        if any(n >= s for n, s in zip(given.get("output_padding", [0] * len(strides)), strides, strict=True)):
+            raise NotImplementedError("a ConvTranspose whose output is padded by its stride or more")
+        pads = given.get("pads", [0] * 2 * len(kernel))
+        before, after = list(pads[: len(kernel)]), list(pads[len(kernel) :])
+        groups = given.get("group", 1)
+        return Convolution(channels, filters, groups, size, out, kernel, strides, dilations, before, after)
 
     @property
     def merged(self) -> bool:
@@ -113,9 +139,38 @@ def conv(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     of_weight = _of_weight(graph, facts, gradient, x) if weight in graph.wanted else None
     of_bias = None
     if bias and bias[0] in graph.wanted:
-        pixels = graph.op("Reshape", gradient, graph.ints(-1, facts.filters, prod(facts.out)))
-        of_bias = graph.sum(pixels, [0, 2])
+        of_bias = _of_bias(graph, gradient, facts.filters, facts.out)
     return [of_x, of_weight, of_bias]
+
+
+@rule("ConvTranspose")
+def conv_transpose(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
+    """The convolution that it undoes takes its gradient to its input's; the weight's is that of this convolution."""
+    (gradient,) = gradients
+    assert gradient is not None
+    facts = Convolution.undone_by(graph, node)
+    x, weight, *bias = node.input
+    of_x = of_weight = of_bias = None
+    if x in graph.wanted:
+        of_x = graph.op(
+            "Conv",
+            gradient,
+            weight,
+            kernel_shape=facts.kernel,
+            strides=facts.strides,
+            dilations=facts.dilations,
+            pads=[*facts.before, *facts.after],
+            group=facts.groups,
+        )
+    if weight in graph.wanted:
+        of_weight = _of_weight(graph, facts, x, gradient)
+    if bias and bias[0] in graph.wanted:
+        of_bias = _of_bias(graph, gradient, facts.channels, facts.size)
+    return [of_x, of_weight, of_bias]
+
+
+def _of_bias(graph: Graph, gradient: str, filters: int, pixels: list[int]) -> str:
+    return graph.sum(graph.op("Reshape", gradient, graph.ints(-1, filters, prod(pixels))), [0, 2])
 
 
 def _of_input(graph: Graph, facts: Convolution, gradient: str, weight: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import AttributeProto, NodeProto, helper, numpy_helper
+from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 
 from export.tracing import Batch, Dim, Shape, Trace
 
@@ -41,12 +41,30 @@ class Graph:
         return inner
 
     def shape(self, value: str) -> Shape:
-        """Shape of a forward value (values of the gradient are not traced)."""
+        """Shape of a forward value (values of the gradient are not traced).
+
+        Raises:
+            NotImplementedError: it is no tensor.
+        """
+        if value not in self._shapes:
+            raise NotImplementedError("a sequence of tensors")
         return self._shapes[value]
+
+    def sizes(self, value: str, what: str) -> list[int]:
+        """Shape of a forward value but for its first axis.
+
+        Raises:
+            NotImplementedError: one of the sizes grows with the batch; `what` says what they are.
+        """
+        return static(self.shape(value)[1:], what)
+
+    def dtype(self, value: str) -> np.dtype[Any]:
+        """Dtype of a forward value; float32 for those that were not traced."""
+        return self._dtypes.get(value, np.dtype(np.float32))
 
     def differentiable(self, value: str) -> bool:
         """Whether a value is of real numbers, not of truth values or integers."""
-        return self._dtypes.get(value, np.dtype(np.float32)).kind == "f"
+        return self.dtype(value).kind == "f"
 
     def set_shape(self, value: str, shape: Shape) -> None:
         """State the shape of a value that was not traced."""
@@ -88,15 +106,34 @@ class Graph:
         return name
 
     def ints(self, *values: int) -> str:
-        """An int64 vector."""
-        return self.array(np.array(values, np.int64))
+        """An int64 vector.
+
+        Raises:
+            NotImplementedError: a size that grows with the batch is among them.
+        """
+        return self.array(np.array(static(values, "sizes"), np.int64))
 
     def scalar(self, value: float) -> str:
         """A float32 scalar."""
         return self.array(np.array(value, np.float32))
 
+    def zeros_like(self, value: str) -> str:
+        """Zeros in the shape of a value."""
+        return self.zeros(self.op("Shape", value))
+
+    def zeros(self, shape: str) -> str:
+        """Float32 zeros in a shape, an int64 vector."""
+        zero = TensorProto(dims=[1], data_type=TensorProto.FLOAT, float_data=[0.0])
+        return self.op("ConstantOfShape", shape, value=zero)
+
     def reshape(self, value: str, shape: Sequence[Dim]) -> str:
-        """`value` in another shape with at most one dimension that grows with the batch."""
+        """`value` in another shape.
+
+        Raises:
+            NotImplementedError: more than one dimension grows with the batch.
+        """
+        if sum(isinstance(dim, Batch) for dim in shape) > 1:
+            raise NotImplementedError("a shape with the batch in two dimensions")
         return self.op("Reshape", value, self.ints(*(-1 if isinstance(dim, Batch) else dim for dim in shape)))
 
     def reshape_like(self, value: str, other: str) -> str:
@@ -120,10 +157,21 @@ class Graph:
         axes = [a for a, dim in enumerate(shape) if a < extra or (target[a - extra] == 1 and dim != 1)]
         if not axes:
             return gradient
-        summed = self.sum(gradient, axes, keepdims=False)
-        if axes == list(range(extra)):
-            return summed
-        return self.reshape(summed, target)
+        summed = self.sum(gradient, axes)
+        ones = [a - extra for a in axes if a >= extra]
+        return self.op("Unsqueeze", summed, self.ints(*ones)) if ones else summed
+
+
+def static(sizes: Iterable[Dim], what: str) -> list[int]:
+    """Sizes, none of which may grow with the batch.
+
+    Raises:
+        NotImplementedError: one does; `what` says what they are, in the plural.
+    """
+    found = list(sizes)
+    if any(isinstance(size, Batch) for size in found):
+        raise NotImplementedError(f"{what} that grow with the batch")
+    return [int(size) for size in found]  # type: ignore[arg-type]
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from onnx import NodeProto, helper
 
 from export.gradients.graph import Graph, attributes
 from export.gradients.rules import Gradients, rule
+from export.tracing import Batch
 
 GROUP = "GroupNormalization"
 """Operator of the nodes that `fuse` makes: x [N, C, *S], scale and bias (or "") of C entries; groups and epsilon.
@@ -25,6 +26,8 @@ def forward(graph: Graph, node: NodeProto) -> None:
     """Append a LayerNormalization or `GROUP` node of the forward graph, its output under the same name."""
     if node.op_type == GROUP:
         _forward_group(graph, node)
+    elif len(node.output) > 1:
+        raise NotImplementedError("a LayerNormalization whose mean or deviation is in use")
     else:
         _forward_layer(graph, node)
 
@@ -152,7 +155,8 @@ def _chain(
     examples, groups, _ = graph.shape(node.input[0])
     if len(shape) < 2 or graph.shape(back[0].output[0]) != shape or examples != shape[0]:
         return None
-    if not isinstance(shape[1], int) or not isinstance(groups, int) or shape[1] % groups:
+    growing = any(isinstance(size, Batch) for size in shape[1:])
+    if growing or not isinstance(shape[1], int) or not isinstance(groups, int) or shape[1] % groups:
         return None
     end, found = back[0], []
     for operator in ("Mul", "Add"):

@@ -1,19 +1,21 @@
-"""Gradient of max pooling: each window gives its gradient to its first largest entry, as in torch.
+"""Gradients of pooling. In max pooling each window gives its gradient to its first largest entry, as in torch.
 
 onnxruntime's MaxPool is many times slower where it has to tell the indices, so they are found again. With R and P the
 0/1 matrices that pick, for every position of the kernel, the rows and the columns that this position has in all
 windows, R x P holds the k1 k2 candidates of every window as k1 k2 images of the output's size. In their order, each
 takes what is left of the gradient where it attains the maximum; Rᵀ and Pᵀ put that back, and sum where windows overlap.
+Only volumes, of three axes, are pooled with indices.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto
+from onnx import NodeProto, TensorProto, helper
 
 from export.gradients.graph import Graph, attributes
 from export.gradients.rules import Gradients, rule
@@ -40,17 +42,34 @@ class _Axis:
 
 
 def forward(graph: Graph, node: NodeProto) -> None:
-    """Append a MaxPool of the forward graph, without its indices."""
-    graph.define(node.output[0], "MaxPool", node.input[0], **attributes(node))
+    """Append a MaxPool of the forward graph, with its indices only where they are needed."""
+    outputs = list(node.output)
+    if len(graph.shape(node.input[0])) > 4:
+        outputs = [outputs[0], _indices(node)]
+    graph.nodes.append(helper.make_node("MaxPool", node.input, outputs, name=node.name, **attributes(node)))
+
+
+def _indices(node: NodeProto) -> str:
+    return node.output[1] if len(node.output) > 1 else f"{node.output[0]}.indices"
+
+
+@rule("GlobalAveragePool")
+def global_average_pool(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
+    (gradient,), x = gradients, node.input[0]
+    assert gradient is not None
+    _, *pixels = graph.sizes(x, "channels or pixels of a GlobalAveragePool")
+    share = graph.op("Mul", gradient, graph.scalar(1 / prod(pixels)))
+    return [graph.op("Expand", share, graph.op("Shape", x))]
 
 
 @rule("MaxPool")
 def max_pool(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     gradient, x, y = gradients[0], node.input[0], node.output[0]
     assert gradient is not None
-    rows, columns = _axes(graph, node)
-    channels = graph.shape(x)[1]
-    assert isinstance(channels, int)
+    channels, *pixels = graph.sizes(x, "channels or pixels of a MaxPool")
+    if len(pixels) > 2:
+        return [_of_volumes(graph, node, gradient)]
+    rows, columns = _axes(graph, node, pixels)
     value = graph.op("Reshape", x, graph.ints(-1, channels, rows.size, columns.size))
     spare = rows.size - len(rows.pick)
     if rows.tiles and spare:
@@ -92,20 +111,23 @@ def max_pool(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     return [graph.reshape_like(of_x, x)]
 
 
-def _axes(graph: Graph, node: NodeProto) -> tuple[_Axis, _Axis]:
+def _of_volumes(graph: Graph, node: NodeProto, gradient: str) -> str:
+    """By the indices, which count the entries of the whole input."""
+    x = node.input[0]
+    flat = graph.zeros(graph.op("Reshape", graph.op("Size", x), graph.ints(1)))
+    places, given = (graph.op("Reshape", value, graph.ints(-1)) for value in (_indices(node), gradient))
+    return graph.reshape_like(graph.op("ScatterElements", flat, places, given, reduction="add"), x)
+
+
+def _axes(graph: Graph, node: NodeProto, sizes: list[int]) -> tuple[_Axis, _Axis]:
     given: dict[str, Any] = attributes(node)
-    x, y = (graph.shape(name)[2:] for name in (node.input[0], node.output[0]))
-    rank = len(x)
-    if rank > 2:
-        raise NotImplementedError("a MaxPool of three dimensions")
+    rank, counts = len(sizes), graph.sizes(node.output[0], "windows of a MaxPool")[1:]
     strides, dilations = (given.get(name, [1] * rank) for name in ("strides", "dilations"))
     pads = given.get("pads", [0] * 2 * rank)
     axes = []
     for size, windows, positions, stride, dilation, before in zip(
-        x, y, given["kernel_shape"], strides, dilations, pads, strict=False
+        sizes, counts, given["kernel_shape"], strides, dilations, pads, strict=False
     ):
-        assert isinstance(size, int)
-        assert isinstance(windows, int)
         entries = dilation * np.arange(positions)[:, None] + stride * np.arange(windows)
         after = max(int(entries.max()) + 1 - before - size, 0)
         pick = np.eye(before + size + after, dtype=np.float32)[entries.reshape(-1)]

@@ -63,17 +63,18 @@ def einsum(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
 
 def _of_vectors(graph: Graph, gradient: str, a: str, b: str, y: str) -> Gradients:
     """As products of matrices: a vector on the left is [1, K], one on the right [K, 1]."""
-    matrices, ends = [a, b], list(graph.shape(y))
+    matrices, ends, added = [a, b], list(graph.shape(y)), []
     for index, (name, axis) in enumerate(((a, 0), (b, 1))):
         if len(graph.shape(name)) == 1:
             matrices[index] = graph.op("Unsqueeze", name, graph.ints(axis))
             shape = list(graph.shape(name))
             shape.insert(axis, 1)
             graph.set_shape(matrices[index], tuple(shape))
-            ends.insert(len(ends) - (1 if axis == 0 and len(graph.shape(b)) > 1 else 0), 1)
+            added.append(len(ends) - (1 if axis == 0 and len(graph.shape(b)) > 1 else 0))
+            ends.insert(added[-1], 1)
     whole = graph.name("MatMul")
     graph.set_shape(whole, tuple(ends))
-    lifted = graph.reshape(gradient, ends)
+    lifted = graph.op("Unsqueeze", gradient, graph.ints(*added))
     left, right = matrices
     of_a = graph.reshape_like(_of_left(graph, lifted, left, right, whole), a) if a in graph.wanted else None
     of_b = graph.reshape_like(_of_right(graph, lifted, left, right, whole), b) if b in graph.wanted else None
@@ -97,12 +98,13 @@ def _of_left(graph: Graph, gradient: str, a: str, b: str, y: str) -> str:
 def _of_right(graph: Graph, gradient: str, a: str, b: str, y: str) -> str:
     """Aᵀ gradient; where many A [..., M, K] meet one B [K, N], a single product over all of them."""
     shape_a, shape_b = graph.shape(a), graph.shape(b)
-    if len(shape_b) == 2:
-        left, right = a, gradient
-        if len(shape_a) > 2:
-            left = graph.op("Reshape", a, graph.ints(-1, shape_b[0]))  # type: ignore[arg-type]
-            right = graph.op("Reshape", gradient, graph.ints(-1, shape_b[1]))  # type: ignore[arg-type]
-        return graph.op("MatMul", _swap_last(graph, left, 2), right)  # a Gemm would be merged with a Transpose after it
+    many = len(shape_a) > 2 and len(shape_b) == 2 and not any(isinstance(dim, Batch) for dim in shape_b)
+    if many:
+        a, gradient = (
+            graph.reshape(value, [Batch(), size]) for value, size in zip((a, gradient), shape_b, strict=True)
+        )
+    if many or len(shape_a) == len(shape_b) == 2:
+        return graph.op("MatMul", _swap_last(graph, a, 2), gradient)  # a Gemm would be merged with a Transpose after it
     product = graph.op("MatMul", _swap_last(graph, a), gradient)
     return graph.sum_to(product, (*graph.shape(y)[:-2], shape_b[-2], shape_b[-1]), shape_b)
 

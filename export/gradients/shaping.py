@@ -1,4 +1,4 @@
-"""Gradients of operators that only move entries: reshaping, cutting, joining, choosing and padding."""
+"""Gradients of operators that only move entries: reshaping, cutting, joining, repeating and padding."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper
+from onnx import NodeProto, helper
 
-from export.gradients.graph import Graph, attributes
+from export.gradients.graph import Graph, attributes, static
 from export.gradients.rules import Gradients, rule
 from export.tracing import Batch
 
@@ -39,10 +39,13 @@ def expand(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
 def concat(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     (gradient,), axis = gradients, attributes(node)["axis"]
     assert gradient is not None
+    axis %= len(graph.shape(node.output[0]))
     sizes = [size for name in node.input if isinstance(size := graph.shape(name)[axis], int)]
-    if len(sizes) < len(node.input):
-        raise NotImplementedError("a Concat along the batch")
-    return graph.ops("Split", gradient, graph.ints(*sizes), outputs=len(sizes), axis=axis)
+    if len(sizes) == len(node.input):
+        cuts = graph.ints(*sizes)
+    else:
+        cuts = graph.op("Concat", *(graph.op("Shape", n, start=axis, end=axis + 1) for n in node.input), axis=0)
+    return graph.ops("Split", gradient, cuts, outputs=len(node.input), axis=axis)
 
 
 @rule("Tile")
@@ -50,21 +53,11 @@ def tile(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     """The sum over all copies."""
     assert gradients[0] is not None
     shape, repeats = graph.shape(node.input[0]), graph.constant(node.input[1])
-    if repeats is None or any(isinstance(dim, Batch) and n > 1 for dim, n in zip(shape, repeats, strict=True)):
-        raise NotImplementedError("a Tile of the batch")
+    if repeats is None:
+        raise NotImplementedError("a Tile whose number of copies is no constant")
     copies = [size for dim, n in zip(shape, repeats, strict=True) for size in (int(n), dim)]
     apart = graph.reshape(gradients[0], copies)
     return [graph.reshape_like(graph.sum(apart, range(0, len(copies), 2)), node.input[0])]
-
-
-@rule("GatherElements")
-def gather_elements(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
-    """Every entry goes back to where it was taken; they add up."""
-    assert gradients[0] is not None
-    axis = attributes(node).get("axis", 0)
-    zeros = TensorProto(dims=[1], data_type=TensorProto.FLOAT, float_data=[0.0])
-    empty = graph.op("ConstantOfShape", graph.op("Shape", node.input[0]), value=zeros)
-    return [graph.op("ScatterElements", empty, node.input[1], gradients[0], axis=axis, reduction="add")]
 
 
 @rule("Trilu")
@@ -76,10 +69,7 @@ def trilu(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
 @rule("Split")
 def split(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     axis = attributes(node).get("axis", 0)
-    parts = []
-    for name, gradient in zip(node.output, gradients, strict=True):
-        zeros = TensorProto(dims=[1], data_type=TensorProto.FLOAT, float_data=[0.0])
-        parts.append(gradient or graph.op("ConstantOfShape", graph.op("Shape", name), value=zeros))
+    parts = [gradient or graph.zeros_like(name) for name, gradient in zip(node.output, gradients, strict=True)]
     return [graph.op("Concat", *parts, axis=axis), None]
 
 
@@ -88,7 +78,7 @@ def join_slices(graph: Graph, nodes: Sequence[NodeProto]) -> list[NodeProto]:
     cuts: dict[tuple[str, int], dict[tuple[int, int], NodeProto]] = {}
     for node in nodes:
         if node.op_type == "Slice" and all(name == "" or graph.constant(name) is not None for name in node.input[1:]):
-            bounds = [value.tolist() for value in _arguments(graph, node)]
+            bounds = [np.asarray(values).tolist() for values in _arguments(graph, node)]
             size = graph.shape(node.input[0])[bounds[2][0]] if len(bounds[2]) == 1 else None
             if isinstance(size, int) and bounds[3] == [1]:
                 start, end, _ = slice(bounds[0][0], bounds[1][0]).indices(size)
@@ -107,70 +97,65 @@ def join_slices(graph: Graph, nodes: Sequence[NodeProto]) -> list[NodeProto]:
 
 @rule("Slice")
 def slice_(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
-    (gradient,) = gradients
+    gradient, x = gradients[0], node.input[0]
     assert gradient is not None
-    starts, ends, axes, steps = ([] if value is None else value.tolist() for value in _arguments(graph, node))
-    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        size = graph.shape(node.input[0])[axis]
-        if (start, step) == (0, 1) and end >= np.iinfo(np.int32).max:
+    starts, ends, axes, steps = _arguments(graph, node)
+    assert axes is not None
+    for number, axis in enumerate(axes):
+        size, start, end, step = graph.shape(x)[axis], *(_entry(values, number) for values in (starts, ends, steps))
+        if (start, step) == (0, 1) and end is not None and end >= np.iinfo(np.int32).max:
             continue
-        if isinstance(size, Batch):
-            raise NotImplementedError("a Slice along the batch")
-        gradient = _scatter(graph, gradient, axis, np.arange(size)[slice(start, end, step)], size)
+        if isinstance(size, Batch) or start is None or end is None or step is None:
+            gradient = _put_back_by_bounds(graph, gradient, axis, node, number)
+        else:
+            gradient = put_back(graph, gradient, axis, np.arange(size)[slice(start, end, step)], size)
     return [gradient]
 
 
-def _arguments(graph: Graph, node: NodeProto) -> list[NDArray[Any]]:
-    constants = [graph.constant(name) if name else None for name in node.input[1:]]
-    if constants[0] is None or constants[1] is None:
-        raise NotImplementedError("a Slice whose bounds are no constants")
-    rank = len(graph.shape(node.input[0]))
-    starts, ends = constants[0], constants[1]
-    axes = constants[2] if len(constants) > 2 and constants[2] is not None else np.arange(len(starts))
-    steps = constants[3] if len(constants) > 3 and constants[3] is not None else np.ones(len(starts), np.int64)
-    return [starts, ends, np.asarray(axes) % rank, steps]
+def _arguments(graph: Graph, node: NodeProto) -> list[NDArray[Any] | None]:
+    """Starts, ends, axes and steps; None for those that are no constants."""
+    names, rank = _names(node), len(graph.shape(node.input[0]))
+    starts, ends, axes, steps = (graph.constant(name) for name in names)
+    (count,) = static(graph.shape(names[0]), "bounds of a Slice") if starts is None else starts.shape
+    if names[2] and axes is None:
+        raise NotImplementedError("a Slice along axes that are no constants")
+    listed = np.arange(count) if axes is None else axes % rank
+    return [starts, ends, listed, steps if names[3] else np.ones(count, np.int64)]
 
 
-@rule("Gather")
-def gather(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
-    """Rows chosen by data add up in the table (an embedding); constant positions go back to where they were."""
-    (gradient,), (table, indices) = gradients, node.input
-    assert gradient is not None
-    shape, axis = graph.shape(table), attributes(node).get("axis", 0) % len(graph.shape(table))
-    size, positions = shape[axis], graph.constant(indices)
-    if isinstance(size, Batch):
-        raise NotImplementedError("a Gather along the batch")
-    distinct = positions is not None and positions.ndim < 2 and len(np.unique(positions % size)) == positions.size
-    if positions is None or not distinct:
-        if axis != 0 or any(isinstance(dim, Batch) for dim in shape):
-            raise NotImplementedError(
-                "a Gather by data or of a position twice, but along the first axis of a parameter"
-            )
-        return [_add_rows(graph, gradient, indices, shape), None]
-    if positions.ndim == 0:
-        gradient = graph.op("Unsqueeze", gradient, graph.ints(axis))
-    return [_scatter(graph, gradient, axis, np.atleast_1d(positions) % size, size), None]
+def _names(node: NodeProto) -> list[str]:
+    """Of starts, ends, axes and steps, "" for those left out."""
+    return [*node.input[1:], "", ""][:4]
 
 
-def _add_rows(graph: Graph, gradient: str, indices: str, shape: tuple[Any, ...]) -> str:
-    """Σ of the gradient's rows by index, [V, ...]."""
-    width = int(np.prod(shape[1:]))
-    rows = graph.op("Reshape", gradient, graph.ints(-1, width))
-    index = graph.op("Expand", graph.op("Reshape", indices, graph.ints(-1, 1)), graph.ints(1, width))
-    zeros = TensorProto(dims=[1], data_type=TensorProto.FLOAT, float_data=[0.0])
-    empty = graph.op("ConstantOfShape", graph.ints(shape[0], width), value=zeros)
-    summed = graph.op("ScatterElements", empty, index, rows, axis=0, reduction="add")
-    return graph.reshape(summed, shape)
+def _entry(values: NDArray[Any] | None, number: int) -> int | None:
+    return None if values is None else int(values[number])
 
 
-def _scatter(graph: Graph, gradient: str, axis: int, positions: NDArray[Any], size: int) -> str:
+def _put_back_by_bounds(graph: Graph, gradient: str, axis: int, node: NodeProto, number: int) -> str:
+    """`put_back` of a Slice along an axis whose size or whose bounds are found at run time only."""
+    starts, ends, _, steps = _names(node)
+    cut = graph.ints(number), graph.ints(number + 1)
+    start, end, step = (graph.op("Slice", name, *cut) if name else graph.ints(1) for name in (starts, ends, steps))
+    zero, one = (graph.array(np.array(value, np.int64)) for value in (0, 1))
+    size, count = (graph.op("Shape", value, start=axis, end=axis + 1) for value in (node.input[0], gradient))
+    scalars = [graph.op("Squeeze", value) for value in (size, count)]
+    everywhere, taken = (graph.op("Range", zero, value, one) for value in scalars)
+    positions = graph.op("Slice", everywhere, start, end, graph.ints(0), step)
+    nowhere = graph.op("Expand", count, size)
+    source = graph.op("ScatterElements", nowhere, positions, taken)
+    padded = graph.op("Pad", gradient, graph.ints(0, 1), "", graph.ints(axis))  # its last entry is a zero
+    return graph.op("Gather", padded, source, axis=axis)
+
+
+def put_back(graph: Graph, gradient: str, axis: int, positions: NDArray[Any], size: int) -> str:
     """Put the entries along an axis at different positions of a longer one, zeros elsewhere."""
     count = len(positions)
     if count == size and (positions == np.arange(size)).all():
         return gradient
     if (np.diff(positions) == 1).all():
-        before, after = int(positions[0]), size - int(positions[0]) - count
-        return graph.op("Pad", gradient, graph.ints(before, after), "", graph.ints(axis))
+        before = int(positions[0]) if count else 0
+        return graph.op("Pad", gradient, graph.ints(before, size - before - count), "", graph.ints(axis))
     padded = graph.op("Pad", gradient, graph.ints(0, 1), "", graph.ints(axis))  # its last entry is a zero
     source = np.full(size, count, np.int64)
     source[positions] = np.arange(count)
@@ -181,11 +166,9 @@ def _scatter(graph: Graph, gradient: str, axis: int, positions: NDArray[Any], si
 def pad(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     (gradient,) = gradients
     assert gradient is not None
-    pads = graph.constant(node.input[1])
-    if attributes(node).get("mode", "constant") != "constant" or pads is None:
-        raise NotImplementedError("a Pad with anything but constants")
-    rank = len(graph.shape(node.input[0]))
+    pads, rank = graph.constant(node.input[1]), len(graph.shape(node.input[0]))
     axes = graph.constant(node.input[3]) if len(node.input) > 3 and node.input[3] else np.arange(rank)
-    assert axes is not None
+    if attributes(node).get("mode", "constant") != "constant" or pads is None or axes is None:
+        raise NotImplementedError("a Pad with anything but constants")
     opposite = graph.array(-np.asarray(pads, np.int64))
     return [graph.op("Pad", gradient, opposite, "", graph.array(np.asarray(axes, np.int64)))]

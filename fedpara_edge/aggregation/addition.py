@@ -1,7 +1,8 @@
-"""Adding a mean change to the weights: in float64, rounded to float32 once, and never to infinity.
+"""Adding a change to the weights: in float64, rounded to float32 once, and never to infinity.
 
 The mean is a convex combination of changes, so base + mean can leave float32 only if base + change of some update does.
-That update is to be refused, and not one that happened to be read with it.
+That update is to be refused, and not one that happened to be read with it. What a server algorithm keeps may ask for
+smaller changes (`ServerAlgorithm.largest_change`).
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.aggregation.stream import name_at
-from fedpara_edge.codecs.codec import chunks
+from fedpara_edge.codecs.codec import chunks, name_at
 from fedpara_edge.errors import FedparaError, InvalidUpdateError, WrongBundleError
 from fedpara_edge.update import Update
 from fedpara_edge.weights import Weights
@@ -43,10 +43,15 @@ def limit(tensors: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.fl
     return {name: np.clip(tensor, -_LARGEST, _LARGEST) for name, tensor in tensors.items()}
 
 
-def find_overflowing(updates: Sequence[Update], weights: Weights) -> dict[int, FedparaError]:
+def find_overflowing(updates: Sequence[Update], weights: Weights, largest: Sequence[float]) -> dict[int, FedparaError]:
     """The updates, by number, whose own change leaves float32 when it is added to the weights, and why.
 
-    It reads every update again, which only happens when the new weights are not finite.
+    It reads every update again, which only happens when the new weights or the server's state are not finite.
+
+    Args:
+        updates: closed ones.
+        weights: that they change.
+        largest: for each of them how large an entry of its change may be in any case.
 
     Raises:
         WrongBundleError: the weights themselves are not finite, and no update is to blame.
@@ -59,7 +64,7 @@ def find_overflowing(updates: Sequence[Update], weights: Weights) -> dict[int, F
     for number, update in enumerate(updates):
         try:
             update.reopen()
-            position = _overflow(update, base)
+            position = _overflow(update, base, largest[number])
         except InvalidUpdateError as error:
             refused[number] = error
             continue
@@ -74,11 +79,12 @@ def find_overflowing(updates: Sequence[Update], weights: Weights) -> dict[int, F
     return refused
 
 
-def _overflow(update: Update, base: NDArray[np.float32]) -> int | None:
+def _overflow(update: Update, base: NDArray[np.float32], largest: float) -> int | None:
     for start, stop in chunks(len(base)):
         change = np.empty(stop - start, np.float32)
         update.decode(start, change)
-        too_large = np.flatnonzero(~(np.abs(base[start:stop] + change.astype(np.float64)) <= _LARGEST))
+        moved = np.abs(base[start:stop] + change.astype(np.float64))
+        too_large = np.flatnonzero(~((moved <= _LARGEST) & (np.abs(change) <= largest)))
         if too_large.size:
             return start + int(too_large[0])
     return None

@@ -1,10 +1,11 @@
-"""The mean of updates, weighted by their examples, and the next global weights (FedAvg on the factors).
+"""The mean of updates and the next global weights: of the factors, by FedAvg or another server algorithm.
 
-    w ← base + Σ_i (examples_i / Σ_j examples_j) change_i
+    w ← base + step(Σ_i s_i change_i),    s_i = examples_i / Σ_j examples_j  or  1 / updates
 
-in steps with a module each: `screening` compares the headers, `stream` averages the values, `addition` adds them to the
-weights, and `gap` watches them for the distance between the mean of the factors and the mean of the weights. Source:
-FedPara (arXiv 2108.06098v3), section 2.3, where the server averages the factors themselves.
+in steps with a module each: `screening` compares the headers, `stream` averages the values, `stepping` has the
+algorithm (`algorithms.server`) make a movement of the mean, `addition` adds it to the weights, and `gap` watches the
+values for the distance between the mean of the factors and the mean of the weights, which `refit` lowers if asked to.
+Source: FedPara (arXiv 2108.06098v3), section 2.3, where the server averages the factors themselves.
 
 The result does not depend on the order of the files, to the last bit, and is the same as that of the accepted updates
 alone: what was refused leaves no trace in it.
@@ -16,15 +17,25 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fedpara_edge.aggregation.addition import add_change, find_overflowing, is_finite, limit
-from fedpara_edge.aggregation.gap import Gap, GapEstimator
+from fedpara_edge.aggregation.gap import Gap, GapEstimator, finite
+from fedpara_edge.aggregation.refit import Refit, refit
 from fedpara_edge.aggregation.screening import Rejected, screen
+from fedpara_edge.aggregation.stepping import take_step
 from fedpara_edge.aggregation.stream import StreamedMean, stream_mean
-from fedpara_edge.errors import InputError, TooFewUpdatesError
+from fedpara_edge.algorithms import ServerAlgorithm, Weighting
+from fedpara_edge.algorithms.server import FedAvg
+from fedpara_edge.errors import DivergedError, InputError, TooFewUpdatesError
+from fedpara_edge.serverstate import ServerState, state_of
 from fedpara_edge.update import Update
 from fedpara_edge.weights import Weights
+
+Merge = Literal["mean", "refit"]
 
 
 @dataclass(frozen=True)
@@ -49,19 +60,27 @@ class Aggregation:
 
     Args:
         weights: of the next round.
+        state: what the server algorithm keeps for the next round; None if it keeps nothing.
+        algorithm: the server algorithm.
+        weighting: how the updates were weighed.
         accepted: the updates in the mean, sorted by client.
         rejected: the others, sorted by path.
         rejected_bytes: size of the files that were rejected: received, too, and of no use.
         dense_bytes: what as many updates of the dense model as were accepted cost in float32.
         gap: between the mean of the factors and that of the weights; None if no layer has factors that travel.
+        refit: what refitting made of it; None if it was not asked for.
     """
 
     weights: Weights
+    state: ServerState | None
+    algorithm: ServerAlgorithm
+    weighting: Weighting
     accepted: tuple[Accepted, ...]
     rejected: tuple[Rejected, ...]
     rejected_bytes: int
     dense_bytes: int
     gap: Gap | None
+    refit: Refit | None
 
     @property
     def received_bytes(self) -> int:
@@ -78,6 +97,8 @@ class Aggregation:
         return {
             "fingerprint": self.weights.fingerprint,
             "round": self.weights.round,
+            "algorithm": {"name": self.algorithm.name, **self.algorithm.options()},
+            "weighting": self.weighting,
             "examples": sum(update.examples for update in self.accepted),
             "accepted": [update.to_json() for update in self.accepted],
             "rejected": [update.to_json() for update in self.rejected],
@@ -86,13 +107,23 @@ class Aggregation:
             "dense_bytes": self.dense_bytes,
             "share": self.share,
             "gap": None if self.gap is None else self.gap.to_json(),
+            "refit": None
+            if self.refit is None
+            else {"before": finite(self.refit.before), "after": finite(self.refit.after)},
         }
+
+
+FEDAVG = FedAvg()
 
 
 def aggregate(
     paths: Iterable[Path],
     weights: Weights,
     *,
+    algorithm: ServerAlgorithm = FEDAVG,
+    state: ServerState | None = None,
+    weighting: Weighting | None = None,
+    merge: Merge = "mean",
     strict: bool = False,
     min_updates: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
@@ -100,11 +131,17 @@ def aggregate(
     """Average update files into the next weights.
 
     Time is that of reading the files once, twice if one turns out bad only when its values are read. Memory is 16 bytes
-    for each shared parameter and about 50 MiB, whatever the number of files.
+    for each shared parameter and about 50 MiB, whatever the number of files; 12 more for each group that the algorithm
+    keeps, and 8 for the second mean of scaffold.
 
     Args:
         paths: update files, in any order.
         weights: those the updates were trained from, as read from their file.
+        algorithm: what to do with the mean.
+        state: what the algorithm kept in the round before; needed after round 0 if it keeps anything.
+        weighting: of the updates in the mean, by examples or equal; None for the algorithm's own.
+        merge: `mean` for the mean of the factors, `refit` to bring them closer to the mean of the weights, which takes
+            a second pass over the files and 12 bytes for each dense weight (`refit`).
         strict: raise the error of the first bad update, by path, instead of leaving it out.
         min_updates: how many valid ones there must be.
         on_progress: called now and then with the number of files read and of all files to read; it starts again if
@@ -112,44 +149,100 @@ def aggregate(
 
     Raises:
         TooFewUpdatesError: there are fewer valid updates than `min_updates`; its `rejected` tells of the others.
-        InputError: `min_updates` is less than 1.
+        InputError: `min_updates` is less than 1, the state is missing or another algorithm's, or there are more updates
+            than clients.
+        WrongBundleError: the state belongs with other weights.
+        DivergedError: the step leads beyond float32, and no single update is to blame.
         InvalidUpdateError, WrongBundleError: with `strict`.
     """
     if min_updates < 1:
         raise InputError(f"min_updates: expected at least 1, found {min_updates}")
-    updates, rejected = screen(paths, weights)
+    kept = _kept(state, weights, algorithm)
+    weighting = weighting or algorithm.weighting
+    updates, rejected = screen(paths, weights, algorithm)
     while True:
         rejected.sort(key=lambda update: str(update.path))
         if strict and rejected:
             raise rejected[0].error
         if len(updates) < min_updates:
             raise _too_few(min_updates, len(updates), rejected)
-        mean, gap = _average(updates, weights, on_progress)
-        tensors = add_change(weights.tensors, mean.change)
-        refused = mean.refused
-        if not refused and not is_finite(tensors):
-            refused = find_overflowing(updates, weights)
-            tensors = limit(tensors)
+        participation = algorithm.participation(len(updates))
+        shares = algorithm.shares(_weigh(updates, weighting), [update.header.metrics for update in updates])
+        streamed, gap = _average(updates, shares, weights, on_progress)
+        refused, refitted = streamed.refused, None
+        if not refused:
+            if merge == "refit":
+                with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is compared below
+                    refitted = refit(updates, shares[0], weights.layout, weights.tensors, streamed.means[0])
+                streamed.means[0] = refitted.change
+            groups = take_step(algorithm, weights.layout, streamed.means, kept, participation)
+            tensors = add_change(weights.tensors, streamed.means[0])
+            if not is_finite(tensors) or not all(map(is_finite, groups.values())):
+                largest = [algorithm.largest_change(update.header.metrics) for update in updates]
+                refused = find_overflowing(updates, weights, largest)
+                tensors = limit(tensors) if algorithm.convex and merge == "mean" else tensors
         if not refused:
             break
         rejected += [Rejected(updates[n].path, updates[n].header.client, error) for n, error in refused.items()]
         updates = [update for number, update in enumerate(updates) if number not in refused]
+    _check_finite({"weights": tensors, **groups}, algorithm)
+    moved = Weights(weights.fingerprint, weights.round + 1, weights.layout, tensors)
     return Aggregation(
-        weights=Weights(weights.fingerprint, weights.round + 1, weights.layout, tensors),
+        weights=moved,
+        state=state_of(moved, algorithm, groups) if groups else None,
+        algorithm=algorithm,
+        weighting=weighting,
         accepted=tuple(map(_accept, updates)),
         rejected=tuple(rejected),
         rejected_bytes=_file_bytes({r.path for r in rejected} - {update.path for update in updates}),
         dense_bytes=4 * weights.layout.dense_parameters * len(updates),
         gap=gap,
+        refit=refitted,
     )
 
 
+def _kept(
+    state: ServerState | None, weights: Weights, algorithm: ServerAlgorithm
+) -> Mapping[str, Mapping[str, NDArray[np.float32]]]:
+    if state is None:
+        if algorithm.groups and weights.round:
+            raise InputError(
+                f"algorithm {algorithm.name}: expected the server state of round {weights.round}, found none; "
+                "pass --state"
+            )
+        return {}
+    state.check_weights(weights)
+    state.check_algorithm(algorithm)
+    return state.groups
+
+
+def _weigh(updates: Sequence[Update], weighting: Weighting) -> NDArray[np.float64]:
+    if weighting == "equal":
+        return np.full(len(updates), 1 / len(updates))
+    examples = sum(update.header.examples for update in updates)
+    return np.array([update.header.examples / examples for update in updates])
+
+
 def _average(
-    updates: Sequence[Update], weights: Weights, on_progress: Callable[[int, int], None] | None
+    updates: Sequence[Update],
+    shares: NDArray[np.float64],
+    weights: Weights,
+    on_progress: Callable[[int, int], None] | None,
 ) -> tuple[StreamedMean, Gap | None]:
     estimator = GapEstimator(weights.layout, weights.tensors, updates=len(updates))
-    mean = stream_mean(updates, weights.layout.shared, watcher=estimator, on_progress=on_progress)
-    return mean, estimator.result(mean.change)
+    tensors = weights.layout.shared
+    streamed = stream_mean(updates, tensors, shares=shares, watcher=estimator, on_progress=on_progress)
+    return streamed, estimator.result(streamed.means[0])
+
+
+def _check_finite(groups: Mapping[str, Mapping[str, NDArray[np.float32]]], algorithm: ServerAlgorithm) -> None:
+    for group, tensors in groups.items():
+        for name, tensor in tensors.items():
+            if not np.isfinite(tensor).all():
+                raise DivergedError(
+                    f"tensor {name!r}: expected finite {group} after the step of algorithm {algorithm.name}, found one "
+                    "beyond float32; lower --server-lr, or begin again from an earlier round"
+                )
 
 
 def _file_bytes(paths: Iterable[Path]) -> int:

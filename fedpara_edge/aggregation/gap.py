@@ -65,9 +65,9 @@ class Gap:
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`; an infinite gap is null."""
         return {
-            "relative": _finite(self.relative),
+            "relative": finite(self.relative),
             "entries": self.entries,
-            "layers": [{**vars(layer), "relative": _finite(layer.relative)} for layer in self.layers],
+            "layers": [{**vars(layer), "relative": finite(layer.relative)} for layer in self.layers],
         }
 
 
@@ -168,5 +168,6 @@ def _ratio(error: float, moved: float) -> float:
     return math.sqrt(ratio) if math.isfinite(ratio) else math.inf
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """The number as JSON knows it: None for an infinite one."""
     return value if math.isfinite(value) else None

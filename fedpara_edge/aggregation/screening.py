@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedpara_edge.algorithms import ServerAlgorithm
 from fedpara_edge.errors import FedparaError, InputError, InvalidUpdateError, WrongBundleError
 from fedpara_edge.files import sha256_of
 from fedpara_edge.tensorfile import TensorFile
@@ -47,12 +48,13 @@ class Rejected:
         return {"path": str(self.path), "client": self.client, "code": self.code, "reason": self.reason}
 
 
-def screen(paths: Iterable[Path], weights: Weights) -> tuple[list[Update], list[Rejected]]:
+def screen(paths: Iterable[Path], weights: Weights, algorithm: ServerAlgorithm) -> tuple[list[Update], list[Rejected]]:
     """Compare all files with the weights they should change, except for their values.
 
     Args:
         paths: of the update files, in any order.
         weights: the base they must have been trained from.
+        algorithm: that they must have been trained for, as far as their metrics tell.
 
     Returns:
         The updates to take, closed, sorted by client, and the rejected ones.
@@ -61,7 +63,7 @@ def screen(paths: Iterable[Path], weights: Weights) -> tuple[list[Update], list[
     rejected = []
     for path in sorted(paths, key=str):
         try:
-            update = Update(path, weights)
+            update = _open(path, weights, algorithm)
         except (InvalidUpdateError, WrongBundleError) as error:
             rejected.append(Rejected(path, _stated_client(path), error))
         else:
@@ -73,6 +75,16 @@ def screen(paths: Iterable[Path], weights: Weights) -> tuple[list[Update], list[
         admitted += one
         rejected += others
     return sorted(admitted, key=lambda update: update.header.client), rejected
+
+
+def _open(path: Path, weights: Weights, algorithm: ServerAlgorithm) -> Update:
+    update = Update(path, weights)
+    try:
+        algorithm.check_metrics(update.header.metrics)
+    except InvalidUpdateError as error:
+        update.close()
+        raise InvalidUpdateError(f"{path}: {error}", code=error.code) from error
+    return update
 
 
 def _one_of(updates: Sequence[Update]) -> tuple[list[Update], list[Rejected]]:

@@ -1,9 +1,9 @@
-"""The example-weighted mean of any number of updates, in one pass over the files.
+"""Weighted means of any number of updates, in one pass over the files.
 
 Updates are read in blocks of `BLOCK_FILES`, and a block in the chunks that codecs decode (`codecs.codec`): each is
-decoded into one float32 matrix G that stays in the cache, the block's part of the mean is w G with w_i = examples_i /
-all examples, and the parts are added up in float64. So no more than `BLOCK_FILES` files are open, and memory holds one
-float64 copy of the model and a few MiB, however many updates there are.
+decoded into one float32 matrix G that stays in the cache, the block's part of a mean is w G with w_i the shares of the
+block's files, and the parts are added up in float64. So no more than `BLOCK_FILES` files are open, and memory holds one
+float64 copy of the model for each mean and a few MiB, however many updates there are.
 
 Accuracy: with u = 2^-24, each entry of the mean is off by at most (BLOCK_FILES + 1) u Σ w_i |d_i|. Rounding the new
 weights to float32 costs up to u |weight|, which is more wherever a weight is much larger than its change. The last bits
@@ -25,7 +25,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.codecs.codec import chunks
+from fedpara_edge.codecs.codec import chunks, name_at
 from fedpara_edge.errors import FedparaError, InvalidUpdateError
 from fedpara_edge.layout import TensorSpec
 from fedpara_edge.update import Update
@@ -47,7 +47,7 @@ class Watcher(Protocol):
         ...
 
     def finish_block(self, shares: NDArray[np.float64], thread: int, threads: int) -> None:
-        """All pieces of a block were collected; `shares` are the weights of its files in the mean.
+        """All pieces of a block were collected; `shares` are the weights of its files in the first mean.
 
         Called once in each of several threads, to do that thread's part of what is to be done.
         """
@@ -59,11 +59,12 @@ class StreamedMean:
     """What one pass gave.
 
     Args:
-        change: the mean change, float64, flat in the order of tensor names; meaningless if anything was refused.
+        means: the mean changes, float64 [means, entries], flat in the order of tensor names; meaningless if anything
+            was refused.
         refused: the updates that turned out bad while they were read, by their number, and why.
     """
 
-    change: NDArray[np.float64]
+    means: NDArray[np.float64]
     refused: Mapping[int, FedparaError]
 
 
@@ -71,34 +72,34 @@ def stream_mean(
     updates: Sequence[Update],
     tensors: Sequence[TensorSpec],
     *,
+    shares: NDArray[np.float64],
     watcher: Watcher | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> StreamedMean:
-    """Mean change of `updates`, weighted by their examples.
+    """Mean changes of `updates`.
 
     A bad update does not end the pass, so that all of them are known after it.
 
     Args:
         updates: closed ones, in canonical order.
         tensors: the shared tensors.
+        shares: the weights of the updates in each mean, float64 [means, updates].
         watcher: sees the values as they pass.
         on_progress: called with the number of files read and of all files after every block.
     """
     tensors = sorted(tensors, key=lambda tensor: tensor.name)
-    examples = sum(update.header.examples for update in updates)
-    shares = np.array([update.header.examples / examples for update in updates])
-    change = np.zeros(sum(tensor.size for tensor in tensors))
+    means = np.zeros((len(shares), sum(tensor.size for tensor in tensors)))
     failures: dict[int, _Failure] = {}
     scratch = [_Scratch() for _ in range(THREADS)]
     with ThreadPoolExecutor(THREADS) as pool:
         for first in range(0, len(updates), BLOCK_FILES):
             last = min(first + BLOCK_FILES, len(updates))
-            block = _Block(updates[first:last], tensors, shares[first:last], change, scratch, watcher)
+            block = _Block(updates[first:last], tensors, shares[:, first:last], means, scratch, watcher)
             for number, failure in block.run(pool).items():
                 failures[first + number] = failure
             if on_progress is not None:
                 on_progress(last, len(updates))
-    return StreamedMean(change, {number: failure.error for number, failure in failures.items()})
+    return StreamedMean(means, {number: failure.error for number, failure in failures.items()})
 
 
 @dataclass(frozen=True)
@@ -123,23 +124,23 @@ class _Scratch:
 
 
 class _Block:
-    """Up to `BLOCK_FILES` updates on their way into the mean."""
+    """Up to `BLOCK_FILES` updates on their way into the means."""
 
     def __init__(
         self,
         updates: Sequence[Update],
         tensors: Sequence[TensorSpec],
         shares: NDArray[np.float64],
-        change: NDArray[np.float64],
+        means: NDArray[np.float64],
         scratch: Sequence[_Scratch],
         watcher: Watcher | None,
     ) -> None:
         self.updates, self.tensors, self.shares = updates, tensors, shares
-        self.change, self.scratch, self.watcher = change, scratch, watcher
-        self.pieces = list(chunks(len(change)))
+        self.means, self.scratch, self.watcher = means, scratch, watcher
+        self.pieces = list(chunks(means.shape[1]))
 
     def run(self, pool: ThreadPoolExecutor) -> dict[int, _Failure]:
-        """Add the block to the mean; return the failures by number of the update in the block."""
+        """Add the block to the means; return the failures by number of the update in the block."""
         failures: dict[int, _Failure] = {}
         if self.watcher is not None:
             self.watcher.start_block(len(self.updates))
@@ -163,7 +164,7 @@ class _Block:
                         failures[number] = _Failure(-1, error)
             if self.watcher is not None:
                 finish = self.watcher.finish_block
-                list(pool.map(lambda thread: finish(self.shares, thread, THREADS), range(THREADS)))
+                list(pool.map(lambda thread: finish(self.shares[0], thread, THREADS), range(THREADS)))
         return failures
 
     def _add(self, thread: int, failures: dict[int, _Failure]) -> dict[int, _Failure]:
@@ -177,13 +178,14 @@ class _Block:
             for start, stop in pieces:
                 piece = changes[:, : stop - start]
                 self._decode(start, piece, failures)
-                np.matmul(shares, tiles, out=part.reshape(-1, TILE_ENTRIES))
-                if np.isfinite(part[: stop - start]).all():
-                    self.change[start:stop] += part[: stop - start]
-                else:
-                    self._find_guilty(start, piece, failures)
-                    # What is left is finite: it was a sum of huge values that left float32, which float64 holds.
-                    self.change[start:stop] += np.einsum("i,ij->j", self.shares, piece, dtype=np.float64)
+                for row in range(len(shares)):
+                    np.matmul(shares[row], tiles, out=part.reshape(-1, TILE_ENTRIES))
+                    if np.isfinite(part[: stop - start]).all():
+                        self.means[row, start:stop] += part[: stop - start]
+                    else:
+                        self._find_guilty(start, piece, failures)
+                        # What is left is finite: it was a sum of huge values that left float32, which float64 holds.
+                        self.means[row, start:stop] += np.einsum("i,ij->j", self.shares[row], piece, dtype=np.float64)
                 if self.watcher is not None:
                     self.watcher.collect(start, piece)
         return failures
@@ -214,9 +216,3 @@ def not_finite(update: Update, tensors: Sequence[TensorSpec], position: int) -> 
         "the training diverged: lower its learning rate",
         code="not_finite",
     )
-
-
-def name_at(tensors: Sequence[TensorSpec], position: int) -> str:
-    """Name of the tensor, of those sorted by name, in which entry `position` of the flat change lies."""
-    ends = np.cumsum([tensor.size for tensor in tensors])
-    return tensors[int(np.searchsorted(ends, position, side="right"))].name

@@ -16,12 +16,16 @@ from fedpara_edge.errors import FedparaError
 
 COMMANDS = {
     "export": "Make a bundle from a PyTorch model.",
+    "split": "Deal the rows of one data file to clients.",
     "train": "Train a bundle on local data and write an update.",
     "aggregate": "Combine updates into the next weights.",
+    "apply": "Bring weights up to date with the changes that the server published.",
     "evaluate": "Measure loss and accuracy of weights on data.",
     "fold": "Make one inference model of a bundle and weights.",
     "predict": "Predict data with a folded model.",
+    "codec": "Compare the codecs that changes are written with.",
     "inspect": "Show what is in a bundle, weights, update or state.",
+    "simulate": "Run whole federations of a plan on this machine, and report on them.",
     "doctor": "Tell what this machine can run, and what to install.",
 }
 INTERRUPTED = 130

@@ -6,17 +6,46 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
 from fedpara_edge.cli.output import emit, force_option, json_option, megabytes
-from fedpara_edge.errors import FedparaError, TooFewUpdatesError
+from fedpara_edge.errors import FedparaError, InputError, TooFewUpdatesError
+
+FOLDER_OR_FILE = click.Path(path_type=Path)
+ALGORITHMS = "fedavg, fedavgm, fedadam, fedyogi, fedadagrad, scaffold or feddyn."
 
 
 @click.command("aggregate")
-@click.argument("updates", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--weights", type=click.Path(path_type=Path), required=True, help="Weights the updates started from.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Next weights to write.")
+@click.argument("updates", nargs=-1, type=FOLDER_OR_FILE)
+@click.option("--weights", type=FOLDER_OR_FILE, required=True, help="Weights the updates started from.")
+@click.option("-o", "--output", type=FOLDER_OR_FILE, required=True, help="Next weights to write.")
+@click.option("--algorithm", default="fedavg", show_default=True, help=ALGORITHMS, metavar="NAME")
+@click.option("--server-lr", type=float, help="Learning rate of the server.  [default: the algorithm's]")
+@click.option("--momentum", type=float, help="Of fedavgm.  [default: 0.9]")
+@click.option("--beta1", type=float, help="Of fedadam, fedyogi (0.9) and fedadagrad (0).")
+@click.option("--beta2", type=float, help="Of fedadam and fedyogi.  [default: 0.99]")
+@click.option("--tau", type=float, help="Of fedadam, fedyogi and fedadagrad.  [default: 0.001]")
+@click.option("--alpha", type=float, help="Strength of feddyn, the same as the devices'.  [default: 0.1]")
+@click.option("--clients", type=int, help="Number of all clients; scaffold and feddyn need it.")
+@click.option(
+    "--weighting",
+    type=click.Choice(["examples", "equal"]),
+    help="Of the updates.  [default: equal for scaffold and feddyn, else by examples]",
+)
+@click.option(
+    "--merge",
+    type=click.Choice(["mean", "refit"]),
+    default="mean",
+    show_default=True,
+    help="Of the factors; refit brings them closer to the mean of the weights they compose to.",
+)
+@click.option(
+    "--state", type=FOLDER_OR_FILE, help="The server's state folder: what the algorithm or the downlink keeps."
+)
+@click.option("--downlink-codec", help="Send the weights as a change through this codec; needs --change and --state.")
+@click.option("--change", type=FOLDER_OR_FILE, help="Change file to write.")
 @click.option(
     "--min-updates", type=click.IntRange(min=1), default=1, show_default=True, help="Fewer valid ones: exit code 4."
 )
@@ -24,27 +53,67 @@ from fedpara_edge.errors import FedparaError, TooFewUpdatesError
 @force_option
 @json_option
 def command(
-    updates: tuple[Path, ...], weights: Path, output: Path, min_updates: int, strict: bool, force: bool, json: bool
+    updates: tuple[Path, ...],
+    weights: Path,
+    output: Path,
+    algorithm: str,
+    server_lr: float | None,
+    momentum: float | None,
+    beta1: float | None,
+    beta2: float | None,
+    tau: float | None,
+    alpha: float | None,
+    clients: int | None,
+    weighting: Any,
+    merge: Any,
+    state: Path | None,
+    downlink_codec: str | None,
+    change: Path | None,
+    min_updates: int,
+    strict: bool,
+    force: bool,
+    json: bool,
 ) -> None:
-    """Average UPDATES by their numbers of examples and write the next weights.
+    """Average UPDATES and write the next weights, by the algorithm given.
 
     The order of UPDATES does not change a bit of the result. A bad update is refused and named and does not stop the
-    others.
+    others. The state folder gets one file for each round, whose name is the round's: that of --weights must be there,
+    except at round 0. With a downlink codec the weights written are those that devices get by applying the change.
     """
     from fedpara_edge.aggregation import aggregate
-    from fedpara_edge.files import check_output
-    from fedpara_edge.weights import read_weights, write_weights
+    from fedpara_edge.aggregation.roundfiles import Downlink, RoundFiles
+    from fedpara_edge.algorithms import find_server
+    from fedpara_edge.codecs import find_encoder
+    from fedpara_edge.weights import read_weights
 
-    check_output(output, overwrite=force)
+    options = {"lr": server_lr, "momentum": momentum, "beta1": beta1, "beta2": beta2, "tau": tau, "alpha": alpha}
+    chosen = find_server(algorithm, {**options, "clients": clients})
+    downlink = None
+    if downlink_codec is not None and change is not None:
+        downlink = Downlink(encoder=find_encoder(downlink_codec), change=change)
+    elif downlink_codec is not None or change is not None:
+        raise InputError("downlink: expected both --downlink-codec and --change, found one of them; give the other")
+    files = RoundFiles(weights=output, state=state, downlink=downlink)
     base = read_weights(weights)
+    kept = files.begin(base, chosen, overwrite=force)
     try:
         with _progress_bar(len(updates)) as on_progress:
-            result = aggregate(updates, base, strict=strict, min_updates=min_updates, on_progress=on_progress)
+            result = aggregate(
+                updates,
+                base,
+                algorithm=chosen,
+                state=kept,
+                weighting=weighting,
+                merge=merge,
+                strict=strict,
+                min_updates=min_updates,
+                on_progress=on_progress,
+            )
     except TooFewUpdatesError as error:
         _show(error.rejected)
         raise
     _show([update.error for update in result.rejected])
-    write_weights(output, result.weights)
+    result = files.commit(result, base, kept)
     gap = result.gap
     text = (
         f"{output}: round {result.weights.round} from {len(result.accepted)} updates "
@@ -54,12 +123,18 @@ def command(
     )
     if result.rejected_bytes:
         text += f", and {megabytes(result.rejected_bytes)} that were rejected"
+    sent: dict[str, Any] = {} if state is None else {"state": str(state / f"round-{result.weights.round}.safetensors")}
+    if change is not None:
+        sent |= {"change": str(change), "change_bytes": change.stat().st_size}
+        text += f"\n{change}: {megabytes(sent['change_bytes'])} to each device"
     if gap is not None:
         text += (
             f"\naggregation gap {gap.relative:.2%} of the mean change "
             f"({gap.entries} composed weights of {len(gap.layers)} layers compared)"
         )
-    emit({"output": str(output), **result.to_json()}, text, as_json=json)
+    if result.refit is not None:
+        text += f"\nrefitted: {result.refit.before:.2%} -> {result.refit.after:.2%} of it"
+    emit({"output": str(output), **sent, **result.to_json()}, text, as_json=json)
 
 
 def _show(rejected: Iterable[FedparaError]) -> None:

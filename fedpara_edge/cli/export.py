@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from fedpara_edge.bundle import ENGINES
 from fedpara_edge.cli.output import emit, force_option, json_option, megabytes
 from fedpara_edge.layout import KINDS
+from fedpara_edge.recipe import Init, Recipe
 
 
 def _numbers(kind: type[Any], what: str) -> Any:
@@ -59,6 +60,7 @@ def _pairs(kind: type[Any]) -> Any:
 @click.option("--tanh", is_flag=True, help="The variant with tanh.")
 @click.option("--include", multiple=True, metavar="PATTERN", help="Layers to factor; default all.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Layers to leave dense.")
+@click.option("--personal", multiple=True, metavar="PATTERN", help="Layers or tensors that stay on the device.")
 @click.option(
     "--batchnorm",
     type=click.Choice(["refuse", "group"]),
@@ -67,27 +69,34 @@ def _pairs(kind: type[Any]) -> Any:
     help="What to do with BatchNorm.",
 )
 @click.option(
+    "--init",
+    type=click.Choice(get_args(Init)),
+    default="composed",
+    show_default=True,
+    help="Draw the factors for He's variance of the composed weight, or each by He's rule with its own fan.",
+)
+@click.option(
     "--pretrained", type=click.Path(path_type=Path), help="state_dict (.safetensors or .pt) to fit the factors to."
 )
-@click.option("--classes", type=click.IntRange(min=1), help="Classes of a zoo model.  [default: 10]")
+@click.option("--classes", type=click.IntRange(min=1), help="Classes of a zoo model.  [default: its own]")
 @click.option(
     "--input-shape",
     callback=_numbers(int, "sizes such as 1,28,28"),
-    metavar="C,H,W",
-    help="Of one example; needed for your own model.",
+    metavar="SIZES",
+    help="Of one example, such as 1,28,28; needed for your own model.",
 )
 @click.option(
     "--input-dtype",
     type=click.Choice(["uint8", "float32", "int64"]),
-    help="Of the raw input.  [default: uint8 for the zoo, else float32]",
+    help="Of the raw input.  [default: the zoo model's own (uint8 for images), else float32]",
 )
-@click.option("--tokens", type=int, help="Number of different tokens, for int64 input.")
+@click.option("--tokens", type=int, help="Number of different tokens, for int64 input; char-lstm has its classes.")
 @click.option(
     "--mean",
     callback=_numbers(float, "numbers such as 0.5,0.5,0.5"),
     default="0",
     show_default=True,
-    help="Subtracted from the scaled input, by channel.",
+    help="Subtracted from the scaled input, by channel: the first dimension, or else the last.",
 )
 @click.option(
     "--std",
@@ -100,6 +109,14 @@ def _pairs(kind: type[Any]) -> Any:
 @click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), default="sgd", show_default=True)
 @click.option("--momentum", type=float, help="Of SGD.  [default: 0]")
 @click.option("--weight-decay", type=float, help="Of AdamW.  [default: 0.01]")
+@click.option(
+    "--jacobian-correction",
+    type=float,
+    default=0.0,
+    show_default=True,
+    metavar="LAMBDA",
+    help="Draw steps on factors to where steps on their weights would lead; with --engine onnxruntime.",
+)
 @click.option(
     "--batch-size", type=int, default=32, show_default=True, help="Batch that the graphs are made fast for; any works."
 )
@@ -124,7 +141,9 @@ def command(
     tanh: bool,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
+    personal: tuple[str, ...],
     batchnorm: Any,
+    init: Any,
     pretrained: Path | None,
     classes: int | None,
     input_shape: tuple[int, ...] | None,
@@ -133,9 +152,10 @@ def command(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     loss: Any,
-    optimizer: str,
+    optimizer: Any,
     momentum: float | None,
     weight_decay: float | None,
+    jacobian_correction: float,
     batch_size: int,
     engine: str,
     seed: int,
@@ -144,68 +164,53 @@ def command(
 ) -> None:
     """Factor MODEL and write a bundle that devices train.
 
-    MODEL is mlp, cnn, vgg16 or resnet18, or package.module:factory or file.py:factory, a function without arguments
-    that returns your nn.Module.
+    MODEL is mlp, cnn, vgg16, resnet18, char-lstm or har-transformer, or package.module:factory or file.py:factory, a
+    function without arguments that returns your nn.Module.
     """
     from fedpara_edge.cli.installed import engines, require, require_engine
 
     require("export")
     if engine != "all":
         require_engine(engine)
-    import torch
+    from export import make_bundle
 
-    from export import ExportOptions, export_bundle
-    from export.optimizers import optimizer_constants
-    from fedpara_edge.errors import InputError
-    from fedpara_edge.files import check_output
-    from fedpara_edge.nn import ZOO, convert, load_model, load_pretrained
-
-    check_output(output, overwrite=force, folder=True)
-    zoo = ZOO.get(model)
-    torch.manual_seed(seed)
-    dense = load_model(model, classes=classes, input_shape=input_shape if zoo else None)
-    shape = input_shape or (zoo.input_shape if zoo else None)
-    if shape is None:
-        raise InputError("input shape: expected --input-shape for your own model, such as 1,28,28, found none")
-    dtype: Any = input_dtype or ("uint8" if zoo else "float32")
-    if pretrained is not None:
-        load_pretrained(dense, pretrained)
-    converted, report = convert(
-        dense,
+    recipe = Recipe(
+        name=model,
         kind=kind,
         gamma=gamma,
+        gammas=gamma_of,
+        ranks=rank_of,
         form=form,
         tanh=tanh,
         include=include or ("*",),
-        exclude=(*exclude, *(zoo.dense_layers if zoo else ())),
-        gammas=gamma_of,
-        ranks=rank_of,
+        exclude=exclude,
+        personal=personal,
         batchnorm=batchnorm,
-        pretrained=pretrained is not None,
-    )
-    given = {"momentum": momentum, "weight_decay": weight_decay}
-    constants = {name: value for name, value in given.items() if value is not None}
-    options = ExportOptions(
-        name=model,
-        input_shape=shape,
-        input_dtype=dtype,
+        init=init,
+        pretrained=pretrained,
+        classes=classes,
+        input_shape=input_shape,
+        input_dtype=input_dtype,
         tokens=tokens,
         mean=mean,
         std=std,
         loss=loss,
-        optimizer=optimizer_constants(optimizer, **constants),
+        optimizer=optimizer,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        jacobian_correction=jacobian_correction,
         batch_size=batch_size,
         engines=tuple(name for name in ENGINES if name in engines()) if engine == "all" else (engine,),
         seed=seed,
     )
-    bundle, verification = export_bundle(converted, output, options, overwrite=force)
-    layout = bundle.manifest.layout
+    made = make_bundle(recipe, output, overwrite=force)
+    layout = made.bundle.manifest.layout
     result = {
         "bundle": str(output),
-        "fingerprint": bundle.manifest.fingerprint,
+        "fingerprint": made.bundle.manifest.fingerprint,
         "shared_parameters": layout.shared_parameters,
         "dense_parameters": layout.dense_parameters,
-        "verification": {name: vars(errors) for name, errors in verification.items()},
+        "verification": {name: vars(errors) for name, errors in made.verification.items()},
         "layers": [
             {
                 "name": layer.name,
@@ -214,20 +219,20 @@ def command(
                 "reason": layer.reason,
                 "relative_error": layer.relative_error,
             }
-            for layer in report.layers
+            for layer in made.report.layers
         ],
-        "messages": list(report.messages),
+        "messages": list(made.report.messages),
     }
     verified = [
         f"{output}: {name} verified against torch: loss {errors.loss:.1e}, gradients {errors.gradient:.1e}, "
         f"outputs {errors.outputs:.1e}"
         + ("" if errors.step is None else f", {optimizer} step {errors.step:.1e}")
         + " (relative)"
-        for name, errors in verification.items()
+        for name, errors in made.verification.items()
     ]
     text = "\n".join(
         [
-            str(report),
+            str(made.report),
             *verified,
             f"an update sends {megabytes(4 * layout.shared_parameters)}, "
             f"{layout.shared_parameters / layout.dense_parameters:.1%} of the dense model's "

@@ -9,20 +9,30 @@ import click
 
 from fedpara_edge.bundle import MANIFEST, open_bundle
 from fedpara_edge.cli.output import emit, json_option, megabytes, table
+from fedpara_edge.codecs.codec import in_order
+from fedpara_edge.codecs.comparison import bits_by_tensor, open_encoded
 from fedpara_edge.errors import InputError
 from fedpara_edge.factors import attainable_rank, factor_count
 from fedpara_edge.folded import FORMAT as FOLDED_FORMAT
 from fedpara_edge.folded import read_folded
 from fedpara_edge.layout import LayerSpec, Layout
 from fedpara_edge.tensorfile import TensorFile
+from fedpara_edge.weights import read_weights
 
 
 @click.command("inspect")
 @click.argument("path", type=click.Path(path_type=Path))
+@click.option("--weights", type=click.Path(path_type=Path), help="Of the same bundle: for the bits by tensor.")
 @json_option
-def command(path: Path, json: bool) -> None:
-    """Show what is in PATH: a bundle, a weights or update file, a folded model, or a device's state folder."""
-    if path.is_dir():
+def command(path: Path, weights: Path | None, json: bool) -> None:
+    """Show what is in PATH: a bundle, a weights, update or change file, a folded model, or a device's state folder.
+
+    An update or a published change does not tell its tensors: with --weights they are shown with the bits that each
+    parameter takes.
+    """
+    if weights is not None:
+        result = _encoded(path, weights)
+    elif path.is_dir():
         result = _bundle(path) if (path / MANIFEST).exists() else _state(path)
     elif path.suffix == ".onnx":
         result = _folded(path)
@@ -79,6 +89,25 @@ def _file(path: Path) -> dict[str, Any]:
     return result if layout is None else {**result, **_layout(Layout.from_json(layout))}
 
 
+def _encoded(path: Path, weights: Path) -> dict[str, Any]:
+    base = read_weights(weights)
+    tensors = in_order(base.layout.shared)
+    with open_encoded(path, base) as file:
+        bits = bits_by_tensor(file, tensors)
+        header, size = dict(file.header), file.size_bytes
+    return {
+        "path": str(path),
+        **header,
+        "bytes": size,
+        "encoded": [
+            {"name": tensor.name, "shape": list(tensor.shape), "parameters": tensor.size, "bits": bits[tensor.name]}
+            for tensor in tensors
+        ],
+        "shared_parameters": base.layout.shared_parameters,
+        "dense_parameters": base.layout.dense_parameters,
+    }
+
+
 def _layout(layout: Layout) -> dict[str, Any]:
     return {
         "layers": [_layer(layout, layer) for layer in layout.layers],
@@ -113,13 +142,37 @@ def _text(result: dict[str, Any]) -> str:
     lines += [f"  {name}: {_value(value)}" for name, value in result.items() if name not in _LONG]
     if "layers" in result:
         lines += ["", _layer_table(result)]
+    elif "encoded" in result:
+        lines += ["", _bits_table(result)]
     elif "tensors" in result:
         rows = [(name, t["dtype"], _shape(t["shape"]), f"{t['bytes']:,}") for name, t in result["tensors"].items()]
         lines += ["", table(("tensor", "dtype", "shape", "bytes"), rows)]
     return "\n".join(lines)
 
 
-_LONG = ("path", "format", "layers", "tensors", "shared_parameters", "personal_parameters", "dense_parameters")
+_LONG = (
+    "path",
+    "format",
+    "layers",
+    "tensors",
+    "encoded",
+    "shared_parameters",
+    "personal_parameters",
+    "dense_parameters",
+)
+
+
+def _bits_table(result: dict[str, Any]) -> str:
+    rows = [
+        (part["name"], _shape(part["shape"]), f"{part['parameters']:,}", f"{part['bits']:.2f}")
+        for part in result["encoded"]
+    ]
+    shared, dense, size = result["shared_parameters"], 4 * result["dense_parameters"], result["bytes"]
+    return (
+        f"{table(('tensor', 'shape', 'parameters', 'bits each'), rows)}\n\n{size:,} bytes with the header, "
+        f"{8 * size / max(shared, 1):.2f} bits for each of {shared:,} parameters: 1/{4 * shared / size:.0f} of them in "
+        f"float32, 1/{dense / size:.0f} of the dense model's {megabytes(dense)}"
+    )
 
 
 def _layer_table(result: dict[str, Any]) -> str:

@@ -30,8 +30,8 @@ class Capability:
 
 DEVICE_64_BIT = "pip install 'fedpara-edge[device]'"
 DEVICE_32_BIT = (
-    "sudo apt install python3-onnxruntime python3-numpy python3-venv; python3 -m venv --system-site-packages fedpara; "
-    "fedpara/bin/pip install fedpara-edge"
+    "sudo apt install python3-onnxruntime python3-numpy python3-zstandard python3-venv; "
+    "python3 -m venv --system-site-packages fedpara; fedpara/bin/pip install fedpara-edge"
 )
 """Nobody builds wheels of onnxruntime for 32-bit systems, but Debian 13 and Raspberry Pi OS have a package."""
 
@@ -45,9 +45,9 @@ ENGINES = {"onnxruntime": ("onnxruntime", *_TRAINING), "ort-training": _TRAINING
 CAPABILITIES = (
     Capability(
         "server",
-        (("numpy",), ("click",), ("safetensors",)),
+        (("numpy",), ("click",), ("safetensors",), ("zstandard",)),
         "pip install fedpara-edge",
-        ("aggregate", "inspect", "doctor"),
+        ("split", "aggregate", "apply", "codec", "inspect", "doctor"),
     ),
     Capability(
         "device",
@@ -59,7 +59,7 @@ CAPABILITIES = (
         "export",
         (("torch",), ("onnx",), ("onnxscript",), ("onnxruntime", *_TRAINING)),
         "pip install 'fedpara-edge[export]'",
-        ("export",),
+        ("export", "simulate"),
     ),
     Capability("fold", (("onnx",), ("onnxruntime", *_TRAINING)), "pip install 'fedpara-edge[export]'", ("fold",)),
 )

@@ -53,12 +53,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def megabytes(count: float) -> str:
-    """Bytes in MB (10^6).
+    """Bytes in MB (10^6), or in kB (10^3) where that would be less than a tenth.
 
-    >>> megabytes(1_234_567)
-    '1.23 MB'
+    >>> megabytes(1_234_567), megabytes(3802)
+    ('1.23 MB', '3.8 kB')
     """
-    return f"{count / 1e6:.2f} MB"
+    return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
 def _numeric(cell: str) -> bool:

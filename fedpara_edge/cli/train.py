@@ -50,6 +50,14 @@ FOLDER_OR_FILE = click.Path(path_type=Path)
     help="Take the gradient of each batch in N parts, for less memory.",
     metavar="N",
 )
+@click.option(
+    "--algorithm", default="fedavg", show_default=True, help="fedavg, fedprox, scaffold or feddyn.", metavar="NAME"
+)
+@click.option("--mu", type=float, help="Strength of fedprox.  [default: 0.1]")
+@click.option("--alpha", type=float, help="Strength of feddyn, the same as the server's.  [default: 0.1]")
+@click.option(
+    "--control", type=FOLDER_OR_FILE, help="Server state of the weights' round; scaffold needs it after round 0."
+)
 @click.option("--client", help="Name of this device in the update.  [default: kept in the state folder, or random]")
 @click.option("--engine", default="auto", show_default=True, help="onnxruntime, ort-training, or the faster there is.")
 @click.option("--threads", type=int, help="Of the engine.  [default: as many as cores]")
@@ -82,6 +90,10 @@ def command(
     drop_last: bool,
     clip_norm: float | None,
     parts: int,
+    algorithm: str,
+    mu: float | None,
+    alpha: float | None,
+    control: Path | None,
     client: str | None,
     engine: str,
     threads: int | None,
@@ -101,6 +113,7 @@ def command(
     require("device")
     from device_runtime import TrainConfig, open_data, open_engine, progress_bar, train
     from device_runtime.schedule import Schedule
+    from fedpara_edge.algorithms import find_local
     from fedpara_edge.bundle import WEIGHTS, open_bundle
 
     config = TrainConfig(
@@ -118,6 +131,7 @@ def command(
         drop_last=drop_last,
         clip_norm=clip_norm,
         parts=parts,
+        algorithm=find_local(algorithm, {"mu": mu, "alpha": alpha}),
         checkpoint_seconds=save_seconds,
         checkpoint_steps=save_steps,
     )
@@ -134,6 +148,7 @@ def command(
             state=state,
             client=client,
             codec=codec,
+            server_state=control,
             overwrite=force,
             on_step=on_step,
         )

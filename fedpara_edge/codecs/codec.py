@@ -38,8 +38,15 @@ class Encoded:
 class Encoder(Protocol):
     """A codec with its options, ready to encode."""
 
-    name: str
-    version: int
+    @property
+    def name(self) -> str:
+        """Under which files name the codec."""
+        ...
+
+    @property
+    def version(self) -> int:
+        """Of what it writes."""
+        ...
 
     def encode(self, tensors: Sequence[TensorSpec], change: NDArray[np.float32], *, seed: int | None) -> Encoded:
         """Encode a flat change; equal arguments give equal bytes.
@@ -50,6 +57,9 @@ class Encoder(Protocol):
             seed: of random rounding, which makes the expectation of what is decoded the change itself; None to round
                 to the nearest, for the smallest error, where what is left over is kept for the next time (error
                 feedback). A codec that claims no unbiasedness ignores it.
+
+        Raises:
+            DivergedError: the change is too large to be expressed.
         """
         ...
 
@@ -86,6 +96,12 @@ class Opener(Protocol):
 def in_order(tensors: Iterable[TensorSpec]) -> list[TensorSpec]:
     """The tensors in the order of the flat change."""
     return sorted(tensors, key=lambda tensor: tensor.name)
+
+
+def name_at(tensors: Sequence[TensorSpec], position: int) -> str:
+    """Name of the tensor, of those sorted by name, in which entry `position` of the flat change lies."""
+    ends = np.cumsum([tensor.size for tensor in tensors])
+    return tensors[int(np.searchsorted(ends, position, side="right"))].name
 
 
 def chunks(entries: int) -> Iterator[tuple[int, int]]:

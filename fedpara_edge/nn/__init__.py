@@ -8,10 +8,13 @@ from fedpara_edge.nn.layers import Conv2d, FactoredLayer, Linear
 from fedpara_edge.nn.layout_of import layout_of
 from fedpara_edge.nn.load import load_model
 from fedpara_edge.nn.pretrained import load_pretrained
+from fedpara_edge.nn.recurrent import GRU, LSTM
 from fedpara_edge.nn.report import ConversionReport, LayerReport
-from fedpara_edge.nn.zoo import ZOO, ZooEntry, cnn, mlp, resnet18, vgg16
+from fedpara_edge.nn.zoo import ZOO, ZooEntry, char_lstm, cnn, har_transformer, mlp, resnet18, vgg16
 
 __all__ = [
+    "GRU",
+    "LSTM",
     "ZOO",
     "Conv2d",
     "ConversionReport",
@@ -20,11 +23,13 @@ __all__ = [
     "LayerReport",
     "Linear",
     "ZooEntry",
+    "char_lstm",
     "cnn",
     "convert",
     "fit_factors",
     "group_count",
     "group_norm_like",
+    "har_transformer",
     "he_std",
     "initialize",
     "layout_of",

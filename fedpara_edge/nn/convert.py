@@ -1,4 +1,4 @@
-"""From any PyTorch model to one whose Linear and Conv2d layers are factored.
+"""From any PyTorch model to one whose Linear, Conv2d, LSTM and GRU layers are factored.
 
 The model given is not touched: a deep copy is converted and returned, with a report of what became of each layer.
 """
@@ -9,18 +9,18 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedpara_edge.errors import InputError
 from fedpara_edge.layout import Form, Kind, LayerSpec
-from fedpara_edge.nn.fit import fit_factors
+from fedpara_edge.nn.factored import factored_like
 from fedpara_edge.nn.groupnorm import group_norm_like
-from fedpara_edge.nn.layers import Conv2d, FactoredLayer, Linear
+from fedpara_edge.nn.layers import FactoredLayer
 from fedpara_edge.nn.report import ConversionReport, LayerReport
-from fedpara_edge.nn.selection import check_patterns, find_layers, last_match, reason_to_leave
+from fedpara_edge.nn.selection import Weight, check_patterns, find_weights, last_match, reason_to_leave
 from fedpara_edge.rank import choose_layer
+from fedpara_edge.recipe import Init
 
 
 def convert(
@@ -35,13 +35,17 @@ def convert(
     gammas: Mapping[str, float] | None = None,
     ranks: Mapping[str, int] | None = None,
     batchnorm: Literal["refuse", "group"] = "refuse",
+    init: Init = "composed",
     pretrained: bool = False,
 ) -> tuple[nn.Module, ConversionReport]:
-    """Replace `nn.Linear` and `nn.Conv2d` by factored layers, in a copy of the model.
+    """Replace `nn.Linear`, `nn.Conv2d`, `nn.LSTM` and `nn.GRU` by factored layers, in a copy of the model.
 
-    Left as they are, and reported with the reason: excluded, grouped and frozen layers, subclasses of the two, layers
+    Left as they are, and reported with the reason: excluded, grouped and frozen layers, subclasses of the four, layers
     whose weight is computed (weight norm) or that have hooks, and layers that factors would not make smaller. A module
     used in several places is converted once and stays one. With kind `dense`, only BatchNorm is looked at.
+
+    A recurrent layer has several weights, each a layer of its own name here, such as `lstm.weight_hh_l0`; a pattern for
+    all of them is `lstm.*`.
 
     Args:
         model: any model; float parameters, on any device. Not modified.
@@ -54,14 +58,17 @@ def convert(
         gammas: γ by pattern, for some layers; the last pattern that matches counts.
         ranks: rank by pattern, likewise; goes before any γ.
         batchnorm: `refuse` a BatchNorm with an error, or replace it by a `group` norm with the same affine parameters.
-        pretrained: fit the factors to the weights and keep the biases, instead of drawing and zeroing them anew.
+        init: how the factors are drawn (`fedpara_edge.nn.init`); `composed` with `pretrained`.
+        pretrained: fit the factors to the weights and keep the biases, instead of drawing and zeroing them anew. The
+            biases of recurrent layers, which torch doesn't start at zero, are kept either way.
 
     Returns:
         The converted copy, and the report.
 
     Raises:
         InputError: a pattern matches no layer; a BatchNorm is refused; a weight to convert belongs to another module
-            as well; a lazy module has no shape yet; or an option is out of range.
+            as well; a lazy module has no shape yet; or an option is out of range,
+            or `init` is given with `pretrained`.
 
     >>> model = nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 2))
     >>> converted, report = convert(model, gamma=0.1)
@@ -70,106 +77,75 @@ def convert(
     2: unchanged: full rank needs R = 2, whose 1032 factor entries are more than the 512 of the dense weight
     201,474 -> 50,690 parameters
     """
+    if pretrained and init != "composed":
+        raise InputError(f"init: expected composed with pretrained, which factors are fitted to, found {init!r}")
     result = copy.deepcopy(model)
-    layers = find_layers(result)
+    weights = find_weights(result)
     gammas, ranks = dict(gammas or {}), dict(ranks or {})
     for option, patterns in {"include": include, "exclude": exclude, "gammas": gammas, "ranks": ranks}.items():
-        check_patterns(option, patterns, layers)
-    replacements: dict[nn.Module, nn.Module] = {}
-    reports = []
-    for name, layer in layers.items():
-        reason = reason_to_leave(name, layer, include=include, exclude=exclude)
-        if reason or not isinstance(layer, nn.Linear | nn.Conv2d):
-            reports.append(LayerReport(name=name, spec=_spec_now(name, layer), reason=reason))
+        check_patterns(option, patterns, weights)
+    specs: dict[str, LayerSpec | None] = {}
+    reasons: dict[str, str] = {}
+    factored: dict[nn.Module, dict[str, LayerSpec]] = {}
+    for name, weight in weights.items():
+        reason = reason_to_leave(name, weight, include=include, exclude=exclude)
+        parameter = weight.parameter
+        if reason or parameter is None:
+            specs[name], reasons[name] = _spec_now(name, weight), reason
             continue
         layer_gamma = last_match(name, gammas)
         spec, reason = choose_layer(
             name,
-            tuple(layer.weight.shape),
+            tuple(parameter.shape),
             kind=kind,
             form=form,
             gamma=gamma if layer_gamma is None else layer_gamma,
             rank=last_match(name, ranks),
             tanh=tanh,
         )
+        specs[name], reasons[name] = spec, reason
         if spec.kind == "dense":
-            reports.append(LayerReport(name=name, spec=spec, reason=reason or "kind is dense"))
+            reasons[name] = reason or "kind is dense"
             continue
-        _check_untied(name, layer, result)
-        replacements[layer], error = _factored(layer, spec, pretrained=pretrained)
-        reports.append(LayerReport(name=name, spec=spec, relative_error=error))
+        _check_untied(name, weight, result)
+        factored.setdefault(weight.layer, {})[weight.part] = spec
+    replacements: dict[nn.Module, nn.Module] = {}
+    errors: dict[str, float] = {}
+    for layer, of_layer in factored.items():
+        replacements[layer], of_weights = factored_like(layer, of_layer, init=init, pretrained=pretrained)
+        errors |= of_weights
     messages = _replace_batchnorms(result, batchnorm, replacements)
     result = _substitute(result, replacements)
     before, after = _trainable(model), _trainable(result)
     return result, ConversionReport(
-        layers=tuple(reports), messages=tuple(messages), parameters=before, parameters_after=after
+        layers=tuple(
+            LayerReport(name=name, spec=spec, reason=reasons[name], relative_error=errors.get(name))
+            for name, spec in specs.items()
+        ),
+        messages=tuple(messages),
+        parameters=before,
+        parameters_after=after,
     )
 
 
-def _spec_now(name: str, layer: nn.Module) -> LayerSpec | None:
+def _spec_now(name: str, weight: Weight) -> LayerSpec | None:
+    layer, parameter = weight.layer, weight.parameter
     if isinstance(layer, FactoredLayer):
         return layer.spec
-    weight = layer._parameters.get("weight")
-    if weight is None or (isinstance(layer, nn.Conv2d) and layer.groups != 1):
+    if parameter is None or (isinstance(layer, nn.Conv2d) and layer.groups != 1):
         return None
-    return choose_layer(name, tuple(weight.shape), kind="dense").spec
+    return choose_layer(name, tuple(parameter.shape), kind="dense").spec
 
 
-def _check_untied(name: str, layer: nn.Linear | nn.Conv2d, model: nn.Module) -> None:
+def _check_untied(name: str, weight: Weight, model: nn.Module) -> None:
     for other, module in model.named_modules():
         for part, parameter in module._parameters.items():
-            if parameter is layer.weight and module is not layer:
+            if parameter is weight.parameter and (module, part) != (weight.layer, weight.part):
                 tied = f"{other}.{part}" if other else part
                 raise InputError(
                     f"layer {name!r}: its weight is also {tied!r}, and a composed weight can't be tied; "
                     f"exclude {name!r}, or give each its own weight"
                 )
-
-
-def _factored(layer: nn.Linear | nn.Conv2d, spec: LayerSpec, *, pretrained: bool) -> tuple[FactoredLayer, float | None]:
-    """The layer that `spec` describes, with the operator, device, dtype and bias of the given one; and the error."""
-    device, dtype = layer.weight.device, layer.weight.dtype
-    new: FactoredLayer
-    if isinstance(layer, nn.Linear):
-        new = Linear(
-            layer.in_features,
-            layer.out_features,
-            bias=layer.bias is not None,
-            device=device,
-            dtype=dtype,
-            kind=spec.kind,
-            rank=spec.rank,
-            tanh=spec.tanh,
-            name=spec.name,
-        )
-    else:
-        new = Conv2d(
-            layer.in_channels,
-            layer.out_channels,
-            (spec.shape[2], spec.shape[3]),
-            stride=(layer.stride[0], layer.stride[1]),
-            padding=layer.padding if isinstance(layer.padding, str) else (layer.padding[0], layer.padding[1]),
-            dilation=(layer.dilation[0], layer.dilation[1]),
-            bias=layer.bias is not None,
-            device=device,
-            dtype=dtype,
-            kind=spec.kind,
-            rank=spec.rank,
-            form=spec.form,
-            tanh=spec.tanh,
-            name=spec.name,
-        )
-    error = None
-    with torch.no_grad():
-        if pretrained:
-            fit = fit_factors(spec, layer.weight)
-            error = fit.relative_error
-            for part, factor in new.factors().items():
-                factor.copy_(fit.factors[part])
-        elif layer.bias is not None:
-            layer.bias.zero_()
-    new._parameters["bias"] = layer._parameters["bias"]  # the object itself, which may be tied or frozen
-    return new.train(layer.training), error
 
 
 def _replace_batchnorms(model: nn.Module, choice: str, replacements: dict[nn.Module, nn.Module]) -> list[str]:

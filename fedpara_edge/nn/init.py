@@ -1,26 +1,46 @@
-"""Initialization of the factors such that the weight they compose to has He's variance, 2 / fan_in.
+"""Initialization of the factors: of the composed weight (`composed`), or of each factor (`he_fan_in`, `he_fan_out`).
 
-The paper says "He" without saying of what. He applied to each factor composes to a weight 26 to 118 times too small
-(measured), which does not train. Here the composed weight itself gets rms √(2 / fan_in), fan_in = I K1 K2:
+The paper says "He" without saying of what. With `composed`, our own, the composed weight itself gets the variance
+2 / fan_in, its rms being √(2 / fan_in) with fan_in = I K1 K2:
 
 1. every factor is drawn from N(0, s²), with s such that a branch has unit variance:
    s⁴ = 1/R for X Yᵀ, s⁶ = 1/R² for T ×₁ X ×₂ Y;
 2. the branches are composed once, and scaled so that the rms of the combined weight is exactly the wanted one;
 3. the scale c of a branch is spread evenly over its factors: c^(1/2) each, or c^(1/3) in tensor form.
 
-Source: He et al. 2015 (arXiv 1502.01852) for the variance; the derivation from the composed weight is ours.
+Recurrent layers ask for torch's own standard deviation instead of He's (`recurrent`).
+
+The other two draw each factor from N(0, 2 / fan) for itself, with the fans that torch finds in the authors' code, which
+has X as [R, O] and Y as [R, I], while they are [O, R] and [I, R] here:
+
+| factor                             | fan of `he_fan_in` | fan of `he_fan_out` |
+|------------------------------------|--------------------|---------------------|
+| X [O, R]                           | O                  | R                   |
+| Y [I, R]                           | I                  | R                   |
+| Y [I K1 K2, R], matrix form        | I K1 K2            | R                   |
+| T [R, R, K1, K2]                   | R K1 K2            | R K1 K2             |
+| a weight [O, I, K1, K2] not factored | I K1 K2          | O K1 K2             |
+
+`he_fan_in`, which is the authors' choice, composes to a weight 26 to 118 times too small in the layers of VGG16
+(measured), which does not train; `he_fan_out` to one 0.8 to 1.4 times the right size.
+
+Source: He et al. 2015 (arXiv 1502.01852) for the variance; FedPara's supplement and notebook (South-hw/FedPara_ICLR22)
+for the fans; the derivation from the composed weight is ours.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from fedpara_edge.factors import combine, compose_branch
+from fedpara_edge.errors import InputError
+from fedpara_edge.factors import combine, compose_branch, factor_shapes
 from fedpara_edge.layout import LayerSpec
+from fedpara_edge.recipe import Init
 
 TANH_STD_LIMIT = 0.5
 """Largest rms asked of a weight with tanh, whose entries stay below 1: closer to 1, tanh has no gradient left."""
@@ -36,18 +56,49 @@ def he_std(spec: LayerSpec) -> float:
     >>> he_std(spec)
     1.0
     """
-    std = math.sqrt(2 / spec.matrix_shape[1])
-    return min(std, TANH_STD_LIMIT) if spec.tanh else std
+    return _attainable(spec, math.sqrt(2 / spec.matrix_shape[1]))
+
+
+def factor_std(spec: LayerSpec, part: str, *, init: Init) -> float:
+    """Standard deviation √(2 / fan) of a factor drawn for itself, or of a weight that is not factored.
+
+    Args:
+        spec: the layer.
+        part: of the factor.
+        init: `he_fan_in` or `he_fan_out`.
+
+    >>> spec = LayerSpec(name="c", operator="conv2d", kind="fedpara", form="tensor", shape=(128, 32, 3, 3), rank=8)
+    >>> [factor_std(spec, part, init="he_fan_in") for part in ("x1", "y1")]
+    [0.125, 0.25]
+    >>> [factor_std(spec, part, init="he_fan_out") for part in ("x1", "y1")]
+    [0.5, 0.5]
+    """
+    outputs, inputs, *window = factor_shapes(spec)[part]
+    if part[0] in "xy":
+        outputs, inputs = inputs, outputs  # as the authors' code has them
+    return math.sqrt(2 / ((inputs if init == "he_fan_in" else outputs) * math.prod(window)))
 
 
 @torch.no_grad()
-def initialize(spec: LayerSpec, factors: Mapping[str, Tensor], *, generator: torch.Generator | None = None) -> None:
-    """Fill the factors of a layer in place, so that the composed weight has rms `he_std(spec)`.
+def initialize(
+    spec: LayerSpec,
+    factors: Mapping[str, Tensor],
+    *,
+    init: Init = "composed",
+    std: float | None = None,
+    generator: torch.Generator | None = None,
+) -> None:
+    """Fill the factors of a layer in place; with `composed`, so that the weight has the rms that is asked for.
 
     Args:
         spec: the layer.
         factors: float tensors by part, with the shapes of `fedpara_edge.factors.factor_shapes`.
+        init: how to draw them.
+        std: the rms for `composed`, at most `TANH_STD_LIMIT` with tanh; `he_std(spec)` if None.
         generator: where the numbers come from; torch's global generator (`torch.manual_seed`) if None.
+
+    Raises:
+        InputError: unknown `init`.
 
     >>> spec = LayerSpec(name="fc", operator="linear", kind="fedpara", form="matrix", shape=(64, 50), rank=4)
     >>> factors = {part: torch.empty(rows, 4) for part, rows in (("x1", 64), ("y1", 50), ("x2", 64), ("y2", 50))}
@@ -56,10 +107,17 @@ def initialize(spec: LayerSpec, factors: Mapping[str, Tensor], *, generator: tor
     >>> round(weight.square().mean().sqrt().item(), 4)
     0.2
     """
+    if init not in get_args(Init):
+        raise InputError(f"layer {spec.name!r}: init: expected one of {', '.join(get_args(Init))}, found {init!r}")
     if any(tensor.is_meta for tensor in factors.values()):
         return
+    if init != "composed":
+        for part, tensor in factors.items():
+            tensor.normal_(0.0, factor_std(spec, part, init=init), generator=generator)
+        return
+    target = he_std(spec) if std is None else _attainable(spec, std)
     if spec.kind == "dense":
-        factors["weight"].normal_(0.0, he_std(spec), generator=generator)
+        factors["weight"].normal_(0.0, target, generator=generator)
         return
     per_branch = 2 if spec.form == "matrix" else 3
     unit = spec.rank ** (-1 / 4 if spec.form == "matrix" else -1 / 3)
@@ -67,14 +125,17 @@ def initialize(spec: LayerSpec, factors: Mapping[str, Tensor], *, generator: tor
         tensor.normal_(0.0, unit, generator=generator)
     exact = {part: tensor.double() for part, tensor in factors.items()}
     branches = [compose_branch(spec, exact, index) for index in ((1,) if spec.kind == "lowrank" else (1, 2))]
-    scales = _branch_scales(spec, branches)
+    scales = _branch_scales(spec, branches, target)
     for part, tensor in factors.items():
         tensor.mul_(scales[int(part[1]) - 1] ** (1 / per_branch))
 
 
-def _branch_scales(spec: LayerSpec, branches: list[Tensor]) -> tuple[float, ...]:
-    """What to multiply W1 (and W2) by: closed forms, but for tanh."""
-    target = he_std(spec)
+def _attainable(spec: LayerSpec, std: float) -> float:
+    return min(std, TANH_STD_LIMIT) if spec.tanh else std
+
+
+def _branch_scales(spec: LayerSpec, branches: list[Tensor], target: float) -> tuple[float, ...]:
+    """What to multiply W1 (and W2) by to combine to rms `target`: closed forms, but for tanh."""
     if spec.kind == "lowrank":
         return (target / _rms(branches[0]),)
     w1, w2 = branches
@@ -82,12 +143,12 @@ def _branch_scales(spec: LayerSpec, branches: list[Tensor]) -> tuple[float, ...]
         second = min(target, PERSONAL_STD_LIMIT) / _rms(w2)
         return target / _rms(combine(spec, w1, second * w2, torch.tanh)), second
     scale = math.sqrt(target / _rms(w1 * w2))
-    return (scale, scale) if not spec.tanh else (_tanh_scale(spec, w1, w2, scale),) * 2
+    return (scale, scale) if not spec.tanh else (_tanh_scale(spec, w1, w2, target, scale),) * 2
 
 
-def _tanh_scale(spec: LayerSpec, w1: Tensor, w2: Tensor, low: float) -> float:
+def _tanh_scale(spec: LayerSpec, w1: Tensor, w2: Tensor, target: float, low: float) -> float:
     """The scale that gives tanh(c W1) ⊙ tanh(c W2) its rms, which grows with c; without tanh it would be `low`."""
-    target, high = he_std(spec), 2 * low
+    high = 2 * low
     while _rms(combine(spec, high * w1, high * w2, torch.tanh)) < target:
         low, high = high, 2 * high
     while high - low > 1e-5 * high:

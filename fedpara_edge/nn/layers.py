@@ -18,10 +18,11 @@ from fedpara_edge.factors import compose, contraction, factor_shapes
 from fedpara_edge.layout import Form, Kind, LayerSpec
 from fedpara_edge.nn.init import initialize
 from fedpara_edge.rank import equal_size_rank, minimum_rank
+from fedpara_edge.recipe import Init
 
 
 class FactoredLayer(nn.Module):
-    """What `Linear` and `Conv2d` have in common: a spec, its factors, and the weight composed of them.
+    """What `Linear`, `Conv2d` and the weights of `recurrent` have in common: a spec, its factors, the composed weight.
 
     Reading `weight` of a factored layer composes it, for code that looks at `layer.weight`; it can't be assigned.
     """
@@ -29,9 +30,18 @@ class FactoredLayer(nn.Module):
     spec: LayerSpec
     bias: nn.Parameter | None
 
-    def __init__(self, spec: LayerSpec, *, bias: bool, device: Any, dtype: torch.dtype | None) -> None:
+    def __init__(
+        self,
+        spec: LayerSpec,
+        *,
+        bias: bool,
+        device: Any,
+        dtype: torch.dtype | None,
+        init: Init,
+        initial_std: float | None = None,
+    ) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.init, self.initial_std = spec, init, initial_std
         for part, shape in factor_shapes(spec).items():
             self.register_parameter(part, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.bias = nn.Parameter(torch.empty(spec.shape[0], device=device, dtype=dtype)) if bias else None
@@ -47,8 +57,8 @@ class FactoredLayer(nn.Module):
         return weight
 
     def reset_parameters(self) -> None:
-        """Draw the factors anew, such that the composed weight has He's variance, and set the bias to zero."""
-        initialize(self.spec, self.factors())
+        """Draw the factors anew by `init`, `initial_std` being that of a composed weight, and zero the bias."""
+        initialize(self.spec, self.factors(), init=self.init, std=self.initial_std)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
@@ -75,6 +85,7 @@ class Linear(FactoredLayer):
         kind: `fedpara`, `pfedpara`, `lowrank` or `dense`.
         rank: inner rank R; by default the smallest that attains full rank (`lowrank`: the one of equal size).
         tanh: W = tanh(W1) ⊙ tanh(W2), for `fedpara`.
+        init: how the factors are drawn (`fedpara_edge.nn.init`).
         name: the layer's name in its spec and in errors.
 
     Shapes: x float [..., I], result [..., O].
@@ -103,12 +114,13 @@ class Linear(FactoredLayer):
         kind: Kind = "fedpara",
         rank: int | None = None,
         tanh: bool = False,
+        init: Init = "composed",
         name: str = "",
     ) -> None:
         shape = (out_features, in_features)
         rank = _rank(shape, kind=kind, form="matrix", rank=rank)
         spec = LayerSpec(name=name, operator="linear", kind=kind, form="matrix", shape=shape, rank=rank, tanh=tanh)
-        super().__init__(spec, bias=bias, device=device, dtype=dtype)
+        super().__init__(spec, bias=bias, device=device, dtype=dtype, init=init)
         self.in_features, self.out_features = in_features, out_features
         self.contracted = False
 
@@ -138,6 +150,7 @@ class Conv2d(FactoredLayer):
         rank: inner rank R; by default the smallest that attains full rank (`lowrank`: the one of equal size).
         form: `tensor` (Proposition 3) or `matrix` (Proposition 1, on [O, I K1 K2]).
         tanh: W = tanh(W1) ⊙ tanh(W2), for `fedpara`.
+        init: how the factors are drawn (`fedpara_edge.nn.init`).
         name: the layer's name in its spec and in errors.
 
     Shapes: x float [N, I, H, W] or [I, H, W], result [N, O, H', W'] or [O, H', W'].
@@ -167,6 +180,7 @@ class Conv2d(FactoredLayer):
         rank: int | None = None,
         form: Form = "tensor",
         tanh: bool = False,
+        init: Init = "composed",
         name: str = "",
     ) -> None:
         self_name, remedy = f"layer {name!r}" if name else "Conv2d", "keep this layer dense (exclude it)"
@@ -181,7 +195,7 @@ class Conv2d(FactoredLayer):
         shape = (out_channels, in_channels, *_pair(kernel_size))
         rank = _rank(shape, kind=kind, form=form, rank=rank)
         spec = LayerSpec(name=name, operator="conv2d", kind=kind, form=form, shape=shape, rank=rank, tanh=tanh)
-        super().__init__(spec, bias=bias, device=device, dtype=dtype)
+        super().__init__(spec, bias=bias, device=device, dtype=dtype, init=init)
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, _pair(kernel_size)
         self.stride, self.dilation = _pair(stride), _pair(dilation)
         self.padding = padding if isinstance(padding, str) else _pair(padding)

@@ -25,7 +25,7 @@ def load_model(reference: str, *, classes: int | None = None, input_shape: tuple
     Args:
         reference: a name of `fedpara_edge.nn.zoo.ZOO`, `package.module:factory` (the working directory is searched
             first), or `path/file.py:factory`. A factory is called without arguments and returns an `nn.Module`.
-        classes: number of classes of a zoo model; 10 if None.
+        classes: number of classes of a zoo model; its own default if None.
         input_shape: shape of one example of a zoo model; its own default if None.
 
     Returns:
@@ -37,14 +37,17 @@ def load_model(reference: str, *, classes: int | None = None, input_shape: tuple
 
     >>> sum(p.numel() for p in load_model("mlp").parameters())
     203530
-    >>> load_model("mpl")
+    >>> load_model("mpl")  # doctest: +NORMALIZE_WHITESPACE
     Traceback (most recent call last):
     ...
-    fedpara_edge.errors.InputError: model 'mpl': expected mlp, cnn, vgg16, resnet18, module:factory or file.py:factory
+    fedpara_edge.errors.InputError: model 'mpl': expected mlp, cnn, vgg16, resnet18, char-lstm, har-transformer,
+    module:factory or file.py:factory
     """
     if reference in ZOO:
         entry = ZOO[reference]
-        return entry.factory(10 if classes is None else classes, input_shape or entry.input_shape, kind="dense")
+        return entry.factory(
+            entry.classes if classes is None else classes, input_shape or entry.input_shape, kind="dense"
+        )
     where, _, attribute = reference.rpartition(":")
     if not where or not attribute.isidentifier():
         raise InputError(f"model {reference!r}: expected {', '.join(ZOO)}, module:factory or file.py:factory")

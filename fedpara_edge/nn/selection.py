@@ -1,8 +1,9 @@
-"""Which layers of a model are converted, and why the others are not."""
+"""Which weights of a model are converted, and why the others are not."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
@@ -14,10 +15,31 @@ from fedpara_edge.nn.layers import FactoredLayer
 
 Value = TypeVar("Value")
 LAYER_TYPES = (nn.Linear, nn.Conv2d, FactoredLayer)
+RECURRENT_TYPES = (nn.LSTM, nn.GRU)
 
 
-def find_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Every linear or two-dimensional convolution layer once, by its first dotted name, in the order of the model.
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """A weight that may be composed of factors.
+
+    Args:
+        layer: the module that has it.
+        part: its name there: `weight`, or `weight_ih_l0` and so on.
+    """
+
+    layer: nn.Module
+    part: str
+
+    @property
+    def parameter(self) -> nn.Parameter | None:
+        """Its parameter; None if it has none, as it is composed or computed."""
+        return self.layer._parameters.get(self.part)
+
+
+def find_weights(model: nn.Module) -> dict[str, Weight]:
+    """Every weight of linear, two-dimensional convolution, LSTM and GRU layers once, in the order of the model.
+
+    Its name is the dotted name of its layer; a recurrent layer has several, each named as its parameter is.
 
     Raises:
         InputError: a lazy module has no shapes yet.
@@ -25,7 +47,22 @@ def find_layers(model: nn.Module) -> dict[str, nn.Module]:
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise InputError(f"parameter {name!r}: has no shape yet; run the model once on an example, then convert it")
-    return {name: module for name, module in model.named_modules() if isinstance(module, LAYER_TYPES)}
+    return dict(_weights(model))
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, Weight]]:
+    for name, module in model.named_modules():
+        if isinstance(module, LAYER_TYPES):
+            yield name, Weight(module, "weight")
+        elif isinstance(module, RECURRENT_TYPES):
+            for part in recurrent_weights(module):
+                yield f"{name}.{part}" if name else part, Weight(module, part)
+
+
+def recurrent_weights(layer: nn.LSTM | nn.GRU) -> list[str]:
+    """The names of the weights of a recurrent layer, in torch's order."""
+    names: list[str] = [name for group in layer._all_weights for name in group]
+    return [name for name in names if name.startswith(("weight_ih", "weight_hh"))]
 
 
 def check_patterns(option: str, patterns: Iterable[str], names: Iterable[str]) -> None:
@@ -60,24 +97,28 @@ def last_match(name: str, values: Mapping[str, Value]) -> Value | None:
     return matching[-1] if matching else None
 
 
-def reason_to_leave(name: str, layer: nn.Module, *, include: Sequence[str], exclude: Sequence[str]) -> str:
-    """Why a layer is not to be converted, whatever its size; "" if it is."""
+def reason_to_leave(name: str, weight: Weight, *, include: Sequence[str], exclude: Sequence[str]) -> str:
+    """Why a weight is not to be converted, whatever its size; "" if it is."""
+    layer = weight.layer
     if isinstance(layer, FactoredLayer):
         return "already converted"
     if not any(fnmatchcase(name, pattern) for pattern in include):
         return "not included"
     if any(fnmatchcase(name, pattern) for pattern in exclude):
         return "excluded"
-    if type(layer) not in (nn.Linear, nn.Conv2d):
+    if type(layer) not in (nn.Linear, nn.Conv2d, *RECURRENT_TYPES):
         return f"{type(layer).__name__} is a subclass, which may use its weight in its own way"
     if isinstance(layer, nn.Conv2d) and layer.groups != 1:
         return f"grouped convolution (groups={layer.groups})"
     if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
         return f"padding_mode={layer.padding_mode!r}"
-    weight = layer._parameters.get("weight")
-    if weight is None:
+    if isinstance(layer, nn.LSTM) and layer.proj_size:
+        return f"projected state (proj_size={layer.proj_size})"
+    if isinstance(layer, RECURRENT_TYPES) and any(layer._parameters.get(p) is None for p in recurrent_weights(layer)):
+        return "one of the weights of its layer is computed by a hook"
+    if weight.parameter is None:
         return "its weight is computed by a hook"
-    if not weight.requires_grad:
+    if not weight.parameter.requires_grad:
         return "frozen (requires_grad=False)"
     if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
         return "has hooks, which would be lost"

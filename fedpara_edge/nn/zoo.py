@@ -1,7 +1,8 @@
 """Models to start from: plain PyTorch networks, whose layers `convert` makes small.
 
-All of them normalize by groups, not by batches, and take float images [N, C, H, W] (any shape for `mlp`); scaling of
-uint8 images belongs to the export. Layers that can be factored start with He's variance in every kind.
+`mlp`, `cnn`, `vgg16` and `resnet18` take float images [N, C, H, W] (any shape for `mlp`), `char-lstm` takes text and
+`har-transformer` windows of sensors. None of them normalizes by batches; scaling of uint8 images belongs to the export.
+Linear and convolution layers that can be factored start with He's variance in every kind, recurrent ones with torch's.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from fedpara_edge.errors import InputError
 from fedpara_edge.layout import Form, Kind
+from fedpara_edge.nn.blocks import STEPS_IN_A_PATCH, NextCharacter, ResidualBlock, SensorTransformer, SpatialMean
 from fedpara_edge.nn.convert import convert
 from fedpara_edge.nn.groupnorm import group_count
+from fedpara_edge.recipe import InputDtype
 
 VGG16_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 CNN_CHANNELS = (32, 64, 128, 256)
@@ -47,11 +49,15 @@ class ZooEntry:
         factory: makes it; with `kind="dense"`, the plain PyTorch model.
         input_shape: shape of one example, by default.
         dense_layers: patterns of the layers that its factory leaves dense: what to `exclude` from a conversion.
+        input_dtype: of the raw input, by default; `int64` for tokens, of which there are as many as classes.
+        classes: how many, by default.
     """
 
     factory: Factory
     input_shape: tuple[int, ...]
     dense_layers: tuple[str, ...] = ()
+    input_dtype: InputDtype = "uint8"
+    classes: int = 10
 
 
 def mlp(
@@ -158,33 +164,57 @@ def resnet18(
     return _finish(nn.Sequential(OrderedDict(layers)), "resnet18", kind=kind, gamma=gamma, form=form, tanh=tanh)
 
 
-class SpatialMean(nn.Module):
-    """[N, C, H, W] to the mean over the image, [N, C]."""
+def char_lstm(
+    classes: int = 80,
+    input_shape: tuple[int, ...] = (80,),
+    *,
+    kind: Kind = "fedpara",
+    gamma: float = 0.1,
+    form: Form = "tensor",
+    tanh: bool = False,
+) -> nn.Module:
+    """The next character at every position of a text: an embedding of width 8, two LSTM layers of 256, a linear head.
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean(dim=(2, 3))
+    Takes characters int64 [N, T] in [0, classes) and gives the logits of those that follow, [N, classes, T], for labels
+    [N, T]. As in the paper's experiments on Shakespeare (section 3.1), there with one label for each window, as in LEAF
+    (arXiv 1812.01097), whose embedding this is. Input and recurrent weights are factored; embedding and head are dense.
+    The paper's 19 % of the parameters are those of γ = 0:
+
+    >>> dense, small = (sum(p.numel() for p in char_lstm(**options).parameters()) for options in (
+    ...     {"kind": "dense"}, {"gamma": 0.0}))
+    >>> dense, small, f"{small / dense:.1%}"
+    (819920, 154368, '18.8%')
+    """
+    if len(input_shape) != 1 or min(input_shape) < 1:
+        raise InputError(f"char-lstm: expected an input shape (characters,) of at least 1, found {input_shape}")
+    return _finish(NextCharacter(classes), "char-lstm", kind=kind, gamma=gamma, form=form, tanh=tanh)
 
 
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with GroupNorm around a shortcut, which is a 1x1 convolution where the shape changes."""
+def har_transformer(
+    classes: int = 5,
+    input_shape: tuple[int, ...] = (100, 6),
+    *,
+    kind: Kind = "fedpara",
+    gamma: float = 0.1,
+    form: Form = "tensor",
+    tanh: bool = False,
+) -> nn.Module:
+    """Which activity a window of sensor data shows: a transformer encoder of two pre-norm blocks of width 128.
 
-    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
-        self.norm1 = nn.GroupNorm(group_count(outputs), outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.norm2 = nn.GroupNorm(group_count(outputs), outputs)
-        nn.init.constant_(
-            self.norm2.weight, 0.25
-        )  # near the identity at first: with 1, the loss jumps at a rate of 0.1
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or inputs != outputs:
-            project = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
-            self.shortcut = nn.Sequential(project, nn.GroupNorm(group_count(outputs), outputs))
+    Takes float windows [N, T, C], T a multiple of 5. A linear layer makes a token of five steps, to which a learned
+    position is added; the mean over all tokens goes to a linear head. The projections of attention and those of the
+    feed-forward layers are factored; queries, keys and values are one projection, whose factors are smaller than
+    those of three.
 
-    def forward(self, x: Tensor) -> Tensor:
-        inner = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.norm2(self.conv2(inner)) + self.shortcut(x))
+    >>> [sum(p.numel() for p in har_transformer(**options).parameters()) for options in (
+    ...     {"kind": "dense"}, {"gamma": 0.0}, {})]
+    [271621, 83205, 102661]
+    """
+    if len(input_shape) != 2 or min(input_shape) < 1 or input_shape[0] % STEPS_IN_A_PATCH:
+        expected = f"(steps, channels) with a multiple of {STEPS_IN_A_PATCH} steps"
+        raise InputError(f"har-transformer: expected an input shape {expected}, found {input_shape}")
+    model = SensorTransformer(classes, *input_shape)
+    return _finish(model, "har-transformer", kind=kind, gamma=gamma, form=form, tanh=tanh)
 
 
 ZOO: dict[str, ZooEntry] = {
@@ -192,6 +222,16 @@ ZOO: dict[str, ZooEntry] = {
     "cnn": ZooEntry(factory=cnn, input_shape=(1, 28, 28), dense_layers=("conv1", "head")),
     "vgg16": ZooEntry(factory=vgg16, input_shape=(3, 32, 32), dense_layers=("linear1", "linear2", "head")),
     "resnet18": ZooEntry(factory=resnet18, input_shape=(3, 32, 32), dense_layers=("head",)),
+    "char-lstm": ZooEntry(
+        factory=char_lstm, input_shape=(80,), dense_layers=("head",), input_dtype="int64", classes=80
+    ),
+    "har-transformer": ZooEntry(
+        factory=har_transformer,
+        input_shape=(100, 6),
+        dense_layers=("patch", "head"),
+        input_dtype="float32",
+        classes=5,
+    ),
 }
 """The models by name."""
 

@@ -1,0 +1,114 @@
+"""How good one model is on each of many devices, and how that is distributed: a mean hides whom it serves badly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from device_runtime.data import open_data
+from device_runtime.engine import Engine
+from device_runtime.evaluation import Evaluation, evaluate
+from device_runtime.loading import load_weights
+from fedpara_edge.bundle import Bundle
+from fedpara_edge.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Client:
+    """A device to evaluate on.
+
+    Args:
+        data: its examples.
+        state: its state folder, for its personal tensors; None for the initial ones.
+    """
+
+    data: Path
+    state: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distribution:
+    """Of one number for each device; all devices count alike.
+
+    Args:
+        mean: of the numbers.
+        deviation: their standard deviation, of the devices as they are and not of a sample.
+        quartiles: least, first quartile, median, third quartile and largest, by linear interpolation.
+    """
+
+    mean: float
+    deviation: float
+    quartiles: tuple[float, ...]
+
+
+def pair_clients(data: Sequence[Path], states: Sequence[Path]) -> list[Client]:
+    """Devices from their data and, in the same order, their state folders, or no folders at all.
+
+    Raises:
+        InputError: there are some folders, and not as many as data.
+    """
+    if states and len(states) != len(data):
+        raise InputError(
+            f"clients: expected a state folder for each of {len(data)} data, or none, found {len(states)}; "
+            "give them in the same order"
+        )
+    folders: Sequence[Path | None] = states or [None] * len(data)
+    return [Client(data=each, state=state) for each, state in zip(data, folders, strict=True)]
+
+
+def evaluate_clients(
+    engine: Engine, bundle: Bundle, weights: Path, clients: Iterable[Client], batch_size: int
+) -> list[Evaluation]:
+    """Evaluate shared weights on each device, with its own personal tensors.
+
+    Args:
+        engine: the bundle in a new engine.
+        bundle: what the weights are of.
+        weights: the weights file.
+        clients: the devices.
+        batch_size: rows at a time; it decides the memory needed and nothing else.
+
+    Raises:
+        InputError: a data set or state folder does not fit.
+        WrongBundleError: the weights or a state belong to another bundle.
+        FedparaError: a loss is not finite.
+    """
+    initial, found = bundle.read_local(), []
+    for client in clients:
+        dataset = open_data(client.data, bundle.manifest)
+        engine.load(initial)  # of the client before; one without any finished call has the initial ones
+        load_weights(engine, bundle, weights, state=client.state)
+        found.append(evaluate(engine, dataset, batch_size))
+    return found
+
+
+def overall(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """The evaluation on the examples of all devices together.
+
+    >>> overall([Evaluation(loss=1.0, accuracy=0.5, examples=30), Evaluation(loss=2.0, accuracy=1.0, examples=10)])
+    Evaluation(loss=1.25, accuracy=0.625, examples=40)
+    """
+    examples = sum(evaluation.examples for evaluation in evaluations)
+    accuracies = [evaluation.accuracy for evaluation in evaluations if evaluation.accuracy is not None]
+    shares = [evaluation.examples / examples for evaluation in evaluations]
+    return Evaluation(
+        loss=sum(share * evaluation.loss for share, evaluation in zip(shares, evaluations, strict=True)),
+        accuracy=sum(s * a for s, a in zip(shares, accuracies, strict=True)) if accuracies else None,
+        examples=examples,
+    )
+
+
+def distribution(values: Sequence[float]) -> Distribution:
+    """The distribution of one number for each device.
+
+    >>> distribution([0.5, 1.0, 0.75])
+    Distribution(mean=0.75, deviation=0.2041241452319315, quartiles=(0.5, 0.625, 0.75, 0.875, 1.0))
+    """
+    return Distribution(
+        mean=float(np.mean(values)),
+        deviation=float(np.std(values)),
+        quartiles=tuple(np.quantile(values, [0, 0.25, 0.5, 0.75, 1]).tolist()),
+    )

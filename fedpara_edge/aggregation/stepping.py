@@ -1,0 +1,53 @@
+"""A step of a server algorithm on a whole model, piece by piece, so that it needs little memory beside its result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpara_edge.algorithms import ServerAlgorithm
+from fedpara_edge.codecs.codec import flatten, in_order, unflatten
+from fedpara_edge.layout import Layout
+
+PIECE_ENTRIES = 1 << 18
+
+
+def take_step(
+    algorithm: ServerAlgorithm,
+    layout: Layout,
+    means: NDArray[np.float64],
+    kept: Mapping[str, Mapping[str, NDArray[np.float32]]],
+    participation: float,
+) -> dict[str, dict[str, NDArray[np.float32]]]:
+    """Turn the mean change into the movement of the weights, in place, and return what is kept next.
+
+    Args:
+        algorithm: what to do.
+        layout: of the model.
+        means: the means it asked for, float64 [means, entries]; the first becomes the movement.
+        kept: its groups after the round before; empty before the first.
+        participation: share of all devices that are in the means.
+
+    Returns:
+        The groups, float32 by shared tensor, infinite where they are too large.
+    """
+    tensors = in_order(layout.shared)
+    entries = means.shape[1]
+    old = {group: flatten(tensors, kept[group]) for group in algorithm.groups if kept}
+    new = {group: np.empty(entries, np.float32) for group in algorithm.groups}
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, entries, PIECE_ENTRIES):
+            piece = slice(start, min(start + PIECE_ENTRIES, entries))
+            before = {
+                group: np.asarray(old[group][piece], np.float64)
+                if old
+                else np.full(piece.stop - piece.start, algorithm.start(group))
+                for group in algorithm.groups
+            }
+            movement, after = algorithm.step(means[:, piece], before, participation)
+            means[0, piece] = movement
+            for group, values in after.items():
+                new[group][piece] = values
+    return {group: unflatten(tensors, values) for group, values in new.items()}

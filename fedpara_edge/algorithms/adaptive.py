@@ -1,0 +1,110 @@
+"""Adaptive server algorithms (FedOpt): the mean change as a gradient, each entry by its own size.
+
+    m ← β₁ m + (1 - β₁) Δ
+    fedadagrad   v ← v + Δ²
+    fedadam      v ← β₂ v + (1 - β₂) Δ²
+    fedyogi      v ← v - (1 - β₂) Δ² sign(v - Δ²)
+    x ← x + η m / (√v + τ)
+
+m starts at 0 and v at τ², without correcting for these starts. Source: Reddi et al. 2021 (arXiv 2003.00295), algorithm
+2, which asks for v of at least τ²; Δ is weighted by examples, as in their experiments. Flower's strategies of these
+names differ: there v starts at 0, FedAdam corrects the learning rate for the starts (with the round plus one), and τ is
+1e-9 unless told otherwise, where 1e-3 is what the paper found best.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedpara_edge.algorithms.options import check_number
+from fedpara_edge.algorithms.server import LARGEST, Metrics, ServerAlgorithm, Vector
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptive(ServerAlgorithm):
+    """What the three have in common.
+
+    Args:
+        lr: η.
+        beta1: β₁, of the first moment.
+        tau: τ; the smaller, the more the entries are brought to one size.
+    """
+
+    lr: float = 0.01
+    beta1: float = 0.9
+    tau: float = 1e-3
+
+    groups = ("moment1", "moment2")
+
+    def __post_init__(self) -> None:
+        check_number("lr", self.lr, above=0)
+        check_number("beta1", self.beta1, least=0, below=1)
+        check_number("tau", self.tau, above=0)
+
+    def largest_change(self, metrics: Metrics) -> float:  # noqa: ARG002
+        """Δ² must be in float32."""
+        return math.sqrt(LARGEST)
+
+    def start(self, group: str) -> float:
+        """0 and τ²."""
+        return self.tau**2 if group == "moment2" else 0.0
+
+    def step(self, means: Vector, kept: Mapping[str, Vector], participation: float) -> tuple[Vector, dict[str, Vector]]:  # noqa: ARG002
+        """η m / (√v + τ)."""
+        first = self.beta1 * kept["moment1"] + (1 - self.beta1) * means[0]
+        second = self.second_moment(kept["moment2"], np.square(means[0]))
+        return self.lr * first / (np.sqrt(second) + self.tau), {"moment1": first, "moment2": second}
+
+    def second_moment(self, old: Vector, square: Vector) -> Vector:
+        """The next v, from the last one and Δ²."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedAdam(Adaptive):
+    """v forgets at a constant rate.
+
+    Args:
+        beta2: β₂.
+    """
+
+    beta2: float = 0.99
+
+    name = "fedadam"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("beta2", self.beta2, least=0, below=1)
+
+    def second_moment(self, old: Vector, square: Vector) -> Vector:
+        """β₂ v + (1 - β₂) Δ²."""
+        return self.beta2 * old + (1 - self.beta2) * square
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedYogi(FedAdam):
+    """v changes by no more than (1 - β₂) Δ² at a time."""
+
+    name = "fedyogi"
+
+    def second_moment(self, old: Vector, square: Vector) -> Vector:
+        """v - (1 - β₂) Δ² sign(v - Δ²)."""
+        return old - (1 - self.beta2) * square * np.sign(old - square)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedAdagrad(Adaptive):
+    """v forgets nothing; without momentum, as in the paper's experiments, unless β₁ is given."""
+
+    lr: float = 0.1
+    beta1: float = 0.0
+
+    name = "fedadagrad"
+
+    def second_moment(self, old: Vector, square: Vector) -> Vector:
+        """v + Δ²."""
+        return old + square

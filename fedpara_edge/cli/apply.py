@@ -1,0 +1,51 @@
+"""`fedpara-edge apply`: weights and the changes since to the newest weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from fedpara_edge.cli.output import emit, force_option, json_option, megabytes
+
+FILE = click.Path(path_type=Path)
+
+
+@click.command("apply")
+@click.argument("weights", type=FILE)
+@click.argument("changes", nargs=-1, required=True, type=FILE, metavar="CHANGE...")
+@click.option("-o", "--output", type=FILE, required=True, help="Weights file to write.")
+@force_option
+@json_option
+def command(weights: Path, changes: tuple[Path, ...], output: Path, force: bool, json: bool) -> None:
+    """Apply each CHANGE that the server published to WEIGHTS, in the order of their rounds.
+
+    The result is the server's own, bit for bit, or nothing is written: a change that was altered ends with exit code 3,
+    one for other weights with 6.
+    """
+    from fedpara_edge.downlink import apply_change
+    from fedpara_edge.files import check_output
+    from fedpara_edge.weights import read_weights, write_weights
+
+    check_output(output, overwrite=force)
+    current = first = read_weights(weights)
+    for change in changes:
+        current = apply_change(current, change)
+    write_weights(output, current)
+    received, whole = sum(change.stat().st_size for change in changes), output.stat().st_size
+    dense = 4 * current.layout.dense_parameters
+    text = (
+        f"{output}: round {current.round}, from round {first.round} by {len(changes)} changes\n"
+        f"received {megabytes(received)}; the weights themselves are {megabytes(whole)}, the dense model's "
+        f"{megabytes(dense)}"
+    )
+    result = {
+        "output": str(output),
+        "round": current.round,
+        "from_round": first.round,
+        "changes": len(changes),
+        "received_bytes": received,
+        "weights_bytes": whole,
+        "dense_bytes": dense,
+    }
+    emit(result, text, as_json=json)

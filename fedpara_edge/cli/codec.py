@@ -1,0 +1,125 @@
+"""`fedpara-edge codec bench`: what each codec would make of an update."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fedpara_edge.cli.output import emit, force_option, json_option, megabytes, table
+from fedpara_edge.errors import InputError
+
+if TYPE_CHECKING:
+    from fedpara_edge.codecs.comparison import Measured
+
+FILE = click.Path(path_type=Path)
+
+
+@click.group("codec")
+def command() -> None:
+    """Compare the codecs that changes are written with."""
+
+
+@command.command("bench")
+@click.argument("file", type=FILE)
+@click.option("--weights", type=FILE, required=True, help="Weights of the same bundle, which tell the tensors.")
+@click.option("--codec", "codecs", multiple=True, help="Codec to compare, several times.  [default: the usual ones]")
+@click.option("--seconds", type=float, default=0.1, show_default=True, help="For the speed of each codec, each way.")
+@click.option("--plot", type=FILE, help="Picture of error against bits to write: .png, .svg or .pdf.")
+@force_option
+@json_option
+def bench(
+    file: Path, weights: Path, codecs: tuple[str, ...], seconds: float, plot: Path | None, force: bool, json: bool
+) -> None:
+    """Encode the change in FILE, an update or a published change, with every codec.
+
+    Errors are relative to the change: of rounding to the nearest, as with error feedback, and of random rounding, which
+    is right in expectation. Best on an update that was written as float32.
+    """
+    from fedpara_edge.codecs.codec import in_order
+    from fedpara_edge.codecs.comparison import USUAL, compare, open_encoded, read_change
+    from fedpara_edge.files import check_output
+    from fedpara_edge.weights import read_weights
+
+    if plot is not None:
+        check_output(plot, overwrite=force)
+        _require_matplotlib()
+    base = read_weights(weights)
+    with open_encoded(file, base) as opened:
+        tensors = in_order(base.layout.shared)
+        change = read_change(opened, tensors)
+    rows: list[Measured] = []
+    names = codecs or USUAL
+    with click.progressbar(
+        compare(tensors, change, names, seconds=seconds),
+        length=len(names),
+        label="codecs",
+        file=sys.stderr,
+        hidden=not sys.stderr.isatty(),
+    ) as measured:
+        rows.extend(measured)
+    dense = 4 * base.layout.dense_parameters
+    if plot is not None:
+        _plot(plot, rows, file.name)
+    text = (
+        f"{file}: {len(change):,} parameters, {megabytes(4 * len(change))} in float32, of a dense model of "
+        f"{megabytes(dense)}\n\n{_table(rows, dense)}"
+    )
+    result = {"file": str(file), "parameters": len(change), "dense_bytes": dense}
+    emit({**result, "codecs": [row.to_json() for row in rows]}, text, as_json=json)
+
+
+def _table(rows: Sequence[Measured], dense: int) -> str:
+    header = ("codec", "bytes", "bits", "of dense", "error", "random", "encode MB/s", "decode MB/s")
+    cells = [
+        (
+            row.codec,
+            f"{row.bytes:,}",
+            f"{row.bits_per_parameter:.2f}",
+            f"{row.bytes / dense:.2%}",
+            f"{row.error:.4f}",
+            "-" if row.random_error is None else f"{row.random_error:.4f}",
+            f"{row.encode_mb_per_s:,.0f}",
+            f"{row.decode_mb_per_s:,.0f}",
+        )
+        for row in rows
+    ]
+    return table(header, cells)
+
+
+def _require_matplotlib() -> None:
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            "plot: expected matplotlib to be installed, found none; type: pip install 'fedpara-edge[report]'"
+        ) from error
+
+
+def _plot(path: Path, rows: Sequence[Measured], title: str) -> None:
+    """Error against bits, both logarithmic; the codecs of one name make a line."""
+    from matplotlib.figure import Figure
+
+    from fedpara_edge.files import replacing_file
+
+    lossy = [row for row in rows if row.error > 0]
+    families: dict[str, list[Measured]] = {}
+    for row in lossy:
+        families.setdefault(row.codec.partition(":")[0].rstrip("0123456789"), []).append(row)
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    for family, members in families.items():
+        members.sort(key=lambda row: row.bits_per_parameter)
+        bits, errors = [row.bits_per_parameter for row in members], [row.error for row in members]
+        axes.plot(bits, errors, marker="o", label=family)
+        for row in members:
+            place = (row.bits_per_parameter, row.error)
+            axes.annotate(row.codec.rpartition(":")[2], place, xytext=(4, 4), textcoords="offset points", fontsize=7)
+    axes.set(xscale="log", yscale="log", xlabel="bits per parameter, whole file", ylabel="relative error", title=title)
+    axes.grid(visible=True, which="both", alpha=0.2)
+    axes.legend()
+    with replacing_file(path) as temporary:
+        figure.savefig(temporary, format=path.suffix.lstrip(".") or "png", dpi=150)

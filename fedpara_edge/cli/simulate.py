@@ -1,0 +1,103 @@
+"""`fedpara-edge simulate`: the federations of a plan, all on this machine."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+from fedpara_edge.cli.output import emit, json_option, megabytes, table
+
+if TYPE_CHECKING:
+    from fedpara_edge.simulation.runner import Outcome
+
+FOLDER_OR_FILE = click.Path(path_type=Path)
+HEADER = ("arm", "seed", "parameters", "rounds", "accuracy", "loss", "up", "down")
+
+
+@click.command("simulate")
+@click.argument("plan", type=FOLDER_OR_FILE)
+@click.option("-o", "--output", type=FOLDER_OR_FILE, required=True, help="Run folder to make, or to go on in.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: as many as cores]")
+@click.option("--arm", "arms", multiple=True, metavar="NAME", help="Run this arm only; for several, repeat it.")
+@click.option("--report-only", is_flag=True, help="Run nothing; make the report of what there is again.")
+@json_option
+def command(
+    plan: Path, output: Path, workers: int | None, arms: tuple[str, ...], report_only: bool, json: bool
+) -> None:
+    """Run the federations of PLAN with the device runtime on real files, and report on them.
+
+    Interrupted or killed, the same command goes on with the first round that was not done, to the same result. What was
+    measured is in OUTPUT/metrics.jsonl, and the report in OUTPUT/report.html.
+    """
+    from fedpara_edge.cli.installed import require
+    from fedpara_edge.simulation.report import write_report
+
+    started = time.monotonic()
+    outcomes: list[Outcome] = []
+    if not report_only:
+        require("export")
+        from fedpara_edge.simulation.runner import simulate
+
+        with _progress(sys.stderr) as (on_start, on_trained):
+            outcomes = simulate(plan, output, workers=workers, arms=arms, on_start=on_start, on_trained=on_trained)
+    report = write_report(output)
+    result = {
+        "run": str(output),
+        "report": str(report),
+        "seconds": time.monotonic() - started,
+        "outcomes": [asdict(outcome) for outcome in outcomes],
+    }
+    emit(result, "\n".join([*_lines(outcomes), f"report: {report}"]), as_json=json)
+
+
+def _lines(outcomes: list[Outcome]) -> list[str]:
+    rows = [
+        (
+            outcome.arm,
+            outcome.seed,
+            f"{outcome.parameters:,}",
+            outcome.rounds,
+            "-" if outcome.accuracy is None else f"{outcome.accuracy:.2%}",
+            "-" if outcome.loss is None else f"{outcome.loss:.4f}",
+            megabytes(outcome.up_bytes),
+            megabytes(outcome.down_bytes),
+        )
+        for outcome in outcomes
+    ]
+    diverged = [f"{o.arm}, seed {o.seed}: ended early: {o.diverged}" for o in outcomes if o.diverged]
+    return [table(HEADER, rows), *diverged] if rows else []
+
+
+@contextmanager
+def _progress(stream: TextIO) -> Iterator[tuple[Callable[[int], None], Callable[[str], None]]]:
+    """A bar of the trainings done with the time left, if the stream is a terminal."""
+    if not stream.isatty():
+        yield (lambda _: None), (lambda _: None)
+        return
+    bar: Any = None
+    drawing = threading.Lock()
+
+    def on_start(trainings: int) -> None:
+        nonlocal bar
+        bar = click.progressbar(
+            length=trainings, label="training", file=stream, show_pos=True, item_show_func=lambda name: name or ""
+        )
+        bar.__enter__()
+
+    def on_trained(name: str) -> None:
+        with drawing:
+            bar.update(1, name)
+
+    try:
+        yield on_start, on_trained
+    finally:
+        if bar is not None:
+            bar.__exit__(None, None, None)

@@ -1,0 +1,122 @@
+"""The codec `adaptive`: the step of `uniform` that meets a target; what it writes is `uniform`.
+
+One step for all entries means the same squared error in every tensor that is sent at all, and more bits for a tensor
+with larger changes: log2 of their ratio. That is the allocation of the least error for the bytes (reverse
+water-filling: Cover and Thomas, Elements of Information Theory, section 10.3.3), where equal bits for all tensors would
+spend as many on those that barely changed.
+
+The step is found by bisection of its logarithm, for large changes on some of the chunks. At equal bytes the error of a
+step falls with it, so the target is met to within a per cent or, where some chunks stand for all, a few.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpara_edge.codecs.codec import Encoded, chunks
+from fedpara_edge.codecs.payload import NAME as PAYLOAD
+from fedpara_edge.codecs.rounding import generator, round_randomly, round_to_nearest
+from fedpara_edge.codecs.scales import check_range
+from fedpara_edge.codecs.sparse import LARGEST, encode_sparse
+from fedpara_edge.codecs.uniform import NAME, VERSION, dead_zone, encode_uniform, root_mean_square
+from fedpara_edge.errors import InputError
+from fedpara_edge.layout import TensorSpec
+
+_FINEST, _COARSEST = 2.0**-10, 2.0**20
+_HALVINGS = 12
+_NUDGE = 1.01
+_SAMPLED_CHUNKS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptive:
+    """A target for every update.
+
+    Args:
+        bytes: of the payload of an update at most, or as few as possible if that is more; its header takes about 500
+            more. 0 for no such target.
+        error: ‖change - decoded‖ / ‖change‖ at most. 0 for no such target.
+
+    Raises:
+        InputError: not exactly one of the two is given, or it is out of range.
+    """
+
+    bytes: int = 0
+    error: float = 0.0
+    name: str = NAME
+    version: int = VERSION
+
+    def __post_init__(self) -> None:
+        if (self.bytes > 0) == (self.error > 0) or self.bytes < 0 or not 0 <= self.error < 1:
+            raise InputError(
+                "codec adaptive: expected either bytes, a positive integer, or error, a number between 0 and 1, found "
+                f"bytes {self.bytes} and error {self.error}"
+            )
+
+    def encode(self, tensors: Sequence[TensorSpec], change: NDArray[np.float32], *, seed: int | None) -> Encoded:
+        """The coarsest step whose error is small enough, or the finest whose payload is."""
+        check_range(tensors, change)
+        sample = _sample(change)
+        size, share = root_mean_square(change), len(change) / max(sum(map(len, sample)), 1)
+        norm = math.sqrt(sum(float(np.sum(np.square(part, dtype=np.float64))) for part in sample))
+
+        def fits(step: float) -> bool:
+            if self.bytes:
+                return share * _measure_bytes(sample, step, size, seed) <= self.bytes
+            return _measure_error(sample, step, size, seed) <= self.error * norm
+
+        # Bytes ask for the finest step that fits, error for the widest.
+        low, high = math.log2(_FINEST), math.log2(_COARSEST)
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            if fits(2**middle) == bool(self.bytes):
+                high = middle
+            else:
+                low = middle
+        step, nudge = 2 ** (high if self.bytes else low), _NUDGE
+        while True:
+            encoded = encode_uniform(tensors, change, step * size, seed=seed, zone=dead_zone(step))
+            if self._is_met(encoded, change) or not _FINEST < step < _COARSEST:
+                return encoded
+            step *= nudge if self.bytes else 1 / nudge  # the sample promised a little too much
+            nudge *= nudge
+
+    def _is_met(self, encoded: Encoded, change: NDArray[np.float32]) -> bool:
+        if self.bytes:
+            return encoded.arrays[PAYLOAD].nbytes <= self.bytes
+        distance = np.linalg.norm(np.subtract(encoded.decoded, change, dtype=np.float64))
+        return bool(distance <= self.error * np.linalg.norm(change.astype(np.float64)))
+
+
+def _sample(change: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    """All chunks, or some evenly over the change."""
+    ranges = list(chunks(len(change)))
+    return [change[start:stop] for start, stop in ranges[:: -(-len(ranges) // _SAMPLED_CHUNKS) or 1]]
+
+
+def _measure_bytes(sample: Sequence[NDArray[np.float32]], step: float, size: float, seed: int | None) -> int:
+    """Bytes of the payload of some chunks with a step relative to their size."""
+    return sum(6 + len(encode_sparse(found.astype(np.int32))) for found, _ in _rounded(sample, step, size, seed))
+
+
+def _measure_error(sample: Sequence[NDArray[np.float32]], step: float, size: float, seed: int | None) -> float:
+    """The distance of what is decoded of some chunks from what was encoded."""
+    squares = (
+        np.sum(np.square(found - ratios, dtype=np.float64)) for found, ratios in _rounded(sample, step, size, seed)
+    )
+    return step * size * math.sqrt(sum(map(float, squares)))
+
+
+def _rounded(
+    sample: Sequence[NDArray[np.float32]], step: float, size: float, seed: int | None
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    random = None if seed is None else generator(0)  # other numbers than will be sent, which must not choose their step
+    for values in sample:
+        ratios = values / np.float32(step * size or 1)
+        found = round_to_nearest(ratios, dead_zone(step)) if random is None else round_randomly(ratios, random)
+        yield np.clip(found, -LARGEST, LARGEST), ratios

@@ -1,0 +1,86 @@
+"""Randomized rotation: the Hadamard transform of blocks with random signs, which makes any values look Gaussian.
+
+A block of n entries is cut, from its front, into pieces whose lengths are powers of four, always the largest that fits;
+fewer than 4 entries at its end are left as they are. A piece x of 4^j becomes y = 2^-j H S x, S the signs and H the
+Hadamard matrix in Sylvester's order, H[a, b] = (-1)^(number of ones in a AND b); and back, x = S 2^-j H y. H is its own
+Kronecker product: two products with the matrix of 2^j, around the piece seen as a square.
+
+The sign of entry i of the flat change is bit i % 64 of the word i // 64 of SplitMix64 from a seed: with all numbers
+modulo 2^64, z = seed + (word + 1) 0x9E3779B97F4A7C15; z = (z ^ (z >> 30)) 0xBF58476D1CE4E5B9;
+z = (z ^ (z >> 27)) 0x94D049BB133111EB; z ^ (z >> 31). A set bit is a minus.
+
+Decoding gives the same bits everywhere: H is applied to integers, whose sums stay below 2^24 and so are exact in
+float32 in any order, and 2^-j is exact.
+
+Source: Suresh et al., Distributed Mean Estimation with Limited Communication (arXiv 1611.00429), section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def transform(values: NDArray[np.float32], lengths: NDArray[np.intp]) -> None:
+    """Multiply every piece of 4^j entries with 2^-j H, in place.
+
+    Args:
+        values: float32 [n], contiguous.
+        lengths: of the blocks, which fill it.
+
+    >>> values = np.array([1, 0, 0, 0, 7], np.float32)
+    >>> transform(values, np.array([5]))
+    >>> values
+    array([0.5, 0.5, 0.5, 0.5, 7. ], dtype=float32)
+    """
+    for exponent, starts in _pieces(lengths):
+        size = 4**exponent
+        side = 2**exponent
+        together = bool(np.all(np.diff(starts) == size))
+        where = slice(int(starts[0]), int(starts[-1]) + size) if together else starts[:, None] + np.arange(size)
+        squares = values[where].reshape(-1, side, side)
+        turned = _hadamard(side) @ squares @ _hadamard(side)
+        turned *= np.float32(2.0**-exponent)
+        values[where] = turned.reshape(-1) if together else turned.reshape(-1, size)
+
+
+def signs(seed: int, start: int, count: int) -> NDArray[np.float32]:
+    """The signs of entries [start, start + count) of the flat change, float32 of -1 and 1.
+
+    >>> signs(0, 0, 8).tolist()
+    [-1.0, -1.0, -1.0, -1.0, 1.0, -1.0, 1.0, -1.0]
+    """
+    first, last = start // 64, -(-(start + count) // 64)
+    with np.errstate(over="ignore"):
+        z = np.uint64(seed) + np.arange(first + 1, last + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z ^= z >> np.uint64(31)
+    bits = np.unpackbits(z.astype("<u8").view(np.uint8), bitorder="little")[start - 64 * first :][:count]
+    return np.float32(1) - np.float32(2) * bits
+
+
+def _pieces(lengths: NDArray[np.intp]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """The pieces by size, 4^exponent: (exponent, where they start)."""
+    rest = lengths.copy()
+    position = np.cumsum(lengths) - lengths
+    for exponent in range(int(lengths.max(initial=1)).bit_length() // 2 + 1, 0, -1):
+        size = 4**exponent
+        counts = rest // size
+        if counts.any():
+            # The pieces of each block one after the other: the number of a piece in its block times its size.
+            number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            yield exponent, np.repeat(position, counts) + size * number
+        position += counts * size
+        rest -= counts * size
+
+
+@cache
+def _hadamard(side: int) -> NDArray[np.float32]:
+    matrix = np.ones((1, 1), np.float32)
+    while len(matrix) < side:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return matrix

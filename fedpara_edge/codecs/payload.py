@@ -1,0 +1,142 @@
+"""The payload: the chunks of an encoded change, one after the other in one array of bytes.
+
+    lengths     uint32, little-endian, of each chunk: bytes of its section
+    sections    of each chunk, end to end; what is in them is the codec's
+
+It is stored as the one array `payload`, uint8 [bytes]. A section decodes without the others. It has at most 8 bytes
+for each entry of its chunk and 1024 more, which no codec needs and which bounds what is ever read into memory; what it
+decodes to is bounded by the entries of the chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpara_edge.codecs import codec
+from fedpara_edge.codecs.blocks import cut
+from fedpara_edge.codecs.codec import Encoded, name_at
+from fedpara_edge.codecs.section import DamageError, Section
+from fedpara_edge.errors import InvalidUpdateError
+from fedpara_edge.layout import TensorSpec
+from fedpara_edge.tensorfile import TensorFile
+
+NAME = "payload"
+
+Write = Callable[[int, NDArray[np.float32], NDArray[np.intp], NDArray[np.float32]], bytes]
+"""Encodes a chunk: (its first entry, its change, the lengths of its blocks, where to put what will be decoded)."""
+
+Read = Callable[[int, Section, NDArray[np.intp], NDArray[np.float32]], None]
+"""Decodes a chunk: (its first entry, its section, the lengths of its blocks, where to put the change)."""
+
+
+def write_payload(
+    tensors: Sequence[TensorSpec],
+    change: NDArray[np.float32],
+    write: Write,
+    *,
+    block: int,
+    settings: Mapping[str, Any],
+) -> Encoded:
+    """Encode all chunks of a flat change.
+
+    Args:
+        tensors: the shared tensors, sorted by name.
+        change: float32 [entries].
+        write: encodes one chunk.
+        block: as for `blocks.cut`.
+        settings: for the header.
+    """
+    decoded = np.empty_like(change)
+    sections = []
+    start = 0
+    for lengths in cut(tensors, block):
+        stop = start + int(lengths.sum())
+        sections.append(write(start, change[start:stop], lengths, decoded[start:stop]))
+        start = stop
+    index = np.array([len(section) for section in sections], "<u4").tobytes()
+    payload = np.frombuffer(b"".join([index, *sections]), np.uint8)
+    return Encoded(arrays={NAME: payload}, decoded=decoded, settings=settings)
+
+
+@dataclass(frozen=True)
+class PayloadDecoder:
+    """Decodes the chunks of one file.
+
+    Args:
+        file: the open file.
+        tensors: the shared tensors, sorted by name.
+        ends: offset in the file, int64 [chunks + 1], where each section begins and the last one ends.
+        blocks: the lengths of the blocks of each chunk.
+        read: decodes a chunk.
+    """
+
+    file: TensorFile
+    tensors: Sequence[TensorSpec]
+    ends: NDArray[np.int64]
+    blocks: Sequence[NDArray[np.intp]]
+    read: Read
+
+    def decode(self, start: int, out: NDArray[np.float32]) -> None:
+        """Read the section of the chunk and decode it."""
+        chunk = start // codec.CHUNK_ENTRIES
+        offset, end = self.ends[chunk : chunk + 2].tolist()
+        stored = np.empty(end - offset, np.uint8)
+        self.file.read_into(offset, stored)
+        section, lengths = Section(stored), self.blocks[chunk]
+        try:
+            self.read(start, section, lengths, out)
+            section.finish()
+        except DamageError as damage:
+            raise self._error(start, start + len(out), damage, lengths) from damage
+
+    def _error(self, start: int, stop: int, damage: DamageError, lengths: NDArray[np.intp]) -> InvalidUpdateError:
+        if damage.block is not None and len(lengths) > 1:
+            start += int(lengths[: damage.block].sum())
+            stop = start + 1
+        first, last = name_at(self.tensors, start), name_at(self.tensors, stop - 1)
+        which = f"tensor {first!r}" if first == last else f"tensors {first!r} to {last!r}"
+        return InvalidUpdateError(f"{self.file.path}: {which}: expected {damage}; send it again", code="payload")
+
+
+def open_payload(file: TensorFile, tensors: Sequence[TensorSpec], read: Read, *, block: int) -> PayloadDecoder:
+    """Compare the array and the lengths of its sections with what the tensors need.
+
+    Args:
+        file: the open file.
+        tensors: the shared tensors, sorted by name.
+        read: decodes a chunk.
+        block: as for `blocks.cut`.
+
+    Raises:
+        InvalidUpdateError: an array is missing or there are others, or the sections do not fill it.
+    """
+    blocks = cut(tensors, block)
+    entry = file.entries.get(NAME)
+    if entry is None or len(file.entries) != 1 or entry.dtype != "uint8" or len(entry.shape) != 1:
+        found = ", ".join(f"{name!r} {entry.dtype} {list(entry.shape)}" for name, entry in file.entries.items())
+        raise InvalidUpdateError(
+            f"{file.path}: expected one array {NAME!r} of uint8, found {found[:200] or 'none'}; send it again",
+            code="payload",
+        )
+    if entry.nbytes < 4 * len(blocks):
+        raise InvalidUpdateError(
+            f"{file.path}: {NAME}: expected the lengths of {len(blocks)} chunks, found {entry.nbytes} bytes; "
+            "send it again",
+            code="payload",
+        )
+    lengths = np.empty(len(blocks), "<u4")
+    file.read_into(entry.offset, lengths)
+    ends = np.cumsum(np.r_[entry.offset + lengths.nbytes, lengths], dtype=np.int64)
+    limits = np.array([8 * int(chunk.sum()) + 1024 for chunk in blocks])
+    if np.any(lengths > limits) or ends[-1] != entry.offset + entry.nbytes:
+        raise InvalidUpdateError(
+            f"{file.path}: {NAME}: expected {len(blocks)} sections that fill {entry.nbytes} bytes, found lengths of "
+            f"{ends[-1] - entry.offset} in all, the largest {lengths.max(initial=0)}; send it again",
+            code="payload",
+        )
+    return PayloadDecoder(file, tensors, ends, blocks, read)

@@ -1,0 +1,161 @@
+"""The codec `uniform`, version 1: one step for all entries, or one for each tensor, and as many levels as they need.
+
+Setting: `block`, the entries that share a step, at most 65536, 0 for all of a chunk (`blocks`). The section of a chunk
+(`payload`) is
+
+    steps       bfloat16 of each block (`scales`)
+    integers    `sparse`
+
+and an entry is its integer times its step. A step wider than most entries leaves most integers zero, and those are
+cheap: at half a bit to two bits an entry nothing that codes entries one by one does better by much (Gish and Pierce
+1968).
+
+With a seed, integers are rounded at random: the decoded change is unbiased. Without, they are rounded to the nearest
+with a dead zone around zero, and no step is larger than the largest entry that shares it, so that something is always
+sent: a contraction, ‖x - decoded‖ < ‖x‖ (but for changes below 2^-100), which error feedback needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpara_edge.codecs.codec import Encoded
+from fedpara_edge.codecs.payload import PayloadDecoder, open_payload, write_payload
+from fedpara_edge.codecs.rounding import generator, round_randomly, round_to_nearest
+from fedpara_edge.codecs.scales import LARGEST as LARGEST_SCALE
+from fedpara_edge.codecs.scales import check_range, from_bytes, round_up, to_bytes
+from fedpara_edge.codecs.section import Section
+from fedpara_edge.codecs.settings import read_settings
+from fedpara_edge.codecs.sparse import LARGEST, decode_sparse, encode_sparse
+from fedpara_edge.errors import InputError
+from fedpara_edge.layout import TensorSpec
+from fedpara_edge.tensorfile import TensorFile
+
+_BY = {"all": 0, "tensor": 1 << 16}
+_BLOCKS = range((1 << 16) + 1)
+_WIDEST_ZONE = 0.99  # of the largest entry, which rounding its step up may make 0.992 of it
+NAME, VERSION = "uniform", 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uniform:
+    """A step relative to the size of the change.
+
+    Args:
+        step: over the root mean square of what shares it: all entries, or the tensor's part of a chunk.
+        by: `all` for one step, which gives every entry the same error, the least in all for the bytes; `tensor` for one
+            relative to each tensor.
+
+    Raises:
+        InputError: an option is out of range.
+    """
+
+    step: float = 2.0
+    by: str = "all"
+    name: str = NAME
+    version: int = VERSION
+
+    def __post_init__(self) -> None:
+        if not 1e-4 <= self.step <= 100:
+            raise InputError(f"codec {NAME}: step: expected a number from 0.0001 to 100, found {self.step!r}")
+        if self.by not in _BY:
+            raise InputError(f"codec {NAME}: by: expected one of {', '.join(_BY)}, found {self.by!r}")
+
+    def encode(self, tensors: Sequence[TensorSpec], change: NDArray[np.float32], *, seed: int | None) -> Encoded:
+        """Unbiased with a seed, the nearest without."""
+        check_range(tensors, change)
+        if self.by == "all":
+            wanted = self.step * root_mean_square(change)
+            return encode_uniform(tensors, change, wanted, seed=seed, zone=dead_zone(self.step))
+        return encode_uniform(tensors, change, None, seed=seed, zone=dead_zone(self.step), relative=self.step)
+
+
+def root_mean_square(values: NDArray[np.float32]) -> float:
+    """√(Σ v² / n), 0 for no values."""
+    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) if values.size else 0.0
+
+
+def dead_zone(step: float) -> float:
+    """The zone (`round_to_nearest`) of the least error for the bytes, for a step over the root mean square."""
+    return 0.5 + min(0.15 * step, 0.2)
+
+
+def encode_uniform(
+    tensors: Sequence[TensorSpec],
+    change: NDArray[np.float32],
+    step: float | None,
+    *,
+    seed: int | None,
+    zone: float,
+    relative: float = 0.0,
+) -> Encoded:
+    """Encode with a step for all entries, or one for each tensor.
+
+    Args:
+        tensors: the shared tensors, sorted by name.
+        change: float32 [entries].
+        step: of all entries; None for `relative` times the root mean square of each tensor in its chunk.
+        seed: of random rounding; None for none.
+        zone: `round_to_nearest`.
+        relative: where `step` is None.
+    """
+    random = None if seed is None else generator(seed)
+    common = None if step is None else _limit(np.array([step]), np.abs(change).max(initial=0), seed, zone)
+
+    def write(_: int, values: NDArray[np.float32], lengths: NDArray[np.intp], decoded: NDArray[np.float32]) -> bytes:
+        if common is None:
+            starts = np.cumsum(lengths) - lengths
+            sizes = np.sqrt(np.add.reduceat(np.square(values, dtype=np.float64), starts) / lengths)
+            tops = np.maximum.reduceat(np.abs(values), starts)
+            steps, zones = _limit(relative * sizes, tops, seed, zone)
+            each, zones = np.repeat(steps, lengths), np.repeat(zones, lengths)
+        else:
+            steps, zones = common
+            each = steps
+        ratios = np.divide(values, np.where(each > 0, each, 1), dtype=np.float32)
+        rounded = round_to_nearest(ratios, zones) if random is None else round_randomly(ratios, random)
+        integers = rounded.astype(np.int32)
+        np.multiply(integers.astype(np.float32), each, out=decoded)
+        return to_bytes(steps) + encode_sparse(integers)
+
+    block = _BY["tensor" if step is None else "all"]
+    return write_payload(tensors, change, write, block=block, settings={"block": block})
+
+
+def open_uniform(file: TensorFile, tensors: Sequence[TensorSpec], settings: Mapping[str, Any]) -> PayloadDecoder:
+    """The decoder.
+
+    Raises:
+        InvalidUpdateError: a setting or the payload does not fit.
+    """
+    block = read_settings(file, NAME, settings, block=_BLOCKS)["block"]
+
+    def read(_: int, section: Section, lengths: NDArray[np.intp], out: NDArray[np.float32]) -> None:
+        steps = from_bytes(section.take(2 * len(lengths), "steps"))
+        positions, integers = decode_sparse(section, len(out))
+        values = integers.astype(np.float32)
+        values *= steps[0] if len(steps) == 1 else np.repeat(steps, lengths)[positions]
+        out.fill(0)
+        out[positions] = values
+
+    return open_payload(file, tensors, read, block=block)
+
+
+def _limit(
+    steps: NDArray[np.float64], largest: NDArray[np.float32], seed: int | None, zone: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Steps as they are stored, and the dead zones over them.
+
+    Without a seed none is above the largest entry, and a zone that was to keep back more than such a step does, does.
+    """
+    within = np.clip(steps, largest / (LARGEST - 1), LARGEST_SCALE)
+    if seed is None:
+        within = np.minimum(within, largest)
+    stored = round_up(within)
+    zones = np.minimum(zone * steps / np.where(stored > 0, stored, 1), _WIDEST_ZONE)
+    return stored, np.maximum(zones, zone).astype(np.float32)

@@ -1,0 +1,154 @@
+"""The arrays of one data file that are dealt out together: inputs, labels, and who or what each row belongs to.
+
+Inputs become what bundles take: images uint8 [N, H, W] get a channel axis, [N, 1, H, W], and floating numbers become
+float32. Three axes of another type are sequences, [N, steps, channels], and stay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from device_runtime.data import open_arrays
+from fedpara_edge.errors import InputError
+
+Keys = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Inputs x [N, ...] and labels y [N, ...] in memory."""
+
+    x: NDArray[Any]
+    y: NDArray[Any]
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Columns:
+    """Inputs x [N, ...] and labels y [N, ...] as they are in the file, on disk where it is a folder.
+
+    Args:
+        path: the file or folder.
+        names: of the two arrays, for messages.
+    """
+
+    path: Path
+    names: tuple[str, str]
+    x: NDArray[Any]
+    y: NDArray[Any]
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def take(self, rows: NDArray[np.intp]) -> Examples:
+        """Copies of some rows.
+
+        Args:
+            rows: integers in [0, N).
+
+        Raises:
+            InputError: one of them holds NaN or Inf.
+        """
+        x, y = self._finite(0, self.x[rows], rows), self._finite(1, self.y[rows], rows)
+        if x.ndim == 3 and x.dtype == np.uint8:
+            x = x[:, None]
+        return Examples(x, y)
+
+    def classes(self, purpose: str) -> NDArray[np.integer]:
+        """The labels as one class for each example, int [N].
+
+        Args:
+            purpose: what needs it, for messages.
+
+        Raises:
+            InputError: they are of another shape or type.
+        """
+        if self.y.ndim != 1 or self.y.dtype.kind not in "iu":
+            raise InputError(
+                f"{self.path}: array {self.names[1]!r}: expected one integer for each example for {purpose}, found "
+                f"{self.y.dtype} {list(self.y.shape)}; take the split iid or key"
+            )
+        return self.y
+
+    def _finite(self, which: int, values: NDArray[Any], rows: NDArray[np.intp]) -> NDArray[Any]:
+        if values.dtype.kind != "f":
+            return values
+        with np.errstate(over="ignore"):
+            numbers = values.astype(np.float32, copy=False)
+        bad = ~np.isfinite(numbers)
+        if bad.any():
+            row = rows[np.argwhere(bad)[0][0]]
+            raise InputError(
+                f"{self.path}: array {self.names[which]!r}, row {row}: expected numbers finite in float32, found "
+                f"{values[bad][0]}; correct or remove this row"
+            )
+        return numbers
+
+
+def open_columns(path: Path, names: tuple[str, str], *, option: str) -> Columns:
+    """Open inputs and labels.
+
+    Args:
+        path: an `.npz` or a folder of `.npy` files.
+        names: of the two arrays.
+        option: key of the plan that names them, for messages.
+
+    Raises:
+        InputError: a file or array is missing or damaged, is of no numbers, has no rows, or not as many as the other.
+    """
+    arrays = _open(path, names, option)
+    x, y = (arrays[name] for name in names)
+    for name, array in zip(names, (x, y), strict=True):
+        if array.ndim == 0 or array.dtype.kind not in "iuf":
+            raise InputError(
+                f"{path}: array {name!r}: expected numbers, one row for each example, found {array.dtype} "
+                f"{list(array.shape)}; save it as integers or floating numbers"
+            )
+    if not len(x):
+        raise InputError(f"{path}: array {names[0]!r}: expected at least one row, found none; add examples")
+    _check_length(path, names[1], y, names[0], len(x))
+    return Columns(path=path, names=names, x=x, y=y)
+
+
+def open_keys(path: Path, name: str, *, option: str, of: Columns) -> Keys:
+    """Open the array that says to whom or what each row belongs, integers or strings [N].
+
+    Args:
+        path: an `.npz` or a folder of `.npy` files.
+        name: of the array.
+        option: key of the plan that names it, for messages.
+        of: the examples it is about.
+
+    Raises:
+        InputError: the array is missing, or does not fit.
+    """
+    keys = _open(path, (name,), option)[name]
+    if keys.ndim != 1 or keys.dtype.kind not in "iuUS":
+        raise InputError(
+            f"{path}: array {name!r}: expected an integer or a string for each example, found {keys.dtype} "
+            f"{list(keys.shape)}; name another array in {option}"
+        )
+    _check_length(path, name, keys, of.names[0], len(of))
+    return np.asarray(keys)
+
+
+def _open(path: Path, names: tuple[str, ...], option: str) -> dict[str, NDArray[Any]]:
+    try:
+        return open_arrays(path, names)
+    except InputError as error:
+        raise InputError(f"{option}: {error}") from error
+
+
+def _check_length(path: Path, name: str, array: NDArray[Any], other: str, expected: int) -> None:
+    if len(array) != expected:
+        raise InputError(
+            f"{path}: array {name!r}: expected as many rows as in {other!r}, {expected}, found {len(array)}; "
+            "save them together"
+        )

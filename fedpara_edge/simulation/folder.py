@@ -1,0 +1,215 @@
+"""The run folder: where a simulation keeps its files, and how only one process at a time works in it.
+
+plan.toml           copy of the plan; another one is refused
+metrics.jsonl       what was measured (`metrics`)
+report.html, *.png  the report
+work/               what the federations need; may be deleted when the run is done
+    lock            held by the simulation and its workers; empty
+    .data/seed-<s>/                                   rows of the clients (`clients`), common to all arms
+    <arm>/seed-<s>/bundle/
+    <arm>/seed-<s>/weights/round-<n>.safetensors      weights after n rounds, the last of them
+    <arm>/seed-<s>/server/round-<n>.safetensors       server state that belongs with them
+    <arm>/seed-<s>/control/round-<n>.safetensors      its part that devices need for scaffold
+    <arm>/seed-<s>/changes/round-<n>.safetensors      from the weights of the round before to these
+    <arm>/seed-<s>/clients/<client>/state/            the device's state folder
+    <arm>/seed-<s>/clients/<client>/round-<n>.safetensors
+                                                      weights of the client's own, in an arm that is local_only
+    <arm>/seed-<s>/updates/<client>.safetensors       of the round under way
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from fedpara_edge.errors import InputError
+from fedpara_edge.files import replacing_file
+from fedpara_edge.simulation.plan import first_difference, read_tables
+
+if sys.platform != "win32":
+    import fcntl
+
+PLAN = "plan.toml"
+METRICS = "metrics.jsonl"
+_PATIENCE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where everything of a run is."""
+
+    path: Path
+
+    @property
+    def plan(self) -> Path:
+        """The copy of the plan."""
+        return self.path / PLAN
+
+    @property
+    def metrics(self) -> Path:
+        """What was measured."""
+        return self.path / METRICS
+
+    @property
+    def lock(self) -> Path:
+        """Held as long as anybody works in the folder."""
+        return self.path / "work" / "lock"
+
+    def data(self, seed: int) -> Path:
+        """The clients' rows of a seed."""
+        return self.path / "work" / ".data" / f"seed-{seed}"
+
+    def job(self, arm: str, seed: int) -> JobFolder:
+        """Where one arm with one seed is."""
+        return JobFolder(self.path / "work" / arm / f"seed-{seed}")
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """Where one arm with one seed is."""
+
+    path: Path
+
+    @property
+    def bundle(self) -> Path:
+        """The bundle folder."""
+        return self.path / "bundle"
+
+    def weights(self, number: int) -> Path:
+        """Weights after so many rounds, from 1 on."""
+        return self.path / "weights" / f"round-{number}.safetensors"
+
+    @property
+    def server(self) -> Path:
+        """The server's state folder."""
+        return self.path / "server"
+
+    def change(self, number: int) -> Path:
+        """What leads from the weights of the round before to those after so many rounds."""
+        return self.path / "changes" / f"round-{number}.safetensors"
+
+    def control(self, number: int) -> Path:
+        """What devices need for scaffold besides the weights after so many rounds."""
+        return self.path / "control" / f"round-{number}.safetensors"
+
+    def update(self, client: str) -> Path:
+        """A client's update of the round under way."""
+        return self.path / "updates" / f"{client}.safetensors"
+
+    def state(self, client: str) -> Path:
+        """A client's state folder."""
+        return self.path / "clients" / client / "state"
+
+    def own_weights(self, client: str, number: int) -> Path:
+        """A client's own weights after so many rounds, in an arm that is local_only."""
+        return self.path / "clients" / client / f"round-{number}.safetensors"
+
+    def make(self, clients: tuple[str, ...]) -> None:
+        """Make the folders that are missing."""
+        for name in ("weights", "server", "control", "changes", "updates"):
+            (self.path / name).mkdir(parents=True, exist_ok=True)
+        for client in clients:
+            (self.path / "clients" / client).mkdir(parents=True, exist_ok=True)
+
+    def clear(self, number: int) -> None:
+        """Remove what only rounds before number `number` needed: their updates, weights, server states and changes."""
+        shutil.rmtree(self.path / "updates", ignore_errors=True)
+        (self.path / "updates").mkdir()
+        for name in ("weights", "server", "control", "changes"):
+            remove_before(self.path / name, number)
+        for client in (self.path / "clients").iterdir():
+            # A client's own may be older: of the round that it last took part in.
+            newest = newest_before(client, number + 1)
+            if newest is not None:
+                remove_before(client, _number(newest))
+
+
+def newest_before(folder: Path, number: int) -> Path | None:
+    """The file `round-<n>.safetensors` of a folder with the largest n below `number`, if there is one."""
+    found = {_number(path): path for path in folder.glob("round-*.safetensors")}
+    below = [n for n in found if n < number]
+    return found[max(below)] if below else None
+
+
+def remove_before(folder: Path, number: int) -> None:
+    """Remove the files `round-<n>.safetensors` of a folder with n below `number`."""
+    for path in folder.glob("round-*.safetensors"):
+        if _number(path) < number:
+            path.unlink()
+
+
+def _number(path: Path) -> int:
+    return int(path.stem.partition("-")[2])
+
+
+@contextmanager
+def open_run(path: Path, plan: Path) -> Iterator[RunFolder]:
+    """Make a run folder or go on in one, for as long as the context lasts.
+
+    Args:
+        path: of the run folder.
+        plan: file of the plan; copied, or compared with the copy that is there.
+
+    Raises:
+        InputError: the folder has something else in it, was made with another plan, or another process works in it.
+    """
+    run = RunFolder(path)
+    if path.exists() and not run.plan.is_file() and not (path.is_dir() and all(map(_is_leftover, path.iterdir()))):
+        raise InputError(f"{path}: expected a new folder or that of an earlier run, found another; choose another name")
+    if run.plan.is_file():
+        key = first_difference(read_tables(run.plan), read_tables(plan))
+        if key is not None:
+            raise InputError(
+                f"{plan}: {key}: expected as in {run.plan}, with which this run began, found another value; take "
+                "another folder for another plan"
+            )
+    else:
+        path.mkdir(parents=True, exist_ok=True)
+        with replacing_file(run.plan) as temporary:
+            shutil.copyfile(plan, temporary)
+    run.lock.parent.mkdir(exist_ok=True)
+    with hold(run.lock, alone=True):
+        yield run
+
+
+def _is_leftover(path: Path) -> bool:
+    return path.name.startswith(f".{PLAN}.")  # of a copy that was cut short
+
+
+@contextmanager
+def hold(lock: Path, *, alone: bool = False) -> Iterator[IO[str]]:
+    """Hold the lock of a run together with others that belong to it.
+
+    Args:
+        lock: its file.
+        alone: nobody else may hold it at first: the workers of a run that was killed need a moment to end.
+
+    Raises:
+        InputError: another process works in the folder.
+    """
+    with lock.open("a") as file:
+        if sys.platform != "win32":
+            deadline = time.monotonic() + _PATIENCE_SECONDS
+            while alone and not _take(file):
+                if time.monotonic() > deadline:
+                    raise InputError(
+                        f"{lock.parent.parent}: expected a run that no other process works in, found it in use; wait "
+                        "for that one or take another folder"
+                    )
+                time.sleep(0.02)
+            fcntl.flock(file, fcntl.LOCK_SH)
+        yield file
+
+
+def _take(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,50 @@
+"""Which of a client's rows are held out for its own test: a share of them, whole groups at a time."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def hold_out(sizes: NDArray[np.intp], share: float, generator: np.random.Generator) -> NDArray[np.bool_]:
+    """Choose groups in random order, each that brings their sum closer to the share of all.
+
+    At least one is held out and, of several, one is kept.
+
+    Args:
+        sizes: rows of each group, int [G].
+        share: of the rows, in (0, 1).
+        generator: decides the order.
+
+    Returns:
+        Whether each group is held out, bool [G].
+
+    >>> int(hold_out(np.ones(10, int), 0.2, np.random.default_rng(0)).sum())
+    2
+    """
+    held = np.zeros(len(sizes), np.bool_)
+    missing, most = share * sizes.sum(), len(sizes) - 1
+    for group in generator.permutation(len(sizes)):
+        if abs(missing - sizes[group]) < abs(missing) and most > 0:
+            held[group] = True
+            missing -= sizes[group]
+            most -= 1
+    if not held.any():
+        held[np.argmin(sizes)] = True
+    return held
+
+
+def fewest_rows(least: int, share: float) -> int:
+    """The fewest rows of which `hold_out` leaves so many where each is a group of its own; `least` if share is 0.
+
+    >>> fewest_rows(64, 0.2)
+    80
+    """
+    if share == 0:
+        return least
+    rows = least + 1
+    while rows - min(rows - 1, max(1, math.ceil(share * rows - 0.5))) < least:
+        rows += 1
+    return rows

@@ -1,0 +1,109 @@
+"""`metrics.jsonl`: what was measured, one JSON object a line; the only memory of which rounds are done.
+
+Every line has "event", "arm" and "seed". Numbers that were not measured, or are not finite, are null.
+
+    arm      what the federation is: model, kind, gamma, algorithm, codec, downlink_codec, shared_parameters,
+             personal_parameters, dense_parameters, clients, participants, local_only; full_ranks: {layer: largest
+             rank that a weight of its shape can have}, of the factored layers
+    round    round (from 1 on); accuracy and loss (null where not evaluated); train_loss, of the last local epoch, mean
+             over participants weighted by examples; up_bytes and down_bytes, of all participants together;
+             participants, a number; rejected, how many of them sent nothing that could be used, and rejections, how
+             many for which reason ({code of `fedpara_edge.errors`: number}); train_seconds, mean over participants;
+             gap, and mean_gap of the mean of the factors, which is another where they are refitted; factor_norm,
+             weight_norm, ranks (`measures`); weights_bytes of the new weights, and change_bytes where changes are
+             sent; seconds, of the whole round
+    clients  round; clients: {name: {"accuracy", "loss", "examples"}}, each on its own test share
+    done     rounds; seconds, of all rounds; diverged, the reason if the arm ended early, else null
+
+The lines of a round are appended together, `round` as the last of them. A process that is killed while it appends
+leaves a line without end or lines without their round, which are cut off when the run goes on. When a run is done its
+lines are put in the order of the plan, so that they do not depend on which arm was faster.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedpara_edge.errors import InputError
+from fedpara_edge.files import replacing_file
+
+Event = Mapping[str, Any]
+ORDER = ("arm", "round", "clients", "done")
+
+
+class Journal:
+    """The metrics of a run, to read and to append to from several threads.
+
+    Args:
+        path: of `metrics.jsonl`; need not exist.
+
+    Raises:
+        InputError: it holds something else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._appending = threading.Lock()
+        self.events: list[Event] = []
+        if path.exists():
+            self.events, good_bytes = _read(path)
+            os.truncate(path, good_bytes)
+
+    def of(self, arm: str, seed: int, event: str) -> list[Event]:
+        """The events of one kind of one arm and seed, in the order in which they came."""
+        return [e for e in self.events if (e["arm"], e["seed"], e["event"]) == (arm, seed, event)]
+
+    def append(self, *events: Event) -> None:
+        """Append events that belong together, the last of which is no `clients`, and sync them to disk."""
+        text = "".join(json.dumps(event, allow_nan=False) + "\n" for event in events)
+        with self._appending:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            self.events += events
+
+    def sort(self, arms: Sequence[str], seeds: Sequence[int]) -> None:
+        """Put the lines in the order of the plan: by arm, seed and round."""
+
+        def place(event: Event) -> tuple[int, ...]:
+            kind = event["event"]
+            round: int = {"arm": 0, "done": 1 << 60}.get(kind) or event.get("round", 0)
+            return arms.index(event["arm"]), seeds.index(event["seed"]), round, ORDER.index(kind)
+
+        with self._appending:
+            self.events.sort(key=place)
+            with replacing_file(self._path) as temporary:
+                temporary.write_text("".join(json.dumps(event) + "\n" for event in self.events), encoding="utf-8")
+
+
+def _read(path: Path) -> tuple[list[Event], int]:
+    """The events, and the number of bytes up to the last whole round or other event."""
+    events: list[Event] = []
+    pending: list[Event] = []
+    position = good_bytes = 0
+    content = path.read_bytes()
+    for line in content.splitlines(keepends=True):
+        position += len(line)
+        if not line.endswith(b"\n"):
+            break
+        pending.append(_event(path, line))
+        if pending[-1]["event"] != "clients":
+            events += pending
+            pending, good_bytes = [], position
+    return events, good_bytes
+
+
+def _event(path: Path, line: bytes) -> Event:
+    try:
+        event: Event = json.loads(line)
+        if event["event"] not in ORDER or not {"arm", "seed"} <= event.keys():
+            raise ValueError(f"the event {event['event']!r}")
+        return event
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: expected one metric a line, found {error}; take another folder") from error

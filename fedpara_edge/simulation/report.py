@@ -1,0 +1,144 @@
+"""The report of a run: `report.html`, which needs no other file, and its figures as PNG.
+
+What the numbers mean is said in `summary`. Figures need matplotlib, of the extra `report`; without it the report has
+its tables, and says so. A report is a function of plan and metrics alone: made again, it is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+from fedpara_edge.files import replacing_file
+from fedpara_edge.simulation.comparison import (
+    accuracy_table,
+    arms_table,
+    bytes_tables,
+    clients_table,
+    gap_table,
+    norms_table,
+    ranks_table,
+    time_table,
+)
+from fedpara_edge.simulation.folder import RunFolder
+from fedpara_edge.simulation.page import Block, Figure, Section, Source, Table, Text, render
+from fedpara_edge.simulation.plan import Plan
+from fedpara_edge.simulation.results import Results, read_results
+from fedpara_edge.simulation.summary import Summary, summarize
+from fedpara_edge.simulation.units import percent
+
+REPORT = "report.html"
+CAPTIONS = {
+    "accuracy-by-round": "Accuracy by round: mean over the seeds, with a band of one standard deviation.",
+    "accuracy-by-bytes": "The same accuracy over all that was sent until then, on a logarithmic axis.",
+    "bytes-to-target": "What all participants sent, up and down, until an arm reached the accuracy.",
+    "seconds-per-round": "One participant's round: computing as measured here, sending as computed for the rate.",
+    "clients": "A point for each client (of all seeds); the box is their middle half, its line their median.",
+    "ranks": "Rank of the composed weight of each factored layer when it was last measured, mean over the seeds.",
+    "gap": "The gap by round, mean over the seeds, with a band of one standard deviation.",
+    "norms": "Frobenius norms by round, mean over the seeds, with a band of one standard deviation.",
+}
+"""The figures by name, and what each shows."""
+NO_FIGURES = "Figures need matplotlib, which is not installed here; type: pip install 'fedpara-edge[report]'"
+
+
+def write_report(run: Path) -> Path:
+    """Write `report.html` and a PNG for each figure into the folder of a run, replacing earlier ones.
+
+    Args:
+        run: the folder, with `plan.toml` and `metrics.jsonl`; the run may be unfinished.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        InputError: plan or metrics are missing or damaged, or nothing was measured yet.
+        FedparaError: the disk refuses the writing.
+    """
+    results = read_results(run)
+    summary = summarize(results)
+    figures = _write_figures(run, summary)
+    sections = [section for section in _sections(results.plan, summary, figures) if section.blocks]
+    plan = RunFolder(run).plan
+    sections.append(Section("", [Source(plan.name, plan.read_text(encoding="utf-8"))]))
+    page = run / REPORT
+    with replacing_file(page) as temporary:
+        temporary.write_text(render(results.plan.name, _subtitle(results), sections), encoding="utf-8")
+    return page
+
+
+def _write_figures(run: Path, summary: Summary) -> Mapping[str, Figure]:
+    """Write the PNGs; the figures for the page by name, none without matplotlib."""
+    pages: dict[str, Figure] = {}
+    if _has_matplotlib():
+        from fedpara_edge.simulation.plots import draw, to_png, to_svg
+
+        for name, figure in draw(summary).items():
+            with replacing_file(run / f"{name}.png") as temporary:
+                temporary.write_bytes(to_png(figure))
+            pages[name] = Figure(to_svg(figure, name, CAPTIONS[name]), CAPTIONS[name])
+    for name in CAPTIONS.keys() - pages.keys():
+        (run / f"{name}.png").unlink(missing_ok=True)  # of an earlier report, which this one replaces
+    return pages
+
+
+def _has_matplotlib() -> bool:
+    return find_spec("matplotlib") is not None
+
+
+def _sections(plan: Plan, summary: Summary, figures: Mapping[str, Figure]) -> list[Section]:
+    def shown(*names: str) -> list[Block]:
+        return [figures[name] for name in names if name in figures]
+
+    notes: list[Block] = [] if figures else [Text(NO_FIGURES, "note")]
+    for arm in summary.arms:
+        notes += [Text(f"{arm.name}, seed {seed}: {why}", "note") for seed, why in arm.unfinished.items()]
+    judged = {
+        "common": "on the common test set",
+        "own": "on the clients' own test examples, each client with its own model where it has one",
+    }[plan.judged_on]
+    accuracy = Text(f"Accuracy is measured {judged}. ± is the standard deviation of the seeds.", "muted")
+    targets = " and ".join(percent(target) for target in summary.targets)
+    source = "the plan's target" if summary.is_planned else f"0.5 and 1 points below the best of {summary.reference}"
+    rule = (
+        f"Targets: {targets}, {source}. An arm reaches a target at the first round at which its mean accuracy over the "
+        "seeds, smoothed by the evaluated rounds before and after, is at least that high; between two evaluated rounds "
+        "it is interpolated. Counted are the sizes of all files sent, up and down, by all participants until then."
+    )
+    time = (
+        "Computing is what a participant's training took on the machine of the simulation, mean over rounds; with "
+        "several workers on it they slow each other down. Sending is computed: 8 × (bytes up + bytes down) of a "
+        "participant and round over the rate."
+    )
+    gap = (
+        "How far the weights that the aggregated factors compose to are from the mean of the clients' composed "
+        "weights, over how far that mean moved in the round. 0 for dense models."
+    )
+    ranks = "Numerical rank in double precision, of the weight as a matrix: outputs by inputs times kernel."
+    return [
+        Section("Arms", [*notes, arms_table(summary), accuracy]),
+        Section("Accuracy", _with(shown("accuracy-by-round", "accuracy-by-bytes"), accuracy_table(summary))),
+        Section("Bytes to an accuracy", _with(shown("bytes-to-target"), *bytes_tables(summary), text=rule)),
+        Section("Time of a round", _with(shown("seconds-per-round"), time_table(summary), text=time)),
+        Section("Accuracy by client", _with(shown("clients"), clients_table(summary))),
+        Section("Ranks of composed weights", _with(shown("ranks"), ranks_table(summary), text=ranks)),
+        Section("Aggregation gap", _with(shown("gap"), gap_table(summary), text=gap)),
+        Section("Norms", _with(shown("norms"), norms_table(summary))),
+    ]
+
+
+def _with(figures: list[Block], *tables: Table | None, text: str = "") -> list[Block]:
+    """Figures, tables and a text about them; nothing if there are neither figures nor tables."""
+    blocks = [*figures, *(table for table in tables if table is not None)]
+    return [*blocks, Text(text, "muted")] if blocks and text else blocks
+
+
+def _subtitle(results: Results) -> str:
+    plan, about = results.plan, results.arms[0].about
+    clients, participants = about.get("clients"), about.get("participants")
+    of = f"{participants} of {clients} clients a round" if clients != participants else f"{clients} clients"
+    seeds = f"seeds {', '.join(map(str, plan.seeds))}" if len(plan.seeds) > 1 else f"seed {plan.seeds[0]}"
+    details = {"dirichlet": f" (α {plan.data.alpha})", "key": f" {plan.data.key}", "shards": f" ({plan.data.shards})"}
+    split = f"data {plan.data.path.name} by {plan.data.split}{details.get(plan.data.split, '')}"
+    return " · ".join([f"{plan.rounds} rounds", *([of] if clients is not None else []), split, seeds])

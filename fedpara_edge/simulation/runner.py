@@ -1,0 +1,205 @@
+"""A whole simulation: everything is made and checked, then all federations run side by side until they are done.
+
+Their rounds are cut into tasks that the worker processes share. So many federations are under way at once that the
+workers find something to do while one of them waits for its slowest client or is being evaluated, and no more, as each
+costs every worker an open engine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fedpara_edge.bundle import Bundle
+from fedpara_edge.errors import FedparaError, InputError
+from fedpara_edge.simulation.bundles import check_bundle, make_model
+from fedpara_edge.simulation.clients import Clients, read_clients, write_clients
+from fedpara_edge.simulation.folder import RunFolder, open_run
+from fedpara_edge.simulation.job import Job, run_job
+from fedpara_edge.simulation.metrics import Journal
+from fedpara_edge.simulation.plan import Arm, Plan, read_plan
+from fedpara_edge.simulation.processes import open_pool
+
+TASKS_PER_WORKER = 3
+OnStart = Callable[[int], None]
+OnTrained = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What one arm with one seed has come to.
+
+    Args:
+        arm: its name.
+        seed: of the plan.
+        parameters: that travel.
+        rounds: done.
+        accuracy: where it was evaluated last; None if it never was, or the loss has none.
+        loss: likewise.
+        up_bytes: sent by all clients in all rounds.
+        down_bytes: sent to them.
+        diverged: why it ended early, if it did.
+    """
+
+    arm: str
+    seed: int
+    parameters: int
+    rounds: int
+    accuracy: float | None
+    loss: float | None
+    up_bytes: int
+    down_bytes: int
+    diverged: str | None
+
+
+def simulate(
+    plan: Path,
+    run: Path,
+    *,
+    workers: int | None = None,
+    arms: Sequence[str] = (),
+    on_start: OnStart = lambda _: None,
+    on_trained: OnTrained = lambda _: None,
+) -> list[Outcome]:
+    """Run a plan, or go on with a run that was interrupted or killed, to the same metrics but for seconds.
+
+    Args:
+        plan: the file.
+        run: the run folder.
+        workers: processes; None for as many as there are cores.
+        arms: names of the arms to run; all if none are given.
+        on_start: called with the number of trainings to do, before the first.
+        on_trained: called with the name of an arm and seed after each training.
+
+    Returns:
+        What all that was run has come to, by this call and earlier ones, in the order of the plan.
+
+    Raises:
+        InputError: the plan, its data or one of its bundles does not fit, or the run was begun with another plan.
+        FedparaError: a bundle failed its verification, the disk refuses a write, or a worker was killed.
+        KeyboardInterrupt: interrupted.
+    """
+    found = read_plan(plan)
+    wanted = [found.arm(name) for name in arms] or found.arms
+    workers = cores() if workers is None else workers
+    if workers < 1:
+        raise InputError(f"workers: expected at least 1, found {workers}")
+    with open_run(run, plan) as folder:
+        journal = Journal(folder.metrics)
+        pairs = [(arm, seed) for seed in found.seeds for arm in wanted if not journal.of(arm.name, seed, "done")]
+        with _explaining_killed_workers():
+            jobs = _prepare(found, pairs, folder, journal, workers)
+            on_start(sum(len(job.participants(0)) * (found.rounds - job.rounds_done) for job in jobs))
+            _run(jobs, folder, workers, on_trained)
+        journal.sort([arm.name for arm in found.arms], found.seeds)
+        begun = [(arm.name, seed) for arm in found.arms for seed in found.seeds if journal.of(arm.name, seed, "done")]
+        return [_outcome(journal, arm, seed) for arm, seed in begun]
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _prepare(
+    plan: Plan, pairs: Sequence[tuple[Arm, int]], folder: RunFolder, journal: Journal, workers: int
+) -> list[Job]:
+    clients = {seed: _clients(plan, folder, seed) for seed in dict.fromkeys(seed for _, seed in pairs)}
+    missing = [(arm, seed) for arm, seed in pairs if not folder.job(arm.name, seed).bundle.exists()]
+    if missing:
+        with open_pool(min(workers, len(missing)), folder.lock) as pool:
+            made = []
+            for arm, seed in missing:
+                job = folder.job(arm.name, seed)
+                job.path.mkdir(parents=True, exist_ok=True)
+                made.append((arm, pool.submit(make_model, replace(arm.model, seed=seed), job.bundle)))
+            for arm, future in made:
+                with _naming(arm):
+                    future.result()
+    return [
+        Job(
+            plan=plan,
+            arm=arm,
+            seed=seed,
+            folder=folder.job(arm.name, seed),
+            bundle=_check(arm, seed, folder, clients[seed]),
+            clients=clients[seed],
+            journal=journal,
+        )
+        for arm, seed in pairs
+    ]
+
+
+def _clients(plan: Plan, folder: RunFolder, seed: int) -> Clients:
+    if not folder.data(seed).exists():
+        write_clients(folder.data(seed), plan.data, seed)
+    clients = read_clients(folder.data(seed))
+    there = len(clients.clients)
+    if plan.participants is not None and plan.participants > there:
+        raise InputError(f"participants: expected at most the {there} clients there are, found {plan.participants}")
+    return clients
+
+
+def _check(arm: Arm, seed: int, folder: RunFolder, clients: Clients) -> Bundle:
+    with _naming(arm):
+        return check_bundle(arm, folder.job(arm.name, seed), clients)
+
+
+def _run(jobs: Sequence[Job], folder: RunFolder, workers: int, on_trained: OnTrained) -> None:
+    if not jobs:
+        return
+    participants = len(jobs[0].participants(0))
+    at_once = min(len(jobs), max(2, -(-TASKS_PER_WORKER * workers // participants)))
+    # Left in the reverse order: without the workers, the drivers have nothing to wait for.
+    with ThreadPoolExecutor(at_once) as drivers, open_pool(workers, folder.lock, most_engines=at_once) as pool:
+        driven = [drivers.submit(run_job, job, pool, on_trained=on_trained) for job in jobs]
+        try:
+            done, _ = wait(driven, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+        except BaseException:
+            drivers.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _outcome(journal: Journal, arm: str, seed: int) -> Outcome:
+    (about,), (done,) = (journal.of(arm, seed, event) for event in ("arm", "done"))
+    rounds = journal.of(arm, seed, "round")
+    evaluated = [event for event in rounds if event["loss"] is not None]
+    last = evaluated[-1] if evaluated else {"accuracy": None, "loss": None}
+    return Outcome(
+        arm=arm,
+        seed=seed,
+        parameters=about["shared_parameters"],
+        rounds=len(rounds),
+        accuracy=last["accuracy"],
+        loss=last["loss"],
+        up_bytes=sum(event["up_bytes"] for event in rounds),
+        down_bytes=sum(event["down_bytes"] for event in rounds),
+        diverged=done["diverged"],
+    )
+
+
+@contextmanager
+def _naming(arm: Arm) -> Iterator[None]:
+    """Have an error say which arm it is about."""
+    try:
+        yield
+    except FedparaError as error:
+        raise type(error)(f"arms.{arm.name}: {error}") from error
+
+
+@contextmanager
+def _explaining_killed_workers() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise FedparaError(
+            "simulation: expected the worker processes to end with their work, found one killed, perhaps for want of "
+            "memory; the same command goes on from the last round, with fewer --workers if that was it"
+        ) from error

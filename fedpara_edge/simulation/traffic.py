@@ -1,0 +1,38 @@
+"""What participants download, in bytes of real files.
+
+Where the server publishes whole weights, each participant takes the file of the round. Where it publishes changes, a
+participant that has the weights of an earlier round takes all changes since, or what one without any takes: the newest
+whole weights that there are and the changes after them, whichever is fewer bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def download_bytes(
+    round: int,
+    held: int | None,
+    *,
+    weights_bytes: Sequence[int],
+    change_bytes: Sequence[int],
+    snapshot_every: int,
+) -> int:
+    """Bytes that one participant downloads.
+
+    Args:
+        round: whose weights it needs.
+        held: the round whose weights it has; None for none.
+        weights_bytes: size of the whole weights, by round, from 0 on.
+        change_bytes: size of the change from the round before, likewise; 0 for round 0.
+        snapshot_every: whole weights are kept of every so many rounds; 0 for all.
+
+    >>> sizes = {"weights_bytes": [100, 100, 100], "change_bytes": [0, 30, 30]}
+    >>> [download_bytes(2, held, **sizes, snapshot_every=0) for held in (None, 0, 1)]
+    [100, 60, 30]
+    >>> download_bytes(2, None, **sizes, snapshot_every=4)
+    160
+    """
+    newest = round - round % (snapshot_every or 1)
+    from_whole = weights_bytes[newest] + sum(change_bytes[newest + 1 : round + 1])
+    return from_whole if held is None else min(from_whole, sum(change_bytes[held + 1 : round + 1]))

@@ -1,0 +1,93 @@
+"""Small models, exported to a plain training step, and what that step and torch make of a batch."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from onnxruntime import InferenceSession
+from torch import nn
+from torch.nn import functional as F
+
+from export import ExportOptions, export_bundle
+from export.optimizers import optimizer_constants
+from export.verify import TOLERANCE
+from fedpara_edge.bundle import Bundle
+from fedpara_edge.weights import read_weights
+
+IMAGE, SEQUENCE, VECTOR, VOLUME = (2, 11, 12), (3, 10), (12,), (2, 4, 6, 5)
+
+
+class Formula(nn.Module):
+    """A linear layer, a formula in torch, and a linear layer."""
+
+    def __init__(self, formula: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.first, self.formula = nn.Linear(12, 12), formula
+        self.last = nn.LazyLinear(5)
+        self(torch.zeros(2, 12))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.formula(self.first(x)).flatten(1))
+
+
+def net(*layers: nn.Module, shape: tuple[int, ...] = IMAGE) -> nn.Sequential:
+    model = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(5))
+    model(torch.zeros(2, *shape))
+    return model
+
+
+def export(
+    model: nn.Module, folder: Path, shape: tuple[int, ...], optimizer: str = "sgd", **constants: float
+) -> Bundle:
+    options = ExportOptions(
+        name="test",
+        input_shape=shape,
+        input_dtype="float32",
+        optimizer=optimizer_constants(optimizer, **constants),
+        engines=("onnxruntime",),
+    )
+    bundle, verification = export_bundle(model, folder / "bundle", options)
+    assert verification["onnxruntime"].worst <= TOLERANCE
+    return bundle
+
+
+def weights_of(bundle: Bundle) -> np.ndarray:
+    tensors = {**read_weights(bundle.file("weights.safetensors")).tensors, **bundle.read_local()}
+    return np.concatenate([tensors[t.name].ravel() for t in bundle.manifest.layout.with_role("shared", "personal")])
+
+
+def run(bundle: Bundle, x: np.ndarray, y: np.ndarray, **changed: object) -> dict[str, np.ndarray]:
+    return run_step(bundle.file("train_step.onnx"), x, y, **{"weights": weights_of(bundle), **changed})
+
+
+def run_step(path: Path, x: np.ndarray, y: np.ndarray, **changed: object) -> dict[str, np.ndarray]:
+    session = InferenceSession(path, providers=["CPUExecutionProvider"])
+    none = np.zeros(1, np.float32)
+    values = {
+        "x": x,
+        "y": y,
+        "seed": np.int64(0),
+        "accumulated": none,
+        "share": np.float32(1),
+        "last": np.array(True),
+        "learning_rate": np.float32(0.1),
+        "adjusted": np.array(False),
+        "mu": none,
+        "h": none,
+        "max_norm": np.float32(np.inf),
+        **changed,
+    }
+    feed = {entry.name: np.asarray(values[entry.name]) for entry in session.get_inputs()}
+    return dict(zip([entry.name for entry in session.get_outputs()], session.run(None, feed), strict=True))
+
+
+def batch(shape: tuple[int, ...], size: int) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(size)
+    return generator.standard_normal((size, *shape), dtype=np.float32), generator.integers(0, 5, size)
+
+
+def gradient_of(model: nn.Module, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    model.double().zero_grad()
+    F.cross_entropy(model(torch.from_numpy(x).double()), torch.from_numpy(y)).backward()
+    return np.concatenate([parameter.grad.numpy().ravel() for parameter in model.parameters()])

@@ -1,0 +1,141 @@
+"""The commands that show what codecs do: `codec bench`, and `inspect` of what was encoded."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_round
+from command_line import Command
+
+from fedpara_edge.codecs import find_encoder
+from fedpara_edge.codecs.codec import in_order
+from fedpara_edge.codecs.comparison import USUAL, Measured, bits_by_tensor, compare, open_encoded
+from fedpara_edge.downlink import publish
+from fedpara_edge.layout import Layout
+from fedpara_edge.update import write_update
+from fedpara_edge.weights import Weights, write_weights
+
+LAYOUT = Layout(
+    (), (small_round.tensor("a", (70, 1000)), small_round.tensor("b", (30_000,)), small_round.tensor("c", ()))
+)
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Weights:
+    monkeypatch.setattr("os.fsync", lambda _: None)
+    monkeypatch.chdir(tmp_path)
+    return small_round.start_round(tmp_path, LAYOUT)
+
+
+def send(weights: Weights, codec: str) -> Path:
+    """An update in which tensor a changed a lot more than tensor b."""
+    change = small_round.random_tensors(weights.layout, 2)
+    change["b"] = change["b"] * np.float32(0.05)
+    path = Path("u")
+    write_update(path, small_round.header(weights), weights.layout, change, encoder=find_encoder(codec))
+    return path
+
+
+def test_bench_measures_the_usual_codecs(weights: Weights, run: Command) -> None:
+    found = run("codec", "bench", send(weights, "float32"), "--weights", "base.safetensors", "--seconds", 0, "--json")
+    assert found.err == ""
+    rows = {row["codec"]: row for row in found.json["codecs"]}
+    assert tuple(rows) == USUAL
+    assert (found.json["parameters"], found.json["dense_bytes"]) == (100_001, 400_004)
+    assert rows["float32"]["error"] == 0
+    assert rows["float32"]["random_error"] is None
+    assert rows["topk:share=0.01"]["random_error"] is None
+    for row in rows.values():
+        assert row["bits_per_parameter"] == 8 * row["bytes"] / 100_001
+        assert 0 <= row["error"] < 1
+        assert row["random_error"] is None or row["error"] < row["random_error"]
+        assert min(row["encode_mb_per_s"], row["decode_mb_per_s"]) > 0
+    for better, worse in (("int8", "int4"), ("int4", "int3"), ("int3", "int2"), ("uniform:step=1", "uniform:step=2")):
+        assert rows[better]["bytes"] > rows[worse]["bytes"]
+        assert rows[better]["error"] < rows[worse]["error"]
+    # Fewer bytes and less error than the classic ones.
+    assert rows["uniform:step=1"]["bytes"] < rows["int3"]["bytes"]
+    assert rows["uniform:step=0.5"]["error"] < rows["int3"]["error"]
+
+
+def test_bench_prints_a_table_and_draws_a_picture(weights: Weights, run: Command) -> None:
+    pytest.importorskip("matplotlib", reason="the picture needs the extra report")
+    update = send(weights, "uniform:step=0.1")
+    options = ("--codec", "int4", "--codec", "uniform:step=2", "--seconds", 0, "--weights", "base.safetensors")
+    shown = run("codec", "bench", update, *options, "--plot", "p.png").out.splitlines()
+    assert shown[0] == "u: 100,001 parameters, 0.40 MB in float32, of a dense model of 0.40 MB"
+    assert [line.split()[0] for line in shown[2:]] == ["codec", "int4", "uniform:step=2"]
+    assert Path("p.png").read_bytes().startswith(b"\x89PNG")
+    assert run("codec", "bench", update, *options, "--plot", "p.png").code == 2
+    assert run("codec", "bench", update, *options, "--plot", "p.svg").code == 0
+    assert b"uniform" in Path("p.svg").read_bytes() or b"<svg" in Path("p.svg").read_bytes()
+
+
+def test_bench_refuses_what_it_cannot_compare(weights: Weights, run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    update = send(weights, "float32")
+    known = ("--weights", "base.safetensors")
+    unknown = run("codec", "bench", update, *known, "--codec", "zip")
+    assert (unknown.code, "codec 'zip': expected one of" in unknown.err) == (2, True)
+    assert run("codec", "bench", update).code == 2
+    assert run("codec", "bench", "nowhere", *known).code == 3
+    foreign = run("codec", "bench", "base.safetensors", *known)
+    assert (foreign.code, "expected fedpara-edge/update or fedpara-edge/change" in foreign.err) == (3, True)
+    write_weights(Path("other"), Weights("0" * 64, 3, LAYOUT, weights.tensors))
+    assert run("codec", "bench", update, "--weights", "other").code == 6
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    without = run("codec", "bench", update, *known, "--plot", "p.png")
+    assert (without.code, "pip install 'fedpara-edge[report]'" in without.err) == (2, True)
+
+
+def test_a_codec_that_is_worse_in_nothing_is_measured_alike_twice(weights: Weights) -> None:
+    change = np.random.default_rng(1).standard_normal(100_001).astype(np.float32)
+    tensors = in_order(weights.layout.shared)
+
+    def measure() -> list[tuple[int, float, float | None]]:
+        rows: list[Measured] = list(compare(tensors, change, ["int4", "uniform"], seconds=0))
+        return [(row.bytes, row.error, row.random_error) for row in rows]
+
+    assert measure() == measure()
+
+
+@pytest.mark.parametrize("codec", ["float32", "float16", "int4", "rotated", "uniform", "uniform:by=tensor", "topk"])
+def test_bits_of_the_tensors_add_up_to_the_payload(weights: Weights, codec: str) -> None:
+    update = send(weights, codec)
+    tensors = in_order(weights.layout.shared)
+    with open_encoded(update, weights) as file:
+        bits = bits_by_tensor(file, tensors)
+        stored = sum(entry.nbytes for entry in file.entries.values())
+    total = sum(bits[tensor.name] * tensor.size for tensor in tensors)
+    index = 0 if codec == "float32" else 8 * 4 * 2  # of two chunks
+    assert total == pytest.approx(8 * stored - index)
+    if codec in ("uniform", "topk"):
+        assert bits["a"] > 5 * bits["b"]
+    else:
+        assert bits["a"] == pytest.approx(bits["b"], rel=0.05)
+
+
+def test_inspect_shows_bits_by_tensor(weights: Weights, run: Command) -> None:
+    update = send(weights, "uniform")
+    shown = run("inspect", update, "--weights", "base.safetensors", "--json").json
+    assert shown["codec"] == {"name": "uniform", "version": 1, "block": 0}
+    assert [(part["name"], part["shape"], part["parameters"]) for part in shown["encoded"]] == [
+        ("a", [70, 1000], 70_000),
+        ("b", [30_000], 30_000),
+        ("c", [], 1),
+    ]
+    text = run("inspect", update, "--weights", "base.safetensors").out
+    size = update.stat().st_size
+    assert f"{size:,} bytes with the header, {8 * size / 100_001:.2f} bits for each of 100,001 parameters" in text
+    assert f"1/{400_004 / size:.0f} of the dense model's 0.40 MB" in text
+    plain = run("inspect", update)
+    assert (plain.code, "codec: block 0, name uniform, version 1" in plain.out) == (0, True)
+    assert run("inspect", "base.safetensors", "--weights", "base.safetensors").code == 3
+
+
+def test_inspect_reads_a_published_change(weights: Weights, run: Command) -> None:
+    target = Weights(weights.fingerprint, 4, LAYOUT, small_round.random_tensors(LAYOUT, 5))
+    publish(Path("change"), weights, target, find_encoder("int4"), residual=None)
+    shown = run("inspect", "change", "--weights", "base.safetensors", "--json").json
+    assert (shown["format"], shown["round"], len(shown["encoded"])) == ("fedpara-edge/change", 4, 3)
+    assert run("inspect", "change").code == 0

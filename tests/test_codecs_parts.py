@@ -1,0 +1,139 @@
+"""The steps that codecs are made of: each with its inverse, exact where it must be."""
+
+import numpy as np
+import pytest
+from encoded import tensors
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes
+from hypothesis.extra.numpy import arrays as numpy_arrays
+from numpy.typing import NDArray
+
+from fedpara_edge.codecs import codec
+from fedpara_edge.codecs.blocks import cut
+from fedpara_edge.codecs.digits import digits_per_byte, pack, packed_bytes, unpack
+from fedpara_edge.codecs.frames import compress, decompress
+from fedpara_edge.codecs.hadamard import signs, transform
+from fedpara_edge.codecs.rounding import generator, round_randomly, round_to_nearest
+from fedpara_edge.codecs.scales import from_bytes, round_down, round_up, to_bytes
+from fedpara_edge.codecs.section import Section
+from fedpara_edge.codecs.sparse import LARGEST, decode_sparse, encode_sparse
+
+
+def through_sparse(integers: NDArray[np.int32]) -> NDArray[np.int32]:
+    stored = encode_sparse(integers)
+    assert len(stored) <= 8 * len(integers) + 1024  # what a section may hold
+    section = Section(np.frombuffer(stored, np.uint8))
+    positions, values = decode_sparse(section, len(integers))
+    section.finish()
+    out = np.zeros(len(integers), np.int32)
+    out[positions] = values
+    return out
+
+
+VECTORS = array_shapes(max_dims=1, min_side=0, max_side=200)
+INTEGERS = st.one_of(st.integers(-1, 1), st.integers(-60, 60), st.integers(-LARGEST, LARGEST))
+
+
+@given(numpy_arrays(np.int32, VECTORS, elements=INTEGERS, fill=st.just(0)))
+def test_sparse_integers_come_back(integers: NDArray[np.int32]) -> None:
+    np.testing.assert_array_equal(through_sparse(integers), integers)
+
+
+@pytest.mark.parametrize("share", [0, 1e-4, 0.003, 0.05, 0.3, 0.5, 0.7, 0.95, 0.9999, 1])
+@pytest.mark.parametrize("size", [1, 3, 60, 5000, LARGEST])
+def test_sparse_integers_of_every_density_and_size(share: float, size: int) -> None:
+    random = np.random.default_rng(5)
+    integers = (random.random(70_000) < share) * random.integers(1, size + 1, 70_000) * random.choice([-1, 1], 70_000)
+    np.testing.assert_array_equal(through_sparse(integers.astype(np.int32)), integers)
+
+
+@pytest.mark.parametrize("largest", [1, 2, 3, 7, 15, 31, 63, 127])
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 6, 1000, 1001])
+def test_digits_come_back(count: int, largest: int) -> None:
+    integers = np.random.default_rng(count).integers(-largest, largest + 1, count).astype(np.int8)
+    packed = pack(integers, largest)
+    assert len(packed) == packed_bytes(count, largest) == -(-count // digits_per_byte(largest))
+    out = np.full(count, np.nan, np.float32)
+    unpack(packed, largest, out)
+    np.testing.assert_array_equal(out, integers)
+
+
+@pytest.mark.parametrize("data", [b"", b"a", bytes(50_000), np.random.default_rng(0).bytes(60_000)])
+def test_bytes_come_back_and_never_grow_by_more_than_one(data: bytes) -> None:
+    stored = compress(data)
+    assert len(stored) <= len(data) + 1
+    section = Section(np.frombuffer(stored, np.uint8))
+    assert decompress(section, len(data)).tobytes() == data
+    section.finish()
+
+
+def test_blocks_lie_in_one_tensor_and_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "CHUNK_ENTRIES", 10)
+    found = cut(tensors(4, 13, 0, 3), 3)
+    assert [lengths.tolist() for lengths in found] == [[3, 1, 3, 3], [3, 3, 1, 3]]
+    assert [lengths.tolist() for lengths in cut(tensors(4, 13, 0, 3), 0)] == [[10], [10]]
+    assert [lengths.tolist() for lengths in cut(tensors(4, 13, 0, 3), 1 << 16)] == [[4, 6], [7, 3]]
+    assert cut([], 3) == ()
+
+
+@pytest.mark.parametrize("length", [1, 3, 4, 5, 16, 63, 64, 1000, 1024, 4096, 65536])
+def test_rotation_is_its_own_inverse_and_keeps_norms(length: int) -> None:
+    values = np.random.default_rng(1).standard_normal(length + 7).astype(np.float32)
+    turned = values.copy()
+    lengths = np.array([length, 7])
+    transform(turned, lengths)
+    np.testing.assert_allclose(np.linalg.norm(turned[:length]), np.linalg.norm(values[:length]), rtol=1e-5)
+    transform(turned, lengths)
+    np.testing.assert_allclose(turned, values, atol=3e-6)
+
+
+@pytest.mark.parametrize("length", [64, 1024, 65536])
+def test_rotated_integers_are_exact(length: int) -> None:
+    integers = np.random.default_rng(2).choice([-127, 127, 126, 0], length).astype(np.float32)
+    integers[:] = np.where(np.arange(length) < length // 2, 127, integers)
+    found = integers.copy()
+    transform(found, np.array([length]))
+    side = int(np.sqrt(length))
+    matrix = np.array([[(-1) ** (a & b).bit_count() for b in range(side)] for a in range(side)])
+    expected = matrix @ integers.astype(np.int64).reshape(side, side) @ matrix
+    np.testing.assert_array_equal(found.astype(np.float64) * side, expected.reshape(-1))
+
+
+def test_pieces_of_a_rotation_are_the_largest_powers_of_four_from_the_front() -> None:
+    impulse = np.zeros(16 + 4 + 4 + 3, np.float32)
+    impulse[[0, 16, 20, 24]] = 4, 2, 6, 9
+    transform(impulse, np.array([27]))
+    np.testing.assert_array_equal(impulse, [1] * 16 + [1] * 4 + [3] * 4 + [9, 0, 0])
+
+
+def test_signs_are_those_of_splitmix() -> None:
+    words = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]  # of seed 0, as published with the generator
+    expected = [-1 if (words[i // 64] >> (i % 64)) & 1 else 1 for i in range(128)]
+    assert signs(0, 0, 128).tolist() == expected
+    assert signs(0, 60, 8).tolist() == expected[60:68]
+    assert signs(1, 0, 128).tolist() != expected
+
+
+@given(st.floats(0, 2.0**100, width=32))
+def test_scales_are_rounded_up_and_down_by_less_than_their_precision(scale: float) -> None:
+    up, down = float(round_up(np.array([scale]))[0]), float(round_down(scale))
+    if scale >= 2.0**-100:
+        assert down <= scale <= up <= scale * (1 + 2.0**-7)
+        assert down >= scale / (1 + 2.0**-7)
+        assert scale in (up, down) or up > down
+    else:
+        assert (up, down) == (2.0**-100 if scale else 0, 0)
+    stored = to_bytes(round_up(np.array([scale])))
+    assert from_bytes(np.frombuffer(stored, np.uint8)).tolist() == [up]
+
+
+def test_rounding() -> None:
+    values = np.array([0, 0.49, -0.51, 0.69, -0.71, 1.69, -1.71, 7], np.float32)
+    assert round_to_nearest(values, 0.5).tolist() == [0, 0, -1, 1, -1, 2, -2, 7]
+    assert round_to_nearest(values, 0.7).tolist() == [0, 0, 0, 0, -1, 1, -2, 7]
+    drawn = np.stack([round_randomly(values, generator(seed)) for seed in range(2000)])
+    assert np.all((drawn == np.floor(values)) | (drawn == np.ceil(values)))
+    # Each mean has the variance f (1 - f) / 2000, f the fraction.
+    deviation = np.sqrt((values - np.floor(values)) * (np.ceil(values) - values) / 2000)
+    assert np.all(np.abs(drawn.mean(0) - values) <= 5 * deviation)

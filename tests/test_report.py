@@ -1,0 +1,394 @@
+"""The report of a run: what is read, what is worked out from it, and a page that needs nothing else."""
+
+import json
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedpara_edge.errors import InputError
+from fedpara_edge.simulation import report
+from fedpara_edge.simulation.comparison import arms_table, bytes_tables, clients_table, ranks_table, time_table
+from fedpara_edge.simulation.palette import look
+from fedpara_edge.simulation.report import CAPTIONS, write_report
+from fedpara_edge.simulation.results import read_results
+from fedpara_edge.simulation.summary import Summary, summarize
+
+RISING = [0.2, 0.5, 0.8, 0.8, 0.8]
+"""Its smooth curve is 0.2, 0.5, 0.7, 0.8, 0.8."""
+
+
+def write_plan(run: Path, arms: list[str], **settings: Any) -> None:
+    run.mkdir(exist_ok=True)
+    values = {"name": "small", "rounds": 5, "seeds": [0], **settings}
+    text = "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
+    text += '[data]\npath = "none.npz"\nclients = 4\ntest = ["x_test", "y_test"]\n[model]\nname = "mlp"\n'
+    text += "".join(f'[arms."{name}"]\nmodel.kind = "{"dense" if name == "dense" else "fedpara"}"\n' for name in arms)
+    (run / "plan.toml").write_text(text, encoding="utf-8")
+
+
+def write_metrics(run: Path, lines: list[dict[str, Any]], *, torn: str = "") -> None:
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + torn, encoding="utf-8")
+
+
+def lines_of(
+    arm: str, accuracies: list[float | None], *, seed: int = 0, up: int = 30, down: int = 70, **about: Any
+) -> list[dict[str, Any]]:
+    """All lines of one arm and seed: so many bytes a round by two participants, 1.5 s of computing."""
+    who = {"arm": arm, "seed": seed}
+    first = {"event": "arm", **who, "model": "mlp", "kind": "dense" if arm == "dense" else "fedpara", "gamma": 0.1}
+    first |= {"shared_parameters": 40, "dense_parameters": 400, "clients": 4, "participants": 2, "local_only": False}
+    sent = {"up_bytes": up, "down_bytes": down, "participants": 2}
+    rounds = [
+        {"event": "round", **who, "round": number, "accuracy": accuracy, "train_seconds": 1.5, **sent}
+        for number, accuracy in enumerate(accuracies, start=1)
+    ]
+    done = {"event": "done", **who, "rounds": len(rounds), "seconds": 1.0, "diverged": None}
+    return [first | about, *rounds, done]
+
+
+def full_lines(arm: str, seed: int, rounds: int = 4) -> list[dict[str, Any]]:
+    """As a run leaves them, with every measure."""
+    lines = lines_of(
+        arm, [0.3 + 0.1 * n + 0.01 * seed for n in range(rounds)], seed=seed, full_ranks={"a<b>": 16, "c": 8}
+    )
+    for line in lines:
+        if line["event"] == "round":
+            number = line["round"]
+            line |= {"gap": 0.01 * number, "factor_norm": 3.0 + number, "weight_norm": 5.0 + number}
+            line |= {"ranks": {"a<b>": 16, "c": 4} if arm != "dense" else None}
+    clients = {f"client-{n}": {"accuracy": 0.1 * n + 0.5, "loss": 1.0, "examples": 9} for n in range(5)}
+    return [
+        *lines[:-2],
+        {"event": "clients", "arm": arm, "seed": seed, "round": rounds, "clients": clients},
+        *lines[-2:],
+    ]
+
+
+def summary_of(run: Path) -> Summary:
+    return summarize(read_results(run))
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """A finished run of two arms with two seeds."""
+    run = tmp_path / "run"
+    write_plan(run, ["dense", "small"], seeds=[0, 1], rounds=4)
+    write_metrics(run, [line for arm in ("dense", "small") for seed in (0, 1) for line in full_lines(arm, seed)])
+    return run
+
+
+def test_rounds_and_bytes_to_a_target_are_interpolated_on_the_smooth_mean(tmp_path: Path) -> None:
+    write_plan(tmp_path, ["dense", "small", "bad"], target=0.6)
+    arms = (
+        lines_of("dense", RISING),
+        lines_of("small", RISING, up=3, down=7),
+        lines_of("bad", [0.2, 0.3, 0.4, 0.5, 0.59]),
+    )
+    write_metrics(tmp_path, [line for arm in arms for line in arm])
+    summary = summary_of(tmp_path)
+    assert (summary.reference, summary.targets, summary.is_planned) == ("dense", (0.6,), True)
+    dense, small = (summary.reached(summary.arm(name), 0.6) for name in ("dense", "small"))
+    assert dense is not None
+    assert small is not None
+    assert (dense.round, dense.bytes, dense.ratio) == pytest.approx((2.5, 250.0, 1.0))
+    assert (small.round, small.bytes, small.ratio) == pytest.approx((2.5, 25.0, 10.0))
+    assert summary.reached(summary.arm("bad"), 0.6) is None
+    (table,) = bytes_tables(summary)
+    assert table.rows == [
+        ["dense", "2.5", "250 B", "1.00×"],
+        ["small", "2.5", "25 B", "10.0×"],
+        ["bad", "not reached (best 59.0 %)", "–", "–"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "target", "expected"),
+    [
+        ([0.7, 0.8], 0.6, 1.0),  # never before the first evaluated round
+        ([0.7, 0.8], 0.8, 2.0),
+        ([0.1, 0.1, 0.7, 0.1, 0.1], 0.4, None),  # one good round is no success
+        ([0.5], 0.5, 1.0),
+        ([None, 0.2, None, 0.6], 0.3, 2.5),
+        ([None, None], 0.3, None),
+    ],
+)
+def test_when_a_target_is_reached(
+    tmp_path: Path, accuracies: list[float | None], target: float, expected: float | None
+) -> None:
+    write_plan(tmp_path, ["dense"], target=target)
+    write_metrics(tmp_path, lines_of("dense", accuracies))
+    summary = summary_of(tmp_path)
+    found = summary.reached(summary.arms[0], target)
+    assert (None if found is None else found.round) == (None if expected is None else pytest.approx(expected))
+    if found is not None:
+        assert found.bytes == pytest.approx(100 * found.round)
+
+
+def test_without_a_planned_target_the_reference_sets_it(tmp_path: Path) -> None:
+    write_plan(tmp_path, ["small", "other"])
+    write_metrics(tmp_path, [*lines_of("small", RISING), *lines_of("other", [0.9, 0.9, 0.9, 0.9, 0.9])])
+    summary = summary_of(tmp_path)
+    assert summary.reference == "small"
+    assert summary.targets == pytest.approx((0.79, 0.795))
+    assert not summary.is_planned
+    write_plan(tmp_path, ["small", "other"], reference="other")
+    assert summary_of(tmp_path).targets == pytest.approx((0.89, 0.895))
+    write_plan(tmp_path, ["small", "dense"])
+    write_metrics(tmp_path, [*lines_of("small", RISING), *lines_of("dense", RISING)])
+    assert summary_of(tmp_path).reference == "dense"
+
+
+def test_curves_are_means_over_the_rounds_that_all_seeds_have(tmp_path: Path) -> None:
+    write_plan(tmp_path, ["dense"], seeds=[0, 1, 2])
+    seeds = lines_of("dense", [0.1, 0.3, 0.5]), lines_of("dense", [0.3, 0.5], seed=1, up=50)[:-1]
+    write_metrics(tmp_path, [line for seed in seeds for line in seed])
+    (arm,) = summary_of(tmp_path).arms
+    assert arm.accuracy is not None
+    assert arm.accuracy.seeds == 2
+    np.testing.assert_allclose(arm.accuracy.rounds, [1, 2])
+    np.testing.assert_allclose(arm.accuracy.mean, [0.2, 0.4])
+    np.testing.assert_allclose(arm.accuracy.sd, [0.02**0.5, 0.02**0.5])
+    assert arm.final == (0.5, 0.5)
+    assert arm.rounds == (3, 2)
+    assert arm.unfinished == {1: "stopped after round 2"}
+    assert arm.round_bytes == pytest.approx((100 + 120) / 2)
+    assert arm.bytes_until(1.5) == pytest.approx(1.5 * 110)
+    assert arm.bytes_until(3) is None
+
+
+def test_seconds_are_computing_and_bytes_of_one_participant_over_the_rate(tmp_path: Path) -> None:
+    write_plan(tmp_path, ["dense", "small"])
+    arms = lines_of("dense", RISING, up=3_000_000, down=2_000_000), lines_of("small", RISING, up=300_000, down=200_000)
+    write_metrics(tmp_path, [line for arm in arms for line in arm])
+    summary = summary_of(tmp_path)
+    dense, small = summary.arms
+    assert dense.sending_seconds(2) == pytest.approx(8 * 2.5e6 / 2e6)
+    assert dense.round_seconds(50) == pytest.approx(1.5 + 0.4)
+    table = time_table(summary)
+    assert table is not None
+    assert table.rows[0] == ["dense", "1.50 s", "10.0 s", "11.5 s", "2.00 s", "3.50 s", "0.400 s", "1.90 s"]
+    assert table.rows[1][2:4] == ["1.00 s", "2.50 s (4.6×)"]
+    assert small.round_seconds(2) == pytest.approx(2.5)
+
+
+def test_the_table_of_arms_has_means_and_differences(tmp_path: Path) -> None:
+    write_plan(tmp_path, ["dense", "small"], seeds=[0, 1])
+    accuracies = {("dense", 0): 0.82, ("dense", 1): 0.84, ("small", 0): 0.80, ("small", 1): 0.83}
+    write_metrics(
+        tmp_path, [e for (arm, seed), last in accuracies.items() for e in lines_of(arm, [0.1, last], seed=seed)]
+    )
+    table = arms_table(summary_of(tmp_path))
+    assert [row[0] for row in table.rows] == ["dense", "small"]
+    assert table.rows[0][1:] == ["mlp, dense", "40", "10.0 %", "100 B", "2 × 2", "83.0 ± 1.4 %", "–"]
+    assert table.rows[1][1:] == ["mlp, fedpara γ\u00a00.1", "40", "10.0 %", "100 B", "2 × 2", "81.5 ± 2.1 %", "−1.5"]
+
+
+def test_clients_that_train_alone_send_nothing(tmp_path: Path) -> None:
+    write_plan(tmp_path, ["dense", "alone"], target=0.6)
+    arms = lines_of("dense", RISING), lines_of("alone", RISING, up=0, down=0, local_only=True)
+    write_metrics(tmp_path, [line for arm in arms for line in arm])
+    summary = summary_of(tmp_path)
+    reached = summary.reached(summary.arm("alone"), 0.6)
+    assert reached is not None
+    assert (reached.bytes, reached.ratio) == (0.0, None)
+    assert bytes_tables(summary)[0].rows[1] == ["alone", "2.5", "nothing", "–"]
+    write_report(tmp_path)
+    assert (tmp_path / "accuracy-by-bytes.png").exists()
+
+
+def test_a_torn_last_line_is_left_out_and_damage_before_it_is_named(tmp_path: Path) -> None:
+    write_plan(tmp_path, ["dense"])
+    write_metrics(tmp_path, lines_of("dense", RISING)[:-1], torn='{"event": "round", "arm": "dense", "se')
+    assert summary_of(tmp_path).arms[0].rounds == (5,)
+    text = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "metrics.jsonl").write_text("\n".join([text[0], text[1][:-7], *text[2:]]), encoding="utf-8")
+    with pytest.raises(InputError, match=r"metrics\.jsonl: line 2: expected a JSON object, found damaged text"):
+        read_results(tmp_path)
+
+
+def test_missing_null_and_foreign_fields_are_not_measured(tmp_path: Path) -> None:
+    write_plan(tmp_path, ["dense"])
+    who = {"event": "round", "arm": "dense", "seed": 0}
+    lines: list[dict[str, Any]] = [
+        {**who, "round": 1, "accuracy": 0.1, "up_bytes": 5, "down_bytes": 5, "participants": 0},
+        {**who, "round": 1, "accuracy": 0.2, "up_bytes": 5, "down_bytes": 5, "participants": 0},
+        {**who, "round": 2, "accuracy": float("nan"), "up_bytes": None, "gap": True, "ranks": {"a": None}},
+        {**who, "round": 3, "accuracy": 0.4, "up_bytes": 1, "down_bytes": 1},
+        {**who, "round": "four", "accuracy": 0.9},
+        {"event": "clients", "arm": "dense", "seed": 0, "round": 3, "clients": {"a": {"accuracy": None}, "b": 3}},
+        {"event": "clients", "arm": "dense", "seed": 0, "round": 4, "clients": {"a": {"accuracy": 1.0}}},
+        {"event": "news", "arm": "dense", "seed": 0},
+        {"event": "round"},
+    ]
+    write_metrics(tmp_path, lines, torn="[1, 2]\n\n")
+    (arm,) = summary_of(tmp_path).arms
+    assert arm.accuracy is not None
+    np.testing.assert_array_equal(arm.accuracy.rounds, [1, 3])
+    np.testing.assert_array_equal(arm.accuracy.mean, [0.2, 0.4])
+    assert arm.total_bytes is not None
+    np.testing.assert_array_equal(arm.total_bytes.mean, [10])
+    assert (arm.gap, arm.train_seconds, arm.participant_bytes, len(arm.clients), arm.ranks) == (None, None, None, 0, {})
+    assert write_report(tmp_path).exists()
+
+
+def test_a_run_that_has_measured_nothing_is_refused(tmp_path: Path) -> None:
+    write_plan(tmp_path, ["dense"])
+    with pytest.raises(InputError, match=r"metrics\.jsonl: expected the metrics of a run, found No such file"):
+        write_report(tmp_path)
+    write_metrics(tmp_path, lines_of("dense", [])[:1])
+    with pytest.raises(InputError, match="expected lines about rounds, found none"):
+        write_report(tmp_path)
+    (tmp_path / "plan.toml").unlink()
+    with pytest.raises(InputError, match=r"plan\.toml"):
+        write_report(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl"]
+
+
+def test_a_diverged_seed_is_noted(tmp_path: Path) -> None:
+    write_plan(tmp_path, ["dense"])
+    lines = lines_of("dense", [0.1, 0.1])
+    write_metrics(tmp_path, [*lines[:-1], lines[-1] | {"diverged": "the loss is NaN"}])
+    assert summary_of(tmp_path).arms[0].unfinished == {0: "diverged after round 2: the loss is NaN"}
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "dense, seed 0: diverged after round 2: the loss is NaN" in page
+
+
+class Page(HTMLParser):
+    """Tags, identifiers and references of a page; refuses one whose elements are not closed in order."""
+
+    VOID = ("meta",)
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.identifiers: list[str] = []
+        self.references: list[str] = []
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_startendtag(tag, attrs)
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        for name, value in attrs:
+            assert value is not None
+            if name == "id":
+                self.identifiers.append(value)
+            if name in ("href", "src", "srcset", "data", "action", "xlink:href"):
+                self.references.append(value)
+            self.references += re.findall(r"url\((.*?)\)", value)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+
+def test_the_page_needs_nothing_else(run_folder: Path) -> None:
+    path = write_report(run_folder)
+    assert path == run_folder / "report.html"
+    text = path.read_text(encoding="utf-8")
+    assert "http" not in text
+    assert "@import" not in text
+    page = Page(text)
+    assert not page.tags.keys() & {"script", "link", "iframe", "img", "object", "embed"}
+    assert page.tags["svg"] == page.tags["figure"] == len(CAPTIONS)
+    assert page.references
+    assert {reference.removeprefix("#") for reference in page.references} <= set(page.identifiers)
+    assert all(reference.startswith("#") for reference in page.references)
+    assert not [name for name, count in Counter(page.identifiers).items() if count > 1]
+    variables = set(re.findall(r"var\((--[\w-]+)\)", text))
+    assert variables
+    for scheme in re.findall(r":root \{(.*?)\}", text):
+        assert variables <= set(re.findall(r"(--[\w-]+):", scheme))
+    colours = {
+        colour
+        for figure in re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+        for colour in re.findall(r"#[0-9a-f]{6}\b", figure)
+    }
+    assert not colours
+    assert "a&lt;b&gt;" in text
+    assert "a<b>" not in text
+
+
+def test_there_is_a_png_for_each_figure(run_folder: Path) -> None:
+    write_report(run_folder)
+    pngs = {path.stem: path for path in run_folder.glob("*.png")}
+    assert pngs.keys() == CAPTIONS.keys()
+    for path in pngs.values():
+        header = path.read_bytes()[:24]
+        assert header.startswith(b"\x89PNG\r\n\x1a\n")
+        assert int.from_bytes(header[16:20], "big") > 1000
+        assert int.from_bytes(header[20:24], "big") > 200
+
+
+def test_a_report_made_again_is_the_same(run_folder: Path) -> None:
+    def content() -> dict[str, bytes]:
+        write_report(run_folder)
+        return {path.name: path.read_bytes() for path in run_folder.iterdir()}
+
+    assert content() == content()
+
+
+def test_without_matplotlib_there_are_the_tables_and_the_line_to_type(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run_folder / "gap.png").write_bytes(b"of an earlier report")
+    monkeypatch.setattr(report, "find_spec", lambda name: None if name == "matplotlib" else object())
+    text = write_report(run_folder).read_text(encoding="utf-8")
+    assert "pip install &#x27;fedpara-edge[report]&#x27;" in text
+    page = Page(text)
+    assert (page.tags["svg"], page.tags["table"]) == (0, 9)
+    assert not list(run_folder.glob("*.png"))
+
+
+def test_one_arm_and_one_seed_are_enough(tmp_path: Path) -> None:
+    write_plan(tmp_path, ["small"], seeds=[7])
+    write_metrics(tmp_path, [line | {"seed": 7} for line in lines_of("small", [0.5])])
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "50.0 %" in text
+    assert "± 0" not in text
+    assert Page(text).tags["h2"] == 4  # arms, accuracy, bytes, time: nothing else was measured
+
+
+def test_a_run_without_accuracy_has_no_targets(tmp_path: Path) -> None:
+    write_plan(tmp_path, ["dense"])
+    write_metrics(tmp_path, lines_of("dense", [None, None]))
+    summary = summary_of(tmp_path)
+    assert summary.targets == ()
+    assert arms_table(summary).rows[0][-2:] == ["–", "–"]
+    assert "Bytes to an accuracy" not in write_report(tmp_path).read_text(encoding="utf-8")
+
+
+def test_clients_and_ranks_are_those_of_the_last_round(run_folder: Path) -> None:
+    summary = summary_of(run_folder)
+    clients, ranks = clients_table(summary), ranks_table(summary)
+    assert clients is not None
+    assert clients.rows[1] == ["small", "10", "50.0 %", "70.0 %", "90.0 %", "70.0 %", "14.1 %"]
+    assert ranks is not None
+    assert ranks.header == ["layer", "full rank", "small"]
+    assert ranks.rows == [["a<b>", "16", "16"], ["c", "8", "4"]]
+
+
+def test_many_arms_with_long_names_have_looks_of_their_own(tmp_path: Path) -> None:
+    plots = pytest.importorskip("fedpara_edge.simulation.plots", reason="needs matplotlib, of the extra report")
+    names = [f"{'long-' * 8}{number}" for number in range(20)]
+    write_plan(tmp_path, names)
+    write_metrics(tmp_path, [line for name in names for line in lines_of(name, RISING)])
+    summary = summary_of(tmp_path)
+    looks = {tuple(sorted(look(summary, arm).items())) for arm in summary.arms}
+    assert len(looks) == len(names)
+    assert plots.draw(summary).keys() == {
+        "accuracy-by-round",
+        "accuracy-by-bytes",
+        "bytes-to-target",
+        "seconds-per-round",
+    }

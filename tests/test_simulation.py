@@ -1,0 +1,574 @@
+"""Simulations: what a plan may say, and that a run measures what its files are, whoever runs it and however often."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import Command
+from small_net import without_verification
+
+from device_runtime import evaluate, load_weights, open_data, open_engine, train
+from export import make_bundle
+from fedpara_edge.aggregation import aggregate
+from fedpara_edge.bundle import WEIGHTS, open_bundle
+from fedpara_edge.errors import InputError
+from fedpara_edge.simulation import folder, runner
+from fedpara_edge.simulation.engines import bundle_at
+from fedpara_edge.simulation.folder import JobFolder, RunFolder, hold
+from fedpara_edge.simulation.metrics import Journal
+from fedpara_edge.simulation.plan import first_difference, read_plan, read_tables
+from fedpara_edge.simulation.runner import simulate
+from fedpara_edge.simulation.sampling import client_seed, draw_participants
+from fedpara_edge.tensorfile import TensorFile
+from fedpara_edge.weights import read_weights, write_weights
+
+PLAN = """
+name = "tiny"
+rounds = 2
+seeds = [4]
+participants = 2
+[data]
+path = "data.npz"
+split = "iid"
+clients = 3
+test = ["x_test", "y_test"]
+[model]
+name = "mlp"
+classes = 3
+input_shape = [1, 4, 4]
+[train]
+batch_size = 8
+lr = 0.1
+lr_decay = 0.9
+[arms.dense]
+model.kind = "dense"
+[arms.small]
+model.gamma = 0.5
+train.codec = "int8"
+[arms.alone]
+model.gamma = 0.5
+local_only = true
+"""
+ARMS = {"dense": 0, "small": 0, "alone": 1}
+"""The arms by whether they are local."""
+SECONDS = ("seconds", "train_seconds")
+
+
+class AtOnce(Executor):
+    """Does in this process and at once what is submitted."""
+
+    def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001
+            future.set_exception(error)
+        return future
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No worker processes: fast, and open to monkeypatching."""
+
+    @contextmanager
+    def open_pool(*_: Any, **__: Any) -> Iterator[Executor]:
+        yield AtOnce()
+
+    monkeypatch.setattr(runner, "open_pool", open_pool)
+    bundle_at.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def plans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the plan and its data."""
+    place = tmp_path_factory.mktemp("plans")
+    write_data(place)
+    (place / "plan.toml").write_text(PLAN)
+    return place
+
+
+def write_data(place: Path) -> None:
+    generator = np.random.default_rng(0)
+    y = generator.integers(0, 3, 130)
+    x = (60 * y[:, None, None] + generator.integers(0, 100, (130, 4, 4))).astype(np.uint8)
+    np.savez(place / "data.npz", x=x[:100], y=y[:100], x_test=x[100:], y_test=y[100:], writer=np.arange(100) % 4)
+
+
+@pytest.fixture(scope="module")
+def done(plans: Path) -> Path:
+    """A run of the plan by the command line and two workers, uninterrupted; it makes the bundle of one arm itself."""
+    with without_verification():
+        for arm in read_plan(plans / "plan.toml").arms[:2]:
+            bundle = RunFolder(plans / "run").job(arm.name, 4).bundle
+            bundle.parent.mkdir(parents=True)
+            make_bundle(replace(arm.model, seed=4), bundle)
+    shutil.copy(plans / "plan.toml", plans / "run")
+    ended = simulating(plans / "plan.toml", plans / "run", "--workers", 2)
+    out, err = ended.communicate()
+    assert ended.returncode == 0, err
+    assert (json.loads(out)["run"], err) == (str(plans / "run"), "")
+    return plans / "run"
+
+
+def simulating(plan: Path, run: Path, *options: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "fedpara_edge", "simulate", plan, "-o", run, "--json", *options]
+    return subprocess.Popen(
+        [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def measured(run: Path) -> list[dict[str, Any]]:
+    """All metrics but for seconds."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in SECONDS} for line in lines]
+
+
+def of(run: Path, event: str, arm: str) -> list[dict[str, Any]]:
+    return [line for line in measured(run) if (line["event"], line["arm"]) == (event, arm)]
+
+
+def with_bundles_of(done: Path, run: Path, *, arms: dict[str, str] | None = None) -> Path:
+    """A run folder in which the bundles are there already: to make them is slow, and they are the same."""
+    for arm, source in (arms or dict(zip(ARMS, ARMS, strict=True))).items():
+        shutil.copytree(done / "work" / source / "seed-4" / "bundle", run / "work" / arm / "seed-4" / "bundle")
+    shutil.copy(done / "plan.toml", run / "plan.toml")
+    return run
+
+
+def write_plan(place: Path, *changes: tuple[str, str], more: str = "") -> Path:
+    text = PLAN
+    for before, after in changes:
+        assert before in text
+        text = text.replace(before, after)
+    (place / "plan.toml").write_text(text + more)
+    if not (place / "data.npz").exists():
+        write_data(place)
+    return place / "plan.toml"
+
+
+BAD_PLANS: dict[str, tuple[tuple[str, str], str]] = {
+    "unknown setting": (("rounds = 2", "rounds = 2\nround = 3"), "round: expected a key of this table"),
+    "unknown table": (("[model]", "[models]"), "models: expected a key of this table, found an unknown one; did you"),
+    "unknown data key": (("clients = 3", "clients = 3\nclient = 2"), "data.client: expected a key"),
+    "unknown model key": (("classes = 3", "classes = 3\ngama = 0.2"), "model.gama: expected a key"),
+    "unknown train key": (("lr = 0.1", "lr = 0.1\nlearning_rate = 1"), "train.learning_rate: expected a key"),
+    "unknown key of an arm": (("local_only = true", "local = true"), "arms.alone.local: expected a key"),
+    "unknown model key of an arm": (("model.gamma = 0.5\ntrain", "model.gam = 0.5\ntrain"), "arms.small.model.gam: "),
+    "rounds of none": (("rounds = 2", "rounds = 0"), "rounds: expected an integer of at least 1, found 0"),
+    "rounds in words": (("rounds = 2", 'rounds = "two"'), "rounds: expected an integer, found 'two'"),
+    "seeds alike": (("seeds = [4]", "seeds = [4, 4]"), "seeds: expected different integers"),
+    "negative seed": (("seeds = [4]", "seeds = [-1]"), "seeds: expected different integers from 0"),
+    "seeds no list": (("seeds = [4]", "seeds = 4"), "seeds: expected a list of integers, found 4"),
+    "no rounds": (("rounds = 2\n", ""), "rounds: expected an integer, found no such key; add it"),
+    "no model": (('name = "mlp"\n', ""), "model.name: expected a string, found no such key"),
+    "too many participants": (("participants = 2", "participants = 4"), "participants: expected at most the 3 clients"),
+    "reference": (
+        ("rounds = 2", 'rounds = 2\nreference = "sparse"'),
+        "reference: expected one of the arms dense, small",
+    ),
+    "target": (("rounds = 2", "rounds = 2\ntarget = 80"), "target: expected an accuracy between 0 and 1, found 80"),
+    "nothing to evaluate on": (('test = ["x_test", "y_test"]', ""), "data.test: expected a common test set or"),
+    "missing data": (('"data.npz"', '"other.npz"'), "data.path: expected an .npz file or a folder"),
+    "missing array": (('"x_test"', '"x_tset"'), "x_tset"),
+    "few examples": (("clients = 3", "clients = 3\nleast = 50"), "50"),
+    "kind": (('kind = "dense"', 'kind = "sparse"'), "arms.dense.model.kind: expected one of fedpara, pfedpara"),
+    "kind of all": (("classes = 3", 'classes = 3\nkind = "sparse"'), "model.kind: expected one of fedpara, pfedpara"),
+    "gamma": (
+        ("gamma = 0.5\nlocal", "gamma = 2\nlocal"),
+        "arms.alone.model.gamma: expected a number from 0 to 1, found 2",
+    ),
+    "learning rate": (("lr = 0.1", "lr = -1"), "train.lr: expected a positive number, found -1"),
+    "decay": (("lr_decay = 0.9", "lr_decay = 2"), "train.lr_decay: expected a number above 0 and at most 1"),
+    "schedule": (("lr = 0.1", 'lr = 0.1\nschedule = "wave"'), "train.schedule: expected one of constant"),
+    "codec": (('codec = "int8"', 'codec = "zip"'), "arms.small.train.codec: codec 'zip': expected"),
+    "engine": (("lr = 0.1", 'lr = 0.1\nengine = "tpu"'), "train.engine: expected one of onnxruntime"),
+    "local algorithm": (("lr = 0.1", 'lr = 0.1\nalgorithm = "sgd"'), "train.algorithm: expected one of fedavg"),
+    "option of another": (("lr = 0.1", "lr = 0.1\nmu = 0.1"), "train.mu: expected with algorithm fedprox"),
+    "scaffold alone": (
+        ('codec = "int8"', 'algorithm = "scaffold"'),
+        "arms.small: train.algorithm: expected scaffold with",
+    ),
+    "a server's own": (("[arms.dense]", '[aggregate]\nalgorithm = "feddyn"\n[arms.dense]'), "feddyn with aggregate"),
+    "server algorithm": (
+        ("[arms.dense]", '[aggregate]\nalgorithm = "sgd"\n[arms.dense]'),
+        "aggregate.algorithm: expected",
+    ),
+    "downlink": (("[arms.dense]", '[aggregate]\ndownlink_codec = "zip"\n[arms.dense]'), "aggregate.downlink_codec: "),
+    "snapshots of no use": (
+        ("[arms.dense]", "[aggregate]\nsnapshot_every = 2\n[arms.dense]"),
+        "aggregate.snapshot_every",
+    ),
+    "local with a server": (
+        ("[arms.alone]", '[arms.alone]\naggregate.algorithm = "fedadam"'),
+        "arms.alone: local_only",
+    ),
+    "name of an arm": (("[arms.alone]", '[arms."../alone"]'), "arms.../alone: expected a name"),
+    "no table": (("[train]", "[[train]]"), "train: expected a table"),
+    "no TOML": (("[train]", "[train"), "expected a plan in TOML"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PLANS)
+def test_a_bad_plan_is_refused_by_file_and_key_before_anything_is_made(name: str, tmp_path: Path) -> None:
+    change, expected = BAD_PLANS[name]
+    plan = write_plan(tmp_path, change)
+    with pytest.raises(InputError) as raised:
+        simulate(plan, tmp_path / "run")
+    assert expected in str(raised.value)
+    assert not list(tmp_path.glob("run/work/*/*/bundle"))
+    if not (tmp_path / "run").exists():  # what only the data can tell is found in the run
+        assert str(raised.value).startswith(f"{plan}: ")
+
+
+def test_no_plan_and_no_arms(run: Command, tmp_path: Path) -> None:
+    assert run("simulate", tmp_path / "none.toml", "-o", tmp_path / "run").code == 2
+    plan = write_plan(tmp_path)
+    plan.write_text(PLAN.partition("[arms.")[0])
+    with pytest.raises(InputError, match=r"plan\.toml: arms: expected at least one table \[arms\.NAME\], found none"):
+        read_plan(plan)
+    with pytest.raises(InputError, match=r"arm 'sparse': expected one of dense, small, alone"):
+        simulate(write_plan(tmp_path), tmp_path / "run", arms=["sparse"])
+
+
+def test_an_arm_overrides_keys_and_keeps_the_others(plans: Path) -> None:
+    plan = read_plan(plans / "plan.toml")
+    dense, small, alone = plan.arms
+    assert (dense.model.kind, small.model.kind, small.model.gamma) == ("dense", "fedpara", 0.5)
+    assert dense.model.input_shape == small.model.input_shape == (1, 4, 4)
+    assert (dense.train.codec, small.train.codec, small.train.lr) == ("float32", "int8", 0.1)
+    assert (small.local_only, alone.local_only) == (False, True)
+    assert dense.train.config(seed=3).schedule.round_decay == 0.9
+    assert plan.data.path == plans / "data.npz"
+
+
+UNFIT = {
+    "sizes of the model": (("[1, 4, 4]", "[1, 5, 5]"), "arms.dense: ", "expected shape [N, 1, 5, 5], found"),
+    "classes of the model": (("classes = 3", "classes = 2"), "arms.dense: ", "expected integers in [0, 2), found 2"),
+    "unknown model": (('"mlp"', '"mpl"'), "arms.dense: ", "model 'mpl': expected mlp, cnn"),
+    "steps": (("lr = 0.1", "lr = 0.1\nwarmup_steps = 99"), "arms.dense: ", "warmup_steps: expected fewer than the"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+@pytest.mark.usefixtures("in_this_process")
+def test_what_does_not_fit_the_bundle_is_refused_before_any_training(name: str, tmp_path: Path) -> None:
+    change, *expected = UNFIT[name]
+    with pytest.raises(InputError) as raised, without_verification():
+        simulate(write_plan(tmp_path, change), tmp_path / "run", arms=["dense"])
+    assert all(text in str(raised.value) for text in expected)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_the_metrics_are_complete_and_in_order(done: Path) -> None:
+    lines = [(line["arm"], line["event"], line.get("round")) for line in measured(done)]
+    shared = [("arm", None), ("round", 1), ("round", 2), ("done", None)]
+    own = [("arm", None), ("round", 1), ("clients", 1), ("round", 2), ("clients", 2), ("done", None)]
+    assert lines == [(arm, *line) for arm, local in ARMS.items() for line in (own if local else shared)]
+    for arm in ARMS:
+        for line in of(done, "round", arm):
+            assert 0 <= line["accuracy"] <= 1
+            assert line["loss"] > 0
+            assert line["train_loss"] > 0
+            assert (line["participants"], line["rejected"], line["rejections"]) == (2, 0, {})
+            assert line["weight_norm"] > 0
+            assert (line["gap"] is None) == (arm != "small")
+            assert (line["factor_norm"] is None) == (line["ranks"] is None) == (arm == "dense")
+        (about,), (end,) = of(done, "arm", arm), of(done, "done", arm)
+        assert (about["clients"], about["participants"], end["rounds"], end["diverged"]) == (3, 2, 2, None)
+    assert of(done, "round", "small")[0]["ranks"].keys() == of(done, "arm", "small")[0]["full_ranks"].keys()
+
+
+def test_a_model_learns(done: Path) -> None:
+    first, second = (line["loss"] for line in of(done, "round", "dense"))
+    assert second < first
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_bytes_are_those_of_the_files_and_no_file_is_left_over(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = write_plan(tmp_path)
+    run = tmp_path / "run"
+    sent: dict[tuple[str, int], int] = {}
+    clear = JobFolder.clear
+
+    def count(self: JobFolder, number: int) -> None:
+        sizes = [path.stat().st_size for path in (self.path / "updates").glob("*.safetensors")]
+        sent[self.path.parent.name, number] = sum(sizes)
+        clear(self, number)
+
+    monkeypatch.setattr(JobFolder, "clear", count)
+    (run).mkdir()
+    with_bundles_of(done, run)
+    simulate(plan, run)
+    assert measured(run) == measured(done), "one process and two workers must find the same"
+    for arm in ("dense", "small"):
+        job = RunFolder(run).job(arm, 4)
+        up = [line["up_bytes"] for line in of(run, "round", arm)]
+        assert up == [sent[arm, 1], sent[arm, 2]] != [0, 0]
+        weights = [(job.bundle / WEIGHTS).stat().st_size, job.weights(2).stat().st_size]
+        down = [line["down_bytes"] for line in of(run, "round", arm)]
+        assert [down[0], of(run, "round", arm)[-1]["weights_bytes"]] == [2 * weights[0], weights[1]]
+        assert [path.name for path in (job.path / "weights").iterdir()] == ["round-2.safetensors"]
+        assert not list((job.path / "updates").iterdir())
+    assert [line["up_bytes"] + line["down_bytes"] for line in of(run, "round", "alone")] == [0, 0]
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_changes_are_sent_where_they_are_fewer_bytes(done: Path, tmp_path: Path) -> None:
+    more = '[arms.changes]\nmodel.gamma = 0.5\ntrain.codec = "int8"\naggregate.downlink_codec = "int8"\n'
+    plan = write_plan(tmp_path, ("rounds = 2", "rounds = 4"), more=more)
+    run = tmp_path / "run"
+    run.mkdir()
+    with_bundles_of(done, run, arms={"changes": "small"})
+    shutil.copy(plan, run)
+    simulate(plan, run, arms=["changes"])
+    rounds = of(run, "round", "changes")
+    names = ("client-0", "client-1", "client-2")
+    for number, line in enumerate(rounds):
+        expected = 0
+        for client in draw_participants(names, 2, seed=4, round=number):
+            held = [n for n in range(number) if client in draw_participants(names, 2, seed=4, round=n)]
+            changes = sum(before["change_bytes"] for before in rounds[held[-1] : number]) if held else None
+            whole = (RunFolder(run).job("changes", 4).bundle / WEIGHTS).stat().st_size
+            expected += whole if changes is None else min(whole, changes)
+        assert line["down_bytes"] == expected
+        assert line["change_bytes"] < line["weights_bytes"] / 2
+    state = RunFolder(run).job("changes", 4).path / "server" / "round-4.safetensors"
+    with TensorFile(state, format=None, error=InputError) as file:
+        assert {name.partition("/")[0] for name in file.entries} == {"residual"}
+
+
+SCAFFOLD = """
+[arms.scaffold]
+model.gamma = 0.5
+train.algorithm = "scaffold"
+aggregate.algorithm = "scaffold"
+[arms.refit]
+model.gamma = 0.5
+aggregate.merge = "refit"
+"""
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_what_devices_need_besides_the_weights_is_counted_and_merge_is_passed_on(done: Path, tmp_path: Path) -> None:
+    plan, run = write_plan(tmp_path, more=SCAFFOLD), tmp_path / "run"
+    run.mkdir()
+    with_bundles_of(done, run, arms={"scaffold": "small", "refit": "small"})
+    shutil.copy(plan, run)
+    simulate(plan, run, arms=["scaffold", "refit"])
+    job = RunFolder(run).job("scaffold", 4)
+    control, whole = job.control(2).stat().st_size, (job.bundle / WEIGHTS).stat().st_size
+    (about,) = of(run, "arm", "scaffold")
+    assert about["algorithm"] == "scaffold"
+    assert control > 4 * about["shared_parameters"]
+    down = [line["down_bytes"] for line in of(run, "round", "scaffold")]
+    assert down == [2 * whole, 2 * (of(run, "round", "scaffold")[0]["weights_bytes"] + control)]
+    assert all(line["gap"] < line["mean_gap"] for line in of(run, "round", "refit"))
+    assert all(line["gap"] == line["mean_gap"] for line in of(run, "round", "scaffold"))
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_client_on_its_own_trains_as_if_there_were_no_other(done: Path, tmp_path: Path) -> None:
+    names = ("client-0", "client-1", "client-2")
+    took_part = [n for n in range(2) if "client-0" in draw_participants(names, 2, seed=4, round=n)]
+    assert took_part
+    job, clients = RunFolder(done).job("alone", 4), done / "work" / ".data" / "seed-4" / "clients"
+    bundle = open_bundle(job.bundle)
+    weights = read_weights(bundle.file(WEIGHTS))
+    config = read_plan(done / "plan.toml").arm("alone").train.config(seed=client_seed(4, 0))
+    for number in took_part:
+        weights = replace(weights, round=number)
+        write_weights(tmp_path / "w", weights)
+        data = open_data(clients / "client-0" / "train", bundle.manifest)
+        engine = open_engine(bundle, "onnxruntime", threads=1)
+        train(bundle, engine, data, tmp_path / "w", config, output=tmp_path / "u", client="client-0", overwrite=True)
+        weights = aggregate([tmp_path / "u"], weights).weights
+    (mine,) = (job.path / "clients" / "client-0").glob("round-*.safetensors")
+    found = read_weights(mine)
+    assert found.round == took_part[-1] + 1
+    for name, tensor in weights.tensors.items():
+        np.testing.assert_array_equal(found.tensors[name], tensor)
+
+
+def test_clients_on_their_own_are_judged_one_by_one(done: Path) -> None:
+    (last,), (judged,) = of(done, "round", "alone")[1:], of(done, "clients", "alone")[1:]
+    scores = list(judged["clients"].values())
+    assert [score["examples"] for score in scores] == [30, 30, 30]
+    assert last["accuracy"] == pytest.approx(np.mean([score["accuracy"] for score in scores]))
+    assert last["loss"] == pytest.approx(np.mean([score["loss"] for score in scores]))
+    assert len({score["loss"] for score in scores}) == 3
+
+
+def test_participants_are_the_same_in_all_arms_and_others_in_other_rounds() -> None:
+    names = tuple(f"c{number}" for number in range(20))
+    drawn = [draw_participants(names, 5, seed=seed, round=number) for seed in range(2) for number in range(10)]
+    assert all(len(set(some)) == 5 and list(some) == [n for n in names if n in some] for some in drawn)
+    assert len(set(drawn)) > 15
+    assert draw_participants(names, 5, seed=0, round=0) == drawn[0]
+    assert draw_participants(names, None, seed=0, round=0) == names == draw_participants(names, 20, seed=1, round=3)
+    assert len({client_seed(seed, number) for seed in range(10) for number in range(100)}) == 1000
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_personal_tensors_are_each_clients_own_when_it_is_judged(tmp_path: Path) -> None:
+    more = '[arms.own]\nmodel.kind = "pfedpara"\nmodel.gamma = 0.5\n[arms.common]\nmodel.gamma = 0.5\n'
+    plan = write_plan(
+        tmp_path, ('test = ["x_test", "y_test"]', "test_share = 0.3"), ("lr = 0.1", "lr = 0.03"), more=more
+    )
+    run = tmp_path / "run"
+    with without_verification():
+        simulate(plan, run, arms=["own", "common"])
+    (about,), (judged,), (last,) = of(run, "arm", "own"), of(run, "clients", "own")[1:], of(run, "round", "own")[1:]
+    assert min(about["shared_parameters"], about["personal_parameters"]) > 0
+    job, clients = RunFolder(run).job("own", 4), run / "work" / ".data" / "seed-4" / "clients"
+    bundle = open_bundle(job.bundle)
+    right = examples = 0.0
+    for name, score in judged["clients"].items():
+        engine = open_engine(bundle, "onnxruntime", threads=1)
+        state = job.state(name)
+        load_weights(engine, bundle, job.weights(2), state=state if state.is_dir() else None)
+        found = evaluate(engine, open_data(clients / name / "test", bundle.manifest), 256)
+        assert (found.accuracy, found.loss, found.examples) == (score["accuracy"], score["loss"], score["examples"])
+        right, examples = right + score["accuracy"] * score["examples"], examples + score["examples"]
+    assert last["accuracy"] == pytest.approx(right / examples)
+    assert of(run, "clients", "common")[0]["clients"].keys() == judged["clients"].keys()
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_an_arm_that_diverges_ends_early_and_the_others_go_on(done: Path, tmp_path: Path) -> None:
+    plan = write_plan(tmp_path, more='[arms.wild]\nmodel.kind = "dense"\ntrain.lr = 1e30\n')
+    run = tmp_path / "run"
+    run.mkdir()
+    with_bundles_of(done, run, arms={"wild": "dense", "dense": "dense"})
+    shutil.copy(plan, run)
+    outcomes = {outcome.arm: outcome for outcome in simulate(plan, run, arms=["wild", "dense"])}
+    assert "diverged" in str(outcomes["wild"].diverged)
+    assert outcomes["wild"].rounds < 2
+    assert of(run, "done", "wild")[0]["diverged"] == outcomes["wild"].diverged
+    assert of(run, "round", "dense") == of(done, "round", "dense")
+    assert len(simulate(plan, run, arms=["wild", "dense"])) == 2, "what ended early is not tried again"
+
+
+class KilledError(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_run_cut_short_at_any_write_goes_on_to_the_same_metrics(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, left = os.fsync, 1 << 30
+    written = 0
+
+    def sync(handle: int) -> None:
+        nonlocal left, written
+        left, written = left - 1, written + 1
+        if left < 0:
+            raise KilledError
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    plan = write_plan(tmp_path)
+    cuts = 0
+    for allowed in (*range(1, 120, 17), 1 << 30):
+        run = tmp_path / f"run-{allowed}"
+        run.mkdir()
+        with_bundles_of(done, run)
+        left = allowed
+        try:
+            simulate(plan, run, workers=1)
+        except KilledError:
+            cuts += 1
+        left = 1 << 30
+        simulate(plan, run, workers=1)
+        assert measured(run) == measured(done), f"cut short after {allowed} writes"
+        shutil.rmtree(run)
+    assert cuts >= 6
+    assert written > 150
+
+
+def test_a_run_that_is_killed_goes_on_to_the_same_metrics(done: Path, tmp_path: Path) -> None:
+    plan, run = write_plan(tmp_path), tmp_path / "run"
+    run.mkdir()
+    with_bundles_of(done, run)
+    for how in (signal.SIGKILL, signal.SIGINT):
+        before = size_of(run / "metrics.jsonl")
+        process = simulating(plan, run, "--workers", 2)
+        deadline = time.monotonic() + 60
+        while size_of(run / "metrics.jsonl") == before and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert process.poll() is None, process.communicate()
+        if how == signal.SIGINT:
+            os.killpg(process.pid, how)  # as a terminal does
+        else:
+            process.kill()
+        err = process.communicate()[1]
+        assert process.returncode == (-how if how == signal.SIGKILL else 130), err
+        if how == signal.SIGINT:
+            assert err.strip() == "Error: interrupted"
+    process = simulating(plan, run)
+    assert json.loads(process.communicate()[0])["outcomes"][0]["arm"] == "dense"
+    assert measured(run) == measured(done)
+
+
+def size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+@pytest.mark.parametrize("torn", ['{"event": "round", "arm"', '{"event": "clients", "arm": "alone", "seed": 4}\n'])
+def test_lines_without_their_round_are_cut_off(done: Path, tmp_path: Path, torn: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    whole = (done / "metrics.jsonl").read_text()
+    path.write_text(whole + torn)
+    assert len(Journal(path).events) == len(measured(done))
+    assert path.read_text() == whole
+
+
+def test_other_files_and_other_plans_are_refused(done: Path, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("[1]\n")
+    with pytest.raises(InputError, match=r"metrics\.jsonl: expected one metric a line"):
+        Journal(tmp_path / "metrics.jsonl")
+    (tmp_path / "metrics.jsonl").unlink()
+    plan = write_plan(tmp_path, ("lr = 0.1", "lr = 0.2"), ("rounds = 2", "rounds = 3"))
+    with pytest.raises(InputError, match=r"plan\.toml: rounds: expected as in .*run/plan\.toml.*another value"):
+        simulate(plan, done)
+    deeper = write_plan(tmp_path, ("model.gamma = 0.5\ntrain", "model.gamma = 0.6\ntrain"))
+    with pytest.raises(InputError, match=r"plan\.toml: arms\.small\.model\.gamma: expected as in"):
+        simulate(deeper, done)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").touch()
+    for place in (tmp_path / "full", tmp_path / "full" / "notes.txt"):
+        with pytest.raises(InputError, match="expected a new folder or that of an earlier run, found another"):
+            simulate(plan, place)
+    # Comments and order are no differences.
+    commented = tmp_path / "commented.toml"
+    commented.write_text("# again\n" + (done / "plan.toml").read_text())
+    assert first_difference(read_tables(commented), read_tables(done / "plan.toml")) is None
+
+
+def test_only_one_process_works_in_a_run(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "_PATIENCE_SECONDS", 0.1)
+    with hold(RunFolder(done).lock), pytest.raises(InputError, match="expected a run that no other process works in"):
+        simulate(done / "plan.toml", done)
+
+
+def test_the_report_is_made_again_from_what_was_measured(run: Command, done: Path, tmp_path: Path) -> None:
+    for name in ("plan.toml", "metrics.jsonl"):
+        shutil.copy(done / name, tmp_path)
+    ended = run("simulate", tmp_path / "plan.toml", "-o", tmp_path, "--report-only", "--json")
+    assert (ended.code, ended.err) == (0, "")
+    assert Path(ended.json["report"]).stat().st_size > 1000
+    assert ended.json["outcomes"] == []
