@@ -187,19 +187,20 @@ def state_path(folder: Path, round: int) -> Path:
 
 
 def read_state_for(folder: Path, weights: Weights) -> ServerState | None:
-    """The state in a folder that belongs with some weights; None at round 0 if there is none.
+    """The state in a folder that belongs with some weights; None if none was kept in any round up to theirs.
 
     Raises:
-        InputError: there is none for a later round.
+        InputError: there is one of an earlier round, but not theirs.
         WrongBundleError: it is damaged, or belongs with other weights.
     """
     path = state_path(folder, weights.round)
     if not path.exists():
-        if weights.round == 0:
+        earlier = [round for round in range(weights.round) if state_path(folder, round).exists()]
+        if not earlier:
             return None
         raise InputError(
-            f"{path}: expected the server state of round {weights.round}, found none; "
-            "pass the folder of the rounds before, or begin again from round 0"
+            f"{path}: expected the server state of round {weights.round}, found that of round {earlier[-1]}; "
+            "aggregate the rounds between with --state as well, or begin with an empty folder"
         )
     state = read_server_state(path)
     try:

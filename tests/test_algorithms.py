@@ -866,7 +866,7 @@ def test_commands_that_do_not_fit_say_so(run: Command, small_bundle: SmallBundle
         (
             ("--algorithm", "fedadam", "--state", tmp_path / "empty"),
             2,
-            "round-1.safetensors: expected the server state",
+            "algorithm fedadam: expected the server state of round 1, found none",
         ),
         (("--state", server), 2, "algorithm: expected fedadam as in round 1, found fedavg"),
     ):

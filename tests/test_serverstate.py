@@ -81,12 +81,14 @@ def test_nothing_to_keep_is_kept_too(tmp_path: Path) -> None:
     found.check_algorithm(FedAvg(lr=0.5))
 
 
-def test_the_folder_has_a_file_for_every_round_after_the_first(tmp_path: Path) -> None:
+def test_once_begun_the_folder_has_a_file_for_every_round(tmp_path: Path) -> None:
     first = small_round.start_round(tmp_path, number=0)
     assert read_state_for(tmp_path / "none", first) is None
     later = small_round.start_round(tmp_path)
+    assert read_state_for(tmp_path, later) is None
+    write_server_state(state_path(tmp_path, 2), make_state(first))
     with pytest.raises(
-        InputError, match=r"round-3.safetensors: expected the server state of round 3, found none; pass"
+        InputError, match=r"round-3.safetensors: expected the server state of round 3, found that of round 2; aggr"
     ):
         read_state_for(tmp_path, later)
     write_server_state(state_path(tmp_path, 3), make_state(first))

@@ -208,7 +208,7 @@ def _kept(
         if algorithm.groups and weights.round:
             raise InputError(
                 f"algorithm {algorithm.name}: expected the server state of round {weights.round}, found none; "
-                "pass --state"
+                "pass the --state of the rounds before, or begin again from round 0"
             )
         return {}
     state.check_weights(weights)
