@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,6 +100,10 @@ def _require_matplotlib() -> None:
         ) from error
 
 
+_LABELS = ((-5, 4, "right"), (-5, 4, "right"), (5, 4, "left"), (6, -4, "left"), (5, 5, "left"), (-5, -10, "right"))
+"""Where the labels of a line are, beside its points, so that those of neighbouring lines keep apart."""
+
+
 def _plot(path: Path, rows: Sequence[Measured], title: str) -> None:
     """Error against bits, both logarithmic; the codecs of one name make a line."""
     from matplotlib.figure import Figure
@@ -111,13 +116,20 @@ def _plot(path: Path, rows: Sequence[Measured], title: str) -> None:
         families.setdefault(row.codec.partition(":")[0].rstrip("0123456789"), []).append(row)
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    for family, members in families.items():
+    for (family, members), (x, y, side) in zip(families.items(), cycle(_LABELS), strict=False):
         members.sort(key=lambda row: row.bits_per_parameter)
         bits, errors = [row.bits_per_parameter for row in members], [row.error for row in members]
-        axes.plot(bits, errors, marker="o", label=family)
+        (line,) = axes.plot(bits, errors, marker="o", markersize=4, label=family)
         for row in members:
-            place = (row.bits_per_parameter, row.error)
-            axes.annotate(row.codec.rpartition(":")[2], place, xytext=(4, 4), textcoords="offset points", fontsize=7)
+            axes.annotate(
+                row.codec.rpartition(":")[2],
+                (row.bits_per_parameter, row.error),
+                xytext=(x, y),
+                textcoords="offset points",
+                fontsize=7,
+                ha=side,
+                color=line.get_color(),
+            )
     axes.set(xscale="log", yscale="log", xlabel="bits per parameter, whole file", ylabel="relative error", title=title)
     axes.grid(visible=True, which="both", alpha=0.2)
     axes.legend()

@@ -99,7 +99,7 @@ def to_svg(figure: Figure, name: str, title: str) -> str:
 
 def accuracy_by_round(summary: Summary) -> Figure | None:
     """Mean over the seeds, with a band of one standard deviation."""
-    return _by_round(summary, lambda arm: arm.accuracy, "accuracy", digits=0)
+    return _by_round(summary, lambda arm: arm.accuracy, "accuracy")
 
 
 def gap_by_round(summary: Summary) -> Figure | None:
@@ -133,7 +133,7 @@ def accuracy_by_bytes(summary: Summary) -> Figure | None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 2000 * low else (1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(FuncFormatter(_size_tick))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     axes.set_xlabel("sent by all participants, up and down")
     axes.set_ylabel("accuracy")
     silent_keys = [
@@ -209,7 +209,7 @@ def accuracy_of_clients(summary: Summary) -> Figure | None:
         axes.plot([middle, middle], [place - 0.3, place + 0.3], color=colour, linewidth=2.4, solid_capstyle="butt")
         jitter = np.random.default_rng(0).uniform(-0.22, 0.22, len(arm.clients))
         axes.plot(arm.clients, place + jitter, ".", color=colour, markersize=4, alpha=0.65, markeredgewidth=0)
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     axes.set_xlabel("accuracy on a client's own test examples")
     return figure
 
@@ -274,7 +274,6 @@ def _by_round(
     of: Callable[[ArmSummary], Curve | None],
     label: str,
     *,
-    digits: int | None = None,
     from_zero: bool = False,
 ) -> Figure | None:
     curves = [(arm, curve) for arm in summary.arms if (curve := of(arm)) is not None]
@@ -288,7 +287,7 @@ def _by_round(
     if from_zero:
         axes.set_ylim(0, 1.08 * max(float((curve.mean + curve.sd).max()) for _, curve in curves) or 1.0)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=digits))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     axes.set_xlabel("round")
     axes.set_ylabel(label)
     if is_direct:
