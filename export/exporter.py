@@ -86,8 +86,8 @@ class ExportOptions:
             )
         if CORRECTION in self.optimizer and "ort-training" in self.engines:
             raise InputError(
-                "engine ort-training: expected engines that know the Jacobian correction, found this one, which takes "
-                "first derivatives only; export with --engine onnxruntime"
+                "engines: expected onnxruntime alone with a Jacobian correction, found ort-training, which can't take "
+                "second derivatives; export with --engine onnxruntime"
             )
         if not self.input_shape or min(self.input_shape) < 1:
             raise InputError(f"input shape: expected positive sizes such as 1,28,28, found {list(self.input_shape)}")

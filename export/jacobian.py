@@ -82,7 +82,7 @@ def composed_weights(
         if layer.kind == "dense" or not factors:
             continue
         weight = compose(layer, {part: known[name].astype(np.float64) for part, name in names.items()}, np.tanh)
-        same = {value for value in known if origins.get(value) == set(factors) and _near(known[value], weight)}
+        same = {value for value in known if origins.get(value) == frozenset(factors) and _near(known[value], weight)}
         values = tuple(_first(forward.graph, same))
         if not values:
             raise InputError(
@@ -162,28 +162,36 @@ def recording_weights(model: torch.nn.Module) -> Iterator[dict[FactoredLayer, li
             del layer.compose
 
 
-def correction_in_torch(
-    layer: FactoredLayer, of_weight: torch.Tensor, *, strength: float, learning_rate: float
+def corrections_in_torch(
+    loss: torch.Tensor,
+    weights: Mapping[FactoredLayer, Sequence[torch.Tensor]],
+    *,
+    strength: float,
+    learning_rate: float,
 ) -> dict[torch.nn.Parameter, torch.Tensor]:
-    """The gradient of R by the trained factors of a layer, in torch, as a reference.
+    """The gradient of R by all trained factors, in torch, as a reference.
 
     Args:
-        layer: with its factors.
-        of_weight: G, of the weight's shape and dtype.
+        loss: L, whose graph is still there.
+        weights: from `recording_weights`, while the loss was computed.
         strength: λ.
         learning_rate: η.
     """
-    factors = layer.factors()
-    trained = {part: factor for part, factor in factors.items() if factor.requires_grad}
-    weight = compose(layer.spec, factors, torch.tanh)
-    of_factors = torch.autograd.grad(weight, list(trained.values()), of_weight, create_graph=True)
-    moved = {
-        part: factor - learning_rate * gradient
-        for (part, factor), gradient in zip(trained.items(), of_factors, strict=True)
-    }
-    distance = compose(layer.spec, {**factors, **moved}, torch.tanh) - weight + learning_rate * of_weight
-    penalty = strength / 2 * distance.square().sum()
-    return dict(zip(trained.values(), torch.autograd.grad(penalty, list(trained.values())), strict=True))
+    corrections: dict[torch.nn.Parameter, torch.Tensor] = {}
+    for layer, composed in weights.items():
+        factors = layer.factors()
+        trained = {part: factor for part, factor in factors.items() if factor.requires_grad}
+        if not trained:
+            continue
+        of_weights = torch.autograd.grad(loss, list(composed), retain_graph=True, materialize_grads=True)
+        of_weight, weight = torch.stack(of_weights).sum(0), compose(layer.spec, factors, torch.tanh)
+        of_factors = torch.autograd.grad(weight, list(trained.values()), of_weight, create_graph=True)
+        moved = {part: trained[part] - learning_rate * g for part, g in zip(trained, of_factors, strict=True)}
+        distance = compose(layer.spec, {**factors, **moved}, torch.tanh) - weight + learning_rate * of_weight
+        penalty = strength / 2 * distance.square().sum()
+        of_penalty = torch.autograd.grad(penalty, list(trained.values()))
+        corrections |= dict(zip(trained.values(), of_penalty, strict=True))
+    return corrections
 
 
 def _origins(graph: onnx.GraphProto, sources: set[str]) -> dict[str, frozenset[str]]:

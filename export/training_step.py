@@ -9,7 +9,7 @@ shared and personal tensors in the order of the layout, each flattened in C orde
     seed            int64 [], decides the masks of dropout
     weights         [P]
     accumulated     [P], or [1] for none: gradient of the earlier parts of the batch, weighted by their shares
-    share           [], this part's share of the batch's rows; 1 for a whole batch, and with the Jacobian correction
+    share           [], this part's share of the batch's rows; 1 for a whole batch, which the Jacobian correction needs
     last            bool [], whether to update after this part
     learning_rate   []
     adjusted        bool [], whether the next three are in use

@@ -25,10 +25,25 @@ def layer_norm(
 ) -> Any:
     """`aten.layer_norm`, with scale, bias and all outputs written out."""
     shape = list(normalized_shape)
+    if math.prod(shape) <= _SHARED_ENTRIES and (weight is None or bias is None):
+        return _layer_norm_by_steps(x, shape, weight, bias, eps)
     scale = _filled(1.0, shape) if weight is None else weight
     shift = _filled(0.0, shape) if bias is None else bias
     outputs: Any = op.LayerNormalization(x, scale, shift, axis=-len(shape), epsilon=eps)
     return outputs[0]
+
+
+_SHARED_ENTRIES = 8
+"""Equal constants of up to so many entries become one in onnxruntime-training, whose gradient is then defined twice."""
+
+
+def _layer_norm_by_steps(x: Any, shape: list[int], weight: Any, bias: Any, eps: float) -> Any:
+    axes = _ints(range(-len(shape), 0))
+    centred = op.Sub(x, op.ReduceMean(x, axes))
+    variance = op.ReduceMean(op.Mul(centred, centred), axes)
+    y = op.Div(centred, op.Sqrt(op.Add(variance, _float(eps))))
+    y = y if weight is None else op.Mul(y, weight)
+    return y if bias is None else op.Add(y, bias)
 
 
 def group_norm(x: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any) -> Any:

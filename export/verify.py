@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from export.graph import ForwardGraph
-from export.jacobian import correction_in_torch, recording_weights
+from export.jacobian import corrections_in_torch, recording_weights
 from export.optimizers import CORRECTION
 from export.preprocess import Deployed
 from export.trials import STEP, Batch, Results, Trial
@@ -192,18 +192,17 @@ def _reference(
         outputs = double(x)
     value = LOSS_FUNCTIONS[loss](outputs, y if y.dtype == torch.int64 else y.double())
     names = {name: parameter for name, parameter in double.model.named_parameters() if parameter.requires_grad}
-    gradients = dict(
-        zip(names.values(), torch.autograd.grad(value, list(names.values()), retain_graph=True), strict=True)
-    )
-    for layer, composed in weights.items() if CORRECTION in optimizer else ():
-        of_weight = sum(torch.autograd.grad(value, composed, retain_graph=True), torch.zeros(()))
-        strength = optimizer[CORRECTION]
-        for factor, correction in correction_in_torch(layer, of_weight, strength=strength, learning_rate=STEP).items():
-            gradients[factor] = gradients[factor] + correction
+    gradients = torch.autograd.grad(value, list(names.values()), retain_graph=True)
+    corrections: dict[torch.nn.Parameter, torch.Tensor] = {}
+    if CORRECTION in optimizer:
+        corrections = corrections_in_torch(value, weights, strength=optimizer[CORRECTION], learning_rate=STEP)
     return _Reference(
         loss=value.item(),
         outputs=outputs.detach().numpy(),
-        gradients={name: gradients[parameter].numpy() for name, parameter in names.items()},
+        gradients={
+            name: (gradient + corrections.get(parameter, 0)).numpy()
+            for (name, parameter), gradient in zip(names.items(), gradients, strict=True)
+        },
         weights={name: parameter.detach().numpy() for name, parameter in names.items()},
     )
 

@@ -116,6 +116,11 @@ CASES = {
     "put": formula("ScatterElements ScatterND", put),
     "along the batch": formula("Concat GatherND MatMul ReduceSum Slice Tile", along_the_batch),
     "dtypes": Case("Cast Gemm", lambda: net(nn.Linear(12, 9), nn.RMSNorm(9), shape=VECTOR), VECTOR),
+    "small groups": Case(
+        "ReduceMean Sqrt",
+        lambda: net(nn.GroupNorm(4, 12), nn.Linear(12, 12), nn.GroupNorm(4, 12), nn.LayerNorm(12), shape=VECTOR),
+        VECTOR,
+    ),
     "images": Case(
         "Conv LayerNormalization MaxPool",
         lambda: net(nn.Conv2d(2, 3, 2), nn.LayerNorm([3, 10, 11]), nn.MaxPool2d(2)),

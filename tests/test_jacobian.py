@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from device_runtime import Adjustment, open_engine
-from export import ExportOptions, export_bundle, training_step
+from export import ExportOptions, export_bundle, make_bundle, training_step
 from export.contraction import contract_layers
 from export.optimizers import optimizer_constants
 from fedpara_edge.bundle import ENGINES, Bundle, open_bundle
@@ -30,6 +30,7 @@ from fedpara_edge.recipe import Recipe
 
 TOLERANCE = 1e-5
 LAMBDA, RATE = 3.0, 0.5
+RATES = {"sgd": 0.3, "momentum": 0.05, "adamw": 0.02}
 SEQUENCE = (7, 4)
 VARIANTS: list[dict[str, Any]] = [{}, {"tanh": True}, {"kind": "pfedpara"}, {"kind": "lowrank"}]
 Tensors = dict[str, torch.Tensor]
@@ -53,7 +54,7 @@ class Recurrent(nn.Module):
         self.recurrent, self.last = recurrent, nn.Linear(12, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.last(self.recurrent(x)[0][:, -1])
+        return self.last(self.recurrent(x)[0].mean(1))
 
 
 def linears() -> nn.Module:
@@ -67,17 +68,19 @@ def convolutions(form: Any) -> nn.Module:
 
 
 def mixed() -> nn.Module:
-    """Strides, dense layers, a norm, a frozen factor, and names that the graph has for itself."""
+    """Strides, dense layers, a norm, a frozen factor and a frozen layer, and names that the graph has for itself."""
     parts: dict[str, nn.Module] = {
         "new_first": Conv2d(2, 12, 3, rank=3, stride=2, padding=1, kind="pfedpara"),
         "norm": nn.GroupNorm(2, 12),
         "tanh": nn.Tanh(),
         "dense": nn.Conv2d(12, 6, 3),
-        "second": Conv2d(6, 6, (1, 3), rank=3, dilation=(1, 1)),
+        "second": Conv2d(6, 6, (1, 3), rank=3),
+        "third": Conv2d(6, 6, 1, rank=3),
         "flat": nn.Flatten(),
         "last": Linear(48, 5, rank=2),
     }
     parts["second"].x2.requires_grad_(False)
+    parts["third"].requires_grad_(False)
     return nn.Sequential(OrderedDict(parts))
 
 
@@ -140,6 +143,7 @@ class Reference:
             for name, tensor in model.named_parameters()
         }
         self.specs = {name: module.spec for name, module in model.named_modules() if isinstance(module, FactoredLayer)}
+        self.corrected = [n for n in self.specs if any(factor.requires_grad for factor in self._factors(n).values())]
 
     @property
     def trained(self) -> Tensors:
@@ -149,10 +153,11 @@ class Reference:
         """The loss, and the gradients of the loss and of the regularizer by all trained tensors."""
         weights = {name: composed(spec, self._factors(name)) for name, spec in self.specs.items()}
         leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-        of_weights = torch.autograd.grad(self._loss(leaves, x, y), list(leaves.values()))
+        loss = self._loss(leaves, x, y)
         penalty = torch.zeros((), dtype=torch.float64, requires_grad=True)
-        for (name, weight), of_weight in zip(weights.items(), of_weights, strict=True):
-            penalty = penalty + self._penalty(name, weight, of_weight, rate)
+        for name in self.corrected:
+            (of_weight,) = torch.autograd.grad(loss, leaves[name], retain_graph=True)
+            penalty = penalty + self._penalty(name, weights[name], of_weight, rate)
         loss = self._loss(weights, x, y)
         return loss.item(), self._gradient(loss), self._gradient(penalty)
 
@@ -240,8 +245,144 @@ def test_the_gradient_is_that_of_torch_on_any_batch(name: str, tmp_path: Path) -
         assert found.keys() == plain.keys()
         for tensor, gradient in found.items():
             assert relative(gradient, (plain[tensor] + correction[tensor]).numpy()) < TOLERANCE, tensor
-        corrected = {tensor for tensor, gradient in correction.items() if gradient.any()}
-        assert (
-            corrected == {f"{n}.{p}" for n, s in reference.specs.items() for p in reference._factors(n)} & plain.keys()
-        )
+        factors = {f"{layer}.{part}" for layer in reference.corrected for part in reference._factors(layer)}
+        corrected = factors & plain.keys()
+        assert {tensor for tensor, gradient in correction.items() if gradient.any()} == corrected
         assert norm({n: correction[n] for n in corrected}) > 0.01 * norm({n: plain[n] for n in corrected})
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_steps_follow_torch(optimizer: str, tmp_path: Path) -> None:
+    """The correction comes before the affine term and clipping, and the optimizer sees it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(Linear(12, 12, rank=3, kind="pfedpara"), nn.Tanh(), Linear(12, 5, rank=3, tanh=True))
+    name, rate = OPTIMIZERS[optimizer]["name"], RATES[optimizer]
+    constants = {key: value for key, value in OPTIMIZERS[optimizer].items() if key != "name"}
+    strength = 0.2 / rate**2  # the correction grows with both
+    with without_verification():
+        bundle = export(model, tmp_path, VECTOR, strength, name, **constants)
+    for adjustment in (Adjustment(), Adjustment(mu=0.1, max_norm=0.5)):
+        engine, reference = open_engine(bundle, "onnxruntime", threads=1), Reference(model, strength)
+        parameters = nn.ParameterList(reference.trained.values())
+        torchs = torch_optimizer(optimizer, parameters, rate)
+        for number in range(20):
+            x, y = batch(VECTOR, 16 if number % 2 else 7)
+            loss, plain, correction = reference.gradients(x, y, rate)
+            assert norm(correction) > 0.05 * norm(plain)
+            for tensor, parameter in zip(reference.trained, parameters, strict=True):
+                parameter.grad = plain[tensor] + correction[tensor] + adjustment.mu * parameter.detach()
+            nn.utils.clip_grad_norm_(parameters, adjustment.max_norm)
+            torchs.step()
+            found = engine.step(x, y, learning_rate=rate, seed=0, adjustment=adjustment)
+            assert found == pytest.approx(loss, rel=TOLERANCE)
+        for tensor, value in engine.read().items():
+            assert relative(value, reference.tensors[tensor].detach().numpy()) < TOLERANCE, tensor
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(Linear(12, 12, rank=3), nn.Tanh(), Linear(12, 5, rank=2))
+
+
+def test_it_is_in_the_fingerprint_and_nowhere_if_it_is_not_asked_for(tmp_path: Path) -> None:
+    with without_verification():
+        bundles = {strength: export(small(), tmp_path, VECTOR, strength) for strength in (0.0, 1.0, 2.0)}
+    assert [bundle.manifest.optimizer.get("jacobian_correction") for bundle in bundles.values()] == [None, 1.0, 2.0]
+    assert len({bundle.manifest.fingerprint for bundle in bundles.values()}) == 3
+    assert optimizer_constants("sgd", jacobian_correction=0.0) == optimizer_constants("sgd")
+    sizes = [bundle.file("train_step.onnx").stat().st_size for bundle in bundles.values()]
+    assert sizes[0] < sizes[1]
+    evaluations = {bundle.file("eval_step.onnx").read_bytes() for bundle in bundles.values()}
+    assert len(evaluations) == 1
+
+
+def test_layers_are_composed_that_would_be_contracted(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Linear(12, 12, rank=1, kind="lowrank"), nn.Tanh(), Linear(12, 5, rank=1))
+    assert contract_layers(copy.deepcopy(model), torch.zeros(4, *VECTOR), 32)
+    bundle, reference = export(model, tmp_path, VECTOR), Reference(model, LAMBDA)
+    x, y = batch(VECTOR, 5)
+    _, plain, correction = reference.gradients(x, y, RATE)
+    for name, gradient in pieces(bundle, step_of(bundle, x, y, RATE)["gradient"]).items():
+        assert relative(gradient, (plain[name] + correction[name]).numpy()) < TOLERANCE, name
+
+
+def test_the_export_verifies_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = training_step.append_correction
+
+    def wrong(*arguments: Any, strength: float, **settings: Any) -> dict[str, str]:
+        return right(*arguments, strength=1.01 * strength, **settings)
+
+    monkeypatch.setattr(training_step, "append_correction", wrong)
+    with pytest.raises(FedparaError, match=r"onnxruntime: gradient of '.*': expected torch's within 1e-05"):
+        export(small(), tmp_path, VECTOR, 1.0)
+    assert not any(tmp_path.iterdir())
+
+
+def contracted() -> nn.Module:
+    model = small()
+    model[2].contracted = True
+    return model
+
+
+@pytest.mark.parametrize(
+    ("factory", "words"),
+    [
+        (contracted, r"layer '2': expected its composed weight in the graph, .* exclude that layer"),
+        (lambda: nn.Linear(12, 5), "jacobian_correction: expected a layer with trained factors, found none"),
+    ],
+)
+def test_a_model_it_can_not_be_applied_to_is_refused(
+    factory: Callable[[], nn.Module], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=words):
+        export(factory(), tmp_path, VECTOR)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("strength", [-1.0, math.nan, math.inf])
+def test_strengths_out_of_range_are_refused(strength: float) -> None:
+    with pytest.raises(InputError, match="jacobian_correction: expected a number of at least 0, found"):
+        optimizer_constants("adamw", jacobian_correction=strength)
+    with pytest.raises(InputError, match="jacobian_correction: expected a number of at least 0, found"):
+        Recipe(name="mlp", jacobian_correction=strength)
+
+
+@pytest.mark.parametrize("engines", [ENGINES, ("ort-training",)])
+def test_an_engine_without_second_derivatives_is_refused(engines: tuple[str, ...], tmp_path: Path) -> None:
+    recipe = Recipe(name="mlp", jacobian_correction=1.0, engines=engines)
+    with pytest.raises(InputError, match=r"Jacobian correction, found ort-training, .* --engine onnxruntime"):
+        make_bundle(recipe, tmp_path / "bundle")
+    assert not any(tmp_path.iterdir())
+
+
+def test_parts_of_a_batch_are_refused(tmp_path: Path) -> None:
+    with without_verification():
+        bundle = export(small(), tmp_path, VECTOR)
+    engine = open_engine(bundle, "onnxruntime", threads=1)
+    before, (x, y) = engine.read(), batch(VECTOR, 4)
+    with pytest.raises(InputError, match=r"parts: expected 1, as its Jacobian correction takes .*, found 2"):
+        engine.step(x, y, learning_rate=0.1, seed=0, parts=2)
+    for name, tensor in engine.read().items():
+        np.testing.assert_array_equal(tensor, before[name])
+
+
+def test_the_command_line(run: Command, tmp_path: Path) -> None:
+    bundle, data, update = tmp_path / "bundle", tmp_path / "data.npz", tmp_path / "update.safetensors"
+    made = ("export", "mlp", "--input-shape", "1,6,6", "--jacobian-correction", 0.5, "-o", bundle)
+    refused = run(*made)
+    assert refused.code == 2
+    assert "--engine onnxruntime" in refused.err
+    assert not bundle.exists()
+    assert run(*made, "--engine", "onnxruntime").code == 0
+    assert open_bundle(bundle).manifest.optimizer["jacobian_correction"] == 0.5
+    generator = np.random.default_rng(0)
+    x, y = generator.integers(0, 256, (20, 1, 6, 6)).astype(np.uint8), generator.integers(0, 10, 20)
+    np.savez(data, x=x, y=y)
+    train = ("train", bundle, "--data", data, "--weights", bundle / "weights.safetensors", "-o", update)
+    refused = run(*train, "--parts", 2)
+    assert refused.code == 2
+    assert "parts: expected 1" in refused.err
+    assert not update.exists()
+    assert run(*train).code == 0
+    assert update.exists()

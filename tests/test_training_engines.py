@@ -123,7 +123,7 @@ def follow(bundle: Bundle, model: nn.Module, name: str, optimizer: str, steps: i
             if step_error(found, changes) > TOLERANCE:
                 assert rounding.explains(found, TOLERANCE), engine.name
                 rounded[engine.name] += 1
-    assert max(rounded.values()) <= steps / 2
+    assert max(rounded.values()) <= 0.75 * steps  # a wrong step would differ every time
 
 
 @every_optimizer

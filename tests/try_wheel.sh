@@ -35,12 +35,12 @@ for module in torch onnx; do
     fi
 done
 fedpara-edge doctor
-while read -r client engine; do
+while read -r client engine codec; do
     fedpara-edge train bundle --data "$client.npz" --weights bundle/weights.safetensors --state "$client" \
-        --client "$client" --epochs 5 --lr 0.1 --engine "$engine" -o "update-$client.safetensors"
+        --client "$client" --epochs 5 --lr 0.1 --engine "$engine" --codec "$codec" -o "update-$client.safetensors"
 done <<ENGINES
-one ort-training
-two onnxruntime
+one ort-training float32
+two onnxruntime int4
 ENGINES
 fedpara-edge aggregate update-*.safetensors --weights bundle/weights.safetensors -o round-1.safetensors
 fedpara-edge inspect round-1.safetensors >inspected.txt

@@ -46,7 +46,7 @@ class ZooCase:
 ZOO_CASES = {
     "mlp": ZooCase(16, (1, 28, 28), 50.0),
     "cnn": ZooCase(8, (1, 28, 28), 5.0),
-    "resnet18": ZooCase(2, (3, 16, 16), 0.2),
+    "resnet18": ZooCase(2, (3, 8, 8), 0.2),
     "vgg16": ZooCase(2, (3, 32, 32), 0.2),
     "char-lstm": ZooCase(2, (6,), 50.0, rate=20.0),
     "har-transformer": ZooCase(4, (20, 6), 5.0),
@@ -93,8 +93,8 @@ class Torch:
 
     def state_for(self, engine: Engine, bundle: Bundle) -> dict[str, np.ndarray]:
         """What an engine restores to go on from here."""
-        trained = bundle.manifest.layout.with_role("shared", "personal")
-        parameters = [dict(self.model.named_parameters())[tensor.name] for tensor in trained]
+        trained, named = bundle.manifest.layout.with_role("shared", "personal"), dict(self.model.named_parameters())
+        parameters = [named[tensor.name] for tensor in trained]
         vectors = {"weights": [parameter.detach() for parameter in parameters]}
         constants, kept = bundle.manifest.optimizer, engine.state()
         states = [self.optimizer.state[parameter] for parameter in parameters]

@@ -13,7 +13,8 @@ Rule = Callable[[Graph, NodeProto, Gradients], Gradients]
 """From the gradients of a node's outputs (None: none) to those of its inputs (None: not differentiable or not wanted).
 
 A rule is called only if an input's gradient is wanted and an output has one; it appends what it needs to the graph.
-Inputs past the end of what it returns have no gradient, and what it returns for absent optional inputs is ignored.
+What it returns for absent optional inputs is ignored. An input that is wanted and gets none is refused by name, as is
+all that a rule raises NotImplementedError for; its text says what was found.
 """
 
 RULES: dict[str, Rule] = {}

@@ -34,8 +34,9 @@ def command(weights: Path, changes: tuple[Path, ...], output: Path, force: bool,
     write_weights(output, current)
     received, whole = sum(change.stat().st_size for change in changes), output.stat().st_size
     dense = 4 * current.layout.dense_parameters
+    plural = "s" if len(changes) > 1 else ""
     text = (
-        f"{output}: round {current.round}, from round {first.round} by {len(changes)} changes\n"
+        f"{output}: round {current.round}, from round {first.round} by {len(changes)} change{plural}\n"
         f"received {megabytes(received)}; the weights themselves are {megabytes(whole)}, the dense model's "
         f"{megabytes(dense)}"
     )

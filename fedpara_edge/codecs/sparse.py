@@ -21,8 +21,9 @@ n is one byte that says how, and what that needs:
     32 + k      so for its clear bits
 
 A gap is the number of bits between one and the next, or before the first. This is Golomb's code with Rice's parameter:
-of independent bits it takes at most some 3 % more than the entropy, with no table to send, which for the few kilobytes
-of an update is 5 to 40 % less than Huffman codes of packed bits. The levels, each given what the one before tells, add
+of independent bits it takes at most some 3 % more than the entropy, with no table to send: for an update of the zoo's
+cnn 3 to 36 % less than Zstandard's Huffman code of the same bits, from 1 bit to 0.2 an entry, and so near the entropy
+that an arithmetic coder has little left to save. The levels, each given what the one before tells, add
 up to the entropy of the integers by the chain rule.
 
 Source: Golomb, Run-length encodings (1966); Rice and Plaunt (1971).

@@ -6,9 +6,10 @@ Setting: `block`, the entries that share a step, at most 65536, 0 for all of a c
     steps       bfloat16 of each block (`scales`)
     integers    `sparse`
 
-and an entry is its integer times its step. A step wider than most entries leaves most integers zero, and those are
-cheap: at half a bit to two bits an entry nothing that codes entries one by one does better by much (Gish and Pierce
-1968).
+and an entry is its integer times its step. One step for all entries needs no exception for biases, norms and small
+tensors: where their changes are large they get the bits, and finer steps for them did not train better (measured on the
+zoo's mlp and cnn, at 15 % more bytes). A step wider than most entries leaves most integers zero, and those are cheap:
+at half a bit to two bits an entry nothing that codes entries one by one does better by much (Gish and Pierce 1968).
 
 With a seed, integers are rounded at random: the decoded change is unbiased. Without, they are rounded to the nearest
 with a dead zone around zero, and no step is larger than the largest entry that shares it, so that something is always

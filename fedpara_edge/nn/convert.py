@@ -67,8 +67,7 @@ def convert(
 
     Raises:
         InputError: a pattern matches no layer; a BatchNorm is refused; a weight to convert belongs to another module
-            as well; a lazy module has no shape yet; or an option is out of range,
-            or `init` is given with `pretrained`.
+            as well; a lazy module has no shape yet; an option is out of range; or `init` is given with `pretrained`.
 
     >>> model = nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 2))
     >>> converted, report = convert(model, gamma=0.1)
