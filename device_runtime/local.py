@@ -161,12 +161,17 @@ def train(
         seed = None if kept is not None else _rounding_seed(config, header)
         sent = write_update(output, header, layout, change, encoder=encoder, seed=seed)
         if kept is not None:
-            after = {"personal": {tensor.name: trained[tensor.name] for tensor in personal}}
-            residual = {name: change[name] - tensor for name, tensor in sent.items()}
-            if any(tensor.any() for tensor in residual.values()):
-                after["residual"] = residual
+            # What another algorithm keeps stays, as its server still counts on it.
+            after = {**before, "personal": {tensor.name: trained[tensor.name] for tensor in personal}}
+            after["residual"] = {name: change[name] - tensor for name, tensor in sent.items()}
+            if not any(tensor.any() for tensor in after["residual"].values()):
+                del after["residual"]
             if algorithm.group is not None:
-                after[algorithm.group] = algorithm.keep(start, sent)
+                try:
+                    after[algorithm.group] = algorithm.keep(start, sent)
+                except DivergedError:
+                    output.unlink()
+                    raise
             kept.commit(Lasting(call=call, before={**before, "personal": personal_before}, after=after))
             kept.remove_progress()
     return TrainResult(
@@ -235,6 +240,8 @@ def _rounding_seed(config: TrainConfig, header: UpdateHeader) -> int:
 
 def _begin(kept: DeviceState | None, call: Mapping[str, Any], *, steps: int, output: Path, overwrite: bool) -> Progress:
     place = str(output.absolute())
+    if kept is not None and output.absolute().resolve().parent == kept.folder.resolve():
+        raise InputError(f"{output}: expected a place outside the state folder, found one inside; choose another")
     found = None if kept is None else kept.progress()
     if found is not None and found.call == call:
         # With all steps taken, what is at `output` is this call's own update: only the commits after it are missing.

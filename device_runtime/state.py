@@ -66,10 +66,13 @@ class Lasting:
         """The groups a call begins with: `after`, or `before` if it repeats the finished one.
 
         Another call of the same round goes on from the personal tensors, but its update takes the place of the finished
-        one's, so whatever else is kept is as it was before the round.
+        one's, so whatever else is kept is as it was before the round. In a call of an earlier round the federation has
+        begun anew, and what its server kept is gone: only the personal tensors go on.
         """
         if call == self.call:
             return self.before
+        if call["round"] < self.call["round"]:
+            return {name: self.after[name] for name in ("personal",) if name in self.after}
         if all(call.get(key) == self.call.get(key) for key in ("round", "base")):
             return {**self.before, **{name: self.after[name] for name in ("personal",) if name in self.after}}
         return self.after
@@ -141,8 +144,16 @@ class DeviceState:
         Raises:
             InputError, WrongBundleError: as `lasting`.
         """
-        lasting = self.lasting()
-        return {} if lasting is None else lasting.start_of(call)
+        if (lasting := self.lasting()) is None:
+            return {}
+        groups = lasting.start_of(call)
+        if dropped := sorted(lasting.after.keys() - groups.keys()) if call != lasting.call else []:
+            print(
+                f"{self.folder}: dropped {', '.join(dropped)} of round {lasting.call['round']}, as round "
+                f"{call['round']} begins without",
+                file=sys.stderr,
+            )
+        return groups
 
     def commit(self, lasting: Lasting) -> None:
         """Replace what lasts, atomically.

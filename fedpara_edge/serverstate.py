@@ -18,6 +18,7 @@ first values. For the device, the file of a round is SCAFFOLD's control variate 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -195,11 +196,11 @@ def read_state_for(folder: Path, weights: Weights) -> ServerState | None:
     """
     path = state_path(folder, weights.round)
     if not path.exists():
-        earlier = [round for round in range(weights.round) if state_path(folder, round).exists()]
+        earlier = [round for file in folder.glob("round-*.safetensors") if (round := _round_of(file)) < weights.round]
         if not earlier:
             return None
         raise InputError(
-            f"{path}: expected the server state of round {weights.round}, found that of round {earlier[-1]}; "
+            f"{path}: expected the server state of round {weights.round}, found that of round {max(earlier)}; "
             "aggregate the rounds between with --state as well, or begin with an empty folder"
         )
     state = read_server_state(path)
@@ -208,6 +209,12 @@ def read_state_for(folder: Path, weights: Weights) -> ServerState | None:
     except WrongBundleError as error:
         raise WrongBundleError(f"{path}: {error}") from error
     return state
+
+
+def _round_of(path: Path) -> float:
+    """The inverse of `state_path`; infinite for the name of another file."""
+    number = path.stem.removeprefix("round-")
+    return int(number) if number.isdecimal() and path == state_path(path.parent, int(number)) else math.inf
 
 
 def _header_of(file: TensorFile) -> ServerState:

@@ -60,6 +60,14 @@ def test_a_repeated_call_begins_where_the_first_one_did():
     assert LASTING.start_of({**CALL, "round": 4}) is LASTING.after
 
 
+def test_of_what_is_kept_only_personal_tensors_go_on_in_an_earlier_round(tmp_path, capsys):
+    with open_state(tmp_path, FINGERPRINT) as state:
+        state.commit(Lasting(call=CALL, before={}, after=GROUPS))
+        groups = state.groups_for({**CALL, "round": 0})
+    assert_same_groups(groups, {"personal": GROUPS["personal"]})
+    assert "dropped residual of round 3, as round 0 begins without" in capsys.readouterr().err
+
+
 def test_the_client_keeps_its_name(tmp_path):
     with open_state(tmp_path / "a", FINGERPRINT) as state:
         name = state.client()

@@ -64,6 +64,7 @@ class RoundFiles:
                 with something left to send.
             WrongBundleError: the state is damaged or belongs with other weights.
         """
+        self._check_apart(base.round + 1)
         for path in (self.weights, *([] if self.downlink is None else [self.downlink.change])):
             check_output(path, overwrite=overwrite)
         if self.state is None:
@@ -85,6 +86,18 @@ class RoundFiles:
                 "left something to send, found none; with float32 it leaves nothing"
             )
         return state
+
+    def _check_apart(self, round: int) -> None:
+        """None of the files may be written over another."""
+        paths = {"weights": self.weights}
+        if self.downlink is not None:
+            paths["change"] = self.downlink.change
+        if self.state is not None:
+            paths["server state"] = state_path(self.state, round)
+        names: dict[Path, str] = {}
+        for name, path in paths.items():
+            if (other := names.setdefault(path.absolute().resolve(), name)) != name:
+                raise InputError(f"{path}: expected a file of its own for the {name}, found that of the {other}")
 
     def commit(self, result: Aggregation, base: Weights, state: ServerState | None) -> Aggregation:
         """Write the round.

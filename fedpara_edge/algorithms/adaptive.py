@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedpara_edge.algorithms.options import check_number
-from fedpara_edge.algorithms.server import LARGEST, Metrics, ServerAlgorithm, Vector
+from fedpara_edge.algorithms.server import LARGEST, ServerAlgorithm, Vector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +43,7 @@ class Adaptive(ServerAlgorithm):
     def __post_init__(self) -> None:
         check_number("lr", self.lr, above=0)
         check_number("beta1", self.beta1, least=0, below=1)
-        check_number("tau", self.tau, above=0)
-
-    def largest_change(self, metrics: Metrics) -> float:  # noqa: ARG002
-        """Δ² must be in float32."""
-        return math.sqrt(LARGEST)
+        check_number("tau", self.tau, above=0, below=math.sqrt(LARGEST))
 
     def start(self, group: str) -> float:
         """0 and τ²."""

@@ -20,6 +20,7 @@ plain SGD, which is all that the device takes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
@@ -36,6 +37,7 @@ Vector = NDArray[np.float64]
 Metrics = Mapping[str, float]
 
 LARGEST = float(np.finfo(np.float32).max)
+RATE_SUMS = (1e-30, 1e30)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +79,8 @@ class ServerAlgorithm:
         """
 
     def largest_change(self, metrics: Metrics) -> float:  # noqa: ARG002
-        """How large an entry of a device's change may be, so that what is kept stays in float32."""
-        return np.inf
+        """How large an entry of a device's change may be, so that its square, and what is kept, stays in float32."""
+        return math.inf if self.convex else math.sqrt(LARGEST)
 
     def shares(self, weights: Vector, metrics: Sequence[Metrics]) -> Vector:  # noqa: ARG002
         """The weights of all changes in every mean that is needed, float64 [means, updates], from their shares s."""
@@ -174,17 +176,19 @@ class Scaffold(ServerAlgorithm):
         return _participation(updates, self.clients)
 
     def check_metrics(self, metrics: Metrics) -> None:
-        """Σ η is needed."""
-        if not metrics.get(RATE_SUM, 0) > 0:
-            raise _wrong_algorithm(self, f"a positive metric {RATE_SUM}", metrics.get(RATE_SUM))
+        """Σ η is needed, and of a size that a training could have had."""
+        least, most = RATE_SUMS
+        if not least <= metrics.get(RATE_SUM, 0) <= most:
+            expected = f"a metric {RATE_SUM} from {least:g} to {most:g}"
+            raise _wrong_algorithm(self, expected, metrics.get(RATE_SUM))
 
     def largest_change(self, metrics: Metrics) -> float:
-        """Δ_i / R_i must be in float32."""
-        return LARGEST * min(metrics[RATE_SUM], 1.0)
+        """Δ_i / R_i must be in float32 as well."""
+        return min(math.sqrt(LARGEST), LARGEST * metrics[RATE_SUM])
 
     def shares(self, weights: Vector, metrics: Sequence[Metrics]) -> Vector:
         """For Σ s_i Δ_i and Σ s_i Δ_i / R_i."""
-        return np.stack([weights, weights / np.array([metric[RATE_SUM] for metric in metrics])])
+        return np.stack([weights, weights / np.array([metric[RATE_SUM] for metric in metrics], np.float64)])
 
     def step(self, means: Vector, kept: Mapping[str, Vector], participation: float) -> tuple[Vector, dict[str, Vector]]:
         """c ← c - q (c + Σ s_i Δ_i / R_i)."""

@@ -117,6 +117,6 @@ def _rounded(
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
     random = None if seed is None else generator(0)  # other numbers than will be sent, which must not choose their step
     for values in sample:
-        ratios = values / np.float32(step * size or 1)
+        ratios = values / (np.float32(step * size) or np.float32(1))
         found = round_to_nearest(ratios, dead_zone(step)) if random is None else round_randomly(ratios, random)
         yield np.clip(found, -LARGEST, LARGEST), ratios
