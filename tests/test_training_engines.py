@@ -24,7 +24,6 @@ from zoo_training import (
 from device_runtime import Adjustment, open_engine
 from device_runtime.engine import NONE, Engine
 from device_runtime.engines import ENGINES
-from fedpara_edge.bundle import Bundle
 from fedpara_edge.errors import FedparaError, InputError
 from fedpara_edge.nn import ZOO
 
@@ -91,25 +90,14 @@ def test_the_whole_zoo_is_trained() -> None:
 @every_optimizer
 @pytest.mark.parametrize("name", ZOO_CASES)
 def test_each_of_fifty_steps_of_the_zoo_is_torchs(name: str, optimizer: str, zoo_bundle: ZooBundle) -> None:
-    follow(zoo_bundle(name, optimizer), zoo_model(name), name, optimizer, STEPS)
-
-
-@pytest.mark.parametrize("name", ["resnet18", "vgg16"])
-def test_steps_of_the_deep_models_with_all_channels_are_torchs(name: str, zoo_bundle: ZooBundle) -> None:
-    follow(zoo_bundle(name, "momentum", whole=True), zoo_model(name, whole=True), name, "momentum", 6)
-
-
-def follow(bundle: Bundle, model: nn.Module, name: str, optimizer: str, steps: int) -> None:
-    """Hold every step of all engines against torch's, at a usual learning rate.
-
-    All start a step from torch's weights and state, as a ReLU or a maximum that falls on the other side, by rounding
-    alone, would lead the steps after it astray.
-    """
+    # At usual learning rates. All engines start every step from torch's weights and state, as a ReLU or a maximum that
+    # falls on the other side, by rounding alone, would lead the steps after it astray.
+    bundle = zoo_bundle(name, optimizer)
     rate = ZOO_CASES[name].rate * ZOO_RATES[optimizer]
-    reference = Torch(model, optimizer, rate)
+    reference = Torch(zoo_model(name), optimizer, rate)
     engines = [open_engine(bundle, engine, threads=1) for engine in ENGINES]
     rounded = dict.fromkeys(ENGINES, 0)
-    for x, y in zoo_batches(name, steps):
+    for x, y in zoo_batches(name, STEPS):
         before, old = copy.deepcopy(reference), reference.values()
         inputs, labels = to_torch(x), torch.from_numpy(y)
         rounding = Rounding(before, inputs, labels)
@@ -123,7 +111,7 @@ def follow(bundle: Bundle, model: nn.Module, name: str, optimizer: str, steps: i
             if step_error(found, changes) > TOLERANCE:
                 assert rounding.explains(found, TOLERANCE), engine.name
                 rounded[engine.name] += 1
-    assert max(rounded.values()) <= 0.75 * steps  # a wrong step would differ every time
+    assert max(rounded.values()) <= 0.75 * STEPS  # a wrong step would differ every time
 
 
 @every_optimizer

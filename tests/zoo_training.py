@@ -115,13 +115,15 @@ def to_torch(x: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(x).float() / 255 if x.dtype == np.uint8 else torch.from_numpy(x)
 
 
-def zoo_model(name: str, *, whole: bool = False) -> nn.Module:
-    """A small one, always with the same weights; the deep ones have half their channels unless `whole`."""
+def zoo_model(name: str) -> nn.Module:
+    """A small one, always with the same weights.
+
+    The deep ones have half their channels, for speed; whole they are verified in the tests of the export.
+    """
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        if not whole:
-            monkeypatch.setattr(zoo, "VGG16_STAGES", tuple(tuple(n // 2 for n in stage) for stage in zoo.VGG16_STAGES))
-            monkeypatch.setattr(zoo, "RESNET18_CHANNELS", tuple(n // 2 for n in zoo.RESNET18_CHANNELS))
+        monkeypatch.setattr(zoo, "VGG16_STAGES", tuple(tuple(n // 2 for n in stage) for stage in zoo.VGG16_STAGES))
+        monkeypatch.setattr(zoo, "RESNET18_CHANNELS", tuple(n // 2 for n in zoo.RESNET18_CHANNELS))
         return ZOO[name].factory(classes=ZOO[name].classes, input_shape=ZOO_CASES[name].shape, gamma=0.0)
 
 
@@ -138,21 +140,21 @@ def zoo_batches(name: str, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]
         yield x.astype(entry.input_dtype), generator.integers(0, entry.classes, labels)
 
 
-ZooBundle = Callable[..., Bundle]
+ZooBundle = Callable[[str, str], Bundle]
 """The bundle of a `zoo_model` and an optimizer."""
 
 
 def zoo_bundles(folder: Path) -> ZooBundle:
     """Bundles that are made once each; those of a model share the export of its forward pass."""
-    graphs: dict[tuple[str, bool], Any] = {}
+    graphs: dict[str, Any] = {}
     make_graph = exporter.forward_graph
 
     @functools.cache
-    def export(name: str, optimizer: str, *, whole: bool = False) -> Bundle:
+    def export(name: str, optimizer: str) -> Bundle:
         def shared(*arguments: Any, **more: Any) -> Any:
-            if (name, whole) not in graphs:
-                graphs[name, whole] = make_graph(*arguments, **more)
-            return graphs[name, whole]
+            if name not in graphs:
+                graphs[name] = make_graph(*arguments, **more)
+            return graphs[name]
 
         entry = ZOO[name]
         options = ExportOptions(
@@ -164,8 +166,7 @@ def zoo_bundles(folder: Path) -> ZooBundle:
         )
         with without_verification(), pytest.MonkeyPatch.context() as monkeypatch:
             monkeypatch.setattr(exporter, "forward_graph", shared)
-            model = zoo_model(name, whole=whole)
-            return export_bundle(model, folder / f"{name}-{optimizer}-{whole}", options)[0]
+            return export_bundle(zoo_model(name), folder / f"{name}-{optimizer}", options)[0]
 
     return export
 
