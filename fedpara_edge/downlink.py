@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from fedpara_edge.codecs import open_codec
 from fedpara_edge.codecs.codec import Encoder, chunks, flatten, in_order, name_at, unflatten
-from fedpara_edge.errors import DivergedError, InputError, InvalidUpdateError, WrongBundleError
+from fedpara_edge.errors import DivergedError, InputError, InvalidUpdateError, WrongBundleError, brief, brief_text
 from fedpara_edge.tensorfile import TensorFile, write_tensors
 from fedpara_edge.weights import Weights
 
@@ -93,7 +93,10 @@ def publish(
             "Inf; nothing was written"
         )
     encoded = encoder.encode(tensors, delta, seed=None)
-    weights = _moved(base, old, encoded.decoded, target.round, path)
+    try:
+        weights = _moved(base, old, encoded.decoded, target.round, path)
+    except InvalidUpdateError as error:
+        raise DivergedError(f"{path}: expected a change after which the weights are finite: {error}") from error
     header = {
         "format": FORMAT,
         "version": 1,
@@ -142,7 +145,7 @@ def _check_header(header: Mapping[str, Any], weights: Weights, path: Path) -> tu
     round_ = header.get("round")
     if not all(isinstance(value, str) for value in found.values()) or type(round_) is not int:
         raise InvalidUpdateError(
-            f"{path}: expected fingerprint, base, result and round in its header, found {str(header)[:100]!r}; "
+            f"{path}: expected fingerprint, base, result and round in its header, found {brief(header, most=100)}; "
             "send it again",
             code="header",
         )
@@ -150,13 +153,13 @@ def _check_header(header: Mapping[str, Any], weights: Weights, path: Path) -> tu
         if found[name] != expected:
             raise WrongBundleError(
                 f"{path}: {name}: expected {expected[:12]}…, of the weights of round {weights.round}, found "
-                f"{str(found[name])[:12]}…; this change leads to round {round_}: apply every change since those "
-                "weights, in the order of their rounds",
+                f"{brief_text(found[name], most=12)}; this change leads to round {brief(round_)}: apply every change "
+                "since those weights, in the order of their rounds",
                 code=f"wrong_{name}",
             )
     if not weights.round < round_ <= 1 << 40:
         raise InvalidUpdateError(
-            f"{path}: round: expected one after {weights.round}, found {round_}; send it again", code="header"
+            f"{path}: round: expected one after {weights.round}, found {brief(round_)}; send it again", code="header"
         )
     return round_, str(found["result"])
 

@@ -31,6 +31,7 @@ is refused, as they stand in reports:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class FedparaError(Exception):
@@ -94,3 +95,27 @@ class WrongBundleError(FedparaError):
 
     exit_code = 6
     code = "wrong_bundle"
+
+
+def brief(value: Any, *, most: int = 60) -> str:
+    """What a file says, as it can stand in a message: its `repr`, in one line and of at most so many characters.
+
+    >>> brief("3"), brief([1, 2]), brief("line\\n" * 9, most=7)
+    ("'3'", '[1, 2]', "'line\\\\n…")
+    """
+    try:
+        text = repr(value[: most + 1] if isinstance(value, str) else value)
+    except RecursionError:
+        return f"a {type(value).__name__} nested too deeply"
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def brief_text(value: Any, *, most: int = 60) -> str:
+    """As `brief`, but text that is printable and not blank goes without quotes.
+
+    >>> brief_text("fedpara-edge/update"), brief_text("\\x1b[2J"), brief_text("0123456789", most=4)
+    ('fedpara-edge/update', "'\\\\x1b[2J'", '0123…')
+    """
+    if not isinstance(value, str) or not value.isprintable() or not value.strip():
+        return brief(value, most=most)
+    return value if len(value) <= most else f"{value[:most]}…"

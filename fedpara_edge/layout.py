@@ -7,12 +7,12 @@ The layout is the part of a bundle that the server, the device and the file form
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Literal, get_args
 
-from fedpara_edge.errors import InputError
+from fedpara_edge.errors import InputError, brief, brief_text
 
 Kind = Literal["fedpara", "pfedpara", "lowrank", "dense"]
 Operator = Literal["linear", "conv2d"]
@@ -21,11 +21,14 @@ Role = Literal["shared", "personal", "frozen"]
 Part = Literal["x1", "y1", "t1", "x2", "y2", "t2", "weight", "bias", "norm", "other"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
+OPERATORS: tuple[Operator, ...] = get_args(Operator)
 ROLES: tuple[Role, ...] = get_args(Role)
 PARTS: tuple[Part, ...] = get_args(Part)
 FORMS: tuple[Form, ...] = get_args(Form)
 FACTORS: frozenset[str] = frozenset(("x1", "y1", "t1", "x2", "y2", "t2"))
 _WEIGHT = FACTORS | {"weight"}
+_MAX_DIMENSIONS = 32
+_MAX_ENTRIES = 1 << 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,24 +54,36 @@ class LayerSpec:
     tanh: bool = False
 
     def __post_init__(self) -> None:
+        if self.operator not in OPERATORS:
+            raise InputError(
+                f"layer {brief(self.name)}: unknown operator {brief(self.operator)}, expected one of "
+                f"{', '.join(OPERATORS)}"
+            )
         expected = 2 if self.operator == "linear" else 4
         if len(self.shape) != expected or min(self.shape) < 1:
             raise InputError(
-                f"layer {self.name!r}: a {self.operator} weight has {expected} positive dimensions, found {self.shape}"
+                f"layer {brief(self.name)}: a {self.operator} weight has {expected} positive dimensions, found "
+                f"{brief(self.shape)}"
             )
         if self.kind not in KINDS:
-            raise InputError(f"layer {self.name!r}: unknown kind {self.kind!r}, expected one of {', '.join(KINDS)}")
+            raise InputError(
+                f"layer {brief(self.name)}: unknown kind {brief(self.kind)}, expected one of {', '.join(KINDS)}"
+            )
         if self.form not in FORMS:
-            raise InputError(f"layer {self.name!r}: unknown form {self.form!r}, expected one of {', '.join(FORMS)}")
+            raise InputError(
+                f"layer {brief(self.name)}: unknown form {brief(self.form)}, expected one of {', '.join(FORMS)}"
+            )
         if self.operator == "linear" and self.form != "matrix":
-            raise InputError(f"layer {self.name!r}: a linear layer has no tensor form; use form='matrix'")
+            raise InputError(f"layer {brief(self.name)}: a linear layer has no tensor form; use form='matrix'")
         if (self.kind == "dense") != (self.rank == 0) or self.rank < 0:
             raise InputError(
-                f"layer {self.name!r}: rank is 0 for a dense layer and positive for the others, "
-                f"found {self.rank} for {self.kind}"
+                f"layer {brief(self.name)}: rank is 0 for a dense layer and positive for the others, "
+                f"found {brief(self.rank)} for {self.kind}"
             )
         if self.tanh and self.kind != "fedpara":
-            raise InputError(f"layer {self.name!r}: the tanh variant exists for kind 'fedpara' only, found {self.kind}")
+            raise InputError(
+                f"layer {brief(self.name)}: the tanh variant exists for kind 'fedpara' only, found {self.kind}"
+            )
 
     @property
     def dense_parameters(self) -> int:
@@ -104,8 +119,8 @@ class TensorSpec:
     def __post_init__(self) -> None:
         if self.role not in ROLES or self.part not in PARTS:
             raise InputError(
-                f"tensor {self.name!r}: expected a role of {', '.join(ROLES)} and a part of {', '.join(PARTS)}, "
-                f"found {self.role!r} and {self.part!r}"
+                f"tensor {brief(self.name)}: expected a role of {', '.join(ROLES)} and a part of {', '.join(PARTS)}, "
+                f"found {brief(self.role)} and {brief(self.part)}"
             )
 
     @property
@@ -139,7 +154,7 @@ class Layout:
 
     def parts(self, layer: LayerSpec) -> Mapping[str, TensorSpec]:
         """The factors (or the weight) of one layer, and its bias if it has one, by part."""
-        return self._by_layer[layer.name]
+        return self._by_layer.get(layer.name, {})
 
     @cached_property
     def shared_parameters(self) -> int:
@@ -164,17 +179,56 @@ class Layout:
         """The layout that `to_json` wrote.
 
         Raises:
-            InputError: a field is missing or has the wrong type.
+            InputError: a field is missing or has the wrong type, or a name comes twice.
         """
         try:
-            return Layout(
-                layers=tuple(LayerSpec(**{**layer, "shape": tuple(layer["shape"])}) for layer in data["layers"]),
-                tensors=tuple(TensorSpec(**{**tensor, "shape": tuple(tensor["shape"])}) for tensor in data["tensors"]),
-            )
-        except (TypeError, KeyError) as error:
-            raise InputError(f"layout: expected the fields of this version, found {error}") from error
+            layers = tuple(LayerSpec(**_fields(layer)) for layer in data["layers"])
+            tensors = tuple(TensorSpec(**_fields(tensor)) for tensor in data["tensors"])
+            _check_unique(layer.name for layer in layers)
+            _check_unique(tensor.name for tensor in tensors)
+        except (TypeError, KeyError, ValueError) as error:
+            raise InputError(
+                f"layout: expected the fields of this version, found {brief_text(str(error), most=200)}"
+            ) from error
+        return Layout(layers, tensors)
 
 
 def _plain(spec: LayerSpec | TensorSpec) -> dict[str, Any]:
     values = {field.name: getattr(spec, field.name) for field in fields(spec)}
     return {**values, "shape": list(spec.shape)}
+
+
+def _fields(data: Any) -> dict[str, Any]:
+    """The fields of a layer or tensor, each of its type, from JSON that anyone may have written.
+
+    Raises:
+        TypeError, KeyError, ValueError: they are something else.
+    """
+    if not isinstance(data, dict):
+        raise TypeError(f"{brief(data)} where fields are expected")
+    for name, value in data.items():
+        if name == "tanh":
+            fits = isinstance(value, bool)
+        elif name == "rank":
+            fits = _is_natural(value)
+        elif name == "shape":
+            fits = isinstance(value, list) and len(value) <= _MAX_DIMENSIONS and all(map(_is_natural, value))
+            fits = fits and math.prod(size or 1 for size in value) <= _MAX_ENTRIES
+        else:
+            # UnicodeEncodeError, a ValueError, if it is no text that a digest can be taken of.
+            fits = isinstance(value, str) and value.encode() is not None
+        if not fits:
+            raise ValueError(f"{brief_text(name)} {brief(value)}")
+    return {**data, "shape": tuple(data["shape"])}
+
+
+def _is_natural(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _MAX_ENTRIES
+
+
+def _check_unique(names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"the name {brief(name)} twice")
+        seen.add(name)

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.algorithms import SERVER, ServerAlgorithm
-from fedpara_edge.errors import FedparaError, InputError, WrongBundleError
+from fedpara_edge.errors import FedparaError, InputError, WrongBundleError, brief_text
 from fedpara_edge.tensorfile import TensorFile, write_tensors
 from fedpara_edge.weights import Weights
 
@@ -70,7 +70,8 @@ class ServerState:
             expected, found = getattr(weights, name), getattr(self, name)
             if expected != found:
                 raise WrongBundleError(
-                    f"server state: {name}: expected {_short(expected)} as the weights have it, found {_short(found)}; "
+                    f"server state: {name}: expected {brief_text(expected, most=12)} as the weights have it, "
+                    f"found {brief_text(found, most=12)}; "
                     "take the state and the weights of one round"
                 )
         shapes = {tensor.name: tensor.shape for tensor in weights.layout.shared}
@@ -240,7 +241,3 @@ def _header_of(file: TensorFile) -> ServerState:
         algorithm=str(name),
         options=dict(options or {}),
     )
-
-
-def _short(value: Any) -> str:
-    return f"{value[:12]}…" if isinstance(value, str) and len(value) > 12 else str(value)

@@ -32,11 +32,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from fedpara_edge.errors import FedparaError
+from fedpara_edge.errors import FedparaError, brief_text
 from fedpara_edge.files import replacing_file
 from fedpara_edge.tensortable import TableError, parse_rows, split_metadata, strict_json, table_bytes
 
 KEY = "fedpara_edge"
+_SHARED_CHARACTERS = 1 << 18
+"""Of a table that is worth keeping: that of a thousand tensors and more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,10 +208,14 @@ class TensorFile:
             self.read_into(8, text)
             self.data_offset = 8 + text.nbytes
             metadata, table = split_metadata(text.tobytes())
-            return metadata, _entries(table, self.data_offset, self.size_bytes - self.data_offset)
+            # Cached, as the updates of a round have equal tables: parsing each would cost a third of reading the file.
+            # Longer ones are not: parsed, one takes ten times its bytes, and anyone may have written it.
+            entries = _shared_entries if len(table) <= _SHARED_CHARACTERS else _entries
+            return metadata, entries(table, self.data_offset, self.size_bytes - self.data_offset)
         except TableError as cause:
+            found = brief_text(str(cause), most=200)
             raise self.error(
-                f"{self.path}: expected a whole safetensors file, found {cause}; {self.remedy}", code=cause.code
+                f"{self.path}: expected a whole safetensors file, found {found}; {self.remedy}", code=cause.code
             ) from cause
 
     def _parse_header(self, metadata: Mapping[str, str], format: str | None, version: int) -> dict[str, Any]:
@@ -223,24 +229,25 @@ class TensorFile:
             ) from cause
         if format is not None and found != format:
             raise self.error(
-                f"{self.path}: expected {expected}, found {found}; check the order of the arguments",
+                f"{self.path}: expected {expected}, found {brief_text(found)}; check the order of the arguments",
                 code="wrong_format",
             )
         if found_version != version:
             raise self.error(
-                f"{self.path}: expected {found} version {version}, found version {found_version}; "
-                "use the fedpara-edge release that wrote it",
+                f"{self.path}: expected {brief_text(found)} version {version}, found version "
+                f"{brief_text(found_version)}; use the fedpara-edge release that wrote it",
                 code="wrong_format",
             )
         return dict(header)
 
 
-@lru_cache(maxsize=64)
 def _entries(table: str, data_offset: int, data_bytes: int) -> Mapping[str, Entry]:
-    # Cached, as the updates of a round have equal tables: parsing each would cost a third of reading the file.
     return MappingProxyType(
         {
             row.name: Entry(row.dtype, row.shape, data_offset + row.begin, row.end - row.begin)
             for row in parse_rows(table, data_bytes)
         }
     )
+
+
+_shared_entries = lru_cache(maxsize=8)(_entries)

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from fedpara_edge.codecs import open_codec
 from fedpara_edge.codecs.codec import Encoder, flatten, in_order, unflatten
-from fedpara_edge.errors import InvalidUpdateError, WrongBundleError
+from fedpara_edge.errors import InvalidUpdateError, WrongBundleError, brief, brief_text
 from fedpara_edge.layout import Layout
 from fedpara_edge.tensorfile import TensorFile, write_tensors
 from fedpara_edge.weights import Weights
@@ -55,18 +55,18 @@ class UpdateHeader:
         for name, kind in (("fingerprint", str), ("base", str), ("client", str), ("metrics", dict)):
             if not isinstance(getattr(self, name), kind):
                 raise InvalidUpdateError(
-                    f"{name}: expected {kind.__name__}, found {_brief(getattr(self, name))}", code="header"
+                    f"{name}: expected {kind.__name__}, found {brief(getattr(self, name))}", code="header"
                 )
         if not is_client(self.client):
             raise InvalidUpdateError(
-                f"client: expected 1 to {MAX_CLIENT_CHARACTERS} printable characters, found {_brief(self.client)}",
+                f"client: expected 1 to {MAX_CLIENT_CHARACTERS} printable characters, found {brief(self.client)}",
                 code="header",
             )
         for name, least, most in (("round", 0, 1 << 40), ("examples", 1, MAX_EXAMPLES), ("steps", 1, 1 << 40)):
             value = getattr(self, name)
             if type(value) is not int or not least <= value <= most:
                 raise InvalidUpdateError(
-                    f"{name}: expected an integer from {least} to {most}, found {_brief(value)}",
+                    f"{name}: expected an integer from {least} to {most}, found {brief(value)}",
                     code="examples" if name == "examples" else "header",
                 )
         if len(self.metrics) > MAX_METRICS:
@@ -78,7 +78,7 @@ class UpdateHeader:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not abs(value) <= sys.float_info.max:
                 raise InvalidUpdateError(
-                    f"metric {_brief(name)}: expected a finite number, found {_brief(value)}", code="header"
+                    f"metric {brief(name)}: expected a finite number, found {brief(value)}", code="header"
                 )
 
 
@@ -209,10 +209,4 @@ def _header_of(file: TensorFile) -> UpdateHeader:
 
 
 def _short(value: Any) -> str:
-    return f"{value[:12]}…" if isinstance(value, str) and len(value) > 12 else str(value)
-
-
-def _brief(value: Any) -> str:
-    # Whatever a file says can stand in a message, but not at any length.
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
+    return brief_text(value, most=12) if isinstance(value, str) else brief(value)

@@ -26,11 +26,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.errors import FedparaError, InputError, WrongBundleError
+from fedpara_edge.errors import FedparaError, InputError, WrongBundleError, brief, brief_text
 from fedpara_edge.layout import Layout
 from fedpara_edge.tensorfile import TensorFile, write_tensors
 
 FORMAT = "fedpara-edge/weights"
+MAX_ROUND = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -90,24 +91,34 @@ def read_weights(path: Path) -> Weights:
     with TensorFile(path, format=FORMAT, error=WrongBundleError) as file:
         try:
             layout = Layout.from_json(file.header["layout"])
-            fingerprint, number = str(file.header["fingerprint"]), int(file.header["round"])
-        except (InputError, KeyError, TypeError, ValueError) as error:
+            fingerprint, number = _identity(file.header)
+        except (InputError, KeyError) as error:
             raise WrongBundleError(
-                f"{path}: expected the header of a weights file, found {error}; use weights written by export or "
-                "aggregate"
+                f"{path}: expected the header of a weights file, found {brief_text(str(error), most=200)}; use weights "
+                "written by export or aggregate"
             ) from error
         expected = {tensor.name: ("float32", tensor.shape) for tensor in layout.shared}
         found = {name: (entry.dtype, entry.shape) for name, entry in file.entries.items()}
         if expected != found:
             name = min(set(expected.items()) ^ set(found.items()))[0]
             raise WrongBundleError(
-                f"{path}: tensor {name!r}: expected {expected.get(name)}, found {found.get(name)}; "
+                f"{path}: tensor {brief(name)}: expected {expected.get(name)}, found {found.get(name)}; "
                 "use weights written by export or aggregate"
             )
         tensors: dict[str, NDArray[Any]] = {name: file.read(name) for name in file.entries}
         for name, tensor in tensors.items():
             if not np.isfinite(tensor).all():
                 raise WrongBundleError(
-                    f"{path}: tensor {name!r}: expected finite weights, found NaN or Inf; use those of another round"
+                    f"{path}: tensor {brief(name)}: expected finite weights, found NaN or Inf; use those of "
+                    "another round"
                 )
         return Weights(fingerprint, number, layout, tensors)
+
+
+def _identity(header: Mapping[str, Any]) -> tuple[str, int]:
+    fingerprint, number = header["fingerprint"], header["round"]
+    if not isinstance(fingerprint, str) or not fingerprint.isprintable():
+        raise InputError(f"fingerprint {brief(fingerprint)}")
+    if type(number) is not int or not 0 <= number <= MAX_ROUND:
+        raise InputError(f"round {brief(number)} where a number from 0 to {MAX_ROUND} is expected")
+    return fingerprint, number

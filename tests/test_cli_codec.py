@@ -2,17 +2,21 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import small_round
 from command_line import Command
+from safetensors.numpy import save_file
 
 from fedpara_edge.codecs import find_encoder
 from fedpara_edge.codecs.codec import in_order
-from fedpara_edge.codecs.comparison import USUAL, Measured, bits_by_tensor, compare, open_encoded
+from fedpara_edge.codecs.comparison import USUAL, Measured, bits_by_tensor, compare, open_encoded, read_change
 from fedpara_edge.downlink import publish
+from fedpara_edge.errors import InvalidUpdateError
 from fedpara_edge.layout import Layout
+from fedpara_edge.tensorfile import write_tensors
 from fedpara_edge.update import write_update
 from fedpara_edge.weights import Weights, write_weights
 
@@ -83,9 +87,76 @@ def test_bench_refuses_what_it_cannot_compare(weights: Weights, run: Command, mo
     assert (foreign.code, "expected fedpara-edge/update or fedpara-edge/change" in foreign.err) == (3, True)
     write_weights(Path("other"), Weights("0" * 64, 3, LAYOUT, weights.tensors))
     assert run("codec", "bench", update, "--weights", "other").code == 6
+    for seconds in ("nan", "inf", "-1", "61"):
+        endless = run("codec", "bench", update, *known, "--seconds", seconds)
+        assert (endless.code, "seconds: expected a number from 0 to 60" in endless.err) == (2, True)
+    for name in ("p.xyz", "p"):
+        picture = run("codec", "bench", "nowhere", *known, "--plot", name)  # before anything is read
+        assert (picture.code, ".png, .svg, .pdf" in picture.err) == (2, True)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     without = run("codec", "bench", update, *known, "--plot", "p.png")
     assert (without.code, "pip install 'fedpara-edge[report]'" in without.err) == (2, True)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_bench_refuses_a_change_that_is_not_finite(weights: Weights, run: Command, value: float) -> None:
+    whole = bytearray(send(weights, "float32").read_bytes())
+    whole[-8:-4] = np.array(value, "<f4").tobytes()
+    Path("u").write_bytes(whole)
+    refused = run("codec", "bench", "u", "--weights", "base.safetensors")
+    assert (refused.code, "expected a finite change, found NaN or Inf" in refused.err) == (3, True)
+    assert len(refused.err.splitlines()) == 1
+    with open_encoded(Path("u"), weights) as file, pytest.raises(InvalidUpdateError) as caught:
+        read_change(file, in_order(weights.layout.shared))
+    assert caught.value.code == "not_finite"
+
+
+def test_a_foreign_format_is_told_in_one_short_line(weights: Weights, run: Command) -> None:  # noqa: ARG001
+    for found in ("x" * 100_000, "a\n\x1b[2J", "\ud800", [["a"]]):
+        write_tensors(Path("foreign"), {}, {"format": found, "version": 1})
+        ended = run("codec", "bench", "foreign", "--weights", "base.safetensors")
+        assert (ended.code, len(ended.err) < 200, ended.err.rstrip("\n").isprintable()) == (3, True, True)
+
+
+HEADERS: dict[str, dict[str, Any]] = {
+    "that says state": {"format": "state"},
+    "that says layers": {"format": "x", "layers": 3, "tensors": 4, "path": 5, "files": 6, "bytes": 7, "encoded": 8},
+    "of a lone surrogate": {"format": "\ud800", "\ud801": "\ud802"},
+    "of control characters": {"format": "\x1b[2J", "a\nb": ["\x1b[2J", {"\r": "\u202e"}]},
+    "of a list": {"format": ["a"], "deep": [[[[[[[["\n"]]]]]]]]},
+    "of an empty layout": {"format": "x", "layout": {"layers": [], "tensors": []}},
+    "of a layer without tensors": {
+        "format": "x",
+        "layout": {
+            "layers": [
+                {"name": "\x1b", "operator": "linear", "kind": "dense", "form": "matrix", "shape": [2, 2], "rank": 0}
+            ],
+            "tensors": [],
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_inspect_shows_any_header(name: str, weights: Weights, run: Command) -> None:  # noqa: ARG001
+    write_tensors(Path("foreign"), {"t\n\x1b": np.zeros(2, np.float32)}, {"version": 1, **HEADERS[name]})
+    shown = run("inspect", "foreign")
+    assert (shown.code, shown.err) == (0, "")
+    assert all(line.isprintable() for line in shown.out.split("\n"))
+    found = run("inspect", "foreign", "--json").json
+    assert (found["path"], found["bytes"]) == ("foreign", Path("foreign").stat().st_size)
+    assert found["format"] == HEADERS[name]["format"]
+    assert found["tensors"] == {"t\n\x1b": {"dtype": "float32", "shape": [2], "bytes": 8}}
+
+
+@pytest.mark.parametrize(
+    "more", ['"x":1e999', '"x":{"y":[-1e999]}', '"layout":3', '"layout":{"layers":[3],"tensors":[]}']
+)
+def test_inspect_refuses_what_it_cannot_show(more: str, weights: Weights, run: Command) -> None:  # noqa: ARG001
+    save_file({}, "foreign", metadata={"fedpara_edge": f'{{"format":"x","version":1,{more}}}'})
+    for options in ((), ("--json",)):
+        ended = run("inspect", "foreign", *options)
+        assert (ended.code, len(ended.err.splitlines()), ended.out) == (2, 1, "")
 
 
 def test_a_codec_that_is_worse_in_nothing_is_measured_alike_twice(weights: Weights) -> None:

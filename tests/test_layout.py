@@ -14,6 +14,10 @@ def test_json_and_back_is_the_identity() -> None:
     assert Layout.from_json(json.loads(json.dumps(small_round.LAYOUT.to_json()))) == small_round.LAYOUT
 
 
+TENSOR = {"name": "a", "shape": [2], "dtype": "float32", "layer": "", "part": "other", "role": "shared"}
+LAYER = {"name": "fc", "operator": "linear", "kind": "fedpara", "form": "matrix", "shape": [4, 3], "rank": 2}
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -32,6 +36,49 @@ def test_json_and_back_is_the_identity() -> None:
 def test_other_json_is_refused(data: Any) -> None:
     with pytest.raises(InputError, match="layout: expected the fields of this version"):
         Layout.from_json(data)
+
+
+@pytest.mark.parametrize(
+    "shape", [[[1]], 2, "2", {"2": 1}, [-1], [1.0], [True], ["2"], [1 << 70], [1 << 31] * 2, [1] * 33]
+)
+def test_a_shape_is_a_list_of_natural_numbers(shape: Any) -> None:
+    assert Layout.from_json({"layers": [LAYER], "tensors": [TENSOR]}).tensors[0].shape == (2,)
+    for data in (
+        {"layers": [], "tensors": [{**TENSOR, "shape": shape}]},
+        {"layers": [{**LAYER, "shape": shape}], "tensors": []},
+    ):
+        refused(data)
+
+
+@pytest.mark.parametrize("value", [5, None, ["a"], {}, "\ud800", "x\n" * 100_000], ids=lambda value: ascii(value)[:20])
+def test_every_text_is_text(value: Any) -> None:
+    whole = isinstance(value, str) and value.isascii()  # then a name, only no part or role
+    for key in ("part", "role") if whole else ("name", "dtype", "layer", "part", "role"):
+        refused({"layers": [], "tensors": [{**TENSOR, key: value}]})
+    for key in ("operator", "kind", "form") if whole else ("name", "operator", "kind", "form"):
+        refused({"layers": [{**LAYER, key: value}], "tensors": []})
+    refused({"layers": [], "tensors": [{**TENSOR, "x\n": value}]})
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"layers": [], "tensors": [TENSOR, TENSOR]},
+        {"layers": [LAYER, LAYER], "tensors": []},
+        {"layers": [{**LAYER, "rank": 2.0}], "tensors": []},
+        {"layers": [{**LAYER, "rank": True}], "tensors": []},
+        {"layers": [{**LAYER, "tanh": 1}], "tensors": []},
+    ],
+)
+def test_names_are_unique_and_numbers_whole(data: Any) -> None:
+    refused(data)
+
+
+def refused(data: Any) -> None:
+    with pytest.raises(InputError) as caught:
+        Layout.from_json(data)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
 
 
 def test_roles() -> None:

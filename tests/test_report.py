@@ -153,7 +153,7 @@ def test_curves_are_means_over_the_rounds_that_all_seeds_have(tmp_path: Path) ->
     np.testing.assert_allclose(arm.accuracy.rounds, [1, 2])
     np.testing.assert_allclose(arm.accuracy.mean, [0.2, 0.4])
     np.testing.assert_allclose(arm.accuracy.sd, [0.02**0.5, 0.02**0.5])
-    assert arm.final == (0.5, 0.5)
+    assert (arm.final, arm.is_complete) == ((0.5,), False)
     assert arm.rounds == (3, 2)
     assert arm.unfinished == {1: "stopped after round 2"}
     assert arm.round_bytes == pytest.approx((100 + 120) / 2)
@@ -240,8 +240,8 @@ def test_a_run_that_has_measured_nothing_is_refused(tmp_path: Path) -> None:
     write_plan(tmp_path, ["dense"])
     with pytest.raises(InputError, match=r"metrics\.jsonl: expected the metrics of a run, found No such file"):
         write_report(tmp_path)
-    write_metrics(tmp_path, lines_of("dense", [])[:1])
-    with pytest.raises(InputError, match="expected lines about rounds, found none"):
+    write_metrics(tmp_path, [{"event": "news"}])
+    with pytest.raises(InputError, match="expected lines about arms, found none"):
         write_report(tmp_path)
     (tmp_path / "plan.toml").unlink()
     with pytest.raises(InputError, match=r"plan\.toml"):
@@ -256,6 +256,61 @@ def test_a_diverged_seed_is_noted(tmp_path: Path) -> None:
     assert summary_of(tmp_path).arms[0].unfinished == {0: "diverged after round 2: the loss is NaN"}
     page = write_report(tmp_path).read_text(encoding="utf-8")
     assert "dense, seed 0: diverged after round 2: the loss is NaN" in page
+
+
+def test_an_arm_that_diverged_at_once_is_kept_and_noted(tmp_path: Path) -> None:
+    write_plan(tmp_path, ["wild", "small"], reference="wild")
+    first, done = lines_of("wild", [])
+    wild = [first, done | {"diverged": "the loss is NaN"}]
+    write_metrics(tmp_path, [*wild, *lines_of("small", RISING)])
+    summary = summary_of(tmp_path)
+    assert (summary.reference, summary.targets) == ("wild", ())
+    none, small = arms_table(summary).rows
+    assert none[0] == "wild"
+    assert none[4:] == ["–", "0 × 1", "–", "–"]
+    assert small[-2:] == ["80.0 %", "–"]
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "wild, seed 0: diverged in round 1: the loss is NaN" in page
+    assert "wild, the reference, has no accuracy" in page
+    write_metrics(tmp_path, wild)
+    assert "diverged in round 1" in write_report(tmp_path).read_text(encoding="utf-8")
+    write_metrics(tmp_path, lines_of("small", RISING))
+    assert "wild, the plan&#x27;s reference, has not begun" in write_report(tmp_path).read_text(encoding="utf-8")
+
+
+def test_a_reference_that_sends_nothing_has_no_ratios(tmp_path: Path) -> None:
+    write_plan(tmp_path, ["alone", "small"], target=0.6)
+    write_metrics(tmp_path, [*lines_of("alone", RISING, up=0, down=0, local_only=True), *lines_of("small", RISING)])
+    assert summary_of(tmp_path).reference == "small"
+    write_plan(tmp_path, ["alone", "small"], target=0.6, reference="alone")
+    summary = summary_of(tmp_path)
+    assert summary.reference == "alone"
+    assert [row[-1] for row in bytes_tables(summary)[0].rows] == ["1.00×", "–"]
+    assert write_report(tmp_path).exists()
+
+
+def test_accuracy_is_that_of_the_seeds_that_came_to_the_last_round(tmp_path: Path) -> None:
+    write_plan(tmp_path, ["dense", "small", "lost"], seeds=[0, 1], target=0.6)
+    *early, end = lines_of("small", [0.9, 0.9], seed=1)
+    first, *_, done = lines_of("lost", [], seed=1)
+    lost = lines_of("lost", [*RISING[:4], None])
+    lost[-2] |= {"loss": None}
+    arms = (
+        [*lines_of("dense", RISING), *lines_of("dense", RISING, seed=1)],
+        [*lines_of("small", RISING), *early, end | {"diverged": "the loss is NaN"}],
+        [*lost, first, done | {"diverged": "the loss is NaN"}],
+    )
+    write_metrics(tmp_path, [line for arm in arms for line in arm])
+    summary = summary_of(tmp_path)
+    assert summary.last_round == 5
+    assert [row[-2:] for row in arms_table(summary).rows] == [
+        ["80.0 ± 0.0 %", "–"],
+        ["80.0 % (1 of 2 seeds)", "–"],
+        ["– (0 of 2 seeds)", "–"],
+    ]
+    assert summary.arm("lost").unfinished[0] == "the loss after round 5 is not finite"
+    assert [row[1] for row in bytes_tables(summary)[0].rows] == ["2.5", "1.3", "2.5 (1 of 2 seeds)"]
+    assert write_report(tmp_path).exists()
 
 
 class Page(HTMLParser):

@@ -1,5 +1,6 @@
 """Simulations: what a plan may say, and that a run measures what its files are, whoever runs it and however often."""
 
+import errno
 import json
 import os
 import shutil
@@ -23,12 +24,13 @@ from device_runtime import evaluate, load_weights, open_data, open_engine, train
 from export import make_bundle
 from fedpara_edge.aggregation import aggregate
 from fedpara_edge.bundle import WEIGHTS, open_bundle
-from fedpara_edge.errors import InputError
+from fedpara_edge.errors import DivergedError, FedparaError, InputError
 from fedpara_edge.simulation import folder, runner
 from fedpara_edge.simulation.engines import bundle_at
-from fedpara_edge.simulation.folder import JobFolder, RunFolder, hold
+from fedpara_edge.simulation.folder import JobFolder, RunFolder, hold, newest_before
+from fedpara_edge.simulation.measures import weight_norm
 from fedpara_edge.simulation.metrics import Journal
-from fedpara_edge.simulation.plan import first_difference, read_plan, read_tables
+from fedpara_edge.simulation.plan import ARM_NAME, first_difference, read_plan, read_tables
 from fedpara_edge.simulation.runner import simulate
 from fedpara_edge.simulation.sampling import client_seed, draw_participants
 from fedpara_edge.tensorfile import TensorFile
@@ -274,8 +276,7 @@ def test_what_does_not_fit_the_bundle_is_refused_before_any_training(name: str, 
 def test_the_metrics_are_complete_and_in_order(done: Path) -> None:
     lines = [(line["arm"], line["event"], line.get("round")) for line in measured(done)]
     shared = [("arm", None), ("round", 1), ("round", 2), ("done", None)]
-    own = [("arm", None), ("round", 1), ("clients", 1), ("round", 2), ("clients", 2), ("done", None)]
-    assert lines == [(arm, *line) for arm, local in ARMS.items() for line in (own if local else shared)]
+    assert lines == [(arm, *line) for arm in ARMS for line in shared]
     for arm in ARMS:
         for line in of(done, "round", arm):
             assert 0 <= line["accuracy"] <= 1
@@ -287,6 +288,7 @@ def test_the_metrics_are_complete_and_in_order(done: Path) -> None:
             assert (line["factor_norm"] is None) == (line["ranks"] is None) == (arm == "dense")
         (about,), (end,) = of(done, "arm", arm), of(done, "done", arm)
         assert (about["clients"], about["participants"], end["rounds"], end["diverged"]) == (3, 2, 2, None)
+        assert about["weighting"] == (None if ARMS[arm] else "examples")
     assert of(done, "round", "small")[0]["ranks"].keys() == of(done, "arm", "small")[0]["full_ranks"].keys()
 
 
@@ -403,13 +405,23 @@ def test_a_client_on_its_own_trains_as_if_there_were_no_other(done: Path, tmp_pa
         np.testing.assert_array_equal(found.tensors[name], tensor)
 
 
-def test_clients_on_their_own_are_judged_one_by_one(done: Path) -> None:
-    (last,), (judged,) = of(done, "round", "alone")[1:], of(done, "clients", "alone")[1:]
-    scores = list(judged["clients"].values())
-    assert [score["examples"] for score in scores] == [30, 30, 30]
-    assert last["accuracy"] == pytest.approx(np.mean([score["accuracy"] for score in scores]))
-    assert last["loss"] == pytest.approx(np.mean([score["loss"] for score in scores]))
-    assert len({score["loss"] for score in scores}) == 3
+def test_clients_on_their_own_are_judged_one_by_one_and_the_first_is_measured(done: Path) -> None:
+    job, common = RunFolder(done).job("alone", 4), done / "work" / ".data" / "seed-4" / "common"
+    bundle = open_bundle(job.bundle)
+    scores = []
+    (last,) = of(done, "round", "alone")[1:]
+    for client in ("client-0", "client-1", "client-2"):
+        engine = open_engine(bundle, "onnxruntime", threads=1)
+        weights = newest_before(job.own_weights(client, 2).parent, 3) or bundle.file(WEIGHTS)
+        load_weights(engine, bundle, weights)
+        scores.append(evaluate(engine, open_data(common, bundle.manifest), 256))
+        if client == "client-0":
+            assert last["weight_norm"] == weight_norm(bundle.manifest.layout, read_weights(weights).tensors)
+    assert [score.examples for score in scores] == [30, 30, 30]
+    assert last["accuracy"] == pytest.approx(np.mean([score.accuracy for score in scores]))
+    assert last["loss"] == pytest.approx(np.mean([score.loss for score in scores]))
+    assert len({score.loss for score in scores}) == 3
+    assert not of(done, "clients", "alone"), "those are scores on own test shares"
 
 
 def test_participants_are_the_same_in_all_arms_and_others_in_other_rounds() -> None:
@@ -460,6 +472,31 @@ def test_an_arm_that_diverges_ends_early_and_the_others_go_on(done: Path, tmp_pa
     assert of(run, "done", "wild")[0]["diverged"] == outcomes["wild"].diverged
     assert of(run, "round", "dense") == of(done, "round", "dense")
     assert len(simulate(plan, run, arms=["wild", "dense"])) == 2, "what ended early is not tried again"
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_weights_that_cannot_be_sent_end_the_arm_and_other_errors_name_it(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def publish(*_: Any, **__: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr("fedpara_edge.aggregation.roundfiles.publish", publish)
+    more = '[arms.changes]\nmodel.gamma = 0.5\naggregate.downlink_codec = "int8"\n'
+    plan, run = write_plan(tmp_path, more=more), tmp_path / "run"
+    run.mkdir()
+    with_bundles_of(done, run, arms={"changes": "small", "dense": "dense"})
+    shutil.copy(plan, run)
+    raised: FedparaError = FedparaError("disk: full", code="disk")
+    with pytest.raises(FedparaError, match=r"^arms\.changes, seed 4: disk: full$") as found:
+        simulate(plan, run, arms=["changes"])
+    assert found.value.code == "disk"
+    raised = DivergedError("too large a change")
+    dense, changes = simulate(plan, run, arms=["changes", "dense", "changes"])
+    assert (changes.arm, changes.rounds, changes.accuracy) == ("changes", 0, None)
+    assert changes.diverged == "round 1: too large a change"
+    assert (dense.rounds, dense.accuracy) == (2, of(done, "round", "dense")[-1]["accuracy"])
+    assert [line["arm"] for line in measured(run) if line["event"] == "done"] == ["dense", "changes"]
 
 
 class KilledError(BaseException):
@@ -535,6 +572,60 @@ def test_lines_without_their_round_are_cut_off(done: Path, tmp_path: Path, torn:
     path.write_text(whole + torn)
     assert len(Journal(path).events) == len(measured(done))
     assert path.read_text() == whole
+
+
+def test_sorted_lines_are_read_back_whole(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "metrics.jsonl")
+    for arm in ("b", "a"):
+        who = {"arm": arm, "seed": 0}
+        journal.append({"event": "arm", **who})
+        for number in (1, 2):
+            journal.append(*({"event": event, **who, "round": number} for event in ("clients", "round")))
+    journal.sort(["a", "b"], [0])
+    assert [event["arm"] for event in journal.events] == ["a"] * 5 + ["b"] * 5
+    assert Journal(tmp_path / "metrics.jsonl").events == journal.events
+
+
+def test_what_could_not_be_appended_whole_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "metrics.jsonl"
+    journal, event = Journal(path), {"event": "arm", "arm": "a", "seed": 0}
+    journal.append(event)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(FedparaError, match=r"metrics\.jsonl: expected to append to it, found No space left"):
+            journal.append(event | {"arm": "b"})
+    assert path.read_text() == json.dumps(event) + "\n"
+    journal.append(event | {"arm": "c"})
+    assert Journal(path).events == journal.events == [event, event | {"arm": "c"}]
+
+
+def test_no_arm_and_no_client_takes_the_place_of_another_file(done: Path) -> None:
+    assert not ARM_NAME.fullmatch(RunFolder(done).lock.name)
+    assert RunFolder(done).lock.is_file()
+    clients = RunFolder(done).job("alone", 4).path / "clients"
+    own = {path.parent.name for path in clients.glob("*/*.safetensors")}
+    assert own
+    assert own <= {"client-0", "client-1", "client-2"}
+    assert not list(done.rglob("*start*")), "what a client started from is removed"
+
+
+def test_all_arms_of_the_comparison_of_optimizers_weigh_alike() -> None:
+    plan = read_plan(Path(__file__).parents[1] / "plans" / "optimizers.toml")
+    assert {arm.aggregate.weighs for arm in plan.arms} == {"equal"}
+    assert {replace(arm.aggregate, weighting=None).weighs for arm in plan.arms} == {"equal", "examples"}
+
+
+def test_outcomes_are_told_even_if_the_report_fails(run: Command, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Path) -> Path:
+        raise FedparaError("report: no")
+
+    monkeypatch.setattr("fedpara_edge.simulation.report.write_report", fail)
+    ended = run("simulate", done / "plan.toml", "-o", done)
+    assert (ended.code, ended.err.strip()) == (1, "Error: report: no")
+    assert [line.split()[0] for line in ended.out.splitlines()] == ["arm", *ARMS]
 
 
 def test_other_files_and_other_plans_are_refused(done: Path, tmp_path: Path) -> None:

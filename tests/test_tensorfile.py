@@ -51,7 +51,8 @@ def refused(path: Path) -> InvalidUpdateError:
     with pytest.raises(InvalidUpdateError) as caught:
         opened(path)
     assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).replace(str(path), "").isprintable()
+    assert len(str(caught.value)) < 600 + len(str(path))
     return caught.value
 
 
@@ -122,6 +123,15 @@ def test_files_of_equal_layout_share_their_table(tmp_path: Path) -> None:
         assert one.entries is other.entries
 
 
+def test_a_long_table_is_parsed_anew_and_not_kept(tmp_path: Path) -> None:
+    tensors = {f"{number:0300}": np.zeros(0, np.float32) for number in range(1000)}
+    for name in ("x", "y"):
+        write_tensors(tmp_path / name, tensors, HEADER)
+    with opened(tmp_path / "x") as one, opened(tmp_path / "y") as other:
+        assert one.entries == other.entries
+        assert one.entries is not other.entries
+
+
 def test_truncated_at_every_byte(path: Path) -> None:
     whole = container(padded(TABLE), DATA)
     for length in range(len(whole)):
@@ -182,6 +192,15 @@ HOSTILE = {
     "our header as a list": (table("", "[]"), b"", "wrong_format"),
     "another format": (table("", '{"format":"other","version":1}'), b"", "wrong_format"),
     "another version": (table("", '{"format":"test","version":2}'), b"", "wrong_format"),
+    "a format of control characters": (
+        table("", '{"format":"a\\n\\u001b[2J\\ud800","version":1}'),
+        b"",
+        "wrong_format",
+    ),
+    "a long format": (table("", f'{{"format":"{"x" * 100_000}","version":1}}'), b"", "wrong_format"),
+    "a long version": (table("", f'{{"format":"test","version":"{"x" * 100_000}\\n"}}'), b"", "wrong_format"),
+    "a nested version": (table("", f'{{"format":"test","version":{"[" * 500}{"]" * 500}}}'), b"", "wrong_format"),
+    "a long name": (table(f',"{"x" * 100_000}":[]'), b"", "not_safetensors"),
     "no version": (table("", '{"format":"test"}'), b"", "wrong_format"),
     "a table that is a list": (b"[]", b"", "not_safetensors"),
     "a table of no JSON": (b"{'a'}", b"", "wrong_format"),
@@ -270,6 +289,13 @@ def test_a_failed_open_leaves_no_file_open(path: Path) -> None:
     path.write_bytes(container(padded(TABLE), DATA)[:-1])
     for _ in range(50):
         refused(path)
+
+
+def test_an_ordinary_value_stands_in_a_message_as_it_is(path: Path) -> None:
+    write_tensors(path, TENSORS, {"format": "fedpara-edge/update", "version": 1})
+    assert "expected test, found fedpara-edge/update; " in str(refused(path))
+    write_tensors(path, TENSORS, {"format": "test", "version": 2})
+    assert "expected test version 1, found version 2; " in str(refused(path))
 
 
 def test_an_error_is_of_the_class_that_was_asked_for(path: Path) -> None:

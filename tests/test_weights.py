@@ -42,7 +42,10 @@ def rewrite(path: Path, *, tensors: dict[str, Any] | None = None, **changed: Any
 def refused(path: Path, text: str) -> None:
     with pytest.raises(WrongBundleError, match=text) as caught:
         read_weights(path)
-    assert str(caught.value).startswith(f"{path}: ")
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert message.isprintable()
+    assert len(message) < 600 + len(str(path))
 
 
 def test_golden_bytes(tmp_path: Path) -> None:
@@ -114,16 +117,34 @@ def test_tensors_must_fit_the_layout(tmp_path: Path) -> None:
         {"fingerprint": None},
         {"round": None},
         {"round": "three"},
+        {"round": "3"},
+        {"round": 3.0},
+        {"round": 0.5},
+        {"round": True},
+        {"round": -1},
+        {"round": (1 << 40) + 1},
+        {"round": [3] * 100_000},
+        {"fingerprint": 7},
+        {"fingerprint": "\ud800"},
+        {"fingerprint": "a\n"},
         {"layout": []},
         {"layout": {"layers": [], "tensors": [{"name": "a"}]}},
         {"layout": {"layers": 3, "tensors": []}},
     ],
-    ids=str,
+    ids=lambda changed: str(changed)[:60].encode("ascii", "backslashreplace").decode(),
 )
 def test_a_header_must_be_whole(tmp_path: Path, changed: dict[str, Any]) -> None:
     small_round.start_round(tmp_path)
     rewrite(tmp_path / "base.safetensors", **changed)
     refused(tmp_path / "base.safetensors", "expected the header of a weights file")
+
+
+def test_a_round_beyond_the_numbers_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "base.safetensors"
+    text = '{"fingerprint":"ff","format":"fedpara-edge/weights","layout":LAYOUT,"round":1e999,"version":1}'
+    text = text.replace("LAYOUT", '{"layers":[],"tensors":[]}')
+    save_file({}, path, metadata={"fedpara_edge": text})
+    refused(path, "expected the header of a weights file, found round inf where")
 
 
 def test_other_files(tmp_path: Path) -> None:

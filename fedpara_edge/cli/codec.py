@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from fedpara_edge.codecs.comparison import Measured
 
 FILE = click.Path(path_type=Path)
+PICTURES = (".png", ".svg", ".pdf")
+MAX_SECONDS = 60
 
 
 @click.group("codec")
@@ -45,7 +47,11 @@ def bench(
     from fedpara_edge.files import check_output
     from fedpara_edge.weights import read_weights
 
+    if not 0 <= seconds <= MAX_SECONDS:  # NaN neither
+        raise InputError(f"seconds: expected a number from 0 to {MAX_SECONDS}, found {seconds}")
     if plot is not None:
+        if plot.suffix.lower() not in PICTURES:
+            raise InputError(f"{plot}: expected a picture's name that ends in {', '.join(PICTURES)}; rename it")
         check_output(plot, overwrite=force)
         _require_matplotlib()
     base = read_weights(weights)
@@ -134,4 +140,4 @@ def _plot(path: Path, rows: Sequence[Measured], title: str) -> None:
     axes.grid(visible=True, which="both", alpha=0.2)
     axes.legend()
     with replacing_file(path) as temporary:
-        figure.savefig(temporary, format=path.suffix.lstrip(".") or "png", dpi=150)
+        figure.savefig(temporary, format=path.suffix.lower().lstrip("."), dpi=150)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json as json_text
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from fedpara_edge.bundle import MANIFEST, open_bundle
 from fedpara_edge.cli.output import emit, json_option, megabytes, table
 from fedpara_edge.codecs.codec import in_order
 from fedpara_edge.codecs.comparison import bits_by_tensor, open_encoded
-from fedpara_edge.errors import InputError
+from fedpara_edge.errors import InputError, brief
 from fedpara_edge.factors import attainable_rank, factor_count
 from fedpara_edge.folded import FORMAT as FOLDED_FORMAT
 from fedpara_edge.folded import read_folded
@@ -30,17 +32,19 @@ def command(path: Path, weights: Path | None, json: bool) -> None:
     An update or a published change does not tell its tensors: with --weights they are shown with the bits that each
     parameter takes.
     """
+    is_state = False
     if weights is not None:
         result = _encoded(path, weights)
     elif path.is_dir():
-        result = _bundle(path) if (path / MANIFEST).exists() else _state(path)
+        is_state = not (path / MANIFEST).exists()
+        result = _state(path) if is_state else _bundle(path)
     elif path.suffix == ".onnx":
         result = _folded(path)
     elif path.exists():
         result = _file(path)
     else:
         raise InputError(f"{path}: expected a bundle, weights, update or state, found nothing")
-    emit(result, _text(result), as_json=json)
+    emit(result, _state_text(result) if is_state else _text(result), as_json=json)
 
 
 def _bundle(path: Path) -> dict[str, Any]:
@@ -78,8 +82,8 @@ def _folded(path: Path) -> dict[str, Any]:
 
 def _file(path: Path) -> dict[str, Any]:
     with TensorFile(path, format=None, error=InputError) as file:
-        header = dict(file.header)
-        layout = header.pop("layout", None)
+        header = _header(file)
+        layout = file.header.get("layout")
         tensors = {
             name: {"dtype": entry.dtype, "shape": list(entry.shape), "bytes": entry.nbytes}
             for name, entry in file.entries.items()
@@ -94,7 +98,7 @@ def _encoded(path: Path, weights: Path) -> dict[str, Any]:
     tensors = in_order(base.layout.shared)
     with open_encoded(path, base) as file:
         bits = bits_by_tensor(file, tensors)
-        header, size = dict(file.header), file.size_bytes
+        header, size = _header(file), file.size_bytes
     return {
         "path": str(path),
         **header,
@@ -106,6 +110,18 @@ def _encoded(path: Path, weights: Path) -> dict[str, Any]:
         "shared_parameters": base.layout.shared_parameters,
         "dense_parameters": base.layout.dense_parameters,
     }
+
+
+def _header(file: TensorFile) -> dict[str, Any]:
+    """What a file says of itself, but for the names of what we say of it."""
+    header = {name: value for name, value in file.header.items() if name not in _OURS}
+    try:
+        json_text.dumps(header, allow_nan=False)
+    except (ValueError, RecursionError) as error:  # 1e999 is JSON, and infinite
+        raise InputError(
+            f"{file.path}: expected a header of finite numbers, found one that is no JSON: {error}"
+        ) from error
+    return header
 
 
 def _layout(layout: Layout) -> dict[str, Any]:
@@ -135,17 +151,22 @@ def _layer(layout: Layout, layer: LayerSpec) -> dict[str, Any]:
     }
 
 
+def _state_text(result: dict[str, Any]) -> str:
+    return "\n\n".join([f"{_printable(result['path'])}: state of a device", *map(_text, result["files"])])
+
+
 def _text(result: dict[str, Any]) -> str:
-    if result["format"] == "state":
-        return "\n\n".join([f"{result['path']}: state of a device", *map(_text, result["files"])])
-    lines = [f"{result['path']}: {result['format']}"]
-    lines += [f"  {name}: {_value(value)}" for name, value in result.items() if name not in _LONG]
+    lines = [f"{_printable(result['path'])}: {_value(result['format'])}"]
+    lines += [f"  {_printable(name)}: {_value(value)}" for name, value in result.items() if name not in _LONG]
     if "layers" in result:
         lines += ["", _layer_table(result)]
     elif "encoded" in result:
         lines += ["", _bits_table(result)]
     elif "tensors" in result:
-        rows = [(name, t["dtype"], _shape(t["shape"]), f"{t['bytes']:,}") for name, t in result["tensors"].items()]
+        rows = [
+            (_printable(name), t["dtype"], _shape(t["shape"]), f"{t['bytes']:,}")
+            for name, t in result["tensors"].items()
+        ]
         lines += ["", table(("tensor", "dtype", "shape", "bytes"), rows)]
     return "\n".join(lines)
 
@@ -160,11 +181,12 @@ _LONG = (
     "personal_parameters",
     "dense_parameters",
 )
+_OURS = frozenset((*_LONG, "bytes", "files", "layout")) - {"format"}
 
 
 def _bits_table(result: dict[str, Any]) -> str:
     rows = [
-        (part["name"], _shape(part["shape"]), f"{part['parameters']:,}", f"{part['bits']:.2f}")
+        (_printable(part["name"]), _shape(part["shape"]), f"{part['parameters']:,}", f"{part['bits']:.2f}")
         for part in result["encoded"]
     ]
     shared, dense, size = result["shared_parameters"], 4 * result["dense_parameters"], result["bytes"]
@@ -178,7 +200,7 @@ def _bits_table(result: dict[str, Any]) -> str:
 def _layer_table(result: dict[str, Any]) -> str:
     rows = [
         (
-            layer["name"],
+            _printable(layer["name"]),
             f"{layer['kind']}{' tanh' if layer['tanh'] else ''}",
             _shape(layer["shape"]),
             layer["rank"] or "-",
@@ -193,7 +215,7 @@ def _layer_table(result: dict[str, Any]) -> str:
     personal = f", {result['personal_parameters']:,} personal" if result["personal_parameters"] else ""
     return (
         f"{table(header, rows)}\n\n{shared:,} shared parameters{personal} ({megabytes(4 * shared)} in float32), "
-        f"{shared / dense:.1%} of the dense model's {dense:,}"
+        f"{shared / max(dense, 1):.1%} of the dense model's {dense:,}"
     )
 
 
@@ -201,9 +223,20 @@ def _shape(shape: list[int]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
-def _value(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_value(item)}" for key, item in value.items() if item is not None)
+def _value(value: Any, depth: int = 4) -> str:
+    if isinstance(value, Mapping | list) and not depth:
+        return brief(value)
+    if isinstance(value, Mapping):
+        items = ((key, item) for key, item in value.items() if item is not None)
+        return ", ".join(f"{_printable(key)} {_value(item, depth - 1)}" for key, item in items)
     if isinstance(value, list):
-        return "x".join(map(str, value)) if all(isinstance(item, int) for item in value) else ", ".join(map(str, value))
-    return str(value)
+        between = "x" if all(isinstance(item, int) for item in value) else ", "
+        return between.join(_value(item, depth - 1) for item in value)
+    return _printable(str(value))
+
+
+def _printable(text: str) -> str:
+    """Text with what could move a terminal's cursor, or can't be written, escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -48,14 +48,19 @@ def command(
 
         with _progress(sys.stderr) as (on_start, on_trained):
             outcomes = simulate(plan, output, workers=workers, arms=arms, on_start=on_start, on_trained=on_trained)
-    report = write_report(output)
-    result = {
-        "run": str(output),
-        "report": str(report),
-        "seconds": time.monotonic() - started,
-        "outcomes": [asdict(outcome) for outcome in outcomes],
-    }
-    emit(result, "\n".join([*_lines(outcomes), f"report: {report}"]), as_json=json)
+    report: Path | None = None
+    try:
+        report = write_report(output)
+    finally:  # what was run is told even if no report can be made of it
+        if report is not None or outcomes:
+            result = {
+                "run": str(output),
+                "report": None if report is None else str(report),
+                "seconds": time.monotonic() - started,
+                "outcomes": [asdict(outcome) for outcome in outcomes],
+            }
+            lines = [*_lines(outcomes), *([] if report is None else [f"report: {report}"])]
+            emit(result, "\n".join(lines), as_json=json)
 
 
 def _lines(outcomes: list[Outcome]) -> list[str]:
@@ -73,7 +78,12 @@ def _lines(outcomes: list[Outcome]) -> list[str]:
         for outcome in outcomes
     ]
     diverged = [f"{o.arm}, seed {o.seed}: ended early: {o.diverged}" for o in outcomes if o.diverged]
-    return [table(HEADER, rows), *diverged] if rows else []
+    lost = [
+        f"{o.arm}, seed {o.seed}: the loss of the last round is not finite"
+        for o in outcomes
+        if not o.diverged and o.loss is None
+    ]
+    return [table(HEADER, rows), *diverged, *lost] if rows else []
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from fedpara_edge.codecs.integers import Integers, open_integers
 from fedpara_edge.codecs.options import parse_options, split_name
 from fedpara_edge.codecs.topk import TopK, open_topk
 from fedpara_edge.codecs.uniform import Uniform, open_uniform
-from fedpara_edge.errors import InputError, InvalidUpdateError
+from fedpara_edge.errors import InputError, InvalidUpdateError, brief
 from fedpara_edge.layout import TensorSpec
 from fedpara_edge.tensorfile import TensorFile
 
@@ -91,7 +91,7 @@ def open_codec(file: TensorFile, tensors: Sequence[TensorSpec]) -> Decoder:
     if opener is None:
         known = ", ".join(f"{name} version {version}" for name, version in OPENERS)
         raise InvalidUpdateError(
-            f"{file.path}: expected a codec of {known}, found {str(stated)[:80]!r}; update the server",
+            f"{file.path}: expected a codec of {known}, found {brief(stated)}; update the server",
             code="unknown_codec",
         )
     return opener(file, tensors, settings)

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.codecs import find_encoder, open_codec
-from fedpara_edge.codecs.codec import Encoded, Encoder, chunks
+from fedpara_edge.codecs.codec import Encoded, Encoder, chunks, name_at
 from fedpara_edge.codecs.payload import PayloadDecoder
 from fedpara_edge.downlink import FORMAT as CHANGE_FORMAT
-from fedpara_edge.errors import InvalidUpdateError, WrongBundleError
+from fedpara_edge.errors import InvalidUpdateError, WrongBundleError, brief_text
 from fedpara_edge.layout import TensorSpec
 from fedpara_edge.tensorfile import TensorFile, write_tensors
 from fedpara_edge.update import FORMAT as UPDATE_FORMAT
@@ -56,17 +56,17 @@ def open_encoded(path: Path, weights: Weights) -> TensorFile:
         WrongBundleError: it is of another bundle.
     """
     file = TensorFile(path, format=None, error=InvalidUpdateError)
-    found, fingerprint = file.header.get("format"), str(file.header.get("fingerprint"))
+    found, fingerprint = file.header.get("format"), file.header.get("fingerprint")
     if found in (UPDATE_FORMAT, CHANGE_FORMAT) and fingerprint == weights.fingerprint:
         return file
     file.close()
     if found not in (UPDATE_FORMAT, CHANGE_FORMAT):
         raise InvalidUpdateError(
-            f"{path}: expected {UPDATE_FORMAT} or {CHANGE_FORMAT}, found {found}", code="wrong_format"
+            f"{path}: expected {UPDATE_FORMAT} or {CHANGE_FORMAT}, found {brief_text(found)}", code="wrong_format"
         )
     raise WrongBundleError(
-        f"{path}: fingerprint: expected {weights.fingerprint[:12]}…, found {fingerprint[:12]}…; give the "
-        "weights of its bundle",
+        f"{path}: fingerprint: expected {weights.fingerprint[:12]}…, found {brief_text(fingerprint, most=12)}; give "
+        "the weights of its bundle",
         code="wrong_fingerprint",
     )
 
@@ -75,9 +75,17 @@ def read_change(file: TensorFile, tensors: Sequence[TensorSpec]) -> NDArray[np.f
     """The flat change in an open file, of any codec, float32 [entries].
 
     Raises:
-        InvalidUpdateError: the codec is unknown, what it stored does not fit or is damaged.
+        InvalidUpdateError: the codec is unknown, what it stored does not fit, is damaged or not finite.
     """
-    return _read_all(open_codec(file, tensors).decode, sum(tensor.size for tensor in tensors))
+    change = _read_all(open_codec(file, tensors).decode, sum(tensor.size for tensor in tensors))
+    bad = np.flatnonzero(~np.isfinite(change))
+    if bad.size:
+        raise InvalidUpdateError(
+            f"{file.path}: tensor {name_at(tensors, int(bad[0]))!r}: expected a finite change, found NaN or Inf; "
+            "use an update of a training that did not diverge",
+            code="not_finite",
+        )
+    return change
 
 
 def bits_by_tensor(file: TensorFile, tensors: Sequence[TensorSpec]) -> dict[str, float]:

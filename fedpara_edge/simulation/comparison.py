@@ -41,7 +41,7 @@ def arms_table(summary: Summary) -> Table:
         kept = number_of(arm.about, "personal_parameters")
         sent = 0.0 if arm.sends_nothing else shared
         difference = None
-        if arm.final and reference.final and arm is not reference:
+        if arm.final and arm.is_complete and reference.is_complete and arm is not reference:
             difference = 100 * (fmean(arm.final) - fmean(reference.final))
         rows.append(
             [
@@ -52,13 +52,14 @@ def arms_table(summary: Summary) -> Table:
                 NONE if sent is None or not dense else percent(sent / dense),
                 _bytes(arm.round_bytes),
                 _rounds(arm),
-                accuracy(arm.final),
+                f"{accuracy(arm.final)}{'' if arm.accuracy is None else _seeds(len(arm.final), arm)}",
                 NONE if difference is None else _signed(difference),
             ]
         )
     caption = (
-        "Sent a round: all participants together, up and down, mean over rounds. Accuracy: of the last evaluated "
-        f"round. Points: of accuracy above or below {summary.reference}."
+        "Sent a round: all participants together, up and down, mean over rounds. Accuracy: after round "
+        f"{summary.last_round}, of the seeds that have come to it. Points: of accuracy above or below "
+        f"{summary.reference}, where all seeds have."
     )
     return Table(header, rows, caption, summary.reference, text=(1,))
 
@@ -92,7 +93,7 @@ def bytes_tables(summary: Summary) -> list[Table]:
             rows.append(
                 [
                     arm.name,
-                    f"{found.round:.1f}",
+                    f"{found.round:.1f}{_seeds(found.seeds, arm)}",
                     _bytes(found.bytes),
                     NONE if found.ratio is None else ratio(found.ratio),
                 ]
@@ -216,6 +217,11 @@ def _rounds(arm: ArmSummary) -> str:
     low, high = min(arm.rounds), max(arm.rounds)
     seeds = f" × {len(arm.rounds)}"
     return f"{high}{seeds}" if low == high else f"{low} to {high}{seeds}"
+
+
+def _seeds(count: int, arm: ArmSummary) -> str:
+    """How many of an arm's seeds; nothing if it is all."""
+    return "" if count == len(arm.rounds) else f" ({count} of {len(arm.rounds)} seeds)"
 
 
 def _signed(points: float) -> str:

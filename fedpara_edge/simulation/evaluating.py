@@ -1,7 +1,8 @@
 """How good a round's weights are: the tasks that evaluate them, and their results put together.
 
 Where the clients have one model, a common test set is cut into pieces that the workers share; where each has its own,
-every client's is judged on all of it. Own test shares are judged client by client, each with its personal tensors.
+every client's is judged on all of it. Own test shares are judged client by client, each with its personal tensors; only
+these scores are told apart by client.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ CLIENTS_AT_ONCE = 16
 
 
 def evaluate_round(job: Job, pool: Executor, number: int) -> tuple[Score, dict[str, Score]]:
-    """The score of the weights after `number` rounds, and that of each client where clients are judged.
+    """The score of the weights after `number` rounds, and that of each client on its own test share, if it has one.
 
     Args:
         job: the federation.
@@ -32,8 +33,9 @@ def evaluate_round(job: Job, pool: Executor, number: int) -> tuple[Score, dict[s
     """
     on_common = job.plan.judged_on == "common"
     each = _judge_clients(job, pool, number, on_common=on_common and job.has_own_models)
-    scores = each.values() if job.has_own_models or not on_common else _judge_common(job, pool, number)
-    return add_up(scores), each
+    if on_common and job.has_own_models:
+        return add_up(each.values()), {}
+    return add_up(_judge_common(job, pool, number) if on_common else each.values()), each
 
 
 def _judge_common(job: Job, pool: Executor, number: int) -> list[Score]:

@@ -4,7 +4,7 @@ plan.toml           copy of the plan; another one is refused
 metrics.jsonl       what was measured (`metrics`)
 report.html, *.png  the report
 work/               what the federations need; may be deleted when the run is done
-    lock            held by the simulation and its workers; empty
+    .lock           held by the simulation and its workers; empty. No arm has a name with a dot in front
     .data/seed-<s>/                                   rows of the clients (`clients`), common to all arms
     <arm>/seed-<s>/bundle/
     <arm>/seed-<s>/weights/round-<n>.safetensors      weights after n rounds, the last of them
@@ -14,6 +14,7 @@ work/               what the federations need; may be deleted when the run is do
     <arm>/seed-<s>/clients/<client>/state/            the device's state folder
     <arm>/seed-<s>/clients/<client>/round-<n>.safetensors
                                                       weights of the client's own, in an arm that is local_only
+    <arm>/seed-<s>/clients/<client>/start.safetensors the same as those of the round under way, while it trains
     <arm>/seed-<s>/updates/<client>.safetensors       of the round under way
 """
 
@@ -59,7 +60,7 @@ class RunFolder:
     @property
     def lock(self) -> Path:
         """Held as long as anybody works in the folder."""
-        return self.path / "work" / "lock"
+        return self.path / "work" / ".lock"
 
     def data(self, seed: int) -> Path:
         """The clients' rows of a seed."""

@@ -142,10 +142,10 @@ def _run_round(
     merged = Merged() if job.arm.local_only else pool.submit(merge_round, _merging(job, round, tuple(good))).result()
     if not good or merged.diverged is not None:
         reasons = [result.diverged for result in trained.values() if result.diverged is not None]
-        return (), reasons[0] if reasons else merged.diverged
+        return (), merged.diverged if good else reasons[0]
     rejected = Counter([DivergedError.code] * (len(trained) - len(good)) + list(merged.rejected))
     is_evaluated, is_last = plan.is_evaluated(number), number == plan.rounds
-    measuring = _measuring(job, number, next(iter(good)), ranks=is_evaluated, at_any_cost=is_last)
+    measuring = _measuring(job, number, ranks=is_evaluated, at_any_cost=is_last)
     measured = pool.submit(measure, measuring)
     accuracy = loss = None
     events = []
@@ -217,8 +217,9 @@ def _merging(job: Job, round: int, clients: Sequence[str]) -> Merging:
     )
 
 
-def _measuring(job: Job, number: int, client: str, *, ranks: bool, at_any_cost: bool) -> Measuring:
-    """Of the common weights; of a participant's, where clients have models of their own."""
+def _measuring(job: Job, number: int, *, ranks: bool, at_any_cost: bool) -> Measuring:
+    """Of the common weights; of the first client's, whoever takes part, where clients have models of their own."""
+    client = job.clients.names[0]
     return Measuring(
         bundle=job.bundle.path,
         weights=job.weights_of(client, number),
@@ -287,6 +288,7 @@ def _arm_event(job: Job) -> Event:
         kind=arm.model.kind,
         gamma=None if arm.model.kind == "dense" else arm.model.gamma,
         algorithm=arm.algorithm,
+        weighting=None if arm.local_only else arm.aggregate.weighs,
         codec=arm.train.codec,
         downlink_codec=arm.aggregate.downlink_codec,
         shared_parameters=shared,

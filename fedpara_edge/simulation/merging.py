@@ -68,7 +68,7 @@ def merge_round(merging: Merging) -> Merged:
     """Aggregate updates and write the next weights and the server's state.
 
     Raises:
-        FedparaError: anything but that no update was good.
+        FedparaError: anything but that no update was good, or that they lead beyond what can be sent.
     """
     plan, base = merging.plan, read_weights(merging.weights)
     algorithm = plan.server(clients=merging.clients)
@@ -82,12 +82,12 @@ def merge_round(merging: Merging) -> Merged:
         result = aggregate(
             merging.updates, base, algorithm=algorithm, state=state, weighting=plan.weighting, merge=plan.merge
         )
+        result = files.commit(result, base, state)
     except DivergedError as error:
         return Merged(diverged=f"round {base.round + 1}: {error}")
     except TooFewUpdatesError as error:
         codes = tuple(refused.code for refused in error.rejected)
         return Merged(rejected=codes, diverged=f"round {base.round + 1}: no update could be used ({', '.join(codes)})")
-    result = files.commit(result, base, state)
     if result.state is not None and CONTROL in result.state.groups:
         # The server's own file may have more in it than devices need.
         control = {CONTROL: result.state.groups[CONTROL]}

@@ -2,16 +2,17 @@
 
 Every line has "event", "arm" and "seed". Numbers that were not measured, or are not finite, are null.
 
-    arm      what the federation is: model, kind, gamma, algorithm, codec, downlink_codec, shared_parameters,
-             personal_parameters, dense_parameters, clients, participants, local_only; full_ranks: {layer: largest
-             rank that a weight of its shape can have}, of the factored layers
+    arm      what the federation is: model, kind, gamma, algorithm, weighting (of the devices; null in an arm that is
+             local_only), codec, downlink_codec, shared_parameters, personal_parameters, dense_parameters, clients,
+             participants, local_only; full_ranks: {layer: largest rank that a weight of its shape can have}, of the
+             factored layers
     round    round (from 1 on); accuracy and loss (null where not evaluated); train_loss, of the last local epoch, mean
              over participants weighted by examples; up_bytes and down_bytes, of all participants together;
              participants, a number; rejected, how many of them sent nothing that could be used, and rejections, how
              many for which reason ({code of `fedpara_edge.errors`: number}); train_seconds, mean over participants;
              gap, and mean_gap of the mean of the factors, which is another where they are refitted; factor_norm,
-             weight_norm, ranks (`measures`); weights_bytes of the new weights, and change_bytes where changes are
-             sent; seconds, of the whole round
+             weight_norm, ranks (`measures`), of the first client where each has a model of its own; weights_bytes of
+             the new weights, and change_bytes where changes are sent; seconds, of the whole round
     clients  round; clients: {name: {"accuracy", "loss", "examples"}}, each on its own test share
     done     rounds; seconds, of all rounds; diverged, the reason if the arm ended early, else null
 
@@ -25,15 +26,17 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fedpara_edge.errors import InputError
+from fedpara_edge.errors import FedparaError, InputError
 from fedpara_edge.files import replacing_file
 
 Event = Mapping[str, Any]
-ORDER = ("arm", "round", "clients", "done")
+ORDER = ("arm", "clients", "round", "done")
+"""Of the lines about one round. Those about its clients come first, since without the round they are cut off."""
 
 
 class Journal:
@@ -59,10 +62,14 @@ class Journal:
         return [e for e in self.events if (e["arm"], e["seed"], e["event"]) == (arm, seed, event)]
 
     def append(self, *events: Event) -> None:
-        """Append events that belong together, the last of which is no `clients`, and sync them to disk."""
+        """Append events that belong together, the last of which is no `clients`, and sync them to disk.
+
+        Raises:
+            FedparaError: the disk refuses the write; the file is as before.
+        """
         text = "".join(json.dumps(event, allow_nan=False) + "\n" for event in events)
         with self._appending:
-            with self._path.open("a", encoding="utf-8") as file:
+            with _all_or_nothing(self._path), self._path.open("a", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
@@ -80,6 +87,23 @@ class Journal:
             self.events.sort(key=place)
             with replacing_file(self._path) as temporary:
                 temporary.write_text("".join(json.dumps(event) + "\n" for event in self.events), encoding="utf-8")
+
+
+@contextmanager
+def _all_or_nothing(path: Path) -> Iterator[None]:
+    """Cut a file back to its size if what is appended to it fails, so that nothing is put behind half a line."""
+    size_bytes = path.stat().st_size if path.exists() else 0
+    try:
+        yield
+    except BaseException as error:
+        with suppress(OSError):
+            os.truncate(path, size_bytes)
+        if isinstance(error, OSError):
+            raise FedparaError(
+                f"{path}: expected to append to it, found {error.strerror or error}; free space, then the same command "
+                "goes on from the last round"
+            ) from error
+        raise
 
 
 def _read(path: Path) -> tuple[list[Event], int]:

@@ -6,7 +6,8 @@
     participants    clients drawn for each round; all where it is left out
     evaluate_every  rounds; the last is always evaluated
     target          accuracy whose bytes the report compares
-    reference       arm that the report compares with; "dense" or else the first where it is left out
+    reference       arm that the report compares with; where it is left out "dense", or else the first, of those that
+                    are not local_only
     [data]          `data.DataPlan`; a relative path counts from the plan's folder
     [model]         `fedpara_edge.recipe.Recipe`, but for what [train] and the seeds decide
     [train]         `TrainPlan`
@@ -186,6 +187,11 @@ class AggregatePlan:
         if self.algorithm in OWN_SERVER:
             options["clients"] = clients
         return find_server(self.algorithm, options)
+
+    @property
+    def weighs(self) -> Weighting:
+        """How devices are weighed: as the plan says, or else in the algorithm's own way."""
+        return self.weighting or self.server(clients=1).weighting
 
 
 @dataclass(frozen=True, kw_only=True)

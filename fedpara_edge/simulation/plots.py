@@ -159,6 +159,8 @@ def bytes_to_target(summary: Summary) -> Figure | None:
                 bars.append((0.0, "not reached" if found is None else "not measured"))
                 continue
             text = size(sent) if sent else "nothing sent"
+            if found.seeds < len(arm.rounds):
+                text = f"{text}, {found.seeds} of {len(arm.rounds)} seeds"
             if found.ratio is not None and arm.name != summary.reference:
                 more = f"{ratio(1 / found.ratio)} as much" if found.ratio < 1 else f"{ratio(found.ratio)} less"
                 text = f"{text}, {more}"

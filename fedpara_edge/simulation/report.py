@@ -53,7 +53,7 @@ def write_report(run: Path) -> Path:
         The path of the page.
 
     Raises:
-        InputError: plan or metrics are missing or damaged, or nothing was measured yet.
+        InputError: plan or metrics are missing or damaged, or no arm has begun.
         FedparaError: the disk refuses the writing.
     """
     results = read_results(run)
@@ -91,7 +91,8 @@ def _sections(plan: Plan, summary: Summary, figures: Mapping[str, Figure]) -> li
     def shown(*names: str) -> list[Block]:
         return [figures[name] for name in names if name in figures]
 
-    notes: list[Block] = [] if figures else [Text(NO_FIGURES, "note")]
+    notes: list[Block] = [] if _has_matplotlib() else [Text(NO_FIGURES, "note")]
+    notes += [] if summary.note is None else [Text(summary.note, "note")]
     for arm in summary.arms:
         notes += [Text(f"{arm.name}, seed {seed}: {why}", "note") for seed, why in arm.unfinished.items()]
     judged = {
@@ -115,7 +116,10 @@ def _sections(plan: Plan, summary: Summary, figures: Mapping[str, Figure]) -> li
         "How far the weights that the aggregated factors compose to are from the mean of the clients' composed "
         "weights, over how far that mean moved in the round. 0 for dense models."
     )
-    ranks = "Numerical rank in double precision, of the weight as a matrix: outputs by inputs times kernel."
+    one_client = "Where every client has a model of its own, it is that of the first client in all rounds."
+    ranks = (
+        f"Numerical rank in double precision, of the weight as a matrix: outputs by inputs times kernel. {one_client}"
+    )
     return [
         Section("Arms", [*notes, arms_table(summary), accuracy]),
         Section("Accuracy", _with(shown("accuracy-by-round", "accuracy-by-bytes"), accuracy_table(summary))),
@@ -124,7 +128,7 @@ def _sections(plan: Plan, summary: Summary, figures: Mapping[str, Figure]) -> li
         Section("Accuracy by client", _with(shown("clients"), clients_table(summary))),
         Section("Ranks of composed weights", _with(shown("ranks"), ranks_table(summary), text=ranks)),
         Section("Aggregation gap", _with(shown("gap"), gap_table(summary), text=gap)),
-        Section("Norms", _with(shown("norms"), norms_table(summary))),
+        Section("Norms", _with(shown("norms"), norms_table(summary), text=one_client)),
     ]
 
 

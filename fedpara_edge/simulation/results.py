@@ -74,7 +74,7 @@ def read_results(run: Path) -> Results:
     """Read what is in the folder of a run.
 
     Raises:
-        InputError: the plan or the metrics are missing or damaged, or nothing was measured yet.
+        InputError: the plan or the metrics are missing or damaged, or no arm has begun.
     """
     folder = RunFolder(run)
     plan = read_plan(folder.plan)
@@ -83,12 +83,12 @@ def read_results(run: Path) -> Results:
         arm, seed = line.get("arm"), line.get("seed")
         if isinstance(arm, str) and isinstance(seed, int):
             found.setdefault(arm, {}).setdefault(seed, _Lines()).add(line)
-    if not any(lines.rounds for seeds in found.values() for lines in seeds.values()):
-        raise InputError(f"{folder.metrics}: expected lines about rounds, found none; let the simulation run first")
+    if not found:
+        raise InputError(f"{folder.metrics}: expected lines about arms, found none; let the simulation run first")
     planned = [arm.name for arm in plan.arms if arm.name in found]
     names = [*planned, *(name for name in found if name not in planned)]
-    arms = (ArmRun(name, tuple(lines.run(seed) for seed, lines in sorted(found[name].items()))) for name in names)
-    return Results(plan, tuple(arm for arm in arms if any(seed.rounds for seed in arm.seeds)))
+    arms = tuple(ArmRun(name, tuple(lines.run(seed) for seed, lines in sorted(found[name].items()))) for name in names)
+    return Results(plan, arms)
 
 
 def number_of(line: Line, field: str) -> float | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Executor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -39,7 +39,7 @@ class Outcome:
         seed: of the plan.
         parameters: that travel.
         rounds: done.
-        accuracy: where it was evaluated last; None if it never was, or the loss has none.
+        accuracy: after the last round of the plan; None if it ended before, or the loss has none or is not finite.
         loss: likewise.
         up_bytes: sent by all clients in all rounds.
         down_bytes: sent to them.
@@ -85,7 +85,7 @@ def simulate(
         KeyboardInterrupt: interrupted.
     """
     found = read_plan(plan)
-    wanted = [found.arm(name) for name in arms] or found.arms
+    wanted = [found.arm(name) for name in dict.fromkeys(arms)] or found.arms
     workers = cores() if workers is None else workers
     if workers < 1:
         raise InputError(f"workers: expected at least 1, found {workers}")
@@ -98,7 +98,7 @@ def simulate(
             _run(jobs, folder, workers, on_trained)
         journal.sort([arm.name for arm in found.arms], found.seeds)
         begun = [(arm.name, seed) for arm in found.arms for seed in found.seeds if journal.of(arm.name, seed, "done")]
-        return [_outcome(journal, arm, seed) for arm, seed in begun]
+        return [_outcome(journal, found, arm, seed) for arm, seed in begun]
 
 
 def cores() -> int:
@@ -119,7 +119,7 @@ def _prepare(
                 job.path.mkdir(parents=True, exist_ok=True)
                 made.append((arm, pool.submit(make_model, replace(arm.model, seed=seed), job.bundle)))
             for arm, future in made:
-                with _naming(arm):
+                with _naming(f"arms.{arm.name}"):
                     future.result()
     return [
         Job(
@@ -146,7 +146,7 @@ def _clients(plan: Plan, folder: RunFolder, seed: int) -> Clients:
 
 
 def _check(arm: Arm, seed: int, folder: RunFolder, clients: Clients) -> Bundle:
-    with _naming(arm):
+    with _naming(f"arms.{arm.name}"):
         return check_bundle(arm, folder.job(arm.name, seed), clients)
 
 
@@ -157,7 +157,7 @@ def _run(jobs: Sequence[Job], folder: RunFolder, workers: int, on_trained: OnTra
     at_once = min(len(jobs), max(2, -(-TASKS_PER_WORKER * workers // participants)))
     # Left in the reverse order: without the workers, the drivers have nothing to wait for.
     with ThreadPoolExecutor(at_once) as drivers, open_pool(workers, folder.lock, most_engines=at_once) as pool:
-        driven = [drivers.submit(run_job, job, pool, on_trained=on_trained) for job in jobs]
+        driven = [drivers.submit(_drive, job, pool, on_trained) for job in jobs]
         try:
             done, _ = wait(driven, return_when=FIRST_EXCEPTION)
             for future in done:
@@ -167,11 +167,15 @@ def _run(jobs: Sequence[Job], folder: RunFolder, workers: int, on_trained: OnTra
             raise
 
 
-def _outcome(journal: Journal, arm: str, seed: int) -> Outcome:
+def _drive(job: Job, pool: Executor, on_trained: OnTrained) -> None:
+    with _naming(f"arms.{job.name}"):
+        run_job(job, pool, on_trained=on_trained)
+
+
+def _outcome(journal: Journal, plan: Plan, arm: str, seed: int) -> Outcome:
     (about,), (done,) = (journal.of(arm, seed, event) for event in ("arm", "done"))
     rounds = journal.of(arm, seed, "round")
-    evaluated = [event for event in rounds if event["loss"] is not None]
-    last = evaluated[-1] if evaluated else {"accuracy": None, "loss": None}
+    last = rounds[-1] if len(rounds) == plan.rounds else {"accuracy": None, "loss": None}
     return Outcome(
         arm=arm,
         seed=seed,
@@ -186,12 +190,14 @@ def _outcome(journal: Journal, arm: str, seed: int) -> Outcome:
 
 
 @contextmanager
-def _naming(arm: Arm) -> Iterator[None]:
-    """Have an error say which arm it is about."""
+def _naming(what: str) -> Iterator[None]:
+    """Have an error say what it is about."""
     try:
         yield
     except FedparaError as error:
-        raise type(error)(f"arms.{arm.name}: {error}") from error
+        named = type(error)(f"{what}: {error}")
+        named.code = error.code
+        raise named from error
 
 
 @contextmanager

@@ -8,12 +8,13 @@
     ratio            bytes of the reference arm over bytes of this arm
 
 Targets are the plan's, or else the highest point of the reference arm's smooth curve less 0.5 and 1 points, so that
-the reference arm reaches them.
+the reference arm reaches them. The accuracy that an arm came to is that after the last evaluated round of the whole
+run, of those seeds that have come to it with a finite loss: arms are only compared after the same round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
@@ -76,12 +77,14 @@ class Reached:
     Args:
         round: interpolated.
         bytes: up and down, of all participants together; None if they were not measured.
-        ratio: bytes of the reference arm over these; None without both.
+        ratio: bytes of the reference arm over these; None without both, or where one of them sends nothing.
+        seeds: of which the accuracy is the mean.
     """
 
     round: float
     bytes: float | None
     ratio: float | None
+    seeds: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,9 +99,9 @@ class ArmSummary:
         gap: aggregation gap, relative.
         factor_norm: of all factors.
         weight_norm: of all composed weights.
-        final: accuracy of each seed when it was last evaluated.
+        final: accuracy after the last evaluated round of the run, of each seed that has one there.
         rounds: how far each seed has come.
-        unfinished: for each seed that did not come to its end, by its number, why.
+        unfinished: for each seed that did not come to its end, or lost its accuracy before it, by its number, why.
         round_bytes: mean over rounds and seeds, up and down, of all participants together.
         participant_bytes: the same of one participant.
         train_seconds: mean of a participant's computing, over rounds and seeds.
@@ -129,6 +132,11 @@ class ArmSummary:
         """Whether every client trains on its own."""
         return bool(self.about.get("local_only")) or self.round_bytes == 0
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all seeds have an accuracy after the last evaluated round of the run."""
+        return len(self.final) == len(self.rounds)
+
     def sending_seconds(self, rate_mbps: float) -> float | None:
         """How long a participant sends and receives in a round at a rate in Mbit/s."""
         return None if self.participant_bytes is None else 8 * self.participant_bytes / (1e6 * rate_mbps)
@@ -157,12 +165,16 @@ class Summary:
         reference: name of the arm that the others are compared with.
         targets: accuracies to reach, ascending.
         is_planned: whether the plan names the target.
+        last_round: the last that was evaluated, of any arm; 0 if none was.
+        note: what is wrong with the reference, if anything.
     """
 
     arms: tuple[ArmSummary, ...]
     reference: str
     targets: tuple[float, ...]
     is_planned: bool
+    last_round: int
+    note: str | None = None
 
     def arm(self, name: str) -> ArmSummary:
         """The arm of that name."""
@@ -170,8 +182,9 @@ class Summary:
 
     def reached(self, arm: ArmSummary, target: float) -> Reached | None:
         """What it took an arm to reach a target; None if it did not."""
-        number = None if arm.accuracy is None else arm.accuracy.reaches(target)
-        if number is None:
+        curve = arm.accuracy
+        number = None if curve is None else curve.reaches(target)
+        if curve is None or number is None:
             return None
         sent = arm.bytes_until(number)
         ratio = None
@@ -179,24 +192,45 @@ class Summary:
             ratio = 1.0
         elif sent:
             of_reference = self.reached(self.arm(self.reference), target)
-            ratio = None if of_reference is None or of_reference.bytes is None else of_reference.bytes / sent
-        return Reached(round=number, bytes=sent, ratio=ratio)
+            ratio = of_reference.bytes / sent if of_reference is not None and of_reference.bytes else None
+        return Reached(round=number, bytes=sent, ratio=ratio, seeds=curve.seeds)
 
 
 def summarize(results: Results) -> Summary:
     """Everything the report shows, from everything that was measured."""
-    arms = tuple(_summarize(arm) for arm in results.arms)
-    names = [arm.name for arm in arms]
-    wanted = results.plan.reference or "dense"
-    reference = wanted if wanted in names else names[0]
-    if results.plan.target is not None:
-        return Summary(arms=arms, reference=reference, targets=(results.plan.target,), is_planned=True)
-    curve = next(arm.accuracy for arm in arms if arm.name == reference)
-    targets = () if curve is None else tuple(sorted(float(curve.smooth.max()) - below for below in BELOW_BEST))
-    return Summary(arms=arms, reference=reference, targets=targets, is_planned=False)
+    plan = results.plan
+    evaluated = (number for arm in results.arms for seed in arm.seeds for number in seed.rounds)
+    last = max(filter(plan.is_evaluated, evaluated), default=0)
+    arms = tuple(_summarize(arm, last) for arm in results.arms)
+    reference = _reference(arms, plan.reference)
+    curve = reference.accuracy
+    if plan.target is not None:
+        targets: tuple[float, ...] = (plan.target,)
+    else:
+        targets = () if curve is None else tuple(sorted(float(curve.smooth.max()) - below for below in BELOW_BEST))
+    note = None
+    if plan.reference not in (None, reference.name):
+        note = f"{plan.reference}, the plan's reference, has not begun: compared with {reference.name} instead"
+    elif curve is None:
+        note = f"{reference.name}, the reference, has no accuracy: nothing can be compared with it"
+    return Summary(
+        arms=arms,
+        reference=reference.name,
+        targets=targets,
+        is_planned=plan.target is not None,
+        last_round=last,
+        note=note,
+    )
 
 
-def _summarize(arm: ArmRun) -> ArmSummary:
+def _reference(arms: Sequence[ArmSummary], planned: str | None) -> ArmSummary:
+    """The arm of that name; else the one called dense, or the first, of those that send anything."""
+    sending = [arm for arm in arms if not arm.sends_nothing] or arms
+    dense = [arm for arm in sending if arm.name == "dense"]
+    return next((arm for arm in arms if arm.name == planned), [*dense, *sending][0])
+
+
+def _summarize(arm: ArmRun, last: int) -> ArmSummary:
     def curve(name: str) -> Curve | None:
         return _curve(seed.series(name) for seed in arm.seeds)
 
@@ -218,9 +252,9 @@ def _summarize(arm: ArmRun) -> ArmSummary:
         gap=curve("gap"),
         factor_norm=curve("factor_norm"),
         weight_norm=curve("weight_norm"),
-        final=tuple(list(series.values())[-1] for series in accuracies if series),
+        final=tuple(series[last] for series in accuracies if last in series),
         rounds=tuple(max(seed.rounds, default=0) for seed in arm.seeds),
-        unfinished={seed.seed: why for seed in arm.seeds if (why := _why_unfinished(seed))},
+        unfinished={seed.seed: why for seed in arm.seeds if (why := _why_unfinished(seed, last))},
         round_bytes=mean(_round_bytes),
         participant_bytes=mean(_participant_bytes),
         train_seconds=mean(lambda line: number_of(line, "train_seconds")),
@@ -230,12 +264,16 @@ def _summarize(arm: ArmRun) -> ArmSummary:
     )
 
 
-def _why_unfinished(seed: SeedRun) -> str:
-    """Why a seed did not come to its end; empty if it did."""
-    if seed.done is None:
-        return f"stopped after round {max(seed.rounds, default=0)}"
-    reason = seed.done.get("diverged")
-    return f"diverged after round {max(seed.rounds, default=0)}: {reason}" if reason else ""
+def _why_unfinished(seed: SeedRun, last: int) -> str:
+    """Why a seed did not come to its end, or has no accuracy after round `last`; empty if neither."""
+    number = max(seed.rounds, default=0)
+    when = f"after round {number}" if number else "in round 1"
+    if seed.done is not None and (reason := seed.done.get("diverged")):
+        return f"diverged {when}: {reason}"
+    line = seed.rounds.get(last, {})
+    lost = "loss" in line and number_of(line, "loss") is None
+    reasons = [f"stopped {when}"] if seed.done is None else []
+    return "; ".join([*reasons, *([f"the loss after round {last} is not finite"] if lost else [])])
 
 
 def _curve(series: Iterable[Mapping[int, float]]) -> Curve | None:

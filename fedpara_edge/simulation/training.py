@@ -14,6 +14,9 @@ from fedpara_edge.simulation import engines
 from fedpara_edge.simulation.engines import Model, bundle_at
 from fedpara_edge.weights import read_weights, write_weights
 
+START = "start.safetensors"
+"""A client's own weights to start from, beside those after earlier rounds."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
@@ -75,7 +78,7 @@ def train_client(training: Training) -> Trained:
     bundle = bundle_at(training.model.bundle)
     weights = training.weights
     if training.own is not None:
-        weights = training.output.with_name(f"{training.client}.start.safetensors")
+        weights = training.own.with_name(START)
         write_weights(weights, replace(read_weights(training.weights), round=training.round))
     try:
         result = train(
@@ -95,6 +98,9 @@ def train_client(training: Training) -> Trained:
             write_weights(training.own, aggregate([training.output], read_weights(weights), strict=True).weights)
     except DivergedError as error:
         return Trained(diverged=str(error))
+    finally:
+        if training.own is not None:
+            weights.unlink(missing_ok=True)
     return Trained(
         examples=result.examples,
         loss=result.losses[-1],
