@@ -33,6 +33,7 @@ from fedpara_edge.bundle import (
     write_local,
     write_manifest,
 )
+from fedpara_edge.codecs import find_encoder
 from fedpara_edge.errors import InputError
 from fedpara_edge.files import check_output, replacing_folder, sha256_of
 from fedpara_edge.layout import Layout
@@ -61,6 +62,7 @@ class ExportOptions:
         batch_size: of the training that the graphs are made for; any other works as well.
         personal: patterns of the layers or tensors that stay on the device (`fedpara_edge.roles`).
         engines: names of the engines to write files for.
+        initial_codec: how round 0 is stored (`fedpara_edge.codecs`).
         seed: of the batches used for verification.
     """
 
@@ -75,6 +77,7 @@ class ExportOptions:
     batch_size: int = 32
     personal: tuple[str, ...] = ()
     engines: tuple[str, ...] = ENGINES
+    initial_codec: str = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -103,7 +106,8 @@ def export_bundle(
     """Write a bundle that trains `model`, after verifying it against torch.
 
     Args:
-        model: any module; factorized layers (`fedpara_edge.nn`) keep their factors. Its parameters become round 0.
+        model: any module; factorized layers (`fedpara_edge.nn`) keep their factors. Its parameters become round 0, as
+            `options.initial_codec` leaves them.
         folder: the bundle to write; appears whole or not at all.
         options: input, loss and optimizer.
         overwrite: replace an existing bundle.
@@ -149,7 +153,8 @@ def export_bundle(
         local = sha256_of(making / LOCAL) if (making / LOCAL).exists() else None
         manifest = _manifest(options, layout, graph, label, local)
         initial = {tensor.name: tensors[tensor.name] for tensor in layout.shared}
-        write_weights(making / WEIGHTS, Weights(manifest.fingerprint, 0, layout, initial))
+        encoder = find_encoder(options.initial_codec)
+        write_weights(making / WEIGHTS, Weights(manifest.fingerprint, 0, layout, initial), encoder)
         write_manifest(making, manifest)
     return open_bundle(folder), verification
 

@@ -80,6 +80,7 @@ def make_bundle(recipe: Recipe, folder: Path, *, overwrite: bool = False) -> Mad
         batch_size=recipe.batch_size,
         personal=recipe.personal,
         engines=recipe.engines,
+        initial_codec=recipe.initial_codec,
         seed=recipe.seed,
     )
     bundle, verification = export_bundle(converted, folder, options, overwrite=overwrite)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fedpara_edge.bundle import ENGINES, Loss
+from fedpara_edge.codecs import find_encoder
 from fedpara_edge.errors import InputError
 from fedpara_edge.layout import FORMS, KINDS, Form, Kind
 
@@ -39,6 +40,8 @@ class Recipe:
         personal: patterns of the layers or tensors that stay on the device.
         batchnorm: what to do with BatchNorm.
         init: how the factors are drawn (`fedpara_edge.nn.init`).
+        initial_codec: codec in which the bundle stores the initial weights that are shared; devices start from what is
+            decoded.
         pretrained: state_dict to fit the factors to.
         classes: of a zoo model; None for its own.
         input_shape: of one raw example; None for the zoo's.
@@ -71,6 +74,7 @@ class Recipe:
     personal: tuple[str, ...] = ()
     batchnorm: BatchNorm = "refuse"
     init: Init = "composed"
+    initial_codec: str = "float32"
     pretrained: Path | None = None
     classes: int | None = None
     input_shape: tuple[int, ...] | None = None
@@ -101,6 +105,10 @@ class Recipe:
             if getattr(self, name) not in known:
                 listed = ", ".join(str(choice) for choice in known if choice is not None)
                 raise InputError(f"{name}: expected one of {listed}, found {getattr(self, name)!r}")
+        try:
+            find_encoder(self.initial_codec)
+        except InputError as error:
+            raise InputError(f"initial_codec: {error}") from error
         if not 0 <= self.gamma <= 1:
             raise InputError(f"gamma: expected a number from 0 to 1, found {self.gamma!r}")
         if self.init != "composed" and self.pretrained is not None:

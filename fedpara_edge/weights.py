@@ -6,8 +6,11 @@ Format `fedpara-edge/weights`, version 1 (container: `tensorfile`). Header:
     fingerprint   hexadecimal; which bundle the weights belong to
     round         how many rounds of aggregation they have been through; 0 for the initial weights
     layout        layers and tensors (`Layout.to_json`), so that the file explains itself
+    codec         {"name", "version", …}: how the weights are stored (`codecs`), with the settings of that codec; left
+                  out for `float32`
 
-and one float32 tensor for every tensor of role `shared`, under its own name and shape.
+and the arrays the codec stores: without one, a float32 tensor for every tensor of role `shared`, under its own name and
+shape. The weights are what is decoded, for everybody alike.
 
 The *base* that updates refer to is a SHA-256 of the content, so that weights rebuilt elsewhere have it too: of the
 UTF-8 text "<fingerprint> <round>\\n", then, by name, of each tensor's name in UTF-8, a zero byte, and its values in C
@@ -18,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,12 +29,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.errors import FedparaError, InputError, WrongBundleError, brief, brief_text
+from fedpara_edge.codecs import open_codec
+from fedpara_edge.codecs.codec import Encoder, chunks, flatten, in_order, name_at, unflatten
+from fedpara_edge.codecs.float32 import Float32
+from fedpara_edge.errors import FedparaError, InputError, InvalidUpdateError, WrongBundleError, brief, brief_text
 from fedpara_edge.layout import Layout
 from fedpara_edge.tensorfile import TensorFile, write_tensors
 
 FORMAT = "fedpara-edge/weights"
 MAX_ROUND = 1 << 40
+REMEDY = "use weights written by export or aggregate"
 
 
 @dataclass(frozen=True)
@@ -60,17 +67,27 @@ class Weights:
         return content.hexdigest()
 
 
-def write_weights(path: Path, weights: Weights) -> None:
+def write_weights(path: Path, weights: Weights, encoder: Encoder | None = None) -> Weights:
     """Write a weights file, atomically.
 
+    Args:
+        path: the file to write.
+        weights: its content.
+        encoder: how to store it, from `codecs.find_encoder`; it rounds to the nearest. None for float32, as it is.
+
+    Returns:
+        The weights as the file has them.
+
     Raises:
-        FedparaError: a value is not finite, or the disk refuses the write.
+        FedparaError: a value is not finite or too large for the codec, or the disk refuses the write.
     """
+    tensors = in_order(weights.layout.shared)
     for name, tensor in weights.tensors.items():
         if not np.isfinite(tensor).all():
             raise FedparaError(
                 f"{path}: tensor {name!r}: expected finite weights, found NaN or Inf; nothing was written"
             )
+    encoded = (encoder or Float32()).encode(tensors, flatten(tensors, weights.tensors), seed=None)
     header = {
         "format": FORMAT,
         "version": 1,
@@ -78,7 +95,10 @@ def write_weights(path: Path, weights: Weights) -> None:
         "round": weights.round,
         "layout": weights.layout.to_json(),
     }
-    write_tensors(path, weights.tensors, header)
+    if encoder is not None and encoder.name != Float32.name:
+        header["codec"] = {"name": encoder.name, "version": encoder.version, **encoded.settings}
+    write_tensors(path, encoded.arrays, header)
+    return replace(weights, tensors=unflatten(tensors, encoded.decoded))
 
 
 def read_weights(path: Path) -> Weights:
@@ -87,32 +107,34 @@ def read_weights(path: Path) -> Weights:
     Raises:
         WrongBundleError: it is missing, damaged, of another format, its tensors do not fit its own layout, or a value
             is not finite.
+        InputError: its codec needs a package that is missing.
     """
-    with TensorFile(path, format=FORMAT, error=WrongBundleError) as file:
+    with TensorFile(path, format=FORMAT, error=WrongBundleError, remedy=REMEDY) as file:
         try:
             layout = Layout.from_json(file.header["layout"])
             fingerprint, number = _identity(file.header)
         except (InputError, KeyError) as error:
             raise WrongBundleError(
-                f"{path}: expected the header of a weights file, found {brief_text(str(error), most=200)}; use weights "
-                "written by export or aggregate"
+                f"{path}: expected the header of a weights file, found {brief_text(str(error), most=200)}; {REMEDY}"
             ) from error
-        expected = {tensor.name: ("float32", tensor.shape) for tensor in layout.shared}
-        found = {name: (entry.dtype, entry.shape) for name, entry in file.entries.items()}
-        if expected != found:
-            name = min(set(expected.items()) ^ set(found.items()))[0]
-            raise WrongBundleError(
-                f"{path}: tensor {brief(name)}: expected {expected.get(name)}, found {found.get(name)}; "
-                "use weights written by export or aggregate"
-            )
-        tensors: dict[str, NDArray[Any]] = {name: file.read(name) for name in file.entries}
-        for name, tensor in tensors.items():
-            if not np.isfinite(tensor).all():
-                raise WrongBundleError(
-                    f"{path}: tensor {brief(name)}: expected finite weights, found NaN or Inf; use those of "
-                    "another round"
-                )
-        return Weights(fingerprint, number, layout, tensors)
+        tensors = in_order(layout.shared)
+        file.header.setdefault("codec", {"name": Float32.name, "version": Float32.version})
+        try:
+            decoder = open_codec(file, tensors)
+            parts = []
+            for start, stop in chunks(sum(tensor.size for tensor in tensors)):
+                parts.append(np.empty(stop - start, np.float32))
+                decoder.decode(start, parts[-1])
+        except InvalidUpdateError as error:
+            raise WrongBundleError(str(error)) from error
+    flat = np.concatenate(parts) if parts else np.empty(0, np.float32)
+    bad = np.flatnonzero(~np.isfinite(flat))
+    if bad.size:
+        raise WrongBundleError(
+            f"{path}: tensor {brief(name_at(tensors, int(bad[0])))}: expected finite weights, found NaN or Inf; use "
+            "those of another round"
+        )
+    return Weights(fingerprint, number, layout, unflatten(tensors, flat))
 
 
 def _identity(header: Mapping[str, Any]) -> tuple[str, int]:

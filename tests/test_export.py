@@ -12,13 +12,15 @@ from onnx import numpy_helper
 from torch import nn
 from torch.nn import functional as F
 
-from export import ExportOptions, export_bundle, exporter
+from device_runtime.engines import open_engine
+from export import ExportOptions, export_bundle, exporter, make_bundle
 from export.optimizers import optimizer_constants
 from export.preprocess import Deployed
 from export.verify import TOLERANCE
 from fedpara_edge.bundle import ENGINES, LOCAL, ONNXRUNTIME_FILES, ORT_TRAINING_FILES, WEIGHTS, open_bundle
 from fedpara_edge.errors import FedparaError, InputError
 from fedpara_edge.nn import ZOO, Conv2d, Linear, convert
+from fedpara_edge.recipe import Recipe
 from fedpara_edge.weights import read_weights
 
 
@@ -228,6 +230,25 @@ def test_weights_and_personal_tensors_are_those_of_the_model(tmp_path: Path) -> 
     for name, tensor in {**shared, **local}.items():
         np.testing.assert_array_equal(tensor, state[name])
     assert LOCAL in bundle.manifest.files
+
+
+def test_initial_weights_can_be_small(tmp_path: Path) -> None:
+    exact, small = (
+        make_bundle(Recipe(name="mlp", initial_codec=codec, engines=("onnxruntime",)), tmp_path / codec).bundle
+        for codec in ("float32", "int4")
+    )
+    sizes = [bundle.file(WEIGHTS).stat().st_size for bundle in (exact, small)]
+    assert 5 * sizes[1] < sizes[0]
+    assert small.manifest.fingerprint == exact.manifest.fingerprint
+    start = read_weights(small.file(WEIGHTS))
+    for name, tensor in read_weights(exact.file(WEIGHTS)).tensors.items():
+        assert np.linalg.norm(start.tensors[name] - tensor) <= 0.2 * np.linalg.norm(tensor)
+    images, labels = np.zeros((8, 1, 28, 28), np.uint8), np.arange(8)
+    engine = open_engine(small, "onnxruntime", threads=1)
+    engine.load(start.tensors)
+    assert np.isfinite(engine.step(images, labels, learning_rate=0.1, seed=0))
+    with pytest.raises(InputError, match="initial_codec: codec 'int5': expected one of"):
+        Recipe(name="mlp", initial_codec="int5")
 
 
 def test_frozen_parameters_stay_in_the_graph(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import small_round
 from safetensors.numpy import load_file, save_file
 
+from fedpara_edge.codecs import find_encoder
 from fedpara_edge.errors import FedparaError, WrongBundleError
 from fedpara_edge.layout import Layout
 from fedpara_edge.weights import Weights, read_weights, write_weights
@@ -154,3 +155,37 @@ def test_other_files(tmp_path: Path) -> None:
     refused(tmp_path / "missing", "expected a readable file")
     (tmp_path / "text").write_text("hello, this is text")
     refused(tmp_path / "text", "expected a whole safetensors file")
+
+
+@pytest.mark.parametrize("codec", ["float32", "bfloat16", "int8", "int4", "uniform:step=0.5,by=tensor"])
+def test_encoded_weights_are_those_that_every_reader_gets(tmp_path: Path, codec: str) -> None:
+    path = tmp_path / "encoded"
+    weights = small_round.start_round(tmp_path)
+    written = write_weights(path, weights, find_encoder(codec))
+    read = read_weights(path)
+    assert read.base == written.base
+    for name, tensor in weights.tensors.items():
+        assert read.tensors[name].dtype == np.float32
+        assert np.array_equal(read.tensors[name], written.tensors[name])
+        assert np.linalg.norm(read.tensors[name] - tensor) <= 0.3 * np.linalg.norm(tensor)
+    assert (read.base == weights.base) == (codec == "float32")
+
+
+def test_float32_needs_no_mention_of_a_codec(tmp_path: Path) -> None:
+    weights = small_round.start_round(tmp_path)
+    write_weights(tmp_path / "named", weights, find_encoder("float32"))
+    assert (tmp_path / "named").read_bytes() == (tmp_path / "base.safetensors").read_bytes()
+
+
+def test_damaged_encoded_weights_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "encoded"
+    write_weights(path, small_round.start_round(tmp_path), find_encoder("int4"))
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"int4", b"int5"))
+    refused(path, "expected a codec of float32 version 1, .*, found .*int5")
+    path.write_bytes(whole[:-1])
+    refused(path, "expected a whole safetensors file")
+    rewrite_header = whole.replace(b'\\"shape\\":[6,2]', b'\\"shape\\":[7,2]')
+    assert rewrite_header != whole
+    path.write_bytes(rewrite_header)
+    refused(path, "expected")

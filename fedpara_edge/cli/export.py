@@ -76,6 +76,13 @@ def _pairs(kind: type[Any]) -> Any:
     help="Draw the factors for He's variance of the composed weight, or each by He's rule with its own fan.",
 )
 @click.option(
+    "--initial-codec",
+    default="float32",
+    show_default=True,
+    metavar="CODEC",
+    help="How the initial weights are stored; int4 does no harm to random ones.",
+)
+@click.option(
     "--pretrained", type=click.Path(path_type=Path), help="state_dict (.safetensors or .pt) to fit the factors to."
 )
 @click.option("--classes", type=click.IntRange(min=1), help="Classes of a zoo model.  [default: its own]")
@@ -144,6 +151,7 @@ def command(
     personal: tuple[str, ...],
     batchnorm: Any,
     init: Any,
+    initial_codec: str,
     pretrained: Path | None,
     classes: int | None,
     input_shape: tuple[int, ...] | None,
@@ -187,6 +195,7 @@ def command(
         personal=personal,
         batchnorm=batchnorm,
         init=init,
+        initial_codec=initial_codec,
         pretrained=pretrained,
         classes=classes,
         input_shape=input_shape,
