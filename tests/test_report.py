@@ -12,11 +12,11 @@ import pytest
 
 from fedpara_edge.errors import InputError
 from fedpara_edge.simulation import report
-from fedpara_edge.simulation.comparison import arms_table, bytes_tables, clients_table, ranks_table, time_table
-from fedpara_edge.simulation.palette import look
 from fedpara_edge.simulation.report import CAPTIONS, write_report
-from fedpara_edge.simulation.results import read_results
-from fedpara_edge.simulation.summary import Summary, summarize
+from fedpara_edge.simulation.report.comparison import arms_table, bytes_tables, clients_table, ranks_table, time_table
+from fedpara_edge.simulation.report.palette import look
+from fedpara_edge.simulation.report.results import read_results
+from fedpara_edge.simulation.report.summary import Summary, summarize
 
 RISING = [0.2, 0.5, 0.8, 0.8, 0.8]
 """Its smooth curve is 0.2, 0.5, 0.7, 0.8, 0.8."""
@@ -434,7 +434,7 @@ def test_clients_and_ranks_are_those_of_the_last_round(run_folder: Path) -> None
 
 
 def test_many_arms_with_long_names_have_looks_of_their_own(tmp_path: Path) -> None:
-    plots = pytest.importorskip("fedpara_edge.simulation.plots", reason="needs matplotlib, of the extra report")
+    plots = pytest.importorskip("fedpara_edge.simulation.report.plots", reason="needs matplotlib, of the extra report")
     names = [f"{'long-' * 8}{number}" for number in range(20)]
     write_plan(tmp_path, names)
     write_metrics(tmp_path, [line for name in names for line in lines_of(name, RISING)])

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from fedpara_edge.simulation.palette import THEME
+from fedpara_edge.simulation.report.palette import THEME
 
 STYLE = """
 body { background: var(--paper); color: var(--ink); margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 56rem;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from html import escape
 
-from fedpara_edge.simulation.palette import THEME
+from fedpara_edge.simulation.report.palette import THEME
 
 
 def embed(text: str, name: str, title: str) -> str:

@@ -11,7 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from fedpara_edge.files import replacing_file
-from fedpara_edge.simulation.comparison import (
+from fedpara_edge.simulation.folder import RunFolder
+from fedpara_edge.simulation.plan import Plan
+from fedpara_edge.simulation.report.comparison import (
     accuracy_table,
     arms_table,
     bytes_tables,
@@ -21,12 +23,10 @@ from fedpara_edge.simulation.comparison import (
     ranks_table,
     time_table,
 )
-from fedpara_edge.simulation.folder import RunFolder
-from fedpara_edge.simulation.page import Block, Figure, Section, Source, Table, Text, render
-from fedpara_edge.simulation.plan import Plan
-from fedpara_edge.simulation.results import Results, read_results
-from fedpara_edge.simulation.summary import Summary, summarize
-from fedpara_edge.simulation.units import percent
+from fedpara_edge.simulation.report.page import Block, Figure, Section, Source, Table, Text, render
+from fedpara_edge.simulation.report.results import Results, read_results
+from fedpara_edge.simulation.report.summary import Summary, summarize
+from fedpara_edge.simulation.report.units import percent
 
 REPORT = "report.html"
 CAPTIONS = {
@@ -72,7 +72,7 @@ def _write_figures(run: Path, summary: Summary) -> Mapping[str, Figure]:
     """Write the PNGs; the figures for the page by name, none without matplotlib."""
     pages: dict[str, Figure] = {}
     if _has_matplotlib():
-        from fedpara_edge.simulation.plots import draw, to_png, to_svg
+        from fedpara_edge.simulation.report.plots import draw, to_png, to_svg
 
         for name, figure in draw(summary).items():
             with replacing_file(run / f"{name}.png") as temporary:

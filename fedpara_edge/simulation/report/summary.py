@@ -21,7 +21,7 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.simulation.results import ArmRun, Line, Results, SeedRun, number_of
+from fedpara_edge.simulation.report.results import ArmRun, Line, Results, SeedRun, number_of
 
 Numbers = NDArray[np.float64]
 

@@ -10,10 +10,10 @@ from statistics import fmean, stdev
 
 import numpy as np
 
-from fedpara_edge.simulation.page import Table
-from fedpara_edge.simulation.results import number_of
-from fedpara_edge.simulation.summary import RATES_MBPS, ArmSummary, Curve, Summary
-from fedpara_edge.simulation.units import digits, percent, ratio, seconds, size
+from fedpara_edge.simulation.report.page import Table
+from fedpara_edge.simulation.report.results import number_of
+from fedpara_edge.simulation.report.summary import RATES_MBPS, ArmSummary, Curve, Summary
+from fedpara_edge.simulation.report.units import digits, percent, ratio, seconds, size
 
 NONE = "–"
 ROUNDS_SHOWN = 8

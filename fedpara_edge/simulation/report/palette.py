@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedpara_edge.simulation.summary import ArmSummary, Summary
+from fedpara_edge.simulation.report.summary import ArmSummary, Summary
 
 THEME = {
     "paper": ("#ffffff", "#17181a"),

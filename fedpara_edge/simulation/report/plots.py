@@ -16,10 +16,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from fedpara_edge.simulation.palette import FAINT, INK, MUTED, PAPER, look
-from fedpara_edge.simulation.summary import RATES_MBPS, ArmSummary, Curve, Summary
-from fedpara_edge.simulation.svg import embed
-from fedpara_edge.simulation.units import percent, ratio, seconds, size
+from fedpara_edge.simulation.report.palette import FAINT, INK, MUTED, PAPER, look
+from fedpara_edge.simulation.report.summary import RATES_MBPS, ArmSummary, Curve, Summary
+from fedpara_edge.simulation.report.svg import embed
+from fedpara_edge.simulation.report.units import percent, ratio, seconds, size
 
 WIDTH = 7.2
 PNG_DPI = 160
