@@ -18,7 +18,7 @@ import secrets
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -155,8 +155,7 @@ def train(
         trained = _read_finite(engine)
         save(end)
         losses = _mean_losses(end, dataset, config)
-        metrics = {"loss": losses[-1], "first_epoch_loss": losses[0], **algorithm.metrics(start)}
-        header = replace(header, metrics=metrics)
+        header = replace(header, metrics={**_in_six_digits(losses), **algorithm.metrics(start)})
         change = _change(trained, origin, before.get("residual", {}))
         seed = None if kept is not None else _rounding_seed(config, header)
         sent = write_update(output, header, layout, change, encoder=encoder, seed=seed)
@@ -289,6 +288,12 @@ def _run(
         if stop:
             raise KeyboardInterrupt
     return progress
+
+
+def _in_six_digits(losses: Sequence[float]) -> dict[str, float]:
+    """The mean losses of the last epoch, and of the first if that is another, in no more bytes than anybody reads."""
+    ends = {"loss": losses[-1], "first_epoch_loss": losses[0]} if len(losses) > 1 else {"loss": losses[0]}
+    return {name: float(f"{loss:.6g}") for name, loss in ends.items()}
 
 
 def _mean_losses(end: Progress, dataset: Dataset, config: TrainConfig) -> tuple[float, ...]:
