@@ -8,7 +8,7 @@ from itertools import zip_longest
 
 from onnx import NodeProto
 
-from export.gradients import (
+from export.gradients import (  # noqa: F401  (each registers its rules)
     activations,
     arithmetic,
     convolution,
@@ -26,19 +26,6 @@ from export.gradients.rules import RULES
 __all__ = ["DETACH", "Graph", "NoGradientError", "differentiate", "refusing"]
 DETACH = "Mean"
 """Of a single value: passes it on and lets no gradient through. The exporter writes torch's `detach` so."""
-
-_RULE_MODULES = (
-    activations,
-    arithmetic,
-    convolution,
-    indexing,
-    normalization,
-    pooling,
-    products,
-    recurrent,
-    resizing,
-    shaping,
-)
 
 
 class NoGradientError(Exception):

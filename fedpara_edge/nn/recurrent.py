@@ -49,20 +49,20 @@ class FactoredRecurrent(nn.Module):
         self,
         input_size: int,
         hidden_size: int,
-        num_layers: int,
-        bias: bool,
-        batch_first: bool,
-        dropout: float,
-        bidirectional: bool,
-        device: Any,
-        dtype: torch.dtype | None,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
         *,
-        kind: Kind,
-        gamma: float,
-        rank: int | Mapping[str, int] | None,
-        tanh: bool,
-        init: Init,
-        name: str,
+        kind: Kind = "fedpara",
+        gamma: float = 0.0,
+        rank: int | Mapping[str, int] | None = None,
+        tanh: bool = False,
+        init: Init = "composed",
+        name: str = "",
     ) -> None:
         super().__init__()
         what = f"layer {name!r}" if name else type(self).__name__
@@ -256,30 +256,6 @@ class GRU(FactoredRecurrent):
     """
 
     gates = 3
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        *,
-        kind: Kind = "fedpara",
-        gamma: float = 0.0,
-        rank: int | Mapping[str, int] | None = None,
-        tanh: bool = False,
-        init: Init = "composed",
-        name: str = "",
-    ) -> None:
-        settings: Any = {"kind": kind, "gamma": gamma, "rank": rank, "tanh": tanh, "init": init, "name": name}
-        super().__init__(
-            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype, **settings
-        )
 
     def forward(self, x: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
         steps = self._batched(x)
