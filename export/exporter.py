@@ -153,8 +153,15 @@ def export_bundle(
         local = sha256_of(making / LOCAL) if (making / LOCAL).exists() else None
         manifest = _manifest(options, layout, graph, label, local)
         initial = {tensor.name: tensors[tensor.name] for tensor in layout.shared}
-        encoder = find_encoder(options.initial_codec)
-        write_weights(making / WEIGHTS, Weights(manifest.fingerprint, 0, layout, initial), encoder)
+        stored = write_weights(
+            making / WEIGHTS, Weights(manifest.fingerprint, 0, layout, initial), find_encoder(options.initial_codec)
+        )
+        for name, tensor in stored.tensors.items():
+            if initial[name].any() and not tensor.any():
+                raise InputError(
+                    f"initial codec {options.initial_codec}: expected some of every tensor to be left, found {name!r} "
+                    "all zero, whose layer would not train; use int4"
+                )
         write_manifest(making, manifest)
     return open_bundle(folder), verification
 
