@@ -42,6 +42,7 @@ from fedpara_edge.roles import keep_personal
 from fedpara_edge.weights import Weights, write_weights
 
 _VERIFICATION_BATCHES = 20
+_LARGEST_LOSS = 0.5  # of an initial tensor: beyond it, whole rows of factors may become zero, which never train
 _EXAMPLES = 4  # batch of the tracing and of the verification; torch.export would fix a batch of 0 or 1
 
 
@@ -157,10 +158,11 @@ def export_bundle(
             making / WEIGHTS, Weights(manifest.fingerprint, 0, layout, initial), find_encoder(options.initial_codec)
         )
         for name, tensor in stored.tensors.items():
-            if initial[name].any() and not tensor.any():
+            left = np.linalg.norm(tensor - initial[name])
+            if left > _LARGEST_LOSS * np.linalg.norm(initial[name]):
                 raise InputError(
-                    f"initial codec {options.initial_codec}: expected some of every tensor to be left, found {name!r} "
-                    "all zero, whose layer would not train; use int4"
+                    f"initial codec {options.initial_codec}: expected every tensor within {_LARGEST_LOSS} of its norm, "
+                    f"found {name!r} {left / np.linalg.norm(initial[name]):.2f} away; use int4, or a finer codec"
                 )
         write_manifest(making, manifest)
     return open_bundle(folder), verification

@@ -38,6 +38,8 @@ from fedpara_edge.tensorfile import TensorFile, write_tensors
 
 FORMAT = "fedpara-edge/weights"
 MAX_ROUND = 1 << 40
+MOST_ENTRIES_PER_BYTE = 256
+"""Of a weights file: it brings its own layout, so nothing else bounds what a small one decodes to."""
 REMEDY = "use weights written by export or aggregate"
 
 
@@ -118,16 +120,20 @@ def read_weights(path: Path) -> Weights:
                 f"{path}: expected the header of a weights file, found {brief_text(str(error), most=200)}; {REMEDY}"
             ) from error
         tensors = in_order(layout.shared)
+        entries = sum(tensor.size for tensor in tensors)
+        if entries > MOST_ENTRIES_PER_BYTE * file.size_bytes:
+            raise WrongBundleError(
+                f"{path}: expected at most {MOST_ENTRIES_PER_BYTE} entries for each of its {file.size_bytes} bytes, "
+                f"found {entries}; {REMEDY}"
+            )
         file.header.setdefault("codec", {"name": Float32.name, "version": Float32.version})
         try:
             decoder = open_codec(file, tensors)
-            parts = []
-            for start, stop in chunks(sum(tensor.size for tensor in tensors)):
-                parts.append(np.empty(stop - start, np.float32))
-                decoder.decode(start, parts[-1])
+            flat = np.empty(entries, np.float32)
+            for start, stop in chunks(entries):
+                decoder.decode(start, flat[start:stop])
         except InvalidUpdateError as error:
             raise WrongBundleError(str(error)) from error
-    flat = np.concatenate(parts) if parts else np.empty(0, np.float32)
     bad = np.flatnonzero(~np.isfinite(flat))
     if bad.size:
         raise WrongBundleError(

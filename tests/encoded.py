@@ -40,7 +40,7 @@ EVERY = (
     "adaptive:bytes=9000",
     "adaptive:error=0.3",
 )
-UNBIASED = tuple(name for name in EVERY if name.startswith(("int", "rotated", "uniform", "adaptive")))
+UNBIASED = tuple(name for name in EVERY if name.startswith(("int", "rotated", "uniform")))
 
 
 def tensors(*sizes: int) -> list[TensorSpec]:

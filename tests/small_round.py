@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from fedpara_edge.codecs.float32 import Float32
+from fedpara_edge.codecs import find_encoder
 from fedpara_edge.factors import factor_role, factor_shapes
 from fedpara_edge.layout import Kind, LayerSpec, Layout, TensorSpec
 from fedpara_edge.update import UpdateHeader, write_update
@@ -105,13 +105,14 @@ def send(
     *,
     change: Mapping[str, NDArray[np.float32]] | None = None,
     name: str | None = None,
+    codec: str = "float32",
     **changed: Any,
 ) -> Path:
     """An update of that client, by default with random values that depend on its name."""
     path = folder / f"{name or client}.update"
     seed = int.from_bytes(client.encode(), "little") % 2**32
     values = random_tensors(weights.layout, seed, 0.1) if change is None else change
-    write_update(path, header(weights, client, **changed), weights.layout, values, encoder=Float32())
+    write_update(path, header(weights, client, **changed), weights.layout, values, encoder=find_encoder(codec))
     return path
 
 

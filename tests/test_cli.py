@@ -428,6 +428,24 @@ def test_own_model_from_a_file(run: Command, here: Path) -> None:
     assert kinds == {"1": "fedpara", "3": "dense"}
 
 
+def test_a_federation_may_begin_with_encoded_weights(run: Command, here: Path) -> None:  # noqa: ARG001
+    options = ("--initial-codec", "int4", "--engine", "onnxruntime")
+    assert run("export", "mlp", "-o", "small", *options).code == 0
+    assert 5 * Path("small/weights.safetensors").stat().st_size < Path("bundle/weights.safetensors").stat().st_size
+    train = ("train", "small", "--data", "device-0.npz", "--client", "a", "--state", "a", "--codec", "uniform")
+    assert run(*train, "-o", "u1").code == 0
+    server = ("--state", "server", "--downlink-codec", "uniform")
+    weights = "small/weights.safetensors"
+    assert run("aggregate", "u1", "--weights", weights, *server, "--change", "c1", "-o", "w1").code == 0
+    assert run("apply", weights, "c1", "-o", "mine").code == 0
+    assert Path("mine").read_bytes() == Path("w1").read_bytes()
+    for path in (weights, "w1"):
+        assert run("evaluate", "small", "--weights", path, "--data", "test.npz").code == 0
+        assert run("fold", "small", "--weights", path, "-o", f"{Path(path).name}.onnx").code == 0
+        assert "784" in run("inspect", path).out
+    assert run(*train, "--weights", "w1", "-o", "u2").code == 0
+
+
 def test_help_imports_neither_torch_nor_onnxruntime() -> None:
     code = (
         "import sys\nfrom fedpara_edge.cli import fedpara_edge\n"

@@ -20,6 +20,25 @@ from fedpara_edge.update import write_update
 
 SPECS = encoded.tensors(*SIZES)
 CHANGES = encoded.changes(sum(SIZES))
+LEFT_OF_GAUSSIAN = {
+    "float16": 0.0003,
+    "bfloat16": 0.0018,
+    "int8": 0.009,
+    "int4": 0.14,
+    "int4:block=50,entropy=0": 0.11,
+    "int3": 0.24,
+    "int2": 0.45,
+    "rotated": 0.12,
+    "rotated:bits=8,block=65536": 0.012,
+    "rotated:bits=2,block=100": 0.45,
+    "uniform": 0.68,
+    "uniform:step=0.01": 0.003,
+    "uniform:step=0.7,by=tensor": 0.22,
+    "topk": 0.86,
+    "topk:share=0.5,bits=1": 0.6,
+}
+"""What may be left over of Gaussian changes, over their norm: a twentieth more than was measured. For one of the finest
+steps and for Lloyd's quantizers of 3, 7 and 15 levels theory has a little less: 0.0029, 0.44, 0.21, 0.11."""
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +100,7 @@ def test_a_change_that_no_scale_can_express_is_refused(name: str) -> None:
 def test_random_rounding_is_right_in_expectation(name: str) -> None:
     # Along a direction r, the mean of N independent decodings is off by a sum with the variance Σ r² var / N, nearly
     # normal. Of 12 directions, two of them along any shrinking, none is off by 5 deviations but once in 10^5 runs.
-    repetitions, entries = 80 if "adaptive" in name else 300, 1500
+    repetitions, entries = 300, 1500
     specs = encoded.tensors(900, 1, 599)
     change = CHANGES["heavy"][:entries].copy()
     change[:900] *= 20
@@ -107,6 +126,8 @@ def test_without_a_seed_it_is_a_contraction(name: str) -> None:
         assert left < norm(change) or kind in ("zero", "minus zero", "subnormal"), kind
         if name == "adaptive:error=0.3" and kind != "subnormal":
             assert left <= 0.3 * norm(change)
+        if kind == "gaussian":
+            assert left <= LEFT_OF_GAUSSIAN.get(name, 1) * norm(change), left / norm(change)
 
 
 @pytest.mark.parametrize("name", [name for name in EVERY if name not in ("float32", "float16")])

@@ -9,11 +9,13 @@ from typing import Any
 import encoded
 import numpy as np
 import pytest
+import small_round
 import zstandard
 from encoded import EVERY
 
-from fedpara_edge.codecs import OPENERS, find_encoder
+from fedpara_edge.codecs import OPENERS, find_encoder, open_codec
 from fedpara_edge.errors import InvalidUpdateError
+from fedpara_edge.tensorfile import TensorFile
 
 SPECS = encoded.tensors(2, 5)
 
@@ -257,6 +259,8 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("rotated", {"block": 16, "bits": 4, "seed": -1}),
     ("rotated", {"block": 16, "bits": 4, "seed": 2**32}),
     ("uniform", {"block": -1}),
+    ("uniform", {"block": 1}),
+    ("uniform", {"block": 65535}),
     ("topk", {"share": 0.1}),
 ]
 
@@ -266,15 +270,14 @@ def test_settings_of_another_release_are_refused_by_name(tmp_path: Path, name: s
     write_section(tmp_path / "file", name, settings, b"")
     message = refused(tmp_path / "file", code="unknown_codec")
     assert f"codec {name}: " in message
-    assert "update the server" in message
+    assert message.endswith("update fedpara-edge here")
 
 
 @pytest.mark.parametrize("name", sorted({name for name, _ in OPENERS}))
 def test_a_version_of_another_release_is_refused(tmp_path: Path, name: str) -> None:
-    write_section(tmp_path / "file", name, {}, b"", version=2)
-    message = refused(tmp_path / "file", code="unknown_codec")
-    assert "'version': 2" in message
-    assert f"'name': {name!r}" in message
+    for settings in ({}, {f"setting-{number}": number for number in range(20)}):
+        write_section(tmp_path / "file", name, settings, b"", version=2)
+        assert f"found {name} version 2; update fedpara-edge" in refused(tmp_path / "file", code="unknown_codec")
 
 
 @pytest.mark.parametrize("text", [text for text in EVERY if text != "float32"])
@@ -303,3 +306,19 @@ def test_damage_anywhere_is_refused_or_decodes_to_numbers(tmp_path: Path, text: 
     tracemalloc.stop()
     assert refusals > 10 or "float16" in text
     assert peak < 3_000_000
+
+
+@pytest.mark.parametrize(("name", "settings"), [("uniform", {"block": 0}), ("topk", {}), ("int8", {"block": 16})])
+@pytest.mark.parametrize("shapes", [[(5_000_000,)], [(1 << 60,)], [(1 << 60,)] * 16], ids=str)
+def test_a_small_file_makes_nobody_allocate(
+    tmp_path: Path, name: str, settings: dict[str, Any], shapes: list[tuple[int, ...]]
+) -> None:
+    specs = [small_round.tensor(f"t{number:02}", shape) for number, shape in enumerate(shapes)]
+    encoded.write(tmp_path / "file", {"payload": np.zeros(100, np.uint8)}, {"name": name, "version": 1, **settings})
+    with TensorFile(tmp_path / "file", format=None, error=InvalidUpdateError) as file:
+        tracemalloc.start()
+        with pytest.raises(InvalidUpdateError, match=r"tensors 't00' to 't.*: expected at least .* bytes"):
+            open_codec(file, specs)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 100_000

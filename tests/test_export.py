@@ -247,8 +247,8 @@ def test_initial_weights_can_be_small(tmp_path: Path) -> None:
     engine = open_engine(small, "onnxruntime", threads=1)
     engine.load(start.tensors)
     assert np.isfinite(engine.step(images, labels, learning_rate=0.1, seed=0))
-    with pytest.raises(InputError, match=r"initial codec uniform:step=99: .*found 'head.* all zero"):
-        make_bundle(Recipe(name="mlp", initial_codec="uniform:step=99", engines=("onnxruntime",)), tmp_path / "zero")
+    with pytest.raises(InputError, match=r"initial codec topk: expected every tensor within 0.5 of its norm, found"):
+        make_bundle(Recipe(name="mlp", initial_codec="topk", engines=("onnxruntime",)), tmp_path / "zero")
     assert not (tmp_path / "zero").exists()
     with pytest.raises(InputError, match="initial_codec: codec 'int5': expected one of"):
         Recipe(name="mlp", initial_codec="int5")

@@ -45,11 +45,12 @@ def inputs(tmp_path_factory):
 class Device:
     """A device with its own folder, that makes the same call again and again."""
 
-    def __init__(self, inputs, folder, *, weights=None):
+    def __init__(self, inputs, folder, *, weights=None, codec="float32"):
         folder.mkdir(exist_ok=True)
         self.bundle = open_bundle(inputs / "bundle")
         self.dataset = open_data(inputs / "data.npz", self.bundle.manifest)
         self.weights = weights or self.bundle.file(WEIGHTS)
+        self.codec = codec
         self.output, self.state = folder / "update.safetensors", folder / "state"
         if not self.state.exists():
             self.state.mkdir()
@@ -65,7 +66,7 @@ class Device:
             config,
             output=self.output,
             state=self.state if state else None,
-            **options,
+            **{"codec": self.codec, **options},
         )
 
     def result(self):
@@ -267,9 +268,10 @@ def test_so_do_two_power_cuts(inputs, expected, tmp_path, late):
             assert complete(device) == expected
 
 
-def test_a_power_cut_at_any_write_of_a_later_call_changes_nothing(inputs, tmp_path):
+@pytest.mark.parametrize("codec", ["float32", "topk:share=0.2", "uniform"])
+def test_a_power_cut_at_any_write_of_a_later_call_changes_nothing(inputs, tmp_path, codec):
     def second_call(folder):
-        device = Device(inputs, folder)
+        device = Device(inputs, folder, codec=codec)
         device.train()
         device.output = folder / "second.safetensors"
         device.weights = next_weights(device, folder)
@@ -277,6 +279,8 @@ def test_a_power_cut_at_any_write_of_a_later_call_changes_nothing(inputs, tmp_pa
 
     reference = second_call(tmp_path / "reference")
     reference.train()
+    with open_state(reference.state, reference.bundle.manifest.fingerprint) as state:
+        assert ("residual" in state.lasting().after) == (codec != "float32")
     for first in range(7):
         device = second_call(tmp_path / f"{first}")
         assert not train_until_power_cut(device, first, late=False)

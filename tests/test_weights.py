@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from fedpara_edge.codecs import find_encoder
 from fedpara_edge.errors import FedparaError, WrongBundleError
 from fedpara_edge.layout import Layout
+from fedpara_edge.tensorfile import write_tensors
 from fedpara_edge.weights import Weights, read_weights, write_weights
 
 GOLDEN = (
@@ -189,3 +191,20 @@ def test_damaged_encoded_weights_are_refused(tmp_path: Path) -> None:
     assert rewrite_header != whole
     path.write_bytes(rewrite_header)
     refused(path, "expected")
+
+
+@pytest.mark.parametrize("shape", [(5_000_000,), (1 << 60,)], ids=str)
+def test_small_weights_make_nobody_allocate(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    layout = Layout((), (small_round.tensor("a", shape),))
+    header = {"format": "fedpara-edge/weights", "version": 1, "fingerprint": "ff", "round": 0}
+    codec = {"name": "uniform", "version": 1, "block": 0}
+    write_tensors(
+        tmp_path / "bomb",
+        {"payload": np.zeros(4000, np.uint8)},
+        {**header, "layout": layout.to_json(), "codec": codec},
+    )
+    tracemalloc.start()
+    refused(tmp_path / "bomb", "expected at most 256 entries for each of its 4.* bytes, found")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200_000

@@ -80,7 +80,8 @@ def _pairs(kind: type[Any]) -> Any:
     default="float32",
     show_default=True,
     metavar="CODEC",
-    help="How the initial weights are stored; int4 does no harm to random ones.",
+    help="How weights.safetensors stores the initial weights; int4 does no harm to random ones. onnxruntime-training's "
+    "files have them in float32 in any case.",
 )
 @click.option(
     "--pretrained", type=click.Path(path_type=Path), help="state_dict (.safetensors or .pt) to fit the factors to."

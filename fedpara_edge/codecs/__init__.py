@@ -27,9 +27,10 @@ from fedpara_edge.codecs.float32 import Float32, open_float32
 from fedpara_edge.codecs.floats import Float16, open_float16
 from fedpara_edge.codecs.integers import Integers, open_integers
 from fedpara_edge.codecs.options import parse_options, split_name
+from fedpara_edge.codecs.settings import UPDATE
 from fedpara_edge.codecs.topk import TopK, open_topk
 from fedpara_edge.codecs.uniform import Uniform, open_uniform
-from fedpara_edge.errors import InputError, InvalidUpdateError, brief
+from fedpara_edge.errors import InputError, InvalidUpdateError, brief, brief_text
 from fedpara_edge.layout import TensorSpec
 from fedpara_edge.tensorfile import TensorFile
 
@@ -90,8 +91,9 @@ def open_codec(file: TensorFile, tensors: Sequence[TensorSpec]) -> Decoder:
     opener = OPENERS.get((name, version)) if isinstance(name, str) and type(version) is int else None
     if opener is None:
         known = ", ".join(f"{name} version {version}" for name, version in OPENERS)
+        found = brief(stated) if name is None else f"{brief_text(name)} version {brief(version)}"
         raise InvalidUpdateError(
-            f"{file.path}: expected a codec of {known}, found {brief(stated)}; update the server",
+            f"{file.path}: expected a codec of {known}, found {found}; {UPDATE}",
             code="unknown_codec",
         )
     return opener(file, tensors, settings)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.codecs.codec import Encoded, unflatten
+from fedpara_edge.codecs.settings import UPDATE
 from fedpara_edge.errors import InvalidUpdateError
 from fedpara_edge.layout import TensorSpec
 from fedpara_edge.tensorfile import TensorFile
@@ -50,7 +51,7 @@ def open_float32(file: TensorFile, tensors: Sequence[TensorSpec], settings: Mapp
     """
     if settings:
         raise InvalidUpdateError(
-            f"{file.path}: codec float32: expected no settings, found {str(settings)[:80]}; update the server",
+            f"{file.path}: codec float32: expected no settings, found {str(settings)[:80]}; {UPDATE}",
             code="unknown_codec",
         )
     expected = [(tensor.name, ("float32", tensor.shape)) for tensor in tensors]

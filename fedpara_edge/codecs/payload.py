@@ -110,12 +110,11 @@ def open_payload(file: TensorFile, tensors: Sequence[TensorSpec], read: Read, *,
         file: the open file.
         tensors: the shared tensors, sorted by name.
         read: decodes a chunk.
-        block: as for `blocks.cut`.
+        block: as for `blocks.cut`; with one, a section has at least 2 bytes for each of its blocks.
 
     Raises:
         InvalidUpdateError: an array is missing or there are others, or the sections do not fill it.
     """
-    blocks = cut(tensors, block)
     entry = file.entries.get(NAME)
     if entry is None or len(file.entries) != 1 or entry.dtype != "uint8" or len(entry.shape) != 1:
         found = ", ".join(f"{name!r} {entry.dtype} {list(entry.shape)}" for name, entry in file.entries.items())
@@ -123,12 +122,17 @@ def open_payload(file: TensorFile, tensors: Sequence[TensorSpec], read: Read, *,
             f"{file.path}: expected one array {NAME!r} of uint8, found {found[:200] or 'none'}; send it again",
             code="payload",
         )
-    if entry.nbytes < 4 * len(blocks):
+    # Before anything is allocated for the entries and blocks that a file only claims to have.
+    entries = sum(tensor.size for tensor in tensors)
+    chunks = -(-entries // codec.CHUNK_ENTRIES)
+    least = 4 * chunks + (2 * -(-entries // block) if block else 0)
+    if entry.nbytes < least:
         raise InvalidUpdateError(
-            f"{file.path}: {NAME}: expected the lengths of {len(blocks)} chunks, found {entry.nbytes} bytes; "
-            "send it again",
+            f"{file.path}: tensors {tensors[0].name!r} to {tensors[-1].name!r}: expected at least {least} bytes, for "
+            f"the lengths of {chunks} chunks and what each block takes, found {entry.nbytes}; send it again",
             code="payload",
         )
+    blocks = cut(tensors, block)
     lengths = np.empty(len(blocks), "<u4")
     file.read_into(entry.offset, lengths)
     ends = np.cumsum(np.r_[entry.offset + lengths.nbytes, lengths], dtype=np.int64)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedpara_edge.errors import InvalidUpdateError
 from fedpara_edge.tensorfile import TensorFile
 
+UPDATE = "update fedpara-edge here"
 
-def read_settings(file: TensorFile, codec: str, settings: Mapping[str, Any], **ranges: range) -> dict[str, int]:
-    """The settings, each an integer in its range, and no others.
+
+def read_settings(file: TensorFile, codec: str, settings: Mapping[str, Any], **ranges: Sequence[int]) -> dict[str, int]:
+    """The settings, each one of the integers it may be, and no others.
 
     Args:
         file: that states them.
         codec: its name.
         settings: what the header states besides name and version.
-        ranges: of each setting, by name.
+        ranges: what each setting may be, by name: a range, or a few integers.
 
     Raises:
         InvalidUpdateError: one is missing, unknown or out of range.
@@ -24,15 +26,20 @@ def read_settings(file: TensorFile, codec: str, settings: Mapping[str, Any], **r
     if settings.keys() != ranges.keys():
         raise InvalidUpdateError(
             f"{file.path}: codec {codec}: expected {'the settings ' + ', '.join(ranges) if ranges else 'no settings'}, "
-            f"found {str(sorted(map(str, settings)))[:80]}; update the server",
+            f"found {str(sorted(map(str, settings)))[:80]}; {UPDATE}",
             code="unknown_codec",
         )
     for name, allowed in ranges.items():
         value = settings[name]
         if type(value) is not int or value not in allowed:
             raise InvalidUpdateError(
-                f"{file.path}: codec {codec}: {name}: expected an integer from {allowed[0]} to {allowed[-1]}, "
-                f"found {str(value)[:40]}; update the server",
+                f"{file.path}: codec {codec}: {name}: expected {_text(allowed)}, found {str(value)[:40]}; {UPDATE}",
                 code="unknown_codec",
             )
     return dict(settings)
+
+
+def _text(allowed: Sequence[int]) -> str:
+    if isinstance(allowed, range):
+        return f"an integer from {allowed[0]} to {allowed[-1]}"
+    return " or ".join(map(str, allowed))

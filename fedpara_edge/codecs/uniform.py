@@ -1,7 +1,7 @@
 """The codec `uniform`, version 1: one step for all entries, or one for each tensor, and as many levels as they need.
 
-Setting: `block`, the entries that share a step, at most 65536, 0 for all of a chunk (`blocks`). The section of a chunk
-(`payload`) is
+Setting: `block`, 0 for one step in a chunk, or 65536 for one in each tensor's part of it (`blocks`). The section of a
+chunk (`payload`) is
 
     steps       bfloat16 of each block (`scales`)
     integers    `sparse`
@@ -38,7 +38,6 @@ from fedpara_edge.layout import TensorSpec
 from fedpara_edge.tensorfile import TensorFile
 
 _BY = {"all": 0, "tensor": 1 << 16}
-_BLOCKS = range((1 << 16) + 1)
 _WIDEST_ZONE = 0.99  # of the largest entry, which rounding its step up may make 0.992 of it
 NAME, VERSION = "uniform", 1
 
@@ -134,7 +133,7 @@ def open_uniform(file: TensorFile, tensors: Sequence[TensorSpec], settings: Mapp
     Raises:
         InvalidUpdateError: a setting or the payload does not fit.
     """
-    block = read_settings(file, NAME, settings, block=_BLOCKS)["block"]
+    block = read_settings(file, NAME, settings, block=tuple(_BY.values()))["block"]
 
     def read(_: int, section: Section, lengths: NDArray[np.intp], out: NDArray[np.float32]) -> None:
         steps = from_bytes(section.take(2 * len(lengths), "steps"))
