@@ -20,6 +20,8 @@ from fedpara_edge.layout import FORMS, KINDS, Form, Kind
 InputDtype = Literal["uint8", "float32", "int64"]
 Optimizer = Literal["sgd", "adamw"]
 BatchNorm = Literal["refuse", "group"]
+MAX_SIZE = 1 << 20
+"""Of a dimension of the input, and of the number of classes."""
 Init = Literal["composed", "he_fan_in", "he_fan_out"]
 
 
@@ -111,6 +113,10 @@ class Recipe:
             raise InputError(f"initial_codec: {error}") from error
         if not 0 <= self.gamma <= 1:
             raise InputError(f"gamma: expected a number from 0 to 1, found {self.gamma!r}")
+        if self.classes is not None and not 1 <= self.classes <= MAX_SIZE:
+            raise InputError(f"classes: expected an integer from 1 to {MAX_SIZE}, found {self.classes}")
+        if self.input_shape is not None and not all(1 <= size <= MAX_SIZE for size in self.input_shape):
+            raise InputError(f"input_shape: expected sizes from 1 to {MAX_SIZE}, found {list(self.input_shape)}")
         if self.init != "composed" and self.pretrained is not None:
             raise InputError(f"init: expected composed with pretrained, which factors are fitted to, found {self.init}")
         if not (math.isfinite(self.jacobian_correction) and self.jacobian_correction >= 0):

@@ -656,6 +656,8 @@ def test_refitting_brings_the_weights_closer_to_their_mean(tmp_path: Path, weigh
         part = name.rpartition(".")[2]
         same = np.array_equal(tensor, refitted.weights.tensors[name])
         assert same == (part in ("bias", "weight", "scale") or name == "scale"), name
+    with pytest.raises(InputError, match="merge: expected mean with algorithm feddyn, found refit"):
+        aggregate(paths, weights, merge="refit", algorithm=FedDyn(clients=3))
     moved = aggregate(paths, weights, merge="refit", algorithm=FedAvg(lr=0.5)).weights.tensors
     for name, tensor in weights.tensors.items():
         np.testing.assert_allclose(moved[name] - tensor, (refitted.weights.tensors[name] - tensor) / 2, atol=1e-6)

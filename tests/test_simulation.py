@@ -1,6 +1,7 @@
 """Simulations: what a plan may say, and that a run measures what its files are, whoever runs it and however often."""
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -24,8 +25,10 @@ from device_runtime import evaluate, load_weights, open_data, open_engine, train
 from export import make_bundle
 from fedpara_edge.aggregation import aggregate
 from fedpara_edge.bundle import WEIGHTS, open_bundle
+from fedpara_edge.cli import simulate as cli_simulate
 from fedpara_edge.errors import DivergedError, FedparaError, InputError
 from fedpara_edge.simulation import folder, runner
+from fedpara_edge.simulation.clients import write_clients
 from fedpara_edge.simulation.engines import bundle_at
 from fedpara_edge.simulation.folder import JobFolder, RunFolder, hold, newest_before
 from fedpara_edge.simulation.measures import weight_norm
@@ -161,6 +164,12 @@ def write_plan(place: Path, *changes: tuple[str, str], more: str = "") -> Path:
 
 
 BAD_PLANS: dict[str, tuple[tuple[str, str], str]] = {
+    "no class": (("classes = 3", "classes = -1"), "model.classes: expected an integer from 1 to 1048576, found -1"),
+    "negative size": (("[1, 4, 4]", "[1, -4, 4]"), "model.input_shape: expected sizes from 1 to 1048576, found"),
+    "refit with feddyn": (
+        ("local_only = true", 'train.algorithm = "feddyn"\naggregate.algorithm = "feddyn"\naggregate.merge = "refit"'),
+        "arms.alone.aggregate.merge: expected mean with algorithm feddyn, found refit",
+    ),
     "unknown setting": (("rounds = 2", "rounds = 2\nround = 3"), "round: expected a key of this table"),
     "unknown table": (("[model]", "[models]"), "models: expected a key of this table, found an unknown one; did you"),
     "unknown data key": (("clients = 3", "clients = 3\nclient = 2"), "data.client: expected a key"),
@@ -648,6 +657,56 @@ def test_other_files_and_other_plans_are_refused(done: Path, tmp_path: Path) -> 
     commented = tmp_path / "commented.toml"
     commented.write_text("# again\n" + (done / "plan.toml").read_text())
     assert first_difference(read_tables(commented), read_tables(done / "plan.toml")) is None
+
+
+def test_what_was_refused_before_any_training_can_be_corrected(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    bad = write_plan(tmp_path, ("participants = 2", "participants = 4"))
+    with pytest.raises(InputError, match="participants: expected at most the 3 clients there are, found 4"):
+        simulate(bad, run)
+    made = RunFolder(run).job("dense", 4).bundle
+    made.mkdir(parents=True)
+    plan = write_plan(tmp_path)
+    with folder.open_run(run, plan) as found:
+        assert first_difference(read_tables(found.plan), read_tables(plan)) is None
+        assert not made.exists(), "of the plan before"
+        made.mkdir(parents=True)
+        write_clients(found.data(4), read_plan(plan).data, 4)
+    with folder.open_run(run, plan) as found:
+        assert made.exists()
+        assert not found.data(4).exists(), "the data may have been corrected"
+        found.metrics.write_text("{}\n")
+        write_clients(found.data(4), read_plan(plan).data, 4)
+    with folder.open_run(run, plan) as found:
+        assert found.data(4).exists()
+    with pytest.raises(InputError, match="participants: expected as in"), folder.open_run(run, bad_again(tmp_path)):
+        pass
+
+
+def bad_again(place: Path) -> Path:
+    return write_plan(place, ("participants = 2", "participants = 4"))
+
+
+def test_a_measure_that_is_not_finite_is_null(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "metrics.jsonl")
+    journal.append({"event": "round", "arm": "a", "seed": 0, "weight_norm": np.inf, "gap": 0.5, "loss": float("nan")})
+    (event,) = Journal(tmp_path / "metrics.jsonl").events
+    assert (event["weight_norm"], event["gap"], event["loss"]) == (None, 0.5, None)
+    assert journal.events == [event]
+
+
+def test_progress_in_a_log_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    now = iter([0.0, 10.0, 70.0, 100.0, 131.0])
+    monkeypatch.setattr(cli_simulate.time, "monotonic", lambda: next(now))
+    with cli_simulate._progress(stream) as (on_start, on_trained):
+        on_start(8)
+        for _ in range(4):
+            on_trained("dense, seed 0")
+    assert stream.getvalue().splitlines() == [
+        "training 2/8, 4 min left: dense, seed 0",
+        "training 4/8, 2 min left: dense, seed 0",
+    ]
 
 
 def test_only_one_process_works_in_a_run(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,14 +149,15 @@ def aggregate(
 
     Raises:
         TooFewUpdatesError: there are fewer valid updates than `min_updates`; its `rejected` tells of the others.
-        InputError: `min_updates` is less than 1, the state is missing or another algorithm's, or there are more updates
-            than clients.
+        InputError: `min_updates` is less than 1, the algorithm takes no refit, the state is missing or another
+            algorithm's, or there are more updates than clients.
         WrongBundleError: the state belongs with other weights.
         DivergedError: the step leads beyond float32, and no single update is to blame.
         InvalidUpdateError, WrongBundleError: with `strict`.
     """
     if min_updates < 1:
         raise InputError(f"min_updates: expected at least 1, found {min_updates}")
+    check_merge(merge, algorithm)
     kept = _kept(state, weights, algorithm)
     weighting = weighting or algorithm.weighting
     updates, rejected = screen(paths, weights, algorithm)
@@ -199,6 +200,19 @@ def aggregate(
         gap=gap,
         refit=refitted,
     )
+
+
+def check_merge(merge: Merge, algorithm: ServerAlgorithm) -> None:
+    """Refuse what does not go together.
+
+    Raises:
+        InputError: the algorithm takes no refit.
+    """
+    if merge == "refit" and not algorithm.takes_refit:
+        raise InputError(
+            f"merge: expected mean with algorithm {algorithm.name}, found refit: what the devices keep would no longer "
+            "be what the server keeps"
+        )
 
 
 def _kept(

@@ -47,11 +47,13 @@ class ServerAlgorithm:
     Attributes:
         name: as the user types it.
         groups: what it keeps, a vector of the size of the weights each.
+        takes_refit: whether the mean that it gets may be that of refitted factors.
         weighting: how devices are weighed unless the user says otherwise.
     """
 
     name: ClassVar[str]
     groups: ClassVar[tuple[str, ...]] = ()
+    takes_refit: ClassVar[bool] = True
     weighting: ClassVar[Weighting] = "examples"
 
     @property
@@ -210,6 +212,7 @@ class FedDyn(ServerAlgorithm):
 
     name = "feddyn"
     groups = ("h",)
+    takes_refit = False  # h is the mean of what the devices keep, who know nothing of a refit
     weighting = "equal"
 
     def __post_init__(self) -> None:

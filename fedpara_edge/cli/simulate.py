@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fedpara_edge.simulation.runner import Outcome
 
 FOLDER_OR_FILE = click.Path(path_type=Path)
+SECONDS_BETWEEN_LINES = 60.0
 HEADER = ("arm", "seed", "parameters", "rounds", "accuracy", "loss", "up", "down")
 
 
@@ -86,20 +87,43 @@ def _lines(outcomes: list[Outcome]) -> list[str]:
     return [table(HEADER, rows), *diverged, *lost] if rows else []
 
 
+class _Lines:
+    """What the bar tells, in lines for a log."""
+
+    def __init__(self, length: int, stream: TextIO) -> None:
+        self._length, self._stream = length, stream
+        self._done = 0
+        self._started = self._told = time.monotonic()
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, count: int, name: str) -> None:
+        self._done += count
+        now = time.monotonic()
+        if now - self._told >= SECONDS_BETWEEN_LINES:
+            self._told = now
+            left = (now - self._started) / self._done * (self._length - self._done)
+            click.echo(f"training {self._done}/{self._length}, {left / 60:.0f} min left: {name}", file=self._stream)
+
+
 @contextmanager
 def _progress(stream: TextIO) -> Iterator[tuple[Callable[[int], None], Callable[[str], None]]]:
-    """A bar of the trainings done with the time left, if the stream is a terminal."""
-    if not stream.isatty():
-        yield (lambda _: None), (lambda _: None)
-        return
+    """The trainings done, with the time left: a bar on a terminal, elsewhere a line now and then."""
     bar: Any = None
     drawing = threading.Lock()
 
     def on_start(trainings: int) -> None:
         nonlocal bar
-        bar = click.progressbar(
-            length=trainings, label="training", file=stream, show_pos=True, item_show_func=lambda name: name or ""
-        )
+        if stream.isatty():
+            bar = click.progressbar(
+                length=trainings, label="training", file=stream, show_pos=True, item_show_func=lambda name: name or ""
+            )
+        else:
+            bar = _Lines(trainings, stream)
         bar.__enter__()
 
     def on_trained(name: str) -> None:

@@ -41,11 +41,13 @@ class Clients:
         folder: with `clients/<client>/train`, `clients/<client>/test` and `common`.
         clients: in the order of the federation.
         test_examples: in the common test set; 0 if there is none.
+        left_out: how many owners of rows are no clients, as they have too few.
     """
 
     folder: Path
     clients: tuple[Client, ...]
     test_examples: int
+    left_out: int
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -90,7 +92,11 @@ def write_clients(folder: Path, data: DataPlan, seed: int) -> None:
         common = federation.test
         if common is not None:
             _write(making / COMMON, common)
-        index = {"clients": [asdict(client) for client in clients], "test_examples": len(common) if common else 0}
+        index = {
+            "clients": [asdict(client) for client in clients],
+            "test_examples": len(common) if common else 0,
+            "left_out": len(federation.left_out),
+        }
         (making / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
 
@@ -98,7 +104,7 @@ def read_clients(folder: Path) -> Clients:
     """The clients that `write_clients` wrote."""
     index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     clients = tuple(Client(**client) for client in index["clients"])
-    return Clients(folder=folder, clients=clients, test_examples=index["test_examples"])
+    return Clients(**{**index, "folder": folder, "clients": clients})
 
 
 def _write(folder: Path, examples: Examples) -> None:

@@ -58,6 +58,11 @@ class RunFolder:
         return self.path / METRICS
 
     @property
+    def has_begun(self) -> bool:
+        """Whether anything was measured."""
+        return self.metrics.is_file() and self.metrics.stat().st_size > 0
+
+    @property
     def lock(self) -> Path:
         """Held as long as anybody works in the folder."""
         return self.path / "work" / ".lock"
@@ -153,6 +158,8 @@ def _number(path: Path) -> int:
 def open_run(path: Path, plan: Path) -> Iterator[RunFolder]:
     """Make a run folder or go on in one, for as long as the context lasts.
 
+    A run that has measured nothing yet begins again, so that a plan or data that were refused can be corrected.
+
     Args:
         path: of the run folder.
         plan: file of the plan; copied, or compared with the copy that is there.
@@ -163,24 +170,29 @@ def open_run(path: Path, plan: Path) -> Iterator[RunFolder]:
     run = RunFolder(path)
     if path.exists() and not run.plan.is_file() and not (path.is_dir() and all(map(_is_leftover, path.iterdir()))):
         raise InputError(f"{path}: expected a new folder or that of an earlier run, found another; choose another name")
-    if run.plan.is_file():
-        key = first_difference(read_tables(run.plan), read_tables(plan))
-        if key is not None:
+    tables = read_tables(plan)
+    run.lock.parent.mkdir(parents=True, exist_ok=True)
+    with hold(run.lock, alone=True):
+        key = first_difference(read_tables(run.plan), tables) if run.plan.is_file() else PLAN
+        if key is not None and run.has_begun:
             raise InputError(
                 f"{plan}: {key}: expected as in {run.plan}, with which this run began, found another value; take "
                 "another folder for another plan"
             )
-    else:
-        path.mkdir(parents=True, exist_ok=True)
-        with replacing_file(run.plan) as temporary:
-            shutil.copyfile(plan, temporary)
-    run.lock.parent.mkdir(exist_ok=True)
-    with hold(run.lock, alone=True):
+        if not run.has_begun:
+            # Bundles follow from the plan, and are worth keeping; the data may have been corrected.
+            for made in run.lock.parent.iterdir():
+                if made.is_dir() and (key is not None or made == run.data(0).parent):
+                    shutil.rmtree(made)
+        if key is not None:
+            with replacing_file(run.plan) as temporary:
+                shutil.copyfile(plan, temporary)
         yield run
 
 
 def _is_leftover(path: Path) -> bool:
-    return path.name.startswith(f".{PLAN}.")  # of a copy that was cut short
+    """Whether it is of a run that was cut short before it had a plan: of its copy, or the lock."""
+    return path.name.startswith(f".{PLAN}.") or (path.name == "work" and {p.name for p in path.iterdir()} <= {".lock"})
 
 
 @contextmanager

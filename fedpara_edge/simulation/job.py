@@ -296,6 +296,7 @@ def _arm_event(job: Job) -> Event:
         dense_parameters=layout.dense_parameters,
         full_ranks={layer.name: min(layer.matrix_shape) for layer in layout.layers if layer.kind != "dense"},
         clients=len(job.clients.clients),
+        left_out=job.clients.left_out,
         participants=len(job.participants(0)),
         local_only=arm.local_only,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -49,7 +48,7 @@ class Merged:
 
     Args:
         rejected: the codes of those that were refused (`fedpara_edge.errors`).
-        gap: the aggregation gap of the next weights, relative; None if no factors travel.
+        gap: the aggregation gap of the factors that the server's step starts from, relative; None if no factors travel.
         mean_gap: that of the mean of the factors, which is the same unless they were refitted.
         weights_bytes: size of the next weights.
         change_bytes: size of the change that leads to them; None if whole weights are sent.
@@ -95,12 +94,8 @@ def merge_round(merging: Merging) -> Merged:
     of_mean = None if result.gap is None else result.gap.relative
     return Merged(
         rejected=tuple(update.code for update in result.rejected),
-        gap=_finite(result.refit.after if result.refit else of_mean),
-        mean_gap=_finite(result.refit.before if result.refit else of_mean),
+        gap=result.refit.after if result.refit else of_mean,
+        mean_gap=result.refit.before if result.refit else of_mean,
         weights_bytes=merging.output.stat().st_size,
         change_bytes=merging.change.stat().st_size if plan.sends_changes else None,
     )
-
-
-def _finite(gap: float | None) -> float | None:
-    return gap if gap is not None and math.isfinite(gap) else None

@@ -4,8 +4,8 @@ Every line has "event", "arm" and "seed". Numbers that were not measured, or are
 
     arm      what the federation is: model, kind, gamma, algorithm, weighting (of the devices; null in an arm that is
              local_only), codec, downlink_codec, shared_parameters, personal_parameters, dense_parameters, clients,
-             participants, local_only; full_ranks: {layer: largest rank that a weight of its shape can have}, of the
-             factored layers
+             left_out (owners of too few rows to be clients), participants, local_only; full_ranks: {layer: largest
+             rank that a weight of its shape can have}, of the factored layers
     round    round (from 1 on); accuracy and loss (null where not evaluated); train_loss, of the last local epoch, mean
              over participants weighted by examples; up_bytes and down_bytes, of all participants together;
              participants, a number; rejected, how many of them sent nothing that could be used, and rejections, how
@@ -24,6 +24,7 @@ lines are put in the order of the plan, so that they do not depend on which arm 
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -67,13 +68,14 @@ class Journal:
         Raises:
             FedparaError: the disk refuses the write; the file is as before.
         """
-        text = "".join(json.dumps(event, allow_nan=False) + "\n" for event in events)
+        plain = [{name: _finite(value) for name, value in event.items()} for event in events]
+        text = "".join(json.dumps(event, allow_nan=False) + "\n" for event in plain)
         with self._appending:
             with _all_or_nothing(self._path), self._path.open("a", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            self.events += events
+            self.events += plain
 
     def sort(self, arms: Sequence[str], seeds: Sequence[int]) -> None:
         """Put the lines in the order of the plan: by arm, seed and round."""
@@ -87,6 +89,10 @@ class Journal:
             self.events.sort(key=place)
             with replacing_file(self._path) as temporary:
                 temporary.write_text("".join(json.dumps(event) + "\n" for event in self.events), encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager

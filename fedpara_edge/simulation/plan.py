@@ -32,6 +32,7 @@ from typing import Any, Literal, TypeVar
 from device_runtime.config import TrainConfig
 from device_runtime.engines import ENGINES
 from device_runtime.schedule import Schedule, Shape
+from fedpara_edge.aggregation.fedavg import check_merge
 from fedpara_edge.algorithms import ServerAlgorithm, Weighting, find_local, find_server
 from fedpara_edge.codecs import find_encoder
 from fedpara_edge.errors import InputError
@@ -162,7 +163,7 @@ class AggregatePlan:
     snapshot_every: int = 0
 
     def __post_init__(self) -> None:
-        self.server(clients=1)
+        check_merge(self.merge, self.server(clients=1))
         _check_codec("downlink_codec", self.downlink_codec)
         if self.snapshot_every < 0:
             raise InputError(f"snapshot_every: expected an integer of at least 0, found {self.snapshot_every}")

@@ -105,16 +105,19 @@ def _sections(plan: Plan, summary: Summary, figures: Mapping[str, Figure]) -> li
     rule = (
         f"Targets: {targets}, {source}. An arm reaches a target at the first round at which its mean accuracy over the "
         "seeds, smoothed by the evaluated rounds before and after, is at least that high; between two evaluated rounds "
-        "it is interpolated. Counted are the sizes of all files sent, up and down, by all participants until then."
+        "it is interpolated. Counted are all files of weights, changes, updates and control variates that all "
+        "participants sent and received until then, with the initial weights and without the bundle's graphs, which a "
+        "device gets once."
     )
     time = (
-        "Computing is what a participant's training took on the machine of the simulation, mean over rounds; with "
-        "several workers on it they slow each other down. Sending is computed: 8 × (bytes up + bytes down) of a "
-        "participant and round over the rate."
+        "Computing is what a participant's steps took on the machine of the simulation, without reading and writing "
+        "files, mean over rounds; several workers on it slow each other down. Sending is computed: 8 × (bytes "
+        "up + bytes down) of a participant and round over the rate."
     )
     gap = (
-        "How far the weights that the aggregated factors compose to are from the mean of the clients' composed "
-        "weights, over how far that mean moved in the round. 0 for dense models."
+        "How far the weights that the averaged, or refitted, factors compose to are from the mean of the clients' "
+        "composed weights, over how far that mean moved in the round: before the server's own step, and in large "
+        "models of a sample of their entries. 0 for dense models."
     )
     one_client = "Where every client has a model of its own, it is that of the first client in all rounds."
     ranks = (
@@ -144,5 +147,7 @@ def _subtitle(results: Results) -> str:
     of = f"{participants} of {clients} clients a round" if clients != participants else f"{clients} clients"
     seeds = f"seeds {', '.join(map(str, plan.seeds))}" if len(plan.seeds) > 1 else f"seed {plan.seeds[0]}"
     details = {"dirichlet": f" (α {plan.data.alpha})", "key": f" {plan.data.key}", "shards": f" ({plan.data.shards})"}
+    if left_out := about.get("left_out"):
+        of += f" ({left_out} with fewer than {plan.data.least} training examples left out)"
     split = f"data {plan.data.path.name} by {plan.data.split}{details.get(plan.data.split, '')}"
     return " · ".join([f"{plan.rounds} rounds", *([of] if clients is not None else []), split, seeds])

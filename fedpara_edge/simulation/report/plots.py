@@ -250,10 +250,10 @@ def ranks_of_layers(summary: Summary) -> Figure | None:
 
 
 def norms_by_round(summary: Summary) -> Figure | None:
-    """Norm of all factors, and of all composed weights."""
+    """Norm of all factors, and of all that is trained, composed where it is factored."""
     measures: dict[str, Callable[[ArmSummary], Curve | None]] = {
         "norm of all factors": lambda arm: arm.factor_norm,
-        "norm of all composed weights": lambda arm: arm.weight_norm,
+        "norm of all weights, composed": lambda arm: arm.weight_norm,
     }
     shown = {name: of for name, of in measures.items() if any(of(arm) for arm in summary.arms)}
     if not shown:
