@@ -106,9 +106,41 @@ def test_bench_refuses_a_change_that_is_not_finite(weights: Weights, run: Comman
     refused = run("codec", "bench", "u", "--weights", "base.safetensors")
     assert (refused.code, "expected a finite change, found NaN or Inf" in refused.err) == (3, True)
     assert len(refused.err.splitlines()) == 1
-    with open_encoded(Path("u"), weights) as file, pytest.raises(InvalidUpdateError) as caught:
-        read_change(file, in_order(weights.layout.shared))
-    assert caught.value.code == "not_finite"
+    for read in (read_change, bits_by_tensor):
+        with open_encoded(Path("u"), weights) as file, pytest.raises(InvalidUpdateError) as caught:
+            read(file, in_order(weights.layout.shared))
+        assert caught.value.code == "not_finite"
+
+
+def test_a_codec_that_can_not_express_the_change_is_left_out(weights: Weights, run: Command) -> None:
+    whole = bytearray(send(weights, "float32").read_bytes())
+    whole[-8:-4] = np.array(1e5, "<f4").tobytes()
+    Path("u").write_bytes(whole)
+    bench = (
+        "codec",
+        "bench",
+        "u",
+        "--weights",
+        "base.safetensors",
+        "--seconds",
+        0,
+        "--codec",
+        "float16",
+        "--codec",
+        "int8",
+    )
+    measured = run(*bench, "--json")
+    assert measured.json["left_out"] == ["float16"]
+    assert [row["codec"] for row in measured.json["codecs"]] == ["int8"]
+    assert "left out, as an entry of this change is too large for them: float16" in run(*bench).out
+
+
+def test_nothing_to_draw_is_no_warning(weights: Weights, run: Command) -> None:
+    zeros = {tensor.name: np.zeros(tensor.shape, np.float32) for tensor in weights.layout.shared}
+    write_update(Path("u"), small_round.header(weights), weights.layout, zeros, encoder=find_encoder("float32"))
+    bench = ("codec", "bench", "u", "--weights", "base.safetensors", "--seconds", 0, "--codec", "int8")
+    ended = run(*bench, "--plot", "zero.png")
+    assert (ended.code, ended.err) == (0, "")
 
 
 def test_a_foreign_format_is_told_in_one_short_line(weights: Weights, run: Command) -> None:  # noqa: ARG001

@@ -68,6 +68,7 @@ def bench(
         hidden=not sys.stderr.isatty(),
     ) as measured:
         rows.extend(measured)
+    left_out = [name for name in names if name not in {row.codec for row in rows}]
     dense = 4 * base.layout.dense_parameters
     if plot is not None:
         _plot(plot, rows, file.name)
@@ -75,7 +76,9 @@ def bench(
         f"{file}: {len(change):,} parameters, {megabytes(4 * len(change))} in float32, of a dense model of "
         f"{megabytes(dense)}\n\n{_table(rows, dense)}"
     )
-    result = {"file": str(file), "parameters": len(change), "dense_bytes": dense}
+    if left_out:
+        text += f"\n\nleft out, as an entry of this change is too large for them: {', '.join(left_out)}"
+    result = {"file": str(file), "parameters": len(change), "dense_bytes": dense, "left_out": left_out}
     emit({**result, "codecs": [row.to_json() for row in rows]}, text, as_json=json)
 
 
@@ -138,6 +141,7 @@ def _plot(path: Path, rows: Sequence[Measured], title: str) -> None:
             )
     axes.set(xscale="log", yscale="log", xlabel="bits per parameter, whole file", ylabel="relative error", title=title)
     axes.grid(visible=True, which="both", alpha=0.2)
-    axes.legend()
+    if families:
+        axes.legend()
     with replacing_file(path) as temporary:
         figure.savefig(temporary, format=path.suffix.lower().lstrip("."), dpi=150)

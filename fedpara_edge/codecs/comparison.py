@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +17,7 @@ from fedpara_edge.codecs import find_encoder, open_codec
 from fedpara_edge.codecs.codec import Encoded, Encoder, chunks, name_at
 from fedpara_edge.codecs.payload import PayloadDecoder
 from fedpara_edge.downlink import FORMAT as CHANGE_FORMAT
-from fedpara_edge.errors import InvalidUpdateError, WrongBundleError, brief_text
+from fedpara_edge.errors import DivergedError, InvalidUpdateError, WrongBundleError, brief_text
 from fedpara_edge.layout import TensorSpec
 from fedpara_edge.tensorfile import TensorFile, write_tensors
 from fedpara_edge.update import FORMAT as UPDATE_FORMAT
@@ -97,14 +98,12 @@ def bits_by_tensor(file: TensorFile, tensors: Sequence[TensorSpec]) -> dict[str,
     Raises:
         InvalidUpdateError: as `read_change`.
     """
-    decoder = open_codec(file, tensors)
+    change, decoder = read_change(file, tensors), open_codec(file, tensors)
     if not isinstance(decoder, PayloadDecoder):
         return {tensor.name: 8 * file.entries[tensor.name].nbytes / max(tensor.size, 1) for tensor in tensors}
-    information = np.empty(sum(tensor.size for tensor in tensors))
-    for number, (start, stop) in enumerate(chunks(len(information))):
-        values = np.empty(stop - start, np.float32)
-        decoder.decode(start, values)
-        found = _information(values, decoder.blocks[number])
+    information = np.empty(len(change))
+    for number, (start, stop) in enumerate(chunks(len(change))):
+        found = _information(change[start:stop], decoder.blocks[number])
         spent = 8.0 * float(decoder.ends[number + 1] - decoder.ends[number])
         information[start:stop] = found * (spent / found.sum()) if found.any() else spent / len(found)
     ends = np.cumsum([tensor.size for tensor in tensors])
@@ -142,7 +141,7 @@ class Measured:
 def compare(
     tensors: Sequence[TensorSpec], change: NDArray[np.float32], codecs: Sequence[str], *, seconds: float = 0.1
 ) -> Iterator[Measured]:
-    """Measure codecs on one change, one after the other.
+    """Measure codecs on one change, one after the other, but for those that can't express it.
 
     Args:
         tensors: the shared tensors, sorted by name.
@@ -156,7 +155,8 @@ def compare(
     encoders = {codec: find_encoder(codec) for codec in codecs}
     with TemporaryDirectory(prefix="codecs-") as folder:
         for codec, encoder in encoders.items():
-            yield _measure(codec, encoder, tensors, change, Path(folder) / "change", seconds)
+            with suppress(DivergedError):
+                yield _measure(codec, encoder, tensors, change, Path(folder) / "change", seconds)
 
 
 def _measure(
