@@ -302,7 +302,7 @@ def test_accuracy_is_that_of_the_seeds_that_came_to_the_last_round(tmp_path: Pat
     )
     write_metrics(tmp_path, [line for arm in arms for line in arm])
     summary = summary_of(tmp_path)
-    assert summary.last_round == 5
+    assert {arm.last_round for arm in summary.arms} == {5}
     assert [row[-2:] for row in arms_table(summary).rows] == [
         ["80.0 ± 0.0 %", "–"],
         ["80.0 % (1 of 2 seeds)", "–"],
@@ -311,6 +311,18 @@ def test_accuracy_is_that_of_the_seeds_that_came_to_the_last_round(tmp_path: Pat
     assert summary.arm("lost").unfinished[0] == "the loss after round 5 is not finite"
     assert [row[1] for row in bytes_tables(summary)[0].rows] == ["2.5", "1.3", "2.5 (1 of 2 seeds)"]
     assert write_report(tmp_path).exists()
+
+
+def test_an_arm_of_fewer_rounds_is_judged_after_its_own_last(tmp_path: Path) -> None:
+    write_plan(tmp_path, ["dense", "long"], target=0.6)
+    plan = tmp_path / "plan.toml"
+    plan.write_text(plan.read_text().replace('[arms."dense"]', '[arms."dense"]\nrounds = 3'))
+    write_metrics(tmp_path, [*lines_of("dense", RISING[:3]), *lines_of("long", [*RISING[:4], 0.9])])
+    summary = summary_of(tmp_path)
+    assert [(arm.last_round, arm.final) for arm in summary.arms] == [(3, (0.8,)), (5, (0.9,))]
+    table = arms_table(summary)
+    assert "after the last of its rounds" in table.caption
+    assert table.rows[1][-1] == "+10.0"
 
 
 class Page(HTMLParser):

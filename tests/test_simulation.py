@@ -659,6 +659,13 @@ def test_other_files_and_other_plans_are_refused(done: Path, tmp_path: Path) -> 
     assert first_difference(read_tables(commented), read_tables(done / "plan.toml")) is None
 
 
+def test_an_arm_may_have_rounds_of_its_own(tmp_path: Path) -> None:
+    plan = read_plan(write_plan(tmp_path, ("[arms.dense]", "[arms.dense]\nrounds = 5")))
+    assert [(arm.name, arm.rounds) for arm in plan.arms] == [("dense", 5), ("small", 2), ("alone", 2)]
+    with pytest.raises(InputError, match=r"arms\.dense: rounds: expected an integer of at least 1, found 0"):
+        read_plan(write_plan(tmp_path, ("[arms.dense]", "[arms.dense]\nrounds = 0")))
+
+
 def test_what_was_refused_before_any_training_can_be_corrected(tmp_path: Path) -> None:
     run = tmp_path / "run"
     bad = write_plan(tmp_path, ("participants = 2", "participants = 4"))

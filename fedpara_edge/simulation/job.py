@@ -111,14 +111,14 @@ def run_job(job: Job, pool: Executor, *, on_trained: Callable[[str], None]) -> N
     Raises:
         FedparaError: a file can't be written, or was changed by somebody else.
     """
-    journal, plan = job.journal, job.plan
+    journal = job.journal
     if job.is_done:
         return
     if not journal.of(job.arm.name, job.seed, "arm"):
         journal.append(_arm_event(job))
     job.folder.make(job.clients.names)
     diverged = None
-    for round in range(job.rounds_done, plan.rounds):
+    for round in range(job.rounds_done, job.arm.rounds):
         started = time.monotonic()
         job.folder.clear(round)
         events, diverged = _run_round(job, pool, round, on_trained)
@@ -144,7 +144,7 @@ def _run_round(
         reasons = [result.diverged for result in trained.values() if result.diverged is not None]
         return (), merged.diverged if good else reasons[0]
     rejected = Counter([DivergedError.code] * (len(trained) - len(good)) + list(merged.rejected))
-    is_evaluated, is_last = plan.is_evaluated(number), number == plan.rounds
+    is_evaluated, is_last = plan.is_evaluated(number, last=job.arm.rounds), number == job.arm.rounds
     measuring = _measuring(job, number, ranks=is_evaluated, at_any_cost=is_last)
     measured = pool.submit(measure, measuring)
     accuracy = loss = None

@@ -1,7 +1,7 @@
 """A plan: which federations to simulate, as a TOML file says it.
 
     name            of the plan
-    rounds          of each federation
+    rounds          of each federation whose arm does not say otherwise
     seeds           list; each arm is run once for each. Decides clients, initial weights, participants, order of rows
     participants    clients drawn for each round; all where it is left out
     evaluate_every  rounds; the last is always evaluated
@@ -13,7 +13,8 @@
     [train]         `TrainPlan`
     [aggregate]     `AggregatePlan`
     [arms.NAME]     one table for each federation to compare: `model.…`, `train.…` and `aggregate.…` set keys of those
-                    three tables anew for this arm, and `local_only = true` has every client train on its own
+                    three tables anew for this arm, `rounds` the setting of that name, and `local_only = true` has
+                    every client train on its own
 
 All arms of a plan see the same clients with the same rows and the same participants in each round. Nothing is trained
 before the whole plan was found good.
@@ -201,6 +202,7 @@ class Arm:
 
     Args:
         name: of the arm.
+        rounds: of the federation.
         model: what its bundle is made of, but for the seed.
         train: what its devices do.
         aggregate: what its server does.
@@ -211,12 +213,15 @@ class Arm:
     """
 
     name: str
+    rounds: int
     model: Recipe
     train: TrainPlan
     aggregate: AggregatePlan
     local_only: bool = False
 
     def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise InputError(f"rounds: expected an integer of at least 1, found {self.rounds}")
         local, server = self.train.algorithm, self.aggregate.algorithm
         if local != server and {local, server} & set(OWN_SERVER):
             one = local if local in OWN_SERVER else server
@@ -297,9 +302,9 @@ class Plan:
             return "own"
         return "own" if self.data.test_share and any(arm.is_personal for arm in self.arms) else "common"
 
-    def is_evaluated(self, number: int) -> bool:
-        """Whether the weights after round `number` (from 1 on) are evaluated."""
-        return number % self.evaluate_every == 0 or number == self.rounds
+    def is_evaluated(self, number: int, *, last: int) -> bool:
+        """Whether weights after round `number` (from 1 on) are evaluated, where `last` is the last round."""
+        return number % self.evaluate_every == 0 or number == last
 
     def arm(self, name: str) -> Arm:
         """The arm of that name.
@@ -375,7 +380,7 @@ def _arm(name: str, table: Any, tables: Tables, folder: Path) -> Arm:
         raise InputError(f"{where}: expected a name of up to 60 letters, digits, '_', '-', '+' and '.', found {name!r}")
     _check_table(where, table)
     with _prefixing(f"{where}."):
-        check_keys(table, ("local_only", *PARTS))
+        check_keys(table, ("local_only", "rounds", *PARTS))
         for part in PARTS:
             _check_table(part, table.get(part, {}))
 
@@ -390,7 +395,7 @@ def _arm(name: str, table: Any, tables: Tables, folder: Path) -> Arm:
     train = made(TrainPlan, "train")
     given = {"batch_size": train.batch_size, "engines": (train.engine,), "seed": 0}
     model = made(Recipe, "model", given)
-    settings = {key: value for key, value in table.items() if key not in PARTS}
+    settings = {"rounds": tables.get("rounds", 1), **{key: value for key, value in table.items() if key not in PARTS}}
     parts = {"train": train, "aggregate": made(AggregatePlan, "aggregate"), "model": _beside(folder, model)}
     with _prefixing(f"{where}: "):
         return make(Arm, settings, given={"name": name, **parts})

@@ -94,7 +94,7 @@ def simulate(
         pairs = [(arm, seed) for seed in found.seeds for arm in wanted if not journal.of(arm.name, seed, "done")]
         with _explaining_killed_workers():
             jobs = _prepare(found, pairs, folder, journal, workers)
-            on_start(sum(len(job.participants(0)) * (found.rounds - job.rounds_done) for job in jobs))
+            on_start(sum(len(job.participants(0)) * (job.arm.rounds - job.rounds_done) for job in jobs))
             _run(jobs, folder, workers, on_trained)
         journal.sort([arm.name for arm in found.arms], found.seeds)
         begun = [(arm.name, seed) for arm in found.arms for seed in found.seeds if journal.of(arm.name, seed, "done")]
@@ -175,7 +175,7 @@ def _drive(job: Job, pool: Executor, on_trained: OnTrained) -> None:
 def _outcome(journal: Journal, plan: Plan, arm: str, seed: int) -> Outcome:
     (about,), (done,) = (journal.of(arm, seed, event) for event in ("arm", "done"))
     rounds = journal.of(arm, seed, "round")
-    last = rounds[-1] if len(rounds) == plan.rounds else {"accuracy": None, "loss": None}
+    last = rounds[-1] if len(rounds) == plan.arm(arm).rounds else {"accuracy": None, "loss": None}
     return Outcome(
         arm=arm,
         seed=seed,

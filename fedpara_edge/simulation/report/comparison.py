@@ -56,10 +56,11 @@ def arms_table(summary: Summary) -> Table:
                 NONE if difference is None else _signed(difference),
             ]
         )
+    ends = sorted({arm.last_round for arm in summary.arms})
+    when = f"after round {ends[0]}" if len(ends) == 1 else "after the last of its rounds"
     caption = (
-        "Sent a round: all participants together, up and down, mean over rounds. Accuracy: after round "
-        f"{summary.last_round}, of the seeds that have come to it. Points: of accuracy above or below "
-        f"{summary.reference}, where all seeds have."
+        f"Sent a round: all participants together, up and down, mean over rounds. Accuracy: {when}, of the seeds that "
+        f"have come to it. Points: of accuracy above or below {summary.reference}, where all seeds have."
     )
     return Table(header, rows, caption, summary.reference, text=(1,))
 

@@ -9,7 +9,8 @@
 
 Targets are the plan's, or else the highest point of the reference arm's smooth curve less 0.5 and 1 points, so that
 the reference arm reaches them. The accuracy that an arm came to is that after the last evaluated round of the whole
-run, of those seeds that have come to it with a finite loss: arms are only compared after the same round.
+run, of those seeds that have come to it with a finite loss: arms are only compared after the same round, but for those
+that the plan gives fewer rounds.
 """
 
 from __future__ import annotations
@@ -99,7 +100,8 @@ class ArmSummary:
         gap: aggregation gap, relative.
         factor_norm: of all factors.
         weight_norm: of all composed weights.
-        final: accuracy after the last evaluated round of the run, of each seed that has one there.
+        last_round: the last that was evaluated of any arm, or of this one if it has fewer rounds; 0 if none was.
+        final: accuracy after that round, of each seed that has one there.
         rounds: how far each seed has come.
         unfinished: for each seed that did not come to its end, or lost its accuracy before it, by its number, why.
         round_bytes: mean over rounds and seeds, up and down, of all participants together.
@@ -117,6 +119,7 @@ class ArmSummary:
     gap: Curve | None
     factor_norm: Curve | None
     weight_norm: Curve | None
+    last_round: int
     final: tuple[float, ...]
     rounds: tuple[int, ...]
     unfinished: Mapping[int, str]
@@ -134,7 +137,7 @@ class ArmSummary:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all seeds have an accuracy after the last evaluated round of the run."""
+        """Whether all seeds have an accuracy after `last_round`."""
         return len(self.final) == len(self.rounds)
 
     def sending_seconds(self, rate_mbps: float) -> float | None:
@@ -165,7 +168,6 @@ class Summary:
         reference: name of the arm that the others are compared with.
         targets: accuracies to reach, ascending.
         is_planned: whether the plan names the target.
-        last_round: the last that was evaluated, of any arm; 0 if none was.
         note: what is wrong with the reference, if anything.
     """
 
@@ -173,7 +175,6 @@ class Summary:
     reference: str
     targets: tuple[float, ...]
     is_planned: bool
-    last_round: int
     note: str | None = None
 
     def arm(self, name: str) -> ArmSummary:
@@ -199,9 +200,11 @@ class Summary:
 def summarize(results: Results) -> Summary:
     """Everything the report shows, from everything that was measured."""
     plan = results.plan
-    evaluated = (number for arm in results.arms for seed in arm.seeds for number in seed.rounds)
-    last = max(filter(plan.is_evaluated, evaluated), default=0)
-    arms = tuple(_summarize(arm, last) for arm in results.arms)
+    planned = {arm.name: arm.rounds for arm in plan.arms}
+    ends = {arm.name: planned.get(arm.name, plan.rounds) for arm in results.arms}
+    come_to = ((number, ends[arm.name]) for arm in results.arms for seed in arm.seeds for number in seed.rounds)
+    last = max((number for number, end in come_to if plan.is_evaluated(number, last=end)), default=0)
+    arms = tuple(_summarize(arm, min(last, ends[arm.name])) for arm in results.arms)
     reference = _reference(arms, plan.reference)
     curve = reference.accuracy
     if plan.target is not None:
@@ -218,7 +221,6 @@ def summarize(results: Results) -> Summary:
         reference=reference.name,
         targets=targets,
         is_planned=plan.target is not None,
-        last_round=last,
         note=note,
     )
 
@@ -252,6 +254,7 @@ def _summarize(arm: ArmRun, last: int) -> ArmSummary:
         gap=curve("gap"),
         factor_norm=curve("factor_norm"),
         weight_norm=curve("weight_norm"),
+        last_round=last,
         final=tuple(series[last] for series in accuracies if last in series),
         rounds=tuple(max(seed.rounds, default=0) for seed in arm.seeds),
         unfinished={seed.seed: why for seed in arm.seeds if (why := _why_unfinished(seed, last))},
