@@ -1,0 +1,66 @@
+"""Fill the tables of `reproducing.md` from the committed results of the plans, so that no number is typed.
+
+    python docs/tables.py            # after a plan was run again
+    python docs/tables.py --check    # exit code 1 if a table is not what the results say
+
+A table stands between `<!-- table: PLAN KIND [ARM,ARM,…] -->` and `<!-- end -->`; KIND is one of `KINDS`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import click
+
+from fedpara_edge.simulation.report.comparison import arms_table, bytes_tables, clients_table, gap_table, time_table
+from fedpara_edge.simulation.report.page import Table
+from fedpara_edge.simulation.report.results import read_results
+from fedpara_edge.simulation.report.summary import Summary, summarize
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "reproducing.md"
+MARKED = re.compile(r"(<!-- table: (\S+) (\S+)(?: (\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+KINDS: dict[str, Callable[[Summary], Sequence[Table | None]]] = {
+    "arms": lambda summary: [arms_table(summary)],
+    "bytes": bytes_tables,
+    "time": lambda summary: [time_table(summary)],
+    "clients": lambda summary: [clients_table(summary)],
+    "gap": lambda summary: [gap_table(summary)],
+}
+
+
+def filled(page: str) -> str:
+    """The page with its tables made anew."""
+
+    def table(match: re.Match[str]) -> str:
+        begin, plan, kind, arms, end = match.groups()
+        summary = summarize(read_results(ROOT / "plans" / "results" / plan))
+        tables = [found for found in KINDS[kind](summary) if found is not None]
+        chosen = arms.split(",") if arms else [arm.name for arm in summary.arms]
+        return begin + "".join(f"\n{_markdown(found, chosen)}\n" for found in tables) + end
+
+    return MARKED.sub(table, page)
+
+
+def _markdown(table: Table, arms: Sequence[str]) -> str:
+    rows = [row for row in table.rows if row[0] in arms]
+    aligned = [":--", *("--:" for _ in table.header[1:])]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (table.header, aligned, *rows)) + "\n"
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Change nothing; exit with 1 if something would change.")
+def main(check: bool) -> None:
+    """Fill the tables, or look whether they are filled."""
+    page = PAGE.read_text(encoding="utf-8")
+    new = filled(page)
+    if check and new != page:
+        raise click.ClickException(f"{PAGE}: its tables are not those of plans/results; type: python docs/tables.py")
+    if not check:
+        PAGE.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
