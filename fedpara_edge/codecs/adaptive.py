@@ -5,8 +5,8 @@ with larger changes: log2 of their ratio. That is the allocation of the least er
 water-filling: Cover and Thomas, Elements of Information Theory, section 10.3.3), where equal bits for all tensors would
 spend as many on those that barely changed.
 
-It claims no unbiasedness: a draw that misses the target is drawn again with another step, so that with a seed small
-targets favour small draws (by 3 % of the change at 22 bytes for 20 entries, by nothing measurable at thousands).
+It claims no unbiasedness: a draw that misses the target is drawn again with another step, so that with a seed a target
+of few bytes favours small draws.
 
 The step is found by bisection of its logarithm, for large changes on some of the chunks. At equal bytes the error of a
 step falls with it, so the target is met to within a per cent or, where some chunks stand for all, a few.
