@@ -28,7 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.codecs import open_codec
-from fedpara_edge.codecs.codec import Encoder, chunks, flatten, in_order, name_at, unflatten
+from fedpara_edge.codecs.codec import Encoder, flatten, in_order, name_at, unflatten
+from fedpara_edge.codecs.decoding import decode_all
 from fedpara_edge.errors import DivergedError, InputError, InvalidUpdateError, WrongBundleError, brief, brief_text
 from fedpara_edge.tensorfile import TensorFile, write_tensors
 from fedpara_edge.weights import Weights
@@ -126,10 +127,7 @@ def apply_change(weights: Weights, path: Path) -> Weights:
     with TensorFile(path, format=FORMAT, error=InvalidUpdateError) as file:
         round_, result = _check_header(file.header, weights, path)
         tensors = in_order(weights.layout.shared)
-        decoder = open_codec(file, tensors)
-        change = np.empty(weights.layout.shared_parameters, np.float32)
-        for start, stop in chunks(len(change)):
-            decoder.decode(start, change[start:stop])
+        change = decode_all(open_codec(file, tensors), weights.layout.shared_parameters)
         file.check_unchanged()
     moved = _moved(weights, flatten(tensors, weights.tensors), change, round_, path)
     if moved.base != result:

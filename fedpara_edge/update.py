@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from fedpara_edge.codecs import open_codec
 from fedpara_edge.codecs.codec import Encoder, flatten, in_order, unflatten
+from fedpara_edge.codecs.decoding import decode
 from fedpara_edge.errors import InvalidUpdateError, WrongBundleError, brief, brief_text
 from fedpara_edge.layout import Layout
 from fedpara_edge.tensorfile import TensorFile, write_tensors
@@ -142,6 +143,7 @@ class Update:
     Attributes:
         header: what the file says of itself.
         file: the open container.
+        decoder: of its change.
 
     Raises:
         InvalidUpdateError: missing, truncated, not ours, unknown codec, or a tensor or field that does not fit.
@@ -153,7 +155,7 @@ class Update:
         try:
             self.header = _header_of(self.file)
             self._check_base(weights)
-            self._decoder = open_codec(self.file, in_order(weights.layout.shared))
+            self.decoder = open_codec(self.file, in_order(weights.layout.shared))
         except BaseException:
             self.file.close()
             raise
@@ -169,7 +171,7 @@ class Update:
         Raises:
             InvalidUpdateError: it is damaged.
         """
-        self._decoder.decode(start, out)
+        decode(self.decoder, start, out)
 
     def close(self) -> None:
         """Close the file; `reopen` goes on with it."""

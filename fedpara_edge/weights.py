@@ -30,7 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.codecs import open_codec
-from fedpara_edge.codecs.codec import Encoder, chunks, flatten, in_order, name_at, unflatten
+from fedpara_edge.codecs.codec import Encoder, flatten, in_order, name_at, unflatten
+from fedpara_edge.codecs.decoding import decode_all
 from fedpara_edge.codecs.float32 import Float32
 from fedpara_edge.errors import FedparaError, InputError, InvalidUpdateError, WrongBundleError, brief, brief_text
 from fedpara_edge.layout import Layout
@@ -128,10 +129,7 @@ def read_weights(path: Path) -> Weights:
             )
         file.header.setdefault("codec", {"name": Float32.name, "version": Float32.version})
         try:
-            decoder = open_codec(file, tensors)
-            flat = np.empty(entries, np.float32)
-            for start, stop in chunks(entries):
-                decoder.decode(start, flat[start:stop])
+            flat = decode_all(open_codec(file, tensors), entries)
         except InvalidUpdateError as error:
             raise WrongBundleError(str(error)) from error
     bad = np.flatnonzero(~np.isfinite(flat))

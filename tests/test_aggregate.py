@@ -422,14 +422,14 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
     monkeypatch.setattr(stream, "THREADS", 1)
     good = [small_round.send(tmp_path, weights, client) for client in "ac"]
     bad = small_round.send(tmp_path, weights, "b")
-    decode = Float32Decoder.decode
+    load = Float32Decoder.load
 
-    def change_then_decode(self: Float32Decoder, start: int, out: Any) -> None:
+    def change_then_load(self: Float32Decoder, start: int, out: Any) -> None:
         if self.file.path == bad and start == 16:
             CHANGES[kind][0](bad)
-        decode(self, start, out)
+        load(self, start, out)
 
-    monkeypatch.setattr(Float32Decoder, "decode", change_then_decode)
+    monkeypatch.setattr(Float32Decoder, "load", change_then_load)
     result = aggregate([bad, *good], weights)
     assert codes(result.rejected) == {"b.update": "truncated" if kind == "truncated" else "changed"}
     assert written(tmp_path, result) == written(tmp_path, aggregate(good, weights))
@@ -471,10 +471,10 @@ class Shifted:
     inner: Decoder
     file: TensorFile
 
-    def decode(self, start: int, out: Any) -> None:
+    def load(self, start: int, out: Any) -> None:
         if start and self.file.path.name == "bad":
             raise InvalidUpdateError(f"{self.file.path}: expected a code word, found none", code="code_word")
-        self.inner.decode(start, out)
+        self.inner.load(start, out)
         out -= 1
 
 

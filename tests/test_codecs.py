@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import encoded
@@ -12,10 +13,11 @@ from encoded import EVERY, SIZES, UNBIASED
 from numpy.typing import NDArray
 
 from fedpara_edge.aggregation.fedavg import aggregate
-from fedpara_edge.codecs import codec, find_encoder
-from fedpara_edge.codecs.codec import Encoder
+from fedpara_edge.codecs import codec, decoding, find_encoder, open_codec
+from fedpara_edge.codecs.codec import Decoder, Encoder
 from fedpara_edge.codecs.payload import NAME as PAYLOAD
-from fedpara_edge.errors import DivergedError, InputError
+from fedpara_edge.errors import DivergedError, InputError, InvalidUpdateError
+from fedpara_edge.tensorfile import TensorFile
 from fedpara_edge.update import write_update
 
 SPECS = encoded.tensors(*SIZES)
@@ -68,6 +70,39 @@ def test_readers_get_what_the_encoder_says_bit_for_bit(tmp_path: Path, name: str
         written = (tmp_path / "file").read_bytes()
         encoded.store(tmp_path / "file", encoder, SPECS, change, seed)
         assert (tmp_path / "file").read_bytes() == written, kind
+
+
+@pytest.mark.parametrize("together", [1, 3, 10])
+def test_files_decoded_together_hold_what_each_holds_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    monkeypatch.setattr(decoding, "TOGETHER", together)
+    # Runs of one codec with others and a damaged file between them, and twice the same with other settings.
+    names = ["int4"] * 5 + ["float32", "int8", "int8", "rotated", "rotated", "int8"] + ["uniform", "int4:block=50"] * 2
+    damaged, absent = 3, 7
+    told = []
+    with ExitStack() as stack:
+        decoders: list[Decoder | None] = []
+        for number, name in enumerate(names):
+            path = tmp_path / str(number)
+            change = encoded.changes(sum(SIZES))["mixed"] * np.float32(number + 1)
+            told.append(encoded.store(path, find_encoder(name), SPECS, change, seed=number))
+            if number == damaged:
+                content = bytearray(path.read_bytes())
+                content[-20:] = bytes(20)
+                path.write_bytes(content)
+            file = stack.enter_context(TensorFile(path, format=encoded.FORMAT, error=InvalidUpdateError))
+            decoders.append(None if number == absent else open_codec(file, SPECS))
+        for start, stop in codec.chunks(sum(SIZES)):
+            out = np.full((len(names), stop - start), np.nan, np.float32)
+            failures = decoding.decode_rows(decoders, start, out)
+            last = stop == sum(SIZES)
+            assert set(failures) == ({damaged} if last else set())
+            assert all(str(tmp_path / str(number)) in str(error) for number, error in failures.items())
+            assert np.isnan(out[absent]).all()
+            for number, row in enumerate(out):
+                if number != absent and number not in failures:
+                    np.testing.assert_array_equal(bits(row), bits(told[number][start:stop]), err_msg=names[number])
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -23,7 +23,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.codecs.codec import chunks, in_order, unflatten
+from fedpara_edge.codecs.codec import in_order, unflatten
+from fedpara_edge.codecs.decoding import decode_all
 from fedpara_edge.factors import compose, factor_shapes
 from fedpara_edge.layout import FACTORS, LayerSpec, Layout
 from fedpara_edge.linearization import Array, Factors, Linearization
@@ -167,17 +168,14 @@ def _mean_moves(
     starts: Mapping[str, Array],
 ) -> dict[str, Array]:
     tensors = in_order(layout.shared)
-    change = np.empty(layout.shared_parameters, np.float32)
-    views = unflatten(tensors, change)
     means = {layer.name: np.zeros(layer.shape) for layer in layers}
     for update, share in zip(updates, shares, strict=True):
         update.reopen()
         try:
-            for start, stop in chunks(len(change)):
-                update.decode(start, change[start:stop])
+            change = decode_all(update.decoder, layout.shared_parameters)
         finally:
             update.close()
-        trained = {name: base[name] + view for name, view in views.items()}
+        trained = {name: base[name] + view for name, view in unflatten(tensors, change).items()}
         for layer in layers:
             means[layer.name] += share * (_weight(layer, layout, trained) - starts[layer.name])
     return means

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.codecs.codec import chunks, name_at
+from fedpara_edge.codecs.decoding import decode_rows
 from fedpara_edge.errors import FedparaError, InvalidUpdateError
 from fedpara_edge.layout import TensorSpec
 from fedpara_edge.update import Update
@@ -191,14 +192,11 @@ class _Block:
         return failures
 
     def _decode(self, start: int, piece: NDArray[np.float32], failures: dict[int, _Failure]) -> None:
-        for number, (update, row) in enumerate(zip(self.updates, piece, strict=True)):
-            if number not in failures:
-                try:
-                    update.decode(start, row)
-                except InvalidUpdateError as error:
-                    failures[number] = _Failure(start, error)
-            if number in failures:
-                row.fill(0)
+        decoders = [None if number in failures else update.decoder for number, update in enumerate(self.updates)]
+        for number, error in decode_rows(decoders, start, piece).items():
+            failures[number] = _Failure(start, error)
+        for number in failures:
+            piece[number] = 0
 
     def _find_guilty(self, start: int, piece: NDArray[np.float32], failures: dict[int, _Failure]) -> None:
         for number, (update, row) in enumerate(zip(self.updates, piece, strict=True)):

@@ -64,11 +64,40 @@ class Encoder(Protocol):
         ...
 
 
-class Decoder(Protocol):
-    """The change in one file, to be read by several threads at once."""
+class Arithmetic(Protocol):
+    """How values follow from what was loaded. Equal ones serve chunks of several files in one go."""
 
-    def decode(self, start: int, out: NDArray[np.float32]) -> None:
-        """Decode the chunk of the flat change that starts at `start` into `out`, float32 of the chunk's length.
+    def compute(self, start: int, loaded: Sequence[Any], out: NDArray[np.float32]) -> None:
+        """Compute the chunk at `start` of some files, whose tensors are the same.
+
+        Args:
+            start: entry of the flat change.
+            loaded: of each file, the `Pending.loaded` that names this arithmetic or an equal one.
+            out: float32 [files, entries of the chunk], to be filled.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A chunk that was read and found to be sound, whose values are still to be computed."""
+
+    arithmetic: Arithmetic
+    loaded: Any
+
+
+class Decoder(Protocol):
+    """The change in one file, to be read by several threads at once; `decoding` has the functions to read it with."""
+
+    def load(self, start: int, out: NDArray[np.float32]) -> Pending | None:
+        """Read and check the chunk of the flat change that starts at `start`.
+
+        Args:
+            start: entry of the flat change.
+            out: float32 of the chunk's length, filled unless something is returned.
+
+        Returns:
+            What is left to do, if it pays to do it for several files together.
 
         Raises:
             InvalidUpdateError: what is stored is damaged.

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fedpara_edge.codecs import find_encoder, open_codec
 from fedpara_edge.codecs.codec import Encoded, Encoder, chunks, name_at
+from fedpara_edge.codecs.decoding import decode_all
 from fedpara_edge.codecs.payload import PayloadDecoder
 from fedpara_edge.downlink import FORMAT as CHANGE_FORMAT
 from fedpara_edge.errors import DivergedError, InvalidUpdateError, WrongBundleError, brief_text
@@ -78,7 +79,7 @@ def read_change(file: TensorFile, tensors: Sequence[TensorSpec]) -> NDArray[np.f
     Raises:
         InvalidUpdateError: the codec is unknown, what it stored does not fit, is damaged or not finite.
     """
-    change = _read_all(open_codec(file, tensors).decode, sum(tensor.size for tensor in tensors))
+    change = decode_all(open_codec(file, tensors), sum(tensor.size for tensor in tensors))
     bad = np.flatnonzero(~np.isfinite(change))
     if bad.size:
         raise InvalidUpdateError(
@@ -172,7 +173,7 @@ def _measure(
     _write(path, encoder, encoded)
     with TensorFile(path, format=_FORMAT, error=InvalidUpdateError) as file:
         decoder = open_codec(file, tensors)
-        decode_seconds, _ = _time(lambda: _read_all(decoder.decode, len(change)), seconds)
+        decode_seconds, _ = _time(lambda: decode_all(decoder, len(change)), seconds)
     size = path.stat().st_size
     error, random_error = (_relative(found.decoded, change) for found in (encoded, drawn))
     return Measured(
@@ -201,13 +202,6 @@ def _time(call: Callable[[], Any], seconds: float) -> tuple[float, Any]:
         best = min(best, ended - begun)
         if ended - started > seconds:
             return best, result
-
-
-def _read_all(decode: Callable[[int, NDArray[np.float32]], None], entries: int) -> NDArray[np.float32]:
-    change = np.empty(entries, np.float32)
-    for start, stop in chunks(entries):
-        decode(start, change[start:stop])
-    return change
 
 
 def _relative(decoded: NDArray[np.float32], change: NDArray[np.float32]) -> float:

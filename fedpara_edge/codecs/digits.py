@@ -46,15 +46,20 @@ def pack(integers: NDArray[np.int8], largest: int) -> NDArray[np.uint8]:
     return packed
 
 
-def unpack(packed: NDArray[np.uint8], largest: int, out: NDArray[np.float32]) -> None:
-    """Unpack uint8 [h] into float32 [n].
+def check_packed(packed: NDArray[np.uint8], largest: int) -> None:
+    """See to it that no byte holds more than its digits.
 
     Raises:
-        DamageError: a byte holds more than its digits.
+        DamageError: one does.
     """
-    base, digits = 2 * largest + 1, digits_per_byte(largest)
-    if int(packed.max(initial=0)) >= base**digits:
-        raise DamageError(f"integers from -{largest} to {largest}, found a byte of {packed.max()}")
+    found = int(packed.max(initial=0))
+    if found >= (2 * largest + 1) ** digits_per_byte(largest):
+        raise DamageError(f"integers from -{largest} to {largest}, found a byte of {found}")
+
+
+def unpack(packed: NDArray[np.uint8], largest: int, out: NDArray[np.float32]) -> None:
+    """Unpack uint8 [..., h] into float32 [..., n], each row for itself."""
+    base, digits, width = 2 * largest + 1, digits_per_byte(largest), packed.shape[-1]
     rest, digit = packed, np.empty_like(packed)
     for number in range(digits):
         # The digit less `largest`, which as a byte of two's complement is the integer.
@@ -66,5 +71,5 @@ def unpack(packed: NDArray[np.uint8], largest: int, out: NDArray[np.float32]) ->
             rest = higher
         else:
             np.subtract(rest, np.uint8(largest), out=digit)
-        part = out[number * len(packed) : (number + 1) * len(packed)]
-        part[:] = digit.view(np.int8)[: len(part)]
+        part = out[..., number * width : (number + 1) * width]
+        part[...] = digit.view(np.int8)[..., : part.shape[-1]]

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.codecs.codec import Encoded
-from fedpara_edge.codecs.digits import pack, packed_bytes, unpack
+from fedpara_edge.codecs.codec import Encoded, Pending
+from fedpara_edge.codecs.digits import check_packed, pack, packed_bytes, unpack
 from fedpara_edge.codecs.frames import compress, decompress, require_zstandard
 from fedpara_edge.codecs.hadamard import signs, transform
 from fedpara_edge.codecs.payload import PayloadDecoder, open_payload, write_payload
@@ -113,7 +113,7 @@ class Integers:
             rounded = np.rint(ratios, out=ratios) if random is None else round_randomly(ratios, random)
             integers = np.clip(rounded, -largest, largest, out=rounded).astype(np.int8)
             decoded[:] = integers
-            _finish(decoded, scales, lengths, start, turn if rotated else None)
+            _scale(decoded[np.newaxis], scales[np.newaxis], lengths, start, turn if rotated else None)
             return to_bytes(scales) + compress(pack(integers, largest).tobytes(), entropy=bool(self.entropy))
 
         return write_payload(tensors, change, write, block=self.block, settings=settings)
@@ -137,12 +137,13 @@ def open_integers(
     ranges = {"block": _BLOCKS} if bits else {"block": _BLOCKS, "bits": _BITS, "seed": _SEEDS}
     found = read_settings(file, name, settings, **ranges)
     require_zstandard()
-    largest, turn = _largest(bits or found["bits"]), found.get("seed")
+    products = _Products(_largest(bits or found["bits"]), found["block"], found.get("seed"))
 
-    def read(start: int, section: Section, lengths: NDArray[np.intp], out: NDArray[np.float32]) -> None:
+    def read(_: int, section: Section, lengths: NDArray[np.intp], out: NDArray[np.float32]) -> Pending:
         scales = from_bytes(section.take(2 * len(lengths), "scales"))
-        unpack(decompress(section, packed_bytes(len(out), largest)), largest, out)
-        _finish(out, scales, lengths, start, turn)
+        packed = decompress(section, packed_bytes(len(out), products.largest))
+        check_packed(packed, products.largest)
+        return Pending(products, (packed, scales, lengths))
 
     return open_payload(file, tensors, read, block=found["block"])
 
@@ -151,15 +152,36 @@ def _largest(bits: int) -> int:
     return (1 << (bits - 1)) - 1
 
 
-def _finish(
+@dataclass(frozen=True)
+class _Products:
+    """Packed integers times the scales of their blocks; the block tells how a chunk is cut."""
+
+    largest: int
+    block: int
+    turn: int | None
+
+    def compute(
+        self,
+        start: int,
+        loaded: Sequence[tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.intp]]],
+        out: NDArray[np.float32],
+    ) -> None:
+        """Of each file the packed integers, the scales and the lengths of the blocks."""
+        packed, scales, lengths = zip(*loaded, strict=True)
+        unpack(np.stack(packed), self.largest, out)
+        _scale(out, np.stack(scales), lengths[0], start, self.turn)
+
+
+def _scale(
     integers: NDArray[np.float32],
     scales: NDArray[np.float32],
     lengths: NDArray[np.intp],
     start: int,
     turn: int | None,
 ) -> None:
-    """From integers to the change, in place."""
+    """From integers [files, entries] and scales [files, blocks] to changes, in place."""
     if turn is not None:
-        transform(integers, lengths)
-        integers *= signs(turn, start, len(integers))
-    integers *= np.repeat(scales, lengths)
+        for row in integers:
+            transform(row, lengths)
+        integers *= signs(turn, start, integers.shape[1])
+    integers *= np.repeat(scales, lengths, axis=1)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fedpara_edge.codecs import codec
 from fedpara_edge.codecs.blocks import cut
-from fedpara_edge.codecs.codec import Encoded, name_at
+from fedpara_edge.codecs.codec import Encoded, Pending, name_at
 from fedpara_edge.codecs.section import DamageError, Section
 from fedpara_edge.errors import InvalidUpdateError
 from fedpara_edge.layout import TensorSpec
@@ -30,7 +30,7 @@ NAME = "payload"
 Write = Callable[[int, NDArray[np.float32], NDArray[np.intp], NDArray[np.float32]], bytes]
 """Encodes a chunk: (its first entry, its change, the lengths of its blocks, where to put what will be decoded)."""
 
-Read = Callable[[int, Section, NDArray[np.intp], NDArray[np.float32]], None]
+Read = Callable[[int, Section, NDArray[np.intp], NDArray[np.float32]], Pending | None]
 """Decodes a chunk: (its first entry, its section, the lengths of its blocks, where to put the change)."""
 
 
@@ -81,18 +81,19 @@ class PayloadDecoder:
     blocks: Sequence[NDArray[np.intp]]
     read: Read
 
-    def decode(self, start: int, out: NDArray[np.float32]) -> None:
-        """Read the section of the chunk and decode it."""
+    def load(self, start: int, out: NDArray[np.float32]) -> Pending | None:
+        """Read the section of the chunk and decode it, or leave the last step to be done."""
         chunk = start // codec.CHUNK_ENTRIES
         offset, end = self.ends[chunk : chunk + 2].tolist()
         stored = np.empty(end - offset, np.uint8)
         self.file.read_into(offset, stored)
         section, lengths = Section(stored), self.blocks[chunk]
         try:
-            self.read(start, section, lengths, out)
+            pending = self.read(start, section, lengths, out)
             section.finish()
         except DamageError as damage:
             raise self._error(start, start + len(out), damage, lengths) from damage
+        return pending
 
     def _error(self, start: int, stop: int, damage: DamageError, lengths: NDArray[np.intp]) -> InvalidUpdateError:
         if damage.block is not None and len(lengths) > 1:
