@@ -6,7 +6,7 @@ interrupted and resumed (`device_runtime.state`).
 
 Error feedback: what a lossy codec leaves out of an update is kept in the state folder and added to the next change, so
 that in the long run nothing is lost (Seide et al. 2014; Karimireddy et al., arXiv 1901.09847). Without a state folder
-the codec rounds at random instead, right in expectation.
+a codec that can (`Encoder.unbiased`) rounds at random instead, right in expectation; what others leave out is lost.
 
 What an algorithm keeps for the next round (`fedpara_edge.algorithms.local`) is a group in the state folder as well, and
 refers to the change as readers of the update decode it.

@@ -132,7 +132,8 @@ def apply_change(weights: Weights, path: Path) -> Weights:
     moved = _moved(weights, flatten(tensors, weights.tensors), change, round_, path)
     if moved.base != result:
         raise InvalidUpdateError(
-            f"{path}: result: expected {result[:12]}…, found {moved.base[:12]}…: the change was altered; send it again",
+            f"{path}: result: expected {brief_text(result, most=12)}, found {moved.base[:12]}…: the change was "
+            "altered; send it again",
             code="result",
         )
     return moved

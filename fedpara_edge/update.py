@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 
 from fedpara_edge.codecs import open_codec
 from fedpara_edge.codecs.codec import Encoder, flatten, in_order, unflatten
-from fedpara_edge.codecs.decoding import decode
 from fedpara_edge.errors import InvalidUpdateError, WrongBundleError, brief, brief_text
 from fedpara_edge.layout import Layout
 from fedpara_edge.tensorfile import TensorFile, write_tensors
@@ -164,14 +163,6 @@ class Update:
     def path(self) -> Path:
         """The file."""
         return self.file.path
-
-    def decode(self, start: int, out: NDArray[np.float32]) -> None:
-        """Decode the chunk of the flat change that begins at `start` (see `codecs.codec`) into `out`.
-
-        Raises:
-            InvalidUpdateError: it is damaged.
-        """
-        decode(self.decoder, start, out)
 
     def close(self) -> None:
         """Close the file; `reopen` goes on with it."""

@@ -232,6 +232,14 @@ def test_options_over_environment_over_config_over_defaults(
     assert steps("--batch-size", "25") == 8
 
 
+def test_config_has_tables_for_the_commands_of_a_group(run: Command, here: Path) -> None:
+    front = ("--config", "config.toml", "codec", "bench", "nowhere", "--weights", "nowhere")
+    (here / "config.toml").write_text("[codec.bench]\nseconds = 99\n")
+    assert "seconds: expected a number from 0 to 60, found 99.0" in run(*front).err
+    (here / "config.toml").write_text("[codec.bunch]\nseconds = 9\n")
+    assert "expected the tables bench, found 'bunch'" in run(*front).err
+
+
 def test_json_and_lists_from_environment_and_config(
     run: Command,
     here: Path,

@@ -172,6 +172,8 @@ def test_altered_changes_are_refused(tmp_path: Path, server: Server) -> None:
         assert caught.value.code in ("payload", "result", "not_finite")
     refused(weights, forge(change, forged, result="0" * 64), "result", InvalidUpdateError)
     refused(weights, forge(change, forged, round=5), "result", InvalidUpdateError)
+    escapes = forge(change, forged, result="\x1b[2J\n" * 20)
+    assert refused(weights, escapes, "result", InvalidUpdateError).isprintable()
     for field, value in {"round": 0, "result": 7, "base": None, "fingerprint": [1]}.items():
         refused(weights, forge(change, forged, **{field: value}), "header", InvalidUpdateError)
     refused(weights, forge(change, forged, round=True), "header", InvalidUpdateError)

@@ -13,7 +13,14 @@ import pytest
 from fedpara_edge.errors import InputError
 from fedpara_edge.simulation import report
 from fedpara_edge.simulation.report import CAPTIONS, write_report
-from fedpara_edge.simulation.report.comparison import arms_table, bytes_tables, clients_table, ranks_table, time_table
+from fedpara_edge.simulation.report.comparison import (
+    accuracy_table,
+    arms_table,
+    bytes_tables,
+    clients_table,
+    ranks_table,
+    time_table,
+)
 from fedpara_edge.simulation.report.palette import look
 from fedpara_edge.simulation.report.results import read_results
 from fedpara_edge.simulation.report.summary import Summary, summarize
@@ -323,6 +330,38 @@ def test_an_arm_of_fewer_rounds_is_judged_after_its_own_last(tmp_path: Path) -> 
     table = arms_table(summary)
     assert "after the last of its rounds" in table.caption
     assert table.rows[1][-1] == "+10.0"
+    by_round = accuracy_table(summary)
+    assert by_round is not None
+    assert by_round.header == ["round", "1", "2", "3", "4", "5"]
+    page = write_report(tmp_path).read_text()
+    assert "3 to 5 rounds" in page
+
+
+def test_an_arm_of_more_rounds_that_was_stopped_is_judged_where_it_was_last_evaluated(tmp_path: Path) -> None:
+    write_plan(tmp_path, ["dense", "long"], rounds=7, evaluate_every=2)
+    plan = tmp_path / "plan.toml"
+    plan.write_text(plan.read_text().replace('[arms."long"]', '[arms."long"]\nrounds = 11'))
+    seven = [None, 0.5, None, 0.6, None, 0.7]
+    stopped = [line for line in lines_of("long", [*seven, None]) if line["event"] != "done"]
+    stopped[-1] |= {"loss": None}  # as where a round is not evaluated
+    write_metrics(tmp_path, [*lines_of("dense", [*seven, 0.8]), *stopped])
+    long = summary_of(tmp_path).arm("long")
+    assert (long.last_round, long.final, long.unfinished) == (6, (0.7,), {0: "stopped after round 7"})
+
+
+def test_lines_of_different_lengths_have_a_legend(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the figures need the extra report")
+    from fedpara_edge.simulation.report.plots import accuracy_by_round
+
+    for rounds, legends in ((5, 0), (3, 1)):
+        write_plan(tmp_path, ["dense", "long"])
+        plan = tmp_path / "plan.toml"
+        plan.write_text(plan.read_text().replace('[arms."dense"]', f'[arms."dense"]\nrounds = {rounds}'))
+        lines = [*lines_of("dense", [*RISING[:4], 0.9][:rounds]), *lines_of("long", [*RISING[:4], 0.9])]
+        write_metrics(tmp_path, lines)
+        figure = accuracy_by_round(summary_of(tmp_path))
+        assert figure is not None
+        assert len(figure.legends) == legends
 
 
 class Page(HTMLParser):

@@ -177,8 +177,8 @@ BAD_PLANS: dict[str, tuple[tuple[str, str], str]] = {
     "unknown train key": (("lr = 0.1", "lr = 0.1\nlearning_rate = 1"), "train.learning_rate: expected a key"),
     "unknown key of an arm": (("local_only = true", "local = true"), "arms.alone.local: expected a key"),
     "unknown model key of an arm": (("model.gamma = 0.5\ntrain", "model.gam = 0.5\ntrain"), "arms.small.model.gam: "),
-    "rounds of none": (("rounds = 2", "rounds = 0"), "rounds: expected an integer of at least 1, found 0"),
-    "rounds in words": (("rounds = 2", 'rounds = "two"'), "rounds: expected an integer, found 'two'"),
+    "rounds of none": (("rounds = 2", "rounds = 0"), "plan.toml: rounds: expected an integer of at least 1, found 0"),
+    "rounds in words": (("rounds = 2", 'rounds = "two"'), "plan.toml: rounds: expected an integer, found 'two'"),
     "seeds alike": (("seeds = [4]", "seeds = [4, 4]"), "seeds: expected different integers"),
     "negative seed": (("seeds = [4]", "seeds = [-1]"), "seeds: expected different integers from 0"),
     "seeds no list": (("seeds = [4]", "seeds = 4"), "seeds: expected a list of integers, found 4"),
@@ -414,6 +414,18 @@ def test_a_client_on_its_own_trains_as_if_there_were_no_other(done: Path, tmp_pa
         np.testing.assert_array_equal(found.tensors[name], tensor)
 
 
+@pytest.mark.usefixtures("in_this_process")
+def test_a_client_on_its_own_does_not_start_over_where_its_weights_are_gone(done: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(done, run)
+    later = [line for line in measured(run) if line["event"] == "done" or line.get("round") == 2]
+    first = [line for line in measured(run) if line["arm"] != "alone" or line not in later]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in first))
+    shutil.rmtree(RunFolder(run).job("alone", 4).path / "clients")
+    with pytest.raises(FedparaError, match=r"round-\d\.safetensors: expected a readable file"):
+        simulate(run / "plan.toml", run)
+
+
 def test_clients_on_their_own_are_judged_one_by_one_and_the_first_is_measured(done: Path) -> None:
     job, common = RunFolder(done).job("alone", 4), done / "work" / ".data" / "seed-4" / "common"
     bundle = open_bundle(job.bundle)
@@ -643,10 +655,10 @@ def test_other_files_and_other_plans_are_refused(done: Path, tmp_path: Path) -> 
         Journal(tmp_path / "metrics.jsonl")
     (tmp_path / "metrics.jsonl").unlink()
     plan = write_plan(tmp_path, ("lr = 0.1", "lr = 0.2"), ("rounds = 2", "rounds = 3"))
-    with pytest.raises(InputError, match=r"plan\.toml: rounds: expected as in .*run/plan\.toml.*another value"):
+    with pytest.raises(InputError, match=r"plan\.toml: rounds: expected 2, found 3, other than in .*run/plan\.toml"):
         simulate(plan, done)
     deeper = write_plan(tmp_path, ("model.gamma = 0.5\ntrain", "model.gamma = 0.6\ntrain"))
-    with pytest.raises(InputError, match=r"plan\.toml: arms\.small\.model\.gamma: expected as in"):
+    with pytest.raises(InputError, match=r"plan\.toml: arms\.small\.model\.gamma: expected 0\.5, found 0\.6"):
         simulate(deeper, done)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").touch()
@@ -686,7 +698,10 @@ def test_what_was_refused_before_any_training_can_be_corrected(tmp_path: Path) -
         write_clients(found.data(4), read_plan(plan).data, 4)
     with folder.open_run(run, plan) as found:
         assert found.data(4).exists()
-    with pytest.raises(InputError, match="participants: expected as in"), folder.open_run(run, bad_again(tmp_path)):
+    with (
+        pytest.raises(InputError, match="participants: expected 2, found 4"),
+        folder.open_run(run, bad_again(tmp_path)),
+    ):
         pass
 
 
@@ -729,3 +744,12 @@ def test_the_report_is_made_again_from_what_was_measured(run: Command, done: Pat
     assert (ended.code, ended.err) == (0, "")
     assert Path(ended.json["report"]).stat().st_size > 1000
     assert ended.json["outcomes"] == []
+    (tmp_path / "other").mkdir()
+    other = write_plan(tmp_path / "other", ("rounds = 2", "rounds = 3"))
+    for options, text in {
+        (other,): "rounds: expected 2, found 3",
+        (tmp_path / "nowhere.toml",): "nowhere.toml: expected",
+        (tmp_path / "plan.toml", "--arm", "small"): "--arm: expected without --report-only",
+    }.items():
+        ended = run("simulate", *options, "-o", tmp_path, "--report-only")
+        assert (ended.code, text in ended.err) == (2, True), ended.err

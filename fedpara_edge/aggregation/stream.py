@@ -3,7 +3,7 @@
 Updates are read in blocks of `BLOCK_FILES`, and a block in the chunks that codecs decode (`codecs.codec`): each is
 decoded into one float32 matrix G that stays in the cache, the block's part of a mean is w G with w_i the shares of the
 block's files, and the parts are added up in float64. So no more than `BLOCK_FILES` files are open, and memory holds one
-float64 copy of the model for each mean and a few MiB, however many updates there are.
+float64 copy of the model for each mean and some 20 MiB, however many updates there are.
 
 Accuracy: with u = 2^-24, each entry of the mean is off by at most (BLOCK_FILES + 1) u Σ w_i |d_i|. Rounding the new
 weights to float32 costs up to u |weight|, which is more wherever a weight is much larger than its change. The last bits

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from fedpara_edge import __version__
+from fedpara_edge.cli.output import note
 from fedpara_edge.errors import FedparaError
 
 COMMANDS = {
@@ -58,14 +59,20 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
         config = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise click.UsageError(f"{path}: expected a TOML file with a table for each command, found {error}") from error
-    ctx.default_map = {name: _checked(ctx, path, name, table) for name, table in config.items()}
-
-
-def _checked(ctx: click.Context, path: Path, name: str, table: Any) -> dict[str, Any]:
     assert isinstance(ctx.command, LazyGroup)
-    command = ctx.command.get_command(ctx, name)
+    ctx.default_map = _tables(ctx, path, ctx.command, config)
+
+
+def _tables(ctx: click.Context, path: Path, group: click.Group, config: dict[str, Any]) -> dict[str, Any]:
+    return {name: _checked(ctx, path, group, name, table) for name, table in config.items()}
+
+
+def _checked(ctx: click.Context, path: Path, group: click.Group, name: str, table: Any) -> dict[str, Any]:
+    command = group.get_command(ctx, name)
     if command is None or not isinstance(table, dict):
-        raise click.UsageError(f"{path}: expected the tables {', '.join(COMMANDS)}, found {name!r}")
+        raise click.UsageError(f"{path}: expected the tables {', '.join(group.list_commands(ctx))}, found {name!r}")
+    if isinstance(command, click.Group):
+        return _tables(ctx, path, command, table)
     options = {option.lstrip("-"): parameter for parameter in command.params for option in parameter.opts}
     unknown = sorted(table.keys() - options.keys())
     if unknown:
@@ -112,22 +119,18 @@ def main() -> None:
     except click.exceptions.Exit as exit_:
         code = exit_.exit_code
     except click.ClickException as error:
-        _fail(error.format_message())
+        note(f"Error: {error.format_message()}")
         code = error.exit_code
     except FedparaError as error:
-        _fail(str(error))
+        note(f"Error: {error}")
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted")
+        note("Error: interrupted")
         code = INTERRUPTED
     except BrokenPipeError:  # the reader of stdout went away: not an error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:
-        _fail(f"{error.filename or 'disk'}: {error.strerror or error}")
+        note(f"Error: {error.filename or 'disk'}: {error.strerror or error}")
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _fail(message: str) -> None:
-    click.echo(f"Error: {' '.join(message.split())}", err=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from fedpara_edge.cli.output import emit, force_option, json_option, megabytes
+from fedpara_edge.cli.output import emit, force_option, json_option, megabytes, note
 from fedpara_edge.errors import FedparaError, InputError, TooFewUpdatesError
 
 FOLDER_OR_FILE = click.Path(path_type=Path)
@@ -139,7 +139,7 @@ def command(
 
 def _show(rejected: Iterable[FedparaError]) -> None:
     for error in rejected:
-        click.echo(f"rejected [{error.code}] {error}", err=True)
+        note(f"rejected [{error.code}] {error}")
 
 
 @contextmanager

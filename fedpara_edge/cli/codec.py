@@ -37,10 +37,10 @@ def command() -> None:
 def bench(
     file: Path, weights: Path, codecs: tuple[str, ...], seconds: float, plot: Path | None, force: bool, json: bool
 ) -> None:
-    """Encode the change in FILE, an update or a published change, with every codec.
+    """Encode the change in FILE, an update or a published change, with codecs of every kind.
 
-    Errors are relative to the change: of rounding to the nearest, as with error feedback, and of random rounding, which
-    is right in expectation. Best on an update that was written as float32.
+    Errors are relative to the change: of rounding to the nearest, as with error feedback, and of random rounding, where
+    the codec has it. Best on an update that was written as float32.
     """
     from fedpara_edge.codecs.codec import in_order
     from fedpara_edge.codecs.comparison import USUAL, compare, open_encoded, read_change
@@ -139,7 +139,8 @@ def _plot(path: Path, rows: Sequence[Measured], title: str) -> None:
                 ha=side,
                 color=line.get_color(),
             )
-    axes.set(xscale="log", yscale="log", xlabel="bits per parameter, whole file", ylabel="relative error", title=title)
+    axes.set(xscale="log", yscale="log", xlabel="bits per parameter, whole file", ylabel="relative error")
+    axes.set_title(title, parse_math=False)
     axes.grid(visible=True, which="both", alpha=0.2)
     if families:
         axes.legend()

@@ -28,6 +28,11 @@ def emit(result: Mapping[str, Any], text: str, *, as_json: bool) -> None:
     click.echo(json.dumps(result, allow_nan=False) if as_json else text)
 
 
+def note(message: str) -> None:
+    """Print one line to stderr, whatever is in the message."""
+    click.echo(" ".join(message.split()), err=True)
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Columns aligned for a terminal: text to the left, numbers to the right.
 

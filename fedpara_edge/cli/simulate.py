@@ -39,11 +39,16 @@ def command(
     measured is in OUTPUT/metrics.jsonl, and the report in OUTPUT/report.html.
     """
     from fedpara_edge.cli.installed import require
+    from fedpara_edge.simulation.folder import RunFolder
     from fedpara_edge.simulation.report import write_report
 
     started = time.monotonic()
     outcomes: list[Outcome] = []
-    if not report_only:
+    if report_only:
+        if arms:
+            raise click.UsageError("--arm: expected without --report-only, which reports on all arms there are")
+        RunFolder(output).check_plan(plan)
+    else:
         require("export")
         from fedpara_edge.simulation.runner import simulate
 

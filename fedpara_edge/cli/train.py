@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fedpara_edge.cli.output import emit, force_option, json_option, megabytes
+from fedpara_edge.cli.output import emit, force_option, json_option, megabytes, note
 
 FOLDER_OR_FILE = click.Path(path_type=Path)
 
@@ -115,6 +115,7 @@ def command(
     from device_runtime.schedule import Schedule
     from fedpara_edge.algorithms import find_local
     from fedpara_edge.bundle import WEIGHTS, open_bundle
+    from fedpara_edge.codecs import find_encoder
 
     config = TrainConfig(
         epochs=epochs,
@@ -135,6 +136,8 @@ def command(
         checkpoint_seconds=save_seconds,
         checkpoint_steps=save_steps,
     )
+    if state is None and not find_encoder(codec).unbiased:
+        note(f"note: without --state, what the codec {codec} leaves out of this update is lost")
     opened = open_bundle(bundle)
     dataset = open_data(data, opened.manifest)
     with progress_bar() as on_step:

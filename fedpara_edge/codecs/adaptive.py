@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,7 @@ from fedpara_edge.errors import InputError
 from fedpara_edge.layout import TensorSpec
 
 _FINEST, _COARSEST = 2.0**-10, 2.0**20
+_LEAST_ERROR = 5e-4  # the finest step leaves up to 2^-10 / √6 with random rounding
 _HALVINGS = 12
 _NUDGE = 1.01
 _SAMPLED_CHUNKS = 8
@@ -43,7 +45,7 @@ class Adaptive:
     Args:
         bytes: of the payload of an update at most, or as few as possible if that is more; its header takes about 500
             more. 0 for no such target.
-        error: ‖change - decoded‖ / ‖change‖ at most. 0 for no such target.
+        error: ‖change - decoded‖ / ‖change‖ at most, from 0.0005. 0 for no such target.
 
     Raises:
         InputError: not exactly one of the two is given, or it is out of range.
@@ -53,8 +55,13 @@ class Adaptive:
     error: float = 0.0
     name: str = NAME
     version: int = VERSION
+    unbiased: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        if 0 < self.error < _LEAST_ERROR:
+            raise InputError(
+                f"codec adaptive: error: expected at least {_LEAST_ERROR}, found {self.error}; use float16 or float32"
+            )
         if (self.bytes > 0) == (self.error > 0) or self.bytes < 0 or not 0 <= self.error < 1:
             raise InputError(
                 "codec adaptive: expected either bytes, a positive integer, or error, a number between 0 and 1, found "

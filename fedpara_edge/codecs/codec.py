@@ -48,15 +48,19 @@ class Encoder(Protocol):
         """Of what it writes."""
         ...
 
+    @property
+    def unbiased(self) -> bool:
+        """Whether, with a seed, the expectation of what is decoded is the change."""
+        ...
+
     def encode(self, tensors: Sequence[TensorSpec], change: NDArray[np.float32], *, seed: int | None) -> Encoded:
         """Encode a flat change; equal arguments give equal bytes.
 
         Args:
             tensors: the shared tensors, sorted by name.
             change: float32 [entries], finite.
-            seed: of random rounding, which makes the expectation of what is decoded the change itself; None to round
-                to the nearest, for the smallest error, where what is left over is kept for the next time (error
-                feedback). A codec that claims no unbiasedness ignores it.
+            seed: of random rounding, for a codec that has it; None to round to the nearest, for the smallest error,
+                where what is left over is kept for the next time (error feedback).
 
         Raises:
             DivergedError: the change is too large to be expressed.

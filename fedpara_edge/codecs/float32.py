@@ -26,6 +26,7 @@ class Float32:
 
     name = "float32"
     version = 1
+    unbiased = True
 
     def encode(self, tensors: Sequence[TensorSpec], change: NDArray[np.float32], *, seed: int | None) -> Encoded:  # noqa: ARG002
         """The change itself, by tensor."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,7 @@ class Float16:
 
     name: Name
     version: int = 1
+    unbiased: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require_zstandard()
@@ -67,7 +68,7 @@ def open_float16(
     read_settings(file, name, settings)
     require_zstandard()
 
-    def read(_: int, section: Section, __: NDArray[np.intp], out: NDArray[np.float32]) -> None:
+    def read(section: Section, _: NDArray[np.intp], out: NDArray[np.float32]) -> None:
         low = section.take(len(out), "low bytes").astype(np.uint16)
         turned = low | (decompress(section, len(out)).astype(np.uint16) << np.uint16(8))
         out[:] = _widen((turned >> np.uint16(1)) | (turned << np.uint16(15)), name)

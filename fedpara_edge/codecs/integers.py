@@ -18,10 +18,11 @@ Source: Alistarh et al., QSGD (arXiv 1610.02132); Suresh et al. (arXiv 1611.0042
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,7 @@ from fedpara_edge.codecs.frames import compress, decompress, require_zstandard
 from fedpara_edge.codecs.hadamard import signs, transform
 from fedpara_edge.codecs.payload import PayloadDecoder, open_payload, write_payload
 from fedpara_edge.codecs.rounding import generator, round_randomly
-from fedpara_edge.codecs.scales import check_range, from_bytes, round_up, to_bytes
+from fedpara_edge.codecs.scales import LARGEST, check_range, from_bytes, round_up, to_bytes
 from fedpara_edge.codecs.section import Section
 from fedpara_edge.codecs.settings import read_settings
 from fedpara_edge.errors import InputError
@@ -71,6 +72,7 @@ class Integers:
     block: int = 1024
     entropy: int = 1
     version: int = 1
+    unbiased: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for option, allowed in (("bits", _BITS), ("block", _BLOCKS), ("entropy", range(2))):
@@ -84,9 +86,10 @@ class Integers:
 
     def encode(self, tensors: Sequence[TensorSpec], change: NDArray[np.float32], *, seed: int | None) -> Encoded:
         """Unbiased with a seed, the nearest without."""
-        check_range(tensors, change)
-        largest = _largest(self.bits)
         rotated = self.name == "rotated"
+        # Turning a block makes its largest entry at most √block times as large.
+        check_range(tensors, change, LARGEST / math.sqrt(self.block) if rotated else LARGEST)
+        largest = _largest(self.bits)
         steps = _ROTATED_STEPS if rotated else _STEPS
         random = None if seed is None else generator(seed)
         settings = {"block": self.block}
@@ -139,7 +142,7 @@ def open_integers(
     require_zstandard()
     products = _Products(_largest(bits or found["bits"]), found["block"], found.get("seed"))
 
-    def read(_: int, section: Section, lengths: NDArray[np.intp], out: NDArray[np.float32]) -> Pending:
+    def read(section: Section, lengths: NDArray[np.intp], out: NDArray[np.float32]) -> Pending:
         scales = from_bytes(section.take(2 * len(lengths), "scales"))
         packed = decompress(section, packed_bytes(len(out), products.largest))
         check_packed(packed, products.largest)

@@ -30,8 +30,8 @@ NAME = "payload"
 Write = Callable[[int, NDArray[np.float32], NDArray[np.intp], NDArray[np.float32]], bytes]
 """Encodes a chunk: (its first entry, its change, the lengths of its blocks, where to put what will be decoded)."""
 
-Read = Callable[[int, Section, NDArray[np.intp], NDArray[np.float32]], Pending | None]
-"""Decodes a chunk: (its first entry, its section, the lengths of its blocks, where to put the change)."""
+Read = Callable[[Section, NDArray[np.intp], NDArray[np.float32]], Pending | None]
+"""Decodes a chunk as `codec.Decoder.load` does: (its section, the lengths of its blocks, where to put the change)."""
 
 
 def write_payload(
@@ -89,7 +89,7 @@ class PayloadDecoder:
         self.file.read_into(offset, stored)
         section, lengths = Section(stored), self.blocks[chunk]
         try:
-            pending = self.read(start, section, lengths, out)
+            pending = self.read(section, lengths, out)
             section.finish()
         except DamageError as damage:
             raise self._error(start, start + len(out), damage, lengths) from damage
@@ -101,7 +101,7 @@ class PayloadDecoder:
             stop = start + 1
         first, last = name_at(self.tensors, start), name_at(self.tensors, stop - 1)
         which = f"tensor {first!r}" if first == last else f"tensors {first!r} to {last!r}"
-        return InvalidUpdateError(f"{self.file.path}: {which}: expected {damage}; send it again", code="payload")
+        return InvalidUpdateError(f"{self.file.path}: {which}: expected {damage}; {self.file.remedy}", code="payload")
 
 
 def open_payload(file: TensorFile, tensors: Sequence[TensorSpec], read: Read, *, block: int) -> PayloadDecoder:
@@ -120,7 +120,7 @@ def open_payload(file: TensorFile, tensors: Sequence[TensorSpec], read: Read, *,
     if entry is None or len(file.entries) != 1 or entry.dtype != "uint8" or len(entry.shape) != 1:
         found = ", ".join(f"{name!r} {entry.dtype} {list(entry.shape)}" for name, entry in file.entries.items())
         raise InvalidUpdateError(
-            f"{file.path}: expected one array {NAME!r} of uint8, found {found[:200] or 'none'}; send it again",
+            f"{file.path}: expected one array {NAME!r} of uint8, found {found[:200] or 'none'}; {file.remedy}",
             code="payload",
         )
     # Before anything is allocated for the entries and blocks that a file only claims to have.
@@ -130,7 +130,7 @@ def open_payload(file: TensorFile, tensors: Sequence[TensorSpec], read: Read, *,
     if entry.nbytes < least:
         raise InvalidUpdateError(
             f"{file.path}: tensors {tensors[0].name!r} to {tensors[-1].name!r}: expected at least {least} bytes, for "
-            f"the lengths of {chunks} chunks and what each block takes, found {entry.nbytes}; send it again",
+            f"the lengths of {chunks} chunks and what each block takes, found {entry.nbytes}; {file.remedy}",
             code="payload",
         )
     blocks = cut(tensors, block)
@@ -141,7 +141,7 @@ def open_payload(file: TensorFile, tensors: Sequence[TensorSpec], read: Read, *,
     if np.any(lengths > limits) or ends[-1] != entry.offset + entry.nbytes:
         raise InvalidUpdateError(
             f"{file.path}: {NAME}: expected {len(blocks)} sections that fill {entry.nbytes} bytes, found lengths of "
-            f"{ends[-1] - entry.offset} in all, the largest {lengths.max(initial=0)}; send it again",
+            f"{ends[-1] - entry.offset} in all, the largest {lengths.max(initial=0)}; {file.remedy}",
             code="payload",
         )
     return PayloadDecoder(file, tensors, ends, blocks, read)

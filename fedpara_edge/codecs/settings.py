@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedpara_edge.errors import InvalidUpdateError
+from fedpara_edge.errors import InvalidUpdateError, brief
 from fedpara_edge.tensorfile import TensorFile
 
 UPDATE = "update fedpara-edge here"
@@ -26,14 +26,15 @@ def read_settings(file: TensorFile, codec: str, settings: Mapping[str, Any], **r
     if settings.keys() != ranges.keys():
         raise InvalidUpdateError(
             f"{file.path}: codec {codec}: expected {'the settings ' + ', '.join(ranges) if ranges else 'no settings'}, "
-            f"found {str(sorted(map(str, settings)))[:80]}; {UPDATE}",
+            f"found {brief(sorted(settings), most=80)}; {UPDATE}",
             code="unknown_codec",
         )
     for name, allowed in ranges.items():
         value = settings[name]
         if type(value) is not int or value not in allowed:
             raise InvalidUpdateError(
-                f"{file.path}: codec {codec}: {name}: expected {_text(allowed)}, found {str(value)[:40]}; {UPDATE}",
+                f"{file.path}: codec {codec}: {name}: expected {_text(allowed)}, found {brief(value, most=40)}; "
+                f"{UPDATE}",
                 code="unknown_codec",
             )
     return dict(settings)

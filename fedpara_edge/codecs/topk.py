@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,7 @@ class TopK:
     bits: int = 3
     name: str = "topk"
     version: int = 1
+    unbiased: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
@@ -88,7 +89,7 @@ def open_topk(file: TensorFile, tensors: Sequence[TensorSpec], settings: Mapping
     """
     read_settings(file, "topk", settings)
 
-    def read(_: int, section: Section, __: NDArray[np.intp], out: NDArray[np.float32]) -> None:
+    def read(section: Section, _: NDArray[np.intp], out: NDArray[np.float32]) -> None:
         low, step = from_bytes(section.take(4, "scales"))
         _place(*decode_sparse(section, len(out)), low, step, out)
 

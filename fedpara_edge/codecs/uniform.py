@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +59,7 @@ class Uniform:
     by: str = "all"
     name: str = NAME
     version: int = VERSION
+    unbiased: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 1e-4 <= self.step <= 100:
@@ -135,7 +136,7 @@ def open_uniform(file: TensorFile, tensors: Sequence[TensorSpec], settings: Mapp
     """
     block = read_settings(file, NAME, settings, block=tuple(_BY.values()))["block"]
 
-    def read(_: int, section: Section, lengths: NDArray[np.intp], out: NDArray[np.float32]) -> None:
+    def read(section: Section, lengths: NDArray[np.intp], out: NDArray[np.float32]) -> None:
         steps = from_bytes(section.take(2 * len(lengths), "steps"))
         positions, integers = decode_sparse(section, len(out))
         values = integers.astype(np.float32)

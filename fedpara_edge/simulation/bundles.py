@@ -8,6 +8,7 @@ from device_runtime.data import open_data
 from device_runtime.engines import open_engine
 from device_runtime.epochs import count_steps
 from fedpara_edge.bundle import Bundle, open_bundle
+from fedpara_edge.errors import InputError
 from fedpara_edge.recipe import Recipe
 from fedpara_edge.simulation.clients import Clients
 from fedpara_edge.simulation.folder import JobFolder
@@ -36,10 +37,13 @@ def check_bundle(arm: Arm, folder: JobFolder, clients: Clients) -> Bundle:
     open_engine(bundle, arm.train.engine, threads=1)
     config = arm.train.config(seed=0)
     config.algorithm.check_optimizer(bundle.manifest.optimizer)
-    for client in clients.clients:
-        count_steps(open_data(clients.train(client.name), bundle.manifest), config)
-        if client.test_examples:
-            open_data(clients.test(client.name), bundle.manifest)
-    if clients.test_examples:
-        open_data(clients.common, bundle.manifest)
+    try:
+        for client in clients.clients:
+            count_steps(open_data(clients.train(client.name), bundle.manifest), config)
+            if client.test_examples:
+                open_data(clients.test(client.name), bundle.manifest)
+        if clients.test_examples:
+            open_data(clients.common, bundle.manifest)
+    except InputError as error:
+        raise InputError(f"arms.{arm.name}: its model and the data: {error}") from error
     return bundle

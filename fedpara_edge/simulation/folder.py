@@ -62,6 +62,19 @@ class RunFolder:
         """Whether anything was measured."""
         return self.metrics.is_file() and self.metrics.stat().st_size > 0
 
+    def check_plan(self, plan: Path) -> None:
+        """Compare a plan with the copy that is here.
+
+        Raises:
+            InputError: one can't be read, or a value differs.
+        """
+        found = first_difference(read_tables(self.plan), read_tables(plan))
+        if found is not None:
+            raise InputError(
+                f"{plan}: {found}, other than in {self.plan}, with which this run began; take another folder for "
+                "another plan"
+            )
+
     @property
     def lock(self) -> Path:
         """Held as long as anybody works in the folder."""
@@ -173,18 +186,15 @@ def open_run(path: Path, plan: Path) -> Iterator[RunFolder]:
     tables = read_tables(plan)
     run.lock.parent.mkdir(parents=True, exist_ok=True)
     with hold(run.lock, alone=True):
-        key = first_difference(read_tables(run.plan), tables) if run.plan.is_file() else PLAN
-        if key is not None and run.has_begun:
-            raise InputError(
-                f"{plan}: {key}: expected as in {run.plan}, with which this run began, found another value; take "
-                "another folder for another plan"
-            )
+        is_new = not run.plan.is_file() or first_difference(read_tables(run.plan), tables) is not None
+        if is_new and run.has_begun:
+            run.check_plan(plan)
         if not run.has_begun:
             # Bundles follow from the plan, and are worth keeping; the data may have been corrected.
             for made in run.lock.parent.iterdir():
-                if made.is_dir() and (key is not None or made == run.data(0).parent):
+                if made.is_dir() and (is_new or made == run.data(0).parent):
                     shutil.rmtree(made)
-        if key is not None:
+        if is_new:
             with replacing_file(run.plan) as temporary:
                 shutil.copyfile(plan, temporary)
         yield run

@@ -19,7 +19,7 @@ from fedpara_edge.errors import DivergedError
 from fedpara_edge.simulation.clients import Clients
 from fedpara_edge.simulation.engines import Model
 from fedpara_edge.simulation.evaluating import evaluate_round
-from fedpara_edge.simulation.folder import JobFolder, newest_before
+from fedpara_edge.simulation.folder import JobFolder
 from fedpara_edge.simulation.measures import Measured, Measuring, measure
 from fedpara_edge.simulation.merging import Merged, Merging, merge_round
 from fedpara_edge.simulation.metrics import Event, Journal
@@ -87,7 +87,8 @@ class Job:
         """The weights that a client has, or would get, after `number` rounds."""
         initial = self.bundle.file(WEIGHTS)
         if self.arm.local_only:
-            return newest_before(self.folder.own_weights(client, number).parent, number + 1) or initial
+            own = next((past for past in range(number, 0, -1) if client in self.participants(past - 1)), 0)
+            return self.folder.own_weights(client, own) if own else initial
         return self.folder.weights(number) if number else initial
 
     def state_of(self, client: str) -> Path | None:

@@ -36,7 +36,7 @@ from device_runtime.schedule import Schedule, Shape
 from fedpara_edge.aggregation.fedavg import check_merge
 from fedpara_edge.algorithms import ServerAlgorithm, Weighting, find_local, find_server
 from fedpara_edge.codecs import find_encoder
-from fedpara_edge.errors import InputError
+from fedpara_edge.errors import InputError, brief
 from fedpara_edge.recipe import Recipe
 from fedpara_edge.simulation.data import DataPlan
 from fedpara_edge.simulation.tables import check_keys, make
@@ -346,13 +346,19 @@ def read_plan(path: Path) -> Plan:
 
 
 def first_difference(before: Tables, now: Tables) -> str | None:
-    """The dotted key of the first value in which two plans differ, in the order of the second; None if in none.
+    """The first value in which two plans differ, in the order of the second, by its dotted key; None if in none.
 
     >>> first_difference({"rounds": 3, "train": {"lr": 0.1}}, {"rounds": 3, "train": {"lr": 0.2}})
-    'train.lr'
+    'train.lr: expected 0.1, found 0.2'
+    >>> first_difference({"rounds": 3}, {})
+    'rounds: expected 3, found no such key'
     """
     one, other = dict(_flat(before)), dict(_flat(now))
-    return next((key for key in (*other, *one) if key not in one or key not in other or one[key] != other[key]), None)
+    for key in (*other, *one):
+        if key not in one or key not in other or one[key] != other[key]:
+            expected, found = (brief(of[key]) if key in of else "no such key" for of in (one, other))
+            return f"{key}: expected {expected}, found {found}"
+    return None
 
 
 def _flat(tables: Tables, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -395,7 +401,10 @@ def _arm(name: str, table: Any, tables: Tables, folder: Path) -> Arm:
     train = made(TrainPlan, "train")
     given = {"batch_size": train.batch_size, "engines": (train.engine,), "seed": 0}
     model = made(Recipe, "model", given)
-    settings = {"rounds": tables.get("rounds", 1), **{key: value for key, value in table.items() if key not in PARTS}}
+    rounds = tables.get("rounds")
+    if type(rounds) is not int or rounds < 1:
+        rounds = 1  # of which the plan complains, not each arm
+    settings = {"rounds": rounds, **{key: value for key, value in table.items() if key not in PARTS}}
     parts = {"train": train, "aggregate": made(AggregatePlan, "aggregate"), "model": _beside(folder, model)}
     with _prefixing(f"{where}: "):
         return make(Arm, settings, given={"name": name, **parts})

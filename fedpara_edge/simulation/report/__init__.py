@@ -101,7 +101,9 @@ def _sections(plan: Plan, summary: Summary, figures: Mapping[str, Figure]) -> li
     }[plan.judged_on]
     accuracy = Text(f"Accuracy is measured {judged}. ± is the standard deviation of the seeds.", "muted")
     targets = " and ".join(percent(target) for target in summary.targets)
-    source = "the plan's target" if summary.is_planned else f"0.5 and 1 points below the best of {summary.reference}"
+    rounds = summary.arm(summary.reference).last_round
+    best = f"0.5 and 1 points below the best of {summary.reference} in its {rounds} rounds"
+    source = "the plan's target" if summary.is_planned else best
     rule = (
         f"Targets: {targets}, {source}. An arm reaches a target at the first round at which its mean accuracy over the "
         "seeds, smoothed by the evaluated rounds before and after, is at least that high; between two evaluated rounds "
@@ -150,4 +152,6 @@ def _subtitle(results: Results) -> str:
     if left_out := about.get("left_out"):
         of += f" ({left_out} with fewer than {plan.data.least} training examples left out)"
     split = f"data {plan.data.path.name} by {plan.data.split}{details.get(plan.data.split, '')}"
-    return " · ".join([f"{plan.rounds} rounds", *([of] if clients is not None else []), split, seeds])
+    ends = sorted({arm.rounds for arm in plan.arms})
+    rounds = f"{ends[0]} rounds" if len(ends) == 1 else f"{ends[0]} to {ends[-1]} rounds"
+    return " · ".join([rounds, *([of] if clients is not None else []), split, seeds])

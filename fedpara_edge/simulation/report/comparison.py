@@ -61,6 +61,7 @@ def arms_table(summary: Summary) -> Table:
     caption = (
         f"Sent a round: all participants together, up and down, mean over rounds. Accuracy: {when}, of the seeds that "
         f"have come to it. Points: of accuracy above or below {summary.reference}, where all seeds have."
+        + ("" if len(ends) == 1 else " Not all arms have as many rounds.")
     )
     return Table(header, rows, caption, summary.reference, text=(1,))
 
@@ -71,7 +72,8 @@ def accuracy_table(summary: Summary) -> Table | None:
     rounds = sorted({int(number) for _, curve in curves for number in curve.rounds})
     if not rounds:
         return None
-    chosen = sorted({rounds[place] for place in np.linspace(0, len(rounds) - 1, ROUNDS_SHOWN).round().astype(int)})
+    spread = {rounds[place] for place in np.linspace(0, len(rounds) - 1, ROUNDS_SHOWN).round().astype(int)}
+    chosen = sorted(spread | {int(curve.rounds[-1]) for _, curve in curves})
     rows = []
     for arm, curve in curves:
         values = dict(zip(curve.rounds.astype(int).tolist(), curve.mean.tolist(), strict=True))

@@ -282,7 +282,8 @@ def _by_round(
     if not curves:
         return None
     longest = max(len(arm.name) for arm, _ in curves)
-    is_direct = len(curves) <= MOST_DIRECT_LABELS and longest <= LONGEST_DIRECT_LABEL
+    is_level = len({float(curve.rounds[-1]) for _, curve in curves}) == 1
+    is_direct = is_level and len(curves) <= MOST_DIRECT_LABELS and longest <= LONGEST_DIRECT_LABEL
     figure, (axes,) = _figure(3.5, right=(0.3 + CHARACTER_INCHES * longest) / WIDTH if is_direct else 0.0)
     for arm, curve in curves:
         _line(axes, summary, arm, curve.rounds, curve)
@@ -360,17 +361,14 @@ def _legend(figure: Figure, keys: Sequence[Any]) -> None:
 def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """Write the name of each line behind its end: at the right of the axes, moved as far as names would overlap.
 
-    Names of lines that end earlier than others stay where these end.
-
     Args:
         axes: with its limits set.
-        ends: x, y, name and colour of each line.
+        ends: x, the same for all, y, name and colour of each line.
     """
     apart = 0.055
     low, high = axes.get_ylim()
-    last = max(x for x, _, _, _ in ends)
     _, margin = axes.get_xlim()
-    order = sorted((end for end in ends if end[0] == last), key=lambda end: end[1])
+    order = sorted(ends, key=lambda end: end[1])
     places = np.array([(y - low) / (high - low) for _, y, _, _ in order])
     for _ in range(100):
         for one, other in pairwise(range(len(places))):
@@ -386,9 +384,6 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> No
             name, (x, y), (margin, low + place * (high - low)), color=colour, va="center", arrowprops=line
         )
         text.set_in_layout(False)
-    for x, y, name, colour in ends:
-        if x != last:
-            axes.annotate(name, (x, y), (6, 0), "data", "offset points", color=colour, va="center").set_in_layout(False)
 
 
 def _label_bars(axes: Axes, bars: Sequence[tuple[float, str]], arms: Sequence[ArmSummary], columns: int) -> None:

@@ -8,9 +8,9 @@
     ratio            bytes of the reference arm over bytes of this arm
 
 Targets are the plan's, or else the highest point of the reference arm's smooth curve less 0.5 and 1 points, so that
-the reference arm reaches them. The accuracy that an arm came to is that after the last evaluated round of the whole
-run, of those seeds that have come to it with a finite loss: arms are only compared after the same round, but for those
-that the plan gives fewer rounds.
+the reference arm reaches them. The accuracy that an arm came to is that after the last round that was evaluated in the
+whole run, of those seeds that have come to it with a finite loss: arms are only compared after the same round, but for
+those that the plan gives fewer or more rounds.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpara_edge.simulation.plan import Plan
 from fedpara_edge.simulation.report.results import ArmRun, Line, Results, SeedRun, number_of
 
 Numbers = NDArray[np.float64]
@@ -204,7 +205,7 @@ def summarize(results: Results) -> Summary:
     ends = {arm.name: planned.get(arm.name, plan.rounds) for arm in results.arms}
     come_to = ((number, ends[arm.name]) for arm in results.arms for seed in arm.seeds for number in seed.rounds)
     last = max((number for number, end in come_to if plan.is_evaluated(number, last=end)), default=0)
-    arms = tuple(_summarize(arm, min(last, ends[arm.name])) for arm in results.arms)
+    arms = tuple(_summarize(arm, _last_evaluated(plan, last, ends[arm.name])) for arm in results.arms)
     reference = _reference(arms, plan.reference)
     curve = reference.accuracy
     if plan.target is not None:
@@ -223,6 +224,12 @@ def summarize(results: Results) -> Summary:
         is_planned=plan.target is not None,
         note=note,
     )
+
+
+def _last_evaluated(plan: Plan, last: int, end: int) -> int:
+    """The last round up to `last` after which an arm of `end` rounds is evaluated; 0 if there is none."""
+    rounds = range(min(last, end), 0, -1)
+    return next((number for number in rounds if plan.is_evaluated(number, last=end)), 0)
 
 
 def _reference(arms: Sequence[ArmSummary], planned: str | None) -> ArmSummary:
