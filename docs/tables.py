@@ -3,13 +3,15 @@
     python docs/tables.py            # after a plan was run again
     python docs/tables.py --check    # exit code 1 if a table is not what the results say
 
-A table stands between `<!-- table: PLAN KIND [ARM,ARM,…] -->` and `<!-- end -->`; KIND is one of `KINDS`.
+A table stands between `<!-- table: PLAN KIND [ARM,ARM,…] -->` and `<!-- end -->`; KIND is one of `KINDS`, and may end in
+the accuracy to reach instead of those of the plan: `bytes@50` for 50 %.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -37,7 +39,10 @@ def filled(page: str) -> str:
     def table(match: re.Match[str]) -> str:
         begin, plan, kind, arms, end = match.groups()
         summary = summarize(read_results(ROOT / "plans" / "results" / plan))
-        tables = [found for found in KINDS[kind](summary) if found is not None]
+        name, _, target = kind.partition("@")
+        if target:
+            summary = replace(summary, targets=(float(target) / 100,))
+        tables = [found for found in KINDS[name](summary) if found is not None]
         chosen = arms.split(",") if arms else [arm.name for arm in summary.arms]
         return begin + "".join(f"\n{_markdown(found, chosen)}\n" for found in tables) + end
 

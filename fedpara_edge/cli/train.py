@@ -61,7 +61,12 @@ FOLDER_OR_FILE = click.Path(path_type=Path)
 @click.option("--client", help="Name of this device in the update.  [default: kept in the state folder, or random]")
 @click.option("--engine", default="auto", show_default=True, help="onnxruntime, ort-training, or the faster there is.")
 @click.option("--threads", type=int, help="Of the engine.  [default: as many as cores]")
-@click.option("--codec", default="float32", show_default=True, help="How the change is written.")
+@click.option(
+    "--codec",
+    default="float32",
+    show_default=True,
+    help="How the change is written, such as int8 or uniform:step=2; `fedpara-edge codec bench` compares them.",
+)
 @click.option(
     "--save-seconds",
     type=float,
