@@ -3,8 +3,8 @@
     python docs/tables.py            # after a plan was run again
     python docs/tables.py --check    # exit code 1 if a table is not what the results say
 
-A table stands between `<!-- table: PLAN KIND [ARM,ARM,…] -->` and `<!-- end -->`; KIND is one of `KINDS`, and may end in
-the accuracy to reach instead of those of the plan: `bytes@50` for 50 %.
+A table stands between `<!-- table: PLAN KIND [ARM,ARM,…] -->` and `<!-- end -->`. KIND is one of `KINDS`, and may end
+in an accuracy to reach instead of those of the plan: `bytes@50` for 50 %.
 """
 
 from __future__ import annotations
