@@ -72,14 +72,12 @@ def test_readers_get_what_the_encoder_says_bit_for_bit(tmp_path: Path, name: str
         assert (tmp_path / "file").read_bytes() == written, kind
 
 
-@pytest.mark.parametrize("together", [1, 3, 10])
-def test_files_decoded_together_hold_what_each_holds_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int
-) -> None:
-    monkeypatch.setattr(decoding, "TOGETHER", together)
-    # Runs of one codec with others and a damaged file between them, and twice the same with other settings.
+def test_files_decoded_together_hold_what_each_holds_alone(tmp_path: Path) -> None:
+    # Runs of one codec with others and damaged files between them, and twice the same with other settings. A frame is
+    # found to be damaged when it is read, a scale only when the values of all files of its run are computed.
     names = ["int4"] * 5 + ["float32", "int8", "int8", "rotated", "rotated", "int8"] + ["uniform", "int4:block=50"] * 2
-    damaged, absent = 3, 7
+    bad_frame, bad_scale, absent = 3, 1, 7
+    random = np.random.default_rng(0)
     told = []
     with ExitStack() as stack:
         decoders: list[Decoder | None] = []
@@ -87,22 +85,35 @@ def test_files_decoded_together_hold_what_each_holds_alone(
             path = tmp_path / str(number)
             change = encoded.changes(sum(SIZES))["mixed"] * np.float32(number + 1)
             told.append(encoded.store(path, find_encoder(name), SPECS, change, seed=number))
-            if number == damaged:
-                content = bytearray(path.read_bytes())
+            file = TensorFile(path, format=encoded.FORMAT, error=InvalidUpdateError)
+            file.close()
+            content = bytearray(path.read_bytes())
+            if number == bad_frame:
                 content[-20:] = bytes(20)
-                path.write_bytes(content)
+            if number == bad_scale:
+                after_index = file.data_offset + 4 * len(list(codec.chunks(sum(SIZES))))
+                content[after_index : after_index + 2] = b"\xff\xff"
+            path.write_bytes(content)
             file = stack.enter_context(TensorFile(path, format=encoded.FORMAT, error=InvalidUpdateError))
             decoders.append(None if number == absent else open_codec(file, SPECS))
         for start, stop in codec.chunks(sum(SIZES)):
             out = np.full((len(names), stop - start), np.nan, np.float32)
-            failures = decoding.decode_rows(decoders, start, out)
-            last = stop == sum(SIZES)
-            assert set(failures) == ({damaged} if last else set())
+            changes, failures = decoding.decode_rows(decoders, start, out)
+            assert set(failures) == ({bad_scale} if start == 0 else {bad_frame} if stop == sum(SIZES) else set())
             assert all(str(tmp_path / str(number)) in str(error) for number, error in failures.items())
-            assert np.isnan(out[absent]).all()
-            for number, row in enumerate(out):
-                if number != absent and number not in failures:
-                    np.testing.assert_array_equal(bits(row), bits(told[number][start:stop]), err_msg=names[number])
+            expected = np.stack([part[start:stop] for part in told])
+            expected[[absent, *failures]] = 0
+            some = np.sort(random.choice(stop - start, 20))
+            np.testing.assert_array_equal(changes.at(some), expected[:, some])
+            weights = random.random((2, len(names)), np.float32)
+            sums, exact = changes.weighted_sums(weights), weights.astype(np.float64) @ expected
+            bound = (len(names) + 1) * 2.0**-24 * (weights.astype(np.float64) @ np.abs(expected))
+            assert (np.abs(sums - exact) <= bound).all()
+            values = changes.values()
+            for number, name in enumerate(names):
+                if number not in (absent, *failures):
+                    np.testing.assert_array_equal(bits(values[number]), bits(expected[number]), err_msg=name)
+            np.testing.assert_array_equal(values, expected)
 
 
 @pytest.mark.parametrize("name", EVERY)

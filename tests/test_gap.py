@@ -13,6 +13,7 @@ from fedpara_edge.aggregation import gap as gap_module
 from fedpara_edge.aggregation.fedavg import aggregate
 from fedpara_edge.aggregation.gap import Gap, GapEstimator
 from fedpara_edge.aggregation.weightsample import evenly, sample_layer
+from fedpara_edge.codecs.changes import Changes
 from fedpara_edge.factors import compose, compose_branch, factor_shapes
 from fedpara_edge.layout import LayerSpec, Layout
 
@@ -42,7 +43,7 @@ def estimated(layout: Layout, base: Tensors, changes: list[Tensors], shares: NDA
         block = flat[first : first + 3]
         estimator.start_block(len(block))
         for start in reversed(range(0, flat.shape[1], piece)):  # threads keep no order
-            estimator.collect(start, block[:, start : start + piece])
+            estimator.collect(start, Changes(block[:, start : start + piece]))
         for thread in range(2):
             estimator.finish_block(shares[first : first + 3], thread, 2)
     result = estimator.result(shares @ flat)

@@ -1,17 +1,16 @@
 """Weighted means of any number of updates, in one pass over the files.
 
 Updates are read in blocks of `BLOCK_FILES`, and a block in the chunks that codecs decode (`codecs.codec`): each is
-decoded into one float32 matrix G that stays in the cache, the block's part of a mean is w G with w_i the shares of the
-block's files, and the parts are added up in float64. So no more than `BLOCK_FILES` files are open, and memory holds one
-float64 copy of the model for each mean and some 20 MiB, however many updates there are.
+decoded into one float32 matrix that stays in the cache, its weighted sum (`codecs.changes`) is the block's part of a
+mean, and the parts are added up in float64. So no more than `BLOCK_FILES` files are open, and memory holds one float64
+copy of the model for each mean and some 20 MiB, however many updates there are.
 
 Accuracy: with u = 2^-24, each entry of the mean is off by at most (BLOCK_FILES + 1) u Σ w_i |d_i|. Rounding the new
 weights to float32 costs up to u |weight|, which is more wherever a weight is much larger than its change. The last bits
 depend on the order of the updates, so the caller sorts them.
 
 Two threads, as reading and multiplying are both bound by one core (`benchmarks/aggregation.py` times the whole). Pieces
-are independent, so the number of threads changes no bit. Products are cut into tiles, as OpenBLAS shares larger ones
-among threads of its own, which wait for each other busily and lose much time when other work is on the cores.
+are independent, so the number of threads changes no bit.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpara_edge.codecs.changes import Changes
 from fedpara_edge.codecs.codec import chunks, name_at
 from fedpara_edge.codecs.decoding import decode_rows
 from fedpara_edge.errors import FedparaError, InvalidUpdateError
@@ -32,7 +32,6 @@ from fedpara_edge.layout import TensorSpec
 from fedpara_edge.update import Update
 
 BLOCK_FILES = 20
-TILE_ENTRIES = 256
 THREADS = 2
 
 
@@ -43,8 +42,8 @@ class Watcher(Protocol):
         """The pieces of that many updates follow."""
         ...
 
-    def collect(self, start: int, changes: NDArray[np.float32]) -> None:
-        """One piece: entries [start, start + n) of the flat change, [files of the block, n]; called by any thread."""
+    def collect(self, start: int, changes: Changes) -> None:
+        """One piece of the flat changes of the block's files, from entry `start` on; called by any thread."""
         ...
 
     def finish_block(self, shares: NDArray[np.float64], thread: int, threads: int) -> None:
@@ -170,36 +169,30 @@ class _Block:
 
     def _add(self, thread: int, failures: dict[int, _Failure]) -> dict[int, _Failure]:
         pieces = self.pieces[thread::THREADS]
-        width = -(-max((stop - start for start, stop in pieces), default=0) // TILE_ENTRIES) * TILE_ENTRIES
-        changes = self.scratch[thread].matrix(len(self.updates), width)
-        tiles = changes.reshape(len(self.updates), -1, TILE_ENTRIES).transpose(1, 0, 2)
         shares = self.shares.astype(np.float32)
-        part = np.empty(width, np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             for start, stop in pieces:
-                piece = changes[:, : stop - start]
-                self._decode(start, piece, failures)
-                for row in range(len(shares)):
-                    np.matmul(shares[row], tiles, out=part.reshape(-1, TILE_ENTRIES))
-                    if np.isfinite(part[: stop - start]).all():
-                        self.means[row, start:stop] += part[: stop - start]
-                    else:
-                        self._find_guilty(start, piece, failures)
-                        # What is left is finite: it was a sum of huge values that left float32, which float64 holds.
-                        self.means[row, start:stop] += np.einsum("i,ij->j", self.shares[row], piece, dtype=np.float64)
+                changes = self._decode(start, self.scratch[thread].matrix(len(self.updates), stop - start), failures)
+                parts = changes.weighted_sums(shares)
+                if np.isfinite(parts).all():
+                    self.means[:, start:stop] += parts
+                else:
+                    values = changes.values()
+                    self._find_guilty(start, values, failures)
+                    # What is left is finite: it was a sum of huge values that left float32, which float64 holds.
+                    self.means[:, start:stop] += np.einsum("mi,ij->mj", self.shares, values, dtype=np.float64)
                 if self.watcher is not None:
-                    self.watcher.collect(start, piece)
+                    self.watcher.collect(start, changes)
         return failures
 
-    def _decode(self, start: int, piece: NDArray[np.float32], failures: dict[int, _Failure]) -> None:
+    def _decode(self, start: int, memory: NDArray[np.float32], failures: dict[int, _Failure]) -> Changes:
         decoders = [None if number in failures else update.decoder for number, update in enumerate(self.updates)]
-        for number, error in decode_rows(decoders, start, piece).items():
-            failures[number] = _Failure(start, error)
-        for number in failures:
-            piece[number] = 0
+        changes, errors = decode_rows(decoders, start, memory)
+        failures.update((number, _Failure(start, error)) for number, error in errors.items())
+        return changes
 
-    def _find_guilty(self, start: int, piece: NDArray[np.float32], failures: dict[int, _Failure]) -> None:
-        for number, (update, row) in enumerate(zip(self.updates, piece, strict=True)):
+    def _find_guilty(self, start: int, values: NDArray[np.float32], failures: dict[int, _Failure]) -> None:
+        for number, (update, row) in enumerate(zip(self.updates, values, strict=True)):
             bad = np.flatnonzero(~np.isfinite(row))
             if bad.size:
                 error = not_finite(update, self.tensors, start + int(bad[0]))

@@ -1,22 +1,21 @@
 """Decoding a chunk of one file, or that of several at once.
 
 With a few calls for every small chunk of every file, two threads would mostly wait for each other at the lock of the
-interpreter. So where files have the same arithmetic, it is done for `TOGETHER` of them in one go.
+interpreter. So where files have the same arithmetic, it is done for all of them in one go.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpara_edge.codecs.changes import Changes
 from fedpara_edge.codecs.codec import Decoder, Pending, chunks
+from fedpara_edge.codecs.section import DamageError
 from fedpara_edge.errors import InvalidUpdateError
-
-TOGETHER = 10
-"""Files of which that many chunks are computed at once; with more, the memory grows and the speed does not."""
 
 
 def decode(decoder: Decoder, start: int, out: NDArray[np.float32]) -> None:
@@ -27,7 +26,7 @@ def decode(decoder: Decoder, start: int, out: NDArray[np.float32]) -> None:
     """
     pending = decoder.load(start, out)
     if pending is not None:
-        pending.arithmetic.compute(start, [pending.loaded], out[np.newaxis])
+        _compute(pending, start, out)
 
 
 def decode_all(decoder: Decoder, entries: int) -> NDArray[np.float32]:
@@ -44,31 +43,57 @@ def decode_all(decoder: Decoder, entries: int) -> NDArray[np.float32]:
 
 def decode_rows(
     decoders: Sequence[Decoder | None], start: int, out: NDArray[np.float32]
-) -> dict[int, InvalidUpdateError]:
-    """Decode the same chunk of several files with the same tensors, a row for each.
+) -> tuple[Changes, dict[int, InvalidUpdateError]]:
+    """Decode the same chunk of several files with the same tensors.
 
     Args:
-        decoders: of the files; None for a row to leave as it is.
+        decoders: of the files; None for one whose change is taken to be zero.
         start: entry of the flat change.
-        out: float32 [files, entries of the chunk]; rows of damaged files hold anything afterwards.
+        out: float32 [files, entries of the chunk], memory for the changes.
 
     Returns:
-        What is wrong with the damaged files, by their number.
+        The changes, those of damaged files zero, and what is wrong with these, by their number.
     """
     failures: dict[int, InvalidUpdateError] = {}
     rows: list[Pending | None] = []
     for number, decoder in enumerate(decoders):
+        pending = None
         try:
-            rows.append(decoder.load(start, out[number]) if decoder is not None else None)
+            pending = decoder.load(start, out[number]) if decoder is not None else None
         except InvalidUpdateError as error:
             failures[number] = error
-            rows.append(None)
-    first = 0
+        rows.append(pending)
+    scales, first = [], 0
     for arithmetic, neighbours in groupby(rows, key=lambda row: row.arithmetic if row is not None else None):
-        loaded = [row.loaded if row is not None else None for row in neighbours]
+        group = list(neighbours)
+        some = out[first : first + len(group)]
         if arithmetic is not None:
-            for begin in range(0, len(loaded), TOGETHER):
-                some = loaded[begin : begin + TOGETHER]
-                arithmetic.compute(start, some, out[first + begin : first + begin + len(some)])
-        first += len(loaded)
-    return failures
+            try:
+                scales.append((first, arithmetic.compute(start, [row.loaded for row in group if row], some)))
+            except DamageError:
+                failures.update(_compute_each(group, first, start, some))
+        first += len(group)
+    for number, decoder in enumerate(decoders):
+        if decoder is None or number in failures:
+            out[number] = 0
+    return Changes(out, scales), failures
+
+
+def _compute(pending: Pending, start: int, out: NDArray[np.float32]) -> None:
+    try:
+        scales = pending.arithmetic.compute(start, [pending.loaded], out[np.newaxis])
+    except DamageError as damage:
+        raise pending.refusal(damage) from damage
+    scales.multiply(out[np.newaxis])
+
+
+def _compute_each(
+    group: Sequence[Pending | None], first: int, start: int, out: NDArray[np.float32]
+) -> Iterator[tuple[int, InvalidUpdateError]]:
+    """The damaged ones of some files, by their number; the changes of the others are computed."""
+    for number, (pending, row) in enumerate(zip(group, out, strict=True), first):
+        try:
+            if pending is not None:
+                _compute(pending, start, row)
+        except InvalidUpdateError as error:
+            yield number, error

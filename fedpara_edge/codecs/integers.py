@@ -27,7 +27,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.codecs.codec import Encoded, Pending
+from fedpara_edge.codecs.changes import BlockScales
+from fedpara_edge.codecs.codec import Encoded
 from fedpara_edge.codecs.digits import check_packed, pack, packed_bytes, unpack
 from fedpara_edge.codecs.frames import compress, decompress, require_zstandard
 from fedpara_edge.codecs.hadamard import signs, transform
@@ -116,7 +117,9 @@ class Integers:
             rounded = np.rint(ratios, out=ratios) if random is None else round_randomly(ratios, random)
             integers = np.clip(rounded, -largest, largest, out=rounded).astype(np.int8)
             decoded[:] = integers
-            _scale(decoded[np.newaxis], scales[np.newaxis], lengths, start, turn if rotated else None)
+            if rotated:
+                _turn_back(decoded[np.newaxis], lengths, turn, start)
+            BlockScales(scales[np.newaxis], lengths).multiply(decoded[np.newaxis])
             return to_bytes(scales) + compress(pack(integers, largest).tobytes(), entropy=bool(self.entropy))
 
         return write_payload(tensors, change, write, block=self.block, settings=settings)
@@ -142,11 +145,9 @@ def open_integers(
     require_zstandard()
     products = _Products(_largest(bits or found["bits"]), found["block"], found.get("seed"))
 
-    def read(section: Section, lengths: NDArray[np.intp], out: NDArray[np.float32]) -> Pending:
-        scales = from_bytes(section.take(2 * len(lengths), "scales"))
-        packed = decompress(section, packed_bytes(len(out), products.largest))
-        check_packed(packed, products.largest)
-        return Pending(products, (packed, scales, lengths))
+    def read(section: Section, lengths: NDArray[np.intp], out: NDArray[np.float32]) -> tuple[_Products, Any]:
+        scales = section.take(2 * len(lengths), "scales")
+        return products, (decompress(section, packed_bytes(len(out), products.largest)), scales, lengths)
 
     return open_payload(file, tensors, read, block=found["block"])
 
@@ -166,25 +167,21 @@ class _Products:
     def compute(
         self,
         start: int,
-        loaded: Sequence[tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.intp]]],
+        loaded: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.intp]]],
         out: NDArray[np.float32],
-    ) -> None:
-        """Of each file the packed integers, the scales and the lengths of the blocks."""
-        packed, scales, lengths = zip(*loaded, strict=True)
-        unpack(np.stack(packed), self.largest, out)
-        _scale(out, np.stack(scales), lengths[0], start, self.turn)
+    ) -> BlockScales:
+        """Of each file the packed integers, the scales as stored and the lengths of the blocks."""
+        packed, stored, lengths = (list(column) for column in zip(*loaded, strict=True))
+        scales, digits = from_bytes(np.array(stored)), np.array(packed)
+        check_packed(digits, self.largest)
+        unpack(digits, self.largest, out)
+        if self.turn is not None:
+            _turn_back(out, lengths[0], self.turn, start)
+        return BlockScales(scales, lengths[0])
 
 
-def _scale(
-    integers: NDArray[np.float32],
-    scales: NDArray[np.float32],
-    lengths: NDArray[np.intp],
-    start: int,
-    turn: int | None,
-) -> None:
-    """From integers [files, entries] and scales [files, blocks] to changes, in place."""
-    if turn is not None:
-        for row in integers:
-            transform(row, lengths)
-        integers *= signs(turn, start, integers.shape[1])
-    integers *= np.repeat(scales, lengths, axis=1)
+def _turn_back(integers: NDArray[np.float32], lengths: NDArray[np.intp], turn: int, start: int) -> None:
+    """Undo the rotation of integers [files, entries], in place."""
+    for row in integers:
+        transform(row, lengths)
+    integers *= signs(turn, start, integers.shape[1])

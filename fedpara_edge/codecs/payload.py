@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from fedpara_edge.codecs import codec
 from fedpara_edge.codecs.blocks import cut
-from fedpara_edge.codecs.codec import Encoded, Pending, name_at
+from fedpara_edge.codecs.codec import Arithmetic, Encoded, Pending, name_at
 from fedpara_edge.codecs.section import DamageError, Section
 from fedpara_edge.errors import InvalidUpdateError
 from fedpara_edge.layout import TensorSpec
@@ -30,8 +31,8 @@ NAME = "payload"
 Write = Callable[[int, NDArray[np.float32], NDArray[np.intp], NDArray[np.float32]], bytes]
 """Encodes a chunk: (its first entry, its change, the lengths of its blocks, where to put what will be decoded)."""
 
-Read = Callable[[Section, NDArray[np.intp], NDArray[np.float32]], Pending | None]
-"""Decodes a chunk as `codec.Decoder.load` does: (its section, the lengths of its blocks, where to put the change)."""
+Read = Callable[[Section, NDArray[np.intp], NDArray[np.float32]], tuple[Arithmetic, Any] | None]
+"""Decodes a chunk, or begins to: (its section, the lengths of its blocks, where to put the change)."""
 
 
 def write_payload(
@@ -88,14 +89,15 @@ class PayloadDecoder:
         stored = np.empty(end - offset, np.uint8)
         self.file.read_into(offset, stored)
         section, lengths = Section(stored), self.blocks[chunk]
+        refusal = partial(self._refusal, start, start + len(out), lengths)
         try:
             pending = self.read(section, lengths, out)
             section.finish()
         except DamageError as damage:
-            raise self._error(start, start + len(out), damage, lengths) from damage
-        return pending
+            raise refusal(damage) from damage
+        return Pending(*pending, refusal) if pending is not None else None
 
-    def _error(self, start: int, stop: int, damage: DamageError, lengths: NDArray[np.intp]) -> InvalidUpdateError:
+    def _refusal(self, start: int, stop: int, lengths: NDArray[np.intp], damage: DamageError) -> InvalidUpdateError:
         if damage.block is not None and len(lengths) > 1:
             start += int(lengths[: damage.block].sum())
             stop = start + 1

@@ -55,7 +55,7 @@ def to_bytes(scales: NDArray[np.float32]) -> bytes:
 
 
 def from_bytes(stored: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The scales, float32 [blocks], of 2 bytes each.
+    """The scales, float32 [..., blocks], of 2 bytes each.
 
     Raises:
         DamageError: one is out of range, NaN or infinite.
@@ -67,7 +67,8 @@ def from_bytes(stored: NDArray[np.uint8]) -> NDArray[np.float32]:
     if outside.any():
         bad = np.flatnonzero(outside & (bits != 0))
         if bad.size:
-            raise DamageError(f"scales of 0 or from 2^-100 to 2^100, found {scales[bad[0]]:g}", block=int(bad[0]))
+            found, block = scales.flat[bad[0]], int(bad[0]) % scales.shape[-1]
+            raise DamageError(f"scales of 0 or from 2^-100 to 2^100, found {found:g}", block=block)
     return scales
 
 
