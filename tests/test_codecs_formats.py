@@ -33,9 +33,9 @@ GOLDEN: list[tuple[str, dict[str, Any], str, list[float]]] = [
     ("float16", {}, "00 01 00 00 01 00 00  00  78 80 70 00 68 88 60", CHANGE.tolist()),
     ("bfloat16", {}, "00 01 00 00 01 00 00  00  7f 80 7e 00 7d 81 7c", CHANGE.tolist()),
     (
-        "int8:block=16",  # scales 2/127 and 4/127, rounded up; each integer plus 127
+        "int8:block=16",  # scales 2/127 and 4/127, rounded up; 63 -126 16 0, -8 126 4 and none, plus 8: 47 8a 18 08 ...
         {"block": 16},
-        "82 3c 02 3d  00  be 01 8f 7f 77 fd 83",
+        "82 3c 02 3d  07 6a c8 88  00  40 88 10 00",
         [0.999755859375, -1.99951171875, 0.5078125, 0.0, -0.25390625, 3.9990234375, 0.126953125],
     ),
     (
@@ -81,11 +81,22 @@ GOLDEN: list[tuple[str, dict[str, Any], str, list[float]]] = [
         [1.0, -1.0, 0.0, 0.0, 0.0, 4.0, 0.0],
     ),
 ]
+# What earlier releases wrote.
+OLD: list[tuple[str, int, dict[str, Any], str, list[float]]] = [
+    (
+        "int8",  # each integer plus 127
+        1,
+        {"block": 16},
+        "82 3c 02 3d  00  be 01 8f 7f 77 fd 83",
+        [0.999755859375, -1.99951171875, 0.5078125, 0.0, -0.25390625, 3.9990234375, 0.126953125],
+    ),
+]
+LATEST = dict(sorted(OPENERS))
 
 
 def write_section(path: Path, name: str, settings: dict[str, Any], *sections: bytes, **codec: Any) -> None:
     payload = b"".join([struct.pack(f"<{len(sections)}I", *map(len, sections)), *sections])
-    stated = {"name": name, "version": 1, **settings, **codec}
+    stated = {"name": name, "version": LATEST[name], **settings, **codec}
     encoded.write(path, {"payload": np.frombuffer(payload, np.uint8)}, stated)
 
 
@@ -100,11 +111,25 @@ def test_golden_bytes(tmp_path: Path, text: str, settings: dict[str, Any], secti
     np.testing.assert_array_equal(encoded.decode(tmp_path / "file", SPECS), np.float32(decoded))
 
 
+@pytest.mark.parametrize(("name", "version", "settings", "section", "decoded"), OLD)
+def test_what_earlier_releases_wrote_is_read(
+    tmp_path: Path, name: str, version: int, settings: dict[str, Any], section: str, decoded: list[float]
+) -> None:
+    write_section(tmp_path / "file", name, settings, bytes.fromhex(section), version=version)
+    np.testing.assert_array_equal(encoded.decode(tmp_path / "file", SPECS), np.float32(decoded))
+    for length in range(len(bytes.fromhex(section))):
+        write_section(tmp_path / "file", name, settings, bytes.fromhex(section)[:length], version=version)
+        refused(tmp_path / "file")
+    write_section(tmp_path / "file", name, settings, bytes.fromhex(section)[:-1] + b"\xff", version=version)
+    assert "integers from -127 to 127, found a byte of 255" in refused(tmp_path / "file")
+
+
 def test_golden_frame(tmp_path: Path) -> None:
-    # A Zstandard frame of 1000 bytes (less 256: e8 02), the last block of which repeats 80, the integer 1.
-    frame = bytes.fromhex("28b52ffd 60 e802 431f00 80")
+    # A Zstandard frame of 500 bytes (less 256: f4 00), the last block of which repeats 00; with 99, integers 1.
+    frame = bytes.fromhex("28b52ffd 60 f400 a30f00 00")
     specs = encoded.tensors(1000)
-    write_section(tmp_path / "file", "int8", {"block": 1024}, bytes.fromhex("803f") + b"\1" + frame)
+    section = bytes.fromhex("803f" + "99" * 500 + "01") + frame
+    write_section(tmp_path / "file", "int8", {"block": 1024}, section)
     np.testing.assert_array_equal(encoded.decode(tmp_path / "file", specs), np.ones(1000, np.float32))
 
 
@@ -155,7 +180,7 @@ def test_scales_out_of_range_are_refused_with_their_tensor(tmp_path: Path, text:
 
 
 HOSTILE = [
-    ("int8", "82 3c 02 3d  00  be 01 8f 7f 77 fd ff", "integers from -127 to 127, found a byte of 255"),
+    ("int8", "82 3c 02 3d  07 68 c8 88  00  40 88 10 00", "integers from -127 to 127, found -128"),
     ("int4", "93 3e 13 3f  00  73 d2 71 e1", "integers from -7 to 7, found a byte of 225"),
     ("int2", "00 40 18 40  00  79 f3", "integers from -1 to 1, found a byte of 243"),
     ("int4", "93 3e 13 3f  02  73 d2 71 70", "kind 0 or 1, found kind 2"),
@@ -194,7 +219,7 @@ def claiming(size: int) -> bytes:
 
 def test_decompression_bombs_allocate_nothing(tmp_path: Path) -> None:
     size = 4096
-    specs = encoded.tensors(size)
+    specs = encoded.tensors(2 * size)
     exact = frame(bytes(size))
     no_size = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(size))
     lying = bytearray(claiming(1 << 30))
@@ -204,7 +229,7 @@ def test_decompression_bombs_allocate_nothing(tmp_path: Path) -> None:
     other = zstandard.ZstdCompressor(dict_data=dictionary).compress(bytes(range(256)) * 16)
     bad = [claiming(1 << 30), no_size, bytes(lying), frame(bytes(size + 1)), frame(b""), exact + b"x", exact * 2, other]
     for data in bad:
-        write_section(tmp_path / "file", "int8", {"block": 65536}, bytes.fromhex("803f 01") + data)
+        write_section(tmp_path / "file", "int8", {"block": 65536}, bytes.fromhex("803f") + bytes(size) + b"\1" + data)
         tracemalloc.start()
         message = refused(tmp_path / "file", specs)
         peak = tracemalloc.get_traced_memory()[1]
@@ -277,8 +302,10 @@ def test_settings_of_another_release_are_refused_by_name(tmp_path: Path, name: s
 @pytest.mark.parametrize("name", sorted({name for name, _ in OPENERS}))
 def test_a_version_of_another_release_is_refused(tmp_path: Path, name: str) -> None:
     for settings in ({}, {f"setting-{number}": number for number in range(20)}):
-        write_section(tmp_path / "file", name, settings, b"", version=2)
-        assert f"found {name} version 2; update fedpara-edge" in refused(tmp_path / "file", code="unknown_codec")
+        write_section(tmp_path / "file", name, settings, b"", version=LATEST[name] + 1)
+        assert f"found {name} version {LATEST[name] + 1}; update fedpara-edge" in refused(
+            tmp_path / "file", code="unknown_codec"
+        )
 
 
 @pytest.mark.parametrize("text", [text for text in EVERY if text != "float32"])
@@ -315,7 +342,9 @@ def test_a_small_file_makes_nobody_allocate(
     tmp_path: Path, name: str, settings: dict[str, Any], shapes: list[tuple[int, ...]]
 ) -> None:
     specs = [small_round.tensor(f"t{number:02}", shape) for number, shape in enumerate(shapes)]
-    encoded.write(tmp_path / "file", {"payload": np.zeros(100, np.uint8)}, {"name": name, "version": 1, **settings})
+    encoded.write(
+        tmp_path / "file", {"payload": np.zeros(100, np.uint8)}, {"name": name, "version": LATEST[name], **settings}
+    )
     with TensorFile(tmp_path / "file", format=None, error=InvalidUpdateError) as file:
         tracemalloc.start()
         with pytest.raises(InvalidUpdateError, match=r"tensors 't00' to 't.*: expected at least .* bytes"):

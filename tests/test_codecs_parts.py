@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from fedpara_edge.codecs import codec
 from fedpara_edge.codecs.blocks import cut
-from fedpara_edge.codecs.digits import digits_per_byte, pack, packed_bytes, unpack
+from fedpara_edge.codecs.digits import Digits
 from fedpara_edge.codecs.frames import compress, decompress
 from fedpara_edge.codecs.hadamard import signs, transform
+from fedpara_edge.codecs.halves import Halves
+from fedpara_edge.codecs.integers import Packing
 from fedpara_edge.codecs.rounding import generator, round_randomly, round_to_nearest
 from fedpara_edge.codecs.scales import from_bytes, round_down, round_up, to_bytes
 from fedpara_edge.codecs.section import Section
@@ -49,14 +51,19 @@ def test_sparse_integers_of_every_density_and_size(share: float, size: int) -> N
     np.testing.assert_array_equal(through_sparse(integers.astype(np.int32)), integers)
 
 
-@pytest.mark.parametrize("largest", [1, 2, 3, 7, 15, 31, 63, 127])
+@pytest.mark.parametrize("largest", [1, 2, 3, 7, 15, 31, 63, 127, None])
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 6, 1000, 1001])
-def test_digits_come_back(count: int, largest: int) -> None:
-    integers = np.random.default_rng(count).integers(-largest, largest + 1, count).astype(np.int8)
-    packed = pack(integers, largest)
-    assert len(packed) == packed_bytes(count, largest) == -(-count // digits_per_byte(largest))
-    out = np.full(count, np.nan, np.float32)
-    unpack(packed, largest, out)
+def test_packed_integers_come_back(count: int, largest: int | None) -> None:
+    most = largest or 127
+    packing: Packing = Digits(largest) if largest else Halves()
+    per_byte = Digits(largest).digits_per_byte if largest else 2
+    assert packing.sizes(count)[1] == -(-count // per_byte)
+    integers = np.random.default_rng(count).integers(-most, most + 1, (3, count)).astype(np.int8)
+    parts = [packing.pack(row) for row in integers]
+    assert {(len(plain), len(symbols)) for plain, symbols in parts} == {packing.sizes(count)}
+    plain, symbols = (np.array([np.frombuffer(row[part], np.uint8) for row in parts]) for part in (0, 1))
+    out = np.full((3, count), np.nan, np.float32)
+    packing.unpack(plain, symbols, out)
     np.testing.assert_array_equal(out, integers)
 
 

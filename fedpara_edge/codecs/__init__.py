@@ -3,7 +3,7 @@
 A codec has an encoder, made from the options that the user types after its name, and an opener, found by name and
 version, so that a release can read what older ones wrote. All but `float32` are the same few steps in other
 combinations: a transform (`hadamard`), rounding to integers (`rounding`) times scales (`scales`) of blocks (`blocks`),
-packing (`digits`, `sparse`), entropy coding (`frames`, `sparse`), and the chunks in one array (`payload`).
+packing (`digits`, `halves`, `sparse`), entropy coding (`frames`, `sparse`), and the chunks in one array (`payload`).
 
 | typed                          | an entry becomes                                             | module     |
 |--------------------------------|--------------------------------------------------------------|------------|
@@ -52,6 +52,7 @@ OPENERS: Mapping[tuple[str, int], Opener] = {
     ("float16", 1): partial(open_float16, name="float16"),
     ("bfloat16", 1): partial(open_float16, name="bfloat16"),
     **{(f"int{bits}", 1): partial(open_integers, name=f"int{bits}", bits=bits) for bits in (8, 4, 3, 2)},
+    ("int8", 2): partial(open_integers, name="int8", bits=8, version=2),
     ("rotated", 1): partial(open_integers, name="rotated"),
     ("uniform", 1): open_uniform,
     ("topk", 1): open_topk,

@@ -1,13 +1,14 @@
-"""The codecs `int8`, `int4`, `int3`, `int2` and `rotated`, version 1: integers from -L to L times the scale of a block.
+"""The codecs `int8`, `int4`, `int3`, `int2` and `rotated`: integers from -L to L times the scale of a block.
 
 L = 2^(bits - 1) - 1. Settings: `block`, the entries that share a scale, from 16 to 65536 (`blocks`); for `rotated` also
 `bits`, from 2 to 8, and `seed`, a uint32. The section of a chunk (`payload`) is
 
     scales      bfloat16 of each block (`scales`)
-    integers    packed (`digits`), entropy-coded (`frames`)
+    plain       in version 2, the lower halves of the integers (`halves`)
+    symbols     in version 1 their digits (`digits`), in version 2 their upper halves, entropy-coded (`frames`)
 
 and an entry is its integer times its scale; for `rotated` the integers are first turned back (`hadamard`), in the same
-blocks.
+blocks. Version 2 is that of `int8`, of which version 1 is still read; the others have a version 1 only.
 
 With a seed, integers are rounded at random and the scale is max |x| / L: the decoded change is unbiased. Without, they
 are rounded to the nearest, and the scale is smaller than that if it brings down the squared error, by cutting off the
@@ -22,16 +23,17 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.codecs.changes import BlockScales
 from fedpara_edge.codecs.codec import Encoded
-from fedpara_edge.codecs.digits import check_packed, pack, packed_bytes, unpack
+from fedpara_edge.codecs.digits import Digits
 from fedpara_edge.codecs.frames import compress, decompress, require_zstandard
 from fedpara_edge.codecs.hadamard import signs, transform
+from fedpara_edge.codecs.halves import Halves
 from fedpara_edge.codecs.payload import PayloadDecoder, open_payload, write_payload
 from fedpara_edge.codecs.rounding import generator, round_randomly
 from fedpara_edge.codecs.scales import LARGEST, check_range, from_bytes, round_up, to_bytes
@@ -44,6 +46,7 @@ from fedpara_edge.tensorfile import TensorFile
 _BLOCKS = range(16, (1 << 16) + 1)
 _BITS = range(2, 9)
 _SEEDS = range(1 << 32)
+_HALVES = Halves()
 _STEPS = {1: 1.31, 3: 0.76, 7: 0.45}
 """The scale of least squared error when rounding to the nearest, over the root mean square of a block, by L.
 
@@ -72,8 +75,12 @@ class Integers:
     bits: int
     block: int = 1024
     entropy: int = 1
-    version: int = 1
     unbiased: ClassVar[bool] = True
+
+    @property
+    def version(self) -> int:
+        """Of what it writes."""
+        return 2 if self.name == "int8" else 1
 
     def __post_init__(self) -> None:
         for option, allowed in (("bits", _BITS), ("block", _BLOCKS), ("entropy", range(2))):
@@ -91,6 +98,7 @@ class Integers:
         # Turning a block makes its largest entry at most √block times as large.
         check_range(tensors, change, LARGEST / math.sqrt(self.block) if rotated else LARGEST)
         largest = _largest(self.bits)
+        packing = _packing(largest, self.version)
         steps = _ROTATED_STEPS if rotated else _STEPS
         random = None if seed is None else generator(seed)
         settings = {"block": self.block}
@@ -120,13 +128,20 @@ class Integers:
             if rotated:
                 _turn_back(decoded[np.newaxis], lengths, turn, start)
             BlockScales(scales[np.newaxis], lengths).multiply(decoded[np.newaxis])
-            return to_bytes(scales) + compress(pack(integers, largest).tobytes(), entropy=bool(self.entropy))
+            plain, symbols = packing.pack(integers)
+            return to_bytes(scales) + plain + compress(symbols, entropy=bool(self.entropy))
 
         return write_payload(tensors, change, write, block=self.block, settings=settings)
 
 
 def open_integers(
-    file: TensorFile, tensors: Sequence[TensorSpec], settings: Mapping[str, Any], *, name: str, bits: int = 0
+    file: TensorFile,
+    tensors: Sequence[TensorSpec],
+    settings: Mapping[str, Any],
+    *,
+    name: str,
+    bits: int = 0,
+    version: int = 1,
 ) -> PayloadDecoder:
     """The decoder of any of these codecs.
 
@@ -136,6 +151,7 @@ def open_integers(
         settings: as the module describes them.
         name: of the codec.
         bits: of its integers; 0 where the settings tell.
+        version: of the codec.
 
     Raises:
         InvalidUpdateError: a setting or the payload does not fit.
@@ -143,13 +159,39 @@ def open_integers(
     ranges = {"block": _BLOCKS} if bits else {"block": _BLOCKS, "bits": _BITS, "seed": _SEEDS}
     found = read_settings(file, name, settings, **ranges)
     require_zstandard()
-    products = _Products(_largest(bits or found["bits"]), found["block"], found.get("seed"))
+    packing = _packing(_largest(bits or found["bits"]), version)
+    products = _Products(packing, found["block"], found.get("seed"))
 
     def read(section: Section, lengths: NDArray[np.intp], out: NDArray[np.float32]) -> tuple[_Products, Any]:
-        scales = section.take(2 * len(lengths), "scales")
-        return products, (decompress(section, packed_bytes(len(out), products.largest)), scales, lengths)
+        plain_bytes, symbols = packing.sizes(len(out))
+        scales, plain = section.take(2 * len(lengths), "scales"), section.take(plain_bytes, "integers")
+        return products, (scales, plain, decompress(section, symbols), lengths)
 
     return open_payload(file, tensors, read, block=found["block"])
+
+
+class Packing(Protocol):
+    """How integers become bytes, of which one part is stored as it is and the other is entropy-coded."""
+
+    def sizes(self, count: int) -> tuple[int, int]:
+        """Bytes that each part takes for `count` integers."""
+        ...
+
+    def pack(self, integers: NDArray[np.int8]) -> tuple[bytes, bytes]:
+        """Both parts of integers, int8 [n]."""
+        ...
+
+    def unpack(self, plain: NDArray[np.uint8], symbols: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+        """From the parts, uint8 [..., size], to integers, float32 [..., n], each row for itself.
+
+        Raises:
+            DamageError: one is out of range.
+        """
+        ...
+
+
+def _packing(largest: int, version: int) -> Packing:
+    return _HALVES if version == 2 else Digits(largest)
 
 
 def _largest(bits: int) -> int:
@@ -160,21 +202,20 @@ def _largest(bits: int) -> int:
 class _Products:
     """Packed integers times the scales of their blocks; the block tells how a chunk is cut."""
 
-    largest: int
+    packing: Packing
     block: int
     turn: int | None
 
     def compute(
         self,
         start: int,
-        loaded: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.intp]]],
+        loaded: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.intp]]],
         out: NDArray[np.float32],
     ) -> BlockScales:
-        """Of each file the packed integers, the scales as stored and the lengths of the blocks."""
-        packed, stored, lengths = (list(column) for column in zip(*loaded, strict=True))
-        scales, digits = from_bytes(np.array(stored)), np.array(packed)
-        check_packed(digits, self.largest)
-        unpack(digits, self.largest, out)
+        """Of each file the scales, the two parts of the packed integers, and the lengths of the blocks."""
+        stored, plain, symbols, lengths = zip(*loaded, strict=True)
+        scales = from_bytes(np.array(stored))
+        self.packing.unpack(np.array(plain), np.array(symbols), out)
         if self.turn is not None:
             _turn_back(out, lengths[0], self.turn, start)
         return BlockScales(scales, lengths[0])
