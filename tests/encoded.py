@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from fedpara_edge.codecs import open_codec
 from fedpara_edge.codecs.codec import Encoder, chunks
-from fedpara_edge.codecs.decoding import decode as decode_chunk
 from fedpara_edge.errors import InvalidUpdateError
 from fedpara_edge.layout import TensorSpec
 from fedpara_edge.tensorfile import TensorFile, write_tensors
@@ -96,5 +95,5 @@ def decode(path: Path, specs: Sequence[TensorSpec]) -> NDArray[np.float32]:
         decoder = open_codec(file, specs)
         with ThreadPoolExecutor(2) as pool:
             ranges = reversed(list(chunks(len(out))))
-            list(pool.map(lambda piece: decode_chunk(decoder, piece[0], out[slice(*piece)]), ranges))
+            list(pool.map(lambda piece: decoder.decode(piece[0], out[slice(*piece)]), ranges))
     return out

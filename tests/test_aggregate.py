@@ -23,7 +23,7 @@ from fedpara_edge.algorithms.adaptive import FedAdagrad, FedAdam
 from fedpara_edge.algorithms.server import FedAvg, FedAvgM, FedDyn, Scaffold, ServerAlgorithm
 from fedpara_edge.codecs import codec, find_encoder
 from fedpara_edge.codecs.codec import Decoder
-from fedpara_edge.codecs.float32 import Float32Decoder, open_float32
+from fedpara_edge.codecs.float32 import open_float32
 from fedpara_edge.errors import FedparaError, InputError, InvalidUpdateError, TooFewUpdatesError, WrongBundleError
 from fedpara_edge.layout import Layout
 from fedpara_edge.serverstate import state_of, write_server_state
@@ -414,23 +414,27 @@ def test_a_file_that_changes_after_its_header_was_read_is_refused(
     assert written(tmp_path, result) == written(tmp_path, aggregate(good, weights))
 
 
+@pytest.mark.parametrize("codec_name", ["float32", "int8"])
 @pytest.mark.parametrize("kind", ["truncated", "longer"])
 def test_a_file_that_changes_while_it_is_read_is_refused(
-    tmp_path: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch, kind: str
+    tmp_path: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch, kind: str, codec_name: str
 ) -> None:
     monkeypatch.setattr(codec, "CHUNK_ENTRIES", 16)
     monkeypatch.setattr(stream, "THREADS", 1)
-    good = [small_round.send(tmp_path, weights, client) for client in "ac"]
-    bad = small_round.send(tmp_path, weights, "b")
-    load = Float32Decoder.load
+    good = [small_round.send(tmp_path, weights, client, codec=codec_name) for client in "ac"]
+    bad = small_round.send(tmp_path, weights, "b", codec=codec_name)
+    read_into, reads = TensorFile.read_into, []
 
-    def change_then_load(self: Float32Decoder, start: int, out: Any) -> None:
-        if self.file.path == bad and start == 16:
-            CHANGES[kind][0](bad)
-        load(self, start, out)
+    def change_then_read(self: TensorFile, offset: int, out: Any) -> None:
+        if self.path == bad:
+            reads.append(offset)
+            if len(reads) == 5:  # after its header and the first pieces
+                CHANGES[kind][0](bad)
+        read_into(self, offset, out)
 
-    monkeypatch.setattr(Float32Decoder, "load", change_then_load)
+    monkeypatch.setattr(TensorFile, "read_into", change_then_read)
     result = aggregate([bad, *good], weights)
+    assert len(reads) >= 5
     assert codes(result.rejected) == {"b.update": "truncated" if kind == "truncated" else "changed"}
     assert written(tmp_path, result) == written(tmp_path, aggregate(good, weights))
 
@@ -471,10 +475,10 @@ class Shifted:
     inner: Decoder
     file: TensorFile
 
-    def load(self, start: int, out: Any) -> None:
+    def decode(self, start: int, out: Any) -> None:
         if start and self.file.path.name == "bad":
             raise InvalidUpdateError(f"{self.file.path}: expected a code word, found none", code="code_word")
-        self.inner.load(start, out)
+        self.inner.decode(start, out)
         out -= 1
 
 

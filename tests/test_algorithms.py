@@ -37,7 +37,6 @@ from fedpara_edge.algorithms.server import FedAvgM
 from fedpara_edge.algorithms.server import FedDyn as ServerFedDyn
 from fedpara_edge.algorithms.server import Scaffold as ServerScaffold
 from fedpara_edge.bundle import WEIGHTS, Bundle, open_bundle
-from fedpara_edge.codecs.decoding import decode
 from fedpara_edge.downlink import apply_change
 from fedpara_edge.errors import FedparaError, InputError, TooFewUpdatesError, WrongBundleError
 from fedpara_edge.serverstate import ServerState, read_server_state, state_path, write_server_state
@@ -452,7 +451,7 @@ def test_personal_tensors_are_pulled_nowhere(engine: str, small_bundle: SmallBun
         base = read_weights(federation.weights)
         update = Update(federation.train(1, config), base)
         change = np.empty(base.layout.shared_parameters, np.float32)
-        decode(update.decoder, 0, change)
+        update.decoder.decode(0, change)
         update.close()
         lasting = federation.state(1).lasting()
         assert lasting is not None

@@ -76,6 +76,7 @@ def test_files_decoded_together_hold_what_each_holds_alone(tmp_path: Path) -> No
     # Runs of one codec with others and damaged files between them, and twice the same with other settings. A frame is
     # found to be damaged when it is read, a scale only when the values of all files of its run are computed.
     names = ["int4"] * 5 + ["float32", "int8", "int8", "rotated", "rotated", "int8"] + ["uniform", "int4:block=50"] * 2
+    names += ["int8:block=1000"] * 3
     bad_frame, bad_scale, absent = 3, 1, 7
     random = np.random.default_rng(0)
     told = []

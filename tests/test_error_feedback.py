@@ -14,7 +14,6 @@ from device_runtime import TrainConfig, open_data, train
 from device_runtime.epochs import take_steps
 from device_runtime.state import open_state
 from fedpara_edge.bundle import Bundle, open_bundle
-from fedpara_edge.codecs.decoding import decode
 from fedpara_edge.update import Update
 from fedpara_edge.weights import Weights, read_weights, write_weights
 
@@ -91,7 +90,7 @@ class Rounds:
         list(take_steps(engine, self.dataset, CONFIG, round=self.weights.round))
         update = Update(path, self.weights)
         flat = np.empty(sum(tensor.size for tensor in self.weights.tensors.values()), np.float32)
-        decode(update.decoder, 0, flat)
+        update.decoder.decode(0, flat)
         update.close()
         tensors, start = {}, 0
         for name in sorted(self.weights.tensors):

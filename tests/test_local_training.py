@@ -17,7 +17,6 @@ from device_runtime import Schedule, TrainConfig, open_data, progress_bar, train
 from device_runtime.epochs import count_steps, step_seed, take_steps
 from device_runtime.state import open_state
 from fedpara_edge.bundle import WEIGHTS, open_bundle
-from fedpara_edge.codecs.decoding import decode
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError
 from fedpara_edge.tensorfile import TensorFile
 from fedpara_edge.update import Update
@@ -106,7 +105,7 @@ def test_the_update_is_what_the_engine_learned(inputs, tmp_path):
     base = read_weights(device.weights)
     update = Update(device.output, base)
     change = np.empty(12, np.float32)
-    decode(update.decoder, 0, change)
+    update.decoder.decode(0, change)
     update.close()
     trained = engine.read()
     np.testing.assert_array_equal(change, (trained["fc.weight"] - base.tensors["fc.weight"]).ravel())

@@ -10,7 +10,6 @@ from safetensors.numpy import load_file
 
 from fedpara_edge.codecs import find_encoder
 from fedpara_edge.codecs.codec import chunks
-from fedpara_edge.codecs.decoding import decode
 from fedpara_edge.codecs.float32 import Float32
 from fedpara_edge.errors import FedparaError, InputError, InvalidUpdateError, WrongBundleError
 from fedpara_edge.layout import Layout
@@ -46,7 +45,7 @@ def decoded(path: Path, weights: Weights) -> np.ndarray:
     update = Update(path, weights)
     change = np.empty(weights.layout.shared_parameters, np.float32)
     for start, stop in chunks(len(change)):
-        decode(update.decoder, start, change[start:stop])
+        update.decoder.decode(start, change[start:stop])
     update.close()
     return change
 
@@ -223,7 +222,7 @@ def test_a_closed_update_goes_on_where_it_was(tmp_path: Path, weights: Weights) 
     update = Update(path, weights)
     update.close()
     update.reopen()
-    decode(update.decoder, 0, np.empty(3, np.float32))
+    update.decoder.decode(0, np.empty(3, np.float32))
     update.close()
     path.unlink()
     with pytest.raises(InvalidUpdateError, match="expected a readable file"):

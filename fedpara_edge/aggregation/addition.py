@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.codecs.codec import chunks, name_at
-from fedpara_edge.codecs.decoding import decode
 from fedpara_edge.errors import FedparaError, InvalidUpdateError, WrongBundleError
 from fedpara_edge.update import Update
 from fedpara_edge.weights import Weights
@@ -83,7 +82,7 @@ def find_overflowing(updates: Sequence[Update], weights: Weights, largest: Seque
 def _overflow(update: Update, base: NDArray[np.float32], largest: float) -> int | None:
     for start, stop in chunks(len(base)):
         change = np.empty(stop - start, np.float32)
-        decode(update.decoder, start, change)
+        update.decoder.decode(start, change)
         moved = np.abs(base[start:stop] + change.astype(np.float64))
         too_large = np.flatnonzero(~((moved <= _LARGEST) & (np.abs(change) <= largest)))
         if too_large.size:

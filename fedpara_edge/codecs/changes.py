@@ -93,40 +93,37 @@ class Changes:
     def weighted_sums(self, weights: NDArray[np.float32]) -> NDArray[np.float32]:
         """Sums over the files, float32 [sums, entries], with weights, float32 [sums, files].
 
-        With u = 2^-24, each entry is off by at most (files + 1) u Σ |w_i d_i|.
+        With u = 2^-24, each entry is off by at most (files + 1) u Σ |w_i d_i|. A sum has the same bits with others or
+        without.
         """
-        total: NDArray[np.float32] | None = None
-        for rows, scales in self._groups:
-            matrix, share = self._matrix[rows], weights[:, rows, np.newaxis]
-            if scales is None:
-                part = _sum_blocks(share, matrix, np.array([matrix.shape[1]]))
-            else:
-                part = _sum_blocks(share * scales.scales, matrix, scales.lengths)
-            total = part if total is None else np.add(total, part, out=total)
-        return np.zeros((len(weights), self.shape[1]), np.float32) if total is None else total
+        total = np.zeros((len(weights), self.shape[1]), np.float32)
+        for row, sums in zip(weights, total, strict=True):
+            for number, (rows, scales) in enumerate(self._groups):
+                part = sums if number == 0 else np.empty_like(sums)
+                share, lengths = row[rows, np.newaxis], np.array([len(sums)])
+                if scales is not None:
+                    share, lengths = share * scales.scales, scales.lengths
+                _sum_blocks(share, self._matrix[rows], lengths, part)
+                if number:
+                    sums += part
+        return total
 
 
 def _sum_blocks(
-    weights: NDArray[np.float32], matrix: NDArray[np.float32], lengths: NDArray[np.intp]
-) -> NDArray[np.float32]:
-    """Weighted sums, float32 [sums, entries], of a matrix [files, entries]; the weights are [sums, files, blocks]."""
-    sums = np.empty((len(weights), matrix.shape[1]), np.float32)
-    by_block = np.ascontiguousarray(weights.transpose(2, 0, 1))
+    weights: NDArray[np.float32], matrix: NDArray[np.float32], lengths: NDArray[np.intp], out: NDArray[np.float32]
+) -> None:
+    """The sum over the files of a matrix [files, entries] times weights [files, blocks], into `out` [entries]."""
+    by_block = np.ascontiguousarray(weights.T)[:, np.newaxis, np.newaxis]
     for first, start, count, length in _runs(lengths):
         stop = start + count * length
-        some = by_block[first : first + count, np.newaxis]
+        blocks = matrix[:, start:stop].reshape(-1, count, length)
+        sums = out[start:stop].reshape(count, length)
         tiled = length - length % TILE_ENTRIES
         for begin, end, tile in ((0, tiled, TILE_ENTRIES), (tiled, length, length - tiled)):
             if begin < end:
-                tiles, out = (
-                    whole[:, start:stop]
-                    .reshape(-1, count, length)[:, :, begin:end]
-                    .reshape(-1, count, (end - begin) // tile, tile)
-                    .transpose(1, 2, 0, 3)
-                    for whole in (matrix, sums)
-                )
-                np.matmul(some, tiles, out=out)
-    return sums
+                tiles = blocks[:, :, begin:end].reshape(-1, count, (end - begin) // tile, tile)
+                results = sums[:, begin:end].reshape(count, -1, 1, tile)
+                np.matmul(by_block[first : first + count], tiles.transpose(1, 2, 0, 3), out=results)
 
 
 def _runs(lengths: NDArray[np.intp]) -> Iterator[tuple[int, int, int, int]]:

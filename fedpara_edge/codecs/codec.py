@@ -7,16 +7,13 @@ aggregation needs no memory per update, and several threads can share the work.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.codecs.changes import BlockScales
-from fedpara_edge.codecs.section import DamageError
-from fedpara_edge.errors import InvalidUpdateError
 from fedpara_edge.layout import TensorSpec
 from fedpara_edge.tensorfile import TensorFile
 
@@ -71,53 +68,15 @@ class Encoder(Protocol):
         ...
 
 
-class Arithmetic(Protocol):
-    """How values follow from what was loaded. Equal ones serve chunks of several files in one go."""
-
-    def compute(self, start: int, loaded: Sequence[Any], out: NDArray[np.float32]) -> BlockScales:
-        """Compute the chunk at `start` of some files, whose tensors are the same.
-
-        Args:
-            start: entry of the flat change.
-            loaded: of each file, the `Pending.loaded` that names this arithmetic or an equal one.
-            out: float32 [files, entries of the chunk], to be filled with integers.
-
-        Returns:
-            What they are still to be multiplied with.
-
-        Raises:
-            DamageError: what was loaded of one of the files makes no sense.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A chunk that was read, whose values are still to be computed.
-
-    Args:
-        arithmetic: computes them.
-        loaded: of what.
-        refusal: the error of the file if it turns out to be damaged.
-    """
-
-    arithmetic: Arithmetic
-    loaded: Any
-    refusal: Callable[[DamageError], InvalidUpdateError]
-
-
 class Decoder(Protocol):
-    """The change in one file, to be read by several threads at once; `decoding` has the functions to read it with."""
+    """The change in one file, to be read by several threads at once."""
 
-    def load(self, start: int, out: NDArray[np.float32]) -> Pending | None:
-        """Read and check the chunk of the flat change that starts at `start`.
+    def decode(self, start: int, out: NDArray[np.float32]) -> None:
+        """Decode a chunk.
 
         Args:
-            start: entry of the flat change.
-            out: float32 of the chunk's length, filled unless something is returned.
-
-        Returns:
-            What is left to do, if it pays to do it for several files together.
+            start: entry of the flat change where it starts.
+            out: float32 of the chunk's length, to be filled.
 
         Raises:
             InvalidUpdateError: what is stored is damaged.

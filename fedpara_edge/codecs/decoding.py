@@ -6,27 +6,17 @@ interpreter. So where files have the same arithmetic, it is done for all of them
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.codecs.changes import Changes
-from fedpara_edge.codecs.codec import Decoder, Pending, chunks
+from fedpara_edge.codecs.changes import BlockScales, Changes
+from fedpara_edge.codecs.codec import Decoder, chunks
+from fedpara_edge.codecs.payload import PayloadDecoder, decode_together
 from fedpara_edge.codecs.section import DamageError
 from fedpara_edge.errors import InvalidUpdateError
-
-
-def decode(decoder: Decoder, start: int, out: NDArray[np.float32]) -> None:
-    """Decode the chunk of the flat change that starts at `start` into `out`, float32 of the chunk's length.
-
-    Raises:
-        InvalidUpdateError: what is stored is damaged.
-    """
-    pending = decoder.load(start, out)
-    if pending is not None:
-        _compute(pending, start, out)
 
 
 def decode_all(decoder: Decoder, entries: int) -> NDArray[np.float32]:
@@ -37,7 +27,7 @@ def decode_all(decoder: Decoder, entries: int) -> NDArray[np.float32]:
     """
     change = np.empty(entries, np.float32)
     for start, stop in chunks(entries):
-        decode(decoder, start, change[start:stop])
+        decoder.decode(start, change[start:stop])
     return change
 
 
@@ -55,45 +45,33 @@ def decode_rows(
         The changes, those of damaged files zero, and what is wrong with these, by their number.
     """
     failures: dict[int, InvalidUpdateError] = {}
-    rows: list[Pending | None] = []
-    for number, decoder in enumerate(decoders):
-        pending = None
-        try:
-            pending = decoder.load(start, out[number]) if decoder is not None else None
-        except InvalidUpdateError as error:
-            failures[number] = error
-        rows.append(pending)
-    scales, first = [], 0
-    for arithmetic, neighbours in groupby(rows, key=lambda row: row.arithmetic if row is not None else None):
+    scales: list[tuple[int, BlockScales]] = []
+    first = 0
+    for _, neighbours in groupby(decoders, key=_how):
         group = list(neighbours)
-        some = out[first : first + len(group)]
-        if arithmetic is not None:
+        rows = range(first, first + len(group))
+        first = rows.stop
+        payloads = [decoder for decoder in group if isinstance(decoder, PayloadDecoder)]
+        if payloads:
             try:
-                scales.append((first, arithmetic.compute(start, [row.loaded for row in group if row], some)))
-            except DamageError:
-                failures.update(_compute_each(group, first, start, some))
-        first += len(group)
+                found = decode_together(payloads, start, out[rows.start : rows.stop])
+            except (DamageError, InvalidUpdateError):
+                pass  # each for itself, to find whose
+            else:
+                scales += [(rows.start, found)] if found is not None else []
+                continue
+        for number, decoder in zip(rows, group, strict=True):
+            try:
+                if decoder is not None:
+                    decoder.decode(start, out[number])
+            except InvalidUpdateError as error:
+                failures[number] = error
     for number, decoder in enumerate(decoders):
         if decoder is None or number in failures:
             out[number] = 0
     return Changes(out, scales), failures
 
 
-def _compute(pending: Pending, start: int, out: NDArray[np.float32]) -> None:
-    try:
-        scales = pending.arithmetic.compute(start, [pending.loaded], out[np.newaxis])
-    except DamageError as damage:
-        raise pending.refusal(damage) from damage
-    scales.multiply(out[np.newaxis])
-
-
-def _compute_each(
-    group: Sequence[Pending | None], first: int, start: int, out: NDArray[np.float32]
-) -> Iterator[tuple[int, InvalidUpdateError]]:
-    """The damaged ones of some files, by their number; the changes of the others are computed."""
-    for number, (pending, row) in enumerate(zip(group, out, strict=True), first):
-        try:
-            if pending is not None:
-                _compute(pending, start, row)
-        except InvalidUpdateError as error:
-            yield number, error
+def _how(decoder: Decoder | None) -> object:
+    """Equal for what is decoded together."""
+    return decoder.sections if isinstance(decoder, PayloadDecoder) else None

@@ -39,7 +39,7 @@ class Float32Decoder:
 
     file: TensorFile
 
-    def load(self, start: int, out: NDArray[np.float32]) -> None:
+    def decode(self, start: int, out: NDArray[np.float32]) -> None:
         """Read the range straight into `out`."""
         self.file.read_into(self.file.data_offset + 4 * start, out)
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fedpara_edge.codecs.codec import Encoded
 from fedpara_edge.codecs.frames import compress, decompress, require_zstandard
-from fedpara_edge.codecs.payload import PayloadDecoder, open_payload, write_payload
+from fedpara_edge.codecs.payload import EachAlone, PayloadDecoder, open_payload, write_payload
 from fedpara_edge.codecs.scales import check_range
 from fedpara_edge.codecs.section import Section
 from fedpara_edge.codecs.settings import read_settings
@@ -73,7 +73,7 @@ def open_float16(
         turned = low | (decompress(section, len(out)).astype(np.uint16) << np.uint16(8))
         out[:] = _widen((turned >> np.uint16(1)) | (turned << np.uint16(15)), name)
 
-    return open_payload(file, tensors, read, block=0)
+    return open_payload(file, tensors, EachAlone(read), block=0)
 
 
 def _half_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:

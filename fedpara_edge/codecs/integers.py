@@ -162,12 +162,7 @@ def open_integers(
     packing = _packing(_largest(bits or found["bits"]), version)
     products = _Products(packing, found["block"], found.get("seed"))
 
-    def read(section: Section, lengths: NDArray[np.intp], out: NDArray[np.float32]) -> tuple[_Products, Any]:
-        plain_bytes, symbols = packing.sizes(len(out))
-        scales, plain = section.take(2 * len(lengths), "scales"), section.take(plain_bytes, "integers")
-        return products, (scales, plain, decompress(section, symbols), lengths)
-
-    return open_payload(file, tensors, read, block=found["block"])
+    return open_payload(file, tensors, products, block=found["block"])
 
 
 class Packing(Protocol):
@@ -206,19 +201,29 @@ class _Products:
     block: int
     turn: int | None
 
-    def compute(
+    def decode(
         self,
         start: int,
-        loaded: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.intp]]],
+        stored: NDArray[np.uint8],
+        sizes: Sequence[int],
+        lengths: NDArray[np.intp],
         out: NDArray[np.float32],
     ) -> BlockScales:
-        """Of each file the scales, the two parts of the packed integers, and the lengths of the blocks."""
-        stored, plain, symbols, lengths = zip(*loaded, strict=True)
-        scales = from_bytes(np.array(stored))
-        self.packing.unpack(np.array(plain), np.array(symbols), out)
+        """Fill `out` with integers."""
+        scale_bytes = 2 * len(lengths)
+        plain_bytes, symbol_bytes = self.packing.sizes(out.shape[1])
+        symbols = np.empty((len(stored), symbol_bytes), np.uint8)
+        for row, size, found in zip(stored, sizes, symbols, strict=True):
+            section = Section(row[:size])
+            section.take(scale_bytes, "scales")
+            section.take(plain_bytes, "integers")
+            found[:] = decompress(section, symbol_bytes)
+            section.finish()
+        scales = from_bytes(stored[:, :scale_bytes])
+        self.packing.unpack(stored[:, scale_bytes : scale_bytes + plain_bytes], symbols, out)
         if self.turn is not None:
-            _turn_back(out, lengths[0], self.turn, start)
-        return BlockScales(scales, lengths[0])
+            _turn_back(out, lengths, self.turn, start)
+        return BlockScales(scales, lengths)
 
 
 def _turn_back(integers: NDArray[np.float32], lengths: NDArray[np.intp], turn: int, start: int) -> None:

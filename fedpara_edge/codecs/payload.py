@@ -12,15 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.codecs import codec
 from fedpara_edge.codecs.blocks import cut
-from fedpara_edge.codecs.codec import Arithmetic, Encoded, Pending, name_at
+from fedpara_edge.codecs.changes import BlockScales
+from fedpara_edge.codecs.codec import Encoded, name_at
 from fedpara_edge.codecs.section import DamageError, Section
 from fedpara_edge.errors import InvalidUpdateError
 from fedpara_edge.layout import TensorSpec
@@ -31,8 +31,58 @@ NAME = "payload"
 Write = Callable[[int, NDArray[np.float32], NDArray[np.intp], NDArray[np.float32]], bytes]
 """Encodes a chunk: (its first entry, its change, the lengths of its blocks, where to put what will be decoded)."""
 
-Read = Callable[[Section, NDArray[np.intp], NDArray[np.float32]], tuple[Arithmetic, Any] | None]
-"""Decodes a chunk, or begins to: (its section, the lengths of its blocks, where to put the change)."""
+Read = Callable[[Section, NDArray[np.intp], NDArray[np.float32]], None]
+"""Decodes a chunk: (its section, the lengths of its blocks, where to put the change)."""
+
+
+class SectionDecoder(Protocol):
+    """How a section is decoded. Equal ones serve the sections of several files in one go."""
+
+    def decode(
+        self,
+        start: int,
+        stored: NDArray[np.uint8],
+        sizes: Sequence[int],
+        lengths: NDArray[np.intp],
+        out: NDArray[np.float32],
+    ) -> BlockScales | None:
+        """Decode the same chunk of some files, whose tensors are the same.
+
+        Args:
+            start: entry of the flat change.
+            stored: the sections, uint8 [files, at least the largest of `sizes`].
+            sizes: bytes of each section.
+            lengths: of the blocks.
+            out: float32 [files, entries of the chunk], to be filled with changes or integers.
+
+        Returns:
+            What integers are still to be multiplied with.
+
+        Raises:
+            DamageError: one of the sections makes no sense.
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class EachAlone:
+    """Decodes one section after the other, for which there is nothing to gain from several."""
+
+    read: Read
+
+    def decode(
+        self,
+        start: int,  # noqa: ARG002
+        stored: NDArray[np.uint8],
+        sizes: Sequence[int],
+        lengths: NDArray[np.intp],
+        out: NDArray[np.float32],
+    ) -> None:
+        """Fill `out` with changes."""
+        for row, size, values in zip(stored, sizes, out, strict=True):
+            section = Section(row[:size])
+            self.read(section, lengths, values)
+            section.finish()
 
 
 def write_payload(
@@ -73,31 +123,26 @@ class PayloadDecoder:
         tensors: the shared tensors, sorted by name.
         ends: offset in the file, int64 [chunks + 1], where each section begins and the last one ends.
         blocks: the lengths of the blocks of each chunk.
-        read: decodes a chunk.
+        sections: decodes them.
     """
 
     file: TensorFile
     tensors: Sequence[TensorSpec]
     ends: NDArray[np.int64]
     blocks: Sequence[NDArray[np.intp]]
-    read: Read
+    sections: SectionDecoder
 
-    def load(self, start: int, out: NDArray[np.float32]) -> Pending | None:
-        """Read the section of the chunk and decode it, or leave the last step to be done."""
-        chunk = start // codec.CHUNK_ENTRIES
-        offset, end = self.ends[chunk : chunk + 2].tolist()
-        stored = np.empty(end - offset, np.uint8)
-        self.file.read_into(offset, stored)
-        section, lengths = Section(stored), self.blocks[chunk]
-        refusal = partial(self._refusal, start, start + len(out), lengths)
+    def decode(self, start: int, out: NDArray[np.float32]) -> None:
+        """Read the section of the chunk and decode it."""
         try:
-            pending = self.read(section, lengths, out)
-            section.finish()
+            scales = decode_together([self], start, out[np.newaxis])
         except DamageError as damage:
-            raise refusal(damage) from damage
-        return Pending(*pending, refusal) if pending is not None else None
+            raise self._refusal(start, start + len(out), damage) from damage
+        if scales is not None:
+            scales.multiply(out[np.newaxis])
 
-    def _refusal(self, start: int, stop: int, lengths: NDArray[np.intp], damage: DamageError) -> InvalidUpdateError:
+    def _refusal(self, start: int, stop: int, damage: DamageError) -> InvalidUpdateError:
+        lengths = self.blocks[start // codec.CHUNK_ENTRIES]
         if damage.block is not None and len(lengths) > 1:
             start += int(lengths[: damage.block].sum())
             stop = start + 1
@@ -106,13 +151,31 @@ class PayloadDecoder:
         return InvalidUpdateError(f"{self.file.path}: {which}: expected {damage}; {self.file.remedy}", code="payload")
 
 
-def open_payload(file: TensorFile, tensors: Sequence[TensorSpec], read: Read, *, block: int) -> PayloadDecoder:
+def decode_together(decoders: Sequence[PayloadDecoder], start: int, out: NDArray[np.float32]) -> BlockScales | None:
+    """Decode the same chunk of files whose sections are decoded alike: `SectionDecoder.decode`.
+
+    Raises:
+        DamageError: one of the sections makes no sense.
+        InvalidUpdateError: one of the files is too short by now.
+    """
+    first, chunk = decoders[0], start // codec.CHUNK_ENTRIES
+    bounds = [decoder.ends[chunk : chunk + 2].tolist() for decoder in decoders]
+    sizes = [end - begin for begin, end in bounds]
+    stored = np.empty((len(decoders), max(sizes)), np.uint8)
+    for decoder, row, size, (begin, _) in zip(decoders, stored, sizes, bounds, strict=True):
+        decoder.file.read_into(begin, row[:size])
+    return first.sections.decode(start, stored, sizes, first.blocks[chunk], out)
+
+
+def open_payload(
+    file: TensorFile, tensors: Sequence[TensorSpec], sections: SectionDecoder, *, block: int
+) -> PayloadDecoder:
     """Compare the array and the lengths of its sections with what the tensors need.
 
     Args:
         file: the open file.
         tensors: the shared tensors, sorted by name.
-        read: decodes a chunk.
+        sections: decodes them.
         block: as for `blocks.cut`; with one, a section has at least 2 bytes for each of its blocks.
 
     Raises:
@@ -146,4 +209,4 @@ def open_payload(file: TensorFile, tensors: Sequence[TensorSpec], read: Read, *,
             f"{ends[-1] - entry.offset} in all, the largest {lengths.max(initial=0)}; {file.remedy}",
             code="payload",
         )
-    return PayloadDecoder(file, tensors, ends, blocks, read)
+    return PayloadDecoder(file, tensors, ends, blocks, sections)

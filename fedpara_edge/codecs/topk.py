@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.codecs.codec import Encoded
-from fedpara_edge.codecs.payload import PayloadDecoder, open_payload, write_payload
+from fedpara_edge.codecs.payload import EachAlone, PayloadDecoder, open_payload, write_payload
 from fedpara_edge.codecs.scales import check_range, from_bytes, round_down, round_up, to_bytes
 from fedpara_edge.codecs.section import Section
 from fedpara_edge.codecs.settings import read_settings
@@ -93,7 +93,7 @@ def open_topk(file: TensorFile, tensors: Sequence[TensorSpec], settings: Mapping
         low, step = from_bytes(section.take(4, "scales"))
         _place(*decode_sparse(section, len(out)), low, step, out)
 
-    return open_payload(file, tensors, read, block=0)
+    return open_payload(file, tensors, EachAlone(read), block=0)
 
 
 def _place(

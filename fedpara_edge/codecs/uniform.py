@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.codecs.codec import Encoded
-from fedpara_edge.codecs.payload import PayloadDecoder, open_payload, write_payload
+from fedpara_edge.codecs.payload import EachAlone, PayloadDecoder, open_payload, write_payload
 from fedpara_edge.codecs.rounding import generator, round_randomly, round_to_nearest
 from fedpara_edge.codecs.scales import LARGEST as LARGEST_SCALE
 from fedpara_edge.codecs.scales import check_range, from_bytes, round_up, to_bytes
@@ -144,7 +144,7 @@ def open_uniform(file: TensorFile, tensors: Sequence[TensorSpec], settings: Mapp
         out.fill(0)
         out[positions] = values
 
-    return open_payload(file, tensors, read, block=block)
+    return open_payload(file, tensors, EachAlone(read), block=block)
 
 
 def _limit(
