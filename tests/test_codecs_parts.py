@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import zstandard
 from encoded import tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,13 +13,13 @@ from numpy.typing import NDArray
 from fedpara_edge.codecs import codec
 from fedpara_edge.codecs.blocks import cut
 from fedpara_edge.codecs.digits import Digits
-from fedpara_edge.codecs.frames import compress, decompress
+from fedpara_edge.codecs.frames import compress, decompress, decompress_all
 from fedpara_edge.codecs.hadamard import signs, transform
 from fedpara_edge.codecs.halves import Halves
 from fedpara_edge.codecs.integers import Packing
 from fedpara_edge.codecs.rounding import generator, round_randomly, round_to_nearest
 from fedpara_edge.codecs.scales import from_bytes, round_down, round_up, to_bytes
-from fedpara_edge.codecs.section import Section
+from fedpara_edge.codecs.section import DamageError, Section
 from fedpara_edge.codecs.sparse import LARGEST, decode_sparse, encode_sparse
 
 
@@ -74,6 +75,65 @@ def test_bytes_come_back_and_never_grow_by_more_than_one(data: bytes) -> None:
     section = Section(np.frombuffer(stored, np.uint8))
     assert decompress(section, len(data)).tobytes() == data
     section.finish()
+
+
+def sections_of(*stored: bytes) -> list[Section]:
+    return [Section(np.frombuffer(data, np.uint8)) for data in stored]
+
+
+@pytest.fixture(params=["all frames at once", "frame by frame"])
+def _backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "frame by frame":
+        monkeypatch.setattr(zstandard, "backend_features", set())
+    else:
+        assert "multi_decompress_to_buffer" in zstandard.backend_features
+
+
+@pytest.mark.usefixtures("_backend")
+@pytest.mark.parametrize("size", [0, 1, 1000, 200_000])
+def test_bytes_of_several_sections_come_back(size: int) -> None:
+    noise, rows = (
+        np.random.default_rng(0).bytes(size),
+        [bytes(size), bytes([7] * (size // 2) + [1] * (size - size // 2))],
+    )
+    contents = [rows[0], noise, *rows, noise]
+    sections = sections_of(*map(compress, contents))
+    assert [row.tobytes() for row in decompress_all(sections, size)] == contents
+    for section in sections:
+        section.finish()
+
+
+SKIPPABLE = b"\x50\x2a\x4d\x18\x04\0\0\0more"
+FRAME = zstandard.ZstdCompressor(level=1).compress(bytes(range(200)) * 20)
+
+
+@pytest.mark.usefixtures("_backend")
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"",
+        FRAME[:3],
+        FRAME[:8],
+        FRAME[:-1],
+        FRAME + b"x",
+        FRAME + SKIPPABLE,
+        SKIPPABLE + FRAME,
+        FRAME * 2,
+        FRAME[:-40] + bytes([255] * 40),
+        zstandard.ZstdCompressor(write_checksum=True).compress(bytes(4000)),
+        zstandard.ZstdCompressor(write_content_size=False).compress(bytes(4000)),
+        zstandard.ZstdCompressor().compress(bytes(4001)),
+    ],
+    ids=range(12),
+)
+def test_bytes_that_are_not_one_frame_are_refused(frame: bytes) -> None:
+    good, bad = b"\1" + FRAME, b"\1" + frame
+    assert len(decompress_all(sections_of(good, good), 4000)) == 2
+    for stored in ([bad], [good, bad], [bad, good], [b"\0" + bytes(4000), bad]):
+        with pytest.raises(DamageError, match="a Zstandard frame of 4000 bytes, found"):
+            decompress_all(sections_of(*stored), 4000)
+    with pytest.raises(DamageError, match="a Zstandard frame of 4000 bytes, found"):
+        decompress(*sections_of(bad), 4000)
 
 
 def test_blocks_lie_in_one_tensor_and_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from fedpara_edge.codecs.changes import BlockScales
 from fedpara_edge.codecs.codec import Encoded
 from fedpara_edge.codecs.digits import Digits
-from fedpara_edge.codecs.frames import compress, decompress, require_zstandard
+from fedpara_edge.codecs.frames import compress, decompress_all, require_zstandard
 from fedpara_edge.codecs.hadamard import signs, transform
 from fedpara_edge.codecs.halves import Halves
 from fedpara_edge.codecs.payload import PayloadDecoder, open_payload, write_payload
@@ -212,12 +212,12 @@ class _Products:
         """Fill `out` with integers."""
         scale_bytes = 2 * len(lengths)
         plain_bytes, symbol_bytes = self.packing.sizes(out.shape[1])
-        symbols = np.empty((len(stored), symbol_bytes), np.uint8)
-        for row, size, found in zip(stored, sizes, symbols, strict=True):
-            section = Section(row[:size])
+        sections = [Section(row[:size]) for row, size in zip(stored, sizes, strict=True)]
+        for section in sections:
             section.take(scale_bytes, "scales")
             section.take(plain_bytes, "integers")
-            found[:] = decompress(section, symbol_bytes)
+        symbols = decompress_all(sections, symbol_bytes)
+        for section in sections:
             section.finish()
         scales = from_bytes(stored[:, :scale_bytes])
         self.packing.unpack(stored[:, scale_bytes : scale_bytes + plain_bytes], symbols, out)
