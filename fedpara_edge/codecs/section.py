@@ -46,11 +46,11 @@ class Section:
         Raises:
             DamageError: there are fewer; `what` names them.
         """
-        if count > self.rest:
+        start, end = self._position, self._position + count
+        if end > len(self._stored):
             raise DamageError(f"{count} bytes of {what}, found {self.rest}")
-        taken = self.peek(count)
-        self._position += count
-        return taken
+        self._position = end
+        return self._stored[start:end]
 
     def byte(self, what: str) -> int:
         """The next byte.
