@@ -5,15 +5,15 @@ version, so that a release can read what older ones wrote. All but `float32` are
 combinations: a transform (`hadamard`), rounding to integers (`rounding`) times scales (`scales`) of blocks (`blocks`),
 packing (`digits`, `halves`, `sparse`), entropy coding (`frames`, `sparse`), and the chunks in one array (`payload`).
 
-| typed                          | an entry becomes                                             | module     |
-|--------------------------------|--------------------------------------------------------------|------------|
-| `float32`                      | itself                                                       | `float32`  |
-| `float16`, `bfloat16`          | 16 bits                                                      | `floats`   |
-| `int8`, `int4`, `int3`, `int2` | an integer times the scale of its block; `block=1024`        | `integers` |
-| `rotated`                      | so, after a randomized rotation; `bits=4`, `block=1024`      | `integers` |
-| `uniform`                      | an integer times a step; `step=2`, `by=all` or `by=tensor`   | `uniform`  |
-| `topk`                         | zero, but for the largest; `share=0.05`, `bits=3`            | `topk`     |
-| `adaptive`                     | as `uniform`, for `bytes=…` a change or a relative `error=…` | `adaptive` |
+| typed                          | an entry becomes                                                   | module     |
+|--------------------------------|--------------------------------------------------------------------|------------|
+| `float32`                      | itself                                                             | `float32`  |
+| `float16`, `bfloat16`          | 16 bits                                                            | `floats`   |
+| `int8`, `int4`, `int3`, `int2` | an integer times the scale of its block; `block=1024`, `entropy=1` | `integers` |
+| `rotated`                      | so, after a randomized rotation; `bits=4` and these                | `integers` |
+| `uniform`                      | an integer times a step; `step=2`, `by=all` or `by=tensor`         | `uniform`  |
+| `topk`                         | zero, but for the largest; `share=0.05`, `bits=3`                  | `topk`     |
+| `adaptive`                     | as `uniform`, for `bytes=…` a change or a relative `error=…`       | `adaptive` |
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def open_codec(file: TensorFile, tensors: Sequence[TensorSpec]) -> Decoder:
     name, version = settings.pop("name", None), settings.pop("version", None)
     opener = OPENERS.get((name, version)) if isinstance(name, str) and type(version) is int else None
     if opener is None:
-        known = ", ".join(f"{name} version {version}" for name, version in OPENERS)
+        known = ", ".join(f"{name} version {version}" for name, version in sorted(OPENERS))
         found = brief(stated) if name is None else f"{brief_text(name)} version {brief(version)}"
         raise InvalidUpdateError(
             f"{file.path}: expected a codec of {known}, found {found}; {UPDATE}",
