@@ -46,21 +46,18 @@ def decode_rows(
     """
     failures: dict[int, InvalidUpdateError] = {}
     scales: list[tuple[int, BlockScales]] = []
-    first = 0
-    for _, neighbours in groupby(decoders, key=_how):
+    for _, neighbours in groupby(enumerate(decoders), key=lambda item: _how(item[1])):
         group = list(neighbours)
-        rows = range(first, first + len(group))
-        first = rows.stop
-        payloads = [decoder for decoder in group if isinstance(decoder, PayloadDecoder)]
-        if payloads:
-            try:
-                found = decode_together(payloads, start, out[rows.start : rows.stop])
-            except (DamageError, InvalidUpdateError):
-                pass  # each for itself, to find whose
-            else:
-                scales += [(rows.start, found)] if found is not None else []
+        first, last = group[0][0], group[-1][0] + 1
+        together = [decoder for _, decoder in group if isinstance(decoder, PayloadDecoder)]
+        try:
+            if together:
+                found = decode_together(together, start, out[first:last])
+                scales += [] if found is None else [(first, found)]
                 continue
-        for number, decoder in zip(rows, group, strict=True):
+        except (DamageError, InvalidUpdateError):
+            pass  # each for itself, to find whose
+        for number, decoder in group:
             try:
                 if decoder is not None:
                     decoder.decode(start, out[number])
