@@ -91,7 +91,7 @@ def open_codec(file: TensorFile, tensors: Sequence[TensorSpec]) -> Decoder:
     name, version = settings.pop("name", None), settings.pop("version", None)
     opener = OPENERS.get((name, version)) if isinstance(name, str) and type(version) is int else None
     if opener is None:
-        known = ", ".join(f"{name} version {version}" for name, version in sorted(OPENERS))
+        known = ", ".join(f"{name} version {version}" for name, version in OPENERS)
         found = brief(stated) if name is None else f"{brief_text(name)} version {brief(version)}"
         raise InvalidUpdateError(
             f"{file.path}: expected a codec of {known}, found {found}; {UPDATE}",
