@@ -34,11 +34,11 @@ from numpy.typing import NDArray
 
 from fedpara_edge.aggregation.fedavg import aggregate
 from fedpara_edge.codecs import find_encoder
-from fedpara_edge.factors import factor_shapes
-from fedpara_edge.layout import LayerSpec, Layout, TensorSpec
-from fedpara_edge.rank import scheduled_rank
-from fedpara_edge.update import UpdateHeader, write_update
-from fedpara_edge.weights import Weights, read_weights, write_weights
+from fedpara_edge.factors.compose import factor_shapes
+from fedpara_edge.factors.layout import LayerSpec, Layout, TensorSpec
+from fedpara_edge.factors.rank import scheduled_rank
+from fedpara_edge.formats.update import UpdateHeader, write_update
+from fedpara_edge.formats.weights import Weights, read_weights, write_weights
 
 CHANNELS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 KINDS = ("aggregate", "reads", "read_bytes")

@@ -28,8 +28,8 @@ from aggregation import vgg16_layout
 
 from fedpara_edge.cli.output import table
 from fedpara_edge.codecs.codec import in_order
-from fedpara_edge.codecs.comparison import USUAL, compare, open_encoded, read_change
-from fedpara_edge.weights import read_weights
+from fedpara_edge.formats.codecbench import USUAL, compare, open_encoded, read_change
+from fedpara_edge.formats.weights import read_weights
 
 HERE = Path(__file__).parent
 DATA = HERE.parent / "tests" / "data" / "fashion_mnist_12k.npz"

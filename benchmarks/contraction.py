@@ -2,8 +2,8 @@
 
 Each layer is exported both ways and verified, for the engine onnxruntime. It stands inside a network: the gradient of
 its input is computed as well, which the first layer of a model does not need (`--first`). Both ways take turns, and
-each figure is a median. The prediction is `export.contraction.step_cost`, which leaves out what every step costs; the
-choice is that of `export.contraction.contract_layers`.
+each figure is a median. The prediction is `export.forward.contraction.step_cost`, which leaves out what every step
+costs; the choice is that of `export.forward.contraction.contract_layers`.
 
     python benchmarks/contraction.py --layers 256x784 --ranks 16 --json contraction.json
 """
@@ -26,10 +26,10 @@ from torch import Tensor, nn
 
 from device_runtime import open_engine
 from export import ExportOptions, export_bundle
-from export.contraction import contract_layers, step_cost
-from fedpara_edge.bundle import Bundle
+from export.forward.contraction import contract_layers, step_cost
 from fedpara_edge.cli.output import table
-from fedpara_edge.layout import LayerSpec
+from fedpara_edge.factors.layout import LayerSpec
+from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.nn import Linear
 
 WAYS = {"composed": False, "contracted": True}

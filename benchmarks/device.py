@@ -26,8 +26,8 @@ from torch.nn import functional as F
 
 from device_runtime import open_engine
 from export import ExportOptions, export_bundle
-from fedpara_edge.bundle import ENGINES, Bundle
 from fedpara_edge.cli.output import table
+from fedpara_edge.formats.bundle import ENGINES, Bundle
 from fedpara_edge.nn import ZOO
 
 BATCH, RATE, STEPS_A_TURN = 32, 0.01, 3

@@ -23,12 +23,12 @@ import torch
 
 from device_runtime import Predictor, open_engine
 from export import ExportOptions, export_bundle
-from export.fold import fold
-from fedpara_edge.bundle import WEIGHTS, Bundle
+from export.folding.fold import fold
 from fedpara_edge.cli.output import table
-from fedpara_edge.folded import Precision
+from fedpara_edge.formats.bundle import WEIGHTS, Bundle
+from fedpara_edge.formats.folded import Precision
+from fedpara_edge.formats.weights import read_weights
 from fedpara_edge.nn import ZOO
-from fedpara_edge.weights import read_weights
 
 BATCHES, CALLS_A_TURN, PAUSE_SECONDS = (1, 32), 5, 0.05
 DENSE, FACTORED = "dense", "factored"

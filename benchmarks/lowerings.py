@@ -29,13 +29,13 @@ from onnx import NodeProto, TensorProto, helper
 from torch import Tensor
 from torch.nn import functional as F
 
-from device_runtime.ort import InferenceSession, keep_freed_memory, session_options
+from device_runtime.engines.ort import InferenceSession, keep_freed_memory, session_options
+from export.forward.graph import IR_VERSION, OPSET
+from export.forward.tracing import Batch, Shape, Trace
 from export.gradients import Graph, convolution, differentiate, normalization, pooling
+from export.gradients.builder import attributes, initializers_of, needed
 from export.gradients.convolution import Convolution
-from export.gradients.graph import attributes, initializers_of, needed
 from export.gradients.normalization import GROUP
-from export.graph import IR_VERSION, OPSET
-from export.tracing import Batch, Shape, Trace
 from fedpara_edge.cli.output import table
 from fedpara_edge.nn.groupnorm import group_count
 

@@ -24,7 +24,7 @@ import click
 import numpy as np
 
 from fedpara_edge.cli.output import table
-from fedpara_edge.partition import dirichlet
+from fedpara_edge.simulation.data.partition import dirichlet
 
 DATA = Path(__file__).parent.parent / "tests" / "data" / "fashion_mnist_12k.npz"
 ARMS = {"fedpara": "FedPara, γ 0.1", "dense": "dense original", "lowrank": "low-rank, same size"}

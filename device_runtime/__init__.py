@@ -2,14 +2,14 @@
 
 from device_runtime.config import TrainConfig
 from device_runtime.data import Dataset, open_data, open_inputs
-from device_runtime.engine import Adjustment, Engine
-from device_runtime.engines import open_engine
+from device_runtime.engines.engine import Adjustment, Engine
+from device_runtime.engines.registry import open_engine
 from device_runtime.evaluation import Evaluation, evaluate
 from device_runtime.loading import load_weights
-from device_runtime.local import TrainResult, train
 from device_runtime.prediction import Predictor
 from device_runtime.progress import progress_bar
 from device_runtime.schedule import Schedule
+from device_runtime.training import TrainResult, train
 
 __all__ = [
     "Adjustment",

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from device_runtime.data import open_data
-from device_runtime.engine import Engine
+from device_runtime.engines.engine import Engine
 from device_runtime.evaluation import Evaluation, evaluate
 from device_runtime.loading import load_weights
-from fedpara_edge.bundle import Bundle
 from fedpara_edge.errors import InputError
+from fedpara_edge.formats.bundle import Bundle
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from device_runtime.engine import NONE, Adjustment
+from device_runtime.engines.engine import NONE, Adjustment
 from device_runtime.schedule import Schedule
 from fedpara_edge.algorithms.local import FedAvg, LocalAlgorithm, Term
 from fedpara_edge.errors import InputError

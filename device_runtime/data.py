@@ -19,8 +19,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.bundle import ArraySpec, Loss
 from fedpara_edge.errors import InputError
+from fedpara_edge.formats.bundle import ArraySpec, Loss
 
 Batch = tuple[NDArray[Any], NDArray[Any]]
 BLOCK_BYTES = 1 << 22

@@ -11,7 +11,7 @@ import numpy as np
 from device_runtime.batches import batches_per_epoch, epoch_batches
 from device_runtime.config import TrainConfig
 from device_runtime.data import Dataset
-from device_runtime.engine import Adjustment, Engine
+from device_runtime.engines.engine import Adjustment, Engine
 from device_runtime.schedule import learning_rate_at
 from fedpara_edge.errors import DivergedError, InputError
 

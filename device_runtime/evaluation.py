@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from device_runtime.batches import ordered_batches
 from device_runtime.data import Dataset
-from device_runtime.engine import Engine
-from fedpara_edge.accuracy import count_right
+from device_runtime.engines.engine import Engine
 from fedpara_edge.errors import DivergedError, InputError
+from fedpara_edge.formats.accuracy import count_right
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,14 +7,14 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from device_runtime.engine import Engine
+from device_runtime.engines.engine import Engine
 from device_runtime.state import DeviceState, Groups
 from fedpara_edge.algorithms import LocalAlgorithm
-from fedpara_edge.bundle import Bundle
 from fedpara_edge.errors import InputError, WrongBundleError
-from fedpara_edge.layout import Layout
-from fedpara_edge.serverstate import Group, read_server_state
-from fedpara_edge.weights import Weights, read_weights
+from fedpara_edge.factors.layout import Layout
+from fedpara_edge.formats.bundle import Bundle
+from fedpara_edge.formats.serverstate import Group, read_server_state
+from fedpara_edge.formats.weights import Weights, read_weights
 
 
 def load_weights(engine: Engine, bundle: Bundle, path: Path, *, state: Path | None = None) -> Weights:

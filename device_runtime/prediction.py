@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from device_runtime.data import Dataset, Inputs, check_inputs
-from fedpara_edge.accuracy import count_right, predicted
 from fedpara_edge.errors import FedparaError, InputError
-from fedpara_edge.files import replacing_file
-from fedpara_edge.folded import read_folded
+from fedpara_edge.formats.accuracy import count_right, predicted
+from fedpara_edge.formats.folded import read_folded
+from fedpara_edge.storage.atomic import replacing_file
 
 MAX_THREADS = 1024
 LABELS = "predicted"
@@ -41,7 +41,7 @@ class Predictor:
         self.spec = read_folded(path)
         self._path = path
         try:
-            from device_runtime.ort import ERRORS, InferenceSession, session_options
+            from device_runtime.engines.ort import ERRORS, InferenceSession, session_options
         except ImportError as error:
             remedy = "pip install 'fedpara-edge[device]'"
             raise InputError(f"predict: expected onnxruntime, found none ({error}); {remedy}") from error

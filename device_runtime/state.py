@@ -5,8 +5,8 @@
     lasting.safetensors    what the last finished call left behind
     progress.safetensors   an unfinished call; absent otherwise
 
-Both `.safetensors` (container: `fedpara_edge.tensorfile`) hold *groups* of tensors, a group being a mapping from names
-to arrays of any shape and dtype; what is to be kept besides the personal tensors is one more group.
+Both `.safetensors` (container: `fedpara_edge.storage.tensorfile`) hold *groups* of tensors, a group being a mapping
+from names to arrays of any shape and dtype; what is to be kept besides the personal tensors is one more group.
 
 `fedpara-edge/device-state`, version 1: header `format, version, fingerprint, call`; tensors `before/<group>/<name>`
 and `after/<group>/<name>`, as they were when that call began and when it ended. The group `personal` holds the personal
@@ -36,8 +36,8 @@ from typing import IO, Any
 from numpy.typing import NDArray
 
 from fedpara_edge.errors import InputError, WrongBundleError
-from fedpara_edge.files import replacing_file
-from fedpara_edge.tensorfile import TensorFile, write_tensors
+from fedpara_edge.storage.atomic import replacing_file
+from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
 
 if sys.platform != "win32":
     import fcntl

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import click
 
-from fedpara_edge.simulation.report.comparison import arms_table, bytes_tables, clients_table, gap_table, time_table
-from fedpara_edge.simulation.report.page import Table
-from fedpara_edge.simulation.report.results import read_results
-from fedpara_edge.simulation.report.summary import Summary, summarize
+from fedpara_edge.report.comparison import arms_table, bytes_tables, clients_table, gap_table, time_table
+from fedpara_edge.report.page import Table
+from fedpara_edge.report.results import read_results
+from fedpara_edge.report.summary import Summary, summarize
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reproducing.md"

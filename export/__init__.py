@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from export.build import Made, make_bundle
     from export.exporter import ExportOptions, export_bundle
-    from export.recipe import Made, make_bundle
 
 __all__ = ["ExportOptions", "Made", "export_bundle", "make_bundle"]
 
@@ -14,7 +14,7 @@ __all__ = ["ExportOptions", "Made", "export_bundle", "make_bundle"]
 def __getattr__(name: str) -> Any:
     """Import the exporter, and torch with it, when it is asked for: folding does without."""
     if name in __all__:
-        from export import exporter, recipe
+        from export import build, exporter
 
-        return getattr(recipe if name in ("Made", "make_bundle") else exporter, name)
+        return getattr(build if name in ("Made", "make_bundle") else exporter, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

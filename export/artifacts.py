@@ -14,11 +14,11 @@ import onnxruntime
 from onnx import TensorProto, helper
 from onnxruntime.training import artifacts, onnxblock
 
+from export.forward.graph import IR_VERSION, LABEL, OUTPUT, ForwardGraph, quiet_stderr
 from export.gradients import DETACH
-from export.gradients.graph import attributes
-from export.graph import IR_VERSION, LABEL, OUTPUT, ForwardGraph, quiet_stderr
-from fedpara_edge.bundle import Loss
+from export.gradients.builder import attributes
 from fedpara_edge.errors import InputError
+from fedpara_edge.formats.bundle import Loss
 
 
 def write_artifacts(
@@ -32,7 +32,7 @@ def write_artifacts(
             onnxruntime-training has, `optimizer_model.onnx`.
         trainable: names of the parameters to differentiate by.
         loss: what to minimize over outputs and labels.
-        optimizer: its constants (`export.optimizers`).
+        optimizer: its constants (`export.step.weight_update`).
 
     Raises:
         InputError: an operator has no gradient; it is named with the module it came from.

@@ -14,13 +14,17 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from export.graph import INPUT, LABEL, OUTPUT, ForwardGraph, forward_graph
-from export.optimizers import CORRECTION, optimizer_constants
-from export.preprocess import TORCH_DTYPES, Deployed, InputDtype
-from export.training_step import StepSpec, write_steps
+from export.forward.graph import INPUT, LABEL, OUTPUT, ForwardGraph, forward_graph
+from export.forward.preprocess import TORCH_DTYPES, Deployed, InputDtype
+from export.step.training_step import StepSpec, write_steps
+from export.step.weight_update import CORRECTION, optimizer_constants
 from export.trials import Batch, Trial, try_onnxruntime, try_ort_training
 from export.verify import Verification, check_parameters, verify
-from fedpara_edge.bundle import (
+from fedpara_edge.codecs import find_encoder
+from fedpara_edge.errors import InputError
+from fedpara_edge.factors.layout import Layout
+from fedpara_edge.factors.roles import keep_personal
+from fedpara_edge.formats.bundle import (
     ENGINES,
     LOCAL,
     MANIFEST,
@@ -33,13 +37,9 @@ from fedpara_edge.bundle import (
     write_local,
     write_manifest,
 )
-from fedpara_edge.codecs import find_encoder
-from fedpara_edge.errors import InputError
-from fedpara_edge.files import check_output, replacing_folder, sha256_of
-from fedpara_edge.layout import Layout
+from fedpara_edge.formats.weights import Weights, write_weights
 from fedpara_edge.nn import layout_of
-from fedpara_edge.roles import keep_personal
-from fedpara_edge.weights import Weights, write_weights
+from fedpara_edge.storage.atomic import check_output, replacing_folder, sha256_of
 
 _VERIFICATION_BATCHES = 20
 _LARGEST_LOSS = 0.5  # of an initial tensor: beyond it, whole rows of factors may become zero, which never train
@@ -59,9 +59,9 @@ class ExportOptions:
         std: then divided by, likewise.
         loss: `cross_entropy` over outputs [B, C] and labels int64 [B], or [B, C, T] and [B, T] for a label at each of T
             positions; `mse` or `bce` (with logits) over float32 labels of the outputs' shape.
-        optimizer: see `export.optimizers.optimizer_constants`.
+        optimizer: see `export.step.weight_update.optimizer_constants`.
         batch_size: of the training that the graphs are made for; any other works as well.
-        personal: patterns of the layers or tensors that stay on the device (`fedpara_edge.roles`).
+        personal: patterns of the layers or tensors that stay on the device (`fedpara_edge.factors.roles`).
         engines: names of the engines to write files for.
         initial_codec: how round 0 is stored (`fedpara_edge.codecs`).
         seed: of the batches used for verification.

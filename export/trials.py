@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnxruntime import InferenceSession, SessionOptions
 
-from export.dropout import LIMIT, SCALE
-from export.graph import ForwardGraph
-from export.optimizers import state_shapes
-from fedpara_edge.layout import TensorSpec
+from export.forward.graph import ForwardGraph
+from export.step.dropout import LIMIT, SCALE
+from export.step.weight_update import state_shapes
+from fedpara_edge.factors.layout import TensorSpec
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 STEP = 0.1

@@ -16,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from export.graph import ForwardGraph
-from export.jacobian import corrections_in_torch, recording_weights
-from export.optimizers import CORRECTION
-from export.preprocess import Deployed
+from export.forward.graph import ForwardGraph
+from export.forward.preprocess import Deployed
+from export.step.jacobian import corrections_in_torch, recording_weights
+from export.step.weight_update import CORRECTION
 from export.trials import STEP, Batch, Results, Trial
-from fedpara_edge.bundle import Loss
 from fedpara_edge.errors import FedparaError, InputError
-from fedpara_edge.layout import TensorSpec
+from fedpara_edge.factors.layout import TensorSpec
+from fedpara_edge.formats.bundle import Loss
 
 TOLERANCE = 1e-5
 _NEGLIGIBLE = 1e-3

@@ -8,8 +8,8 @@ import torch
 from command_line import Command, Ended
 from small_net import SmallBundle, export_small_net
 
-from fedpara_edge.bundle import Bundle
 from fedpara_edge.cli import main
+from fedpara_edge.formats.bundle import Bundle
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from fedpara_edge.codecs import open_codec
 from fedpara_edge.codecs.codec import Encoder, chunks
 from fedpara_edge.errors import InvalidUpdateError
-from fedpara_edge.layout import TensorSpec
-from fedpara_edge.tensorfile import TensorFile, write_tensors
+from fedpara_edge.factors.layout import TensorSpec
+from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
 
 FORMAT = "a test"
 EVERY = (

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from export import ExportOptions, export_bundle, exporter
-from export.optimizers import optimizer_constants
-from fedpara_edge.bundle import Bundle
+from export.step.weight_update import optimizer_constants
+from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.nn import Conv2d, Linear
 
 SHAPE, CLASSES = (1, 8, 8), 5

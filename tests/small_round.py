@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from fedpara_edge.codecs import find_encoder
-from fedpara_edge.factors import factor_role, factor_shapes
-from fedpara_edge.layout import Kind, LayerSpec, Layout, TensorSpec
-from fedpara_edge.update import UpdateHeader, write_update
-from fedpara_edge.weights import Weights, read_weights, write_weights
+from fedpara_edge.factors.compose import factor_role, factor_shapes
+from fedpara_edge.factors.layout import Kind, LayerSpec, Layout, TensorSpec
+from fedpara_edge.formats.update import UpdateHeader, write_update
+from fedpara_edge.formats.weights import Weights, read_weights, write_weights
 
 FINGERPRINT = "f" * 64
 

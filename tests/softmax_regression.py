@@ -13,10 +13,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from device_runtime.engine import NONE, Adjustment
-from fedpara_edge.bundle import WEIGHTS, ArraySpec, Bundle, Loss, Manifest, open_bundle, write_local, write_manifest
-from fedpara_edge.layout import LayerSpec, Layout, TensorSpec
-from fedpara_edge.weights import Weights, read_weights, write_weights
+from device_runtime.engines.engine import NONE, Adjustment
+from fedpara_edge.factors.layout import LayerSpec, Layout, TensorSpec
+from fedpara_edge.formats.bundle import (
+    WEIGHTS,
+    ArraySpec,
+    Bundle,
+    Loss,
+    Manifest,
+    open_bundle,
+    write_local,
+    write_manifest,
+)
+from fedpara_edge.formats.weights import Weights, read_weights, write_weights
 
 FEATURES, CLASSES = 4, 3
 

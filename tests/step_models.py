@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from export import ExportOptions, export_bundle
-from export.optimizers import optimizer_constants
+from export.step.weight_update import optimizer_constants
 from export.verify import TOLERANCE
-from fedpara_edge.bundle import Bundle
-from fedpara_edge.weights import read_weights
+from fedpara_edge.formats.bundle import Bundle
+from fedpara_edge.formats.weights import read_weights
 
 IMAGE, SEQUENCE, VECTOR, VOLUME = (2, 11, 12), (3, 10), (12,), (2, 4, 6, 5)
 

@@ -25,10 +25,10 @@ from fedpara_edge.codecs import codec, find_encoder
 from fedpara_edge.codecs.codec import Decoder
 from fedpara_edge.codecs.float32 import open_float32
 from fedpara_edge.errors import FedparaError, InputError, InvalidUpdateError, TooFewUpdatesError, WrongBundleError
-from fedpara_edge.layout import Layout
-from fedpara_edge.serverstate import state_of, write_server_state
-from fedpara_edge.tensorfile import TensorFile
-from fedpara_edge.weights import Weights, read_weights, write_weights
+from fedpara_edge.factors.layout import Layout
+from fedpara_edge.formats.serverstate import state_of, write_server_state
+from fedpara_edge.formats.weights import Weights, read_weights, write_weights
+from fedpara_edge.storage.tensorfile import TensorFile
 
 HUGE = float(np.finfo(np.float32).max)
 UNIT = 2.0**-24

@@ -22,8 +22,8 @@ from torch.nn import functional as F
 
 from device_runtime import Adjustment, Schedule, TrainConfig, open_data, open_engine, train
 from device_runtime.batches import epoch_batches
-from device_runtime.engine import Engine
-from device_runtime.engines import ENGINES
+from device_runtime.engines.engine import Engine
+from device_runtime.engines.registry import ENGINES
 from device_runtime.epochs import count_steps
 from device_runtime.schedule import learning_rate_at
 from device_runtime.state import DeviceState
@@ -36,12 +36,12 @@ from fedpara_edge.algorithms.server import FedAvg as ServerFedAvg
 from fedpara_edge.algorithms.server import FedAvgM
 from fedpara_edge.algorithms.server import FedDyn as ServerFedDyn
 from fedpara_edge.algorithms.server import Scaffold as ServerScaffold
-from fedpara_edge.bundle import WEIGHTS, Bundle, open_bundle
-from fedpara_edge.downlink import apply_change
 from fedpara_edge.errors import FedparaError, InputError, TooFewUpdatesError, WrongBundleError
-from fedpara_edge.serverstate import ServerState, read_server_state, state_path, write_server_state
-from fedpara_edge.update import Update
-from fedpara_edge.weights import Weights, read_weights, write_weights
+from fedpara_edge.formats.bundle import WEIGHTS, Bundle, open_bundle
+from fedpara_edge.formats.change import apply_change
+from fedpara_edge.formats.serverstate import ServerState, read_server_state, state_path, write_server_state
+from fedpara_edge.formats.update import Update
+from fedpara_edge.formats.weights import Weights, read_weights, write_weights
 
 TOLERANCE = 1e-5
 EXAMPLES = (8, 20, 13)  # of the clients: 1, 3 and 2 batches an epoch

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import small_round
 
-from fedpara_edge.bundle import (
+from fedpara_edge.errors import InputError, WrongBundleError
+from fedpara_edge.formats.bundle import (
     LOCAL,
     MANIFEST,
     WEIGHTS,
@@ -21,8 +22,7 @@ from fedpara_edge.bundle import (
     write_local,
     write_manifest,
 )
-from fedpara_edge.errors import InputError, WrongBundleError
-from fedpara_edge.weights import Weights, write_weights
+from fedpara_edge.formats.weights import Weights, write_weights
 
 MANIFEST_OF_THE_TEST = Manifest(
     model="tiny",

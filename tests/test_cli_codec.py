@@ -12,13 +12,13 @@ from safetensors.numpy import save_file
 
 from fedpara_edge.codecs import find_encoder
 from fedpara_edge.codecs.codec import in_order
-from fedpara_edge.codecs.comparison import USUAL, Measured, bits_by_tensor, compare, open_encoded, read_change
-from fedpara_edge.downlink import publish
 from fedpara_edge.errors import InvalidUpdateError
-from fedpara_edge.layout import Layout
-from fedpara_edge.tensorfile import write_tensors
-from fedpara_edge.update import write_update
-from fedpara_edge.weights import Weights, write_weights
+from fedpara_edge.factors.layout import Layout
+from fedpara_edge.formats.change import publish
+from fedpara_edge.formats.codecbench import USUAL, Measured, bits_by_tensor, compare, open_encoded, read_change
+from fedpara_edge.formats.update import write_update
+from fedpara_edge.formats.weights import Weights, write_weights
+from fedpara_edge.storage.tensorfile import write_tensors
 
 LAYOUT = Layout(
     (), (small_round.tensor("a", (70, 1000)), small_round.tensor("b", (30_000,)), small_round.tensor("c", ()))

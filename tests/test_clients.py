@@ -9,8 +9,8 @@ from softmax_regression import SoftmaxRegression, make_bundle, write_npz
 from device_runtime import evaluate, load_weights, open_data
 from device_runtime.clients import Client, Distribution, distribution, evaluate_clients, overall, pair_clients
 from device_runtime.state import Lasting, open_state
-from fedpara_edge.bundle import WEIGHTS, Bundle
 from fedpara_edge.errors import InputError
+from fedpara_edge.formats.bundle import WEIGHTS, Bundle
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from fedpara_edge.codecs import codec, decoding, find_encoder, open_codec
 from fedpara_edge.codecs.codec import Decoder, Encoder
 from fedpara_edge.codecs.payload import NAME as PAYLOAD
 from fedpara_edge.errors import DivergedError, InputError, InvalidUpdateError
-from fedpara_edge.tensorfile import TensorFile
-from fedpara_edge.update import write_update
+from fedpara_edge.formats.update import write_update
+from fedpara_edge.storage.tensorfile import TensorFile
 
 SPECS = encoded.tensors(*SIZES)
 CHANGES = encoded.changes(sum(SIZES))

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fedpara_edge.codecs.comparison import USUAL
+from fedpara_edge.formats.codecbench import USUAL
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "codecs.py"
 

@@ -15,7 +15,7 @@ from encoded import EVERY
 
 from fedpara_edge.codecs import OPENERS, find_encoder, open_codec
 from fedpara_edge.errors import InvalidUpdateError
-from fedpara_edge.tensorfile import TensorFile
+from fedpara_edge.storage.tensorfile import TensorFile
 
 SPECS = encoded.tensors(2, 5)
 

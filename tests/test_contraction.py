@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from export import ExportOptions, export_bundle
-from export.contraction import contract_layers, step_cost
+from export.forward.contraction import contract_layers, step_cost
 from export.verify import TOLERANCE
-from fedpara_edge.layout import LayerSpec
+from fedpara_edge.factors.layout import LayerSpec
 from fedpara_edge.nn import Linear
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.layout import KINDS, Form, Kind
+from fedpara_edge.factors.layout import KINDS, Form, Kind
 from fedpara_edge.nn import Conv2d, FactoredLayer, Linear, convert, group_count, group_norm_like
 
 torch.set_num_threads(1)  # the tensors are too small for threads to pay

@@ -12,8 +12,8 @@ from softmax_regression import make_manifest
 
 from device_runtime.batches import batches_per_epoch, epoch_batches, epoch_order, ordered_batches
 from device_runtime.data import open_data
-from fedpara_edge.bundle import ArraySpec
 from fedpara_edge.errors import InputError
+from fedpara_edge.formats.bundle import ArraySpec
 
 CLASSES = make_manifest()
 PIXELS = make_manifest(dtype="uint8")

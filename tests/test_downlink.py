@@ -14,10 +14,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from fedpara_edge.codecs import find_encoder
-from fedpara_edge.downlink import Published, apply_change, publish
 from fedpara_edge.errors import DivergedError, FedparaError, InputError, InvalidUpdateError, WrongBundleError
-from fedpara_edge.layout import Layout
-from fedpara_edge.weights import Weights, read_weights, write_weights
+from fedpara_edge.factors.layout import Layout
+from fedpara_edge.formats.change import Published, apply_change, publish
+from fedpara_edge.formats.weights import Weights, read_weights, write_weights
 
 LAYOUT = Layout(
     (), tuple(small_round.tensor(f"t{n}", shape) for n, shape in enumerate([(300, 250), (7,), (), (40, 3)]))

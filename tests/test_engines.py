@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 from softmax_regression import make_bundle
 
-from device_runtime.engines import ENGINES, EngineSource, open_engine
+from device_runtime.engines.registry import ENGINES, EngineSource, open_engine
 from fedpara_edge.errors import InputError
 
 
@@ -21,7 +21,7 @@ def opened(monkeypatch, tmp_path):
     for name in ("absent", "rare"):
         monkeypatch.setitem(sys.modules, f"onnxruntime_{name}", None)
     monkeypatch.setattr(
-        "device_runtime.engines.ENGINES",
+        "device_runtime.engines.registry.ENGINES",
         {
             "absent": EngineSource("onnxruntime_absent", "absent==1"),
             "fast": EngineSource("engine_fast", "fast==2"),

@@ -13,9 +13,9 @@ from softmax_regression import SoftmaxRegression, make_bundle, write_npz
 from device_runtime import TrainConfig, open_data, train
 from device_runtime.epochs import take_steps
 from device_runtime.state import open_state
-from fedpara_edge.bundle import Bundle, open_bundle
-from fedpara_edge.update import Update
-from fedpara_edge.weights import Weights, read_weights, write_weights
+from fedpara_edge.formats.bundle import Bundle, open_bundle
+from fedpara_edge.formats.update import Update
+from fedpara_edge.formats.weights import Weights, read_weights, write_weights
 
 CONFIG = TrainConfig(epochs=2, batch_size=5, learning_rate=0.2, seed=7, checkpoint_steps=3)
 ROUNDS = 8

@@ -6,8 +6,8 @@ from softmax_regression import CLASSES, SoftmaxRegression, make_bundle, make_man
 
 from device_runtime import evaluate, load_weights, open_data
 from device_runtime.state import Lasting, open_state
-from fedpara_edge.bundle import WEIGHTS
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError
+from fedpara_edge.formats.bundle import WEIGHTS
 
 
 class Given:

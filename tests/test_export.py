@@ -12,16 +12,16 @@ from onnx import numpy_helper
 from torch import nn
 from torch.nn import functional as F
 
-from device_runtime.engines import open_engine
+from device_runtime.engines.registry import open_engine
 from export import ExportOptions, export_bundle, exporter, make_bundle
-from export.optimizers import optimizer_constants
-from export.preprocess import Deployed
+from export.forward.preprocess import Deployed
+from export.step.weight_update import optimizer_constants
 from export.verify import TOLERANCE
-from fedpara_edge.bundle import ENGINES, LOCAL, ONNXRUNTIME_FILES, ORT_TRAINING_FILES, WEIGHTS, open_bundle
 from fedpara_edge.errors import FedparaError, InputError
+from fedpara_edge.formats.bundle import ENGINES, LOCAL, ONNXRUNTIME_FILES, ORT_TRAINING_FILES, WEIGHTS, open_bundle
+from fedpara_edge.formats.recipe import Recipe
+from fedpara_edge.formats.weights import read_weights
 from fedpara_edge.nn import ZOO, Conv2d, Linear, convert
-from fedpara_edge.recipe import Recipe
-from fedpara_edge.weights import read_weights
 
 
 class Residual(nn.Module):

@@ -7,8 +7,8 @@ import pytest
 import small_round
 from numpy.typing import NDArray
 
-from fedpara_edge.factors import attainable_rank, compose, factor_count, factor_role, factor_shapes
-from fedpara_edge.layout import Form, Kind, LayerSpec
+from fedpara_edge.factors.compose import attainable_rank, compose, factor_count, factor_role, factor_shapes
+from fedpara_edge.factors.layout import Form, Kind, LayerSpec
 
 SHAPES = [(5, 4), (1, 7), (4, 3, 3, 2), (2, 5, 1, 1), (3, 1, 3, 3)]
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import small_round
 
-from fedpara_edge import tensorfile
 from fedpara_edge.errors import FedparaError, InputError
-from fedpara_edge.files import check_output, replacing_file, replacing_folder, sha256_of
+from fedpara_edge.storage import tensorfile
+from fedpara_edge.storage.atomic import check_output, replacing_file, replacing_folder, sha256_of
 
 
 def listing(folder: Path) -> dict[str, bytes | None]:

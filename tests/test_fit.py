@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.factors import compose, factor_count, factor_shapes
-from fedpara_edge.layout import KINDS, Form, Kind, LayerSpec
+from fedpara_edge.factors.compose import compose, factor_count, factor_shapes
+from fedpara_edge.factors.layout import KINDS, Form, Kind, LayerSpec
+from fedpara_edge.factors.rank import equal_size_rank
 from fedpara_edge.nn import fit_factors
-from fedpara_edge.rank import equal_size_rank
 
 torch.set_num_threads(1)  # the tensors are too small for threads to pay
 

@@ -17,17 +17,17 @@ from torch import nn
 from device_runtime import Dataset, open_engine
 from device_runtime.batches import epoch_batches
 from export import ExportOptions, export_bundle
-from export.composing import compose_layers
-from export.fold import TOLERANCES, fold
-from export.half import to_float16
-from export.preprocess import Deployed
-from fedpara_edge.bundle import WEIGHTS, ArraySpec, Bundle
+from export.folding.composing import compose_layers
+from export.folding.fold import TOLERANCES, fold
+from export.folding.half import to_float16
+from export.forward.preprocess import Deployed
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError
-from fedpara_edge.factors import compose, factor_role, factor_shapes
-from fedpara_edge.folded import read_folded
-from fedpara_edge.layout import FACTORS, LayerSpec, Layout, TensorSpec
+from fedpara_edge.factors.compose import compose, factor_role, factor_shapes
+from fedpara_edge.factors.layout import FACTORS, LayerSpec, Layout, TensorSpec
+from fedpara_edge.formats.bundle import WEIGHTS, ArraySpec, Bundle
+from fedpara_edge.formats.folded import read_folded
+from fedpara_edge.formats.weights import Weights, read_weights
 from fedpara_edge.nn import ZOO, Conv2d, Linear
-from fedpara_edge.weights import Weights, read_weights
 
 IMAGES = Path(__file__).parent / "data" / "fashion_mnist_12k.npz"
 ENGINES = ("ort-training", "onnxruntime")
@@ -131,7 +131,7 @@ class Everything(nn.Module):
 def test_every_kind_of_layer(engine: str, contract: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Everything()
-    with patch("export.contraction.step_cost", lambda *_, contracted: contracted != contract):
+    with patch("export.forward.contraction.step_cost", lambda *_, contracted: contracted != contract):
         bundle = quick_export(model, tmp_path / "bundle", (2, 20, 20), engine)
     path = tmp_path / "model.onnx"
     result = fold(bundle, initial_weights(bundle), path)
@@ -461,8 +461,8 @@ def test_a_bad_conversion_is_refused(by_accuracy: bool, precision: Any, trained:
         )
     with (
         patch.dict(TOLERANCES, {precision: bound}),
-        patch("export.fold.to_float16", broken),
-        patch("export.quantization.to_int8", broken),
+        patch("export.folding.fold.to_float16", broken),
+        patch("export.folding.quantization.to_int8", broken),
         pytest.raises(FedparaError, match=message) as e,
     ):
         fold(
@@ -508,7 +508,7 @@ def test_a_wrong_graph_is_refused(small: Small, tmp_path: Path) -> None:
         return composed
 
     with (
-        patch("export.fold.compose_layers", moved),
+        patch("export.folding.fold.compose_layers", moved),
         pytest.raises(
             FedparaError, match=r"factored model's outputs within 0.0001 relative, found 0\.\d+; nothing was"
         ),

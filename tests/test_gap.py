@@ -14,8 +14,8 @@ from fedpara_edge.aggregation.fedavg import aggregate
 from fedpara_edge.aggregation.gap import Gap, GapEstimator
 from fedpara_edge.aggregation.weightsample import evenly, sample_layer
 from fedpara_edge.codecs.changes import Changes
-from fedpara_edge.factors import compose, compose_branch, factor_shapes
-from fedpara_edge.layout import LayerSpec, Layout
+from fedpara_edge.factors.compose import compose, compose_branch, factor_shapes
+from fedpara_edge.factors.layout import LayerSpec, Layout
 
 Tensors = dict[str, NDArray[np.float32]]
 

@@ -19,14 +19,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from export import ExportOptions, export_bundle
+from export.forward.graph import IR_VERSION, LABEL, OPSET, OUTPUT, ForwardGraph
 from export.gradients import RULES
-from export.graph import IR_VERSION, LABEL, OPSET, OUTPUT, ForwardGraph
-from export.optimizers import optimizer_constants
-from export.training_step import StepSpec, write_steps
+from export.step.training_step import StepSpec, write_steps
+from export.step.weight_update import optimizer_constants
 from export.verify import TOLERANCE
-from fedpara_edge.bundle import ArraySpec
 from fedpara_edge.errors import InputError
-from fedpara_edge.layout import TensorSpec
+from fedpara_edge.factors.layout import TensorSpec
+from fedpara_edge.formats.bundle import ArraySpec
 
 # What RegisterGradientBuilders of orttraining/core/graph/gradient_builder_registry.cc enters in onnxruntime 1.19.2, but
 # for what is no operator of ONNX; `test_the_list_is_that_of_the_runtime` asks the runtime itself.
@@ -46,12 +46,12 @@ WITHOUT_EXAMPLE = {
     "GRU": "it first becomes an operator of the runtime's own",
 }
 WITHOUT_RULE = {
-    "AveragePool": "the exporter writes a ReduceMean or a Conv: export.pooling",
-    "Dropout": "it becomes a product with a mask in the forward pass: export.dropout",
+    "AveragePool": "the exporter writes a ReduceMean or a Conv: export.forward.pooling",
+    "Dropout": "it becomes a product with a mask in the forward pass: export.step.dropout",
     "Gelu": "of opset 20; the exporter writes opset 18, Erf or Tanh",
     "GRU": "it becomes recurrences in the forward pass: export.gradients.recurrent",
     "LSTM": "it becomes recurrences in the forward pass: export.gradients.recurrent",
-    "SoftmaxCrossEntropyLoss": "the loss comes with its gradient: export.losses",
+    "SoftmaxCrossEntropyLoss": "the loss comes with its gradient: export.step.losses",
 }
 
 

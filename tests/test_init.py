@@ -12,11 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.factors import compose, compose_branch, factor_shapes
-from fedpara_edge.layout import KINDS, Form, Kind, LayerSpec
+from fedpara_edge.factors.compose import compose, compose_branch, factor_shapes
+from fedpara_edge.factors.layout import KINDS, Form, Kind, LayerSpec
+from fedpara_edge.formats.recipe import Init, Recipe
 from fedpara_edge.nn import LSTM, Conv2d, Linear, convert, he_std, initialize, vgg16
 from fedpara_edge.nn.init import PERSONAL_STD_LIMIT, TANH_STD_LIMIT
-from fedpara_edge.recipe import Init, Recipe
 
 torch.set_num_threads(1)  # the tensors are too small for threads to pay
 

@@ -19,14 +19,15 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from device_runtime import Adjustment, open_engine
-from export import ExportOptions, export_bundle, make_bundle, training_step
-from export.contraction import contract_layers
-from export.optimizers import optimizer_constants
-from fedpara_edge.bundle import ENGINES, Bundle, open_bundle
+from export import ExportOptions, export_bundle, make_bundle
+from export.forward.contraction import contract_layers
+from export.step import training_step
+from export.step.weight_update import optimizer_constants
 from fedpara_edge.errors import FedparaError, InputError
-from fedpara_edge.layout import LayerSpec
+from fedpara_edge.factors.layout import LayerSpec
+from fedpara_edge.formats.bundle import ENGINES, Bundle, open_bundle
+from fedpara_edge.formats.recipe import Recipe
 from fedpara_edge.nn import GRU, LSTM, Conv2d, FactoredLayer, Linear
-from fedpara_edge.recipe import Recipe
 
 TOLERANCE = 1e-5
 LAMBDA, RATE = 3.0, 0.5

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.factors import attainable_rank, factor_shapes
-from fedpara_edge.layout import KINDS, Form, Kind
+from fedpara_edge.factors.compose import attainable_rank, factor_shapes
+from fedpara_edge.factors.layout import KINDS, Form, Kind
 from fedpara_edge.nn import Conv2d, FactoredLayer, Linear
 
 torch.set_num_threads(1)  # the tensors are too small for threads to pay

@@ -7,7 +7,7 @@ import pytest
 import small_round
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.layout import LayerSpec, Layout, TensorSpec
+from fedpara_edge.factors.layout import LayerSpec, Layout, TensorSpec
 
 
 def test_json_and_back_is_the_identity() -> None:

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.factors import compose, factor_shapes
-from fedpara_edge.layout import KINDS, Kind, Layout
+from fedpara_edge.factors.compose import compose, factor_shapes
+from fedpara_edge.factors.layout import KINDS, Kind, Layout
 from fedpara_edge.nn import ZOO, Conv2d, FactoredLayer, Linear, convert, layout_of
 
 torch.set_num_threads(1)  # the tensors are too small for threads to pay

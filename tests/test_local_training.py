@@ -16,11 +16,11 @@ from softmax_regression import SoftmaxRegression, make_bundle, write_npz
 from device_runtime import Schedule, TrainConfig, open_data, progress_bar, train
 from device_runtime.epochs import count_steps, step_seed, take_steps
 from device_runtime.state import open_state
-from fedpara_edge.bundle import WEIGHTS, open_bundle
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError
-from fedpara_edge.tensorfile import TensorFile
-from fedpara_edge.update import Update
-from fedpara_edge.weights import read_weights, write_weights
+from fedpara_edge.formats.bundle import WEIGHTS, open_bundle
+from fedpara_edge.formats.update import Update
+from fedpara_edge.formats.weights import read_weights, write_weights
+from fedpara_edge.storage.tensorfile import TensorFile
 
 CONFIG = TrainConfig(
     epochs=3, batch_size=5, learning_rate=0.2, seed=7, schedule=Schedule(shape="cosine"), checkpoint_steps=4

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from small_net import SmallBundle
 
-from device_runtime.ort_training import open_engine
-from fedpara_edge.bundle import Bundle, open_bundle
+from device_runtime.engines.ort_training import open_engine
 from fedpara_edge.errors import WrongBundleError
+from fedpara_edge.formats.bundle import Bundle, open_bundle
 
 
 @pytest.fixture

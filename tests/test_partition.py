@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.partition import by_key, dirichlet, iid, shards
+from fedpara_edge.simulation.data.partition import by_key, dirichlet, iid, shards
 
 LABELS = np.random.default_rng(0).integers(0, 10, 3000)
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from fedpara_edge.simulation.plan import first_difference, read_plan, read_tables
-from fedpara_edge.simulation.report import REPORT
-from fedpara_edge.simulation.report.results import read_results
-from fedpara_edge.simulation.report.summary import summarize
-from fedpara_edge.simulation.report.units import percent
+from fedpara_edge.report import REPORT
+from fedpara_edge.report.results import read_results
+from fedpara_edge.report.summary import summarize
+from fedpara_edge.report.units import percent
+from fedpara_edge.simulation.plan.plan import first_difference, read_plan, read_tables
 
 PLANS = Path(__file__).parents[1] / "plans"
 READY = sorted(PLANS.glob("*.toml"))

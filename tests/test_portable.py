@@ -13,11 +13,11 @@ import pytest
 from small_net import OPTIMIZERS, SHAPE, SmallBundle, batches, small_net
 
 from device_runtime import Adjustment
-from device_runtime.parts import cut
-from device_runtime.portable import open_engine
-from device_runtime.vector import views
-from fedpara_edge.bundle import Bundle, open_bundle, write_local
+from device_runtime.engines.parts import cut
+from device_runtime.engines.portable import open_engine
+from device_runtime.engines.vector import views
 from fedpara_edge.errors import WrongBundleError
+from fedpara_edge.formats.bundle import Bundle, open_bundle, write_local
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from fedpara_edge.bundle import WEIGHTS
 from fedpara_edge.errors import InputError
+from fedpara_edge.formats.bundle import WEIGHTS
+from fedpara_edge.formats.weights import read_weights
 from fedpara_edge.nn import convert, load_pretrained, mlp
-from fedpara_edge.weights import read_weights
 
 
 def dense_net() -> nn.Sequential:

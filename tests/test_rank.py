@@ -6,9 +6,9 @@ from itertools import pairwise
 import pytest
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.factors import attainable_rank, factor_count
-from fedpara_edge.layout import KINDS, Form, Kind, LayerSpec
-from fedpara_edge.rank import choose_layer, equal_size_rank, maximum_rank, minimum_rank, scheduled_rank
+from fedpara_edge.factors.compose import attainable_rank, factor_count
+from fedpara_edge.factors.layout import KINDS, Form, Kind, LayerSpec
+from fedpara_edge.factors.rank import choose_layer, equal_size_rank, maximum_rank, minimum_rank, scheduled_rank
 
 VGG16_CONVOLUTIONS = [
     (outputs, inputs, 3, 3)

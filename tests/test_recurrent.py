@@ -19,18 +19,18 @@ from torch import nn
 from torch.nn import functional as F
 
 from device_runtime import open_engine
-from device_runtime.engines import ENGINES
+from device_runtime.engines.registry import ENGINES
 from export import ExportOptions, export_bundle
-from export.fold import fold
+from export.folding.fold import fold
 from export.verify import TOLERANCE
 from fedpara_edge.aggregation.weightsample import sample_layer
-from fedpara_edge.bundle import WEIGHTS, Bundle
 from fedpara_edge.errors import InputError
-from fedpara_edge.layout import KINDS, Kind, Layout
+from fedpara_edge.factors.layout import KINDS, Kind, Layout
+from fedpara_edge.factors.rank import choose_layer
+from fedpara_edge.formats.bundle import WEIGHTS, Bundle
+from fedpara_edge.formats.weights import read_weights
 from fedpara_edge.nn import GRU, LSTM, convert, layout_of
 from fedpara_edge.nn.recurrent import FactoredRecurrent
-from fedpara_edge.rank import choose_layer
-from fedpara_edge.weights import read_weights
 
 torch.set_num_threads(1)  # the tensors are too small for threads to pay
 

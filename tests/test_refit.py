@@ -8,11 +8,11 @@ import small_round
 
 from fedpara_edge.aggregation.refit import fit, refit
 from fedpara_edge.codecs.codec import in_order
-from fedpara_edge.factors import compose, factor_shapes
-from fedpara_edge.layout import LayerSpec
-from fedpara_edge.linearization import Factors, Linearization
-from fedpara_edge.update import Update
-from fedpara_edge.weights import Weights
+from fedpara_edge.factors.compose import compose, factor_shapes
+from fedpara_edge.factors.layout import LayerSpec
+from fedpara_edge.factors.linearization import Factors, Linearization
+from fedpara_edge.formats.update import Update
+from fedpara_edge.formats.weights import Weights
 
 LAYERS = {
     "matrix": small_round.layer("a", (9, 8), rank=3),

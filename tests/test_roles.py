@@ -4,8 +4,8 @@ import pytest
 import small_round
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.layout import Layout
-from fedpara_edge.roles import keep_personal
+from fedpara_edge.factors.layout import Layout
+from fedpara_edge.factors.roles import keep_personal
 
 PFEDPARA = {"own.x2", "own.y2"}
 

@@ -16,8 +16,8 @@ from safetensors.numpy import load_file, save_file
 from fedpara_edge.algorithms.adaptive import FedAdam
 from fedpara_edge.algorithms.server import FedAvg, FedAvgM, FedDyn, Scaffold
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError
-from fedpara_edge.layout import Layout
-from fedpara_edge.serverstate import (
+from fedpara_edge.factors.layout import Layout
+from fedpara_edge.formats.serverstate import (
     RESIDUAL,
     ServerState,
     read_server_state,
@@ -26,7 +26,7 @@ from fedpara_edge.serverstate import (
     state_path,
     write_server_state,
 )
-from fedpara_edge.weights import Weights
+from fedpara_edge.formats.weights import Weights
 
 GOLDEN = (
     rb'{"__metadata__":{"fedpara_edge":"{\"algorithm\":{\"name\":\"fedavgm\",\"options\":{\"lr\":1.0,'

@@ -24,20 +24,20 @@ from small_net import without_verification
 from device_runtime import evaluate, load_weights, open_data, open_engine, train
 from export import make_bundle
 from fedpara_edge.aggregation import aggregate
-from fedpara_edge.bundle import WEIGHTS, open_bundle
 from fedpara_edge.cli import simulate as cli_simulate
 from fedpara_edge.errors import DivergedError, FedparaError, InputError
+from fedpara_edge.formats.bundle import WEIGHTS, open_bundle
+from fedpara_edge.formats.weights import read_weights, write_weights
 from fedpara_edge.simulation import folder, runner
-from fedpara_edge.simulation.clients import write_clients
-from fedpara_edge.simulation.engines import bundle_at
+from fedpara_edge.simulation.data.clients import write_clients
 from fedpara_edge.simulation.folder import JobFolder, RunFolder, hold, newest_before
-from fedpara_edge.simulation.measures import weight_norm
 from fedpara_edge.simulation.metrics import Journal
-from fedpara_edge.simulation.plan import ARM_NAME, first_difference, read_plan, read_tables
+from fedpara_edge.simulation.plan.plan import ARM_NAME, first_difference, read_plan, read_tables
 from fedpara_edge.simulation.runner import simulate
 from fedpara_edge.simulation.sampling import client_seed, draw_participants
-from fedpara_edge.tensorfile import TensorFile
-from fedpara_edge.weights import read_weights, write_weights
+from fedpara_edge.simulation.tasks.engines import bundle_at
+from fedpara_edge.simulation.tasks.measures import weight_norm
+from fedpara_edge.storage.tensorfile import TensorFile
 
 PLAN = """
 name = "tiny"
@@ -643,7 +643,7 @@ def test_outcomes_are_told_even_if_the_report_fails(run: Command, done: Path, mo
     def fail(_: Path) -> Path:
         raise FedparaError("report: no")
 
-    monkeypatch.setattr("fedpara_edge.simulation.report.write_report", fail)
+    monkeypatch.setattr("fedpara_edge.report.write_report", fail)
     ended = run("simulate", done / "plan.toml", "-o", done)
     assert (ended.code, ended.err.strip()) == (1, "Error: report: no")
     assert [line.split()[0] for line in ended.out.splitlines()] == ["arm", *ARMS]

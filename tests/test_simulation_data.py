@@ -12,9 +12,9 @@ import pytest
 from command_line import Command
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.simulation.data import DataPlan, Federation, load_federation
-from fedpara_edge.simulation.holdout import fewest_rows, hold_out
-from fedpara_edge.update import is_client
+from fedpara_edge.formats.update import is_client
+from fedpara_edge.simulation.data.federation import DataPlan, Federation, load_federation
+from fedpara_edge.simulation.data.holdout import fewest_rows, hold_out
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"

@@ -148,7 +148,7 @@ def test_a_full_disk_leaves_the_old_state(tmp_path, monkeypatch):
         def refuse(*_, **__):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("fedpara_edge.tensorfile.save_file", refuse)
+        monkeypatch.setattr("fedpara_edge.storage.tensorfile.save_file", refuse)
         with pytest.raises(FedparaError, match="No space left on device"):
             state.commit(replace(LASTING, call={}))
         assert state.lasting().call == CALL

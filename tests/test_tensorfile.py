@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from fedpara_edge.errors import FedparaError, InvalidUpdateError
-from fedpara_edge.tensorfile import Entry, TensorFile, write_tensors
-from fedpara_edge.tensortable import DTYPES
+from fedpara_edge.storage.tensorfile import Entry, TensorFile, write_tensors
+from fedpara_edge.storage.tensortable import DTYPES
 
 TENSORS = {"b": np.array([[1, -2]], np.float32), "a": np.array(3, np.int64), "c": np.array([7, 255], np.uint8)}
 HEADER = {"format": "test", "version": 1, "name": "é"}

@@ -22,8 +22,8 @@ from zoo_training import (
 )
 
 from device_runtime import Adjustment, open_engine
-from device_runtime.engine import NONE, Engine
-from device_runtime.engines import ENGINES
+from device_runtime.engines.engine import NONE, Engine
+from device_runtime.engines.registry import ENGINES
 from fedpara_edge.errors import FedparaError, InputError
 from fedpara_edge.nn import ZOO
 

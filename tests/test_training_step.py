@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from export import ExportOptions, export_bundle
-from export.dropout import LIMIT
-from fedpara_edge.bundle import ONNXRUNTIME_FILES
+from export.step.dropout import LIMIT
 from fedpara_edge.errors import InputError
+from fedpara_edge.formats.bundle import ONNXRUNTIME_FILES
 from fedpara_edge.nn import Conv2d, Linear
 
 STEPS = (7, 3)

@@ -12,9 +12,9 @@ from fedpara_edge.codecs import find_encoder
 from fedpara_edge.codecs.codec import chunks
 from fedpara_edge.codecs.float32 import Float32
 from fedpara_edge.errors import FedparaError, InputError, InvalidUpdateError, WrongBundleError
-from fedpara_edge.layout import Layout
-from fedpara_edge.update import Update, UpdateHeader, write_update
-from fedpara_edge.weights import Weights
+from fedpara_edge.factors.layout import Layout
+from fedpara_edge.formats.update import Update, UpdateHeader, write_update
+from fedpara_edge.formats.weights import Weights
 
 GOLDEN = (
     rb'{"__metadata__":{"fedpara_edge":"{\"base\":\"bb\",\"client\":\"phone-7\",\"codec\":{\"name\":\"float32\",'

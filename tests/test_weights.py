@@ -14,9 +14,9 @@ from safetensors.numpy import load_file, save_file
 
 from fedpara_edge.codecs import find_encoder
 from fedpara_edge.errors import FedparaError, WrongBundleError
-from fedpara_edge.layout import Layout
-from fedpara_edge.tensorfile import write_tensors
-from fedpara_edge.weights import Weights, read_weights, write_weights
+from fedpara_edge.factors.layout import Layout
+from fedpara_edge.formats.weights import Weights, read_weights, write_weights
+from fedpara_edge.storage.tensorfile import write_tensors
 
 GOLDEN = (
     rb'{"__metadata__":{"fedpara_edge":"{\"fingerprint\":\"ff\",\"format\":\"fedpara-edge/weights\",'

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.layout import KINDS, Kind
+from fedpara_edge.factors.layout import KINDS, Kind
 from fedpara_edge.nn import (
     ZOO,
     FactoredLayer,

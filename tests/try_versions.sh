@@ -81,8 +81,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fedpara_edge.update import Update
-from fedpara_edge.weights import read_weights
+from fedpara_edge.formats.update import Update
+from fedpara_edge.formats.weights import read_weights
 
 TOLERANCE = 1e-4
 

@@ -20,7 +20,7 @@ from export.gradients import (  # noqa: F401  (each registers its rules)
     resizing,
     shaping,
 )
-from export.gradients.graph import Graph
+from export.gradients.builder import Graph
 from export.gradients.rules import RULES
 
 __all__ = ["DETACH", "Graph", "NoGradientError", "differentiate", "refusing"]

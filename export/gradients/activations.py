@@ -7,7 +7,7 @@ import math
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from export.gradients.graph import Graph, attributes
+from export.gradients.builder import Graph, attributes
 from export.gradients.rules import Gradients, elementwise, rule
 
 _LARGEST = float(np.finfo(np.float32).max)  # times the smallest normal number it is 4

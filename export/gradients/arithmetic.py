@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from export.gradients.graph import Graph, attributes
+from export.forward.tracing import Batch
+from export.gradients.builder import Graph, attributes
 from export.gradients.rules import Gradients, rule
-from export.tracing import Batch
 
 _TINY = float(np.finfo(np.float32).tiny)
 

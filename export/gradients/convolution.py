@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto
 
-from export.gradients.graph import Graph, attributes, static
+from export.gradients.builder import Graph, attributes, static
 from export.gradients.rules import Gradients, rule
 
 MERGED_PIXELS = 36  # up to so many pixels of y (6 x 6) the batch is merged into one image; measured

@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 from onnx import NodeProto
 
-from export.gradients.graph import Graph, attributes, static
+from export.forward.tracing import Batch
+from export.gradients.builder import Graph, attributes, static
 from export.gradients.rules import Gradients, rule
 from export.gradients.shaping import put_back
-from export.tracing import Batch
 
 
 @rule("Gather")

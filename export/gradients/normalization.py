@@ -12,9 +12,9 @@ from math import prod
 import numpy as np
 from onnx import NodeProto, helper
 
-from export.gradients.graph import Graph, attributes
+from export.forward.tracing import Batch
+from export.gradients.builder import Graph, attributes
 from export.gradients.rules import Gradients, rule
-from export.tracing import Batch
 
 GROUP = "GroupNormalization"
 """Operator of the nodes that `fuse` makes: x [N, C, *S], scale and bias (or "") of C entries; groups and epsilon.
@@ -108,7 +108,7 @@ def group_normalization(graph: Graph, node: NodeProto, gradients: Gradients) -> 
 
 
 def fuse(graph: Graph, nodes: Sequence[NodeProto]) -> list[NodeProto]:
-    """Put one `GROUP` node in place of each group normalization, as `export.translations` writes it.
+    """Put one `GROUP` node in place of each group normalization, as `export.forward.translations` writes it.
 
     That is Reshape to [N, groups, rest], LayerNormalization without scale and bias, Reshape back, and often Mul by a
     scale and Add of a bias by channel.

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
-from export.gradients.graph import Graph, attributes
+from export.gradients.builder import Graph, attributes
 from export.gradients.rules import Gradients, rule
 
 _LOWEST = float(np.finfo(np.float32).min)  # times 0 it is 0, as -inf is not

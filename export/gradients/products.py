@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from onnx import NodeProto
 
-from export.gradients.graph import Graph, attributes
+from export.forward.tracing import Batch
+from export.gradients.builder import Graph, attributes
 from export.gradients.rules import Gradients, rule
-from export.tracing import Batch
 
 
 @rule("Gemm")

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
-from export.gradients.graph import Graph, attributes
+from export.forward.tracing import Batch, Dim, Shape
+from export.gradients.builder import Graph, attributes
 from export.gradients.rules import Gradients, rule
-from export.tracing import Batch, Dim, Shape
 
 LSTM, GRU = "LSTMRecurrence", "GRURecurrence"
 """Operators of the nodes that `split` makes, which exist between the forward graph and its lowering only.

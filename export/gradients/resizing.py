@@ -12,7 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from export.gradients.graph import Graph, attributes
+from export.gradients.builder import Graph, attributes
 from export.gradients.rules import Gradients, rule
 
 _PER_AXIS = ("axes", "keep_aspect_ratio_policy")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from onnx import NodeProto
 
-from export.gradients.graph import Graph
+from export.gradients.builder import Graph
 
 Gradients = Sequence[str | None]
 Rule = Callable[[Graph, NodeProto, Gradients], Gradients]

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
-from export.gradients.graph import Graph, attributes, static
+from export.forward.tracing import Batch
+from export.gradients.builder import Graph, attributes, static
 from export.gradients.rules import Gradients, rule
-from export.tracing import Batch
 
 
 @rule("Reshape", "Squeeze", "Unsqueeze", "Flatten")

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from fedpara_edge.codecs.codec import chunks, name_at
 from fedpara_edge.errors import FedparaError, InvalidUpdateError, WrongBundleError
-from fedpara_edge.update import Update
-from fedpara_edge.weights import Weights
+from fedpara_edge.formats.update import Update
+from fedpara_edge.formats.weights import Weights
 
 _LARGEST = np.finfo(np.float32).max
 

@@ -31,9 +31,9 @@ from fedpara_edge.aggregation.stream import StreamedMean, stream_mean
 from fedpara_edge.algorithms import ServerAlgorithm, Weighting
 from fedpara_edge.algorithms.server import FedAvg
 from fedpara_edge.errors import DivergedError, InputError, TooFewUpdatesError
-from fedpara_edge.serverstate import ServerState, state_of
-from fedpara_edge.update import Update
-from fedpara_edge.weights import Weights
+from fedpara_edge.formats.serverstate import ServerState, state_of
+from fedpara_edge.formats.update import Update
+from fedpara_edge.formats.weights import Weights
 
 Merge = Literal["mean", "refit"]
 

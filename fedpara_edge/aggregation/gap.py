@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from fedpara_edge.aggregation.weightsample import LayerSample, evenly, sample_layer
 from fedpara_edge.codecs.changes import Changes
-from fedpara_edge.layout import Layout
+from fedpara_edge.factors.layout import Layout
 
 UPDATE_ENTRIES = 1 << 17
 ALL_ENTRIES = 1 << 22

@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 
 from fedpara_edge.codecs.codec import in_order, unflatten
 from fedpara_edge.codecs.decoding import decode_all
-from fedpara_edge.factors import compose, factor_shapes
-from fedpara_edge.layout import FACTORS, LayerSpec, Layout
-from fedpara_edge.linearization import Array, Factors, Linearization
-from fedpara_edge.update import Update
+from fedpara_edge.factors.compose import compose, factor_shapes
+from fedpara_edge.factors.layout import FACTORS, LayerSpec, Layout
+from fedpara_edge.factors.linearization import Array, Factors, Linearization
+from fedpara_edge.formats.update import Update
 
 STEPS = 3
 ITERATIONS = 12

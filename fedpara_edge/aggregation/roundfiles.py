@@ -14,11 +14,18 @@ from pathlib import Path
 from fedpara_edge.aggregation.fedavg import Aggregation
 from fedpara_edge.algorithms import ServerAlgorithm
 from fedpara_edge.codecs.codec import Encoder
-from fedpara_edge.downlink import publish
 from fedpara_edge.errors import InputError
-from fedpara_edge.files import check_output
-from fedpara_edge.serverstate import RESIDUAL, ServerState, read_state_for, state_of, state_path, write_server_state
-from fedpara_edge.weights import Weights, write_weights
+from fedpara_edge.formats.change import publish
+from fedpara_edge.formats.serverstate import (
+    RESIDUAL,
+    ServerState,
+    read_state_for,
+    state_of,
+    state_path,
+    write_server_state,
+)
+from fedpara_edge.formats.weights import Weights, write_weights
+from fedpara_edge.storage.atomic import check_output
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,10 @@ from typing import Any
 
 from fedpara_edge.algorithms import ServerAlgorithm
 from fedpara_edge.errors import FedparaError, InputError, InvalidUpdateError, WrongBundleError
-from fedpara_edge.files import sha256_of
-from fedpara_edge.tensorfile import TensorFile
-from fedpara_edge.update import FORMAT, Update, is_client
-from fedpara_edge.weights import Weights
+from fedpara_edge.formats.update import FORMAT, Update, is_client
+from fedpara_edge.formats.weights import Weights
+from fedpara_edge.storage.atomic import sha256_of
+from fedpara_edge.storage.tensorfile import TensorFile
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fedpara_edge.algorithms import ServerAlgorithm
 from fedpara_edge.codecs.codec import flatten, in_order, unflatten
-from fedpara_edge.layout import Layout
+from fedpara_edge.factors.layout import Layout
 
 PIECE_ENTRIES = 1 << 18
 

@@ -28,8 +28,8 @@ from fedpara_edge.codecs.changes import Changes
 from fedpara_edge.codecs.codec import chunks, name_at
 from fedpara_edge.codecs.decoding import decode_rows
 from fedpara_edge.errors import FedparaError, InvalidUpdateError
-from fedpara_edge.layout import TensorSpec
-from fedpara_edge.update import Update
+from fedpara_edge.factors.layout import TensorSpec
+from fedpara_edge.formats.update import Update
 
 BLOCK_FILES = 20
 THREADS = 2

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.factors import combine, factor_shapes
-from fedpara_edge.layout import FACTORS, LayerSpec, Layout, TensorSpec
+from fedpara_edge.factors.compose import combine, factor_shapes
+from fedpara_edge.factors.layout import FACTORS, LayerSpec, Layout, TensorSpec
 
 ROWS = 16
 CORE_ENTRIES = 1 << 12

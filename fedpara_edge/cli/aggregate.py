@@ -84,7 +84,7 @@ def command(
     from fedpara_edge.aggregation.roundfiles import Downlink, RoundFiles
     from fedpara_edge.algorithms import find_server
     from fedpara_edge.codecs import find_encoder
-    from fedpara_edge.weights import read_weights
+    from fedpara_edge.formats.weights import read_weights
 
     options = {"lr": server_lr, "momentum": momentum, "beta1": beta1, "beta2": beta2, "tau": tau, "alpha": alpha}
     chosen = find_server(algorithm, {**options, "clients": clients})

@@ -23,9 +23,9 @@ def command(weights: Path, changes: tuple[Path, ...], output: Path, force: bool,
     The result is the server's own, bit for bit, or nothing is written: a change that was altered ends with exit code 3,
     one for other weights with 6.
     """
-    from fedpara_edge.downlink import apply_change
-    from fedpara_edge.files import check_output
-    from fedpara_edge.weights import read_weights, write_weights
+    from fedpara_edge.formats.change import apply_change
+    from fedpara_edge.formats.weights import read_weights, write_weights
+    from fedpara_edge.storage.atomic import check_output
 
     check_output(output, overwrite=force)
     current = first = read_weights(weights)

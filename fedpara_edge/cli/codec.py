@@ -14,7 +14,7 @@ from fedpara_edge.cli.output import emit, force_option, json_option, megabytes, 
 from fedpara_edge.errors import InputError
 
 if TYPE_CHECKING:
-    from fedpara_edge.codecs.comparison import Measured
+    from fedpara_edge.formats.codecbench import Measured
 
 FILE = click.Path(path_type=Path)
 PICTURES = (".png", ".svg", ".pdf")
@@ -43,9 +43,9 @@ def bench(
     the codec has it. Best on an update that was written as float32.
     """
     from fedpara_edge.codecs.codec import in_order
-    from fedpara_edge.codecs.comparison import USUAL, compare, open_encoded, read_change
-    from fedpara_edge.files import check_output
-    from fedpara_edge.weights import read_weights
+    from fedpara_edge.formats.codecbench import USUAL, compare, open_encoded, read_change
+    from fedpara_edge.formats.weights import read_weights
+    from fedpara_edge.storage.atomic import check_output
 
     if not 0 <= seconds <= MAX_SECONDS:  # NaN neither
         raise InputError(f"seconds: expected a number from 0 to {MAX_SECONDS}, found {seconds}")
@@ -117,7 +117,7 @@ def _plot(path: Path, rows: Sequence[Measured], title: str) -> None:
     """Error against bits, both logarithmic; the codecs of one name make a line."""
     from matplotlib.figure import Figure
 
-    from fedpara_edge.files import replacing_file
+    from fedpara_edge.storage.atomic import replacing_file
 
     lossy = [row for row in rows if row.error > 0]
     families: dict[str, list[Measured]] = {}

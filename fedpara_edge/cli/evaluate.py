@@ -52,7 +52,7 @@ def command(
     require("device")
     from device_runtime import open_engine
     from device_runtime.clients import distribution, evaluate_clients, overall, pair_clients
-    from fedpara_edge.bundle import WEIGHTS, open_bundle
+    from fedpara_edge.formats.bundle import WEIGHTS, open_bundle
 
     clients = pair_clients(data, state)
     opened = open_bundle(bundle)

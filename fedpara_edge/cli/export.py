@@ -7,10 +7,10 @@ from typing import Any, get_args
 
 import click
 
-from fedpara_edge.bundle import ENGINES
 from fedpara_edge.cli.output import emit, force_option, json_option, megabytes
-from fedpara_edge.layout import KINDS
-from fedpara_edge.recipe import Init, Recipe
+from fedpara_edge.factors.layout import KINDS
+from fedpara_edge.formats.bundle import ENGINES
+from fedpara_edge.formats.recipe import Init, Recipe
 
 
 def _numbers(kind: type[Any], what: str) -> Any:

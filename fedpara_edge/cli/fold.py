@@ -8,7 +8,7 @@ from typing import Any, get_args
 import click
 
 from fedpara_edge.cli.output import emit, force_option, json_option, megabytes
-from fedpara_edge.folded import Precision
+from fedpara_edge.formats.folded import Precision
 
 FOLDER_OR_FILE = click.Path(path_type=Path)
 
@@ -40,12 +40,12 @@ def command(
     from fedpara_edge.cli.installed import require
 
     require("fold")
-    import device_runtime.ort  # noqa: F401  # first, so that onnxruntime does not bring in torch
+    import device_runtime.engines.ort  # noqa: F401  # first, so that onnxruntime does not bring in torch
     from device_runtime.data import open_data
     from device_runtime.loading import read_personal, read_weights_of
-    from export.fold import fold
-    from fedpara_edge.bundle import WEIGHTS, open_bundle
-    from fedpara_edge.files import check_output
+    from export.folding.fold import fold
+    from fedpara_edge.formats.bundle import WEIGHTS, open_bundle
+    from fedpara_edge.storage.atomic import check_output
 
     check_output(output, overwrite=force)
     opened = open_bundle(bundle)

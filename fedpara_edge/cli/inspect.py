@@ -9,17 +9,17 @@ from typing import Any
 
 import click
 
-from fedpara_edge.bundle import MANIFEST, open_bundle
 from fedpara_edge.cli.output import emit, json_option, megabytes, table
 from fedpara_edge.codecs.codec import in_order
-from fedpara_edge.codecs.comparison import bits_by_tensor, open_encoded
 from fedpara_edge.errors import InputError, brief
-from fedpara_edge.factors import attainable_rank, factor_count
-from fedpara_edge.folded import FORMAT as FOLDED_FORMAT
-from fedpara_edge.folded import read_folded
-from fedpara_edge.layout import LayerSpec, Layout
-from fedpara_edge.tensorfile import TensorFile
-from fedpara_edge.weights import read_weights
+from fedpara_edge.factors.compose import attainable_rank, factor_count
+from fedpara_edge.factors.layout import LayerSpec, Layout
+from fedpara_edge.formats.bundle import MANIFEST, open_bundle
+from fedpara_edge.formats.codecbench import bits_by_tensor, open_encoded
+from fedpara_edge.formats.folded import FORMAT as FOLDED_FORMAT
+from fedpara_edge.formats.folded import read_folded
+from fedpara_edge.formats.weights import read_weights
+from fedpara_edge.storage.tensorfile import TensorFile
 
 
 @click.command("inspect")

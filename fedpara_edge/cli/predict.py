@@ -28,7 +28,7 @@ def command(
     require("device")
     from device_runtime.data import open_inputs
     from device_runtime.prediction import Predictor, predict_all, write_predictions
-    from fedpara_edge.files import check_output
+    from fedpara_edge.storage.atomic import check_output
 
     check_output(output, overwrite=force)
     predictor = Predictor(model, threads=threads)

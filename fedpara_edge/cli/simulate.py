@@ -39,8 +39,8 @@ def command(
     measured is in OUTPUT/metrics.jsonl, and the report in OUTPUT/report.html.
     """
     from fedpara_edge.cli.installed import require
+    from fedpara_edge.report import write_report
     from fedpara_edge.simulation.folder import RunFolder
-    from fedpara_edge.simulation.report import write_report
 
     started = time.monotonic()
     outcomes: list[Outcome] = []

@@ -68,8 +68,8 @@ def command(
 
     OUTPUT gets train/CLIENT.npz, test/CLIENT.npz of what each holds out, and test.npz of the common test set.
     """
-    from fedpara_edge.files import check_output
-    from fedpara_edge.simulation.data import DataPlan, load_federation, write_federation
+    from fedpara_edge.simulation.data.federation import DataPlan, load_federation, write_federation
+    from fedpara_edge.storage.atomic import check_output
 
     check_output(output, overwrite=force, folder=True)
     plan = DataPlan(

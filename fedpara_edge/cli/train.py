@@ -119,8 +119,8 @@ def command(
     from device_runtime import TrainConfig, open_data, open_engine, progress_bar, train
     from device_runtime.schedule import Schedule
     from fedpara_edge.algorithms import find_local
-    from fedpara_edge.bundle import WEIGHTS, open_bundle
     from fedpara_edge.codecs import find_encoder
+    from fedpara_edge.formats.bundle import WEIGHTS, open_bundle
 
     config = TrainConfig(
         epochs=epochs,

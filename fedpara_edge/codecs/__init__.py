@@ -31,8 +31,8 @@ from fedpara_edge.codecs.settings import UPDATE
 from fedpara_edge.codecs.topk import TopK, open_topk
 from fedpara_edge.codecs.uniform import Uniform, open_uniform
 from fedpara_edge.errors import InputError, InvalidUpdateError, brief, brief_text
-from fedpara_edge.layout import TensorSpec
-from fedpara_edge.tensorfile import TensorFile
+from fedpara_edge.factors.layout import TensorSpec
+from fedpara_edge.storage.tensorfile import TensorFile
 
 _INTEGERS: Mapping[str, type] = {"block": int, "entropy": int}
 ENCODERS: Mapping[str, tuple[Callable[..., Encoder], Mapping[str, type]]] = {

@@ -29,7 +29,7 @@ from fedpara_edge.codecs.scales import check_range
 from fedpara_edge.codecs.sparse import LARGEST, encode_sparse
 from fedpara_edge.codecs.uniform import NAME, VERSION, dead_zone, encode_uniform, root_mean_square
 from fedpara_edge.errors import InputError
-from fedpara_edge.layout import TensorSpec
+from fedpara_edge.factors.layout import TensorSpec
 
 _FINEST, _COARSEST = 2.0**-10, 2.0**20
 _LEAST_ERROR = 5e-4  # the finest step leaves up to 2^-10 / √6 with random rounding

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedpara_edge.codecs import codec
 from fedpara_edge.codecs.codec import chunks
-from fedpara_edge.layout import TensorSpec
+from fedpara_edge.factors.layout import TensorSpec
 
 
 def cut(tensors: Sequence[TensorSpec], block: int) -> tuple[NDArray[np.intp], ...]:

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.layout import TensorSpec
-from fedpara_edge.tensorfile import TensorFile
+from fedpara_edge.factors.layout import TensorSpec
+from fedpara_edge.storage.tensorfile import TensorFile
 
 CHUNK_ENTRIES = 1 << 16
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from fedpara_edge.codecs.codec import Encoded, unflatten
 from fedpara_edge.codecs.settings import UPDATE
 from fedpara_edge.errors import InvalidUpdateError
-from fedpara_edge.layout import TensorSpec
-from fedpara_edge.tensorfile import TensorFile
+from fedpara_edge.factors.layout import TensorSpec
+from fedpara_edge.storage.tensorfile import TensorFile
 
 
 class Float32:

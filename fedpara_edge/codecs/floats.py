@@ -25,8 +25,8 @@ from fedpara_edge.codecs.payload import EachAlone, PayloadDecoder, open_payload,
 from fedpara_edge.codecs.scales import check_range
 from fedpara_edge.codecs.section import Section
 from fedpara_edge.codecs.settings import read_settings
-from fedpara_edge.layout import TensorSpec
-from fedpara_edge.tensorfile import TensorFile
+from fedpara_edge.factors.layout import TensorSpec
+from fedpara_edge.storage.tensorfile import TensorFile
 
 Name = Literal["float16", "bfloat16"]
 

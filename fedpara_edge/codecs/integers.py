@@ -40,8 +40,8 @@ from fedpara_edge.codecs.scales import LARGEST, check_range, from_bytes, round_u
 from fedpara_edge.codecs.section import Section
 from fedpara_edge.codecs.settings import read_settings
 from fedpara_edge.errors import InputError
-from fedpara_edge.layout import TensorSpec
-from fedpara_edge.tensorfile import TensorFile
+from fedpara_edge.factors.layout import TensorSpec
+from fedpara_edge.storage.tensorfile import TensorFile
 
 _BLOCKS = range(16, (1 << 16) + 1)
 _BITS = range(2, 9)

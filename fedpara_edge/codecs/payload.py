@@ -23,8 +23,8 @@ from fedpara_edge.codecs.changes import BlockScales
 from fedpara_edge.codecs.codec import Encoded, name_at
 from fedpara_edge.codecs.section import DamageError, Section
 from fedpara_edge.errors import InvalidUpdateError
-from fedpara_edge.layout import TensorSpec
-from fedpara_edge.tensorfile import TensorFile
+from fedpara_edge.factors.layout import TensorSpec
+from fedpara_edge.storage.tensorfile import TensorFile
 
 NAME = "payload"
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fedpara_edge.codecs.codec import name_at
 from fedpara_edge.codecs.section import DamageError
 from fedpara_edge.errors import DivergedError
-from fedpara_edge.layout import TensorSpec
+from fedpara_edge.factors.layout import TensorSpec
 
 SMALLEST, LARGEST = 2.0**-100, 2.0**100
 _SMALLEST_BITS, _LARGEST_BITS = np.uint16((127 - 100) << 7), np.uint16((127 + 100) << 7)

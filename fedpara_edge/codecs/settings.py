@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedpara_edge.errors import InvalidUpdateError, brief
-from fedpara_edge.tensorfile import TensorFile
+from fedpara_edge.storage.tensorfile import TensorFile
 
 UPDATE = "update fedpara-edge here"
 

@@ -29,8 +29,8 @@ from fedpara_edge.codecs.section import Section
 from fedpara_edge.codecs.settings import read_settings
 from fedpara_edge.codecs.sparse import decode_sparse, encode_sparse
 from fedpara_edge.errors import InputError
-from fedpara_edge.layout import TensorSpec
-from fedpara_edge.tensorfile import TensorFile
+from fedpara_edge.factors.layout import TensorSpec
+from fedpara_edge.storage.tensorfile import TensorFile
 
 _BITS = range(1, 9)
 

@@ -34,8 +34,8 @@ from fedpara_edge.codecs.section import Section
 from fedpara_edge.codecs.settings import read_settings
 from fedpara_edge.codecs.sparse import LARGEST, decode_sparse, encode_sparse
 from fedpara_edge.errors import InputError
-from fedpara_edge.layout import TensorSpec
-from fedpara_edge.tensorfile import TensorFile
+from fedpara_edge.factors.layout import TensorSpec
+from fedpara_edge.storage.tensorfile import TensorFile
 
 _BY = {"all": 0, "tensor": 1 << 16}
 _WIDEST_ZONE = 0.99  # of the largest entry, which rounding its step up may make 0.992 of it

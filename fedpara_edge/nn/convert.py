@@ -13,14 +13,14 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.layout import Form, Kind, LayerSpec
+from fedpara_edge.factors.layout import Form, Kind, LayerSpec
+from fedpara_edge.factors.rank import choose_layer
+from fedpara_edge.formats.recipe import Init
 from fedpara_edge.nn.factored import factored_like
 from fedpara_edge.nn.groupnorm import group_norm_like
 from fedpara_edge.nn.layers import FactoredLayer
 from fedpara_edge.nn.report import ConversionReport, LayerReport
 from fedpara_edge.nn.selection import Weight, check_patterns, find_weights, last_match, reason_to_leave
-from fedpara_edge.rank import choose_layer
-from fedpara_edge.recipe import Init
 
 
 def convert(
@@ -50,7 +50,7 @@ def convert(
     Args:
         model: any model; float parameters, on any device. Not modified.
         kind: what to make of the layers.
-        gamma: γ of the rank schedule (`fedpara_edge.rank`).
+        gamma: γ of the rank schedule (`fedpara_edge.factors.rank`).
         form: form of the factors of convolutions.
         tanh: the variant with tanh, for `fedpara`.
         include: fnmatch patterns of dotted layer names to convert; `*` also matches dots.

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.factors import compose, factor_shapes
-from fedpara_edge.layout import LayerSpec
+from fedpara_edge.factors.compose import compose, factor_shapes
+from fedpara_edge.factors.layout import LayerSpec
 
 HOOI_SWEEPS = 4
 

@@ -40,9 +40,9 @@ import torch
 from torch import Tensor
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.factors import combine, compose_branch, factor_shapes
-from fedpara_edge.layout import LayerSpec
-from fedpara_edge.recipe import Init
+from fedpara_edge.factors.compose import combine, compose_branch, factor_shapes
+from fedpara_edge.factors.layout import LayerSpec
+from fedpara_edge.formats.recipe import Init
 
 TANH_STD_LIMIT = 0.5
 """Largest rms asked of a weight with tanh, whose entries stay below 1: closer to 1, tanh has no gradient left."""
@@ -94,7 +94,7 @@ def initialize(
 
     Args:
         spec: the layer.
-        factors: float tensors by part, with the shapes of `fedpara_edge.factors.factor_shapes`.
+        factors: float tensors by part, with the shapes of `fedpara_edge.factors.compose.factor_shapes`.
         init: how to draw them.
         std: the rms for `composed`, at most `TANH_STD_LIMIT` with tanh; `he_std(spec)` if None.
         generator: where the numbers come from; torch's global generator (`torch.manual_seed`) if None.

@@ -1,8 +1,8 @@
 """`Linear` and `Conv2d` with a factored weight, in place of torch's.
 
 Both take torch's arguments, and by keyword what the weight is made of. The factors are parameters of the module under
-the names of `fedpara_edge.factors` (`x1`, `y1`, `t1`, `x2`, `y2`, `t2`; `weight` for kind `dense`), next to `bias`.
-The forward pass composes the weight and calls torch's own operator, so it exports to ONNX as plain operators.
+the names of `fedpara_edge.factors.compose` (`x1`, `y1`, `t1`, `x2`, `y2`, `t2`; `weight` for kind `dense`), next to
+`bias`. The forward pass composes the weight and calls torch's own operator, so it exports to ONNX as plain operators.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.factors import compose, contraction, factor_shapes
-from fedpara_edge.layout import Form, Kind, LayerSpec
+from fedpara_edge.factors.compose import compose, contraction, factor_shapes
+from fedpara_edge.factors.layout import Form, Kind, LayerSpec
+from fedpara_edge.factors.rank import equal_size_rank, minimum_rank
+from fedpara_edge.formats.recipe import Init
 from fedpara_edge.nn.init import initialize
-from fedpara_edge.rank import equal_size_rank, minimum_rank
-from fedpara_edge.recipe import Init
 
 
 class FactoredLayer(nn.Module):
@@ -91,7 +91,7 @@ class Linear(FactoredLayer):
     Shapes: x float [..., I], result [..., O].
 
     With the attribute `contracted` set (not with `tanh`, not for `dense`) the same result comes without composing the
-    weight (`fedpara_edge.factors.contraction`), which is cheaper where few rows meet a small rank.
+    weight (`fedpara_edge.factors.compose.contraction`), which is cheaper where few rows meet a small rank.
 
     Raises:
         InputError: the rank is not positive, or `tanh` is asked of another kind than `fedpara`.

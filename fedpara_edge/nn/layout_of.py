@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.factors import factor_role
-from fedpara_edge.layout import FACTORS, LayerSpec, Layout, Operator, Part, Role, TensorSpec
+from fedpara_edge.factors.compose import factor_role
+from fedpara_edge.factors.layout import FACTORS, LayerSpec, Layout, Operator, Part, Role, TensorSpec
 from fedpara_edge.nn.layers import FactoredLayer
 
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, _NormBase)

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.layout import Kind, LayerSpec
+from fedpara_edge.factors.layout import Kind, LayerSpec
+from fedpara_edge.factors.rank import choose_layer
+from fedpara_edge.formats.recipe import Init
 from fedpara_edge.nn.layers import FactoredLayer
-from fedpara_edge.rank import choose_layer
-from fedpara_edge.recipe import Init
 
 
 class RecurrentWeight(FactoredLayer):

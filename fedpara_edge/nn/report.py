@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedpara_edge.factors import attainable_rank, factor_count
-from fedpara_edge.layout import LayerSpec
+from fedpara_edge.factors.compose import attainable_rank, factor_count
+from fedpara_edge.factors.layout import LayerSpec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,11 +15,11 @@ from typing import Protocol
 from torch import nn
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.layout import Form, Kind
+from fedpara_edge.factors.layout import Form, Kind
+from fedpara_edge.formats.recipe import InputDtype
 from fedpara_edge.nn.blocks import STEPS_IN_A_PATCH, NextCharacter, ResidualBlock, SensorTransformer, SpatialMean
 from fedpara_edge.nn.convert import convert
 from fedpara_edge.nn.groupnorm import group_count
-from fedpara_edge.recipe import InputDtype
 
 VGG16_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 CNN_CHANNELS = (32, 64, 128, 256)

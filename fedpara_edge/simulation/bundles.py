@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from device_runtime.data import open_data
-from device_runtime.engines import open_engine
+from device_runtime.engines.registry import open_engine
 from device_runtime.epochs import count_steps
-from fedpara_edge.bundle import Bundle, open_bundle
 from fedpara_edge.errors import InputError
-from fedpara_edge.recipe import Recipe
-from fedpara_edge.simulation.clients import Clients
+from fedpara_edge.formats.bundle import Bundle, open_bundle
+from fedpara_edge.formats.recipe import Recipe
+from fedpara_edge.simulation.data.clients import Clients
 from fedpara_edge.simulation.folder import JobFolder
-from fedpara_edge.simulation.plan import Arm
+from fedpara_edge.simulation.plan.plan import Arm
 
 
 def make_model(recipe: Recipe, folder: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING
 
-from fedpara_edge.simulation.judging import PIECE_ROWS, Judging, Score, add_up, judge
+from fedpara_edge.simulation.tasks.judging import PIECE_ROWS, Judging, Score, add_up, judge
 
 if TYPE_CHECKING:
     from fedpara_edge.simulation.job import Job

@@ -30,8 +30,8 @@ from pathlib import Path
 from typing import IO
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.files import replacing_file
-from fedpara_edge.simulation.plan import first_difference, read_tables
+from fedpara_edge.simulation.plan.plan import first_difference, read_tables
+from fedpara_edge.storage.atomic import replacing_file
 
 if sys.platform != "win32":
     import fcntl

@@ -14,19 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fedpara_edge.bundle import WEIGHTS, Bundle
 from fedpara_edge.errors import DivergedError
-from fedpara_edge.simulation.clients import Clients
-from fedpara_edge.simulation.engines import Model
+from fedpara_edge.formats.bundle import WEIGHTS, Bundle
+from fedpara_edge.simulation.data.clients import Clients
 from fedpara_edge.simulation.evaluating import evaluate_round
 from fedpara_edge.simulation.folder import JobFolder
-from fedpara_edge.simulation.measures import Measured, Measuring, measure
-from fedpara_edge.simulation.merging import Merged, Merging, merge_round
 from fedpara_edge.simulation.metrics import Event, Journal
-from fedpara_edge.simulation.plan import Arm, Plan
+from fedpara_edge.simulation.plan.plan import Arm, Plan
 from fedpara_edge.simulation.sampling import client_seed, draw_participants
+from fedpara_edge.simulation.tasks.engines import Model
+from fedpara_edge.simulation.tasks.measures import Measured, Measuring, measure
+from fedpara_edge.simulation.tasks.merging import Merged, Merging, merge_round
+from fedpara_edge.simulation.tasks.training import Trained, Training, train_client
 from fedpara_edge.simulation.traffic import download_bytes
-from fedpara_edge.simulation.training import Trained, Training, train_client
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpara_edge.errors import FedparaError, InputError
-from fedpara_edge.files import replacing_file
+from fedpara_edge.storage.atomic import replacing_file
 
 Event = Mapping[str, Any]
 ORDER = ("arm", "clients", "round", "done")

@@ -15,8 +15,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fedpara_edge.simulation import engines
 from fedpara_edge.simulation.folder import hold
+from fedpara_edge.simulation.tasks import engines
 
 Result = TypeVar("Result")
 

@@ -9,7 +9,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.files import check_output, replacing_file
+from fedpara_edge.storage.atomic import check_output, replacing_file
 
 HERE = Path(__file__).parent
 RAW = HERE.parent.parent.parent / "shared" / "data"

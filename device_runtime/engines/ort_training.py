@@ -1,0 +1,162 @@
+"""The engine `ort-training`: onnxruntime-training's artifacts through its compiled classes, without torch.
+
+The runtime takes the gradients; what follows is numpy on the runtime's own memory (`optimizers`), as its
+optimizers know neither momentum nor clipping nor the affine term.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from device_runtime.engines.affine import AffineTerm
+from device_runtime.engines.engine import NONE, Adjustment
+from device_runtime.engines.optimizers import adjust, make_optimizer
+from device_runtime.engines.ort import keep_freed_memory, message_of, native, running, session_options, set_seed
+from device_runtime.engines.parts import cut
+from device_runtime.engines.vector import Vector, assign, pieces
+from fedpara_edge.errors import WrongBundleError
+from fedpara_edge.formats.bundle import Bundle
+
+try:
+    from onnxruntime.capi._pybind_state import Module, load_checkpoint
+except ImportError as error:
+    message = "the onnxruntime here has no training of its own; pip uninstall it first"
+    raise ImportError(message, name="onnxruntime") from error
+
+_CPU = native.OrtDevice(native.OrtDevice.cpu(), native.OrtDevice.default_memory(), 0)
+_PIECE = 1 << 15  # entries: what the optimizer needs of a piece (at most 4 vectors) stays in a cache of 512 KiB
+
+
+def open_engine(bundle: Bundle, *, threads: int | None = None) -> OrtTraining:
+    """Load a bundle's artifacts.
+
+    Args:
+        bundle: a verified bundle with the engine's files.
+        threads: for the operators; None for as many as there are cores.
+
+    Raises:
+        WrongBundleError: onnxruntime-training refuses the files.
+    """
+    keep_freed_memory()
+    return OrtTraining(bundle, threads=threads)
+
+
+class OrtTraining:
+    """The bundle in onnxruntime-training; implements `Engine`."""
+
+    name = "ort-training"
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+        self._tensors = bundle.manifest.layout.with_role("shared", "personal")
+        self._train_model, self._eval_model = (bundle.file(f"{name}_model.onnx") for name in ("training", "eval"))
+        try:
+            self._checkpoint = load_checkpoint(str(bundle.file("checkpoint")))  # the module only refers to it
+            self._module = Module(
+                str(self._train_model),
+                self._checkpoint,
+                str(self._eval_model),
+                _CPU,
+                session_options(threads),
+            )
+            parameters = [self._checkpoint.get_parameter(tensor.name) for tensor in self._tensors]
+        except RuntimeError as error:
+            raise WrongBundleError(
+                f"{bundle.path}: expected artifacts that onnxruntime-training loads, found {message_of(error)}; "
+                "export again"
+            ) from error
+        # The runtime keeps both in the same place from step to step.
+        self._values = [(parameter.data, parameter.grad) for parameter in parameters]
+        whole = [(_view(data), _view(gradient)) for data, gradient in self._values]
+        self._whole = [data for data, _ in whole]
+        self._weights = [piece for data, _ in whole for piece in _small(data)]
+        self._gradients = [piece for _, gradient in whole for piece in _small(gradient)]
+        self._optimizer = make_optimizer(bundle.manifest.optimizer, self._weights)
+        self._affine = AffineTerm(self._tensors)
+
+    def load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
+        """Set tensors by name."""
+        assign(self._views(), tensors)
+
+    def step(
+        self,
+        x: NDArray[Any],
+        y: NDArray[Any],
+        *,
+        learning_rate: float,
+        seed: int,
+        adjustment: Adjustment = NONE,
+        parts: int = 1,
+    ) -> float:
+        """One optimizer step; the loss before it."""
+        loss = self._take_gradients(x, y, seed=seed, parts=parts)
+        with np.errstate(over="ignore", invalid="ignore"):  # a diverging training shows in its loss
+            if not adjustment.is_none:
+                affine = self._affine.vectors(adjustment)
+                h = None if affine.h is None else pieces(affine.h, self._weights)
+                mu = None if len(affine.mu) == 1 else pieces(affine.mu, self._weights)
+                adjust(self._gradients, self._weights, adjustment, h, mu)
+            self._optimizer.step(self._weights, self._gradients, learning_rate)
+        return loss
+
+    def evaluate(self, x: NDArray[Any], y: NDArray[Any]) -> tuple[float, NDArray[np.float32]]:
+        """Mean loss and outputs, without dropout."""
+        fetches = native.OrtValueVector()
+        with running(self._eval_model, len(x)):
+            self._module.eval_step([x, y], fetches)
+        return float(fetches[0].numpy()), fetches[1].numpy()
+
+    def read(self) -> dict[str, NDArray[np.float32]]:
+        """Copies of the trained tensors."""
+        return {name: tensor.copy() for name, tensor in self._views().items()}
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Weights and optimizer state, each as one vector [P]."""
+        return {"weights": np.concatenate(self._weights), **{k: v.copy() for k, v in self._optimizer.state.items()}}
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Continue from what `state` returned."""
+        for piece, saved in zip(self._weights, pieces(state["weights"], self._weights), strict=True):
+            piece[...] = saved
+        for name, tensor in self._optimizer.state.items():
+            tensor[...] = state[name]
+
+    def _take_gradients(self, x: NDArray[Any], y: NDArray[Any], *, seed: int, parts: int) -> float:
+        """Leave the batch's gradient in `_gradients`; return its loss."""
+        self._module.lazy_reset_grad()
+        loss, weight = 0.0, 1.0
+        for part in cut(x, y, parts=parts, seed=seed):
+            if not part.first:
+                self._scale(weight / part.share)  # the runtime adds the gradient of this part to it as it is
+            weight = part.share
+            set_seed(part.seed)  # the generator of dropout masks
+            fetches = native.OrtValueVector()
+            with running(self._train_model, len(part.x)):
+                self._module.train_step([part.x, part.y], fetches)
+            loss += part.share * float(fetches[0].numpy())
+        self._scale(weight)
+        return loss
+
+    def _scale(self, factor: float) -> None:
+        for gradient in self._gradients if factor != 1 else ():
+            gradient *= factor
+
+    def _views(self) -> dict[str, NDArray[np.float32]]:
+        return {
+            tensor.name: data.reshape(tensor.shape) for tensor, data in zip(self._tensors, self._whole, strict=True)
+        }
+
+
+def _view(value: Any) -> Vector:
+    """The memory of a float32 OrtValue, flat; valid for as long as that lives."""
+    size = math.prod(value.shape())
+    return np.ctypeslib.as_array((ctypes.c_float * size).from_address(value.data_ptr()))
+
+
+def _small(vector: Vector) -> Iterator[Vector]:
+    return (vector[start : start + _PIECE] for start in range(0, len(vector), _PIECE))

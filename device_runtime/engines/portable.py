@@ -1,0 +1,272 @@
+"""The engine `onnxruntime`: the training step as a plain ONNX graph, on any onnxruntime.
+
+`train_step.onnx` takes the weights and the optimizer's state as vectors and gives new ones. Each lies in one array that
+is bound as the input and as the output, so that a step writes the new values over the old ones and copies nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from device_runtime.engines.affine import Affine, AffineTerm
+from device_runtime.engines.engine import NONE, Adjustment
+from device_runtime.engines.ort import (
+    ERRORS,
+    InferenceSession,
+    IOBinding,
+    message_of,
+    running,
+    session_options,
+)
+from device_runtime.engines.parts import Part, cut
+from device_runtime.engines.vector import Vector, assign, views, zeros
+from fedpara_edge.errors import InputError, WrongBundleError
+from fedpara_edge.formats.bundle import ONNXRUNTIME_FILES, WEIGHTS, ArraySpec, Bundle
+from fedpara_edge.formats.weights import read_weights
+
+TRAIN_STEP, EVAL_STEP = ONNXRUNTIME_FILES
+
+
+def open_engine(bundle: Bundle, *, threads: int | None = None) -> Portable:
+    """Make ready to train and evaluate a bundle.
+
+    Args:
+        bundle: a verified bundle with the engine's files.
+        threads: for the operators; None for as many as there are cores.
+
+    Raises:
+        WrongBundleError: the initial weights are damaged or incomplete.
+    """
+    return Portable(bundle, threads=threads)
+
+
+class Portable:
+    """The bundle in onnxruntime; implements `Engine`.
+
+    Each of the two graphs is loaded when it is first used, as a device mostly needs only one.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+        self._bundle, self._threads = bundle, threads
+        self._tensors = bundle.manifest.layout.with_role("shared", "personal")
+        self._weights = zeros(self._tensors)
+        self._places = views(self._weights, self._tensors)
+        self._state = _fresh_state(bundle.manifest.optimizer, self._weights)
+        initial = {**read_weights(bundle.file(WEIGHTS)).tensors, **bundle.read_local()}
+        for name in self._places:
+            if name not in initial:
+                raise WrongBundleError(
+                    f"{bundle.path}: tensor {name!r}: expected a first value, found none; export again"
+                )
+        self.load({name: initial[name] for name in self._places})
+
+    def load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
+        """Set tensors by name."""
+        assign(self._places, tensors)
+
+    def step(
+        self,
+        x: NDArray[Any],
+        y: NDArray[Any],
+        *,
+        learning_rate: float,
+        seed: int,
+        adjustment: Adjustment = NONE,
+        parts: int = 1,
+    ) -> float:
+        """One optimizer step; the loss before it."""
+        if parts > 1 and self._bundle.manifest.optimizer.get("jacobian_correction"):
+            raise InputError(
+                f"{self._bundle.path}: parts: expected 1, as its Jacobian correction takes the gradient of a whole "
+                f"batch, found {parts}; train with smaller batches, or export without --jacobian-correction"
+            )
+        self._trainer.adjust(adjustment)
+        loss = 0.0
+        for part in cut(x, y, parts=parts, seed=seed):
+            loss += part.share * self._trainer.run(part, learning_rate)
+        return loss
+
+    def evaluate(self, x: NDArray[Any], y: NDArray[Any]) -> tuple[float, NDArray[np.float32]]:
+        """Mean loss and outputs, without dropout."""
+        return self._evaluator.run(x, y)
+
+    def read(self) -> dict[str, NDArray[np.float32]]:
+        """Copies of the trained tensors."""
+        return {name: place.copy() for name, place in self._places.items()}
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Weights and optimizer state, each as one vector [P]."""
+        return {name: array.copy() for name, array in {"weights": self._weights, **self._state}.items()}
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Continue from what `state` returned."""
+        assign({"weights": self._weights, **self._state}, state)
+
+    @cached_property
+    def _trainer(self) -> _Trainer:
+        vectors = {"weights": self._weights, **self._state}
+        return _Trainer(self._open(TRAIN_STEP), vectors, AffineTerm(self._tensors))
+
+    @cached_property
+    def _evaluator(self) -> _Evaluator:
+        return _Evaluator(self._open(EVAL_STEP), self._weights, self._bundle.manifest.output)
+
+    def _open(self, name: str) -> _Graph:
+        manifest = self._bundle.manifest
+        return _Graph(self._bundle.file(name), (manifest.input.name, manifest.label.name), self._threads)
+
+
+def _fresh_state(optimizer: Mapping[str, Any], weights: Vector) -> dict[str, NDArray[np.float32]]:
+    """An optimizer's state before its first step, under the names it has in the graph."""
+    if optimizer["name"] == "sgd":
+        return {"momentum": np.zeros_like(weights)} if optimizer.get("momentum") else {}
+    return {"moment1": np.zeros_like(weights), "moment2": np.zeros_like(weights), "steps": np.zeros((), np.float32)}
+
+
+class _Graph:
+    """A graph in a session of its own."""
+
+    def __init__(self, path: Path, batch: tuple[str, str], threads: int | None) -> None:
+        self._path, self._batch = path, batch
+        options = session_options(threads)
+        options.enable_mem_pattern = False  # it saves no time here, and its one large block costs up to a third more
+        try:
+            self._session = InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except ERRORS as error:
+            raise self.wrong("a graph that onnxruntime loads", message_of(error)) from error
+
+    def rank(self, name: str) -> int | None:
+        """Number of axes of an input; None if there is none of that name."""
+        return next((len(entry.shape) for entry in self._session.get_inputs() if entry.name == name), None)
+
+    def bind(self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]) -> IOBinding:
+        """Have the graph read and write these arrays, which must outlive the binding, besides the batch.
+
+        Raises:
+            WrongBundleError: the graph has other inputs, or lacks an output.
+        """
+        expected = {*self._batch, *inputs}
+        found = {entry.name for entry in self._session.get_inputs()}
+        missing = outputs.keys() - {entry.name for entry in self._session.get_outputs()}
+        if expected != found or missing:
+            differing = ", ".join(sorted(expected ^ found | missing))
+            raise self.wrong("the inputs and outputs that this release knows", f"others ({differing})")
+        binding = self._session.io_binding()
+        for name, array in inputs.items():
+            _bind(binding.bind_input, name, array)
+        for name, array in outputs.items():
+            _bind(binding.bind_output, name, array)
+        return binding
+
+    def run(self, binding: IOBinding, x: NDArray[Any], y: NDArray[Any]) -> None:
+        """Run on a batch; the results are in the arrays bound.
+
+        Raises:
+            FedparaError: onnxruntime gives up, mostly for want of memory.
+        """
+        batch = [np.ascontiguousarray(array) for array in (x, y)]
+        for name, array in zip(self._batch, batch, strict=True):
+            _bind(binding.bind_input, name, array)
+        with running(self._path, len(x)):
+            self._session.run_with_iobinding(binding)
+
+    def wrong(self, expected: str, found: str) -> WrongBundleError:
+        """The error of a graph that is not what it must be."""
+        return WrongBundleError(f"{self._path}: expected {expected}, found {found}; export again")
+
+
+def _bind(bind: Callable[..., None], name: str, array: NDArray[Any]) -> None:
+    bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+
+class _Trainer:
+    """`train_step.onnx`: all but the batch is bound to it once, and settings are written to where it reads them."""
+
+    def __init__(self, graph: _Graph, vectors: Mapping[str, NDArray[np.float32]], affine: AffineTerm) -> None:
+        self._graph, self._affine = graph, affine
+        numbers = ("share", "learning_rate", "max_norm")
+        self._nothing = np.zeros(1, np.float32)
+        self._inputs: dict[str, NDArray[Any]] = {
+            **vectors,
+            **{name: np.zeros((), np.float32) for name in numbers},
+            **{name: np.zeros((), np.bool_) for name in ("last", "adjusted")},
+            "seed": np.zeros((), np.int64),
+            "accumulated": self._nothing,
+            **self._affine_inputs(affine.vectors(NONE)),
+        }
+        self._loss = np.zeros((), np.float32)
+        self._outputs = {"loss": self._loss, **{f"new_{name}": vector for name, vector in vectors.items()}}
+        self._whole = graph.bind(self._inputs, self._outputs)
+        self._bound = affine.vectors(NONE)
+        self._gradient: Vector | None = None
+        self._part: IOBinding | None = None
+
+    def adjust(self, adjustment: Adjustment) -> None:
+        """Set what is done to the gradients from now on.
+
+        Raises:
+            WrongBundleError: the graph is of a release that knew one μ for all tensors only, and it is of some.
+        """
+        self._write(adjusted=not adjustment.is_none, max_norm=adjustment.max_norm)
+        affine = self._affine.vectors(adjustment)
+        if affine is not self._bound:
+            self._inputs.update(self._affine_inputs(affine))
+            self._whole, self._part = self._graph.bind(self._inputs, self._outputs), None
+            self._bound = affine
+
+    def _affine_inputs(self, affine: Affine) -> dict[str, NDArray[np.float32]]:
+        mu = affine.mu
+        if self._graph.rank("mu") == 0:
+            if len(mu) > 1:
+                raise self._graph.wrong(
+                    "a graph that takes another mu for shared than for personal tensors", "one of an older release"
+                )
+            mu = mu.reshape(())
+        return {"mu": mu, "h": self._nothing if affine.h is None else affine.h}
+
+    def run(self, part: Part, learning_rate: float) -> float:
+        """Add the gradient of a part to those before it, and update after the last; return its loss."""
+        self._write(share=part.share, last=part.last, learning_rate=learning_rate, seed=part.seed)
+        binding = self._whole if part.share == 1 else self._bind_part(fresh=part.first)
+        self._graph.run(binding, part.x, part.y)
+        return float(self._loss)
+
+    def _bind_part(self, *, fresh: bool) -> IOBinding:
+        if self._gradient is None:
+            self._gradient = np.zeros_like(self._inputs["weights"])
+        if self._part is None:
+            gradient = self._gradient
+            self._part = self._graph.bind(
+                {**self._inputs, "accumulated": gradient}, {**self._outputs, "gradient": gradient}
+            )
+        if fresh:
+            self._gradient[...] = 0
+        return self._part
+
+    def _write(self, **settings: float) -> None:
+        for name, value in settings.items():
+            self._inputs[name][...] = value
+
+
+class _Evaluator:
+    """`eval_step.onnx`."""
+
+    def __init__(self, graph: _Graph, weights: Vector, output: ArraySpec) -> None:
+        self._graph, self._output = graph, output
+        self._loss = np.zeros((), np.float32)
+        self._binding = graph.bind({"weights": weights}, {"loss": self._loss})
+
+    def run(self, x: NDArray[Any], y: NDArray[Any]) -> tuple[float, NDArray[np.float32]]:
+        """Mean loss and outputs [B, ...] of a batch."""
+        outputs = np.empty((len(x), *self._output.shape), np.float32)
+        _bind(self._binding.bind_output, self._output.name, outputs)
+        self._graph.run(self._binding, x, y)
+        return float(self._loss), outputs

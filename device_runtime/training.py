@@ -1,0 +1,312 @@
+"""Local training: from a bundle, weights and local data to an update, and personal tensors that stay.
+
+A call is deterministic: bundle, weights, data, config, engine, codec, name of the client, what its state folder keeps
+and, for scaffold, the server's control variate decide every tensor of the update, however often the call was
+interrupted and resumed (`device_runtime.state`).
+
+Error feedback: what a lossy codec leaves out of an update is kept in the state folder and added to the next change, so
+that in the long run nothing is lost (Seide et al. 2014; Karimireddy et al., arXiv 1901.09847). Without a state folder
+a codec that can (`Encoder.unbiased`) rounds at random instead, right in expectation; what others leave out is lost.
+
+What an algorithm keeps for the next round (`fedpara_edge.algorithms.local`) is a group in the state folder as well, and
+refers to the change as readers of the update decode it.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from device_runtime.config import TrainConfig
+from device_runtime.data import Dataset
+from device_runtime.engines.engine import Engine
+from device_runtime.epochs import Step, count_steps, sum_learning_rates, take_steps
+from device_runtime.interrupts import holding_interrupts
+from device_runtime.loading import load_personal, load_weights, read_control
+from device_runtime.progress import OnStep
+from device_runtime.state import DeviceState, Lasting, Progress, open_state
+from fedpara_edge.algorithms.local import Start
+from fedpara_edge.codecs import find_encoder
+from fedpara_edge.errors import DivergedError, InputError, InvalidUpdateError
+from fedpara_edge.formats.bundle import Bundle
+from fedpara_edge.formats.update import UpdateHeader, write_update
+from fedpara_edge.formats.weights import Weights
+from fedpara_edge.storage.atomic import check_output, sha256_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What `train` did.
+
+    Args:
+        client: name in the update.
+        round: of the weights it started from.
+        examples: local examples.
+        steps: steps of the whole call.
+        resumed_from_step: steps that an earlier, interrupted run of the call had taken; 0 if there was none.
+        seconds: time that all steps took, earlier runs included.
+        losses: mean training loss of each epoch.
+        update_bytes: size of the update file.
+    """
+
+    client: str
+    round: int
+    examples: int
+    steps: int
+    resumed_from_step: int
+    seconds: float
+    losses: tuple[float, ...]
+    update_bytes: int
+
+
+def train(
+    bundle: Bundle,
+    engine: Engine,
+    dataset: Dataset,
+    weights: Path,
+    config: TrainConfig,
+    *,
+    output: Path,
+    state: Path | None = None,
+    client: str | None = None,
+    codec: str = "float32",
+    server_state: Path | None = None,
+    overwrite: bool = False,
+    on_step: OnStep | None = None,
+) -> TrainResult:
+    """Train on local data and write the update; with a state folder, resumable and with personal tensors.
+
+    On the first SIGINT or SIGTERM the step under way ends, the progress is saved and KeyboardInterrupt raised; when no
+    step is left, the update is written all the same. The same call again goes on where that one stopped.
+
+    Args:
+        bundle: what to train.
+        engine: the bundle in a new engine: initial personal tensors and a fresh optimizer.
+        dataset: local examples, opened for this bundle.
+        weights: weights file to start from.
+        config: how to train.
+        output: the update file to write.
+        state: the device's state folder; needed if the bundle has personal tensors or the algorithm keeps something.
+        client: name in the update; None for the one in the state folder, or a random one without it.
+        codec: how the change is written (`fedpara_edge.codecs.find_encoder`).
+        server_state: the server state of the weights' round, where scaffold has its control variate; needed for it
+            after round 0.
+        overwrite: whether `output` may exist.
+        on_step: called after each step with (steps taken, steps in all, mean loss of the batch).
+
+    Raises:
+        InputError: an argument does not fit, the algorithm can't do with the bundle's optimizer, the state folder is
+            in use, or `output` exists.
+        WrongBundleError: the weights, the state folder or the server state belong to another bundle or round.
+        DivergedError: the training diverged.
+        FedparaError: the disk refuses a write.
+        KeyboardInterrupt: interrupted.
+    """
+    layout, algorithm = bundle.manifest.layout, config.algorithm
+    personal = layout.with_role("personal")
+    encoder = find_encoder(codec)
+    _check_folder(bundle, config, state)
+    steps = count_steps(dataset, config)
+    origin = load_weights(engine, bundle, weights)
+    control = read_control(server_state, origin, algorithm)
+    call = {
+        "round": origin.round,
+        "base": origin.base,
+        "data": dataset.digest(),
+        "engine": engine.name,
+        "codec": codec,
+        **({} if server_state is None else {"control": sha256_of(server_state)}),
+        **config.decisive(),
+    }
+    folder = nullcontext() if state is None else open_state(state, origin.fingerprint)
+    with folder as kept, holding_interrupts() as interrupted:
+        header = _header(origin, _name(client, kept), examples=dataset.examples, steps=steps)
+        begin = _begin(kept, call, steps=steps, output=output, overwrite=overwrite)
+        before = {} if kept is None else kept.groups_for(call)
+        personal_before = load_personal(engine, layout, before)
+        if begin.step:
+            engine.restore(begin.groups["engine"])
+            begin = replace(begin, groups={})
+
+        def save(progress: Progress) -> None:
+            if kept is not None:
+                kept.save_progress(replace(progress, groups={"engine": engine.state()}))
+
+        start = Start(
+            weights=origin.tensors,
+            kept=before.get(algorithm.group or "", {}),
+            control=control,
+            rate_sum=sum_learning_rates(config, steps=steps, round=origin.round),
+        )
+        shared = frozenset(origin.tensors) if personal else None
+        adjustment = config.adjustment(algorithm.term(start), shared=shared)
+        taken = take_steps(engine, dataset, config, first=begin.step, round=origin.round, adjustment=adjustment)
+        end = _run(taken, begin, config, steps=steps, save=save, interrupted=interrupted, on_step=on_step)
+        trained = _read_finite(engine)
+        save(end)
+        losses = _mean_losses(end, dataset, config)
+        header = replace(header, metrics={**_in_six_digits(losses), **algorithm.metrics(start)})
+        change = _change(trained, origin, before.get("residual", {}))
+        seed = None if kept is not None else _rounding_seed(config, header)
+        sent = write_update(output, header, layout, change, encoder=encoder, seed=seed)
+        if kept is not None:
+            # What another algorithm keeps stays, as its server still counts on it.
+            after = {**before, "personal": {tensor.name: trained[tensor.name] for tensor in personal}}
+            after["residual"] = {name: change[name] - tensor for name, tensor in sent.items()}
+            if not any(tensor.any() for tensor in after["residual"].values()):
+                del after["residual"]
+            if algorithm.group is not None:
+                try:
+                    after[algorithm.group] = algorithm.keep(start, sent)
+                except DivergedError:
+                    output.unlink()
+                    raise
+            kept.commit(Lasting(call=call, before={**before, "personal": personal_before}, after=after))
+            kept.remove_progress()
+    return TrainResult(
+        client=header.client,
+        round=origin.round,
+        examples=dataset.examples,
+        steps=steps,
+        resumed_from_step=begin.step,
+        seconds=end.seconds,
+        losses=losses,
+        update_bytes=output.stat().st_size,
+    )
+
+
+def _check_folder(bundle: Bundle, config: TrainConfig, state: Path | None) -> None:
+    try:
+        config.algorithm.check_optimizer(bundle.manifest.optimizer)
+    except InputError as error:
+        raise InputError(f"{bundle.path}: {error}") from error
+    personal = bundle.manifest.layout.with_role("personal")
+    if personal and state is None:
+        raise InputError(
+            f"{bundle.path}: expected a folder for its personal tensors ({len(personal)}), found none; pass --state"
+        )
+    if config.algorithm.group is not None and state is None:
+        raise InputError(
+            f"algorithm {config.algorithm.name}: expected a folder for what the device keeps, found none; pass --state"
+        )
+
+
+def _name(client: str | None, kept: DeviceState | None) -> str:
+    if client is not None:
+        return client
+    return secrets.token_hex(8) if kept is None else kept.client()
+
+
+def _header(origin: Weights, client: str, *, examples: int, steps: int) -> UpdateHeader:
+    try:
+        return UpdateHeader(
+            fingerprint=origin.fingerprint,
+            round=origin.round,
+            base=origin.base,
+            client=client,
+            examples=examples,
+            steps=steps,
+            metrics={},
+        )
+    except InvalidUpdateError as error:
+        raise InputError(f"{error}; choose another") from error
+
+
+def _change(
+    trained: Mapping[str, NDArray[np.float32]], origin: Weights, residual: Mapping[str, NDArray[np.float32]]
+) -> dict[str, NDArray[np.float32]]:
+    change = {name: trained[name] - tensor for name, tensor in origin.tensors.items()}
+    for name, left_over in residual.items():
+        change[name] += left_over
+    return change
+
+
+def _rounding_seed(config: TrainConfig, header: UpdateHeader) -> int:
+    # Of every client another one, so that their errors average out.
+    client = zlib.crc32(header.client.encode())
+    return int(np.random.SeedSequence([config.seed, header.round, client], spawn_key=(2,)).generate_state(1)[0])
+
+
+def _begin(kept: DeviceState | None, call: Mapping[str, Any], *, steps: int, output: Path, overwrite: bool) -> Progress:
+    place = str(output.absolute())
+    if kept is not None and output.absolute().resolve().parent == kept.folder.resolve():
+        raise InputError(f"{output}: expected a place outside the state folder, found one inside; choose another")
+    found = None if kept is None else kept.progress()
+    if found is not None and found.call == call:
+        # With all steps taken, what is at `output` is this call's own update: only the commits after it are missing.
+        check_output(output, overwrite=overwrite or (found.step == steps and found.output == place))
+        return replace(found, output=place)
+    check_output(output, overwrite=overwrite)
+    if kept is not None and found is not None:
+        differing = sorted(key for key in call.keys() | found.call.keys() if call.get(key) != found.call.get(key))
+        print(
+            f"{kept.folder}: dropped the progress of another call (round {found.call['round']}, {found.step} steps), "
+            f"which differs in {', '.join(differing)}",
+            file=sys.stderr,
+        )
+        kept.remove_progress()
+    return Progress(call=call, output=place, step=0, seconds=0.0, loss_sums=(), groups={})
+
+
+def _run(
+    taken: Iterator[Step],
+    begin: Progress,
+    config: TrainConfig,
+    *,
+    steps: int,
+    save: Callable[[Progress], None],
+    interrupted: Callable[[], bool],
+    on_step: OnStep | None,
+) -> Progress:
+    progress, sums = begin, list(begin.loss_sums)
+    started = saved_at = time.monotonic()
+    saved_step = begin.step
+    for step in taken:
+        if step.epoch == len(sums):
+            sums.append(0.0)
+        sums[step.epoch] += step.loss * step.examples
+        now = time.monotonic()
+        progress = replace(begin, step=step.number + 1, seconds=begin.seconds + now - started, loss_sums=tuple(sums))
+        if on_step is not None:
+            on_step(progress.step, steps, step.loss)
+        if progress.step == steps:
+            break
+        stop = interrupted()
+        if stop or config.is_save_due(seconds=now - saved_at, steps=progress.step - saved_step):
+            save(progress)
+            saved_at, saved_step = time.monotonic(), progress.step
+        if stop:
+            raise KeyboardInterrupt
+    return progress
+
+
+def _in_six_digits(losses: Sequence[float]) -> dict[str, float]:
+    """The mean losses of the last epoch, and of the first if that is another, in no more bytes than anybody reads."""
+    ends = {"loss": losses[-1], "first_epoch_loss": losses[0]} if len(losses) > 1 else {"loss": losses[0]}
+    return {name: float(f"{loss:.6g}") for name, loss in ends.items()}
+
+
+def _mean_losses(end: Progress, dataset: Dataset, config: TrainConfig) -> tuple[float, ...]:
+    seen = dataset.examples - (dataset.examples % config.batch_size if config.drop_last else 0)
+    return tuple(total / seen for total in end.loss_sums)
+
+
+def _read_finite(engine: Engine) -> dict[str, NDArray[np.float32]]:
+    trained = engine.read()
+    for name, tensor in trained.items():
+        if not np.isfinite(tensor).all():
+            raise DivergedError(
+                f"tensor {name!r}: expected finite values after the last step, found NaN or Inf: the training "
+                "diverged; lower the learning rate"
+            )
+    return trained

@@ -1,0 +1,1 @@
+"""From a bundle and weights to one inference model with every weight composed."""

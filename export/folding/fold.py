@@ -1,0 +1,261 @@
+"""`fold`: a bundle and weights to one inference model with every weight composed, verified before it is written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from onnxruntime import InferenceSession, SessionOptions
+
+from export.folding.composing import Composed, compose_layers
+from export.folding.half import to_float16
+from export.folding.inference import inference_graph, replace
+from fedpara_edge import __version__
+from fedpara_edge.errors import FedparaError, InputError, WrongBundleError
+from fedpara_edge.formats.accuracy import count_right
+from fedpara_edge.formats.bundle import Bundle, Loss, Manifest
+from fedpara_edge.formats.folded import METADATA_KEY, FoldedSpec, Precision
+from fedpara_edge.formats.weights import Weights
+from fedpara_edge.storage.atomic import check_output, replacing_file
+
+IR_VERSION = 10  # the newest that onnxruntime 1.19 and 1.20 read
+TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "float16": 0.05, "int8": 0.5}
+"""Of the outputs, relative: float32 rounds; the others, seen at 4e-4 and 0.02 to 0.05, are wrong far above that."""
+_RANDOM_EXAMPLES, _CALIBRATION_EXAMPLES, _BATCH = 16, 512, 256
+_SEED = 0
+
+
+class Examples(Protocol):
+    """Examples to verify with; `device_runtime.Dataset` is one."""
+
+    @property
+    def examples(self) -> int:
+        """How many there are."""
+        ...
+
+    def rows(self, rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Inputs and labels of some of them."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folding:
+    """What was written, and how far it is from the factored model.
+
+    Args:
+        spec: what the file says of itself.
+        layers: the factored layers whose weight was composed.
+        bytes: of the file.
+        error: ‖outputs - factored outputs‖ / ‖factored outputs‖, over the examples if there are any, else over random
+            inputs.
+        examples: number of examples; 0 without data.
+        accuracy: of the folded model on the examples, in [0, 1]; None without data, and for `mse`.
+        factored_accuracy: of the factored model, likewise.
+    """
+
+    spec: FoldedSpec
+    layers: tuple[str, ...]
+    bytes: int
+    error: float
+    examples: int
+    accuracy: float | None
+    factored_accuracy: float | None
+
+
+def fold(
+    bundle: Bundle,
+    weights: Weights,
+    path: Path,
+    *,
+    personal: Mapping[str, NDArray[Any]] | None = None,
+    precision: Precision = "float32",
+    data: Examples | None = None,
+    max_drop: float = 1.0,
+    overwrite: bool = False,
+) -> Folding:
+    """Write one inference model for a bundle with given weights.
+
+    Args:
+        bundle: a verified bundle.
+        weights: of that bundle.
+        path: the `.onnx` file to write; appears whole or not at all.
+        personal: a device's personal tensors by name; None for the initial ones.
+        precision: what to compute in: `half.to_float16`, `quantization.to_int8`.
+        data: examples to measure error and accuracy on, and to calibrate `int8` with.
+        max_drop: how many points (hundredths) of accuracy float16 or int8 may lose on the data.
+        overwrite: replace an existing file.
+
+    Returns:
+        What was written and measured.
+
+    Raises:
+        InputError: the output can't be written there, an option does not fit, or the bundle has no forward graph.
+        WrongBundleError: the weights or the graph do not fit the bundle.
+        FedparaError: the folded model differs from the factored one by more than it may, or the disk refuses the write.
+    """
+    check_output(path, overwrite=overwrite)
+    if not 0 <= max_drop <= 100:
+        raise InputError(f"max_drop: expected points of accuracy from 0 to 100, found {max_drop}")
+    manifest = bundle.manifest
+    if weights.fingerprint != manifest.fingerprint:
+        raise WrongBundleError(
+            f"{bundle.path}: expected weights of bundle {manifest.fingerprint[:12]}…, found those of "
+            f"{weights.fingerprint[:12]}…; use weights that were exported or aggregated with it"
+        )
+    local = {tensor.name for tensor in manifest.layout.with_role("personal")}
+    initial = {name: value for name, value in bundle.read_local().items() if name in local}
+    factored = inference_graph(bundle, {**weights.tensors, **initial, **(personal or {})})
+    random = _random_inputs(manifest)
+    composed = compose_layers(factored, manifest.layout, random[:3])
+    spec = FoldedSpec(
+        model=manifest.model,
+        fingerprint=manifest.fingerprint,
+        round=weights.round,
+        precision=precision,
+        personal=bool(personal),
+        input=manifest.input,
+        label=manifest.label,
+        output=manifest.output,
+        loss=manifest.loss,
+    )
+    content = _serialized(_in_precision(composed, precision, data), spec)
+    sessions = _session(factored.SerializeToString()), _session(content)
+    checks = [_compare(*sessions, manifest.loss, [(random, None)])]
+    if data is not None:
+        checks.append(_compare(*sessions, manifest.loss, _batches(data)))
+    _refuse_if_far(path, spec, checks, max_drop)
+    with replacing_file(path) as temporary:
+        temporary.write_bytes(content)
+    last = checks[-1]
+    return Folding(
+        spec=spec,
+        layers=composed.layers,
+        bytes=len(content),
+        error=last.error,
+        examples=0 if data is None else data.examples,
+        accuracy=last.accuracy,
+        factored_accuracy=last.factored_accuracy,
+    )
+
+
+def _in_precision(composed: Composed, precision: Precision, data: Examples | None) -> onnx.ModelProto:
+    match precision:
+        case "float32":
+            return composed.model
+        case "float16":
+            return to_float16(composed.model, composed.parameters)
+        case "int8":
+            from export.folding.quantization import to_int8  # which, in onnxruntime-training, imports torch
+
+            return to_int8(composed.model, None if data is None else _calibration(data))
+
+
+def _calibration(data: Examples) -> NDArray[Any]:
+    """Inputs of evenly spaced examples, as the data may be in the order of its labels."""
+    count = min(data.examples, _CALIBRATION_EXAMPLES)
+    return data.rows(np.arange(count) * data.examples // count)[0]
+
+
+def _serialized(model: onnx.ModelProto, spec: FoldedSpec) -> bytes:
+    """The file's content: the model with our entry, for the oldest runtime that is supported."""
+    model.ir_version = IR_VERSION
+    model.producer_name, model.producer_version = "fedpara-edge", __version__
+    model.graph.name = "fedpara-edge folded"
+    shape: list[str | int] = ["batch", *spec.output.shape]
+    replace(model.graph.output, [helper.make_tensor_value_info(spec.output.name, TensorProto.FLOAT, shape)])
+    helper.set_model_props(model, {METADATA_KEY: spec.to_json()})
+    onnx.checker.check_model(model, full_check=True)
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
+
+
+def _random_inputs(manifest: Manifest) -> NDArray[Any]:
+    generator = np.random.default_rng(_SEED)
+    shape = (_RANDOM_EXAMPLES, *manifest.input.shape)
+    if manifest.input.dtype == "float32":
+        return generator.standard_normal(shape, np.float32)
+    return generator.integers(0, manifest.input.classes or 256, shape).astype(manifest.input.dtype)
+
+
+def _batches(data: Examples) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    for start in range(0, data.examples, _BATCH):
+        yield data.rows(np.arange(start, min(start + _BATCH, data.examples)))
+
+
+def _session(content: bytes) -> InferenceSession:
+    options = SessionOptions()
+    options.log_severity_level = 4
+    return InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """Relative error of the folded model's outputs, and both accuracies where there are labels to predict."""
+
+    error: float
+    accuracy: float | None
+    factored_accuracy: float | None
+
+
+def _compare(
+    factored: InferenceSession,
+    folded: InferenceSession,
+    loss: Loss,
+    batches: Iterable[tuple[NDArray[Any], NDArray[Any] | None]],
+) -> _Comparison:
+    """Run both models on the same batches.
+
+    Raises:
+        FedparaError: an output of the factored model is not finite.
+    """
+    difference = norm = 0.0
+    right, factored_right, labels = 0, 0, 0
+    name = factored.get_inputs()[0].name
+    for x, y in batches:
+        expected, found = (session.run(None, {name: x})[0] for session in (factored, folded))
+        if not np.isfinite(expected).all():
+            raise FedparaError(
+                "factored model: expected finite outputs, found NaN or Inf: these weights diverged; take those of an "
+                "earlier round (nothing was written)"
+            )
+        if not np.isfinite(found).all():
+            return _Comparison(math.inf, None, None)
+        difference += float(np.sum((found.astype(np.float64) - expected) ** 2))
+        norm += float(np.sum(expected.astype(np.float64) ** 2))
+        if y is not None:
+            right += count_right(loss, found, y)
+            factored_right += count_right(loss, expected, y)
+            labels += y.size
+    error = math.sqrt(difference / max(norm, 1e-30))
+    if loss == "mse" or not labels:
+        return _Comparison(error, None, None)
+    return _Comparison(error, right / labels, factored_right / labels)
+
+
+def _refuse_if_far(path: Path, spec: FoldedSpec, checks: Sequence[_Comparison], max_drop: float) -> None:
+    precision = spec.precision
+    for check in checks:
+        if math.isinf(check.error):
+            raise FedparaError(
+                f"{path}: expected finite outputs in {precision}, found NaN or Inf; nothing was written: "
+                "choose another precision"
+            )
+        before, after = check.factored_accuracy, check.accuracy
+        if before is not None and after is not None and 100 * (before - after) > max_drop:
+            raise FedparaError(
+                f"{path}: expected {precision} to cost at most {max_drop:g} points of accuracy, found {before:.2%} "
+                f"before and {after:.2%} after; nothing was written: choose another precision or --max-drop"
+            )
+        if check.error > TOLERANCES[precision]:
+            raise FedparaError(
+                f"{path}: expected the factored model's outputs within {TOLERANCES[precision]:g} relative, "
+                f"found {check.error:.2g}; nothing was written: choose another precision than {precision}, or please "
+                "report this model"
+            )

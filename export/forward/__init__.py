@@ -1,0 +1,1 @@
+"""From a PyTorch model to the ONNX graph of its forward pass, with what running it tells."""

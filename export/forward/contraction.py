@@ -1,0 +1,74 @@
+"""Which linear layers are contracted: computed from the factors without composing the weight.
+
+What a training step costs in nanoseconds, for a layer [m, n] of rank R on B rows, with S the columns of
+`fedpara_edge.factors.compose.contraction`:
+
+    composed     mn + 12 mnR / f + 6 mnB / f            two products, three passes over W, three products with x
+    contracted   (m + n) (S + 40 R) + 6 (m + n) S B / f  products by row and the sums that undo them, then thin products
+
+f, operations in a nanosecond, is that of onnxruntime on one thread of an x86 server; other processors are slower at
+both. `benchmarks/contraction.py` compares the model with measured steps. Since FedPara's R² is at least min(m, n) where
+it attains full rank, mostly low-rank layers and small ranks gain.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedpara_edge.factors.layout import LayerSpec
+from fedpara_edge.nn import Linear
+
+_OPERATIONS_IN_NS = 150
+_SUM_OF_A_ROW_NS = 40
+
+
+def step_cost(layer: LayerSpec, rows: int, *, contracted: bool) -> float:
+    """Estimated time in ns that a training step spends on a linear layer.
+
+    >>> layer = LayerSpec(name="fc", operator="linear", kind="fedpara", form="matrix", shape=(512, 512), rank=8)
+    >>> step_cost(layer, 64, contracted=True) < step_cost(layer, 64, contracted=False)
+    True
+    """
+    (m, n), rank = layer.matrix_shape, layer.rank
+    pairs = 1 if layer.kind == "lowrank" else 2
+    if not contracted:
+        return m * n * (pairs - 1 + 6 * (pairs * rank + rows) / _OPERATIONS_IN_NS)
+    columns = {"lowrank": rank, "fedpara": rank**2, "pfedpara": rank**2 + rank}[layer.kind]
+    by_row = 0 if layer.kind == "lowrank" else columns + _SUM_OF_A_ROW_NS * rank
+    return (m + n) * (by_row + 6 * columns * rows / _OPERATIONS_IN_NS)
+
+
+def contract_layers(model: nn.Module, example: torch.Tensor, batch_size: int) -> list[str]:
+    """Contract the linear layers of a model for which that is cheaper.
+
+    Args:
+        model: runs on `example`.
+        example: a raw input batch [B, ...], from which the rows that a layer sees for each example are counted.
+        batch_size: examples in a batch of training.
+
+    Returns:
+        The names of the layers that are contracted.
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
+    rows: dict[str, int] = dict.fromkeys(layers, 0)
+
+    def counting(name: str) -> Any:
+        def count(layer: Linear, inputs: tuple[torch.Tensor, ...]) -> None:
+            rows[name] += inputs[0].numel() // layer.in_features
+
+        return count
+
+    handles = [layer.register_forward_pre_hook(counting(name)) for name, layer in layers.items()]
+    with torch.no_grad():
+        model(example)
+    for handle in handles:
+        handle.remove()
+    for name, layer in layers.items():
+        if layer.spec.kind != "dense" and not layer.spec.tanh:
+            seen = rows[name] * batch_size // len(example)
+            costs = [step_cost(layer.spec, seen, contracted=contracted) for contracted in (False, True)]
+            layer.contracted = costs[1] < costs[0]
+    return [name for name, layer in layers.items() if layer.contracted]

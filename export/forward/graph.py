@@ -1,0 +1,283 @@
+"""From a PyTorch model to the ONNX graph of its forward pass, ready to be differentiated."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import hashlib
+import io
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper, numpy_helper
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from export.forward.contraction import contract_layers
+from export.forward.preprocess import Deployed
+from export.forward.translations import TRANSLATIONS
+from fedpara_edge.errors import InputError
+
+OPSET = 18
+IR_VERSION = 10  # the newest that onnxruntime-training 1.19.2 reads
+INPUT, LABEL, OUTPUT = "x", "y", "logits"
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_TRUE = "training_mode"
+_OUTPUTS_NEEDED = {"Dropout": 2, "MaxPool": 2, "LayerNormalization": 3}
+
+
+@dataclass(frozen=True)
+class ForwardGraph:
+    """The forward pass as ONNX.
+
+    Attributes:
+        model: opset 18, IR 10, dynamic batch; parameters are initializers under the model's own names.
+        module_of: for each node, by name, the module it came from.
+        output_shape: of one example.
+    """
+
+    model: onnx.ModelProto
+    module_of: dict[str, str]
+    output_shape: tuple[int, ...]
+
+    def place_of(self, node: onnx.NodeProto) -> str:
+        """The module that a node came from, or else the node, as errors name it."""
+        module = self.module_of.get(node.name)
+        return f"module {module!r}" if module is not None else f"node {node.name!r}"
+
+    def digest(self, trainable: Collection[str]) -> str:
+        """SHA-256 of the graph without the values of its trainable parameters."""
+        bare = onnx.ModelProto()
+        bare.CopyFrom(self.model)
+        for tensor in bare.graph.initializer:
+            if tensor.name in trainable:
+                tensor.ClearField("raw_data")
+        return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
+
+
+def forward_graph(
+    model: Deployed, example: torch.Tensor, *, batch_size: int = 32, contracting: bool = True
+) -> ForwardGraph:
+    """Export `model` in training mode (dropout stays) with a dynamic batch.
+
+    Args:
+        model: the model with its preprocessing.
+        example: a raw input batch [B, ...] with B > 1.
+        batch_size: of the training, by which linear layers are contracted or composed.
+        contracting: whether they may be contracted.
+
+    Raises:
+        InputError: the model does not run on the example, does not give one tensor with the batch first, fixes the
+            batch size, uses BatchNorm, `torch.no_grad()`, random numbers other than Dropout's, or an operator without
+            ONNX translation.
+    """
+    _refuse_modules(model.model)
+    shape = _output_shape(model, example)
+    if contracting:
+        contract_layers(model, example, batch_size)
+    if not model.model.training:  # the wrapper is new, and always in training mode
+        model.train()
+    try:
+        with quiet_stderr():
+            program = torch.onnx.export(
+                model,
+                (example,),
+                dynamo=True,
+                optimize=False,  # constant folding would compose the factors into dense weights
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                custom_translation_table=dict(TRANSLATIONS),
+                verbose=False,
+            )
+            assert program is not None
+            proto = program.model_proto
+    except Exception as error:  # whatever goes wrong here lies in the user's model
+        raise InputError(f"model: expected one that torch.onnx can export, found {_gist(error)}") from error
+    graph = _finish(proto, shape, _names(model.model))
+    _refuse_random(graph)
+    return graph
+
+
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Keep what libraries write to stderr, warnings and logs of native code included, off the terminal."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as sink, redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        terminal = os.dup(2)
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+
+
+def _finish(model: onnx.ModelProto, output_shape: tuple[int, ...], names: Mapping[str, str]) -> ForwardGraph:
+    model.ir_version = IR_VERSION
+    module_of = dict(_modules(model.graph))
+    _strip_metadata(model)
+    _rename_parameters(model.graph, names)
+    _resolve_cast_like(model)
+    for node in model.graph.node:
+        for index in range(len(node.output), _OUTPUTS_NEEDED.get(node.op_type, 0)):
+            node.output.append(f"{node.output[0]}.{index}")
+        if node.op_type == "Dropout" and len(node.input) < 3:  # without a mode it does nothing, but torch's drops
+            node.input.extend([""] * (2 - len(node.input)) + [_TRUE])
+    if any(_TRUE in node.input for node in model.graph.node):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(True), _TRUE))
+    onnx.checker.check_model(model)
+    return ForwardGraph(model, module_of, output_shape)
+
+
+def _output_shape(model: Deployed, example: torch.Tensor) -> tuple[int, ...]:
+    watch = _StoppedGradients()
+    try:
+        with torch.enable_grad(), watch:
+            output = copy.deepcopy(model).eval()(example)
+    except Exception as error:
+        raise InputError(
+            f"model: expected to take {example.dtype} {list(example.shape)}, found {_gist(error)}; check --input-shape"
+        ) from error
+    if not isinstance(output, torch.Tensor) or output.dim() < 1 or len(output) != len(example):
+        found = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise InputError(f"model: expected one output tensor [{len(example)}, ...], batch first, found {found}")
+    if watch.function is not None:
+        raise InputError(
+            f"model: expected gradients through all it computes, found {watch.function} of trained values within "
+            "torch.no_grad(), which the export would not keep; use .detach() instead (nothing was written)"
+        )
+    return tuple(output.shape[1:])
+
+
+class _StoppedGradients(TorchFunctionMode):
+    """Notes a function whose result depends on trained parameters, but has no gradient as gradients are disabled.
+
+    Attributes:
+        function: the name of the first; None if there was none.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.function: str | None = None
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not torch.is_grad_enabled() and isinstance(result, torch.Tensor) and result.is_floating_point():
+            values = tree_leaves((args, kwargs))
+            if self.function is None and any(isinstance(v, torch.Tensor) and v.requires_grad for v in values):
+                self.function = getattr(func, "__name__", str(func))
+        return result
+
+
+def _refuse_random(graph: ForwardGraph) -> None:
+    """Refuse what draws other numbers at every step, whatever the seed."""
+    for node in graph.model.graph.node:
+        if node.op_type in _RANDOM:
+            raise InputError(
+                f"{graph.place_of(node)}: expected no random numbers but those of Dropout, found {node.op_type}; "
+                "remove it (nothing was written)"
+            )
+
+
+_RANDOM = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
+
+
+def _refuse_modules(model: torch.nn.Module) -> None:
+    """Refuse by name what would export and then train something else than in torch."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            raise InputError(
+                f"module {name!r}: expected no BatchNorm, whose statistics neither train on the device nor average; "
+                "replace it by GroupNorm (--batchnorm group)"
+            )
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd) and type(module) is not torch.nn.Dropout:
+            raise InputError(f"module {name!r}: expected Dropout, found {type(module).__name__}; replace it by Dropout")
+        if isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag):
+            special = [
+                option
+                for option in _EMBEDDING_OPTIONS
+                if getattr(module, option) is not None and getattr(module, option) is not False
+            ]
+            if special:
+                raise InputError(
+                    f"module {name!r}: expected an embedding without {special[0]}, which has no counterpart in ONNX; "
+                    "leave it out"
+                )
+
+
+_EMBEDDING_OPTIONS = ("padding_idx", "max_norm", "scale_grad_by_freq", "sparse")
+
+
+def _modules(graph: onnx.GraphProto) -> Iterator[tuple[str, str]]:
+    for node in graph.node:
+        for entry in node.metadata_props:
+            if entry.key == _SCOPES:
+                scopes = ast.literal_eval(entry.value)  # ['', 'model', 'model.fc', 'linear']
+                yield node.name, scopes[-2].removeprefix("model").lstrip(".") if len(scopes) > 1 else ""
+
+
+def _strip_metadata(model: onnx.ModelProto) -> None:
+    graph = model.graph
+    for owner in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del owner.metadata_props[:]
+        owner.doc_string = ""
+
+
+def _names(model: torch.nn.Module) -> dict[str, str]:
+    """The name in the graph of every parameter and buffer; one that is held twice has its first name."""
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    first: dict[int, str] = {}
+    names = {f"model.{name}": first.setdefault(id(tensor), name) for name, tensor in tensors}
+    taken = {INPUT, OUTPUT, LABEL, "loss"} & set(names.values())
+    if taken:
+        raise InputError(f"parameter {min(taken)!r}: expected a name that the graph does not use; rename it")
+    return names
+
+
+def _rename_parameters(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    renamed = {tensor.name: names[tensor.name] for tensor in graph.initializer if tensor.name in names}
+    used = {name for node in graph.node for name in node.output}
+    renamed |= {name: f"{name}.value" for name in used & set(renamed.values())}
+    for owner in (*graph.initializer, *graph.value_info):
+        owner.name = renamed.get(owner.name, owner.name)
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = renamed.get(name, name)
+        for index, name in enumerate(node.output):
+            node.output[index] = renamed.get(name, name)
+
+
+def _resolve_cast_like(model: onnx.ModelProto) -> None:
+    """CastLike has no gradient; as the types are known it is a Cast."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    types = {info.name: info.type.tensor_type.elem_type for info in (*graph.input, *graph.value_info, *graph.output)}
+    types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "CastLike" and types.get(node.input[1]):
+            node.op_type = "Cast"
+            node.attribute.append(helper.make_attribute("to", types[node.input[1]]))
+            del node.input[1]
+
+
+def _gist(error: BaseException) -> str:
+    """The innermost cause in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

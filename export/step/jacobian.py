@@ -1,0 +1,249 @@
+"""The Jacobian correction: steps on factors are drawn to where a step on the composed weight would lead.
+
+For a layer with factors u, its weight W = c(u), G = ∂L/∂W and the step's learning rate η,
+
+    g(u) = (∂c/∂u)ᵀ G                              the gradient of the factors
+    R(u) = λ/2 ‖c(u - η g(u)) - c(u) + η G‖²       how far a step of SGD on u leads from W - η G
+
+The gradient of R by all trained factors of the layer, with G held constant, is added to that of the loss, as if ΣR over
+the layers were part of the loss: before the affine term and clipping, and whatever the optimizer makes of it.
+
+c(u) is computed by nodes of the forward pass. Their gradient g(u) is differentiated once more, by the same rules, which
+is why G has to be that of the whole batch: the correction of a sum is not the sum of corrections.
+
+Source: FedPara (arXiv 2108.06098v3), supplement; λ is 1 for its VGG16. Its Table 4 finds no effect beyond chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper
+
+from export.forward.graph import OPSET
+from export.forward.tracing import trace
+from export.gradients import Graph, differentiate
+from export.gradients.builder import initializers_of, needed, static
+from fedpara_edge.errors import InputError
+from fedpara_edge.factors.compose import compose, factor_shapes
+from fedpara_edge.factors.layout import LayerSpec, Layout
+from fedpara_edge.nn import FactoredLayer
+
+_TOLERANCE = 1e-4  # relative: what float32 makes of a weight is closer, any other value of the layer farther
+
+
+@dataclass(frozen=True)
+class ComposedWeight:
+    """The weight of a layer in a forward graph.
+
+    Attributes:
+        layer: what it is made of.
+        factors: the names of its trained factors.
+        values: its names, one for each time that it is composed.
+    """
+
+    layer: LayerSpec
+    factors: tuple[str, ...]
+    values: tuple[str, ...]
+
+
+def composed_weights(
+    forward: onnx.ModelProto, examples: NDArray[Any], layout: Layout, *, inner: Callable[[str], str]
+) -> list[ComposedWeight]:
+    """Find the composed weights of all layers with trained factors.
+
+    A weight is known by being made of all trained factors of its layer and of nothing else that changes, by its shape
+    and by its value; what is made of it in turn is none.
+
+    Args:
+        forward: the forward pass.
+        examples: at least three raw inputs to run it on.
+        layout: of the model.
+        inner: the name in the graph of a tensor of the layout.
+
+    Raises:
+        InputError: no layer is factored, or the weight of one is nowhere in the graph.
+    """
+    known = trace(forward, examples[:3], ()).constants
+    trained = {inner(tensor.name) for tensor in layout.with_role("shared", "personal")}
+    origins = _origins(forward.graph, {*trained, forward.graph.input[0].name})
+    found = []
+    for layer in layout.layers:
+        tensors = layout.parts(layer)
+        names = {part: inner(tensors[part].name) for part in factor_shapes(layer)}
+        factors = tuple(name for name in names.values() if name in trained)
+        if layer.kind == "dense" or not factors:
+            continue
+        weight = compose(layer, {part: known[name].astype(np.float64) for part, name in names.items()}, np.tanh)
+        same = {value for value in known if origins.get(value) == frozenset(factors) and _near(known[value], weight)}
+        values = tuple(_first(forward.graph, same))
+        if not values:
+            raise InputError(
+                f"layer {layer.name!r}: expected its composed weight in the graph, for the Jacobian correction, found "
+                "that it is never composed; exclude that layer, or leave the correction out (nothing was written)"
+            )
+        found.append(ComposedWeight(layer, factors, values))
+    if not found:
+        raise InputError(
+            "jacobian_correction: expected a layer with trained factors, found none; leave the correction out "
+            "(nothing was written)"
+        )
+    return found
+
+
+def append_correction(
+    graph: Graph,
+    nodes: Sequence[NodeProto],
+    weight: ComposedWeight,
+    gradients: Mapping[str, str],
+    *,
+    strength: float,
+    learning_rate: str,
+) -> dict[str, str]:
+    """Append the gradient of R by the factors of one layer.
+
+    Args:
+        graph: has the forward pass and its gradient already.
+        nodes: the nodes of the forward pass, in order of execution.
+        weight: of the layer.
+        gradients: by value, the name of the gradient of the loss; those of `weight.values` are used.
+        strength: λ.
+        learning_rate: the name of η.
+
+    Returns:
+        By factor, the name of what is to be added to its gradient.
+
+    Raises:
+        NoGradientError: a node that composes the weight has no gradient, or one of its gradient.
+    """
+    value, of_values = weight.values[0], [gradients[name] for name in weight.values if name in gradients]
+    of_weight = graph.op("Sum", *of_values) if len(of_values) > 1 else of_values[0]
+    composing, start = needed(nodes, [value]), len(graph.nodes)
+    of_factors = differentiate(graph, composing, {value: of_weight}, weight.factors)
+    moved = {
+        name: graph.op("Sub", name, graph.op("Mul", gradient, learning_rate)) for name, gradient in of_factors.items()
+    }
+    change = graph.op("Sub", _again(graph, composing, moved)[value], value)
+    distance = graph.op("Add", change, graph.op("Mul", of_weight, learning_rate))
+    path = [*composing, *graph.nodes[start:]]
+    graph.set_shape(of_weight, weight.layer.shape)
+    graph.set_shape(learning_rate, ())
+    _infer_shapes(graph, path, [*weight.factors, of_weight, learning_rate])
+    of_distance = graph.op("Mul", distance, graph.scalar(strength))
+    return differentiate(graph, path, {distance: of_distance}, weight.factors)
+
+
+@contextmanager
+def recording_weights(model: torch.nn.Module) -> Iterator[dict[FactoredLayer, list[torch.Tensor]]]:
+    """The weights that the factored layers of a model compose meanwhile, by layer."""
+    composed: dict[FactoredLayer, list[torch.Tensor]] = {}
+
+    def recording(layer: FactoredLayer) -> Callable[[], torch.Tensor]:
+        def record() -> torch.Tensor:
+            composed.setdefault(layer, []).append(type(layer).compose(layer))
+            return composed[layer][-1]
+
+        return record
+
+    layers = [module for module in model.modules() if isinstance(module, FactoredLayer) and module.spec.kind != "dense"]
+    for layer in layers:
+        layer.compose = recording(layer)  # type: ignore[method-assign]
+    try:
+        yield composed
+    finally:
+        for layer in layers:
+            del layer.compose
+
+
+def corrections_in_torch(
+    loss: torch.Tensor,
+    weights: Mapping[FactoredLayer, Sequence[torch.Tensor]],
+    *,
+    strength: float,
+    learning_rate: float,
+) -> dict[torch.nn.Parameter, torch.Tensor]:
+    """The gradient of R by all trained factors, in torch, as a reference.
+
+    Args:
+        loss: L, whose graph is still there.
+        weights: from `recording_weights`, while the loss was computed.
+        strength: λ.
+        learning_rate: η.
+    """
+    corrections: dict[torch.nn.Parameter, torch.Tensor] = {}
+    for layer, composed in weights.items():
+        factors = layer.factors()
+        trained = {part: factor for part, factor in factors.items() if factor.requires_grad}
+        if not trained:
+            continue
+        of_weights = torch.autograd.grad(loss, list(composed), retain_graph=True, materialize_grads=True)
+        of_weight, weight = torch.stack(of_weights).sum(0), compose(layer.spec, factors, torch.tanh)
+        of_factors = torch.autograd.grad(weight, list(trained.values()), of_weight, create_graph=True)
+        moved = {part: trained[part] - learning_rate * g for part, g in zip(trained, of_factors, strict=True)}
+        distance = compose(layer.spec, {**factors, **moved}, torch.tanh) - weight + learning_rate * of_weight
+        penalty = strength / 2 * distance.square().sum()
+        of_penalty = torch.autograd.grad(penalty, list(trained.values()))
+        corrections |= dict(zip(trained.values(), of_penalty, strict=True))
+    return corrections
+
+
+def _origins(graph: onnx.GraphProto, sources: set[str]) -> dict[str, frozenset[str]]:
+    """For each value, those of some values that it is computed from."""
+    origins = {name: frozenset({name}) for name in sources}
+    for node in graph.node:
+        read = () if node.op_type in ("Shape", "Size") else node.input
+        made_of = frozenset[str]().union(*(origins.get(name, frozenset()) for name in read))
+        origins |= dict.fromkeys(node.output, made_of)
+    return origins
+
+
+def _first(graph: onnx.GraphProto, values: set[str]) -> Iterator[str]:
+    """Those of some values that are not computed from another of them."""
+    derived: set[str] = set()
+    for node in graph.node:
+        made = values & set(node.output)
+        if derived & set(node.input):
+            derived.update(node.output)
+        elif made:
+            derived.update(made)
+            yield from made
+
+
+def _near(value: NDArray[Any], weight: NDArray[Any]) -> bool:
+    if value.shape != weight.shape:
+        return False
+    return float(np.linalg.norm(value - weight)) <= _TOLERANCE * float(np.linalg.norm(weight))
+
+
+def _again(graph: Graph, nodes: Sequence[NodeProto], renamed: Mapping[str, str]) -> dict[str, str]:
+    """Append some nodes once more, with other values in place of some; return the new names, also of what they make."""
+    names = dict(renamed)
+    for node in nodes:
+        copy = NodeProto()
+        copy.CopyFrom(node)
+        copy.input[:] = [names.get(name, name) for name in node.input]
+        copy.output[:] = [graph.name(node.op_type) for _ in node.output]
+        copy.name = copy.output[0]
+        names |= dict(zip(node.output, copy.output, strict=True))
+        graph.nodes.append(copy)
+    return names
+
+
+def _infer_shapes(graph: Graph, nodes: Sequence[NodeProto], inputs: Sequence[str]) -> None:
+    """State the shapes of what some nodes compute, none of which grows with the batch, from those of their inputs."""
+    shapes = {name: static(graph.shape(name), "factors") for name in inputs}
+    described = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+    proto = helper.make_graph(nodes, "correction", described, [], initializers_of(nodes, graph.initializers))
+    model = helper.make_model(proto, opset_imports=[helper.make_opsetid("", OPSET)])
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    for value in inferred.graph.value_info:
+        dims = value.type.tensor_type.shape.dim
+        if all(dim.HasField("dim_value") for dim in dims):
+            graph.set_shape(value.name, tuple(dim.dim_value for dim in dims))

@@ -1,0 +1,352 @@
+"""`train_step.onnx` and `eval_step.onnx`: training and evaluation in operators that every onnxruntime has.
+
+All are of ONNX's default domain, opset 18, with a dynamic batch [B]. The P trained entries are one float32 vector: the
+shared and personal tensors in the order of the layout, each flattened in C order.
+
+`train_step.onnx`, inputs (float32 where nothing is said):
+
+    x, y            the batch, in the manifest's dtypes
+    seed            int64 [], decides the masks of dropout
+    weights         [P]
+    accumulated     [P], or [1] for none: gradient of the earlier parts of the batch, weighted by their shares
+    share           [], this part's share of the batch's rows; 1 for a whole batch, which the Jacobian correction needs
+    last            bool [], whether to update after this part
+    learning_rate   []
+    adjusted        bool [], whether the next three are in use
+    mu, h           [P] or [1]: the gradient becomes gradient + mu · weights + h
+    max_norm        [], and is then scaled by min(1, max_norm / (norm + 1e-6)); inf for no clipping
+    momentum        [P], of SGD with momentum
+    moment1, moment2 [P], steps []: of AdamW
+
+outputs:
+
+    loss            [], mean over this part
+    gradient        [P], accumulated + share · gradient, before mu, h and clipping; with the Jacobian correction
+                    (`jacobian`), that of the loss and the correction
+    new_weights, and new_ with each name of the optimizer's state; unchanged where `last` is false
+
+Every `new_` output may be bound to the memory of its input. `eval_step.onnx` takes x, y and weights and gives loss and
+logits [B, ...], without dropout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper
+
+from export.forward.graph import IR_VERSION, LABEL, OPSET, OUTPUT, ForwardGraph
+from export.forward.tracing import Batch, Trace, trace
+from export.gradients import (
+    Graph,
+    NoGradientError,
+    convolution,
+    differentiate,
+    normalization,
+    pooling,
+    recurrent,
+    refusing,
+    shaping,
+)
+from export.gradients.builder import attributes, initializers_of, needed, static
+from export.step.dropout import dropout
+from export.step.jacobian import ComposedWeight, append_correction, composed_weights
+from export.step.losses import LOSSES
+from export.step.weight_update import CORRECTION, append_update, state_shapes
+from fedpara_edge.errors import InputError
+from fedpara_edge.factors.layout import Layout, TensorSpec
+from fedpara_edge.formats.bundle import ArraySpec, Loss
+
+_FLOAT, _BOOL, _INT64 = TensorProto.FLOAT, TensorProto.BOOL, TensorProto.INT64
+_SETTINGS = ("seed", "share", "last", "learning_rate", "adjusted", "mu", "max_norm", "accumulated", "h")
+_INTERFACE = frozenset((*_SETTINGS, "weights", "momentum", "moment1", "moment2", "steps", "gradient"))
+_OPTIONAL_OUTPUTS = ("Dropout", "LayerNormalization", "MaxPool")  # but the first
+
+_LOWERED: dict[str, Callable[[Graph, NodeProto], None]] = {
+    "Conv": convolution.forward,
+    "LayerNormalization": normalization.forward,
+    normalization.GROUP: normalization.forward,
+    "MaxPool": pooling.forward,
+    recurrent.LSTM: recurrent.forward,
+    recurrent.GRU: recurrent.forward,
+}
+
+
+@dataclass(frozen=True)
+class StepSpec:
+    """What the two graphs are made for.
+
+    Args:
+        tensors: the trained tensors, in the layout's order.
+        label: name, shape of one example and dtype.
+        loss: what to minimize.
+        optimizer: its constants.
+        layout: of the model; needed for the Jacobian correction only.
+    """
+
+    tensors: Sequence[TensorSpec]
+    label: ArraySpec
+    loss: Loss
+    optimizer: Mapping[str, Any]
+    layout: Layout | None = None
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained entries."""
+        return sum(tensor.size for tensor in self.tensors)
+
+
+def write_steps(graph: ForwardGraph, folder: Path, spec: StepSpec, examples: NDArray[Any]) -> None:
+    """Write `train_step.onnx` and `eval_step.onnx` into `folder`.
+
+    Args:
+        graph: the forward pass.
+        folder: where to.
+        spec: what for.
+        examples: at least three raw inputs to trace the shapes with.
+
+    Raises:
+        InputError: an operator can't be differentiated; it is named with the module it came from. Or there is nothing
+            to apply the Jacobian correction to.
+    """
+    forward = _without_clashes(graph.model)
+    known = trace(forward, examples[:3], [_inner(tensor.name) for tensor in spec.tensors])
+    weights: list[ComposedWeight] = []
+    if CORRECTION in spec.optimizer:
+        assert spec.layout is not None
+        weights = composed_weights(forward, examples, spec.layout, inner=_inner)
+    try:
+        train_step = _train_step(forward, known, spec, weights)
+        models = {"train_step": train_step, "eval_step": _eval_step(forward, known, spec)}
+    except NoGradientError as error:
+        raise InputError(
+            f"{graph.place_of(error.node)}: expected operators with a gradient in the engine onnxruntime, found "
+            f"{error.found}, which has none; replace that module, or try --engine ort-training (nothing was written)"
+        ) from error
+    for name, model in models.items():
+        onnx.save(model, folder / f"{name}.onnx")
+
+
+def _train_step(
+    forward: onnx.ModelProto, known: Trace, spec: StepSpec, corrected: Sequence[ComposedWeight]
+) -> onnx.ModelProto:
+    graph = Graph(known)
+    _append_parameters(graph, spec)
+    nodes = _append_forward(graph, forward, known, training=True)
+    loss, of_outputs = LOSSES[spec.loss](graph, OUTPUT, LABEL)
+    names = [_inner(tensor.name) for tensor in spec.tensors]
+    by = [*names, *(value for weight in corrected for value in weight.values)]
+    gradients = differentiate(graph, nodes, {OUTPUT: graph.op("Mul", of_outputs, "share")}, by)
+    missing = [name for name in names if name not in gradients]
+    if missing:
+        raise InputError(f"parameter {missing[0]!r}: expected the loss to depend on it, found that it does not")
+    for weight in corrected:
+        strength = spec.optimizer[CORRECTION]
+        of_factors = append_correction(
+            graph, nodes, weight, gradients, strength=strength, learning_rate="learning_rate"
+        )
+        for name, correction in of_factors.items():
+            gradients[name] = graph.op("Add", gradients[name], correction)
+    flat = [graph.op("Reshape", gradients[name], graph.ints(-1)) for name in names]
+    graph.define("loss", "Identity", loss)
+    graph.define("gradient", "Add", graph.op("Concat", *flat, axis=0) if len(flat) > 1 else flat[0], "accumulated")
+    parameters = spec.parameters
+    state = {"weights": (parameters,), **state_shapes(spec.optimizer, parameters)}
+    _append_if_last(graph, spec, state)
+    inputs = [
+        *_batch_inputs(forward, spec),
+        *(_info(name, kind, ()) for name, kind in (("seed", _INT64), ("last", _BOOL), ("adjusted", _BOOL))),
+        *(_info(name, _FLOAT, ()) for name in ("share", "learning_rate", "max_norm")),
+        *(_info(name, _FLOAT, (f"P or 1 ({name})",)) for name in ("accumulated", "mu", "h")),
+        *(_info(name, _FLOAT, shape) for name, shape in state.items()),
+    ]
+    outputs = [
+        _info("loss", _FLOAT, ()),
+        _info("gradient", _FLOAT, (parameters,)),
+        *(_info(f"new_{name}", _FLOAT, shape) for name, shape in state.items()),
+    ]
+    return _model(graph, "train_step", inputs, outputs)
+
+
+def _eval_step(forward: onnx.ModelProto, known: Trace, spec: StepSpec) -> onnx.ModelProto:
+    graph = Graph(known)
+    _append_parameters(graph, spec)
+    _append_forward(graph, forward, known, training=False)
+    loss, _ = LOSSES[spec.loss](graph, OUTPUT, LABEL)
+    graph.define("loss", "Identity", loss)
+    inputs = [*_batch_inputs(forward, spec), _info("weights", _FLOAT, (spec.parameters,))]
+    return _model(graph, "eval_step", inputs, [_info("loss", _FLOAT, ()), forward.graph.output[0]])
+
+
+def _append_parameters(graph: Graph, spec: StepSpec) -> None:
+    """Cut the vector of weights into the trained tensors, under their own names.
+
+    By Slices, as onnxruntime 1.23.0 and 1.23.1 refuse a Split whose sizes take more than 127 bytes, 16 pieces or more.
+    """
+    start = 0
+    for tensor in spec.tensors:
+        end = start + tensor.size
+        piece = graph.op("Slice", "weights", graph.ints(start), graph.ints(end), graph.ints(0))
+        graph.define(_inner(tensor.name), "Reshape", piece, graph.ints(*tensor.shape))
+        start = end
+
+
+def _append_forward(graph: Graph, forward: onnx.ModelProto, known: Trace, *, training: bool) -> list[NodeProto]:
+    """Append the forward pass; return its nodes as they are to be differentiated."""
+    changing = [node for node in forward.graph.node if not all(n in known.constants for n in node.output if n)]
+    rewrites = (_without_unused, _without_sequences, shaping.join_slices, normalization.fuse, recurrent.split)
+    for rewrite in rewrites if training else rewrites[:2]:
+        changing = rewrite(graph, changing)
+    nodes: list[NodeProto] = []
+    for node in changing:
+        with refusing(node):
+            if node.op_type == "Dropout":
+                node = _append_dropout(graph, node, number=len(nodes), training=training)
+            elif training and node.op_type in _LOWERED:
+                _LOWERED[node.op_type](graph, node)
+            else:
+                node = _with_static_shape(graph, node, known)
+                graph.nodes.append(node)
+        nodes.append(node)
+    return nodes
+
+
+def _append_dropout(graph: Graph, node: NodeProto, *, number: int, training: bool) -> NodeProto:
+    ratio, mode = (graph.constant(name) for name in node.input[1:3])
+    if len(node.output) > 1:
+        raise NotImplementedError("a Dropout whose mask is in use")
+    if not training or not mode or not ratio:
+        graph.define(node.output[0], "Identity", node.input[0])
+    else:
+        graph.set_shape(dropout(graph, node, number, "seed"), graph.shape(node.input[0]))
+    return graph.nodes[-1]
+
+
+def _with_static_shape(graph: Graph, node: NodeProto, known: Trace) -> NodeProto:
+    """A Reshape whose target is computed from the batch has at most one size to compute: -1 says the same."""
+    if node.op_type != "Reshape" or graph.constant(node.input[1]) is not None:
+        return node
+    shape = known.shapes[node.output[0]]
+    if sum(isinstance(dim, Batch) for dim in shape) != 1:
+        return node
+    target = graph.ints(*(-1 if isinstance(dim, Batch) else dim for dim in shape))
+    return helper.make_node("Reshape", [node.input[0], target], list(node.output), name=node.name)
+
+
+def _without_unused(graph: Graph, nodes: Sequence[NodeProto]) -> list[NodeProto]:
+    """The nodes without the optional outputs that none of them reads."""
+    del graph
+    used = {name for node in nodes for name in node.input}
+    kept = []
+    for node in nodes:
+        count = len(node.output)
+        while node.op_type in _OPTIONAL_OUTPUTS and count > 1 and node.output[count - 1] not in used:
+            count -= 1
+        trimmed = NodeProto()
+        trimmed.CopyFrom(node)
+        del trimmed.output[count:]
+        kept.append(trimmed)
+    return kept
+
+
+def _without_sequences(graph: Graph, nodes: Sequence[NodeProto]) -> list[NodeProto]:
+    """Slices in place of a split to a sequence, whose entries are taken one by one."""
+    sources = {node.output[0]: node for node in nodes if node.op_type == "SplitToSequence"}
+    kept = []
+    for node in nodes:
+        source = sources.get(node.input[0]) if node.op_type == "SequenceAt" else None
+        with refusing(node):
+            kept.append(node if source is None else _slice_in_place_of(graph, node, source) or node)
+    return kept
+
+
+def _slice_in_place_of(graph: Graph, node: NodeProto, source: NodeProto) -> NodeProto | None:
+    """A Slice for one entry of a sequence; None where its bounds are no constants."""
+    given, index = attributes(source), graph.constant(node.input[1])
+    sizes = graph.constant(source.input[1]) if len(source.input) > 1 else None
+    if sizes is None or index is None:
+        return None
+    shape, number = graph.shape(node.output[0]), int(index)
+    axis = given.get("axis", 0) % len(shape)
+    start = number * int(sizes) if sizes.ndim == 0 else int(sizes[:number].sum())
+    (size,) = static(shape[axis : axis + 1], "parts of a SplitToSequence")
+    bounds = graph.ints(start), graph.ints(start + size), graph.ints(axis)
+    return helper.make_node("Slice", [source.input[0], *bounds], list(node.output), name=node.name)
+
+
+def _append_if_last(graph: Graph, spec: StepSpec, state: Mapping[str, tuple[int, ...]]) -> None:
+    update, keep = graph.branch(), graph.branch()
+    gradient = _append_adjustment(update, spec.parameters)
+    new = append_update(update, spec.optimizer, "weights", gradient, "learning_rate")
+    old = {name: keep.op("Identity", name) for name in state}
+    branches = [
+        helper.make_graph(branch.nodes, name, [], [_info(values[key], _FLOAT, shape) for key, shape in state.items()])
+        for name, branch, values in (("update", update, new), ("keep", keep, old))
+    ]
+    graph.nodes.append(
+        helper.make_node(
+            "If",
+            ["last"],
+            [f"new_{name}" for name in state],
+            name="update",
+            then_branch=branches[0],
+            else_branch=branches[1],
+        )
+    )
+
+
+def _append_adjustment(graph: Graph, parameters: int) -> str:
+    """The gradient with the affine term, clipped, if that is in use."""
+    adjust, leave = graph.branch(), graph.branch()
+    moved = adjust.op("Add", "gradient", adjust.op("Mul", "weights", "mu"))
+    moved = adjust.op("Add", moved, "h")
+    norm = adjust.op("Sqrt", adjust.op("ReduceSum", adjust.op("Mul", moved, moved), keepdims=0))
+    scale = adjust.op("Div", "max_norm", adjust.op("Add", norm, adjust.scalar(1e-6)))
+    clipped = adjust.op("Mul", moved, adjust.op("Min", scale, adjust.scalar(1.0)))
+    same = leave.op("Identity", "gradient")
+    branches = [
+        helper.make_graph(branch.nodes, name, [], [_info(value, _FLOAT, (parameters,))])
+        for name, branch, value in (("adjust", adjust, clipped), ("leave", leave, same))
+    ]
+    return graph.op("If", "adjusted", then_branch=branches[0], else_branch=branches[1])
+
+
+def _batch_inputs(forward: onnx.ModelProto, spec: StepSpec) -> list[onnx.ValueInfoProto]:
+    dtype = helper.np_dtype_to_tensor_dtype(np.dtype(spec.label.dtype))
+    return [forward.graph.input[0], _info(LABEL, dtype, ("batch", *spec.label.shape))]
+
+
+def _info(name: str, dtype: int, shape: Sequence[int | str]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, dtype, shape)
+
+
+def _model(
+    graph: Graph, name: str, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]
+) -> onnx.ModelProto:
+    nodes = needed(graph.nodes, [info.name for info in outputs])
+    proto = helper.make_graph(nodes, name, inputs, outputs, initializers_of(nodes, graph.initializers))
+    model = helper.make_model(proto, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _inner(name: str) -> str:
+    """The name inside the graph of a value of the forward pass, which may be one of the graph's own inputs."""
+    return f"model.{name}" if name in _INTERFACE or name.startswith("new_") else name
+
+
+def _without_clashes(model: onnx.ModelProto) -> onnx.ModelProto:
+    renamed = onnx.ModelProto()
+    renamed.CopyFrom(model)
+    for node in renamed.graph.node:
+        node.input[:] = [_inner(name) for name in node.input]
+        node.output[:] = [_inner(name) for name in node.output]
+    for tensor in renamed.graph.initializer:
+        tensor.name = _inner(tensor.name)
+    return renamed

@@ -1,0 +1,143 @@
+"""The factors of a layer: their shapes, their number, and the weight they compose to.
+
+With ⊙ the Hadamard product and ×ₙ the mode-n product, for a weight of shape [O, I] or [O, I, K1, K2]:
+
+| kind       | form   | weight                                                  | parameters             |
+|------------|--------|---------------------------------------------------------|------------------------|
+| `fedpara`  | matrix | (X1 Y1ᵀ) ⊙ (X2 Y2ᵀ)                                     | 2R(O + I K1 K2)        |
+| `fedpara`  | tensor | (T1 ×₁ X1 ×₂ Y1) ⊙ (T2 ×₁ X2 ×₂ Y2)                     | 2R(O + I + R K1 K2)    |
+| `pfedpara` | both   | W1 ⊙ (W2 + 1)                                           | as `fedpara`           |
+| `lowrank`  | matrix | X1 Y1ᵀ                                                  | R(O + I K1 K2)         |
+| `lowrank`  | tensor | T1 ×₁ X1 ×₂ Y1 (Tucker-2)                               | R(O + I + R K1 K2)     |
+| `dense`    |        | W                                                       | O I K1 K2              |
+
+With `tanh`, `fedpara` is tanh(W1) ⊙ tanh(W2). Source: FedPara (arXiv 2108.06098v3), Propositions 1 and 3, section 2.2
+and supplement B; pFedPara, section 2.3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fedpara_edge.factors.layout import LayerSpec, Role
+
+
+def factor_shapes(layer: LayerSpec) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors that parameterize the weight of `layer`, by part.
+
+    >>> layer = LayerSpec(name="fc", operator="linear", kind="fedpara", form="matrix", shape=(256, 784), rank=16)
+    >>> factor_shapes(layer)
+    {'x1': (256, 16), 'y1': (784, 16), 'x2': (256, 16), 'y2': (784, 16)}
+    """
+    if layer.kind == "dense":
+        return {"weight": layer.shape}
+    rank, rows = layer.rank, layer.shape[0]
+    branch: dict[str, tuple[int, ...]]
+    if layer.form == "matrix":
+        branch = {"x": (rows, rank), "y": (layer.matrix_shape[1], rank)}
+    else:
+        branch = {"t": (rank, rank, *layer.shape[2:]), "x": (rows, rank), "y": (layer.shape[1], rank)}
+    branches = (1,) if layer.kind == "lowrank" else (1, 2)
+    return {f"{part}{index}": shape for index in branches for part, shape in branch.items()}
+
+
+def factor_count(layer: LayerSpec) -> int:
+    """Number of entries of the factors of `layer` (of the weight, for a dense layer)."""
+    return sum(math.prod(shape) for shape in factor_shapes(layer).values())
+
+
+def factor_role(layer: LayerSpec, part: str) -> Role:
+    """`personal` for the second factors of pFedPara, `shared` for everything else (section 2.3)."""
+    return "personal" if layer.kind == "pfedpara" and part.endswith("2") else "shared"
+
+
+def attainable_rank(layer: LayerSpec) -> int:
+    """Largest rank the weight can reach, seen as a matrix [O, I K1 K2].
+
+    min(O, I K1 K2, R²) for FedPara's matrix form (Proposition 1), min(O, I K1 K2, R) for the low-rank one.
+    In tensor form the same holds with R² and R for the first unfolding (Proposition 3).
+    """
+    full = min(layer.matrix_shape)
+    if layer.kind == "dense":
+        return full
+    return min(full, layer.rank if layer.kind == "lowrank" else layer.rank**2)
+
+
+def compose_branch(layer: LayerSpec, factors: Mapping[str, Any], index: int) -> Any:
+    """W1 or W2 alone: X Yᵀ, or T ×₁ X ×₂ Y with Y contracted first, in the shape of the weight.
+
+    Works on numpy arrays and torch tensors alike.
+    """
+    x, y = factors[f"x{index}"], factors[f"y{index}"]
+    if layer.form == "matrix":
+        return (x @ y.T).reshape(layer.shape)
+    rank = layer.rank
+    inner = y @ factors[f"t{index}"].reshape(rank, rank, -1)  # [R, I, K1 K2]
+    return (x @ inner.reshape(rank, -1)).reshape(layer.shape)
+
+
+def combine(layer: LayerSpec, w1: Any, w2: Any, tanh: Callable[[Any], Any]) -> Any:
+    """The Hadamard product of the two branches of `fedpara` or `pfedpara`."""
+    if layer.kind == "pfedpara":
+        return w1 * (w2 + 1)
+    return tanh(w1) * tanh(w2) if layer.tanh else w1 * w2
+
+
+def compose(layer: LayerSpec, factors: Mapping[str, Any], tanh: Callable[[Any], Any]) -> Any:
+    """The weight of `layer` from its factors.
+
+    Args:
+        layer: what the weight is made of.
+        factors: arrays (numpy or torch, float) by part, with the shapes of `factor_shapes`; other parts are ignored.
+        tanh: the elementwise tanh of the arrays' library (`numpy.tanh`, `torch.tanh`).
+
+    Returns:
+        The weight, of `layer.shape`.
+
+    >>> import numpy as np
+    >>> layer = LayerSpec(name="fc", operator="linear", kind="fedpara", form="matrix", shape=(3, 2), rank=1)
+    >>> compose(layer, {part: np.full(shape, 2.0) for part, shape in factor_shapes(layer).items()}, np.tanh)
+    array([[16., 16.],
+           [16., 16.],
+           [16., 16.]])
+    """
+    if layer.kind == "dense":
+        return factors["weight"]
+    w1 = compose_branch(layer, factors, 1)
+    return w1 if layer.kind == "lowrank" else combine(layer, w1, compose_branch(layer, factors, 2), tanh)
+
+
+def contraction(
+    layer: LayerSpec, factors: Mapping[str, Any], concatenate: Callable[[list[Any]], Any]
+) -> tuple[Any, Any]:
+    """L [I, S] and R [O, S] with W = R Lᵀ, of which x Wᵀ = (x L) Rᵀ comes without composing W.
+
+    The Hadamard product of two products is the product of the row-wise Khatri-Rao products, L = Y1 ⊛ Y2 and
+    R = X1 ⊛ X2 with S = R²; pFedPara's W1 ⊙ (W2 + 1) has Y1 and X1 beside them, S = R² + R; low-rank is Y1 and X1.
+
+    Args:
+        layer: linear, not dense, and without tanh.
+        factors: arrays (numpy or torch, float) by part.
+        concatenate: joins arrays of the library along their last axis.
+
+    >>> import numpy as np
+    >>> layer = LayerSpec(name="fc", operator="linear", kind="fedpara", form="matrix", shape=(3, 2), rank=2)
+    >>> factors = {part: np.random.rand(*shape) for part, shape in factor_shapes(layer).items()}
+    >>> left, right = contraction(layer, factors, lambda parts: np.concatenate(parts, axis=-1))
+    >>> np.allclose(right @ left.T, compose(layer, factors, np.tanh))
+    True
+    """
+    left, right = factors["y1"], factors["x1"]
+    if layer.kind == "lowrank":
+        return left, right
+    products = [_khatri_rao(left, factors["y2"]), _khatri_rao(right, factors["x2"])]
+    if layer.kind == "pfedpara":
+        products = [concatenate([products[0], left]), concatenate([products[1], right])]
+    return products[0], products[1]
+
+
+def _khatri_rao(a: Any, b: Any) -> Any:
+    """All products of an entry of a row of `a` [n, R] and one of the same row of `b` [n, R], [n, R²]."""
+    return (a[:, :, None] * b[:, None, :]).reshape(a.shape[0], -1)

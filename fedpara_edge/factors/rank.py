@@ -1,0 +1,163 @@
+"""Which rank R a layer gets: the paper's schedule between the smallest useful and the largest affordable one.
+
+    r = (1 - γ) r_min + γ r_max, rounded half up, with one γ in [0, 1] for all layers
+
+r_min is the smallest R whose weight can have full rank, r_max the largest whose FedPara factors are no more than the
+dense weight. Shapes are those of the dense weight, [O, I] or [O, I, K1, K2]. Source: FedPara (arXiv 2108.06098v3),
+Corollary 1 and section 3.1; the paper does not state the rounding, and half up is what reproduces its Table 5.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import NamedTuple
+
+from fedpara_edge.errors import InputError
+from fedpara_edge.factors.compose import factor_count
+from fedpara_edge.factors.layout import Form, Kind, LayerSpec, Operator
+
+
+class LayerChoice(NamedTuple):
+    """A layer and, if it stays dense although a factored kind was asked for, the reason."""
+
+    spec: LayerSpec
+    reason: str = ""
+
+
+def minimum_rank(shape: tuple[int, ...], *, form: Form = "tensor") -> int:
+    """The smallest rank at which full rank is attainable: min(⌈√m⌉, ⌈√n⌉), from R² >= min(m, n) (Corollary 1).
+
+    (m, n) is (O, I) for a linear layer and for the tensor form, as in the paper, and (O, I K1 K2) for the matrix form
+    of a convolution. In tensor form the kernel does not count: with I = 1 the result is 1, and all filters of a layer
+    of that rank are multiples of one another. Such a first layer is better left dense.
+
+    >>> minimum_rank((256, 256)), minimum_rank((64, 3, 3, 3)), minimum_rank((64, 3, 3, 3), form="matrix")
+    (16, 2, 6)
+    """
+    rows, columns = _layer(shape, kind="dense", form=form, rank=0).matrix_shape
+    return _ceil_sqrt(min(rows, columns if form == "matrix" else shape[1]))
+
+
+def maximum_rank(shape: tuple[int, ...], *, form: Form = "tensor") -> int:
+    """The largest rank at which the FedPara factors are no more than the dense weight, and 0 if there is none.
+
+    >>> maximum_rank((256, 256)), maximum_rank((512, 512, 3, 3)), maximum_rank((2, 2))
+    (64, 309, 0)
+    """
+    return _largest_rank(shape, kind="fedpara", form=form, budget=math.prod(shape))
+
+
+def scheduled_rank(shape: tuple[int, ...], *, gamma: float, form: Form = "tensor") -> int:
+    """r = (1 - γ) r_min + γ r_max, rounded half up; γ counts as the decimal number it prints as.
+
+    Raises:
+        InputError: `gamma` is not in [0, 1].
+
+    >>> [scheduled_rank((512, 512, 3, 3), gamma=gamma) for gamma in (0, 0.1, 0.5, 1)]
+    [23, 52, 166, 309]
+    """
+    if not 0 <= gamma <= 1:
+        raise InputError(f"gamma: expected a number from 0 to 1, found {gamma}")
+    share = Fraction(str(gamma))
+    low, high = minimum_rank(shape, form=form), maximum_rank(shape, form=form)
+    return math.floor((1 - share) * low + share * high + Fraction(1, 2))
+
+
+def equal_size_rank(shape: tuple[int, ...], *, rank: int, form: Form = "tensor") -> int:
+    """The rank of the `lowrank` baseline: the largest whose count is at most that of FedPara at `rank`; 0 if none.
+
+    A linear layer gets exactly 2R. A convolution in tensor form gets less than 2R, since the Tucker core grows with
+    the square of its rank: Table 1 prints 21K for the low-rank convolution of rank 32, which is FedPara's own count at
+    R = 16; a Tucker-2 of rank 32 has 25.6K, and the one of at most 21K has rank 27.
+
+    >>> equal_size_rank((256, 256), rank=16), equal_size_rank((256, 256, 3, 3), rank=16)
+    (32, 27)
+    """
+    budget = factor_count(_layer(shape, kind="fedpara", form=form, rank=rank))
+    return _largest_rank(shape, kind="lowrank", form=form, budget=budget)
+
+
+def choose_layer(
+    name: str,
+    shape: tuple[int, ...],
+    *,
+    kind: Kind = "fedpara",
+    form: Form = "tensor",
+    gamma: float = 0.1,
+    rank: int | None = None,
+    tanh: bool = False,
+) -> LayerChoice:
+    """The layer of the given kind, or a dense one where factors would not be smaller than the weight.
+
+    `fedpara` and `pfedpara` take the rank of the schedule, `lowrank` the one of equal size to FedPara at the same γ.
+    A layer whose r_max is below its r_min has no rank that is both small and expressive enough, and stays dense.
+
+    Args:
+        name: dotted module path, for the spec and for errors.
+        shape: shape of the dense weight: [O, I] makes a linear layer, [O, I, K1, K2] a conv2d.
+        kind: what to make of it.
+        form: form of the factors of a conv2d; a linear layer has the matrix form only and ignores this.
+        gamma: γ of the schedule, in [0, 1].
+        rank: rank to take instead of the schedule's.
+        tanh: the variant with tanh, for `fedpara`.
+
+    Returns:
+        The spec, and the reason why it is dense although `kind` is not ("" if it is as asked).
+
+    Raises:
+        InputError: `gamma`, `rank` or `shape` is out of range, or `tanh` is asked of another kind than `fedpara`.
+
+    >>> choose_layer("fc", (256, 784), gamma=0.5).spec.rank
+    56
+    >>> choose_layer("head", (2, 16)).reason
+    'full rank needs R = 2, whose 72 factor entries are more than the 32 of the dense weight'
+    """
+    form = "matrix" if len(shape) == 2 else form
+    dense = _layer(shape, name=name, kind="dense", form=form, rank=0)
+    if kind == "dense":
+        return LayerChoice(dense)
+    if rank is not None:
+        if rank < 1:
+            raise InputError(f"layer {name!r}: expected a rank of at least 1, found {rank}")
+        spec = _layer(shape, name=name, kind=kind, form=form, rank=rank, tanh=tanh)
+        not_smaller = _not_smaller(spec)
+        return LayerChoice(dense, not_smaller) if not_smaller else LayerChoice(spec)
+    scheduled, low = scheduled_rank(shape, gamma=gamma, form=form), minimum_rank(shape, form=form)
+    if maximum_rank(shape, form=form) < low:
+        count = factor_count(_layer(shape, kind="fedpara", form=form, rank=low))
+        reason = f"full rank needs R = {low}, whose {count} factor entries are more than "
+        return LayerChoice(dense, f"{reason}the {dense.dense_parameters} of the dense weight")
+    not_smaller = _not_smaller(_layer(shape, kind="fedpara", form=form, rank=scheduled))
+    chosen = equal_size_rank(shape, rank=scheduled, form=form) if kind == "lowrank" else scheduled
+    if not_smaller or chosen == 0:
+        return LayerChoice(dense, not_smaller or "not even rank 1 is as small as the FedPara factors")
+    return LayerChoice(_layer(shape, name=name, kind=kind, form=form, rank=chosen, tanh=tanh))
+
+
+def _not_smaller(spec: LayerSpec) -> str:
+    count = factor_count(spec)
+    if count < spec.dense_parameters:
+        return ""
+    return f"rank {spec.rank} needs {count} factor entries, the dense weight has {spec.dense_parameters}"
+
+
+def _largest_rank(shape: tuple[int, ...], *, kind: Kind, form: Form, budget: int) -> int:
+    low, high = 0, budget + 1  # the count at `low` fits, the one at `high` does not: every rank costs at least 1 a unit
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = factor_count(_layer(shape, kind=kind, form=form, rank=middle)) <= budget
+        low, high = (middle, high) if fits else (low, middle)
+    return low
+
+
+def _layer(
+    shape: tuple[int, ...], *, kind: Kind, form: Form, rank: int, name: str = "", tanh: bool = False
+) -> LayerSpec:
+    operator: Operator = "linear" if len(shape) == 2 else "conv2d"
+    form = "matrix" if operator == "linear" else form
+    return LayerSpec(name=name, operator=operator, kind=kind, form=form, shape=shape, rank=rank, tanh=tanh)
+
+
+def _ceil_sqrt(number: int) -> int:
+    return math.isqrt(number - 1) + 1

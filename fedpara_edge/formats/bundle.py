@@ -1,0 +1,219 @@
+"""The bundle: the folder that a device trains from.
+
+    manifest.json           what is in the folder and what must agree between devices (below)
+    weights.safetensors     the shared tensors of round 0 (`weights`)
+    local.safetensors       initial personal tensors, only if the model has any
+    train_step.onnx, eval_step.onnx
+                            of the engine onnxruntime, specified in `export/step/training_step.py`
+    training_model.onnx, eval_model.onnx, optimizer_model.onnx, checkpoint
+                            onnxruntime-training's artifacts, under the names its own applications expect; without
+                            optimizer_model.onnx for SGD with momentum, which it lacks
+
+`manifest.json`, UTF-8 JSON, schema version 1:
+
+    schema        1
+    model         name given at export
+    layout        layers and tensors (`layout.Layout.to_json`)
+    input         {"name", "shape" without the batch, "dtype"}; preprocessing is inside the graphs
+    label         {"name", "shape" without the batch, "dtype", "classes" or null}
+    output        {"name", "shape" without the batch}
+    loss          cross_entropy, mse or bce
+    optimizer     {"name": "sgd" | "adamw", and its constants}
+    engines       names of the engines whose files are present
+    graph         sha256 of the forward graph without its parameters
+    local         sha256 of local.safetensors, as personal tensors start out alike everywhere; null if there is none
+    files         {name: {"sha256", "bytes"}} for every other file of the folder
+    fingerprint   sha256 of all of the above that must agree between devices: everything but model, engines and files
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from numpy.typing import NDArray
+
+from fedpara_edge.errors import InputError, WrongBundleError
+from fedpara_edge.factors.layout import Layout
+from fedpara_edge.storage.atomic import sha256_of
+from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
+from fedpara_edge.storage.tensortable import strict_json
+
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.safetensors"
+LOCAL = "local.safetensors"
+LOCAL_FORMAT = "fedpara-edge/local"
+ORT_TRAINING_FILES = ("training_model.onnx", "eval_model.onnx", "optimizer_model.onnx", "checkpoint")
+ONNXRUNTIME_FILES = ("train_step.onnx", "eval_step.onnx")
+ENGINES = ("ort-training", "onnxruntime")
+
+Loss = Literal["cross_entropy", "mse", "bce"]
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """An input, label or output of the model.
+
+    Args:
+        name: its name in the graphs and in data files.
+        shape: of one example, without the batch.
+        dtype: numpy name.
+        classes: for class labels, how many there are: labels lie in [0, classes).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    classes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The content of `manifest.json`; the fields are described in the module."""
+
+    model: str
+    layout: Layout
+    input: ArraySpec
+    label: ArraySpec
+    output: ArraySpec
+    loss: Loss
+    optimizer: Mapping[str, Any]
+    engines: tuple[str, ...]
+    graph: str
+    local: str | None
+    files: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 of what must agree between devices."""
+        data = self._plain()
+        for name in ("model", "engines", "files"):
+            del data[name]
+        return hashlib.sha256(_canonical(data)).hexdigest()
+
+    def _plain(self) -> dict[str, Any]:
+        return {
+            "schema": 1,
+            "model": self.model,
+            "layout": self.layout.to_json(),
+            "input": asdict(self.input),
+            "label": asdict(self.label),
+            "output": asdict(self.output),
+            "loss": self.loss,
+            "optimizer": dict(self.optimizer),
+            "engines": list(self.engines),
+            "graph": self.graph,
+            "local": self.local,
+            "files": {name: dict(entry) for name, entry in self.files.items()},
+        }
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Write `manifest.json` over all other files of a folder, and return the manifest with their sizes and hashes."""
+    files = {
+        file.name: {"sha256": sha256_of(file), "bytes": file.stat().st_size}
+        for file in sorted(folder.iterdir())
+        if file.name != MANIFEST
+    }
+    complete = replace(manifest, files=files)
+    data = {**complete._plain(), "fingerprint": complete.fingerprint}
+    (folder / MANIFEST).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    return complete
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle folder."""
+
+    path: Path
+    manifest: Manifest
+
+    def file(self, name: str) -> Path:
+        """Path of one of its files."""
+        return self.path / name
+
+    def read_local(self) -> dict[str, NDArray[Any]]:
+        """The initial personal tensors, by name.
+
+        Raises:
+            WrongBundleError: `local.safetensors` is damaged.
+        """
+        if LOCAL not in self.manifest.files:
+            return {}
+        with TensorFile(self.file(LOCAL), format=LOCAL_FORMAT, error=WrongBundleError) as file:
+            return {name: file.read(name) for name in file.entries}
+
+
+def write_local(folder: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Write `local.safetensors` into a bundle folder in the making, if there is anything to write."""
+    if tensors:
+        write_tensors(folder / LOCAL, tensors, {"format": LOCAL_FORMAT, "version": 1})
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Read a bundle and verify that its files are all there and unchanged.
+
+    Raises:
+        InputError: there is no folder at `path`.
+        WrongBundleError: it is no bundle, of another schema, or a file is missing or changed.
+    """
+    if not path.is_dir():
+        raise InputError(f"{path}: expected a bundle folder, found {'a file' if path.exists() else 'nothing'}")
+    manifest = _read_manifest(path / MANIFEST)
+    for name, entry in manifest.files.items():
+        file = path / name
+        if Path(name).name != name or not file.is_file():
+            raise WrongBundleError(f"{file}: expected by {MANIFEST}, found nothing; copy the whole bundle again")
+        if file.stat().st_size != entry["bytes"] or sha256_of(file) != entry["sha256"]:
+            raise WrongBundleError(
+                f"{file}: expected the content that {MANIFEST} lists (sha256 {entry['sha256'][:12]}…), "
+                "found another; copy the whole bundle again"
+            )
+    return Bundle(path, manifest)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        data = strict_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WrongBundleError(f"{path}: expected a bundle's manifest, found {error.strerror}") from error
+    except ValueError as error:
+        raise WrongBundleError(f"{path}: expected JSON, found {error}; copy the whole bundle again") from error
+    if not isinstance(data, dict) or data.get("schema") != 1:
+        found = data.get("schema") if isinstance(data, dict) else type(data).__name__
+        raise WrongBundleError(f"{path}: expected schema 1, found {found}; use the release that exported it")
+    try:
+        manifest = Manifest(
+            model=data["model"],
+            layout=Layout.from_json(data["layout"]),
+            input=_array_spec(data["input"]),
+            label=_array_spec(data["label"]),
+            output=_array_spec(data["output"]),
+            loss=data["loss"],
+            optimizer=data["optimizer"],
+            engines=tuple(data["engines"]),
+            graph=data["graph"],
+            local=data["local"],
+            files={name: {key: entry[key] for key in ("sha256", "bytes")} for name, entry in data["files"].items()},
+        )
+        fingerprint, stated = manifest.fingerprint, data["fingerprint"]
+    except (AttributeError, KeyError, TypeError, ValueError, InputError) as error:
+        raise WrongBundleError(f"{path}: expected the fields of schema 1, found {error}") from error
+    if fingerprint != stated:
+        raise WrongBundleError(
+            f"{path}: expected fingerprint {fingerprint[:12]}…, found {str(stated)[:12]}…: it was changed; "
+            "copy the whole bundle again"
+        )
+    return manifest
+
+
+def _array_spec(data: Mapping[str, Any]) -> ArraySpec:
+    return ArraySpec(**{**data, "shape": tuple(data["shape"])})
+
+
+def _canonical(data: Any) -> bytes:
+    return json.dumps(data, sort_keys=True, separators=(",", ":")).encode()

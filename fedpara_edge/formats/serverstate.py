@@ -1,0 +1,243 @@
+"""The server state: what a server keeps besides the weights of a round, for the next one.
+
+Format `fedpara-edge/server-state`, version 1 (container: `storage.tensorfile`). Header:
+
+    format, version
+    fingerprint   hexadecimal; which bundle it belongs to
+    round         of the weights it belongs with
+    base          SHA-256 of those weights (`weights`)
+    algorithm     {"name": text, "options": {name: number}}: the server algorithm that wrote it (`algorithms.server`)
+
+and float32 tensors `<group>/<name>`, all finite: in each group one for every shared tensor, under its name and in its
+shape. The groups are those of the algorithm (`momentum`; `moment1` and `moment2`; `control`; `h`) and `residual`, what
+a lossy codec of the downlink has not sent yet. Without groups, as plain FedAvg has it, the file has no tensors.
+
+A state *folder* of the server holds `round-<round>.safetensors` for every round after 0, where all groups have their
+first values. For the device, the file of a round is SCAFFOLD's control variate of that round.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpara_edge.algorithms import SERVER, ServerAlgorithm
+from fedpara_edge.errors import FedparaError, InputError, WrongBundleError, brief_text
+from fedpara_edge.formats.weights import Weights
+from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
+
+FORMAT = "fedpara-edge/server-state"
+RESIDUAL = "residual"
+CHANGEABLE = frozenset({"lr"})
+"""Options that may differ from round to round, as nothing that is kept depends on them."""
+
+Group = Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerState:
+    """The content of a server state file.
+
+    Args:
+        fingerprint: of the bundle.
+        round: of the weights it belongs with.
+        base: digest of those weights.
+        algorithm: name of the server algorithm.
+        options: its options.
+        groups: float32 arrays by group and shared tensor.
+    """
+
+    fingerprint: str
+    round: int
+    base: str
+    algorithm: str
+    options: Mapping[str, Any]
+    groups: Mapping[str, Group] = field(default_factory=dict)
+
+    def check_weights(self, weights: Weights) -> None:
+        """Compare with the weights it is to be used with.
+
+        Raises:
+            WrongBundleError: it belongs with others, or a tensor does not fit.
+        """
+        for name in ("fingerprint", "round", "base"):
+            expected, found = getattr(weights, name), getattr(self, name)
+            if expected != found:
+                raise WrongBundleError(
+                    f"server state: {name}: expected {brief_text(expected, most=12)} as the weights have it, "
+                    f"found {brief_text(found, most=12)}; "
+                    "take the state and the weights of one round"
+                )
+        shapes = {tensor.name: tensor.shape for tensor in weights.layout.shared}
+        for group, tensors in self.groups.items():
+            found_shapes = {name: tensor.shape for name, tensor in tensors.items()}
+            if found_shapes != shapes:
+                name = min(set(shapes.items()) ^ set(found_shapes.items()))[0]
+                raise WrongBundleError(
+                    f"server state: tensor {f'{group}/{name}'!r}: expected shape {shapes.get(name)}, "
+                    f"found {found_shapes.get(name)}; take a state that aggregate wrote"
+                )
+
+    def check_algorithm(self, algorithm: ServerAlgorithm) -> None:
+        """Compare with the algorithm that is to go on from it.
+
+        Raises:
+            InputError: it is another, or with options that change what is kept means.
+            WrongBundleError: the groups are not the algorithm's.
+        """
+        remedy = "go on as in the rounds before, or begin again from round 0"
+        if self.algorithm != algorithm.name:
+            raise InputError(
+                f"algorithm: expected {self.algorithm} as in round {self.round}, found {algorithm.name}; {remedy}"
+            )
+        found = algorithm.options()
+        for option in sorted(self.options.keys() | found.keys()):
+            if option not in CHANGEABLE and self.options.get(option) != found.get(option):
+                raise InputError(
+                    f"{option}: expected {self.options.get(option)} as in round {self.round}, "
+                    f"found {found.get(option)}; {remedy}"
+                )
+        groups = set(self.groups) - {RESIDUAL}
+        if groups != set(algorithm.groups):
+            raise WrongBundleError(
+                f"server state: expected the groups {', '.join(algorithm.groups) or 'none'} of {algorithm.name}, "
+                f"found {', '.join(sorted(groups)) or 'none'}; take a state that aggregate wrote"
+            )
+
+
+def state_of(weights: Weights, algorithm: ServerAlgorithm, groups: Mapping[str, Group]) -> ServerState:
+    """The state that belongs with some weights."""
+    return ServerState(
+        fingerprint=weights.fingerprint,
+        round=weights.round,
+        base=weights.base,
+        algorithm=algorithm.name,
+        options=algorithm.options(),
+        groups=groups,
+    )
+
+
+def write_server_state(path: Path, state: ServerState) -> None:
+    """Write a server state file, atomically.
+
+    Raises:
+        FedparaError: a value is not finite, or the disk refuses the write.
+    """
+    tensors = {f"{group}/{name}": tensor for group, named in state.groups.items() for name, tensor in named.items()}
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise FedparaError(
+                f"{path}: tensor {name!r}: expected a finite state, found NaN or Inf; nothing was written"
+            )
+    header = {
+        "format": FORMAT,
+        "version": 1,
+        "fingerprint": state.fingerprint,
+        "round": state.round,
+        "base": state.base,
+        "algorithm": {"name": state.algorithm, "options": dict(state.options)},
+    }
+    write_tensors(path, tensors, header)
+
+
+def read_server_state(path: Path, *, only: Collection[str] | None = None) -> ServerState:
+    """Read and verify a server state file.
+
+    Args:
+        path: the file.
+        only: the groups to read, of those that are there; None for all.
+
+    Raises:
+        WrongBundleError: it is missing, damaged or of another format, a header field or the name, dtype or group of a
+            tensor is impossible, or a value is not finite.
+    """
+    with TensorFile(path, format=FORMAT, error=WrongBundleError, remedy="copy it again") as file:
+        header = _header_of(file)
+        groups: dict[str, dict[str, NDArray[Any]]] = {}
+        for name, entry in file.entries.items():
+            group, _, tensor = name.partition("/")
+            known = {*SERVER[header.algorithm].groups, RESIDUAL}
+            if group not in known or not tensor or entry.dtype != "float32":
+                raise WrongBundleError(
+                    f"{path}: tensor {name!r}: expected float32 in a group of {', '.join(sorted(known))}, "
+                    f"found {entry.dtype}; take a state that aggregate wrote"
+                )
+            if only is not None and group not in only:
+                continue
+            values = file.read(name)
+            if not np.isfinite(values).all():
+                raise WrongBundleError(
+                    f"{path}: tensor {name!r}: expected a finite state, found NaN or Inf; use that of another round"
+                )
+            groups.setdefault(group, {})[tensor] = values
+    return replace(header, groups=groups)
+
+
+def state_path(folder: Path, round: int) -> Path:
+    """Where the state of a round is in a server's state folder.
+
+    >>> state_path(Path("server"), 3).as_posix()
+    'server/round-3.safetensors'
+    """
+    return folder / f"round-{round}.safetensors"
+
+
+def read_state_for(folder: Path, weights: Weights) -> ServerState | None:
+    """The state in a folder that belongs with some weights; None if none was kept in any round up to theirs.
+
+    Raises:
+        InputError: there is one of an earlier round, but not theirs.
+        WrongBundleError: it is damaged, or belongs with other weights.
+    """
+    path = state_path(folder, weights.round)
+    if not path.exists():
+        earlier = [round for file in folder.glob("round-*.safetensors") if (round := _round_of(file)) < weights.round]
+        if not earlier:
+            return None
+        raise InputError(
+            f"{path}: expected the server state of round {weights.round}, found that of round {max(earlier)}; "
+            "aggregate the rounds between with --state as well, or begin with an empty folder"
+        )
+    state = read_server_state(path)
+    try:
+        state.check_weights(weights)
+    except WrongBundleError as error:
+        raise WrongBundleError(f"{path}: {error}") from error
+    return state
+
+
+def _round_of(path: Path) -> float:
+    """The inverse of `state_path`; infinite for the name of another file."""
+    number = path.stem.removeprefix("round-")
+    return int(number) if number.isdecimal() and path == state_path(path.parent, int(number)) else math.inf
+
+
+def _header_of(file: TensorFile) -> ServerState:
+    header = file.header
+    algorithm = header.get("algorithm")
+    name, options = (algorithm.get("name"), algorithm.get("options")) if isinstance(algorithm, dict) else (None, None)
+    checks = {
+        "fingerprint": isinstance(header.get("fingerprint"), str),
+        "base": isinstance(header.get("base"), str),
+        "round": type(header.get("round")) is int and 0 <= header["round"] <= 1 << 40,
+        "algorithm": isinstance(name, str) and name in SERVER and isinstance(options, dict),
+    }
+    wrong = next((name for name, right in checks.items() if not right), None)
+    if wrong is not None:
+        raise WrongBundleError(
+            f"{file.path}: {wrong}: expected that of a server state, found {str(header.get(wrong))[:80]!r}; "
+            "take a state that aggregate wrote"
+        )
+    return ServerState(
+        fingerprint=header["fingerprint"],
+        round=header["round"],
+        base=header["base"],
+        algorithm=str(name),
+        options=dict(options or {}),
+    )

@@ -1,0 +1,205 @@
+"""The update file: what one device sends after its local epochs, the change of the shared tensors and nothing else.
+
+Format `fedpara-edge/update`, version 1 (container: `storage.tensorfile`). Header:
+
+    format, version
+    fingerprint   hexadecimal; which bundle it was trained with
+    round         of the base weights
+    base          SHA-256 of the weights that training started from (`weights`)
+    client        name of the device, 1 to 200 characters
+    examples      number of local training examples, its weight in the mean; positive
+    steps         optimizer steps taken; positive
+    codec         {"name", "version", …}: how the change is stored (`codecs`), with the settings of that codec
+    metrics       measured on the device, e.g. {"loss": 0.41}; at most 64 finite numbers
+
+and the arrays the codec stores. A composed weight, a personal tensor or a training example is never in it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpara_edge.codecs import open_codec
+from fedpara_edge.codecs.codec import Encoder, flatten, in_order, unflatten
+from fedpara_edge.errors import InvalidUpdateError, WrongBundleError, brief, brief_text
+from fedpara_edge.factors.layout import Layout
+from fedpara_edge.formats.weights import Weights
+from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
+
+FORMAT = "fedpara-edge/update"
+MAX_EXAMPLES = 1 << 40
+MAX_CLIENT_CHARACTERS = 200
+MAX_METRICS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateHeader:
+    """The header of an update file, without its format; the fields are described in the module."""
+
+    fingerprint: str
+    round: int
+    base: str
+    client: str
+    examples: int
+    steps: int
+    metrics: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        for name, kind in (("fingerprint", str), ("base", str), ("client", str), ("metrics", dict)):
+            if not isinstance(getattr(self, name), kind):
+                raise InvalidUpdateError(
+                    f"{name}: expected {kind.__name__}, found {brief(getattr(self, name))}", code="header"
+                )
+        if not is_client(self.client):
+            raise InvalidUpdateError(
+                f"client: expected 1 to {MAX_CLIENT_CHARACTERS} printable characters, found {brief(self.client)}",
+                code="header",
+            )
+        for name, least, most in (("round", 0, 1 << 40), ("examples", 1, MAX_EXAMPLES), ("steps", 1, 1 << 40)):
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value <= most:
+                raise InvalidUpdateError(
+                    f"{name}: expected an integer from {least} to {most}, found {brief(value)}",
+                    code="examples" if name == "examples" else "header",
+                )
+        if len(self.metrics) > MAX_METRICS:
+            raise InvalidUpdateError(
+                f"metrics: expected at most {MAX_METRICS}, found {len(self.metrics)}", code="header"
+            )
+        for name, value in self.metrics.items():
+            # Compared, not converted: an integer from JSON can be too large for a float.
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not abs(value) <= sys.float_info.max:
+                raise InvalidUpdateError(
+                    f"metric {brief(name)}: expected a finite number, found {brief(value)}", code="header"
+                )
+
+
+def is_client(name: str) -> bool:
+    """Whether a device can have that name: 1 to 200 printable characters."""
+    return 1 <= len(name) <= MAX_CLIENT_CHARACTERS and name.isprintable()
+
+
+def write_update(
+    path: Path,
+    header: UpdateHeader,
+    layout: Layout,
+    change: Mapping[str, NDArray[np.float32]],
+    *,
+    encoder: Encoder,
+    seed: int | None = None,
+) -> dict[str, NDArray[np.float32]]:
+    """Write an update file, atomically.
+
+    Args:
+        path: the file to write.
+        header: what it says of itself.
+        layout: of the bundle; its shared tensors, and only they, are written.
+        change: what to send, float32, at least for every shared tensor.
+        encoder: from `codecs.find_encoder`.
+        seed: of random rounding; None for none (`codecs.codec.Encoder`).
+
+    Returns:
+        The change that every reader of the file will get, float32, by shared tensor.
+
+    Raises:
+        InvalidUpdateError: a change is not finite, so that no server would take it.
+        DivergedError: a change is too large for the codec.
+        FedparaError: the disk refuses the write.
+    """
+    tensors = in_order(layout.shared)
+    for tensor in tensors:
+        if not np.isfinite(change[tensor.name]).all():
+            raise InvalidUpdateError(
+                f"tensor {tensor.name!r}: expected a finite change, found NaN or Inf: the training diverged; "
+                "lower the learning rate"
+            )
+    encoded = encoder.encode(tensors, flatten(tensors, change), seed=seed)
+    fields = {
+        "format": FORMAT,
+        "version": 1,
+        "codec": {"name": encoder.name, "version": encoder.version, **encoded.settings},
+        **asdict(header),
+    }
+    write_tensors(path, encoded.arrays, fields)
+    return unflatten(tensors, encoded.decoded)
+
+
+class Update:
+    """An update file, open and compared with the weights it should change, except for its values.
+
+    Args:
+        path: the file.
+        weights: the base it must have been trained from.
+
+    Attributes:
+        header: what the file says of itself.
+        file: the open container.
+        decoder: of its change.
+
+    Raises:
+        InvalidUpdateError: missing, truncated, not ours, unknown codec, or a tensor or field that does not fit.
+        WrongBundleError: trained with another bundle, in another round or from other weights.
+    """
+
+    def __init__(self, path: Path, weights: Weights) -> None:
+        self.file = TensorFile(path, format=FORMAT, error=InvalidUpdateError)
+        try:
+            self.header = _header_of(self.file)
+            self._check_base(weights)
+            self.decoder = open_codec(self.file, in_order(weights.layout.shared))
+        except BaseException:
+            self.file.close()
+            raise
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.file.path
+
+    def close(self) -> None:
+        """Close the file; `reopen` goes on with it."""
+        self.file.close()
+
+    def reopen(self) -> None:
+        """Open the file again, so that thousands of updates need not be open at once.
+
+        Raises:
+            InvalidUpdateError: it is gone or was changed.
+        """
+        self.file.reopen()
+
+    def _check_base(self, weights: Weights) -> None:
+        expected = {"fingerprint": weights.fingerprint, "round": weights.round, "base": weights.base}
+        for name, value in expected.items():
+            found = getattr(self.header, name)
+            if found != value:
+                raise WrongBundleError(
+                    f"{self.path}: {name}: expected {_short(value)}, found {_short(found)}; "
+                    "train again from the current weights and bundle",
+                    code=f"wrong_{name}",
+                )
+
+
+def _header_of(file: TensorFile) -> UpdateHeader:
+    names = UpdateHeader.__dataclass_fields__
+    missing = [name for name in names if name not in file.header]
+    if missing:
+        raise InvalidUpdateError(
+            f"{file.path}: expected the header fields {', '.join(missing)}, found none", code="header"
+        )
+    try:
+        return UpdateHeader(**{name: file.header[name] for name in names})
+    except InvalidUpdateError as error:
+        raise InvalidUpdateError(f"{file.path}: {error}", code=error.code) from error
+
+
+def _short(value: Any) -> str:
+    return brief_text(value, most=12) if isinstance(value, str) else brief(value)

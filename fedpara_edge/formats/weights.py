@@ -1,0 +1,150 @@
+"""The weights file: all shared tensors of a model after a round.
+
+Format `fedpara-edge/weights`, version 1 (container: `storage.tensorfile`). Header:
+
+    format, version
+    fingerprint   hexadecimal; which bundle the weights belong to
+    round         how many rounds of aggregation they have been through; 0 for the initial weights
+    layout        layers and tensors (`Layout.to_json`), so that the file explains itself
+    codec         {"name", "version", …}: how the weights are stored (`codecs`), with the settings of that codec; left
+                  out for `float32`
+
+and the arrays the codec stores: without one, a float32 tensor for every tensor of role `shared`, under its own name and
+shape. The weights are what is decoded, for everybody alike.
+
+The *base* that updates refer to is a SHA-256 of the content, so that weights rebuilt elsewhere have it too: of the
+UTF-8 text "<fingerprint> <round>\\n", then, by name, of each tensor's name in UTF-8, a zero byte, and its values in C
+order as little-endian float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpara_edge.codecs import open_codec
+from fedpara_edge.codecs.codec import Encoder, flatten, in_order, name_at, unflatten
+from fedpara_edge.codecs.decoding import decode_all
+from fedpara_edge.codecs.float32 import Float32
+from fedpara_edge.errors import FedparaError, InputError, InvalidUpdateError, WrongBundleError, brief, brief_text
+from fedpara_edge.factors.layout import Layout
+from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
+
+FORMAT = "fedpara-edge/weights"
+MAX_ROUND = 1 << 40
+MOST_ENTRIES_PER_BYTE = 256
+"""Of a weights file: it brings its own layout, so nothing else bounds what a small one decodes to."""
+REMEDY = "use weights written by export or aggregate"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The content of a weights file.
+
+    Args:
+        fingerprint: of the bundle.
+        round: number of rounds behind these weights.
+        layout: layers and tensors of the model.
+        tensors: float32 arrays, the shared tensors by name.
+    """
+
+    fingerprint: str
+    round: int
+    layout: Layout
+    tensors: Mapping[str, NDArray[np.float32]]
+
+    @cached_property
+    def base(self) -> str:
+        """Hexadecimal SHA-256 of the content, as the module describes it."""
+        content = hashlib.sha256(f"{self.fingerprint} {self.round}\n".encode())
+        for name in sorted(self.tensors):
+            content.update(name.encode() + b"\0")
+            content.update(np.ascontiguousarray(self.tensors[name], "<f4").data)
+        return content.hexdigest()
+
+
+def write_weights(path: Path, weights: Weights, encoder: Encoder | None = None) -> Weights:
+    """Write a weights file, atomically.
+
+    Args:
+        path: the file to write.
+        weights: its content.
+        encoder: how to store it, from `codecs.find_encoder`; it rounds to the nearest. None for float32, as it is.
+
+    Returns:
+        The weights as the file has them.
+
+    Raises:
+        FedparaError: a value is not finite or too large for the codec, or the disk refuses the write.
+    """
+    tensors = in_order(weights.layout.shared)
+    for name, tensor in weights.tensors.items():
+        if not np.isfinite(tensor).all():
+            raise FedparaError(
+                f"{path}: tensor {name!r}: expected finite weights, found NaN or Inf; nothing was written"
+            )
+    encoded = (encoder or Float32()).encode(tensors, flatten(tensors, weights.tensors), seed=None)
+    header = {
+        "format": FORMAT,
+        "version": 1,
+        "fingerprint": weights.fingerprint,
+        "round": weights.round,
+        "layout": weights.layout.to_json(),
+    }
+    if encoder is not None and encoder.name != Float32.name:
+        header["codec"] = {"name": encoder.name, "version": encoder.version, **encoded.settings}
+    write_tensors(path, encoded.arrays, header)
+    return replace(weights, tensors=unflatten(tensors, encoded.decoded))
+
+
+def read_weights(path: Path) -> Weights:
+    """Read and verify a weights file.
+
+    Raises:
+        WrongBundleError: it is missing, damaged, of another format, its tensors do not fit its own layout, or a value
+            is not finite.
+        InputError: its codec needs a package that is missing.
+    """
+    with TensorFile(path, format=FORMAT, error=WrongBundleError, remedy=REMEDY) as file:
+        try:
+            layout = Layout.from_json(file.header["layout"])
+            fingerprint, number = _identity(file.header)
+        except (InputError, KeyError) as error:
+            raise WrongBundleError(
+                f"{path}: expected the header of a weights file, found {brief_text(str(error), most=200)}; {REMEDY}"
+            ) from error
+        tensors = in_order(layout.shared)
+        entries = sum(tensor.size for tensor in tensors)
+        if entries > MOST_ENTRIES_PER_BYTE * file.size_bytes:
+            raise WrongBundleError(
+                f"{path}: expected at most {MOST_ENTRIES_PER_BYTE} entries for each of its {file.size_bytes} bytes, "
+                f"found {entries}; {REMEDY}"
+            )
+        file.header.setdefault("codec", {"name": Float32.name, "version": Float32.version})
+        try:
+            flat = decode_all(open_codec(file, tensors), entries)
+        except InvalidUpdateError as error:
+            raise WrongBundleError(str(error)) from error
+    bad = np.flatnonzero(~np.isfinite(flat))
+    if bad.size:
+        raise WrongBundleError(
+            f"{path}: tensor {brief(name_at(tensors, int(bad[0])))}: expected finite weights, found NaN or Inf; use "
+            "those of another round"
+        )
+    return Weights(fingerprint, number, layout, unflatten(tensors, flat))
+
+
+def _identity(header: Mapping[str, Any]) -> tuple[str, int]:
+    fingerprint, number = header["fingerprint"], header["round"]
+    if not isinstance(fingerprint, str) or not fingerprint.isprintable():
+        raise InputError(f"fingerprint {brief(fingerprint)}")
+    if type(number) is not int or not 0 <= number <= MAX_ROUND:
+        raise InputError(f"round {brief(number)} where a number from 0 to {MAX_ROUND} is expected")
+    return fingerprint, number

@@ -1,0 +1,247 @@
+"""The tables of the report: one row for each arm, from what `summary` has worked out.
+
+A table is None where nothing of it was measured; a cell that was not measured is a dash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import fmean, stdev
+
+import numpy as np
+
+from fedpara_edge.report.page import Table
+from fedpara_edge.report.results import number_of
+from fedpara_edge.report.summary import RATES_MBPS, ArmSummary, Curve, Summary
+from fedpara_edge.report.units import digits, percent, ratio, seconds, size
+
+NONE = "–"
+ROUNDS_SHOWN = 8
+
+
+def arms_table(summary: Summary) -> Table:
+    """What each arm is, what it sends and what it came to."""
+    reference = summary.arm(summary.reference)
+    has_personal = any(arm.about.get("personal_parameters") for arm in summary.arms)
+    personal = ["kept on the device"] if has_personal else []
+    header = [
+        "arm",
+        "model",
+        "parameters sent",
+        *personal,
+        "of dense",
+        "sent a round",
+        "rounds × seeds",
+        "accuracy",
+        "points",
+    ]
+    rows = []
+    for arm in summary.arms:
+        shared, dense = number_of(arm.about, "shared_parameters"), number_of(arm.about, "dense_parameters")
+        kept = number_of(arm.about, "personal_parameters")
+        sent = 0.0 if arm.sends_nothing else shared
+        difference = None
+        if arm.final and arm.is_complete and reference.is_complete and arm is not reference:
+            difference = 100 * (fmean(arm.final) - fmean(reference.final))
+        rows.append(
+            [
+                arm.name,
+                _model(arm),
+                _count(sent),
+                *([_count(kept)] if has_personal else []),
+                NONE if sent is None or not dense else percent(sent / dense),
+                _bytes(arm.round_bytes),
+                _rounds(arm),
+                f"{accuracy(arm.final)}{'' if arm.accuracy is None else _seeds(len(arm.final), arm)}",
+                NONE if difference is None else _signed(difference),
+            ]
+        )
+    ends = sorted({arm.last_round for arm in summary.arms})
+    when = f"after round {ends[0]}" if len(ends) == 1 else "after the last of its rounds"
+    caption = (
+        f"Sent a round: all participants together, up and down, mean over rounds. Accuracy: {when}, of the seeds that "
+        f"have come to it. Points: of accuracy above or below {summary.reference}, where all seeds have."
+        + ("" if len(ends) == 1 else " Not all arms have as many rounds.")
+    )
+    return Table(header, rows, caption, summary.reference, text=(1,))
+
+
+def accuracy_table(summary: Summary) -> Table | None:
+    """The mean over the seeds at some of the evaluated rounds."""
+    curves = [(arm, arm.accuracy) for arm in summary.arms if arm.accuracy is not None]
+    rounds = sorted({int(number) for _, curve in curves for number in curve.rounds})
+    if not rounds:
+        return None
+    spread = {rounds[place] for place in np.linspace(0, len(rounds) - 1, ROUNDS_SHOWN).round().astype(int)}
+    chosen = sorted(spread | {int(curve.rounds[-1]) for _, curve in curves})
+    rows = []
+    for arm, curve in curves:
+        values = dict(zip(curve.rounds.astype(int).tolist(), curve.mean.tolist(), strict=True))
+        rows.append([arm.name, *(percent(values[number]) if number in values else NONE for number in chosen)])
+    header = ["round", *map(str, chosen)]
+    return Table(header, rows, "Mean accuracy over the seeds after some of the rounds.", summary.reference)
+
+
+def bytes_tables(summary: Summary) -> list[Table]:
+    """For each target, the rounds and bytes that each arm needed, and the ratio of the bytes."""
+    tables = []
+    for target in summary.targets:
+        rows = []
+        for arm in summary.arms:
+            found = summary.reached(arm, target)
+            if found is None:
+                best = NONE if arm.accuracy is None else percent(float(arm.accuracy.smooth.max()))
+                rows.append([arm.name, f"not reached (best {best})", NONE, NONE])
+                continue
+            rows.append(
+                [
+                    arm.name,
+                    f"{found.round:.1f}{_seeds(found.seeds, arm)}",
+                    _bytes(found.bytes),
+                    NONE if found.ratio is None else ratio(found.ratio),
+                ]
+            )
+        header = [f"to {percent(target)}", "rounds", "bytes", f"bytes of {summary.reference} over these"]
+        tables.append(Table(header, rows, reference=summary.reference))
+    return tables
+
+
+def time_table(summary: Summary) -> Table | None:
+    """Seconds of a round for one participant, as in the paper's Tables 7 and 8."""
+    if all(arm.train_seconds is None for arm in summary.arms):
+        return None
+    header = [
+        "seconds a round",
+        "computing",
+        *(f"{rate} Mbit/s {what}" for rate in RATES_MBPS for what in ("sending", "total")),
+    ]
+    rows = []
+    reference = summary.arm(summary.reference)
+    for arm in summary.arms:
+        cells = [arm.name, _seconds(arm.train_seconds)]
+        for rate in RATES_MBPS:
+            total, of_reference = arm.round_seconds(rate), reference.round_seconds(rate)
+            faster = f" ({ratio(of_reference / total)})" if total and of_reference and arm is not reference else ""
+            cells += [_seconds(arm.sending_seconds(rate)), f"{_seconds(total)}{faster}"]
+        rows.append(cells)
+    caption = "In brackets: how many times faster than the reference."
+    return Table(header, rows, caption, summary.reference)
+
+
+def clients_table(summary: Summary) -> Table | None:
+    """How accuracy is spread over the clients, each counted alike."""
+    arms = [arm for arm in summary.arms if len(arm.clients)]
+    if not arms:
+        return None
+    rows = []
+    for arm in arms:
+        low, middle, high = np.quantile(arm.clients, (0.1, 0.5, 0.9)).tolist()
+        values = (low, middle, high, float(arm.clients.mean()), float(arm.clients.std()))
+        rows.append([arm.name, str(len(arm.clients)), *map(percent, values)])
+    header = ["arm", "clients", "worst tenth below", "median", "best tenth above", "mean", "sd"]
+    caption = (
+        "Each client on its own test examples, when that was last measured; clients of all seeds, all counted alike."
+    )
+    return Table(header, rows, caption, summary.reference)
+
+
+def ranks_table(summary: Summary) -> Table | None:
+    """The rank of every composed weight, by layer."""
+    arms = [arm for arm in summary.arms if arm.ranks]
+    layers = list(dict.fromkeys(name for arm in arms for name in arm.ranks))
+    if not layers:
+        return None
+    full = {name: rank for arm in arms for name, rank in arm.full_ranks.items()}
+    rows = [
+        [
+            name,
+            *([str(full.get(name, NONE))] if full else []),
+            *(f"{arm.ranks[name]:.4g}" if name in arm.ranks else NONE for arm in arms),
+        ]
+        for name in layers
+    ]
+    return Table(["layer", *(["full rank"] if full else []), *(arm.name for arm in arms)], rows)
+
+
+def gap_table(summary: Summary) -> Table | None:
+    """The aggregation gap in short."""
+    curves = [(arm, arm.gap) for arm in summary.arms if arm.gap is not None]
+    if not curves:
+        return None
+    rows = [
+        [arm.name, *(percent(float(value), 2) for value in (curve.mean.mean(), curve.mean.max(), curve.mean[-1]))]
+        for arm, curve in curves
+    ]
+    return Table(["arm", "mean over rounds", "largest", "last round"], rows, reference=summary.reference)
+
+
+def norms_table(summary: Summary) -> Table | None:
+    """Norms at the first and the last round."""
+    measures: tuple[Callable[[ArmSummary], Curve | None], ...] = (lambda a: a.factor_norm, lambda a: a.weight_norm)
+    arms = [arm for arm in summary.arms if any(of(arm) is not None for of in measures)]
+    if not arms:
+        return None
+    rows = [[arm.name, *(cell for of in measures for cell in _ends(of(arm)))] for arm in arms]
+    header = ["arm", "factors, first round", "last round", "composed weights, first round", "last round"]
+    return Table(header, rows, reference=summary.reference)
+
+
+def accuracy(seeds: tuple[float, ...]) -> str:
+    """Mean and standard deviation over the seeds.
+
+    >>> accuracy((0.82, 0.83)), accuracy((0.82,)), accuracy(())
+    ('82.5 ± 0.7 %', '82.0 %', '–')
+    """
+    if not seeds:
+        return NONE
+    spread = f" ± {100 * stdev(seeds):.1f}" if len(seeds) > 1 else ""
+    return f"{100 * fmean(seeds):.1f}{spread} %"
+
+
+def _model(arm: ArmSummary) -> str:
+    about = arm.about
+    kind, gamma = about.get("kind"), number_of(about, "gamma")
+    parts = [str(about.get("model", NONE))]
+    if kind:
+        parts.append(f"{kind} γ\u00a0{gamma:g}" if gamma is not None and kind != "dense" else str(kind))
+    if about.get("local_only"):
+        parts.append("every client alone")
+    elif about.get("algorithm", "fedavg") != "fedavg":
+        parts.append(str(about["algorithm"]))
+    codecs = [
+        f"{about[name]} {way}"
+        for name, way in (("codec", "up"), ("downlink_codec", "down"))
+        if about.get(name, "float32") != "float32" and not about.get("local_only")
+    ]
+    return ", ".join([*parts, *codecs])
+
+
+def _rounds(arm: ArmSummary) -> str:
+    low, high = min(arm.rounds), max(arm.rounds)
+    seeds = f" × {len(arm.rounds)}"
+    return f"{high}{seeds}" if low == high else f"{low} to {high}{seeds}"
+
+
+def _seeds(count: int, arm: ArmSummary) -> str:
+    """How many of an arm's seeds; nothing if it is all."""
+    return "" if count == len(arm.rounds) else f" ({count} of {len(arm.rounds)} seeds)"
+
+
+def _signed(points: float) -> str:
+    return f"{points:+.1f}".replace("-", "−") if abs(points) >= 0.05 else "0.0"
+
+
+def _ends(curve: Curve | None) -> tuple[str, str]:
+    return (NONE, NONE) if curve is None else (digits(float(curve.mean[0])), digits(float(curve.mean[-1])))
+
+
+def _count(number: float | None) -> str:
+    return NONE if number is None else f"{number:,.0f}"
+
+
+def _bytes(count: float | None) -> str:
+    return NONE if count is None else size(count) if count else "nothing"
+
+
+def _seconds(count: float | None) -> str:
+    return NONE if count is None else seconds(count) if count else "0 s"

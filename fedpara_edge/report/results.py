@@ -1,0 +1,151 @@
+"""What a run has measured: `metrics.jsonl` and `plan.toml`, read as far as the run has come.
+
+A run may be unfinished. The last line may be torn, fields may be missing or null, and seeds may have come to different
+rounds; what is there is read, and of two lines about the same round the later one counts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedpara_edge.errors import InputError
+from fedpara_edge.simulation.folder import RunFolder
+from fedpara_edge.simulation.plan.plan import Plan, read_plan
+
+Line = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """What one arm has done with one seed.
+
+    Args:
+        seed: of the run.
+        about: the line about the arm: model, parameters, clients and so on; empty if there is none.
+        rounds: the lines about its rounds, by number.
+        clients: by the name of each client, what was measured on its own test share when that was last done.
+        done: the line about its end; None if it has not come to it.
+    """
+
+    seed: int
+    about: Line
+    rounds: Mapping[int, Line]
+    clients: Mapping[str, Line]
+    done: Line | None
+
+    def series(self, field: str) -> dict[int, float]:
+        """The finite numbers of a field by round, ascending."""
+        found = ((number, number_of(line, field)) for number, line in sorted(self.rounds.items()))
+        return {number: value for number, value in found if value is not None}
+
+
+@dataclass(frozen=True)
+class ArmRun:
+    """What one arm has done, by seed, ascending."""
+
+    name: str
+    seeds: tuple[SeedRun, ...]
+
+    @property
+    def about(self) -> Line:
+        """What the first seed says of the arm."""
+        return self.seeds[0].about
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run has done.
+
+    Args:
+        plan: of the run.
+        arms: those that have begun, in the order of the plan.
+    """
+
+    plan: Plan
+    arms: tuple[ArmRun, ...]
+
+
+def read_results(run: Path) -> Results:
+    """Read what is in the folder of a run.
+
+    Raises:
+        InputError: the plan or the metrics are missing or damaged, or no arm has begun.
+    """
+    folder = RunFolder(run)
+    plan = read_plan(folder.plan)
+    found: dict[str, dict[int, _Lines]] = {}
+    for line in _lines(folder.metrics):
+        arm, seed = line.get("arm"), line.get("seed")
+        if isinstance(arm, str) and isinstance(seed, int):
+            found.setdefault(arm, {}).setdefault(seed, _Lines()).add(line)
+    if not found:
+        raise InputError(f"{folder.metrics}: expected lines about arms, found none; let the simulation run first")
+    planned = [arm.name for arm in plan.arms if arm.name in found]
+    names = [*planned, *(name for name in found if name not in planned)]
+    arms = tuple(ArmRun(name, tuple(lines.run(seed) for seed, lines in sorted(found[name].items()))) for name in names)
+    return Results(plan, arms)
+
+
+def number_of(line: Line, field: str) -> float | None:
+    """A field as a finite number; None where it is missing, null or none.
+
+    >>> number_of({"accuracy": 0.5, "gap": None, "ok": True}, "accuracy")
+    0.5
+    """
+    value = line.get(field)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+@dataclass
+class _Lines:
+    """The lines about one arm and seed so far."""
+
+    about: Line = field(default_factory=dict)
+    rounds: dict[int, Line] = field(default_factory=dict)
+    clients: dict[int, dict[str, Line]] = field(default_factory=dict)
+    done: Line | None = None
+
+    def add(self, line: Line) -> None:
+        number, clients = line.get("round"), line.get("clients")
+        match line.get("event"):
+            case "arm":
+                self.about = line
+            case "round" if isinstance(number, int):
+                self.rounds[number] = line
+            case "clients" if isinstance(number, int) and isinstance(clients, dict):
+                self.clients[number] = {name: of for name, of in clients.items() if isinstance(of, dict)}
+            case "done":
+                self.done = line
+
+    def run(self, seed: int) -> SeedRun:
+        # A round that was cut short may have left a line about its clients.
+        last = max((number for number in self.clients if number in self.rounds), default=None)
+        return SeedRun(seed, self.about, self.rounds, {} if last is None else self.clients[last], self.done)
+
+
+def _lines(path: Path) -> Iterator[Line]:
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise InputError(f"{path}: expected the metrics of a run, found {error.strerror}; check the folder") from error
+    for number, text in enumerate(lines, start=1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            if number == len(lines):
+                return  # the run was killed while it wrote this line
+            raise InputError(
+                f"{path}: line {number}: expected a JSON object, found damaged text ({error}); restore the file or "
+                "run the plan into a new folder"
+            ) from error
+        if isinstance(line, dict):
+            yield line

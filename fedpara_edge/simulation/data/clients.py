@@ -1,0 +1,113 @@
+"""The clients' rows as files, as each device would have them, and what the rest needs to know of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedpara_edge.errors import InputError
+from fedpara_edge.formats.update import is_client
+from fedpara_edge.simulation.data.columns import Examples
+from fedpara_edge.simulation.data.federation import DataPlan, load_federation
+from fedpara_edge.storage.atomic import replacing_folder
+
+INDEX = "clients.json"
+COMMON = "common"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Client:
+    """A client.
+
+    Args:
+        name: of the client, and of its folder.
+        examples: training examples.
+        test_examples: that it holds out for its own test.
+    """
+
+    name: str
+    examples: int
+    test_examples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clients:
+    """All clients of a seed, in a folder of their own.
+
+    Args:
+        folder: with `clients/<client>/train`, `clients/<client>/test` and `common`.
+        clients: in the order of the federation.
+        test_examples: in the common test set; 0 if there is none.
+        left_out: how many owners of rows are no clients, as they have too few.
+    """
+
+    folder: Path
+    clients: tuple[Client, ...]
+    test_examples: int
+    left_out: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all clients."""
+        return tuple(client.name for client in self.clients)
+
+    def train(self, client: str) -> Path:
+        """Data that a client trains on."""
+        return self.folder / "clients" / client / "train"
+
+    def test(self, client: str) -> Path:
+        """Data that a client holds out."""
+        return self.folder / "clients" / client / "test"
+
+    @property
+    def common(self) -> Path:
+        """The common test set."""
+        return self.folder / COMMON
+
+
+def write_clients(folder: Path, data: DataPlan, seed: int) -> None:
+    """Deal out the data of a seed and write it, all at once.
+
+    Raises:
+        InputError: the data does not fit.
+        FedparaError: the disk refuses a write.
+    """
+    federation = load_federation(data, seed)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with replacing_folder(folder) as making:
+        clients = []
+        for client in federation.clients:
+            if not is_client(client.name) or Path(client.name).name != client.name:
+                raise InputError(f"client {client.name!r}: expected a name good for a file, found another; rename it")
+            held = client.test if client.test is not None and len(client.test) else None
+            _write(making / "clients" / client.name / "train", client.train)
+            if held is not None:
+                _write(making / "clients" / client.name / "test", held)
+            clients.append(
+                Client(name=client.name, examples=len(client.train), test_examples=len(held) if held is not None else 0)
+            )
+        common = federation.test
+        if common is not None:
+            _write(making / COMMON, common)
+        index = {
+            "clients": [asdict(client) for client in clients],
+            "test_examples": len(common) if common else 0,
+            "left_out": len(federation.left_out),
+        }
+        (making / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+
+def read_clients(folder: Path) -> Clients:
+    """The clients that `write_clients` wrote."""
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    clients = tuple(Client(**client) for client in index["clients"])
+    return Clients(**{**index, "folder": folder, "clients": clients})
+
+
+def _write(folder: Path, examples: Examples) -> None:
+    folder.mkdir(parents=True)
+    np.save(folder / "x.npy", examples.x)
+    np.save(folder / "y.npy", examples.y)

@@ -1,0 +1,295 @@
+"""From one data file to the clients of a simulated federation, each with its own training and test examples.
+
+    rows of the file --split--> rows of each client --max_examples--> fewer rows --test_share--> training | test
+
+Everything is decided by the plan's [data] table and the seed alone, so that all arms of a plan see the same clients,
+and what a client holds out does not depend on which others there are. Rows keep the order of the file.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpara_edge.errors import InputError
+from fedpara_edge.simulation.data.columns import Columns, Examples, Keys, open_columns, open_keys
+from fedpara_edge.simulation.data.holdout import fewest_rows, hold_out
+from fedpara_edge.simulation.data.partition import by_key, dirichlet, iid, shards
+from fedpara_edge.storage.atomic import check_output, replacing_folder
+
+__all__ = ["ClientData", "DataPlan", "Examples", "Federation", "load_federation", "write_federation"]
+
+Split = Literal["iid", "dirichlet", "shards", "key"]
+Rows = NDArray[np.intp]
+
+OPTIONS: dict[Split, tuple[str, ...]] = {
+    "iid": ("clients",),
+    "dirichlet": ("clients", "alpha"),
+    "shards": ("clients", "shards"),
+    "key": ("key",),
+}
+"""What each split needs; it takes none of the others'."""
+NAME_CHARACTERS = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPlan:
+    """The [data] table of a plan.
+
+    Args:
+        path: an `.npz` or a folder of `.npy` files; a relative one counts from the working folder here.
+        split: how the rows are dealt to clients.
+        clients: how many, for iid, dirichlet and shards.
+        alpha: concentration for dirichlet.
+        shards: pieces of each client for shards.
+        key: for key, the name of the array that holds the owner of each row.
+        least: fewest training examples of a client. Smaller ones are left out with split key, refused otherwise.
+        test_share: part of each client's rows that is held out for its own test, at least one row; 0 for none.
+        group: name of an array; rows of a client with an equal value there stay on one side of that division.
+        train: names of the arrays with inputs and labels.
+        test: names of the arrays with a common test set, if there is one.
+        max_clients: keep so many clients, drawn at random.
+        max_examples: keep so many rows of each client, training and test together, drawn at random.
+
+    Raises:
+        InputError: a value is out of range, missing, or without effect; the message starts with its key.
+    """
+
+    path: Path
+    split: Split = "iid"
+    clients: int | None = None
+    alpha: float | None = None
+    shards: int | None = None
+    key: str | None = None
+    least: int = 1
+    test_share: float = 0.0
+    group: str | None = None
+    train: tuple[str, str] = ("x", "y")
+    test: tuple[str, str] | None = None
+    max_clients: int | None = None
+    max_examples: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.split not in get_args(Split):
+            raise _unexpected("split", f"one of {', '.join(get_args(Split))}", self.split)
+        self._check_options()
+        for name in ("clients", "shards", "least", "max_clients", "max_examples"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise _unexpected(name, "a whole number of at least 1", value)
+        if self.alpha is not None and not (_is_number(self.alpha) and 0 < self.alpha < math.inf):
+            raise _unexpected("alpha", "a positive number", self.alpha)
+        if not (_is_number(self.test_share) and 0 <= self.test_share < 1):
+            raise _unexpected("test_share", "a number from 0 to below 1", self.test_share)
+        for name in ("key", "group"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, str) and value):
+                raise _unexpected(name, "the name of an array", value)
+        for name in ("train", "test"):
+            pair = getattr(self, name)
+            named = isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(n, str) and n for n in pair)
+            if not named and not (name == "test" and pair is None):
+                raise _unexpected(name, 'the names of two arrays, such as ["x", "y"]', pair)
+        needed = fewest_rows(self.least, self.test_share)
+        if self.max_examples is not None and self.max_examples < needed:
+            wanted = f"at least {needed}, which leave {self.least} to train on with test_share {self.test_share}"
+            raise _unexpected("max_examples", wanted, self.max_examples)
+
+    def _check_options(self) -> None:
+        for name in dict.fromkeys(name for names in OPTIONS.values() for name in names):
+            given, wanted = getattr(self, name) is not None, name in OPTIONS[self.split]
+            if given and not wanted:
+                raise _unexpected(name, f"no {name} with split {self.split!r}", getattr(self, name))
+            if wanted and not given:
+                raise _unexpected(name, f"a value, as split is {self.split!r}", None)
+        if self.group is not None and self.test_share == 0:
+            raise _unexpected("group", "no group where test_share is 0", self.group)
+
+
+@dataclass(frozen=True, eq=False)
+class ClientData:
+    """What one client has.
+
+    Args:
+        name: good as the name of a file and of a client in an update; no two differ in upper and lower case only.
+        train: what it trains on.
+        test: what it holds out; None without test_share.
+    """
+
+    name: str
+    train: Examples
+    test: Examples | None
+
+
+@dataclass(frozen=True, eq=False)
+class Federation:
+    """All clients, and the common test set if there is one.
+
+    Args:
+        left_out: names of the owners with too few examples, with split key.
+    """
+
+    clients: tuple[ClientData, ...]
+    test: Examples | None
+    left_out: tuple[str, ...] = ()
+
+
+def load_federation(data: DataPlan, seed: int) -> Federation:
+    """Read the data file and deal it out.
+
+    Args:
+        data: where it is, and how it is dealt.
+        seed: from 0 on; decides the result together with `data`.
+
+    Raises:
+        InputError: a file or array is missing or does not fit, a client has too few examples, or no client is left.
+    """
+    if seed < 0:
+        raise InputError(f"seed: expected a number from 0 on, found {seed}")
+    if not data.path.exists():
+        raise InputError(
+            f"data.path: expected an .npz file or a folder with .npy files, found nothing at {data.path}; check the "
+            "path, or make the file first (plans/data/ has a script for the data of each ready plan)"
+        )
+    columns = open_columns(data.path, data.train, option="data.train")
+    groups = None
+    if data.group is not None:
+        groups = open_keys(data.path, data.group, option="data.group", of=columns)
+    test = None if data.test is None else _common_test(data, columns)
+    divided = {name: _divide(name, rows, groups, data, seed) for name, rows in _deal(data, columns, seed).items()}
+    small = [name for name, (training, _) in divided.items() if len(training) < data.least]
+    if small and data.split != "key":
+        _refuse(data, small[0], *divided[small[0]])
+    enough = [name for name in divided if name not in set(small)]
+    if not enough:
+        largest = max(divided, key=lambda name: len(divided[name][0]))
+        _refuse(data, largest, *divided[largest])
+    clients = []
+    for name in _draw(enough, data.max_clients, seed):
+        training, held = divided[name]
+        clients.append(ClientData(name, columns.take(training), columns.take(held) if data.test_share else None))
+    return Federation(tuple(clients), test, tuple(small))
+
+
+def write_federation(federation: Federation, folder: Path, *, overwrite: bool = False) -> None:
+    """Write a folder with train/<client>.npz, test/<client>.npz of what is held out, and test.npz of the common test.
+
+    Each file has the arrays x and y, as the devices' commands take them.
+
+    Raises:
+        InputError: the folder exists and `overwrite` is false, or can't be written.
+        FedparaError: the disk is full.
+    """
+    check_output(folder, overwrite=overwrite, folder=True)
+    with replacing_folder(folder) as making:
+        for client in federation.clients:
+            _save(making / "train" / f"{client.name}.npz", client.train)
+            _save(making / "test" / f"{client.name}.npz", client.test)
+        _save(making / "test.npz", federation.test)
+
+
+def _save(path: Path, examples: Examples | None) -> None:
+    if examples is not None:
+        path.parent.mkdir(exist_ok=True)
+        np.savez(path, x=examples.x, y=examples.y)
+
+
+def _deal(data: DataPlan, columns: Columns, seed: int) -> dict[str, Rows]:
+    """Rows of each client by its name."""
+    if data.split == "key":
+        assert data.key is not None
+        found = by_key(open_keys(data.path, data.key, option="data.key", of=columns))
+        return dict(zip(_names(list(found)), found.values(), strict=True))
+    assert data.clients is not None
+    clients, classes = data.clients, None if data.split == "iid" else columns.classes(data.split)
+    try:
+        if classes is None:
+            rows = iid(len(columns), clients=clients, seed=seed)
+        elif data.split == "shards":
+            assert data.shards is not None
+            rows = shards(classes, clients=clients, shards=data.shards, seed=seed)
+        else:
+            assert data.alpha is not None
+            fewest = fewest_rows(data.least, data.test_share)
+            rows = dirichlet(classes, clients=clients, alpha=data.alpha, seed=seed, least=fewest)
+    except InputError as error:
+        raise InputError(f"{data.path}: {error}") from error
+    width = len(str(clients - 1))
+    return {f"client-{number:0{width}}": mine for number, mine in enumerate(rows)}
+
+
+def _divide(name: str, rows: Rows, groups: Keys | None, data: DataPlan, seed: int) -> tuple[Rows, Rows]:
+    """Rows to train on and rows to test on, ascending; none to train on where both can't be had."""
+    generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    if data.max_examples is not None and len(rows) > data.max_examples:
+        rows = np.sort(generator.choice(rows, data.max_examples, replace=False))
+    if not data.test_share:
+        return rows, rows[:0]
+    units = np.arange(len(rows)) if groups is None else np.unique(groups[rows], return_inverse=True)[1]
+    held = hold_out(np.bincount(units), data.test_share, generator)[units]
+    return rows[~held], rows[held]
+
+
+def _common_test(data: DataPlan, columns: Columns) -> Examples:
+    assert data.test is not None
+    held = open_columns(data.path, data.test, option="data.test")
+    for which, (of_test, of_training) in enumerate(((held.x, columns.x), (held.y, columns.y))):
+        if of_test.shape[1:] != of_training.shape[1:]:
+            raise InputError(
+                f"{data.path}: array {data.test[which]!r}: expected rows like those of {data.train[which]!r}, "
+                f"{list(of_training.shape[1:])}, found {list(of_test.shape[1:])}; name the arrays that belong together"
+            )
+    return held.take(np.arange(len(held)))
+
+
+def _draw(names: list[str], most: int | None, seed: int) -> list[str]:
+    if most is None or len(names) <= most:
+        return names
+    chosen = np.random.default_rng([seed, 1]).choice(len(names), most, replace=False)
+    return [names[number] for number in np.sort(chosen)]
+
+
+def _names(owners: list[Any]) -> list[str]:
+    """Names for owners, the same but for characters that files can't have and for those that would coincide.
+
+    >>> _names(["Hamlet/KING", "Hamlet/King", 7])
+    ['Hamlet-KING', 'Hamlet-King-2', '7']
+    """
+    names: dict[str, str] = {}
+    for owner in owners:
+        text = owner.decode(errors="replace") if isinstance(owner, bytes) else str(owner)
+        stem = re.sub(r"[^\w.-]+", "-", text).strip("-.")[:NAME_CHARACTERS] or "client"
+        name, number = stem, 1
+        while name.casefold() in names:
+            number += 1
+            name = f"{stem}-{number}"
+        names[name.casefold()] = name
+    return list(names.values())
+
+
+def _refuse(data: DataPlan, client: str, training: Rows, held: Rows) -> NoReturn:
+    which, remedy = "client", "fewer clients or a smaller data.least or data.test_share"
+    if data.split == "key":
+        which, remedy = "the largest client,", "a smaller data.least or data.test_share"
+    found = f"{len(training)} with {len(held)} held out" if data.test_share else f"{len(training)}"
+    if data.group is not None and not len(training):
+        found += f", as {data.group!r} has one value there"
+    raise InputError(
+        f"{data.path}: {which} {client!r}: expected at least {data.least} examples to train on, found {found}; "
+        f"take {remedy}"
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _unexpected(key: str, expected: str, found: Any) -> InputError:
+    return InputError(f"{key}: expected {expected}, found {'none' if found is None else repr(found)}")

@@ -1,0 +1,253 @@
+"""Tensors and one JSON header in a safetensors file: the container of every file of ours that holds numbers.
+
+The file is standard safetensors. Its metadata has the one key `fedpara_edge`, whose value is our header: JSON with
+sorted keys, no spaces, and at least
+
+    {"format": "<what the file is>", "version": <integer>, ...}
+
+so that equal content gives equal bytes. Tensors lie end to end in the order that safetensors defines (by alignment of
+the dtype, then by name), the first at byte 8 + N, N the little-endian uint64 at byte 0.
+
+Reading never maps the file: entries are read by offset into buffers the caller owns, so that memory does not grow with
+the number of files, and a file that shrinks meanwhile is an error and not the end of the process. Names of tensors are
+compared with known ones and never used as paths.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from fedpara_edge.errors import FedparaError, brief_text
+from fedpara_edge.storage.atomic import replacing_file
+from fedpara_edge.storage.tensortable import TableError, parse_rows, split_metadata, strict_json, table_bytes
+
+KEY = "fedpara_edge"
+_SHARED_CHARACTERS = 1 << 18
+"""Of a table that is worth keeping: that of a thousand tensors and more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where one tensor lies in a file: numpy dtype, shape, first byte, number of bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> None:
+    """Write tensors and header to `path`, atomically; equal arguments give equal bytes.
+
+    Raises:
+        FedparaError: the disk is full or refuses the write.
+    """
+    text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    contiguous = {name: np.ascontiguousarray(tensor).reshape(tensor.shape) for name, tensor in tensors.items()}
+    with replacing_file(path) as temporary:
+        try:
+            save_file(contiguous, temporary, metadata={KEY: text})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+
+class TensorFile:
+    """A file that `write_tensors` wrote, open for reading.
+
+    Args:
+        path: the file.
+        format: what its header must say it is; None for any.
+        error: the class of error to raise when it is not that.
+        remedy: what to do about a damaged file.
+
+    Attributes:
+        header: the JSON header.
+        entries: an `Entry` for each tensor, by name, in the order in which they lie in the file; files of equal layout
+            share one mapping.
+        data_offset: first byte after the header, where the first tensor begins.
+        size_bytes: of the whole file.
+
+    Raises:
+        error: the file is missing, truncated, not safetensors, or not of `format` and a known version.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        format: str | None,
+        version: int = 1,
+        error: type[FedparaError],
+        remedy: str = "send it again",
+    ) -> None:
+        self.path = path
+        self.error = error
+        self.remedy = remedy
+        self._seeking = threading.Lock()
+        self._open()
+        try:
+            self._stamp = self._current_stamp()
+            self.size_bytes = os.fstat(self._file.fileno()).st_size
+            metadata, self.entries = self._read_table()
+            self.header = self._parse_header(metadata, format, version)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def read(self, name: str) -> NDArray[Any]:
+        """The tensor of that name, as a new array."""
+        entry = self.entries[name]
+        array = np.empty(entry.shape, entry.dtype)
+        self.read_into(entry.offset, array)
+        return array
+
+    def read_into(self, offset: int, out: NDArray[Any]) -> None:
+        """Fill the contiguous array `out` with the bytes from `offset` on; several threads may do so at once.
+
+        Raises:
+            FedparaError: the file became shorter since it was opened, or can't be read.
+        """
+        done = self._read_some(offset, out.data)
+        if done == out.nbytes:
+            return
+        view = out.reshape(-1).view(np.uint8).data
+        while done < len(view):
+            count = self._read_some(offset + done, view[done:])
+            if not count:
+                raise self.error(
+                    f"{self.path}: expected {offset + len(view)} bytes, found {offset + done}; {self.remedy}",
+                    code="truncated",
+                )
+            done += count
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def reopen(self) -> None:
+        """Open the file again after `close`, without reading its header again.
+
+        Raises:
+            FedparaError: it is gone or was changed.
+        """
+        self._open()
+        try:
+            self.check_unchanged()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def check_unchanged(self) -> None:
+        """Compare identity, size and time of modification of the open file with those it was first opened with.
+
+        Raises:
+            FedparaError: one of them differs.
+        """
+        if self._current_stamp() != self._stamp:
+            raise self.error(
+                f"{self.path}: expected it as it was when its header was read, found it changed; {self.remedy}",
+                code="changed",
+            )
+
+    def __enter__(self) -> TensorFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self) -> None:
+        try:
+            # Asked before opening it: to open a pipe is to wait for its writer.
+            if not stat.S_ISREG(self.path.stat().st_mode):
+                raise OSError("a folder, pipe or device")
+            self._file = self.path.open("rb", buffering=0)
+        except (OSError, ValueError) as cause:
+            raise self._unreadable(cause) from cause
+
+    def _unreadable(self, cause: OSError | ValueError) -> FedparaError:
+        found = getattr(cause, "strerror", None) or cause
+        return self.error(f"{self.path}: expected a readable file, found {found}", code="unreadable")
+
+    def _current_stamp(self) -> tuple[int, ...]:
+        status = os.fstat(self._file.fileno())
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+    def _read_some(self, offset: int, out: memoryview) -> int:
+        try:
+            if sys.platform != "win32":
+                return os.preadv(self._file.fileno(), (out,), offset)
+            else:  # noqa: RET505  (mypy knows the platform, and takes what follows a return for dead)
+                with self._seeking:
+                    self._file.seek(offset)
+                    return self._file.readinto(out) or 0
+        except OSError as cause:
+            raise self._unreadable(cause) from cause
+
+    def _read_table(self) -> tuple[Mapping[str, str], Mapping[str, Entry]]:
+        head = np.empty(min(8, self.size_bytes), np.uint8)
+        self.read_into(0, head)
+        try:
+            text = np.empty(table_bytes(head.tobytes(), self.size_bytes), np.uint8)
+            self.read_into(8, text)
+            self.data_offset = 8 + text.nbytes
+            metadata, table = split_metadata(text.tobytes())
+            # Cached, as the updates of a round have equal tables: parsing each would cost a third of reading the file.
+            # Longer ones are not: parsed, one takes ten times its bytes, and anyone may have written it.
+            entries = _shared_entries if len(table) <= _SHARED_CHARACTERS else _entries
+            return metadata, entries(table, self.data_offset, self.size_bytes - self.data_offset)
+        except TableError as cause:
+            found = brief_text(str(cause), most=200)
+            raise self.error(
+                f"{self.path}: expected a whole safetensors file, found {found}; {self.remedy}", code=cause.code
+            ) from cause
+
+    def _parse_header(self, metadata: Mapping[str, str], format: str | None, version: int) -> dict[str, Any]:
+        expected = format or "a fedpara-edge file"
+        try:
+            header = strict_json(metadata[KEY])
+            found, found_version = header["format"], header["version"]
+        except (KeyError, TypeError, ValueError) as cause:
+            raise self.error(
+                f"{self.path}: expected {expected}, found a safetensors file without our header", code="wrong_format"
+            ) from cause
+        if format is not None and found != format:
+            raise self.error(
+                f"{self.path}: expected {expected}, found {brief_text(found)}; check the order of the arguments",
+                code="wrong_format",
+            )
+        if found_version != version:
+            raise self.error(
+                f"{self.path}: expected {brief_text(found)} version {version}, found version "
+                f"{brief_text(found_version)}; use the fedpara-edge release that wrote it",
+                code="wrong_format",
+            )
+        return dict(header)
+
+
+def _entries(table: str, data_offset: int, data_bytes: int) -> Mapping[str, Entry]:
+    return MappingProxyType(
+        {
+            row.name: Entry(row.dtype, row.shape, data_offset + row.begin, row.end - row.begin)
+            for row in parse_rows(table, data_bytes)
+        }
+    )
+
+
+_shared_entries = lru_cache(maxsize=8)(_entries)
