@@ -1,4 +1,8 @@
-"""Who may import whom: `export -> fedpara_edge <- device_runtime`, and nothing heavy where it does not belong."""
+"""Who may import whom: `export -> fedpara_edge <- device_runtime`, floor by floor, and nothing heavy out of place.
+
+A *room* is a folder, or a module beside folders. On each list of floors the lowest comes first; a room may import its
+own modules and rooms of lower floors, neither a neighbour on its own floor nor what is above it.
+"""
 
 import ast
 import subprocess
@@ -11,15 +15,61 @@ import pytest
 from device_runtime.engines.registry import ENGINES
 
 ROOT = Path(__file__).parent.parent
+PACKAGES = ("fedpara_edge", "export", "device_runtime")
 STANDARD = sys.stdlib_module_names
 WITH_ONNXRUNTIME = ("ort.py", "ort_training.py", "portable.py")
+DRAWING = ("plots.py", "codecplots.py")
 LIGHT = {"numpy", "safetensors", "click"}
-OWN_ROOMS = (["nn"], ["simulation"])
+
+LIBRARY: tuple[set[str], ...] = (
+    {"fedpara_edge.errors"},
+    {"fedpara_edge.factors", "fedpara_edge.storage", "fedpara_edge.algorithms"},
+    {"fedpara_edge.codecs"},
+    {"fedpara_edge.formats"},
+    {"fedpara_edge.aggregation", "fedpara_edge.nn"},
+)
+APPLICATIONS: tuple[set[str], ...] = (
+    {"fedpara_edge.simulation"},
+    {"fedpara_edge.report"},
+    {"fedpara_edge.cli"},
+    {"fedpara_edge.__main__"},
+)
+SIMULATION: tuple[set[str], ...] = (
+    {"fedpara_edge.simulation.data", "fedpara_edge.simulation.sampling", "fedpara_edge.simulation.traffic"},
+    {"fedpara_edge.simulation.plan"},
+    {"fedpara_edge.simulation.folder", "fedpara_edge.simulation.metrics", "fedpara_edge.simulation.tasks"},
+    {"fedpara_edge.simulation.bundles", "fedpara_edge.simulation.job", "fedpara_edge.simulation.processes"},
+    {"fedpara_edge.simulation.evaluating"},
+    {"fedpara_edge.simulation.rounds"},
+    {"fedpara_edge.simulation.runner"},
+)
+EXPORT: tuple[set[str], ...] = (
+    {"export.forward"},
+    {"export.gradients", "export.folding"},
+    {"export.step"},
+    {"export.artifacts"},
+    {"export.trials"},
+    {"export.verify"},
+    {"export.exporter"},
+    {"export.build"},
+)
+DEVICE: tuple[set[str], ...] = (
+    {"device_runtime.engines", "device_runtime.interrupts", "device_runtime.progress", "device_runtime.schedule"},
+    {"device_runtime.data", "device_runtime.state", "device_runtime.config"},
+    {"device_runtime.batches", "device_runtime.loading", "device_runtime.prediction"},
+    {"device_runtime.epochs", "device_runtime.evaluation"},
+    {"device_runtime.clients", "device_runtime.training"},
+)
+HOUSES = (LIBRARY + APPLICATIONS, SIMULATION, EXPORT, DEVICE)
+"""Lists of floors, each complete for the rooms of the package that it begins with."""
 
 
-def imports(path: Path, *, nested: bool) -> Iterator[str]:
-    """Dotted names that a module imports; those inside functions, and those for types only, if `nested`."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+def imports(source: str, *, nested: bool) -> Iterator[str]:
+    """Dotted names of what a module imports, `package.module` for `from package import module` too.
+
+    Those inside functions, and those for types only, if `nested`.
+    """
+    tree = ast.parse(source)
     inside = {node for part in ast.walk(tree) if is_lazy(part) for node in ast.walk(part)}
     for node in ast.walk(tree):
         if node in inside and not nested:
@@ -27,9 +77,18 @@ def imports(path: Path, *, nested: bool) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
+            assert node.level == 0, "relative import"
             assert node.module is not None
-            yield node.module
+            named = [f"{node.module}.{alias.name}" for alias in node.names]
+            parts = [name for name in named if is_module(name)]
+            yield from parts
+            if len(parts) < len(named):
+                yield node.module
+
+
+def is_module(name: str) -> bool:
+    path = ROOT / Path(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
 
 
 def is_lazy(node: ast.AST) -> bool:
@@ -41,51 +100,122 @@ def modules(folder: str) -> list[Path]:
     return sorted((ROOT / folder).rglob("*.py"))
 
 
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+EVERY = [path for package in PACKAGES for path in modules(package)]
+
+
+def floor_of(house: tuple[set[str], ...], name: str) -> tuple[int, str] | None:
+    """The floor and the room in which a module lies; None if it is not of the house."""
+    for number, floor in enumerate(house):
+        for room in floor:
+            if name == room or name.startswith(f"{room}."):
+                return number, room
+    return None
+
+
+def upward(name: str, source: str) -> list[str]:
+    """Imports of a module that lead to its own floor or higher, as `from -> to`."""
+    wrong = []
+    for house in HOUSES:
+        here = floor_of(house, name)
+        for imported in imports(source, nested=True):
+            there = floor_of(house, imported)
+            if here and there and here[1] != there[1] and there[0] >= here[0]:
+                wrong.append(f"{here[1]} -> {there[1]}")
+    return wrong
+
+
 def allowed(path: Path) -> set[str]:
-    """Top-level packages, and rooms of our own, that a module may import."""
-    room = path.relative_to(ROOT).parts
-    if room[0] == "export":
-        return {"torch", "onnx", "onnxscript", "onnxruntime", "numpy", "fedpara_edge", "fedpara_edge.nn", "export"}
-    if room[0] == "device_runtime":
+    """Top-level packages that a module may import."""
+    package, *rooms = path.relative_to(ROOT).parts
+    room = rooms[0]
+    if package == "export":
+        return {"torch", "onnx", "onnxscript", "onnxruntime", "numpy", "fedpara_edge", "export"}
+    if package == "device_runtime":
         engine = {"onnxruntime"} if path.name in ("ort.py", "ort_training.py") else set()
         return {*LIGHT, *engine, "fedpara_edge", "device_runtime"}
     if path.name == "frames.py":
         return {*LIGHT, "zstandard", "fedpara_edge"}
-    if room[1] == "report":
-        drawing = {"matplotlib"} if path.name == "plots.py" else set()
-        return {*LIGHT, *drawing, "fedpara_edge", "fedpara_edge.simulation"}
-    if room[1] == "simulation":
-        return {*LIGHT, "fedpara_edge", "fedpara_edge.simulation", "device_runtime"}
-    if room[1] == "nn":
-        return {"torch", *LIGHT, "fedpara_edge", "fedpara_edge.nn"}
+    if room == "report":
+        return {*LIGHT, *({"matplotlib"} if path.name in DRAWING else set()), "fedpara_edge"}
+    if room == "simulation":
+        return {*LIGHT, "fedpara_edge", "device_runtime"}
+    if room == "nn":
+        return {"torch", *LIGHT, "fedpara_edge"}
     return {*LIGHT, "fedpara_edge"}
 
 
 def allowed_lazily(path: Path) -> set[str]:
     """What else it may import inside functions."""
+    if path.is_relative_to(ROOT / "fedpara_edge" / "cli"):
+        return {"device_runtime", "export"}
     return {"export"} if path == ROOT / "fedpara_edge" / "simulation" / "bundles.py" else set()
 
 
-def room_of(name: str) -> str:
-    parts = name.split(".")
-    return ".".join(parts[:2]) if parts[0] == "fedpara_edge" and parts[1:2] in OWN_ROOMS else parts[0]
+@pytest.mark.parametrize("path", EVERY, ids=name_of)
+def test_imports_lead_down(path: Path) -> None:
+    assert not upward(name_of(path), path.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("path", [p for f in ("fedpara_edge", "export", "device_runtime") for p in modules(f)], ids=str)
-def test_imports_stay_within_their_rooms(path: Path) -> None:
-    found = {room_of(name) for name in imports(path, nested=False)}
+@pytest.mark.parametrize("house", HOUSES, ids=lambda house: min(house[0]).rpartition(".")[0])
+def test_every_room_has_its_floor(house: tuple[set[str], ...]) -> None:
+    rooms = [room for floor in house for room in floor]
+    assert len(rooms) == len(set(rooms))
+    package = ROOT / Path(*rooms[0].split(".")[:-1])
+    found = {name_of(path) for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert found - {name_of(package)} == set(rooms)
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "wrong"),
+    [
+        (
+            "fedpara_edge.codecs.codec",
+            "from fedpara_edge.formats.update import Update",
+            "codecs -> fedpara_edge.formats",
+        ),
+        (
+            "fedpara_edge.codecs.codec",
+            "def f():\n    from fedpara_edge import formats",
+            "codecs -> fedpara_edge.formats",
+        ),
+        ("fedpara_edge.nn.layers", "import fedpara_edge.aggregation.stream", "nn -> fedpara_edge.aggregation"),
+        ("fedpara_edge.simulation.job", "from fedpara_edge.report import page", "simulation -> fedpara_edge.report"),
+        ("device_runtime.engines.ort", "from device_runtime.data import Dataset", "engines -> device_runtime.data"),
+    ],
+)
+def test_an_import_that_leads_up_is_seen(name: str, source: str, wrong: str) -> None:
+    assert [found for found in upward(name, source) if found.endswith(wrong)]
+
+
+@pytest.mark.parametrize("path", EVERY, ids=name_of)
+def test_imports_stay_within_their_packages(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    found = {name.partition(".")[0] for name in imports(source, nested=False)}
     assert found - STANDARD <= allowed(path)
-    if not path.is_relative_to(ROOT / "fedpara_edge" / "cli"):  # a command reaches everything, when it is called
-        inside = {room_of(name) for name in imports(path, nested=True)}
-        assert inside - STANDARD <= allowed(path) | allowed_lazily(path)
+    inside = {name.partition(".")[0] for name in imports(source, nested=True)}
+    assert inside - STANDARD <= allowed(path) | allowed_lazily(path)
+
+
+@pytest.mark.parametrize("path", EVERY, ids=name_of)
+def test_the_layers_are_for_export_alone(path: Path) -> None:
+    name = name_of(path)
+    nn = [
+        found for found in imports(path.read_text(encoding="utf-8"), nested=True) if found.startswith("fedpara_edge.nn")
+    ]
+    assert not nn or name.startswith(("export", "fedpara_edge.nn"))
 
 
 @pytest.mark.parametrize("package", ["fedpara_edge", "device_runtime"])
 def test_importing_brings_in_nothing_heavy(package: str) -> None:
     names = [
-        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        name_of(path)
         for path in modules(package)
-        if "nn" not in path.parts and path.name not in ("__main__.py", "plots.py", *WITH_ONNXRUNTIME)
+        if "nn" not in path.parts and path.name not in ("__main__.py", *DRAWING, *WITH_ONNXRUNTIME)
     ]
     heavy = "{'torch', 'onnx', 'onnxruntime', 'onnxscript', 'zstandard', 'matplotlib'}"
     code = f"import {', '.join(names)}, sys\nheavy = {heavy} & sys.modules.keys()\nassert not heavy, heavy"
@@ -103,7 +233,6 @@ def test_the_engines_bring_in_neither_torch_nor_onnx(engine: str) -> None:
 
 
 def test_pickle_is_imported_only_for_the_error_of_a_state_dict() -> None:
-    for folder in ("fedpara_edge", "export", "device_runtime"):
-        for path in modules(folder):
-            names = set(imports(path, nested=True))
-            assert path.name == "pretrained.py" or not {"pickle", "dill", "joblib"} & names, path
+    for path in EVERY:
+        names = set(imports(path.read_text(encoding="utf-8"), nested=True))
+        assert path.name == "pretrained.py" or not {"pickle", "dill", "joblib"} & names, path

@@ -93,7 +93,8 @@ def test_bench_refuses_what_it_cannot_compare(weights: Weights, run: Command, mo
     for name in ("p.xyz", "p"):
         picture = run("codec", "bench", "nowhere", *known, "--plot", name)  # before anything is read
         assert (picture.code, ".png, .svg, .pdf" in picture.err) == (2, True)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.delitem(sys.modules, "fedpara_edge.report.codecplots", raising=False)
     without = run("codec", "bench", update, *known, "--plot", "p.png")
     assert (without.code, "pip install 'fedpara-edge[report]'" in without.err) == (2, True)
 

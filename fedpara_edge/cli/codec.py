@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from itertools import cycle
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,11 +48,12 @@ def bench(
 
     if not 0 <= seconds <= MAX_SECONDS:  # NaN neither
         raise InputError(f"seconds: expected a number from 0 to {MAX_SECONDS}, found {seconds}")
+    write_picture = None
     if plot is not None:
         if plot.suffix.lower() not in PICTURES:
             raise InputError(f"{plot}: expected a picture's name that ends in {', '.join(PICTURES)}; rename it")
         check_output(plot, overwrite=force)
-        _require_matplotlib()
+        write_picture = _drawing()
     base = read_weights(weights)
     with open_encoded(file, base) as opened:
         tensors = in_order(base.layout.shared)
@@ -70,8 +70,8 @@ def bench(
         rows.extend(measured)
     left_out = [name for name in names if name not in {row.codec for row in rows}]
     dense = 4 * base.layout.dense_parameters
-    if plot is not None:
-        _plot(plot, rows, file.name)
+    if plot is not None and write_picture is not None:
+        write_picture(plot, rows, file.name)
     text = (
         f"{file}: {len(change):,} parameters, {megabytes(4 * len(change))} in float32, of a dense model of "
         f"{megabytes(dense)}\n\n{_table(rows, dense)}"
@@ -100,49 +100,11 @@ def _table(rows: Sequence[Measured], dense: int) -> str:
     return table(header, cells)
 
 
-def _require_matplotlib() -> None:
+def _drawing() -> Callable[[Path, Sequence[Measured], str], None]:
     try:
-        import matplotlib  # noqa: F401
+        from fedpara_edge.report.codecplots import write_picture
     except ImportError as error:
         raise InputError(
             "plot: expected matplotlib to be installed, found none; type: pip install 'fedpara-edge[report]'"
         ) from error
-
-
-_LABELS = ((-5, 4, "right"), (-5, 4, "right"), (5, 4, "left"), (6, -4, "left"), (5, 5, "left"), (-5, -10, "right"))
-"""Where the labels of a line are, beside its points, so that those of neighbouring lines keep apart."""
-
-
-def _plot(path: Path, rows: Sequence[Measured], title: str) -> None:
-    """Error against bits, both logarithmic; the codecs of one name make a line."""
-    from matplotlib.figure import Figure
-
-    from fedpara_edge.storage.atomic import replacing_file
-
-    lossy = [row for row in rows if row.error > 0]
-    families: dict[str, list[Measured]] = {}
-    for row in lossy:
-        families.setdefault(row.codec.partition(":")[0].rstrip("0123456789"), []).append(row)
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot()
-    for (family, members), (x, y, side) in zip(families.items(), cycle(_LABELS), strict=False):
-        members.sort(key=lambda row: row.bits_per_parameter)
-        bits, errors = [row.bits_per_parameter for row in members], [row.error for row in members]
-        (line,) = axes.plot(bits, errors, marker="o", markersize=4, label=family)
-        for row in members:
-            axes.annotate(
-                row.codec.rpartition(":")[2],
-                (row.bits_per_parameter, row.error),
-                xytext=(x, y),
-                textcoords="offset points",
-                fontsize=7,
-                ha=side,
-                color=line.get_color(),
-            )
-    axes.set(xscale="log", yscale="log", xlabel="bits per parameter, whole file", ylabel="relative error")
-    axes.set_title(title, parse_math=False)
-    axes.grid(visible=True, which="both", alpha=0.2)
-    if families:
-        axes.legend()
-    with replacing_file(path) as temporary:
-        figure.savefig(temporary, format=path.suffix.lower().lstrip("."), dpi=150)
+    return write_picture

@@ -1,4 +1,4 @@
-"""The figures of the report. The only module here that imports matplotlib."""
+"""The figures of the report. Imports matplotlib."""
 
 from __future__ import annotations
 

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING
 
+from fedpara_edge.simulation.job import Job
 from fedpara_edge.simulation.tasks.judging import PIECE_ROWS, Judging, Score, add_up, judge
-
-if TYPE_CHECKING:
-    from fedpara_edge.simulation.job import Job
 
 CLIENTS_AT_ONCE = 16
 """Whom one worker judges in a row: enough to be worth a task, few enough to be shared out."""

@@ -20,10 +20,11 @@ from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.simulation.bundles import check_bundle, make_model
 from fedpara_edge.simulation.data.clients import Clients, read_clients, write_clients
 from fedpara_edge.simulation.folder import RunFolder, open_run
-from fedpara_edge.simulation.job import Job, run_job
+from fedpara_edge.simulation.job import Job
 from fedpara_edge.simulation.metrics import Journal
 from fedpara_edge.simulation.plan.plan import Arm, Plan, read_plan
 from fedpara_edge.simulation.processes import open_pool
+from fedpara_edge.simulation.rounds import run_job
 
 TASKS_PER_WORKER = 3
 OnStart = Callable[[int], None]
