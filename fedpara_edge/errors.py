@@ -31,6 +31,7 @@ is refused, as they stand in reports:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 
@@ -61,10 +62,33 @@ class DivergedError(FedparaError):
 
 
 class InputError(FedparaError):
-    """An argument, a data file, a model or an option does not fit: exit code 2."""
+    """An argument, a data file, a model or an option does not fit: exit code 2.
+
+    Args:
+        detail: Expectation, finding and remedy, in one line; after the object where there is no key.
+        key: Name of the option at fault, as Python spells it; dotted where tables are nested. The message begins with
+            it. The command line puts its own spelling there.
+        code: Word for machines; None for that of the class.
+    """
 
     exit_code = 2
     code = "input"
+
+    def __init__(self, detail: str, *, key: str | None = None, code: str | None = None) -> None:
+        super().__init__(detail if key is None else f"{key}: {detail}", code=code)
+        self.detail = detail
+        self.key = key
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), key=self.key, code=self.code), (self.detail,)
+
+    def under(self, prefix: str) -> InputError:
+        """The same error about an option that lies in a table of that name.
+
+        >>> str(InputError("expected a number", key="lr").under("train"))
+        'train.lr: expected a number'
+        """
+        return type(self)(self.detail, key=prefix if self.key is None else f"{prefix}.{self.key}", code=self.code)
 
 
 class InvalidUpdateError(FedparaError):
