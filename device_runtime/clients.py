@@ -76,7 +76,7 @@ def evaluate_clients(
         WrongBundleError: the weights or a state belong to another bundle.
         FedparaError: a loss is not finite.
     """
-    initial, found = bundle.read_local(), []
+    initial, found = bundle.read_initial_personal(), []
     for client in clients:
         dataset = open_data(client.data, bundle.manifest)
         engine.load(initial)  # of the client before; one without any finished call has the initial ones

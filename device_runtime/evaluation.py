@@ -9,7 +9,7 @@ from device_runtime.batches import ordered_batches
 from device_runtime.data import Dataset
 from device_runtime.engines.engine import Engine
 from fedpara_edge.errors import DivergedError, InputError
-from fedpara_edge.formats.accuracy import count_right
+from fedpara_edge.formats.accuracy import count_correct
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class Evaluation:
 
     Args:
         loss: mean over the examples.
-        accuracy: share of the labels predicted right, in [0, 1]; None for `mse`.
+        accuracy: share of the labels predicted correct, in [0, 1]; None for `mse`.
         examples: number of examples.
     """
 
@@ -44,7 +44,7 @@ def evaluate(engine: Engine, dataset: Dataset, batch_size: int) -> Evaluation:
     """
     if batch_size < 1:
         raise InputError(f"batch_size: expected an integer of at least 1, found {batch_size}")
-    loss_sum, right, labels, seen = 0.0, 0, 0, 0
+    loss_sum, correct, labels, seen = 0.0, 0, 0, 0
     for x, y in ordered_batches(dataset, batch_size):
         loss, outputs = engine.evaluate(x, y)
         if not math.isfinite(loss):
@@ -53,8 +53,8 @@ def evaluate(engine: Engine, dataset: Dataset, batch_size: int) -> Evaluation:
                 "these weights diverged; take those of an earlier round"
             )
         loss_sum += loss * len(x)
-        right += count_right(dataset.loss, outputs, y)
+        correct += count_correct(dataset.loss, outputs, y)
         labels += y.size
         seen += len(x)
-    accuracy = None if dataset.loss == "mse" else right / labels
+    accuracy = None if dataset.loss == "mse" else correct / labels
     return Evaluation(loss=loss_sum / seen, accuracy=accuracy, examples=seen)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from device_runtime.data import Dataset, Inputs, check_inputs
 from fedpara_edge.errors import FedparaError, InputError
-from fedpara_edge.formats.accuracy import count_right, predicted
+from fedpara_edge.formats.accuracy import count_correct, predicted
 from fedpara_edge.formats.folded import read_folded
 from fedpara_edge.storage.atomic import replacing_file
 
@@ -116,7 +116,7 @@ def predict_all(predictor: Predictor, data: Inputs, batch_size: int) -> Predicti
     accuracy = None
     if isinstance(data, Dataset) and loss != "mse":
         y = data.labels(np.arange(data.examples))
-        accuracy = count_right(loss, outputs, y) / y.size
+        accuracy = count_correct(loss, outputs, y) / y.size
     return Predictions(outputs=outputs, labels=predicted(loss, outputs), accuracy=accuracy)
 
 

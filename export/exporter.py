@@ -26,7 +26,7 @@ from fedpara_edge.factors.layout import Layout
 from fedpara_edge.factors.roles import keep_personal
 from fedpara_edge.formats.bundle import (
     ENGINES,
-    LOCAL,
+    INITIAL_PERSONAL,
     MANIFEST,
     WEIGHTS,
     ArraySpec,
@@ -34,7 +34,7 @@ from fedpara_edge.formats.bundle import (
     Loss,
     Manifest,
     open_bundle,
-    write_local,
+    write_initial_personal,
     write_manifest,
 )
 from fedpara_edge.formats.weights import Weights, write_weights
@@ -150,8 +150,8 @@ def export_bundle(
             optimizer=options.optimizer,
             batches=_random_batches(options, label),
         )
-        write_local(making, {tensor.name: tensors[tensor.name] for tensor in layout.with_role("personal")})
-        local = sha256_of(making / LOCAL) if (making / LOCAL).exists() else None
+        write_initial_personal(making, {tensor.name: tensors[tensor.name] for tensor in layout.with_role("personal")})
+        local = sha256_of(making / INITIAL_PERSONAL) if (making / INITIAL_PERSONAL).exists() else None
         manifest = _manifest(options, layout, graph, label, local)
         initial = {tensor.name: tensors[tensor.name] for tensor in layout.shared}
         stored = write_weights(

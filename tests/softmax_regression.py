@@ -22,7 +22,7 @@ from fedpara_edge.formats.bundle import (
     Loss,
     Manifest,
     open_bundle,
-    write_local,
+    write_initial_personal,
     write_manifest,
 )
 from fedpara_edge.formats.weights import Weights, read_weights, write_weights
@@ -39,7 +39,7 @@ def make_bundle(folder: Path, *, personal: bool = True, seed: int = 0) -> Bundle
     bias = rng.standard_normal(CLASSES, np.float32)
     tensors = {"fc.weight": weight} if personal else {"fc.weight": weight, "fc.bias": bias}
     write_weights(folder / WEIGHTS, Weights(manifest.fingerprint, 0, manifest.layout, tensors))
-    write_local(folder, {"fc.bias": bias} if personal else {})
+    write_initial_personal(folder, {"fc.bias": bias} if personal else {})
     write_manifest(folder, manifest)
     return open_bundle(folder)
 
@@ -96,7 +96,7 @@ class SoftmaxRegression:
     name = "softmax-regression"
 
     def __init__(self, bundle: Bundle) -> None:
-        self.tensors = {**read_weights(bundle.file(WEIGHTS)).tensors, **bundle.read_local()}
+        self.tensors = {**read_weights(bundle.file(WEIGHTS)).tensors, **bundle.read_initial_personal()}
         self.velocity = {name: np.zeros_like(tensor) for name, tensor in self.tensors.items()}
         self.steps_taken = 0
         self.settings = (NONE, 1)

@@ -53,7 +53,7 @@ def export(
 
 
 def weights_of(bundle: Bundle) -> np.ndarray:
-    tensors = {**read_weights(bundle.file("weights.safetensors")).tensors, **bundle.read_local()}
+    tensors = {**read_weights(bundle.file("weights.safetensors")).tensors, **bundle.read_initial_personal()}
     return np.concatenate([tensors[t.name].ravel() for t in bundle.manifest.layout.with_role("shared", "personal")])
 
 

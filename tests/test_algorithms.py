@@ -247,7 +247,7 @@ def test_rounds_agree_with_torch(pair: str, engine: str, small_bundle: SmallBund
     for client, own in enumerate(reference.own):
         lasting = federation.state(client).lasting()
         assert lasting is not None
-        personal = federation.bundle.read_local()
+        personal = federation.bundle.read_initial_personal()
         assert distance(lasting.after["personal"], reference.personal[client], personal) < TOLERANCE
         assert lasting.after.keys() == {"personal", *([local.group] if local.group else [])}
         if local.group is not None:

@@ -12,14 +12,14 @@ import small_round
 
 from fedpara_edge.errors import InputError, WrongBundleError
 from fedpara_edge.formats.bundle import (
-    LOCAL,
+    INITIAL_PERSONAL,
     MANIFEST,
     WEIGHTS,
     ArraySpec,
     Bundle,
     Manifest,
     open_bundle,
-    write_local,
+    write_initial_personal,
     write_manifest,
 )
 from fedpara_edge.formats.weights import Weights, write_weights
@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
     folder.mkdir()
     tensors = small_round.random_tensors(small_round.LAYOUT, 1)
     write_weights(folder / WEIGHTS, Weights("0" * 64, 0, small_round.LAYOUT, tensors))
-    write_local(folder, LOCAL_TENSORS)
+    write_initial_personal(folder, LOCAL_TENSORS)
     (folder / "train_step.onnx").write_bytes(b"graph")
     write_manifest(folder, MANIFEST_OF_THE_TEST)
     return folder
@@ -67,23 +67,23 @@ def refused(folder: Path, text: str) -> None:
 def test_a_whole_bundle_opens(folder: Path) -> None:
     bundle = open_bundle(folder)
     assert dataclasses.replace(bundle.manifest, files={}) == MANIFEST_OF_THE_TEST
-    assert set(bundle.manifest.files) == {WEIGHTS, LOCAL, "train_step.onnx"}
+    assert set(bundle.manifest.files) == {WEIGHTS, INITIAL_PERSONAL, "train_step.onnx"}
     assert bundle.file(WEIGHTS) == folder / WEIGHTS
-    local = bundle.read_local()
+    local = bundle.read_initial_personal()
     assert local.keys() == LOCAL_TENSORS.keys()
     for name, value in LOCAL_TENSORS.items():
         np.testing.assert_array_equal(local[name], value, strict=True)
 
 
 def test_a_bundle_without_local_tensors(folder: Path) -> None:
-    (folder / LOCAL).unlink()
-    write_local(folder, {})
+    (folder / INITIAL_PERSONAL).unlink()
+    write_initial_personal(folder, {})
     write_manifest(folder, MANIFEST_OF_THE_TEST)
-    assert open_bundle(folder).read_local() == {}
+    assert open_bundle(folder).read_initial_personal() == {}
 
 
 def test_every_changed_file_is_named(folder: Path) -> None:
-    for name in (WEIGHTS, LOCAL, "train_step.onnx"):
+    for name in (WEIGHTS, INITIAL_PERSONAL, "train_step.onnx"):
         file = folder / name
         content = file.read_bytes()
         file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -185,7 +185,7 @@ def test_no_bundle_at_all(folder: Path) -> None:
 
 
 def test_damaged_local_tensors(folder: Path) -> None:
-    (folder / LOCAL).write_bytes(b"damaged")
+    (folder / INITIAL_PERSONAL).write_bytes(b"damaged")
     manifest = write_manifest(folder, MANIFEST_OF_THE_TEST)
-    with pytest.raises(WrongBundleError, match=f"{LOCAL}: expected a whole safetensors file"):
-        Bundle(folder, manifest).read_local()
+    with pytest.raises(WrongBundleError, match=f"{INITIAL_PERSONAL}: expected a whole safetensors file"):
+        Bundle(folder, manifest).read_initial_personal()

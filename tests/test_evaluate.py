@@ -71,7 +71,7 @@ def test_batches_need_rows(tmp_path):
 def test_personal_tensors_come_from_the_state(tmp_path):
     bundle = make_bundle(tmp_path / "bundle")
     weights, state = bundle.file(WEIGHTS), tmp_path / "state"
-    initial, mine = bundle.read_local()["fc.bias"], np.array([1, 2, 3], np.float32)
+    initial, mine = bundle.read_initial_personal()["fc.bias"], np.array([1, 2, 3], np.float32)
     with pytest.raises(InputError, match="expected a state folder, found none"):
         load_weights(SoftmaxRegression(bundle), bundle, weights, state=state)
     with open_state(state, bundle.manifest.fingerprint) as kept:

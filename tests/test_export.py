@@ -18,7 +18,14 @@ from export.forward.preprocess import Deployed
 from export.step.weight_update import optimizer_constants
 from export.verify import TOLERANCE
 from fedpara_edge.errors import FedparaError, InputError
-from fedpara_edge.formats.bundle import ENGINES, LOCAL, ONNXRUNTIME_FILES, ORT_TRAINING_FILES, WEIGHTS, open_bundle
+from fedpara_edge.formats.bundle import (
+    ENGINES,
+    INITIAL_PERSONAL,
+    ONNXRUNTIME_FILES,
+    ORT_TRAINING_FILES,
+    WEIGHTS,
+    open_bundle,
+)
 from fedpara_edge.formats.recipe import Recipe
 from fedpara_edge.formats.weights import read_weights
 from fedpara_edge.nn import ZOO, Conv2d, Linear, convert
@@ -224,12 +231,12 @@ def test_weights_and_personal_tensors_are_those_of_the_model(tmp_path: Path) -> 
     bundle, _ = export_bundle(model, tmp_path / "bundle", options(VECTOR))
     state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     shared = read_weights(bundle.file(WEIGHTS)).tensors
-    local = bundle.read_local()
+    local = bundle.read_initial_personal()
     assert local.keys() == {"0.x2", "0.y2"}
     assert shared.keys() == state.keys() - local.keys()
     for name, tensor in {**shared, **local}.items():
         np.testing.assert_array_equal(tensor, state[name])
-    assert LOCAL in bundle.manifest.files
+    assert INITIAL_PERSONAL in bundle.manifest.files
 
 
 def test_initial_weights_can_be_small(tmp_path: Path) -> None:

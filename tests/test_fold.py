@@ -322,7 +322,7 @@ def test_personal_tensors(tmp_path: Path) -> None:
     model = nn.Sequential(Linear(12, 12, rank=3, kind="pfedpara"), nn.ReLU(), nn.Linear(12, 5))
     bundle = quick_export(model, tmp_path / "bundle", (12,), "onnxruntime")
     weights = initial_weights(bundle)
-    personal = {name: 2 * value for name, value in bundle.read_local().items()}
+    personal = {name: 2 * value for name, value in bundle.read_initial_personal().items()}
     x = np.random.default_rng(0).standard_normal((4, 12), np.float32)
     fold(bundle, weights, tmp_path / "initial.onnx")
     fold(bundle, weights, tmp_path / "own.onnx", personal=personal)

@@ -17,7 +17,7 @@ from device_runtime.engines.parts import cut
 from device_runtime.engines.portable import open_engine
 from device_runtime.engines.vector import views
 from fedpara_edge.errors import WrongBundleError
-from fedpara_edge.formats.bundle import Bundle, open_bundle, write_local
+from fedpara_edge.formats.bundle import Bundle, open_bundle, write_initial_personal
 
 
 @pytest.fixture
@@ -103,8 +103,8 @@ def test_a_missing_graph_is_refused(bundle: Bundle) -> None:
 
 
 def test_a_bundle_without_a_personal_tensor_is_refused(bundle: Bundle) -> None:
-    tensors = bundle.read_local()
-    write_local(bundle.path, {name: tensor for name, tensor in tensors.items() if name != "6.x2"})
+    tensors = bundle.read_initial_personal()
+    write_initial_personal(bundle.path, {name: tensor for name, tensor in tensors.items() if name != "6.x2"})
     with pytest.raises(WrongBundleError, match=r"tensor '6.x2': expected a first value, found none; export again"):
         open_engine(bundle)
 

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from device_runtime import Predictor
 from fedpara_edge.errors import FedparaError, InputError
-from fedpara_edge.formats.accuracy import count_right, predicted
+from fedpara_edge.formats.accuracy import count_correct, predicted
 from fedpara_edge.formats.bundle import ArraySpec
 from fedpara_edge.formats.folded import METADATA_KEY, FoldedSpec, read_folded
 
@@ -210,9 +210,9 @@ def test_labels_that_outputs_stand_for() -> None:
     assert predicted("cross_entropy", outputs).tolist() == [0, 1]  # type: ignore[union-attr]
     assert predicted("bce", outputs).tolist() == [[1, 0], [0, 1]]  # type: ignore[union-attr]
     assert predicted("mse", outputs) is None
-    assert count_right("cross_entropy", outputs, np.array([0, 0])) == 1
-    assert count_right("bce", outputs, np.array([[1.0, 0.4], [0.6, 1.0]])) == 3
-    assert count_right("mse", outputs, outputs) == 0
+    assert count_correct("cross_entropy", outputs, np.array([0, 0])) == 1
+    assert count_correct("bce", outputs, np.array([[1.0, 0.4], [0.6, 1.0]])) == 3
+    assert count_correct("mse", outputs, outputs) == 0
 
 
 @pytest.fixture(scope="module")

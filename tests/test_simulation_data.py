@@ -12,7 +12,7 @@ import pytest
 from command_line import Command
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.formats.update import is_client
+from fedpara_edge.formats.update import is_valid_client_name
 from fedpara_edge.simulation.data.federation import DataPlan, Federation, load_federation
 from fedpara_edge.simulation.data.holdout import fewest_rows, hold_out
 
@@ -99,7 +99,7 @@ def test_owners_keep_their_rows_under_names_that_files_and_updates_can_have(file
         )
     }
     assert len({client.name.casefold() for client in clients}) == len(clients)
-    assert all(is_client(client.name) for client in clients)
+    assert all(is_valid_client_name(client.name) for client in clients)
 
 
 def test_strange_owners_get_names_that_stay_in_their_folder(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_strange_owners_get_names_that_stay_in_their_folder(tmp_path: Path) -> N
         assert name not in ("", ".", "..")
         assert not name.startswith(("-", "."))
         assert len(os.fsencode(name + ".npz")) < 256
-        assert is_client(name)
+        assert is_valid_client_name(name)
 
 
 @pytest.mark.parametrize("split", SPLITS[:4], ids=lambda split: split["split"])

@@ -60,7 +60,7 @@ class Portable:
         self._weights = zeros(self._tensors)
         self._places = views(self._weights, self._tensors)
         self._state = _fresh_state(bundle.manifest.optimizer, self._weights)
-        initial = {**read_weights(bundle.file(WEIGHTS)).tensors, **bundle.read_local()}
+        initial = {**read_weights(bundle.file(WEIGHTS)).tensors, **bundle.read_initial_personal()}
         for name in self._places:
             if name not in initial:
                 raise WrongBundleError(

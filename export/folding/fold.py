@@ -19,7 +19,7 @@ from export.folding.half import to_float16
 from export.folding.inference import inference_graph, replace
 from fedpara_edge import __version__
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError
-from fedpara_edge.formats.accuracy import count_right
+from fedpara_edge.formats.accuracy import count_correct
 from fedpara_edge.formats.bundle import Bundle, Loss, Manifest
 from fedpara_edge.formats.folded import METADATA_KEY, FoldedSpec, Precision
 from fedpara_edge.formats.weights import Weights
@@ -110,7 +110,7 @@ def fold(
             f"{weights.fingerprint[:12]}…; use weights that were exported or aggregated with it"
         )
     local = {tensor.name for tensor in manifest.layout.with_role("personal")}
-    initial = {name: value for name, value in bundle.read_local().items() if name in local}
+    initial = {name: value for name, value in bundle.read_initial_personal().items() if name in local}
     factored = inference_graph(bundle, {**weights.tensors, **initial, **(personal or {})})
     random = _random_inputs(manifest)
     composed = compose_layers(factored, manifest.layout, random[:3])
@@ -230,8 +230,8 @@ def _compare(
         difference += float(np.sum((found.astype(np.float64) - expected) ** 2))
         norm += float(np.sum(expected.astype(np.float64) ** 2))
         if y is not None:
-            right += count_right(loss, found, y)
-            factored_right += count_right(loss, expected, y)
+            right += count_correct(loss, found, y)
+            factored_right += count_correct(loss, expected, y)
             labels += y.size
     error = math.sqrt(difference / max(norm, 1e-30))
     if loss == "mse" or not labels:

@@ -13,7 +13,7 @@ from typing import Any
 
 from fedpara_edge.algorithms import ServerAlgorithm
 from fedpara_edge.errors import FedparaError, InputError, InvalidUpdateError, WrongBundleError
-from fedpara_edge.formats.update import FORMAT, Update, is_client
+from fedpara_edge.formats.update import FORMAT, Update, is_valid_client_name
 from fedpara_edge.formats.weights import Weights
 from fedpara_edge.storage.atomic import sha256_of
 from fedpara_edge.storage.tensorfile import TensorFile
@@ -118,4 +118,4 @@ def _stated_client(path: Path) -> str | None:
             client = file.header.get("client")
     except InvalidUpdateError:
         return None
-    return client if isinstance(client, str) and is_client(client) else None
+    return client if isinstance(client, str) and is_valid_client_name(client) else None

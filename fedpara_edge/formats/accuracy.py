@@ -27,10 +27,10 @@ def predicted(loss: Loss, outputs: NDArray[Any]) -> NDArray[np.int64] | None:
             return None
 
 
-def count_right(loss: Loss, outputs: NDArray[Any], y: NDArray[Any]) -> int:
+def count_correct(loss: Loss, outputs: NDArray[Any], y: NDArray[Any]) -> int:
     """How many of the labels y [B, ...] the outputs [B, ...] predict; a binary label above 1/2 is 1. 0 for `mse`.
 
-    >>> count_right("bce", np.array([[2.0], [-1.0], [0.5]]), np.array([[1.0], [1.0], [1.0]]))
+    >>> count_correct("bce", np.array([[2.0], [-1.0], [0.5]]), np.array([[1.0], [1.0], [1.0]]))
     2
     """
     labels = predicted(loss, outputs)

@@ -45,8 +45,8 @@ from fedpara_edge.storage.tensortable import strict_json
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
-LOCAL = "local.safetensors"
-LOCAL_FORMAT = "fedpara-edge/local"
+INITIAL_PERSONAL = "local.safetensors"
+INITIAL_PERSONAL_FORMAT = "fedpara-edge/local"
 ORT_TRAINING_FILES = ("training_model.onnx", "eval_model.onnx", "optimizer_model.onnx", "checkpoint")
 ONNXRUNTIME_FILES = ("train_step.onnx", "eval_step.onnx")
 ENGINES = ("ort-training", "onnxruntime")
@@ -136,22 +136,22 @@ class Bundle:
         """Path of one of its files."""
         return self.path / name
 
-    def read_local(self) -> dict[str, NDArray[Any]]:
+    def read_initial_personal(self) -> dict[str, NDArray[Any]]:
         """The initial personal tensors, by name.
 
         Raises:
             WrongBundleError: `local.safetensors` is damaged.
         """
-        if LOCAL not in self.manifest.files:
+        if INITIAL_PERSONAL not in self.manifest.files:
             return {}
-        with TensorFile(self.file(LOCAL), format=LOCAL_FORMAT, error=WrongBundleError) as file:
+        with TensorFile(self.file(INITIAL_PERSONAL), format=INITIAL_PERSONAL_FORMAT, error=WrongBundleError) as file:
             return {name: file.read(name) for name in file.entries}
 
 
-def write_local(folder: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+def write_initial_personal(folder: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
     """Write `local.safetensors` into a bundle folder in the making, if there is anything to write."""
     if tensors:
-        write_tensors(folder / LOCAL, tensors, {"format": LOCAL_FORMAT, "version": 1})
+        write_tensors(folder / INITIAL_PERSONAL, tensors, {"format": INITIAL_PERSONAL_FORMAT, "version": 1})
 
 
 def open_bundle(path: Path) -> Bundle:

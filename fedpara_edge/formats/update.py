@@ -57,7 +57,7 @@ class UpdateHeader:
                 raise InvalidUpdateError(
                     f"{name}: expected {kind.__name__}, found {brief(getattr(self, name))}", code="header"
                 )
-        if not is_client(self.client):
+        if not is_valid_client_name(self.client):
             raise InvalidUpdateError(
                 f"client: expected 1 to {MAX_CLIENT_CHARACTERS} printable characters, found {brief(self.client)}",
                 code="header",
@@ -82,7 +82,7 @@ class UpdateHeader:
                 )
 
 
-def is_client(name: str) -> bool:
+def is_valid_client_name(name: str) -> bool:
     """Whether a device can have that name: 1 to 200 printable characters."""
     return 1 <= len(name) <= MAX_CLIENT_CHARACTERS and name.isprintable()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.formats.update import is_client
+from fedpara_edge.formats.update import is_valid_client_name
 from fedpara_edge.simulation.data.columns import Examples
 from fedpara_edge.simulation.data.federation import DataPlan, load_federation
 from fedpara_edge.storage.atomic import replacing_folder
@@ -80,7 +80,7 @@ def write_clients(folder: Path, data: DataPlan, seed: int) -> None:
     with replacing_folder(folder) as making:
         clients = []
         for client in federation.clients:
-            if not is_client(client.name) or Path(client.name).name != client.name:
+            if not is_valid_client_name(client.name) or Path(client.name).name != client.name:
                 raise InputError(f"client {client.name!r}: expected a name good for a file, found another; rename it")
             held = client.test if client.test is not None and len(client.test) else None
             _write(making / "clients" / client.name / "train", client.train)

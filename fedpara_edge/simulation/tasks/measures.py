@@ -60,7 +60,7 @@ def measure(measuring: Measuring) -> Measured:
     """
     bundle = bundle_at(measuring.bundle)
     layout = bundle.manifest.layout
-    personal = bundle.read_local()
+    personal = bundle.read_initial_personal()
     if measuring.state is not None and personal:
         personal |= read_personal(bundle, measuring.state)
     tensors = {**read_weights(measuring.weights).tensors, **personal}
