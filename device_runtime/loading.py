@@ -68,9 +68,9 @@ def read_personal(bundle: Bundle, state: Path) -> dict[str, NDArray[Any]]:
     """
     if not state.is_dir():
         raise InputError(f"{state}: expected a state folder, found none; train with --state {state} first")
-    lasting = DeviceState(state, bundle.manifest.fingerprint).lasting()
+    committed = DeviceState(state, bundle.manifest.fingerprint).committed()
     names = [tensor.name for tensor in bundle.manifest.layout.with_role("personal")]
-    return {} if lasting is None else {name: lasting.after["personal"][name] for name in names}
+    return {} if committed is None else {name: committed.after["personal"][name] for name in names}
 
 
 def read_control(path: Path | None, weights: Weights, algorithm: LocalAlgorithm) -> Group:

@@ -17,8 +17,8 @@ FedDyn's ∇_i (`fedpara_edge.algorithms.local`).
 `Progress`; tensors `<group>/<name>`. The group `engine` holds the engine's state.
 
 A *call* is everything that decides the outcome of a training: round, base weights, data, options. A call ends with four
-commits, each one rename or removal: its last progress, the update, the lasting state, the removal of the progress. Cut
-short between any two, the same call again finds its progress, takes no further step and commits the same bytes; cut
+commits, each one rename or removal: its last progress, the update, the committed state, the removal of the progress.
+Cut short between any two, the same call again finds its progress, takes no further step and commits the same bytes; cut
 short after the last, it begins from `before` again. So a repeated call never trains the personal tensors twice, and
 never adds to what an algorithm keeps twice.
 """
@@ -42,14 +42,14 @@ from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
 if sys.platform != "win32":
     import fcntl
 
-LASTING_FORMAT = "fedpara-edge/device-state"
+COMMITTED_FORMAT = "fedpara-edge/device-state"
 PROGRESS_FORMAT = "fedpara-edge/progress"
 
 Groups = Mapping[str, Mapping[str, NDArray[Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lasting:
+class Committed:
     """What a finished call leaves behind.
 
     Args:
@@ -105,7 +105,7 @@ class DeviceState:
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self.folder = folder
         self._fingerprint = fingerprint
-        self._lasting = folder / "lasting.safetensors"
+        self._committed = folder / "lasting.safetensors"
         self._progress = folder / "progress.safetensors"
         self._client = folder / "client"
 
@@ -123,7 +123,7 @@ class DeviceState:
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{self._client}: expected the device's name, found {error}; write one there") from error
 
-    def lasting(self) -> Lasting | None:
+    def committed(self) -> Committed | None:
         """What the last finished call left behind; None before the first.
 
         Raises:
@@ -131,10 +131,10 @@ class DeviceState:
             WrongBundleError: it belongs to another bundle.
         """
         remedy = "delete it to begin from the bundle's initial personal tensors"
-        if (content := self._read(self._lasting, LASTING_FORMAT, remedy)) is None:
+        if (content := self._read(self._committed, COMMITTED_FORMAT, remedy)) is None:
             return None
         header, groups = content
-        return Lasting(
+        return Committed(
             call=header["call"], before=_nested(groups.get("before", {})), after=_nested(groups.get("after", {}))
         )
 
@@ -142,27 +142,27 @@ class DeviceState:
         """The groups that a call begins with; none before the first call.
 
         Raises:
-            InputError, WrongBundleError: as `lasting`.
+            InputError, WrongBundleError: as `committed`.
         """
-        if (lasting := self.lasting()) is None:
+        if (committed := self.committed()) is None:
             return {}
-        groups = lasting.start_of(call)
-        if dropped := sorted(lasting.after.keys() - groups.keys()) if call != lasting.call else []:
+        groups = committed.start_of(call)
+        if dropped := sorted(committed.after.keys() - groups.keys()) if call != committed.call else []:
             print(
-                f"{self.folder}: dropped {', '.join(dropped)} of round {lasting.call['round']}, as round "
+                f"{self.folder}: dropped {', '.join(dropped)} of round {committed.call['round']}, as round "
                 f"{call['round']} begins without",
                 file=sys.stderr,
             )
         return groups
 
-    def commit(self, lasting: Lasting) -> None:
+    def commit(self, committed: Committed) -> None:
         """Replace what lasts, atomically.
 
         Raises:
             FedparaError: the disk refuses the write.
         """
-        moments = {"before": _flat(lasting.before), "after": _flat(lasting.after)}
-        self._write(self._lasting, moments, {"format": LASTING_FORMAT, "call": lasting.call})
+        moments = {"before": _flat(committed.before), "after": _flat(committed.after)}
+        self._write(self._committed, moments, {"format": COMMITTED_FORMAT, "call": committed.call})
 
     def progress(self) -> Progress | None:
         """The progress of an unfinished call; None if there is none.

@@ -34,7 +34,7 @@ from device_runtime.epochs import Step, count_steps, sum_learning_rates, take_st
 from device_runtime.interrupts import holding_interrupts
 from device_runtime.loading import load_personal, load_weights, read_control
 from device_runtime.progress import OnStep
-from device_runtime.state import DeviceState, Lasting, Progress, open_state
+from device_runtime.state import Committed, DeviceState, Progress, open_state
 from fedpara_edge.algorithms.local import Start
 from fedpara_edge.codecs import find_encoder
 from fedpara_edge.errors import DivergedError, InputError, InvalidUpdateError
@@ -171,7 +171,7 @@ def train(
                 except DivergedError:
                     output.unlink()
                     raise
-            kept.commit(Lasting(call=call, before={**before, "personal": personal_before}, after=after))
+            kept.commit(Committed(call=call, before={**before, "personal": personal_before}, after=after))
             kept.remove_progress()
     return TrainResult(
         client=header.client,

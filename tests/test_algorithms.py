@@ -245,13 +245,13 @@ def test_rounds_agree_with_torch(pair: str, engine: str, small_bundle: SmallBund
     for group in server.groups:
         assert distance(federation.server_state().groups[group], reference.kept[group], zeros) < TOLERANCE
     for client, own in enumerate(reference.own):
-        lasting = federation.state(client).lasting()
-        assert lasting is not None
+        committed = federation.state(client).committed()
+        assert committed is not None
         personal = federation.bundle.read_initial_personal()
-        assert distance(lasting.after["personal"], reference.personal[client], personal) < TOLERANCE
-        assert lasting.after.keys() == {"personal", *([local.group] if local.group else [])}
+        assert distance(committed.after["personal"], reference.personal[client], personal) < TOLERANCE
+        assert committed.after.keys() == {"personal", *([local.group] if local.group else [])}
         if local.group is not None:
-            assert distance(lasting.after[local.group], own, zeros) < TOLERANCE
+            assert distance(committed.after[local.group], own, zeros) < TOLERANCE
 
 
 def adaptive_reference(server: ServerAlgorithm, x: Any, deltas: Sequence[Any]) -> Any:
@@ -336,13 +336,13 @@ def test_the_server_keeps_the_mean_of_what_the_devices_keep(
     for clients in ROUNDS:
         federation.round(clients, codec=codec)
         (kept,) = federation.server_state().groups.values()
-        own = [lasting.after[group] for c in range(3) if (lasting := federation.state(c).lasting()) is not None]
+        own = [committed.after[group] for c in range(3) if (committed := federation.state(c).committed()) is not None]
         for tensor, value in kept.items():
             mean = sum(np.asarray(tensors[tensor], np.float64) for tensors in own) / 3
             np.testing.assert_allclose(value, mean, atol=1e-6 * np.abs(mean).max())
-    lasting = federation.state(0).lasting()
-    assert lasting is not None
-    assert ("residual" in lasting.after) == (codec == "int4")
+    committed = federation.state(0).committed()
+    assert committed is not None
+    assert ("residual" in committed.after) == (codec == "int4")
 
 
 @every_engine
@@ -378,10 +378,10 @@ def test_a_device_that_comes_late_starts_from_nothing(small_bundle: SmallBundle,
     federation = Federation(tmp_path / "files", small_bundle(), "onnxruntime", Scaffold(), ServerScaffold(clients=3))
     federation.round((0, 1))
     federation.train(2)
-    lasting = federation.state(2).lasting()
-    assert lasting is not None
-    assert "control" not in lasting.before
-    assert "control" in lasting.after
+    committed = federation.state(2).committed()
+    assert committed is not None
+    assert "control" not in committed.before
+    assert "control" in committed.after
 
 
 class Interrupted:
@@ -429,9 +429,9 @@ def test_another_call_of_a_round_takes_the_place_of_the_first(small_bundle: Smal
     federation.round((0, 1, 2))
 
     def kept(moment: str) -> Any:
-        lasting = federation.state(1).lasting()
-        assert lasting is not None
-        return getattr(lasting, moment)["control"]["0.x1"]
+        committed = federation.state(1).committed()
+        assert committed is not None
+        return getattr(committed, moment)["control"]["0.x1"]
 
     first = kept("after")
     federation.train(1, replace(CONFIG, learning_rate=0.01))
@@ -453,9 +453,9 @@ def test_personal_tensors_are_pulled_nowhere(engine: str, small_bundle: SmallBun
         change = np.empty(base.layout.shared_parameters, np.float32)
         update.decoder.decode(0, change)
         update.close()
-        lasting = federation.state(1).lasting()
-        assert lasting is not None
-        trained[local.name] = change, lasting.after["personal"]
+        committed = federation.state(1).committed()
+        assert committed is not None
+        trained[local.name] = change, committed.after["personal"]
     # In the first step μ (w - x) is 0, so both take the same; had μ pulled at the personal tensors, they would differ.
     np.testing.assert_allclose(trained["fedprox"][0], trained["fedavg"][0], atol=1e-6)
     for name, tensor in trained["fedavg"][1].items():
@@ -523,9 +523,9 @@ def test_no_personal_tensor_is_in_an_update(
     federation = Federation(tmp_path / "files", bundle, "onnxruntime", *PAIRS[pair])
     federation.round((0, 1, 2))
     content = federation.train(1).read_bytes()
-    lasting = federation.state(1).lasting()
-    assert lasting is not None
-    for moment in (lasting.before, lasting.after):
+    committed = federation.state(1).committed()
+    assert committed is not None
+    for moment in (committed.before, committed.after):
         assert moment["personal"].keys() == names
         for group, tensors in moment.items():
             assert all(needle not in content for needle in bytes_of(tensors)), group

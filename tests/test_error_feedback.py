@@ -105,9 +105,9 @@ class Rounds:
 
     def residual(self) -> dict[str, np.ndarray]:
         with open_state(self.folder / "state", self.weights.fingerprint) as state:
-            lasting = state.lasting()
-        assert lasting is not None
-        return dict(lasting.after["residual"])
+            committed = state.committed()
+        assert committed is not None
+        return dict(committed.after["residual"])
 
 
 @pytest.mark.parametrize("codec", CODECS)

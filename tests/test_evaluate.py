@@ -5,7 +5,7 @@ import pytest
 from softmax_regression import CLASSES, SoftmaxRegression, make_bundle, make_manifest, write_npz
 
 from device_runtime import evaluate, load_weights, open_data
-from device_runtime.state import Lasting, open_state
+from device_runtime.state import Committed, open_state
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError
 from fedpara_edge.formats.bundle import WEIGHTS
 
@@ -79,7 +79,7 @@ def test_personal_tensors_come_from_the_state(tmp_path):
         load_weights(engine, bundle, weights, state=state)
         np.testing.assert_array_equal(engine.read()["fc.bias"], initial)
         before, after = ({"personal": {"fc.bias": bias}} for bias in (initial, mine))
-        kept.commit(Lasting(call={}, before=before, after=after))
+        kept.commit(Committed(call={}, before=before, after=after))
         load_weights(engine, bundle, weights, state=state)
         np.testing.assert_array_equal(engine.read()["fc.bias"], mine)
     other = make_bundle(tmp_path / "other", seed=1)

@@ -110,10 +110,10 @@ def test_the_update_is_what_the_engine_learned(inputs, tmp_path):
     trained = engine.read()
     np.testing.assert_array_equal(change, (trained["fc.weight"] - base.tensors["fc.weight"]).ravel())
     with open_state(device.state, base.fingerprint) as state:
-        lasting = state.lasting()
-    np.testing.assert_array_equal(lasting.after["personal"]["fc.bias"], trained["fc.bias"])
+        committed = state.committed()
+    np.testing.assert_array_equal(committed.after["personal"]["fc.bias"], trained["fc.bias"])
     np.testing.assert_array_equal(
-        lasting.before["personal"]["fc.bias"], device.bundle.read_initial_personal()["fc.bias"]
+        committed.before["personal"]["fc.bias"], device.bundle.read_initial_personal()["fc.bias"]
     )
 
     losses = tuple(sum(step.loss * step.examples for step in steps if step.epoch == epoch) / 23 for epoch in range(3))
@@ -245,7 +245,7 @@ def test_a_power_cut_at_any_write_changes_nothing(inputs, expected, tmp_path, la
         if train_until_power_cut(device, first, late=late):
             break
         assert complete(device) == expected
-    # Three saves of the progress, the last one, the update, the lasting state, and the removal.
+    # Three saves of the progress, the last one, the update, the committed state, and the removal.
     assert first == 7
 
 
@@ -282,7 +282,7 @@ def test_a_power_cut_at_any_write_of_a_later_call_changes_nothing(inputs, tmp_pa
     reference = second_call(tmp_path / "reference")
     reference.train()
     with open_state(reference.state, reference.bundle.manifest.fingerprint) as state:
-        assert ("residual" in state.lasting().after) == (codec != "float32")
+        assert ("residual" in state.committed().after) == (codec != "float32")
     for first in range(7):
         device = second_call(tmp_path / f"{first}")
         assert not train_until_power_cut(device, first, late=False)
@@ -329,11 +329,11 @@ def test_a_later_round_goes_on_from_the_personal_tensors(inputs, expected, tmp_p
     device = Device(inputs, tmp_path)
     device.train()
     with open_state(device.state, device.bundle.manifest.fingerprint) as state:
-        first = state.lasting()
+        first = state.committed()
     device.weights = next_weights(device, tmp_path)
     device.train(overwrite=True)
     with open_state(device.state, device.bundle.manifest.fingerprint) as state:
-        second = state.lasting()
+        second = state.committed()
     np.testing.assert_array_equal(second.before["personal"]["fc.bias"], first.after["personal"]["fc.bias"])
     assert device.result() != expected
 

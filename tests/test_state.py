@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from device_runtime.state import Lasting, Progress, open_state
+from device_runtime.state import Committed, Progress, open_state
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError
 
 FINGERPRINT = "5f" * 32
@@ -16,7 +16,7 @@ GROUPS = {
     "personal": {"a/b": np.arange(6, dtype=np.float32).reshape(2, 3), "scalar": np.float64(1.5)},
     "residual": {"a/b": np.array([], np.int64), "bytes": np.frombuffer(b"opaque", np.uint8)},
 }
-LASTING = Lasting(call=CALL, before=GROUPS, after={"personal": {"w": np.ones(2, np.float32)}})
+COMMITTED = Committed(call=CALL, before=GROUPS, after={"personal": {"w": np.ones(2, np.float32)}})
 PROGRESS = Progress(call=CALL, output="/tmp/out", step=7, seconds=1.25, loss_sums=(1 / 3, 0.1), groups=GROUPS)
 
 
@@ -29,40 +29,40 @@ def assert_same_groups(found, expected):
 
 def test_a_new_folder_is_empty(tmp_path):
     with open_state(tmp_path / "state", FINGERPRINT) as state:
-        assert state.lasting() is None
+        assert state.committed() is None
         assert state.progress() is None
         state.remove_progress()
 
 
 def test_saved_then_read_is_the_identity(tmp_path):
     with open_state(tmp_path, FINGERPRINT) as state:
-        state.commit(LASTING)
+        state.commit(COMMITTED)
         state.save_progress(PROGRESS)
     with open_state(tmp_path, FINGERPRINT) as state:
-        lasting, progress = state.lasting(), state.progress()
+        committed, progress = state.committed(), state.progress()
         state.remove_progress()
         assert state.progress() is None
-    assert lasting.call == CALL
-    assert_same_groups(lasting.before, LASTING.before)
-    assert_same_groups(lasting.after, LASTING.after)
+    assert committed.call == CALL
+    assert_same_groups(committed.before, COMMITTED.before)
+    assert_same_groups(committed.after, COMMITTED.after)
     assert replace(progress, groups=GROUPS) == PROGRESS
     assert_same_groups(progress.groups, GROUPS)
 
 
 def test_nothing_to_keep_is_kept_too(tmp_path):
     with open_state(tmp_path, FINGERPRINT) as state:
-        state.commit(Lasting(call=CALL, before={"personal": {}}, after={"personal": {}}))
-        assert state.lasting().call == CALL
+        state.commit(Committed(call=CALL, before={"personal": {}}, after={"personal": {}}))
+        assert state.committed().call == CALL
 
 
 def test_a_repeated_call_begins_where_the_first_one_did():
-    assert LASTING.start_of(dict(CALL)) is LASTING.before
-    assert LASTING.start_of({**CALL, "round": 4}) is LASTING.after
+    assert COMMITTED.start_of(dict(CALL)) is COMMITTED.before
+    assert COMMITTED.start_of({**CALL, "round": 4}) is COMMITTED.after
 
 
 def test_of_what_is_kept_only_personal_tensors_go_on_in_an_earlier_round(tmp_path, capsys):
     with open_state(tmp_path, FINGERPRINT) as state:
-        state.commit(Lasting(call=CALL, before={}, after=GROUPS))
+        state.commit(Committed(call=CALL, before={}, after=GROUPS))
         groups = state.groups_for({**CALL, "round": 0})
     assert_same_groups(groups, {"personal": GROUPS["personal"]})
     assert "dropped residual of round 3, as round 0 begins without" in capsys.readouterr().err
@@ -103,7 +103,7 @@ def test_one_process_at_a_time(tmp_path):
 
 
 def test_another_bundle_is_refused(tmp_path):
-    for save in (lambda state: state.commit(LASTING), lambda state: state.save_progress(PROGRESS)):
+    for save in (lambda state: state.commit(COMMITTED), lambda state: state.save_progress(PROGRESS)):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         with open_state(folder, FINGERPRINT) as state:
             save(state)
@@ -111,20 +111,20 @@ def test_another_bundle_is_refused(tmp_path):
             open_state(folder, "0a" * 32) as state,
             pytest.raises(WrongBundleError, match="found that of 5f5f5f5f5f5f…"),
         ):
-            (state.lasting(), state.progress())
+            (state.committed(), state.progress())
 
 
-@pytest.mark.parametrize("name", ["lasting", "progress"])
-def test_a_damaged_file_is_named_with_its_remedy(tmp_path, name):
+@pytest.mark.parametrize(("name", "method"), [("lasting", "committed"), ("progress", "progress")])
+def test_a_damaged_file_is_named_with_its_remedy(tmp_path, name, method):
     with open_state(tmp_path, FINGERPRINT) as state:
-        state.commit(LASTING)
+        state.commit(COMMITTED)
         state.save_progress(PROGRESS)
         file = tmp_path / f"{name}.safetensors"
         content = file.read_bytes()
         for length in (0, 7, len(content) // 2, len(content) - 1):
             file.write_bytes(content[:length])
             with pytest.raises(InputError, match=rf"{name}.safetensors: expected .*; delete it to begin"):
-                getattr(state, name)()
+                getattr(state, method)()
 
 
 def test_leftovers_of_a_power_cut_are_removed_and_nothing_else(tmp_path):
@@ -143,13 +143,13 @@ def test_a_place_that_is_no_folder_is_refused(tmp_path):
 
 def test_a_full_disk_leaves_the_old_state(tmp_path, monkeypatch):
     with open_state(tmp_path, FINGERPRINT) as state:
-        state.commit(LASTING)
+        state.commit(COMMITTED)
 
         def refuse(*_, **__):
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr("fedpara_edge.storage.tensorfile.save_file", refuse)
         with pytest.raises(FedparaError, match="No space left on device"):
-            state.commit(replace(LASTING, call={}))
-        assert state.lasting().call == CALL
+            state.commit(replace(COMMITTED, call={}))
+        assert state.committed().call == CALL
         assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]
