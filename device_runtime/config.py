@@ -9,7 +9,9 @@ from typing import Any
 
 from device_runtime.engines.engine import NONE, Adjustment
 from device_runtime.schedule import Schedule
-from fedpara_edge.algorithms.local import FedAvg, LocalAlgorithm, Term
+from fedpara_edge.algorithms import ClientAlgorithm
+from fedpara_edge.algorithms.client import Term
+from fedpara_edge.algorithms.fedavg import FedAvgClient
 from fedpara_edge.errors import InputError
 
 NO_TERM = Term()
@@ -44,7 +46,7 @@ class TrainConfig:
     drop_last: bool = False
     clip_norm: float | None = None
     parts: int = 1
-    algorithm: LocalAlgorithm = field(default_factory=FedAvg)
+    algorithm: ClientAlgorithm = field(default_factory=FedAvgClient)
     checkpoint_seconds: float = 30.0
     checkpoint_steps: int | None = None
 

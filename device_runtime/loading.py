@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from device_runtime.engines.engine import Engine
 from device_runtime.state import DeviceState, Groups
-from fedpara_edge.algorithms import LocalAlgorithm
+from fedpara_edge.algorithms import ClientAlgorithm
 from fedpara_edge.errors import InputError, WrongBundleError
 from fedpara_edge.factors.layout import Layout
 from fedpara_edge.formats.bundle import Bundle
@@ -73,7 +73,7 @@ def read_personal(bundle: Bundle, state: Path) -> dict[str, NDArray[Any]]:
     return {} if committed is None else {name: committed.after["personal"][name] for name in names}
 
 
-def read_control(path: Path | None, weights: Weights, algorithm: LocalAlgorithm) -> Group:
+def read_control(path: Path | None, weights: Weights, algorithm: ClientAlgorithm) -> Group:
     """The server's control variate that belongs with some weights, by name; none for zeros.
 
     Args:

@@ -11,7 +11,7 @@ from names to arrays of any shape and dtype; what is to be kept besides the pers
 `fedpara-edge/device-state`, version 1: header `format, version, fingerprint, call`; tensors `before/<group>/<name>`
 and `after/<group>/<name>`, as they were when that call began and when it ended. The group `personal` holds the personal
 tensors; by shared tensor, `residual` holds what a lossy codec has not sent yet, `control` SCAFFOLD's c_i and `dynamic`
-FedDyn's ∇_i (`fedpara_edge.algorithms.local`).
+FedDyn's ∇_i (`fedpara_edge.algorithms`).
 
 `fedpara-edge/progress`, version 1: header `format, version, fingerprint, call, output, step, seconds, loss_sums` as in
 `Progress`; tensors `<group>/<name>`. The group `engine` holds the engine's state.

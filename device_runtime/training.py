@@ -8,7 +8,7 @@ Error feedback: what a lossy codec leaves out of an update is kept in the state 
 that in the long run nothing is lost (Seide et al. 2014; Karimireddy et al., arXiv 1901.09847). Without a state folder
 a codec that can (`Encoder.unbiased`) rounds at random instead, right in expectation; what others leave out is lost.
 
-What an algorithm keeps for the next round (`fedpara_edge.algorithms.local`) is a group in the state folder as well, and
+What an algorithm keeps for the next round (`fedpara_edge.algorithms.client`) is a group in the state folder as well and
 refers to the change as readers of the update decode it.
 """
 
@@ -35,7 +35,7 @@ from device_runtime.interrupts import holding_interrupts
 from device_runtime.loading import load_personal, load_weights, read_control
 from device_runtime.progress import OnStep
 from device_runtime.state import Committed, DeviceState, Progress, open_state
-from fedpara_edge.algorithms.local import Start
+from fedpara_edge.algorithms.client import Start
 from fedpara_edge.codecs import find_encoder
 from fedpara_edge.errors import DivergedError, InputError, InvalidUpdateError
 from fedpara_edge.formats.bundle import Bundle

@@ -19,8 +19,12 @@ from fedpara_edge import codecs
 from fedpara_edge.aggregation import screening, stepping, stream
 from fedpara_edge.aggregation.fedavg import Aggregation, aggregate
 from fedpara_edge.aggregation.roundfiles import Downlink, RoundFiles
+from fedpara_edge.algorithms import ServerAlgorithm
 from fedpara_edge.algorithms.adaptive import FedAdagrad, FedAdam
-from fedpara_edge.algorithms.server import FedAvg, FedAvgM, FedDyn, Scaffold, ServerAlgorithm
+from fedpara_edge.algorithms.fedavg import FedAvgServer
+from fedpara_edge.algorithms.fedavgm import FedAvgM
+from fedpara_edge.algorithms.feddyn import FedDynServer
+from fedpara_edge.algorithms.scaffold import ScaffoldServer
 from fedpara_edge.codecs import codec, find_encoder
 from fedpara_edge.codecs.codec import Decoder
 from fedpara_edge.codecs.float32 import open_float32
@@ -510,8 +514,8 @@ METRICS = {"learning_rate_sum": 0.25, "alpha": 0.1}
 KEEPING: dict[str, ServerAlgorithm] = {
     "fedavgm": FedAvgM(),
     "fedadam": FedAdam(),
-    "scaffold": Scaffold(clients=30),
-    "feddyn": FedDyn(clients=30),
+    "scaffold": ScaffoldServer(clients=30),
+    "feddyn": FedDynServer(clients=30),
 }
 
 
@@ -561,7 +565,7 @@ def test_equal_weighting_ignores_the_examples(tmp_path: Path, weights: Weights) 
 
 
 TOO_LARGE: dict[str, tuple[ServerAlgorithm, float, float, dict[str, float]]] = {
-    "control": (Scaffold(clients=9), 0.0, 1e30, {"learning_rate_sum": 1e-20}),
+    "control": (ScaffoldServer(clients=9), 0.0, 1e30, {"learning_rate_sum": 1e-20}),
     "second moment": (FedAdam(), 0.0, 1e30, {}),
     "sum of squares": (FedAdagrad(), 0.0, -1e20, {}),
     "weights": (FedAvgM(), 0.9 * HUGE, HUGE, {}),
@@ -590,10 +594,10 @@ def test_a_sum_of_learning_rates_that_no_training_had_is_refused(rate_sum: float
     good = small_round.send(tmp_path, start, "a", metrics={"learning_rate_sum": 1})
     still = {name: np.zeros_like(tensor) for name, tensor in start.tensors.items()}
     bad = small_round.send(tmp_path, start, "b", change=still, metrics={"learning_rate_sum": rate_sum})
-    result = aggregate([good, bad], start, algorithm=Scaffold(clients=2))
+    result = aggregate([good, bad], start, algorithm=ScaffoldServer(clients=2))
     assert codes(result.rejected) == {"b.update": "wrong_algorithm"}
     largest = small_round.send(tmp_path, start, "c", change=still, metrics={"learning_rate_sum": 10**29})
-    assert len(aggregate([good, largest], start, algorithm=Scaffold(clients=2)).accepted) == 2
+    assert len(aggregate([good, largest], start, algorithm=ScaffoldServer(clients=2)).accepted) == 2
 
 
 @pytest.mark.parametrize(
@@ -610,10 +614,10 @@ def test_no_file_of_a_round_is_written_over_another(
     downlink = Downlink(encoder=find_encoder("int8"), change=tmp_path / change_at)
     files = RoundFiles(weights=tmp_path / weights_at, state=tmp_path / "state", downlink=downlink)
     with pytest.raises(InputError, match=f"expected a file of its own {named}"):
-        files.begin(small_round.start_round(tmp_path, number=0), FedAvg(), overwrite=True)
+        files.begin(small_round.start_round(tmp_path, number=0), FedAvgServer(), overwrite=True)
 
 
-@pytest.mark.parametrize("algorithm", [FedAvg(lr=1e39), FedAdam(lr=1e39)], ids=["fedavg", "fedadam"])
+@pytest.mark.parametrize("algorithm", [FedAvgServer(lr=1e39), FedAdam(lr=1e39)], ids=["fedavg", "fedadam"])
 def test_a_step_that_leaves_float32_is_nobodys_fault(algorithm: ServerAlgorithm, tmp_path: Path) -> None:
     weights = small_round.start_round(tmp_path, number=0)
     path = small_round.send(tmp_path, weights, "a")
@@ -661,8 +665,8 @@ def test_refitting_brings_the_weights_closer_to_their_mean(tmp_path: Path, weigh
         same = np.array_equal(tensor, refitted.weights.tensors[name])
         assert same == (part in ("bias", "weight", "scale") or name == "scale"), name
     with pytest.raises(InputError, match="merge: expected mean with algorithm feddyn, found refit"):
-        aggregate(paths, weights, merge="refit", algorithm=FedDyn(clients=3))
-    moved = aggregate(paths, weights, merge="refit", algorithm=FedAvg(lr=0.5)).weights.tensors
+        aggregate(paths, weights, merge="refit", algorithm=FedDynServer(clients=3))
+    moved = aggregate(paths, weights, merge="refit", algorithm=FedAvgServer(lr=0.5)).weights.tensors
     for name, tensor in weights.tensors.items():
         np.testing.assert_allclose(moved[name] - tensor, (refitted.weights.tensors[name] - tensor) / 2, atol=1e-6)
 
@@ -670,13 +674,13 @@ def test_refitting_brings_the_weights_closer_to_their_mean(tmp_path: Path, weigh
 @pytest.mark.parametrize(
     ("algorithm", "codec"),
     [
-        (FedAvg(), "float32"),
-        (Scaffold(clients=120), "float32"),
+        (FedAvgServer(), "float32"),
+        (ScaffoldServer(clients=120), "float32"),
         (FedAdam(), "float32"),
-        (FedAvg(), "int8"),
-        (FedAvg(), "int4"),
-        (FedAvg(), "uniform"),
-        (FedAvg(), "topk"),
+        (FedAvgServer(), "int8"),
+        (FedAvgServer(), "int4"),
+        (FedAvgServer(), "uniform"),
+        (FedAvgServer(), "topk"),
     ],
     ids=lambda value: getattr(value, "name", value),
 )

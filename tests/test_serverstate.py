@@ -14,7 +14,10 @@ import small_round
 from safetensors.numpy import load_file, save_file
 
 from fedpara_edge.algorithms.adaptive import FedAdam
-from fedpara_edge.algorithms.server import FedAvg, FedAvgM, FedDyn, Scaffold
+from fedpara_edge.algorithms.fedavg import FedAvgServer
+from fedpara_edge.algorithms.fedavgm import FedAvgM
+from fedpara_edge.algorithms.feddyn import FedDynServer
+from fedpara_edge.algorithms.scaffold import ScaffoldServer
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError
 from fedpara_edge.factors.layout import Layout
 from fedpara_edge.formats.serverstate import (
@@ -74,11 +77,11 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 def test_nothing_to_keep_is_kept_too(tmp_path: Path) -> None:
     weights = small_round.start_round(tmp_path)
-    write_server_state(state_path(tmp_path, 3), state_of(weights, FedAvg(), {}))
+    write_server_state(state_path(tmp_path, 3), state_of(weights, FedAvgServer(), {}))
     found = read_state_for(tmp_path, weights)
     assert found is not None
     assert found.groups == {}
-    found.check_algorithm(FedAvg(lr=0.5))
+    found.check_algorithm(FedAvgServer(lr=0.5))
 
 
 def test_once_begun_the_folder_has_a_file_for_every_round(tmp_path: Path) -> None:
@@ -145,17 +148,20 @@ def test_groups_must_be_those_of_the_algorithm(tmp_path: Path) -> None:
 def test_options_that_give_what_is_kept_its_meaning_stay(tmp_path: Path) -> None:
     weights = small_round.start_round(tmp_path)
     kept = {"h": weights.tensors}
-    state = state_of(weights, FedDyn(clients=10, alpha=0.1), kept)
-    state.check_algorithm(FedDyn(clients=10, alpha=0.1))
+    state = state_of(weights, FedDynServer(clients=10, alpha=0.1), kept)
+    state.check_algorithm(FedDynServer(clients=10, alpha=0.1))
     for other, message in (
-        (FedDyn(clients=12, alpha=0.1), "clients: expected 10 as in round 3, found 12; go on as in the rounds before"),
-        (FedDyn(clients=10, alpha=0.2), "alpha: expected 0.1 as in round 3, found 0.2"),
-        (Scaffold(clients=10), "algorithm: expected feddyn as in round 3, found scaffold"),
+        (
+            FedDynServer(clients=12, alpha=0.1),
+            "clients: expected 10 as in round 3, found 12; go on as in the rounds before",
+        ),
+        (FedDynServer(clients=10, alpha=0.2), "alpha: expected 0.1 as in round 3, found 0.2"),
+        (ScaffoldServer(clients=10), "algorithm: expected feddyn as in round 3, found scaffold"),
     ):
         with pytest.raises(InputError, match=message):
             state.check_algorithm(other)
-    state_of(weights, Scaffold(clients=10, lr=1.0), {"control": weights.tensors}).check_algorithm(
-        Scaffold(clients=10, lr=0.5)
+    state_of(weights, ScaffoldServer(clients=10, lr=1.0), {"control": weights.tensors}).check_algorithm(
+        ScaffoldServer(clients=10, lr=0.5)
     )
 
 

@@ -3,7 +3,7 @@
     w ← base + step(Σ_i s_i change_i),    s_i = examples_i / Σ_j examples_j  or  1 / updates
 
 in steps with a module each: `screening` compares the headers, `stream` averages the values, `stepping` has the
-algorithm (`algorithms.server`) make a movement of the mean, `addition` adds it to the weights, and `gap` watches the
+algorithm (`algorithms`) make a movement of the mean, `addition` adds it to the weights, and `gap` watches the
 values for the distance between the mean of the factors and the mean of the weights, which `refit` lowers if asked to.
 Source: FedPara (arXiv 2108.06098v3), section 2.3, where the server averages the factors themselves.
 
@@ -29,7 +29,7 @@ from fedpara_edge.aggregation.screening import Rejected, screen
 from fedpara_edge.aggregation.stepping import take_step
 from fedpara_edge.aggregation.stream import StreamedMean, stream_mean
 from fedpara_edge.algorithms import ServerAlgorithm, Weighting
-from fedpara_edge.algorithms.server import FedAvg
+from fedpara_edge.algorithms.fedavg import FedAvgServer
 from fedpara_edge.errors import DivergedError, InputError, TooFewUpdatesError
 from fedpara_edge.formats.serverstate import ServerState, state_of
 from fedpara_edge.formats.update import Update
@@ -97,7 +97,7 @@ class Aggregation:
         return {
             "fingerprint": self.weights.fingerprint,
             "round": self.weights.round,
-            "algorithm": {"name": self.algorithm.name, **self.algorithm.options()},
+            "algorithm": self.algorithm.to_json(),
             "weighting": self.weighting,
             "examples": sum(update.examples for update in self.accepted),
             "accepted": [update.to_json() for update in self.accepted],
@@ -113,7 +113,7 @@ class Aggregation:
         }
 
 
-FEDAVG = FedAvg()
+FEDAVG = FedAvgServer()
 
 
 def aggregate(

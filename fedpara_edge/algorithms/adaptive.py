@@ -1,15 +1,17 @@
-"""Adaptive server algorithms (FedOpt): the mean change as a gradient, each entry by its own size.
+"""FedAdam, FedYogi and FedAdagrad: the mean change as a gradient, each entry by its own size, on the server alone.
 
-    m ← β₁ m + (1 - β₁) Δ
-    fedadagrad   v ← v + Δ²
-    fedadam      v ← β₂ v + (1 - β₂) Δ²
-    fedyogi      v ← v - (1 - β₂) Δ² sign(v - Δ²)
-    x ← x + η m / (√v + τ)
+    server   m ← β₁ m + (1 - β₁) Δ                x ← x + η m / (√v + τ)
+             v ← β₂ v + (1 - β₂) Δ²                            fedadam
+             v ← v - (1 - β₂) Δ² sign(v - Δ²)                  fedyogi
+             v ← v + Δ²                                        fedadagrad
 
-m starts at 0 and v at τ², without correcting for these starts. Source: Reddi et al. 2021 (arXiv 2003.00295), algorithm
-2, which asks for v of at least τ²; Δ is weighted by examples, as in their experiments. Flower's strategies of these
-names differ: there v starts at 0, FedAdam corrects the learning rate for the starts (with the round plus one), and τ is
-1e-9 unless told otherwise, where 1e-3 is what the paper found best.
+The server keeps m and v, 0 and τ² before the first round; the starts are not corrected for. Nothing travels but x and
+Δ; clients train plainly or with `fedprox`.
+
+Source: Reddi et al. 2021 (FedOpt), arXiv 2003.00295, algorithm 2, which asks for v of at least τ²; Δ is weighted by
+examples, as in their experiments. Flower's strategies of these names differ: there v starts at 0, FedAdam corrects the
+learning rate for the starts (with the round plus one), and τ is 1e-9 unless told otherwise, where 1e-3 is what the
+paper found best.
 """
 
 from __future__ import annotations
@@ -29,9 +31,12 @@ class Adaptive(ServerAlgorithm):
     """What the three have in common.
 
     Args:
-        lr: η.
-        beta1: β₁, of the first moment.
-        tau: τ; the smaller, the more the entries are brought to one size.
+        lr: Learning rate η, above 0.
+        beta1: Decay β₁ of the first moment, from 0 to below 1.
+        tau: Floor τ, above 0; the smaller, the more the entries are brought to one size.
+
+    Raises:
+        InputError: An option is out of range.
     """
 
     lr: float = 0.01
@@ -46,26 +51,31 @@ class Adaptive(ServerAlgorithm):
         check_number("tau", self.tau, above=0, below=math.sqrt(LARGEST))
 
     def start(self, group: str) -> float:
-        """0 and τ²."""
+        """0 for m and τ² for v."""
         return self.tau**2 if group == "moment2" else 0.0
 
     def step(self, means: Vector, kept: Mapping[str, Vector], participation: float) -> tuple[Vector, dict[str, Vector]]:  # noqa: ARG002
-        """η m / (√v + τ)."""
+        """η m / (√v + τ) with the new m and v."""
         first = self.beta1 * kept["moment1"] + (1 - self.beta1) * means[0]
         second = self.second_moment(kept["moment2"], np.square(means[0]))
         return self.lr * first / (np.sqrt(second) + self.tau), {"moment1": first, "moment2": second}
 
     def second_moment(self, old: Vector, square: Vector) -> Vector:
-        """The next v, from the last one and Δ²."""
+        """The next v.
+
+        Args:
+            old: The v before.
+            square: Δ².
+        """
         raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
 class FedAdam(Adaptive):
-    """v forgets at a constant rate.
+    """A v that forgets at a constant rate.
 
     Args:
-        beta2: β₂.
+        beta2: Decay β₂ of the second moment, from 0 to below 1.
     """
 
     beta2: float = 0.99
@@ -83,7 +93,7 @@ class FedAdam(Adaptive):
 
 @dataclass(frozen=True, kw_only=True)
 class FedYogi(FedAdam):
-    """v changes by no more than (1 - β₂) Δ² at a time."""
+    """A v that changes by no more than (1 - β₂) Δ² at a time."""
 
     name = "fedyogi"
 
@@ -94,7 +104,7 @@ class FedYogi(FedAdam):
 
 @dataclass(frozen=True, kw_only=True)
 class FedAdagrad(Adaptive):
-    """v forgets nothing; without momentum, as in the paper's experiments, unless β₁ is given."""
+    """A v that forgets nothing; without momentum, as in the paper's experiments, unless β₁ is given."""
 
     lr: float = 0.1
     beta1: float = 0.0

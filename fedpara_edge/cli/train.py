@@ -118,7 +118,7 @@ def command(
     require("device")
     from device_runtime import TrainConfig, open_data, open_engine, progress_bar, train
     from device_runtime.schedule import Schedule
-    from fedpara_edge.algorithms import find_local
+    from fedpara_edge.algorithms import find_client
     from fedpara_edge.codecs import find_encoder
     from fedpara_edge.formats.bundle import WEIGHTS, open_bundle
 
@@ -137,7 +137,7 @@ def command(
         drop_last=drop_last,
         clip_norm=clip_norm,
         parts=parts,
-        algorithm=find_local(algorithm, {"mu": mu, "alpha": alpha}),
+        algorithm=find_client(algorithm, {"mu": mu, "alpha": alpha}),
         checkpoint_seconds=save_seconds,
         checkpoint_steps=save_steps,
     )

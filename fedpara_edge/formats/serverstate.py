@@ -6,7 +6,7 @@ Format `fedpara-edge/server-state`, version 1 (container: `storage.tensorfile`).
     fingerprint   hexadecimal; which bundle it belongs to
     round         of the weights it belongs with
     base          SHA-256 of those weights (`weights`)
-    algorithm     {"name": text, "options": {name: number}}: the server algorithm that wrote it (`algorithms.server`)
+    algorithm     {"name": text, "options": {name: number}}: the server algorithm that wrote it (`algorithms`)
 
 and float32 tensors `<group>/<name>`, all finite: in each group one for every shared tensor, under its name and in its
 shape. The groups are those of the algorithm (`momentum`; `moment1` and `moment2`; `control`; `h`) and `residual`, what

@@ -34,7 +34,7 @@ from device_runtime.config import TrainConfig
 from device_runtime.engines.registry import ENGINES
 from device_runtime.schedule import Schedule, Shape
 from fedpara_edge.aggregation.fedavg import check_merge
-from fedpara_edge.algorithms import ServerAlgorithm, Weighting, find_local, find_server
+from fedpara_edge.algorithms import ServerAlgorithm, Weighting, find_client, find_server
 from fedpara_edge.codecs import find_encoder
 from fedpara_edge.errors import InputError, brief
 from fedpara_edge.formats.recipe import Recipe
@@ -124,7 +124,7 @@ class TrainPlan:
             seed=seed,
             drop_last=self.drop_last,
             clip_norm=self.clip_norm,
-            algorithm=find_local(self.algorithm, {"mu": self.mu, "alpha": self.alpha}),
+            algorithm=find_client(self.algorithm, {"mu": self.mu, "alpha": self.alpha}),
         )
 
 

@@ -1,0 +1,44 @@
+"""FedAvgM: the mean of the changes with momentum, on the server alone.
+
+    server   m ← β m + Δ                          x ← x + η m
+
+The server keeps m, 0 before the first round. Nothing travels but x and Δ; clients train plainly or with `fedprox`.
+
+Source: Hsu et al. 2019, arXiv 1909.06335.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fedpara_edge.algorithms.options import check_number
+from fedpara_edge.algorithms.server import ServerAlgorithm, Vector
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedAvgM(ServerAlgorithm):
+    """The mean with momentum.
+
+    Args:
+        lr: Learning rate η, above 0.
+        momentum: Factor β, from 0 to below 1.
+
+    Raises:
+        InputError: An option is out of range.
+    """
+
+    lr: float = 1.0
+    momentum: float = 0.9
+
+    name = "fedavgm"
+    groups = ("momentum",)
+
+    def __post_init__(self) -> None:
+        check_number("lr", self.lr, above=0)
+        check_number("momentum", self.momentum, least=0, below=1)
+
+    def step(self, means: Vector, kept: Mapping[str, Vector], participation: float) -> tuple[Vector, dict[str, Vector]]:  # noqa: ARG002
+        """η m with the new m = β m + Δ."""
+        momentum = self.momentum * kept["momentum"] + means[0]
+        return self.lr * momentum, {"momentum": momentum}
