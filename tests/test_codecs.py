@@ -155,11 +155,6 @@ def test_what_a_rotation_gathers_into_one_entry_can_be_stored(tmp_path: Path, na
     np.testing.assert_array_equal(encoded.decode(tmp_path / "file", SPECS), told)
 
 
-@pytest.mark.parametrize("name", EVERY)
-def test_unbiased_is_what_is_tested_to_be(name: str) -> None:
-    assert find_encoder(name).unbiased == (name in UNBIASED or name == "float32")
-
-
 @pytest.mark.parametrize("name", UNBIASED)
 def test_random_rounding_is_right_in_expectation(name: str) -> None:
     # Along a direction r, the mean of N independent decodings is off by a sum with the variance Σ r² var / N, nearly

@@ -111,6 +111,11 @@ def test_golden_bytes(tmp_path: Path, text: str, settings: dict[str, Any], secti
     np.testing.assert_array_equal(encoded.decode(tmp_path / "file", SPECS), np.float32(decoded))
 
 
+def test_every_payload_is_pinned() -> None:
+    pinned = {(text.split(":")[0], find_encoder(text).version) for text, *_ in GOLDEN}
+    assert pinned | {(name, version) for name, version, *_ in OLD} == set(OPENERS) - {("float32", 1)}
+
+
 @pytest.mark.parametrize(("name", "version", "settings", "section", "decoded"), OLD)
 def test_what_earlier_releases_wrote_is_read(
     tmp_path: Path, name: str, version: int, settings: dict[str, Any], section: str, decoded: list[float]
