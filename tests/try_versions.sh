@@ -1,12 +1,15 @@
 #!/bin/sh
 # Train, evaluate and predict with the engine onnxruntime from the built wheel, on other Pythons and other releases of
 # onnxruntime than the project's own, and hold what comes out against what its own environment makes of the same.
-# usage: try_versions.sh PYTHON FOLDER_WITH_WHEEL    PYTHON: an environment with the package and the [export] extra
+# usage: try_versions.sh PYTHON FOLDER_WITH_WHEEL [quick]
+#   PYTHON  an environment with the package and the [export] extra
+#   quick   one combination, the first whose Python is here
 # The Pythons are looked for in PATH and among pyenv's. One that is not here is skipped; at least one must be.
 set -eu
 here=$(cd "$(dirname "$0")/.." && pwd)
 python=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
 wheel=$(ls "$(cd "$2" && pwd)"/fedpara_edge-*.whl)
+extent=${3-all}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 trap 'exit 130' HUP INT TERM
@@ -49,6 +52,9 @@ measure() {
 
 # Does all that in a fresh environment with Python $1 and what pip makes of the other arguments, first the onnxruntime.
 try_with() {
+    if [ "$extent" = quick ] && [ "$tried" -gt 0 ]; then
+        return
+    fi
     interpreter=$(find_python "$1")
     heading="python$1 with $(basename "$2")"
     shift
@@ -81,20 +87,18 @@ from pathlib import Path
 
 import numpy as np
 
-from fedpara_edge.formats.update import Update
+from fedpara_edge.codecs.codec import in_order
+from fedpara_edge.formats.codecbench import open_encoded, read_change
 from fedpara_edge.formats.weights import read_weights
 
 TOLERANCE = 1e-4
 
 
-def read_change(bundle, path):
+def change_in(bundle, path):
     """The change of all shared tensors [P]."""
     weights = read_weights(bundle / "weights.safetensors")
-    update = Update(path, weights)
-    change = np.empty(sum(tensor.size for tensor in weights.layout.shared), np.float32)
-    update.decode(0, change)
-    update.close()
-    return change.astype(np.float64)
+    with open_encoded(path, weights) as update:
+        return read_change(update, in_order(weights.layout.shared)).astype(np.float64)
 
 
 def apart(found, expected):
@@ -113,7 +117,7 @@ expect("onnxruntime" in doctor["engines"], "an environment with the engine onnxr
 versions = doctor["capabilities"]["server"]["versions"] | doctor["capabilities"]["device"]["versions"]
 updates, losses, outputs, labels = {}, {}, {}, {}
 for model in ("mlp", "cnn", "tokens"):
-    updates[model] = apart(*(read_change(own.parent / model, home / f"{model}.safetensors") for home in (device, own)))
+    updates[model] = apart(*(change_in(own.parent / model, home / f"{model}.safetensors") for home in (device, own)))
     losses[model] = apart(*(json.loads((home / f"{model}.json").read_text())["loss"] for home in (device, own)))
 for precision in ("float32", "float16", "int8"):
     found, expected = (dict(np.load(home / f"cnn-{precision}.npz")) for home in (device, own))
@@ -170,10 +174,10 @@ measure "$python"
 
 needed="numpy click safetensors"
 grep -v "^onnxruntime" "$here/constraints.txt" >"$work/others.txt"
+try_with 3.13 "$wheel[device]" # whatever pip chooses
 try_with 3.11 onnxruntime==1.20.1 $needed -c "$work/others.txt"
 try_with 3.12 onnxruntime==1.23.1 $needed -c "$work/others.txt"
 try_with 3.13 onnxruntime $needed # the newest
-try_with 3.13 "$wheel[device]"    # whatever pip chooses
 try_with 3.11 onnxruntime-training-cpu==1.19.2 $needed -c "$work/others.txt"
 echo "versions: $tried tried, $skipped skipped"
 if [ "$tried" -eq 0 ]; then
