@@ -28,11 +28,11 @@ from aggregation import vgg16_layout
 
 from fedpara_edge.cli.output import table
 from fedpara_edge.codecs.codec import in_order
+from fedpara_edge.demo import IMAGES
 from fedpara_edge.formats.codecbench import USUAL, compare, open_encoded, read_change
 from fedpara_edge.formats.weights import read_weights
 
 HERE = Path(__file__).parent
-DATA = HERE.parent / "tests" / "data" / "fashion_mnist_12k.npz"
 ON_A_DEVICE = ("int8", "int4", "rotated:bits=2", "uniform:step=1", "uniform:step=2", "topk", "adaptive:error=0.5")
 ON_THE_SERVER = ("float32", "int8", "int8:entropy=0", "int4", "int4:entropy=0", "uniform:step=1", "uniform:step=2")
 EPOCH_IMAGES = 1000
@@ -76,7 +76,7 @@ def measure_device(seconds: float) -> dict[str, Any]:
     """The local epoch of an exported CNN, and how long its update takes to encode."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data = np.load(DATA)
+        data = np.load(IMAGES)
         np.savez(folder / "d.npz", x=data["x_train"][:EPOCH_IMAGES], y=data["y_train"][:EPOCH_IMAGES])
         _fedpara_edge("export", "cnn", "--mean", "0.286", "--std", "0.353", "-o", folder / "bundle")
         trained = _fedpara_edge(

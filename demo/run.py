@@ -24,9 +24,9 @@ import click
 import numpy as np
 
 from fedpara_edge.cli.output import table
+from fedpara_edge.demo import IMAGES
 from fedpara_edge.simulation.data.partition import dirichlet
 
-DATA = Path(__file__).parent.parent / "tests" / "data" / "fashion_mnist_12k.npz"
 ARMS = {"fedpara": "FedPara, γ 0.1", "dense": "dense original", "lowrank": "low-rank, same size"}
 CLIENTS, ALPHA, LEAST = 10, 0.5, 64
 MARK = "written-by-the-demo"
@@ -47,7 +47,7 @@ def run(arguments: list[Any], folder: Path, *, show: bool) -> dict[str, Any]:
 
 def deal(folder: Path, seed: int) -> None:
     """Write the devices' and the test data."""
-    data = np.load(DATA)
+    data = np.load(IMAGES)
     for client, rows in enumerate(dirichlet(data["y_train"], clients=CLIENTS, alpha=ALPHA, seed=seed, least=LEAST)):
         np.savez(folder / f"device-{client}.npz", x=data["x_train"][rows], y=data["y_train"][rows])
     np.savez(folder / "test.npz", x=data["x_test"], y=data["y_test"])

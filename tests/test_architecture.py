@@ -30,7 +30,7 @@ LIBRARY: tuple[set[str], ...] = (
 )
 APPLICATIONS: tuple[set[str], ...] = (
     {"fedpara_edge.simulation"},
-    {"fedpara_edge.report"},
+    {"fedpara_edge.demo", "fedpara_edge.report"},
     {"fedpara_edge.cli"},
     {"fedpara_edge.__main__"},
 )

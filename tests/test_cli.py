@@ -18,10 +18,9 @@ import pytest
 from command_line import Command
 
 from fedpara_edge.cli import COMMANDS, installed
+from fedpara_edge.demo import IMAGES
 from fedpara_edge.errors import InputError
 from fedpara_edge.storage import tensorfile
-
-IMAGES = Path(__file__).parent / "data" / "fashion_mnist_12k.npz"
 
 
 @pytest.fixture(scope="session")

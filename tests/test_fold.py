@@ -21,6 +21,7 @@ from export.folding.composing import compose_layers
 from export.folding.fold import TOLERANCES, fold
 from export.folding.half import to_float16
 from export.forward.preprocess import Deployed
+from fedpara_edge.demo import IMAGES
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError
 from fedpara_edge.factors.compose import compose, factor_role, factor_shapes
 from fedpara_edge.factors.layout import FACTORS, LayerSpec, Layout, TensorSpec
@@ -29,7 +30,6 @@ from fedpara_edge.formats.folded import read_folded
 from fedpara_edge.formats.weights import Weights, read_weights
 from fedpara_edge.nn import ZOO, Conv2d, Linear
 
-IMAGES = Path(__file__).parent / "data" / "fashion_mnist_12k.npz"
 ENGINES = ("ort-training", "onnxruntime")
 TOLERANCE = 1e-5
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fedpara_edge.demo import IMAGES
 from fedpara_edge.errors import InputError
 from fedpara_edge.factors.compose import compose, compose_branch, factor_shapes
 from fedpara_edge.factors.layout import KINDS, Form, Kind, LayerSpec
@@ -21,7 +22,6 @@ from fedpara_edge.nn.init import PERSONAL_STD_LIMIT, TANH_STD_LIMIT
 torch.set_num_threads(1)  # the tensors are too small for threads to pay
 
 SHAPES = [(256, 784), (10, 256), (512, 512), (64, 3, 3, 3), (128, 64, 3, 3), (256, 128, 1, 1), (32, 1, 5, 3)]
-DATA = Path(__file__).parent / "data" / "fashion_mnist_12k.npz"
 HE: tuple[Init, ...] = ("he_fan_in", "he_fan_out")
 VARIANTS: list[tuple[Kind, bool]] = [*((kind, False) for kind in KINDS), ("fedpara", True)]
 FORMS: list[Form] = ["matrix", "tensor"]
@@ -213,7 +213,7 @@ def test_an_unknown_init_and_one_that_pretrained_weights_overrule_are_refused() 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_tanh_trains_from_the_composed_initialization(form: Form) -> None:
-    with np.load(DATA) as data:
+    with np.load(IMAGES) as data:
         x = (torch.from_numpy(data["x_train"][:640]).float() / 255 - 0.286) / 0.353
         y = torch.from_numpy(data["y_train"][:640]).long()
     accuracies = {}

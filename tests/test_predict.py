@@ -15,12 +15,12 @@ from command_line import Command
 from onnx import TensorProto, helper, numpy_helper
 
 from device_runtime import Predictor
+from fedpara_edge.demo import IMAGES
 from fedpara_edge.errors import FedparaError, InputError
 from fedpara_edge.formats.accuracy import count_correct, predicted
 from fedpara_edge.formats.bundle import ArraySpec
 from fedpara_edge.formats.folded import METADATA_KEY, FoldedSpec, read_folded
 
-IMAGES = Path(__file__).parent / "data" / "fashion_mnist_12k.npz"
 SPEC = FoldedSpec(
     model="linear",
     fingerprint="f" * 64,

@@ -28,9 +28,9 @@ def commands(block: str) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory in which the checkout's `tests` and `demo` are visible."""
+    """A working directory in which the checkout's `fedpara_edge` and `demo` are visible."""
     folder = tmp_path_factory.mktemp("readme")
-    for name in ("tests", "demo"):
+    for name in ("fedpara_edge", "demo"):
         (folder / name).symlink_to(ROOT / name)
     return folder
 

@@ -142,7 +142,7 @@ def net() -> nn.Module:
     body = [nn.Flatten(), nn.Linear(49 * 8, 64), nn.LayerNorm(64), nn.GELU(), nn.Dropout(0.2), nn.Linear(64, 10)]
     return nn.Sequential(nn.Embedding(16, 8), *body)
 PYTHON
-"$python" - "$here/tests/data/fashion_mnist_12k.npz" <<'PYTHON'
+"$python" - "$here/fedpara_edge/demo/fashion_mnist_12k.npz" <<'PYTHON'
 import sys
 
 import numpy as np

@@ -14,7 +14,7 @@ trap 'rm -rf "$work"' EXIT
 "$work/device/bin/python" -m pip uninstall --quiet --yes onnx h5py sympy mpmath
 cd "$work"
 "$python" -m fedpara_edge export mlp -o bundle --json >exported.json
-"$python" - "$here/tests/data/fashion_mnist_12k.npz" <<'PYTHON'
+"$python" - "$here/fedpara_edge/demo/fashion_mnist_12k.npz" <<'PYTHON'
 import sys
 
 import numpy as np

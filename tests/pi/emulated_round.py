@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 HERE = Path(__file__).resolve().parent
-DATA = HERE.parent / "data" / "fashion_mnist_12k.npz"
+DATA = HERE.parents[1] / "fedpara_edge" / "demo" / "fashion_mnist_12k.npz"
 ROWS = 400  # of each client
 TOLERANCE = 1e-4  # on losses, relative, and on updates, in norm, of the change
 ACCURACY = 0.45

@@ -6,7 +6,7 @@ The first 10,000 training and the first 2,000 test images of Fashion-MNIST, unch
 
 Run on Debian or Ubuntu, with the package index up to date; needs numpy, apt-get and dpkg-deb, and no root:
 
-    python tests/data/make_fashion_mnist.py tests/data/fashion_mnist_12k.npz
+    python plans/data/fashion_mnist.py fedpara_edge/demo/fashion_mnist_12k.npz
 """
 
 import gzip
