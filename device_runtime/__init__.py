@@ -2,7 +2,7 @@
 
 from device_runtime.config import TrainConfig
 from device_runtime.data import Dataset, open_data, open_inputs
-from device_runtime.engines.engine import Adjustment, Engine
+from device_runtime.engines.protocol import Adjustment, Engine
 from device_runtime.engines.registry import open_engine
 from device_runtime.evaluation import Evaluation, evaluate
 from device_runtime.loading import load_weights

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from device_runtime.data import open_data
-from device_runtime.engines.engine import Engine
+from device_runtime.engines.protocol import Engine
 from device_runtime.evaluation import Evaluation, evaluate
 from device_runtime.loading import load_weights
 from fedpara_edge.errors import InputError

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from device_runtime.engines.engine import NONE, Adjustment
+from device_runtime.engines.protocol import NONE, Adjustment
 from device_runtime.schedule import Schedule
 from fedpara_edge.algorithms import ClientAlgorithm
 from fedpara_edge.algorithms.client import Term

@@ -11,7 +11,7 @@ import numpy as np
 from device_runtime.batches import batches_per_epoch, epoch_batches
 from device_runtime.config import TrainConfig
 from device_runtime.data import Dataset
-from device_runtime.engines.engine import Adjustment, Engine
+from device_runtime.engines.protocol import Adjustment, Engine
 from device_runtime.schedule import learning_rate_at
 from fedpara_edge.errors import DivergedError, InputError
 
@@ -97,7 +97,7 @@ def take_steps(
                 learning_rate=learning_rate,
                 seed=step_seed(config.seed, round * steps + number),
                 adjustment=adjustment,
-                parts=config.parts,
+                micro_batches=config.parts,
             )
             if not math.isfinite(loss):
                 raise DivergedError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from device_runtime.batches import ordered_batches
 from device_runtime.data import Dataset
-from device_runtime.engines.engine import Engine
+from device_runtime.engines.protocol import Engine
 from fedpara_edge.errors import DivergedError, InputError
 from fedpara_edge.formats.accuracy import count_correct
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from device_runtime.engines.engine import Engine
+from device_runtime.engines.protocol import Engine
 from device_runtime.state import DeviceState, Groups
 from fedpara_edge.algorithms import ClientAlgorithm
 from fedpara_edge.errors import InputError, WrongBundleError

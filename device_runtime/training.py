@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from device_runtime.config import TrainConfig
 from device_runtime.data import Dataset
-from device_runtime.engines.engine import Engine
+from device_runtime.engines.protocol import Engine
 from device_runtime.epochs import Step, count_steps, sum_learning_rates, take_steps
 from device_runtime.interrupts import holding_interrupts
 from device_runtime.loading import load_personal, load_weights, read_control

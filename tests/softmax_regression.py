@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from device_runtime.engines.engine import NONE, Adjustment
+from device_runtime.engines.protocol import NONE, Adjustment
 from fedpara_edge.factors.layout import LayerSpec, Layout, TensorSpec
 from fedpara_edge.formats.bundle import (
     WEIGHTS,
@@ -113,9 +113,9 @@ class SoftmaxRegression:
         learning_rate: float,
         seed: int,
         adjustment: Adjustment = NONE,
-        parts: int = 1,
+        micro_batches: int = 1,
     ) -> float:
-        self.settings = (adjustment, parts)
+        self.settings = (adjustment, micro_batches)
         kept = x * (np.random.default_rng(seed).random(x.shape) > 0.2).astype(np.float32)
         loss, output = self.evaluate(kept, y)
         error = np.exp(output - output.max(axis=1, keepdims=True))

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from device_runtime import Adjustment, Schedule, TrainConfig, open_data, open_engine, train
 from device_runtime.batches import epoch_batches
-from device_runtime.engines.engine import Engine
+from device_runtime.engines.protocol import Engine
 from device_runtime.engines.registry import ENGINES
 from device_runtime.epochs import count_steps
 from device_runtime.schedule import learning_rate_at

@@ -357,13 +357,15 @@ def test_an_engine_without_second_derivatives_is_refused(engines: tuple[str, ...
     assert not any(tmp_path.iterdir())
 
 
-def test_parts_of_a_batch_are_refused(tmp_path: Path) -> None:
+def test_micro_batches_are_refused(tmp_path: Path) -> None:
     with without_verification():
         bundle = export(small(), tmp_path, VECTOR)
     engine = open_engine(bundle, "onnxruntime", threads=1)
     before, (x, y) = engine.read(), batch(VECTOR, 4)
-    with pytest.raises(InputError, match=r"parts: expected 1, as its Jacobian correction takes .*, found 2"):
-        engine.step(x, y, learning_rate=0.1, seed=0, parts=2)
+    with pytest.raises(
+        InputError, match=r"micro_batches: expected 1, as the Jacobian correction of .* needs .*, found 2"
+    ):
+        engine.step(x, y, learning_rate=0.1, seed=0, micro_batches=2)
     for name, tensor in engine.read().items():
         np.testing.assert_array_equal(tensor, before[name])
 
@@ -383,7 +385,7 @@ def test_the_command_line(run: Command, tmp_path: Path) -> None:
     train = ("train", bundle, "--data", data, "--weights", bundle / "weights.safetensors", "-o", update)
     refused = run(*train, "--parts", 2)
     assert refused.code == 2
-    assert "parts: expected 1" in refused.err
+    assert "micro_batches: expected 1" in refused.err
     assert not update.exists()
     assert run(*train).code == 0
     assert update.exists()

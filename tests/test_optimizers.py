@@ -8,8 +8,8 @@ import pytest
 import torch
 from small_net import OPTIMIZERS
 
-from device_runtime.engines.engine import Adjustment
 from device_runtime.engines.optimizers import adjust, make_optimizer
+from device_runtime.engines.protocol import Adjustment
 
 SIZES = (3, 1, 400)
 

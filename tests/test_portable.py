@@ -13,7 +13,7 @@ import pytest
 from small_net import OPTIMIZERS, SHAPE, SmallBundle, batches, small_net
 
 from device_runtime import Adjustment
-from device_runtime.engines.parts import cut
+from device_runtime.engines.micro_batches import split_batch
 from device_runtime.engines.portable import open_engine
 from device_runtime.engines.vector import views
 from fedpara_edge.errors import WrongBundleError
@@ -27,7 +27,9 @@ def bundle(small_bundle: SmallBundle, tmp_path: Path) -> Bundle:
     return open_bundle(tmp_path / "bundle")
 
 
-def steps_out_of_place(bundle: Bundle, adjustment: Adjustment, parts: int) -> tuple[list[float], dict[str, np.ndarray]]:
+def steps_out_of_place(
+    bundle: Bundle, adjustment: Adjustment, micro_batches: int
+) -> tuple[list[float], dict[str, np.ndarray]]:
     """Ten steps through onnxruntime's plain interface: every input and every output has memory of its own."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -42,7 +44,7 @@ def steps_out_of_place(bundle: Bundle, adjustment: Adjustment, parts: int) -> tu
     losses = []
     for number, (x, y) in enumerate(batches(10)):
         gradient, loss = np.zeros(1, np.float32), 0.0
-        for part in cut(x, y, parts=parts, seed=number):
+        for part in split_batch(x, y, micro_batches=micro_batches, seed=number):
             numbers = {"share": part.share, "learning_rate": 0.01, "max_norm": adjustment.max_norm}
             feeds: dict[str, Any] = {name: np.array(value, np.float32) for name, value in numbers.items()}
             feeds |= {"last": np.array(part.last), "adjusted": np.array(True), "seed": np.array(part.seed)}
@@ -61,14 +63,14 @@ def steps_out_of_place(bundle: Bundle, adjustment: Adjustment, parts: int) -> tu
     return losses, views(state["weights"], trained)
 
 
-@pytest.mark.parametrize("parts", [1, 2, 5])
+@pytest.mark.parametrize("micro_batches", [1, 2, 5])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_updating_in_place_gives_the_same_bits(optimizer: str, parts: int, small_bundle: SmallBundle) -> None:
+def test_updating_in_place_gives_the_same_bits(optimizer: str, micro_batches: int, small_bundle: SmallBundle) -> None:
     bundle = small_bundle(optimizer, 0.3)
     adjustment = Adjustment(max_norm=1.0, mu=0.1, h={"6.bias": np.full(5, 0.1, np.float32)})
-    losses, trained = steps_out_of_place(bundle, adjustment, parts)
+    losses, trained = steps_out_of_place(bundle, adjustment, micro_batches)
     engine = open_engine(bundle, threads=1)
-    settings = {"learning_rate": 0.01, "adjustment": adjustment, "parts": parts}
+    settings = {"learning_rate": 0.01, "adjustment": adjustment, "micro_batches": micro_batches}
     assert [engine.step(x, y, seed=n, **settings) for n, (x, y) in enumerate(batches(10))] == losses
     for name, tensor in engine.read().items():
         np.testing.assert_array_equal(tensor, trained[name])

@@ -414,8 +414,7 @@ def test_twenty_steps_agree_with_torch(pair: str, kind: Kind, tmp_path: Path) ->
         loss.backward()
         optimizer.step()
         for engine in engines:
-            parts = 1 + number % 3
-            found = engine.step(x, y, learning_rate=RATE, seed=0, parts=parts)
+            found = engine.step(x, y, learning_rate=RATE, seed=0, micro_batches=1 + number % 3)
             assert found == pytest.approx(loss.item(), rel=1e-5), engine.name
     for engine in engines:
         for name, tensor in engine.read().items():

@@ -22,7 +22,7 @@ from zoo_training import (
 )
 
 from device_runtime import Adjustment, open_engine
-from device_runtime.engines.engine import NONE, Engine
+from device_runtime.engines.protocol import NONE, Engine
 from device_runtime.engines.registry import ENGINES
 from fedpara_edge.errors import FedparaError, InputError
 from fedpara_edge.nn import ZOO
@@ -53,16 +53,18 @@ ADJUSTMENTS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("micro_batches", [1, 3])
 @pytest.mark.parametrize("adjusted", ADJUSTMENTS)
 @every_optimizer
-def test_fifty_steps_agree_with_torch(optimizer: str, adjusted: str, parts: int, small_bundle: SmallBundle) -> None:
+def test_fifty_steps_agree_with_torch(
+    optimizer: str, adjusted: str, micro_batches: int, small_bundle: SmallBundle
+) -> None:
     model = small_net()
     bundle = small_bundle(optimizer)
     adjustment = ADJUSTMENTS[adjusted](model)
     reference = Torch(model, optimizer, RATES[optimizer])
     engines = [open_engine(bundle, name, threads=1) for name in ENGINES]
-    settings = {"learning_rate": RATES[optimizer], "seed": 0, "adjustment": adjustment, "parts": parts}
+    settings = {"learning_rate": RATES[optimizer], "seed": 0, "adjustment": adjustment, "micro_batches": micro_batches}
     for x, y in batches(STEPS):
         expected = reference.step(torch.from_numpy(x), torch.from_numpy(y), adjustment)
         for engine in engines:
@@ -148,14 +150,14 @@ def run(engine: Engine, data: Batches, first: int = 0, **settings: Any) -> list[
     return [engine.step(x, y, learning_rate=0.01, seed=first + i, **settings) for i, (x, y) in enumerate(data)]
 
 
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("micro_batches", [1, 2])
 @every_optimizer
 @every_engine
 def test_a_restored_engine_goes_on_to_the_same_bits(
-    engine: str, optimizer: str, parts: int, small_bundle: SmallBundle
+    engine: str, optimizer: str, micro_batches: int, small_bundle: SmallBundle
 ) -> None:
     bundle = small_bundle(optimizer, 0.3)
-    settings = {"adjustment": Adjustment(max_norm=1.0, mu=0.1, h=random_h(small_net())), "parts": parts}
+    settings = {"adjustment": Adjustment(max_norm=1.0, mu=0.1, h=random_h(small_net())), "micro_batches": micro_batches}
     data = batches(10)
     whole = open_engine(bundle, engine, threads=1)
     losses = run(whole, data, **settings)
@@ -191,22 +193,22 @@ def test_dropout_follows_the_seed_and_is_off_in_evaluation(engine: str, small_bu
 
 
 @every_engine
-def test_parts_draw_their_own_dropout(engine: str, small_bundle: SmallBundle) -> None:
+def test_micro_batches_draw_their_own_dropout(engine: str, small_bundle: SmallBundle) -> None:
     training = open_engine(small_bundle("sgd", 0.5), engine, threads=1)
     (x, y), *_ = batches(2)
     once = training.step(x, y, learning_rate=1e-30, seed=1)
-    settings = {"learning_rate": 1e-30, "seed": 1, "parts": 2}
+    settings = {"learning_rate": 1e-30, "seed": 1, "micro_batches": 2}
     twice = [training.step(np.concatenate([x, x]), np.concatenate([y, y]), **settings) for _ in range(2)]
     assert twice[0] == twice[1]
     assert twice[0] != pytest.approx(once, rel=1e-3)
 
 
 @every_engine
-def test_there_are_at_most_as_many_parts_as_rows(engine: str, small_bundle: SmallBundle) -> None:
+def test_there_are_at_most_as_many_micro_batches_as_rows(engine: str, small_bundle: SmallBundle) -> None:
     bundle = small_bundle()
     (x, y), *_ = batches(2)
     many, rows = (open_engine(bundle, engine, threads=1) for _ in range(2))
-    assert run(many, [(x, y)], parts=1000) == run(rows, [(x, y)], parts=16)
+    assert run(many, [(x, y)], micro_batches=1000) == run(rows, [(x, y)], micro_batches=16)
 
 
 @every_engine
@@ -266,9 +268,7 @@ def test_what_the_runtime_refuses_to_run_is_one_line(
 ) -> None:
     training = open_engine(small_bundle(), engine)
     wrong, y = np.zeros((3, 1, 9, 9), np.float32), np.zeros(3, np.int64)
-    with pytest.raises(
-        FedparaError, match=r"train.*\.onnx: expected to run on 3 rows, found [^\n]*--parts, needs less"
-    ):
+    with pytest.raises(FedparaError, match=r"train.*\.onnx: expected to run on 3 rows, found [^\n]*micro-batches"):
         training.step(wrong, y, learning_rate=0.1, seed=0)
     with pytest.raises(FedparaError, match=r"eval.*\.onnx: expected to run on 3 rows, found "):
         training.evaluate(wrong, y)
@@ -286,5 +286,7 @@ def test_batches_that_lie_elsewhere_in_memory_train_alike(small_bundle: SmallBun
     (x, y), *_ = batches(2)
     for name in ENGINES:
         plain, strided = (open_engine(bundle, name, threads=1) for _ in range(2))
-        assert run(strided, [(np.asfortranarray(x), np.repeat(y, 2)[::2])], parts=3) == run(plain, [(x, y)], parts=3)
+        assert run(strided, [(np.asfortranarray(x), np.repeat(y, 2)[::2])], micro_batches=3) == run(
+            plain, [(x, y)], micro_batches=3
+        )
         assert x.shape == (16, *SHAPE)

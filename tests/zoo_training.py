@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from device_runtime import Adjustment
-from device_runtime.engines.engine import NONE, Engine
+from device_runtime.engines.protocol import NONE, Engine
 from export import ExportOptions, export_bundle, exporter
 from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.nn import ZOO, zoo

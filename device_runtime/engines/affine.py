@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from device_runtime.engines.engine import NONE, Adjustment
+from device_runtime.engines.protocol import NONE, Adjustment
 from device_runtime.engines.vector import Vector, assign, views, zeros
 from fedpara_edge.factors.layout import TensorSpec
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from device_runtime.engines.engine import Adjustment
+from device_runtime.engines.protocol import Adjustment
 from device_runtime.engines.vector import Vector, pieces
 
 

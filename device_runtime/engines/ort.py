@@ -74,7 +74,7 @@ def running(what: Path, rows: int) -> Iterator[None]:
     except ERRORS as error:
         raise FedparaError(
             f"{what}: expected to run on {rows} rows, found {message_of(error)}; "
-            "a smaller batch, or --parts, needs less memory"
+            "reduce the batch size, or train with more micro-batches"
         ) from error
 
 

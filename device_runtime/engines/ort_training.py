@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from device_runtime.engines.affine import AffineTerm
-from device_runtime.engines.engine import NONE, Adjustment
+from device_runtime.engines.micro_batches import split_batch
 from device_runtime.engines.optimizers import adjust, make_optimizer
 from device_runtime.engines.ort import keep_freed_memory, message_of, native, running, session_options, set_seed
-from device_runtime.engines.parts import cut
+from device_runtime.engines.protocol import NONE, Adjustment
 from device_runtime.engines.vector import Vector, assign, pieces
 from fedpara_edge.errors import WrongBundleError
 from fedpara_edge.formats.bundle import Bundle
@@ -91,10 +91,10 @@ class OrtTraining:
         learning_rate: float,
         seed: int,
         adjustment: Adjustment = NONE,
-        parts: int = 1,
+        micro_batches: int = 1,
     ) -> float:
         """One optimizer step; the loss before it."""
-        loss = self._take_gradients(x, y, seed=seed, parts=parts)
+        loss = self._take_gradients(x, y, seed=seed, micro_batches=micro_batches)
         with np.errstate(over="ignore", invalid="ignore"):  # a diverging training shows in its loss
             if not adjustment.is_none:
                 affine = self._affine.vectors(adjustment)
@@ -126,19 +126,19 @@ class OrtTraining:
         for name, tensor in self._optimizer.state.items():
             tensor[...] = state[name]
 
-    def _take_gradients(self, x: NDArray[Any], y: NDArray[Any], *, seed: int, parts: int) -> float:
+    def _take_gradients(self, x: NDArray[Any], y: NDArray[Any], *, seed: int, micro_batches: int) -> float:
         """Leave the batch's gradient in `_gradients`; return its loss."""
         self._module.lazy_reset_grad()
         loss, weight = 0.0, 1.0
-        for part in cut(x, y, parts=parts, seed=seed):
-            if not part.first:
-                self._scale(weight / part.share)  # the runtime adds the gradient of this part to it as it is
-            weight = part.share
-            set_seed(part.seed)  # the generator of dropout masks
+        for micro_batch in split_batch(x, y, micro_batches=micro_batches, seed=seed):
+            if not micro_batch.first:
+                self._scale(weight / micro_batch.share)  # the runtime adds the next gradient to this one unscaled
+            weight = micro_batch.share
+            set_seed(micro_batch.seed)  # the generator of dropout masks
             fetches = native.OrtValueVector()
-            with running(self._train_model, len(part.x)):
-                self._module.train_step([part.x, part.y], fetches)
-            loss += part.share * float(fetches[0].numpy())
+            with running(self._train_model, len(micro_batch.x)):
+                self._module.train_step([micro_batch.x, micro_batch.y], fetches)
+            loss += micro_batch.share * float(fetches[0].numpy())
         self._scale(weight)
         return loss
 

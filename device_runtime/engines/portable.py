@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from device_runtime.engines.affine import Affine, AffineTerm
-from device_runtime.engines.engine import NONE, Adjustment
+from device_runtime.engines.micro_batches import MicroBatch, split_batch
 from device_runtime.engines.ort import (
     ERRORS,
     InferenceSession,
@@ -24,7 +24,7 @@ from device_runtime.engines.ort import (
     running,
     session_options,
 )
-from device_runtime.engines.parts import Part, cut
+from device_runtime.engines.protocol import NONE, Adjustment
 from device_runtime.engines.vector import Vector, assign, views, zeros
 from fedpara_edge.errors import InputError, WrongBundleError
 from fedpara_edge.formats.bundle import ONNXRUNTIME_FILES, WEIGHTS, ArraySpec, Bundle
@@ -80,18 +80,19 @@ class Portable:
         learning_rate: float,
         seed: int,
         adjustment: Adjustment = NONE,
-        parts: int = 1,
+        micro_batches: int = 1,
     ) -> float:
         """One optimizer step; the loss before it."""
-        if parts > 1 and self._bundle.manifest.optimizer.get("jacobian_correction"):
+        if micro_batches > 1 and self._bundle.manifest.optimizer.get("jacobian_correction"):
             raise InputError(
-                f"{self._bundle.path}: parts: expected 1, as its Jacobian correction takes the gradient of a whole "
-                f"batch, found {parts}; train with smaller batches, or export without --jacobian-correction"
+                f"expected 1, as the Jacobian correction of {self._bundle.path} needs the gradient of a whole batch, "
+                f"found {micro_batches}; train with smaller batches, or export without --jacobian-correction",
+                key="micro_batches",
             )
         self._trainer.adjust(adjustment)
         loss = 0.0
-        for part in cut(x, y, parts=parts, seed=seed):
-            loss += part.share * self._trainer.run(part, learning_rate)
+        for micro_batch in split_batch(x, y, micro_batches=micro_batches, seed=seed):
+            loss += micro_batch.share * self._trainer.run(micro_batch, learning_rate)
         return loss
 
     def evaluate(self, x: NDArray[Any], y: NDArray[Any]) -> tuple[float, NDArray[np.float32]]:
@@ -207,7 +208,7 @@ class _Trainer:
         self._whole = graph.bind(self._inputs, self._outputs)
         self._bound = affine.vectors(NONE)
         self._gradient: Vector | None = None
-        self._part: IOBinding | None = None
+        self._accumulating: IOBinding | None = None
 
     def adjust(self, adjustment: Adjustment) -> None:
         """Set what is done to the gradients from now on.
@@ -219,7 +220,7 @@ class _Trainer:
         affine = self._affine.vectors(adjustment)
         if affine is not self._bound:
             self._inputs.update(self._affine_inputs(affine))
-            self._whole, self._part = self._graph.bind(self._inputs, self._outputs), None
+            self._whole, self._accumulating = self._graph.bind(self._inputs, self._outputs), None
             self._bound = affine
 
     def _affine_inputs(self, affine: Affine) -> dict[str, NDArray[np.float32]]:
@@ -232,24 +233,24 @@ class _Trainer:
             mu = mu.reshape(())
         return {"mu": mu, "h": self._nothing if affine.h is None else affine.h}
 
-    def run(self, part: Part, learning_rate: float) -> float:
-        """Add the gradient of a part to those before it, and update after the last; return its loss."""
-        self._write(share=part.share, last=part.last, learning_rate=learning_rate, seed=part.seed)
-        binding = self._whole if part.share == 1 else self._bind_part(fresh=part.first)
-        self._graph.run(binding, part.x, part.y)
+    def run(self, batch: MicroBatch, learning_rate: float) -> float:
+        """Add a micro-batch's gradient to those before it, update the weights after the last; return its loss."""
+        self._write(share=batch.share, last=batch.last, learning_rate=learning_rate, seed=batch.seed)
+        binding = self._whole if batch.share == 1 else self._bind_accumulation(fresh=batch.first)
+        self._graph.run(binding, batch.x, batch.y)
         return float(self._loss)
 
-    def _bind_part(self, *, fresh: bool) -> IOBinding:
+    def _bind_accumulation(self, *, fresh: bool) -> IOBinding:
         if self._gradient is None:
             self._gradient = np.zeros_like(self._inputs["weights"])
-        if self._part is None:
+        if self._accumulating is None:
             gradient = self._gradient
-            self._part = self._graph.bind(
+            self._accumulating = self._graph.bind(
                 {**self._inputs, "accumulated": gradient}, {**self._outputs, "gradient": gradient}
             )
         if fresh:
             self._gradient[...] = 0
-        return self._part
+        return self._accumulating
 
     def _write(self, **settings: float) -> None:
         for name, value in settings.items():

@@ -6,7 +6,7 @@ import importlib
 from dataclasses import dataclass
 from typing import cast
 
-from device_runtime.engines.engine import Engine
+from device_runtime.engines.protocol import Engine
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.bundle import Bundle
 

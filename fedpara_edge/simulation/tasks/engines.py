@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from device_runtime.engines.engine import Engine
+from device_runtime.engines.protocol import Engine
 from device_runtime.engines.registry import open_engine
 from fedpara_edge.formats.bundle import Bundle, open_bundle
 

@@ -75,7 +75,7 @@ class Engine(Protocol):
         learning_rate: float,
         seed: int,
         adjustment: Adjustment = NONE,
-        parts: int = 1,
+        micro_batches: int = 1,
     ) -> float:
         """Take one optimizer step on a batch x [B, ...], y [B, ...]; return the batch's mean loss before it.
 
@@ -85,8 +85,8 @@ class Engine(Protocol):
             learning_rate: of this step.
             seed: decides everything random in the step (dropout), in [0, 2³¹).
             adjustment: what is done to the gradient.
-            parts: take the gradient of the batch in so many parts (`parts.cut`), which needs less memory and has the
-                same result but for rounding and the draws of dropout.
+            micro_batches: Number of micro-batches over which the gradient is accumulated (`micro_batches.split_batch`):
+                less memory, and the same result but for rounding and the draws of dropout.
         """
         ...
 
