@@ -13,7 +13,6 @@ from device_runtime.engines.protocol import Engine
 from device_runtime.evaluation import Evaluation, evaluate
 from device_runtime.loading import load_weights
 from fedpara_edge.errors import InputError
-from fedpara_edge.formats.bundle import Bundle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +58,11 @@ def pair_clients(data: Sequence[Path], states: Sequence[Path]) -> list[Client]:
     return [Client(data=each, state=state) for each, state in zip(data, folders, strict=True)]
 
 
-def evaluate_clients(
-    engine: Engine, bundle: Bundle, weights: Path, clients: Iterable[Client], batch_size: int
-) -> list[Evaluation]:
+def evaluate_clients(engine: Engine, weights: Path, clients: Iterable[Client], batch_size: int) -> list[Evaluation]:
     """Evaluate shared weights on each device, with its own personal tensors.
 
     Args:
         engine: the bundle in a new engine.
-        bundle: what the weights are of.
         weights: the weights file.
         clients: the devices.
         batch_size: rows at a time; it decides the memory needed and nothing else.
@@ -76,11 +72,11 @@ def evaluate_clients(
         WrongBundleError: the weights or a state belong to another bundle.
         FedparaError: a loss is not finite.
     """
-    initial, found = bundle.read_initial_personal(), []
+    initial, found = engine.bundle.read_initial_personal(), []
     for client in clients:
-        dataset = open_data(client.data, bundle.manifest)
+        dataset = open_data(client.data, engine.bundle.manifest)
         engine.load(initial)  # of the client before; one without any finished call has the initial ones
-        load_weights(engine, bundle, weights, state=client.state)
+        load_weights(engine, weights, state=client.state)
         found.append(evaluate(engine, dataset, batch_size))
     return found
 

@@ -11,18 +11,16 @@ from device_runtime.engines.protocol import Engine
 from device_runtime.state import DeviceState, Groups
 from fedpara_edge.algorithms import ClientAlgorithm
 from fedpara_edge.errors import InputError, WrongBundleError
-from fedpara_edge.factors.layout import Layout
 from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.formats.serverstate import Group, read_server_state
 from fedpara_edge.formats.weights import Weights, read_weights
 
 
-def load_weights(engine: Engine, bundle: Bundle, path: Path, *, state: Path | None = None) -> Weights:
+def load_weights(engine: Engine, path: Path, *, state: Path | None = None) -> Weights:
     """Read a weights file and load its shared tensors into an engine, and a device's personal ones if asked to.
 
     Args:
         engine: a new engine.
-        bundle: the bundle in it.
         path: the weights file.
         state: state folder with the personal tensors after the last finished call; None for the initial ones. It is
             only read, so a training may use it at the same time.
@@ -32,10 +30,10 @@ def load_weights(engine: Engine, bundle: Bundle, path: Path, *, state: Path | No
         WrongBundleError: the weights are missing or damaged, hold NaN or Inf, or belong to another bundle; or the state
             does.
     """
-    weights = read_weights_of(bundle, path)
+    weights = read_weights_of(engine.bundle, path)
     engine.load(weights.tensors)
     if state is not None:
-        engine.load(read_personal(bundle, state))
+        engine.load(read_personal(engine.bundle, state))
     return weights
 
 
@@ -109,15 +107,14 @@ def read_control(path: Path | None, weights: Weights, algorithm: ClientAlgorithm
     return state.groups["control"]
 
 
-def load_personal(engine: Engine, layout: Layout, groups: Groups) -> dict[str, NDArray[Any]]:
+def load_personal(engine: Engine, groups: Groups) -> dict[str, NDArray[Any]]:
     """Load the personal tensors of a device into a new engine, and return them by name.
 
     Args:
         engine: a new engine.
-        layout: of its bundle.
         groups: what the device keeps (`state`); without a group of personal tensors they are the engine's initial ones.
     """
     kept = groups.get("personal") or engine.read()
-    personal = {tensor.name: kept[tensor.name] for tensor in layout.with_role("personal")}
+    personal = {tensor.name: kept[tensor.name] for tensor in engine.bundle.manifest.layout.with_role("personal")}
     engine.load(personal)
     return personal

@@ -117,7 +117,7 @@ def train(
     encoder = find_encoder(codec)
     _check_folder(bundle, config, state)
     steps = count_steps(dataset, config)
-    origin = load_weights(engine, bundle, weights)
+    origin = load_weights(engine, weights)
     control = read_control(server_state, origin, algorithm)
     call = {
         "round": origin.round,
@@ -133,7 +133,7 @@ def train(
         header = _header(origin, _name(client, kept), examples=dataset.examples, steps=steps)
         begin = _begin(kept, call, steps=steps, output=output, overwrite=overwrite)
         before = {} if kept is None else kept.groups_for(call)
-        personal_before = load_personal(engine, layout, before)
+        personal_before = load_personal(engine, before)
         if begin.step:
             engine.restore(begin.groups["engine"])
             begin = replace(begin, groups={})

@@ -96,6 +96,7 @@ class SoftmaxRegression:
     name = "softmax-regression"
 
     def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
         self.tensors = {**read_weights(bundle.file(WEIGHTS)).tensors, **bundle.read_initial_personal()}
         self.velocity = {name: np.zeros_like(tensor) for name, tensor in self.tensors.items()}
         self.steps_taken = 0

@@ -390,7 +390,7 @@ class Interrupted:
     """An engine that is interrupted after some steps."""
 
     def __init__(self, engine: Engine, after: int) -> None:
-        self.engine, self.left, self.name = engine, after, engine.name
+        self.engine, self.left, self.name, self.bundle = engine, after, engine.name, engine.bundle
 
     def step(self, *batch: Any, **options: Any) -> float:
         loss = self.engine.step(*batch, **options)

@@ -38,18 +38,18 @@ def test_each_client_is_evaluated_with_its_own_tensors_whatever_the_order(tmp_pa
     alone = []
     for client in clients:
         engine = SoftmaxRegression(bundle)
-        load_weights(engine, bundle, weights, state=client.state)
+        load_weights(engine, weights, state=client.state)
         alone.append(evaluate(engine, open_data(client.data, bundle.manifest), 7))
-    assert evaluate_clients(SoftmaxRegression(bundle), bundle, weights, clients, 7) == alone
-    assert evaluate_clients(SoftmaxRegression(bundle), bundle, weights, clients[::-1], 7) == alone[::-1]
+    assert evaluate_clients(SoftmaxRegression(bundle), weights, clients, 7) == alone
+    assert evaluate_clients(SoftmaxRegression(bundle), weights, clients[::-1], 7) == alone[::-1]
     without = [Client(data=client.data) for client in clients]
-    assert evaluate_clients(SoftmaxRegression(bundle), bundle, weights, without, 7)[1] == alone[1]
-    assert evaluate_clients(SoftmaxRegression(bundle), bundle, weights, without, 7)[0] != alone[0]
+    assert evaluate_clients(SoftmaxRegression(bundle), weights, without, 7)[1] == alone[1]
+    assert evaluate_clients(SoftmaxRegression(bundle), weights, without, 7)[0] != alone[0]
 
 
 def test_together_is_the_evaluation_on_all_examples(tmp_path: Path, bundle: Bundle) -> None:
     clients = [Client(data=make_client(tmp_path, bundle, name).data) for name in "abc"]
-    found = evaluate_clients(SoftmaxRegression(bundle), bundle, bundle.file(WEIGHTS), clients, 7)
+    found = evaluate_clients(SoftmaxRegression(bundle), bundle.file(WEIGHTS), clients, 7)
     parts = [np.load(client.data) for client in clients]
     np.savez(tmp_path / "all.npz", **{name: np.concatenate([part[name] for part in parts]) for name in ("x", "y")})
     whole = evaluate(SoftmaxRegression(bundle), open_data(tmp_path / "all.npz", bundle.manifest), 7)

@@ -73,15 +73,15 @@ def test_personal_tensors_come_from_the_state(tmp_path):
     weights, state = bundle.file(WEIGHTS), tmp_path / "state"
     initial, mine = bundle.read_initial_personal()["fc.bias"], np.array([1, 2, 3], np.float32)
     with pytest.raises(InputError, match="expected a state folder, found none"):
-        load_weights(SoftmaxRegression(bundle), bundle, weights, state=state)
+        load_weights(SoftmaxRegression(bundle), weights, state=state)
     with open_state(state, bundle.manifest.fingerprint) as kept:
         engine = SoftmaxRegression(bundle)
-        load_weights(engine, bundle, weights, state=state)
+        load_weights(engine, weights, state=state)
         np.testing.assert_array_equal(engine.read()["fc.bias"], initial)
         before, after = ({"personal": {"fc.bias": bias}} for bias in (initial, mine))
         kept.commit(Committed(call={}, before=before, after=after))
-        load_weights(engine, bundle, weights, state=state)
+        load_weights(engine, weights, state=state)
         np.testing.assert_array_equal(engine.read()["fc.bias"], mine)
     other = make_bundle(tmp_path / "other", seed=1)
     with pytest.raises(WrongBundleError, match="expected the state of bundle"):
-        load_weights(SoftmaxRegression(other), other, other.file(WEIGHTS), state=state)
+        load_weights(SoftmaxRegression(other), other.file(WEIGHTS), state=state)

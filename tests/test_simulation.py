@@ -434,7 +434,7 @@ def test_clients_on_their_own_are_judged_one_by_one_and_the_first_is_measured(do
     for client in ("client-0", "client-1", "client-2"):
         engine = open_engine(bundle, "onnxruntime", threads=1)
         weights = newest_before(job.own_weights(client, 2).parent, 3) or bundle.file(WEIGHTS)
-        load_weights(engine, bundle, weights)
+        load_weights(engine, weights)
         scores.append(evaluate(engine, open_data(common, bundle.manifest), 256))
         if client == "client-0":
             assert last["weight_norm"] == weight_norm(bundle.manifest.layout, read_weights(weights).tensors)
@@ -472,7 +472,7 @@ def test_personal_tensors_are_each_clients_own_when_it_is_judged(tmp_path: Path)
     for name, score in judged["clients"].items():
         engine = open_engine(bundle, "onnxruntime", threads=1)
         state = job.state(name)
-        load_weights(engine, bundle, job.weights(2), state=state if state.is_dir() else None)
+        load_weights(engine, job.weights(2), state=state if state.is_dir() else None)
         found = evaluate(engine, open_data(clients / name / "test", bundle.manifest), 256)
         assert (found.accuracy, found.loss, found.examples) == (score["accuracy"], score["loss"], score["examples"])
         right, examples = right + score["accuracy"] * score["examples"], examples + score["examples"]

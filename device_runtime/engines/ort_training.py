@@ -53,6 +53,7 @@ class OrtTraining:
     name = "ort-training"
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+        self.bundle = bundle
         self._tensors = bundle.manifest.layout.with_role("shared", "personal")
         self._train_model, self._eval_model = (bundle.file(f"{name}_model.onnx") for name in ("training", "eval"))
         try:

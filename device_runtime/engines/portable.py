@@ -55,7 +55,7 @@ class Portable:
     name = "onnxruntime"
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
-        self._bundle, self._threads = bundle, threads
+        self.bundle, self._threads = bundle, threads
         self._tensors = bundle.manifest.layout.with_role("shared", "personal")
         self._weights = zeros(self._tensors)
         self._places = views(self._weights, self._tensors)
@@ -83,9 +83,9 @@ class Portable:
         micro_batches: int = 1,
     ) -> float:
         """One optimizer step; the loss before it."""
-        if micro_batches > 1 and self._bundle.manifest.optimizer.get("jacobian_correction"):
+        if micro_batches > 1 and self.bundle.manifest.optimizer.get("jacobian_correction"):
             raise InputError(
-                f"expected 1, as the Jacobian correction of {self._bundle.path} needs the gradient of a whole batch, "
+                f"expected 1, as the Jacobian correction of {self.bundle.path} needs the gradient of a whole batch, "
                 f"found {micro_batches}; train with smaller batches, or export without --jacobian-correction",
                 key="micro_batches",
             )
@@ -118,11 +118,11 @@ class Portable:
 
     @cached_property
     def _evaluator(self) -> _Evaluator:
-        return _Evaluator(self._open(EVAL_STEP), self._weights, self._bundle.manifest.output)
+        return _Evaluator(self._open(EVAL_STEP), self._weights, self.bundle.manifest.output)
 
     def _open(self, name: str) -> _Graph:
-        manifest = self._bundle.manifest
-        return _Graph(self._bundle.file(name), (manifest.input.name, manifest.label.name), self._threads)
+        manifest = self.bundle.manifest
+        return _Graph(self.bundle.file(name), (manifest.input.name, manifest.label.name), self._threads)
 
 
 def _fresh_state(optimizer: Mapping[str, Any], weights: Vector) -> dict[str, NDArray[np.float32]]:

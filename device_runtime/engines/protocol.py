@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.errors import InputError
+from fedpara_edge.formats.bundle import Bundle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,7 @@ class Engine(Protocol):
     """
 
     name: str
+    bundle: Bundle
 
     def load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Set tensors (float32, of the layout's shapes) by name; the others and the optimizer stay as they are."""

@@ -57,7 +57,7 @@ def command(
     clients = pair_clients(data, state)
     opened = open_bundle(bundle)
     running = open_engine(opened, engine, threads=threads)
-    found = evaluate_clients(running, opened, weights or opened.file(WEIGHTS), clients, batch_size)
+    found = evaluate_clients(running, weights or opened.file(WEIGHTS), clients, batch_size)
     together = overall(found)
     accuracy = "" if together.accuracy is None else f"accuracy {together.accuracy:.2%}, "
     text = f"{accuracy}loss {together.loss:.4f} on {together.examples} examples"

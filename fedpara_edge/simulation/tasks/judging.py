@@ -96,7 +96,7 @@ def _judge(judging: Judging) -> Score:
     if judging.rows is not None:
         rows = slice(*judging.rows)
         dataset = replace(dataset, x=dataset.x[rows], y=dataset.y[rows])
-    load_weights(engine, bundle, judging.weights, state=judging.state)
+    load_weights(engine, judging.weights, state=judging.state)
     try:
         found = evaluate(engine, dataset, BATCH_ROWS)
     except DivergedError:
