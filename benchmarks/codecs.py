@@ -29,7 +29,8 @@ from aggregation import vgg16_layout
 from fedpara_edge.cli.output import table
 from fedpara_edge.codecs.codec import in_order
 from fedpara_edge.demo import IMAGES
-from fedpara_edge.formats.codecbench import USUAL, compare, open_encoded, read_change
+from fedpara_edge.formats.codecbench import USUAL, compare
+from fedpara_edge.formats.encoded import open_encoded, read_change
 from fedpara_edge.formats.weights import read_weights
 
 HERE = Path(__file__).parent

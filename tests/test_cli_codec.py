@@ -15,7 +15,8 @@ from fedpara_edge.codecs.codec import in_order
 from fedpara_edge.errors import InvalidUpdateError
 from fedpara_edge.factors.layout import Layout
 from fedpara_edge.formats.change import publish
-from fedpara_edge.formats.codecbench import USUAL, Measured, bits_by_tensor, compare, open_encoded, read_change
+from fedpara_edge.formats.codecbench import USUAL, Measured, compare
+from fedpara_edge.formats.encoded import bits_by_tensor, open_encoded, read_change
 from fedpara_edge.formats.update import write_update
 from fedpara_edge.formats.weights import Weights, write_weights
 from fedpara_edge.storage.tensorfile import write_tensors

@@ -175,7 +175,10 @@ def test_a_restored_engine_goes_on_to_the_same_bits(
 @every_engine
 def test_a_new_engine_starts_from_the_weights_of_the_bundle(engine: str, small_bundle: SmallBundle) -> None:
     model = small_net()
-    found = open_engine(small_bundle(), engine).read()
+    bundle = small_bundle()
+    opened = open_engine(bundle, engine)
+    assert opened.bundle is bundle
+    found = opened.read()
     assert found.keys() == model.state_dict().keys()
     for name, tensor in model.state_dict().items():
         np.testing.assert_array_equal(found[name], tensor.numpy())

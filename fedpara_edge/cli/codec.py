@@ -42,7 +42,8 @@ def bench(
     the codec has it. Best on an update that was written as float32.
     """
     from fedpara_edge.codecs.codec import in_order
-    from fedpara_edge.formats.codecbench import USUAL, compare, open_encoded, read_change
+    from fedpara_edge.formats.codecbench import USUAL, compare
+    from fedpara_edge.formats.encoded import open_encoded, read_change
     from fedpara_edge.formats.weights import read_weights
     from fedpara_edge.storage.atomic import check_output
 

@@ -15,7 +15,7 @@ from fedpara_edge.errors import InputError, brief
 from fedpara_edge.factors.compose import attainable_rank, factor_count
 from fedpara_edge.factors.layout import LayerSpec, Layout
 from fedpara_edge.formats.bundle import MANIFEST, open_bundle
-from fedpara_edge.formats.codecbench import bits_by_tensor, open_encoded
+from fedpara_edge.formats.encoded import bits_by_tensor, open_encoded
 from fedpara_edge.formats.folded import FORMAT as FOLDED_FORMAT
 from fedpara_edge.formats.folded import read_folded
 from fedpara_edge.formats.weights import read_weights

@@ -1,4 +1,4 @@
-"""What codecs make of one change: its bits by tensor, and codecs side by side in bytes, error and speed."""
+"""Comparison of codecs on one change: bytes, error and speed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.codecs import find_encoder, open_codec
-from fedpara_edge.codecs.codec import Encoded, Encoder, chunks, name_at
+from fedpara_edge.codecs.codec import Encoded, Encoder
 from fedpara_edge.codecs.decoding import decode_all
-from fedpara_edge.codecs.payload import PayloadDecoder
-from fedpara_edge.errors import DivergedError, InvalidUpdateError, WrongBundleError, brief_text
+from fedpara_edge.errors import DivergedError, InvalidUpdateError
 from fedpara_edge.factors.layout import TensorSpec
-from fedpara_edge.formats.change import FORMAT as CHANGE_FORMAT
-from fedpara_edge.formats.update import FORMAT as UPDATE_FORMAT
-from fedpara_edge.formats.weights import Weights
 from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
 
 USUAL = (
@@ -48,68 +44,6 @@ USUAL = (
 
 _SEED = 1
 _FORMAT = "fedpara-edge/comparison"
-
-
-def open_encoded(path: Path, weights: Weights) -> TensorFile:
-    """An update or a published change, open, of the bundle of these weights, whatever round it is of.
-
-    Raises:
-        InvalidUpdateError: it is missing, damaged or something else.
-        WrongBundleError: it is of another bundle.
-    """
-    file = TensorFile(path, format=None, error=InvalidUpdateError)
-    found, fingerprint = file.header.get("format"), file.header.get("fingerprint")
-    if found in (UPDATE_FORMAT, CHANGE_FORMAT) and fingerprint == weights.fingerprint:
-        return file
-    file.close()
-    if found not in (UPDATE_FORMAT, CHANGE_FORMAT):
-        raise InvalidUpdateError(
-            f"{path}: expected {UPDATE_FORMAT} or {CHANGE_FORMAT}, found {brief_text(found)}", code="wrong_format"
-        )
-    raise WrongBundleError(
-        f"{path}: fingerprint: expected {weights.fingerprint[:12]}…, found {brief_text(fingerprint, most=12)}; give "
-        "the weights of its bundle",
-        code="wrong_fingerprint",
-    )
-
-
-def read_change(file: TensorFile, tensors: Sequence[TensorSpec]) -> NDArray[np.float32]:
-    """The flat change in an open file, of any codec, float32 [entries].
-
-    Raises:
-        InvalidUpdateError: the codec is unknown, what it stored does not fit, is damaged or not finite.
-    """
-    change = decode_all(open_codec(file, tensors), sum(tensor.size for tensor in tensors))
-    bad = np.flatnonzero(~np.isfinite(change))
-    if bad.size:
-        raise InvalidUpdateError(
-            f"{file.path}: tensor {name_at(tensors, int(bad[0]))!r}: expected a finite change, found NaN or Inf; "
-            "use an update of a training that did not diverge",
-            code="not_finite",
-        )
-    return change
-
-
-def bits_by_tensor(file: TensorFile, tensors: Sequence[TensorSpec]) -> dict[str, float]:
-    """Bits for each entry that an open file spends on each tensor, its header aside.
-
-    Tensors in one chunk share its code. Each is charged with its part of the information in the chunk's symbols: of a
-    symbol that makes up the share p of them, -log2 p bits.
-
-    Raises:
-        InvalidUpdateError: as `read_change`.
-    """
-    change, decoder = read_change(file, tensors), open_codec(file, tensors)
-    if not isinstance(decoder, PayloadDecoder):
-        return {tensor.name: 8 * file.entries[tensor.name].nbytes / max(tensor.size, 1) for tensor in tensors}
-    information = np.empty(len(change))
-    for number, (start, stop) in enumerate(chunks(len(change))):
-        found = _information(change[start:stop], decoder.blocks[number])
-        spent = 8.0 * float(decoder.ends[number + 1] - decoder.ends[number])
-        information[start:stop] = found * (spent / found.sum()) if found.any() else spent / len(found)
-    ends = np.cumsum([tensor.size for tensor in tensors])
-    parts = np.split(information, ends[:-1]) if tensors else []
-    return {tensor.name: float(part.mean()) if part.size else 0.0 for tensor, part in zip(tensors, parts, strict=True)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,13 +141,3 @@ def _time(call: Callable[[], Any], seconds: float) -> tuple[float, Any]:
 def _relative(decoded: NDArray[np.float32], change: NDArray[np.float32]) -> float:
     norm = float(np.linalg.norm(change.astype(np.float64)))
     return float(np.linalg.norm(np.subtract(decoded, change, dtype=np.float64))) / norm if norm else 0.0
-
-
-def _information(values: NDArray[np.float32], lengths: NDArray[np.intp]) -> NDArray[np.float64]:
-    """-log2 of the share that the symbol of each entry has among those of a chunk."""
-    # Over the largest of a block, values of integers times a scale are as good as the integers.
-    tops = np.maximum.reduceat(np.abs(values), np.cumsum(lengths) - lengths)
-    symbols = np.rint(values / np.repeat(np.where(tops > 0, tops, 1), lengths) * 2.0**22)
-    _, inverse, counts = np.unique(symbols, return_inverse=True, return_counts=True)
-    information: NDArray[np.float64] = -np.log2(counts / len(values))[inverse]
-    return information
