@@ -1,19 +1,19 @@
-"""How the change of the shared tensors is written into a file, and read back chunk by chunk (`codec`).
+"""Codecs: how the change of the shared tensors is stored in a file, and read back chunk by chunk (`codec`).
 
-A codec has an encoder, made from the options that the user types after its name, and an opener, found by name and
-version, so that a release can read what older ones wrote. All but `float32` are the same few steps in other
-combinations: a transform (`hadamard`), rounding to integers (`rounding`) times scales (`scales`) of blocks (`blocks`),
-packing (`digits`, `halves`, `sparse`), entropy coding (`frames`, `sparse`), and the chunks in one array (`payload`).
+A codec has an encoder, made from the options given after its name, and an opener, found by name and version, so that a
+release can read what older ones wrote. All but `float32` combine the same few steps: a transform (`hadamard`), rounding
+to integers (`rounding`) times scales (`scales`) of blocks (`blocks`), packing (`digits`, `halves`, `sparse`), entropy
+coding (`frames`, `sparse`), and the chunks joined in one array (`payload`).
 
-| typed                          | an entry becomes                                                   | module     |
-|--------------------------------|--------------------------------------------------------------------|------------|
-| `float32`                      | itself                                                             | `float32`  |
-| `float16`, `bfloat16`          | 16 bits                                                            | `floats`   |
-| `int8`, `int4`, `int3`, `int2` | an integer times the scale of its block; `block=1024`, `entropy=1` | `integers` |
-| `rotated`                      | so, after a randomized rotation; `bits=4` and these                | `integers` |
-| `uniform`                      | an integer times a step; `step=2`, `by=all` or `by=tensor`         | `uniform`  |
-| `topk`                         | zero, but for the largest; `share=0.05`, `bits=3`                  | `topk`     |
-| `adaptive`                     | as `uniform`, for `bytes=…` a change or a relative `error=…`       | `adaptive` |
+| codec                          | stored form of an entry, and options                                | module     |
+|--------------------------------|---------------------------------------------------------------------|------------|
+| `float32`                      | the entry itself                                                    | `float32`  |
+| `float16`, `bfloat16`          | 16 bits                                                             | `floats`   |
+| `int8`, `int4`, `int3`, `int2` | an integer times the scale of its block; `block=1024`, `entropy=1`  | `integers` |
+| `rotated`                      | the same after a randomized rotation; `bits=4` and the same options | `integers` |
+| `uniform`                      | an integer times a step; `step=2`, `by=all` or `by=tensor`          | `uniform`  |
+| `topk`                         | zero, except for the largest entries; `share=0.05`, `bits=3`        | `topk`     |
+| `adaptive`                     | as `uniform`, for `bytes=…` per change or a relative `error=…`      | `adaptive` |
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ ENCODERS: Mapping[str, tuple[Callable[..., Encoder], Mapping[str, type]]] = {
     "topk": (TopK, {"share": float, "bits": int}),
     "adaptive": (Adaptive, {"bytes": int, "error": float}),
 }
-"""What makes an encoder, and the types of the options it takes, by name."""
+"""Factory of each encoder and the types of its options, by codec name."""
 
 OPENERS: Mapping[tuple[str, int], Opener] = {
     ("float32", 1): open_float32,
@@ -57,16 +57,17 @@ OPENERS: Mapping[tuple[str, int], Opener] = {
     ("uniform", 1): open_uniform,
     ("topk", 1): open_topk,
 }
+"""Opener of every codec that this release reads, by name and version."""
 
 
 def find_encoder(text: str) -> Encoder:
-    """The encoder that a user asks for.
+    """Encoder for a codec written as text.
 
     Args:
-        text: its name, and options after a colon: `uniform:step=1.5,by=tensor`.
+        text: Codec name, and options after a colon: `uniform:step=1.5,by=tensor`.
 
     Raises:
-        InputError: there is none of that name, an option is unknown or out of range, or a package is missing.
+        InputError: The name or an option is unknown, an option is out of range, or a package is missing.
     """
     name, options = split_name(text)
     if name not in ENCODERS:
@@ -76,15 +77,15 @@ def find_encoder(text: str) -> Encoder:
 
 
 def open_codec(file: TensorFile, tensors: Sequence[TensorSpec]) -> Decoder:
-    """The decoder of an open file, by the codec that its header names.
+    """Decoder of an open file, chosen by the codec that its header names.
 
     Args:
-        file: the open file.
-        tensors: the shared tensors, sorted by name.
+        file: Open file.
+        tensors: Shared tensors, sorted by name.
 
     Raises:
-        InvalidUpdateError: this release does not know the codec in that version, or what is stored does not fit.
-        InputError: a package that this codec needs is missing here.
+        InvalidUpdateError: This release does not know the codec or its version, or the stored data does not fit.
+        InputError: A package that the codec needs is missing.
     """
     stated = file.header.get("codec")
     settings = dict(stated) if isinstance(stated, dict) else {}
@@ -94,7 +95,7 @@ def open_codec(file: TensorFile, tensors: Sequence[TensorSpec]) -> Decoder:
         known = ", ".join(f"{name} version {version}" for name, version in OPENERS)
         found = brief(stated) if name is None else f"{brief_text(name)} version {brief(version)}"
         raise InvalidUpdateError(
-            f"{file.path}: expected a codec of {known}, found {found}; {UPDATE}",
+            f"{file.path}: expected one of the codecs {known}, found {found}; {UPDATE}",
             code="unknown_codec",
         )
     return opener(file, tensors, settings)

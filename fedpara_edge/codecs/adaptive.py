@@ -1,15 +1,15 @@
-"""The codec `adaptive`: the step of `uniform` that meets a target; what it writes is `uniform`.
+"""The codec `adaptive`: `uniform` with the step that meets a target of bytes or error; it writes files of `uniform`.
 
-One step for all entries means the same squared error in every tensor that is sent at all, and more bits for a tensor
-with larger changes: log2 of their ratio. That is the allocation of the least error for the bytes (reverse
-water-filling: Cover and Thomas, Elements of Information Theory, section 10.3.3), where equal bits for all tensors would
-spend as many on those that barely changed.
+One step for all entries gives the same squared error to every tensor that is sent at all, and more bits to a tensor
+with larger changes: log2 of their ratio. That is the allocation of least error for the bytes (reverse water-filling:
+Cover and Thomas, Elements of Information Theory, section 10.3.3); equal bits for all tensors would spend as many on
+those that barely changed.
 
-It claims no unbiasedness: a draw that misses the target is drawn again with another step, so that with a seed a target
-of few bytes favours small draws.
+It does not claim to be unbiased: a draw that misses the target is repeated with another step, so that with a seed a
+small byte target favours small draws.
 
-The step is found by bisection of its logarithm, for large changes on some of the chunks. At equal bytes the error of a
-step falls with it, so the target is met to within a per cent or, where some chunks stand for all, a few.
+The step is found by bisection of its logarithm, for large changes on a sample of the chunks. Finer steps cost more
+bytes and leave less error, so the target is met to within one per cent, or a few where a sample stands for all chunks.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fedpara_edge.errors import InputError
 from fedpara_edge.factors.layout import TensorSpec
 
 _FINEST, _COARSEST = 2.0**-10, 2.0**20
-_LEAST_ERROR = 5e-4  # the finest step leaves up to 2^-10 / √6 with random rounding
+_MIN_ERROR = 5e-4  # the finest step leaves up to 2^-10 / √6 with random rounding
 _HALVINGS = 12
 _NUDGE = 1.01
 _SAMPLED_CHUNKS = 8
@@ -40,15 +40,17 @@ _SAMPLED_CHUNKS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptive:
-    """A target for every update.
+    """Encoder that chooses the step of `uniform` for each change so as to meet a target.
 
     Args:
-        bytes: of the payload of an update at most, or as few as possible if that is more; its header takes about 500
-            more. 0 for no such target.
-        error: ‖change - decoded‖ / ‖change‖ at most, from 0.0005. 0 for no such target.
+        bytes: Largest payload in bytes, or the smallest possible if even that is larger; the header of an update takes
+            about 500 bytes more. 0 for no such target.
+        error: Largest relative error ‖change - decoded‖ / ‖change‖, at least 0.0005. 0 for no such target.
+        name: Codec name stored in file headers.
+        version: Codec version stored in file headers.
 
     Raises:
-        InputError: not exactly one of the two is given, or it is out of range.
+        InputError: Not exactly one of the two targets is given, or it is out of range.
     """
 
     bytes: int = 0
@@ -58,9 +60,9 @@ class Adaptive:
     unbiased: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if 0 < self.error < _LEAST_ERROR:
+        if 0 < self.error < _MIN_ERROR:
             raise InputError(
-                f"codec adaptive: error: expected at least {_LEAST_ERROR}, found {self.error}; use float16 or float32"
+                f"codec adaptive: error: expected at least {_MIN_ERROR}, found {self.error}; use float16 or float32"
             )
         if (self.bytes > 0) == (self.error > 0) or self.bytes < 0 or not 0 <= self.error < 1:
             raise InputError(
@@ -69,7 +71,7 @@ class Adaptive:
             )
 
     def encode(self, tensors: Sequence[TensorSpec], change: NDArray[np.float32], *, seed: int | None) -> Encoded:
-        """The coarsest step whose error is small enough, or the finest whose payload is."""
+        """Encode with the coarsest step whose error is small enough, or the finest whose payload is."""
         check_range(tensors, change)
         sample = _sample(change)
         size, share = root_mean_square(change), len(change) / max(sum(map(len, sample)), 1)
@@ -80,7 +82,7 @@ class Adaptive:
                 return share * _measure_bytes(sample, step, size, seed) <= self.bytes
             return _measure_error(sample, step, size, seed) <= self.error * norm
 
-        # Bytes ask for the finest step that fits, error for the widest.
+        # A byte target asks for the finest step that fits, an error target for the coarsest.
         low, high = math.log2(_FINEST), math.log2(_COARSEST)
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
@@ -93,7 +95,7 @@ class Adaptive:
             encoded = encode_uniform(tensors, change, step * size, seed=seed, zone=dead_zone(step))
             if self._is_met(encoded, change) or not _FINEST < step < _COARSEST:
                 return encoded
-            step *= nudge if self.bytes else 1 / nudge  # the sample promised a little too much
+            step *= nudge if self.bytes else 1 / nudge  # the sample was a little too optimistic
             nudge *= nudge
 
     def _is_met(self, encoded: Encoded, change: NDArray[np.float32]) -> bool:
@@ -104,18 +106,18 @@ class Adaptive:
 
 
 def _sample(change: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    """All chunks, or some evenly over the change."""
+    """All chunks, or a few spaced evenly over the change."""
     ranges = list(chunks(len(change)))
     return [change[start:stop] for start, stop in ranges[:: -(-len(ranges) // _SAMPLED_CHUNKS) or 1]]
 
 
 def _measure_bytes(sample: Sequence[NDArray[np.float32]], step: float, size: float, seed: int | None) -> int:
-    """Bytes of the payload of some chunks with a step relative to their size."""
+    """Payload bytes of some chunks, for a step relative to `size`, the root mean square of the change."""
     return sum(6 + len(encode_sparse(found.astype(np.int32))) for found, _ in _rounded(sample, step, size, seed))
 
 
 def _measure_error(sample: Sequence[NDArray[np.float32]], step: float, size: float, seed: int | None) -> float:
-    """The distance of what is decoded of some chunks from what was encoded."""
+    """Distance between some chunks and their decoded values, for a step relative to `size`."""
     squares = (
         np.sum(np.square(found - ratios, dtype=np.float64)) for found, ratios in _rounded(sample, step, size, seed)
     )
@@ -125,7 +127,9 @@ def _measure_error(sample: Sequence[NDArray[np.float32]], step: float, size: flo
 def _rounded(
     sample: Sequence[NDArray[np.float32]], step: float, size: float, seed: int | None
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    random = None if seed is None else generator(0)  # other numbers than will be sent, which must not choose their step
+    random = (
+        None if seed is None else generator(0)
+    )  # not the draws to be sent, which must not influence the choice of their step
     for values in sample:
         ratios = values / (np.float32(step * size) or np.float32(1))
         found = round_to_nearest(ratios, dead_zone(step)) if random is None else round_randomly(ratios, random)

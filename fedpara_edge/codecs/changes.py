@@ -1,10 +1,10 @@
-"""The same chunk of several files, and its weighted sums.
+"""One chunk of the changes in several files, and weighted sums over the files.
 
-A codec with scales leaves them aside: where a sum of weighted changes is wanted, Σ_f w_f s_fb q_fj for the entries j of
-block b, the scales go into the weights, and the integers are touched once less.
+A codec with scales keeps them apart from the integers: in a sum of weighted changes, Σ_f w_f s_fb q_fj for the entries
+j of block b, the scales are multiplied into the weights, which saves one pass over the integers.
 
-Products are cut into tiles, as OpenBLAS shares larger ones among threads of its own, which wait for each other busily
-and lose much time when other work is on the cores.
+Products are cut into tiles because OpenBLAS splits larger ones among threads of its own, which busy-wait for each other
+and lose much time when the cores have other work.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ TILE_ENTRIES = 256
 
 @dataclass(frozen=True)
 class BlockScales:
-    """What the integers of each block are still to be multiplied with.
+    """Scales by which the integers of each block are still to be multiplied.
 
     Args:
-        scales: float32 [files, blocks].
-        lengths: of the blocks, which fill the chunk.
+        scales: Scales, float32 [files, blocks].
+        lengths: Block lengths in entries, which add up to the chunk's.
     """
 
     scales: NDArray[np.float32]
     lengths: NDArray[np.intp]
 
     def multiply(self, integers: NDArray[np.float32]) -> None:
-        """From integers, float32 [files, entries], to changes, in place."""
+        """Turn integers, float32 [files, entries], into changes, in place."""
         integers *= np.repeat(self.scales, self.lengths, axis=1)
 
     def at(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The scale of some entries, float32 [files, positions]."""
+        """Scales of some entries, float32 [files, positions]."""
         return np.take(self.scales, np.searchsorted(np.cumsum(self.lengths), positions, side="right"), axis=1)
 
 
 class Changes:
-    """The same chunk of several files.
+    """One chunk of the changes in several files.
 
     Args:
-        matrix: float32 [files, entries], taken over: changes, or integers.
-        scales: of consecutive rows of the matrix that hold integers, by the number of the first.
+        matrix: Changes or integers, float32 [files, entries]; owned by this object from now on.
+        scales: Scales of groups of consecutive rows that hold integers, each with the number of its first row.
     """
 
     def __init__(self, matrix: NDArray[np.float32], scales: Sequence[tuple[int, BlockScales]] = ()) -> None:
@@ -58,7 +58,7 @@ class Changes:
             if done < first:
                 self._groups.append((slice(done, first), None))
             if len(found.lengths) * TILE_ENTRIES > matrix.shape[1]:
-                # A product for each of so many short blocks would take longer.
+                # One product per block would take longer where blocks are this short.
                 found.multiply(matrix[rows])
                 self._groups.append((rows, None))
             else:
@@ -69,12 +69,12 @@ class Changes:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Numbers of files and of entries."""
+        """Number of files and of entries."""
         files, entries = self._matrix.shape
         return files, entries
 
     def values(self) -> NDArray[np.float32]:
-        """The changes, float32 [files, entries], which can be written to."""
+        """Changes as a writable array, float32 [files, entries]."""
         for number, (rows, scales) in enumerate(self._groups):
             if scales is not None:
                 scales.multiply(self._matrix[rows])
@@ -82,8 +82,8 @@ class Changes:
         return self._matrix
 
     def at(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The changes of some entries, float32 [files, positions]."""
-        # With "clip" nothing is checked, which takes a third of the time.
+        """Changes of some entries, float32 [files, positions]."""
+        # "clip" skips the bounds check, which takes a third of the time.
         found = np.take(self._matrix, positions, axis=1, mode="clip")
         for rows, scales in self._groups:
             if scales is not None:
@@ -93,8 +93,8 @@ class Changes:
     def weighted_sums(self, weights: NDArray[np.float32]) -> NDArray[np.float32]:
         """Sums over the files, float32 [sums, entries], with weights, float32 [sums, files].
 
-        With u = 2^-24, each entry is off by at most (files + 1) u Σ |w_i d_i|. A sum has the same bits with others or
-        without.
+        With u = 2^-24, each entry is off by at most (files + 1) u Σ |w_i d_i|. The bits of a sum do not depend on the
+        other sums asked for.
         """
         total = np.zeros((len(weights), self.shape[1]), np.float32)
         for row, sums in zip(weights, total, strict=True):
@@ -112,7 +112,7 @@ class Changes:
 def _sum_blocks(
     weights: NDArray[np.float32], matrix: NDArray[np.float32], lengths: NDArray[np.intp], out: NDArray[np.float32]
 ) -> None:
-    """The sum over the files of a matrix [files, entries] times weights [files, blocks], into `out` [entries]."""
+    """Write into `out` [entries] the sum over the files of a matrix [files, entries] times weights [files, blocks]."""
     by_block = np.ascontiguousarray(weights.T)[:, np.newaxis, np.newaxis]
     for first, start, count, length in _runs(lengths):
         stop = start + count * length
@@ -127,7 +127,7 @@ def _sum_blocks(
 
 
 def _runs(lengths: NDArray[np.intp]) -> Iterator[tuple[int, int, int, int]]:
-    """Consecutive blocks of equal length: (number of the first, its first entry, how many, their length)."""
+    """Runs of blocks of equal length: (number of the first block, its first entry, number of blocks, their length)."""
     firsts = [0, *(np.flatnonzero(lengths[1:] != lengths[:-1]) + 1).tolist(), len(lengths)]
     start = 0
     for first, last in pairwise(firsts):

@@ -1,8 +1,8 @@
-"""What a codec is: an encoder of changes, and a decoder for each file that holds one.
+"""The protocol of a codec: an encoder of changes, and a decoder for each file that holds one.
 
-The *flat change* is all shared tensors, in the order of their names, each in C order, end to end, as float32 [entries].
-It is cut into *chunks* of `CHUNK_ENTRIES` entries, the last one shorter, each of which decodes on its own: so an
-aggregation needs no memory per update, and several threads can share the work.
+The *flat change* is all shared tensors in the order of their names, each in C order, end to end, as float32 [entries].
+It is cut into *chunks* of `CHUNK_ENTRIES` entries, the last one shorter. Each chunk decodes on its own, so that an
+aggregation needs no memory per update and several threads can share the work.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ CHUNK_ENTRIES = 1 << 16
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """A change as a codec stores it.
+    """A change in the form in which a codec stores it.
 
     Args:
-        arrays: what to store, by name.
-        decoded: the flat change that every reader will get, float32 [entries].
-        settings: what the header states besides the codec's name and version, plain JSON data.
+        arrays: Arrays to store, by name.
+        decoded: Flat change that every reader will get, float32 [entries].
+        settings: Header fields of the codec besides its name and version, as plain JSON data.
     """
 
     arrays: Mapping[str, NDArray[Any]]
@@ -40,80 +40,80 @@ class Encoder(Protocol):
 
     @property
     def name(self) -> str:
-        """Under which files name the codec."""
+        """Codec name stored in file headers."""
         ...
 
     @property
     def version(self) -> int:
-        """Of what it writes."""
+        """Codec version stored in file headers."""
         ...
 
     @property
     def unbiased(self) -> bool:
-        """Whether, with a seed, the expectation of what is decoded is the change."""
+        """Whether the expectation of the decoded change, over seeds, is the change itself."""
         ...
 
     def encode(self, tensors: Sequence[TensorSpec], change: NDArray[np.float32], *, seed: int | None) -> Encoded:
         """Encode a flat change; equal arguments give equal bytes.
 
         Args:
-            tensors: the shared tensors, sorted by name.
-            change: float32 [entries], finite.
-            seed: of random rounding, for a codec that has it; None to round to the nearest, for the smallest error,
-                where what is left over is kept for the next time (error feedback).
+            tensors: Shared tensors, sorted by name.
+            change: Flat change, float32 [entries], finite.
+            seed: Seed of random rounding, for codecs that have it; None to round to the nearest, for the smallest
+                error, where what the codec leaves out is added to the next change (error feedback).
 
         Raises:
-            DivergedError: the change is too large to be expressed.
+            DivergedError: The change is too large for the codec to express.
         """
         ...
 
 
 class Decoder(Protocol):
-    """The change in one file, to be read by several threads at once."""
+    """Reader of the change in one file, safe for use by several threads at once."""
 
     def decode(self, start: int, out: NDArray[np.float32]) -> None:
         """Decode a chunk.
 
         Args:
-            start: entry of the flat change where it starts.
-            out: float32 of the chunk's length, to be filled.
+            start: Number of the chunk's first entry in the flat change.
+            out: Array to fill, float32 of the chunk's length.
 
         Raises:
-            InvalidUpdateError: what is stored is damaged.
+            InvalidUpdateError: The stored data is damaged.
         """
         ...
 
 
 class Opener(Protocol):
-    """How a version of a codec is read."""
+    """Function that opens files of one version of a codec."""
 
     def __call__(self, file: TensorFile, tensors: Sequence[TensorSpec], settings: Mapping[str, Any]) -> Decoder:
         """Compare what is stored with what the tensors need, from the header alone.
 
         Args:
-            file: the open file.
-            tensors: the shared tensors, sorted by name.
-            settings: what the header states of the codec besides its name and version.
+            file: Open file.
+            tensors: Shared tensors, sorted by name.
+            settings: Header fields of the codec besides its name and version.
 
         Raises:
-            InvalidUpdateError: a name, shape, dtype or setting does not fit.
+            InvalidUpdateError: A name, shape, dtype or setting does not fit.
         """
         ...
 
 
 def in_order(tensors: Iterable[TensorSpec]) -> list[TensorSpec]:
-    """The tensors in the order of the flat change."""
+    """Tensors in the order of the flat change."""
     return sorted(tensors, key=lambda tensor: tensor.name)
 
 
 def name_at(tensors: Sequence[TensorSpec], position: int) -> str:
-    """Name of the tensor, of those sorted by name, in which entry `position` of the flat change lies."""
+    """Name of the tensor that holds entry `position` of the flat change; tensors sorted by name."""
     ends = np.cumsum([tensor.size for tensor in tensors])
     return tensors[int(np.searchsorted(ends, position, side="right"))].name
 
 
 def chunks(entries: int) -> Iterator[tuple[int, int]]:
-    """The ranges (start, stop) of all chunks.
+    """Ranges (start, stop) of all chunks of a flat change.
 
     >>> list(chunks(100_000))
     [(0, 65536), (65536, 100000)]
@@ -123,13 +123,13 @@ def chunks(entries: int) -> Iterator[tuple[int, int]]:
 
 
 def flatten(tensors: Sequence[TensorSpec], values: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-    """The flat vector of some tensors, sorted by name; a new array, float32 [entries]."""
+    """Flat vector of some tensors, sorted by name: a new array, float32 [entries]."""
     parts = [np.asarray(values[tensor.name], np.float32).reshape(-1) for tensor in tensors]
     return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
 
 def unflatten(tensors: Sequence[TensorSpec], flat: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-    """The inverse of `flatten`: views of a flat vector, by tensor."""
+    """Inverse of `flatten`: views of a flat vector, by tensor name."""
     ends = np.cumsum([tensor.size for tensor in tensors])
     parts = np.split(flat, ends[:-1]) if tensors else []
     return {tensor.name: part.reshape(tensor.shape) for tensor, part in zip(tensors, parts, strict=True)}

@@ -1,7 +1,7 @@
-"""Decoding a chunk of one file, or that of several at once.
+"""Decoding of a chunk, from one file or from several at once.
 
-With a few calls for every small chunk of every file, two threads would mostly wait for each other at the lock of the
-interpreter. So where files have the same arithmetic, it is done for all of them in one go.
+With a few calls for every small chunk of every file, two threads would mostly wait for each other at the interpreter
+lock. So where files need the same arithmetic, it is done for all of them in one go.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from fedpara_edge.errors import InvalidUpdateError
 
 
 def decode_all(decoder: Decoder, entries: int) -> NDArray[np.float32]:
-    """The whole flat change, a new array of that many entries.
+    """Whole flat change of a file: a new array, float32 [entries].
 
     Raises:
-        InvalidUpdateError: what is stored is damaged.
+        InvalidUpdateError: The stored data is damaged.
     """
     change = np.empty(entries, np.float32)
     for start, stop in chunks(entries):
@@ -37,12 +37,12 @@ def decode_rows(
     """Decode the same chunk of several files with the same tensors.
 
     Args:
-        decoders: of the files; None for one whose change is taken to be zero.
-        start: entry of the flat change.
-        out: float32 [files, entries of the chunk], memory for the changes.
+        decoders: Decoders of the files; None for a file whose change counts as zero.
+        start: Number of the chunk's first entry in the flat change.
+        out: Memory for the changes, float32 [files, entries of the chunk].
 
     Returns:
-        The changes, those of damaged files zero, and what is wrong with these, by their number.
+        Changes, those of damaged files zero, and the error of each damaged file by its number.
     """
     failures: dict[int, InvalidUpdateError] = {}
     scales: list[tuple[int, BlockScales]] = []
@@ -56,7 +56,7 @@ def decode_rows(
                 scales += [] if found is None else [(first, found)]
                 continue
         except (DamageError, InvalidUpdateError):
-            pass  # each for itself, to find whose
+            pass  # decode them one by one below, to find the damaged file
         for number, decoder in group:
             try:
                 if decoder is not None:
@@ -70,5 +70,5 @@ def decode_rows(
 
 
 def _how(decoder: Decoder | None) -> object:
-    """Equal for what is decoded together."""
+    """Key that is equal for decoders that can decode together."""
     return decoder.sections if isinstance(decoder, PayloadDecoder) else None

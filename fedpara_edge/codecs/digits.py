@@ -1,9 +1,9 @@
 """Integers from -L to L packed into bytes as digits.
 
-With base B = 2L + 1 and k the most digits of which B^k <= 256 (k = 1 for L = 127, 2 for 7 and 3, 5 for 1), n integers
-take h = ceil(n / k) bytes: byte i holds the integers number i, i + h, i + 2h, …, each plus L, as its digits, the first
-the least. Where there is no such integer, the digit is that of 0. Whole arrays of digits are so taken off by one
-division each, far faster than neighbours in one byte.
+With base B = 2L + 1 and k the largest number of digits with B^k <= 256 (k = 1 for L = 127, 2 for 7 and 3, 5 for 1), n
+integers take h = ceil(n / k) bytes: byte i holds integers i, i + h, i + 2h, …, each plus L, as its digits, the least
+significant first. Where there is no such integer, the digit is that of 0. A whole array of digits is thus split off by
+one division, far faster than if neighbours shared a byte.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from fedpara_edge.codecs.section import DamageError
 
 @dataclass(frozen=True)
 class Digits:
-    """The packing (`integers.Packing`) of integers from -`largest` to `largest`.
+    """Packing (`integers.Packing`) of integers from -L to L.
+
+    Args:
+        largest: Largest integer L.
 
     >>> plain, symbols = Digits(3).pack(np.array([1, 0, -1], np.int8))
     >>> plain, list(symbols)
@@ -29,7 +32,7 @@ class Digits:
 
     @property
     def digits_per_byte(self) -> int:
-        """k.
+        """Number of digits k in a byte.
 
         >>> [Digits(largest).digits_per_byte for largest in (1, 3, 7, 127)]
         [5, 2, 2, 1]
@@ -40,11 +43,11 @@ class Digits:
         return digits
 
     def sizes(self, count: int) -> tuple[int, int]:
-        """Nothing as it is, and h bytes to be coded."""
+        """Bytes of each part: 0 stored as they are, and h to be entropy-coded."""
         return 0, -(-count // self.digits_per_byte)
 
     def pack(self, integers: NDArray[np.int8]) -> tuple[bytes, bytes]:
-        """Nothing, and the digits."""
+        """Pack integers: nothing to store as it is, and the digits."""
         base, (_, width) = 2 * self.largest + 1, self.sizes(len(integers))
         digits = np.full((self.digits_per_byte, width), self.largest, np.uint8)
         np.add(integers.view(np.uint8), np.uint8(self.largest), out=digits.reshape(-1)[: len(integers)])
@@ -54,14 +57,14 @@ class Digits:
         return b"", packed.tobytes()
 
     def unpack(self, _: NDArray[np.uint8], symbols: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
-        """Take off digit by digit."""
+        """Split off digit by digit."""
         base, digits, width = 2 * self.largest + 1, self.digits_per_byte, symbols.shape[-1]
         found = int(symbols.max(initial=0))
         if found >= base**digits:
             raise DamageError(f"integers from -{self.largest} to {self.largest}, found a byte of {found}")
         rest, digit = symbols, np.empty_like(symbols)
         for number in range(digits):
-            # The digit less `largest`, which as a byte of two's complement is the integer.
+            # The digit minus `largest`, which as a byte in two's complement is the integer.
             if number < digits - 1:
                 higher = rest // np.uint8(base)
                 np.multiply(higher, np.uint8(base), out=digit)

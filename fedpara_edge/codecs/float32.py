@@ -1,8 +1,7 @@
 """The codec `float32`, version 1: the change as it is.
 
 Stored: one float32 tensor for every shared tensor, under its own name and shape. As all have one dtype, safetensors
-lays them end to end by name: the data of the file, from its first tensor on, is the flat change in little-endian
-float32.
+lays them end to end by name: from its first tensor on, the file is the flat change in little-endian float32.
 """
 
 from __future__ import annotations
@@ -22,33 +21,33 @@ from fedpara_edge.storage.tensorfile import TensorFile
 
 
 class Float32:
-    """Lossless; 4 bytes for each entry."""
+    """Lossless encoder with 4 bytes per entry."""
 
     name = "float32"
     version = 1
     unbiased = True
 
     def encode(self, tensors: Sequence[TensorSpec], change: NDArray[np.float32], *, seed: int | None) -> Encoded:  # noqa: ARG002
-        """The change itself, by tensor."""
+        """Store the change itself, tensor by tensor."""
         return Encoded(arrays=unflatten(tensors, change), decoded=change)
 
 
 @dataclass(frozen=True)
 class Float32Decoder:
-    """Reads ranges of the file."""
+    """Decoder that reads ranges of the file."""
 
     file: TensorFile
 
     def decode(self, start: int, out: NDArray[np.float32]) -> None:
-        """Read the range straight into `out`."""
+        """Read the chunk straight into `out`."""
         self.file.read_into(self.file.data_offset + 4 * start, out)
 
 
 def open_float32(file: TensorFile, tensors: Sequence[TensorSpec], settings: Mapping[str, Any]) -> Float32Decoder:
-    """Every shared tensor is there as float32 in its own shape, in the order of names, and nothing else is.
+    """Decoder of a file with every shared tensor as float32 in its own shape, in the order of names, and nothing else.
 
     Raises:
-        InvalidUpdateError: the first tensor that differs, or there are settings.
+        InvalidUpdateError: A tensor differs, the first of which is named, or there are settings.
     """
     if settings:
         raise InvalidUpdateError(
@@ -75,7 +74,7 @@ def _difference(file: TensorFile, expected: Mapping[str, _Stored], found: Mappin
                 code = "dtype" if wanted[0] != stored[0] else "shape"
             return InvalidUpdateError(
                 f"{file.path}: tensor {name!r}: expected {_text(wanted)}, found {_text(stored)}; "
-                "train again with the bundle of these weights",
+                "write it again with the bundle that it names",
                 code=code,
             )
     return InvalidUpdateError(

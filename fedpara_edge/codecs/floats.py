@@ -1,13 +1,13 @@
 """The codecs `float16` and `bfloat16`, version 1: every entry rounded to 16 bits.
 
-The 16 bits of an entry are turned left by one, so that the exponent is in the high byte and the sign the lowest bit.
-The section of a chunk (`payload`) of n entries is
+The 16 bits of an entry are rotated left by one, so that the exponent is in the high byte and the sign is the lowest
+bit. The section of a chunk (`payload`) of n entries is
 
     low     n low bytes, noise
-    high    n high bytes (`frames`), which have a few values only
+    high    n high bytes (`frames`), which take only a few values
 
 Rounding is to the nearest, ties to even, never to infinity. The relative error of an entry is at most 2^-11 (float16,
-from 2^-14 to 65504, below that an absolute error of 2^-25) or 2^-8 (bfloat16).
+from 2^-14 to 65504; the absolute error is at most 2^-25 below that) or 2^-8 (bfloat16).
 """
 
 from __future__ import annotations
@@ -33,7 +33,15 @@ Name = Literal["float16", "bfloat16"]
 
 @dataclass(frozen=True)
 class Float16:
-    """16 bits for each entry, before entropy coding."""
+    """Encoder with 16 bits per entry before entropy coding.
+
+    Args:
+        name: Codec name stored in file headers, `float16` or `bfloat16`.
+        version: Codec version stored in file headers.
+
+    Raises:
+        InputError: The package zstandard is missing.
+    """
 
     name: Name
     version: int = 1
@@ -43,7 +51,7 @@ class Float16:
         require_zstandard()
 
     def encode(self, tensors: Sequence[TensorSpec], change: NDArray[np.float32], *, seed: int | None) -> Encoded:  # noqa: ARG002
-        """The change rounded to the nearest."""
+        """Encode the change rounded to the nearest, with or without a seed."""
         if self.name == "float16":
             check_range(tensors, change, float(np.finfo(np.float16).max))
 
@@ -60,10 +68,11 @@ class Float16:
 def open_float16(
     file: TensorFile, tensors: Sequence[TensorSpec], settings: Mapping[str, Any], *, name: Name
 ) -> PayloadDecoder:
-    """The decoder of either codec.
+    """Decoder of a file of either codec.
 
     Raises:
-        InvalidUpdateError: there are settings, or the payload does not fit.
+        InvalidUpdateError: There are settings, or the payload does not fit.
+        InputError: The package zstandard is missing.
     """
     read_settings(file, name, settings)
     require_zstandard()

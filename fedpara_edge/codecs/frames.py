@@ -1,11 +1,11 @@
-"""Entropy coding of bytes with Zstandard, the one place that imports `zstandard`.
+"""Entropy coding of bytes with Zstandard; the only module that imports `zstandard`.
 
-Stored: one byte, 0 and the bytes as they are, or 1 and one Zstandard frame (RFC 8878) that states its content's size
-and has neither checksum nor dictionary; whichever is shorter.
+Stored: a byte 0 and the bytes as they are, or a byte 1 and one Zstandard frame (RFC 8878) that states its content's
+size and has neither checksum nor dictionary; whichever is shorter.
 
-Symbols of noise have no repetitions worth a reference: looking for some costs bytes, as every false match cuts the
-literals and brings its own table. The parameters leave nearly everything to the Huffman code of the literals: strategy
-`fast`, matches of 7 bytes at least, and a table of 64 places for candidates.
+Noisy symbols have no repetitions worth a reference: looking for some costs bytes, as every false match cuts the
+literals and brings a table of its own. The parameters leave nearly everything to the Huffman code of the literals:
+strategy `fast`, matches of at least 7 bytes, and a table of 64 candidate positions.
 """
 
 from __future__ import annotations
@@ -32,41 +32,41 @@ def require_zstandard() -> None:
     """Raise unless `zstandard` can be imported.
 
     Raises:
-        InputError: it can't; the message has the line to type.
+        InputError: The package is missing; the message has the command that installs it.
     """
     try:
         import zstandard  # noqa: F401
     except ImportError as error:
         raise InputError(
-            "zstandard: expected it to be installed for this codec, found none; type: pip install zstandard "
+            "zstandard: expected the package that this codec needs, found none; run: pip install zstandard "
             "(sudo apt install python3-zstandard on 32-bit Raspberry Pi OS)"
         ) from error
 
 
 def compress(data: bytes, *, entropy: bool = True) -> bytes:
-    """The stored form of some bytes; without `entropy` as they are, which is read two or three times as fast."""
+    """Stored form of some bytes; without `entropy` as they are, which is read two or three times as fast."""
     frame = _compressor().compress(data) if entropy else data
     return bytes([_FRAME]) + frame if len(frame) < len(data) else bytes([_RAW]) + data
 
 
 def decompress(section: Section, size: int) -> NDArray[np.uint8]:
-    """The `size` bytes in the rest of a section; nothing larger is ever allocated.
+    """Content of `size` bytes from the rest of a section; nothing larger is ever allocated.
 
     Raises:
-        DamageError: there is something else.
+        DamageError: The section holds something else.
     """
     stored, framed = _open(section, size)
     return np.frombuffer(_content(stored, size) if framed else stored, np.uint8)
 
 
 def decompress_all(sections: Sequence[Section], size: int) -> NDArray[np.uint8]:
-    """What `decompress` gives for each of several sections, uint8 [sections, size].
+    """Contents of several sections, as `decompress` returns each, uint8 [sections, size].
 
-    Where `zstandard` can (its C backend, that of CPython), all frames are decoded in one call, so that the threads of
-    an aggregation need not wait for each other after each.
+    Where `zstandard` can (with its C backend, the one for CPython), all frames are decoded in one call, so that the
+    threads of an aggregation need not wait for each other after every frame.
 
     Raises:
-        DamageError: there is something else in one of them.
+        DamageError: A section holds something else.
     """
     opened = [_open(section, size) for section in sections]
     contents = iter(_contents([stored for stored, framed in opened if framed], size))
@@ -75,7 +75,7 @@ def decompress_all(sections: Sequence[Section], size: int) -> NDArray[np.uint8]:
 
 
 def _open(section: Section, size: int) -> tuple[memoryview, bool]:
-    """The stored bytes, and whether they are a frame, whose header states that size."""
+    """Stored bytes, and whether they are a frame, whose header then states `size`."""
     kind = section.byte("a kind of bytes")
     if kind == _RAW:
         return section.take(size, "symbols").data, False
@@ -112,25 +112,27 @@ def _contents(frames: Sequence[memoryview], size: int) -> Iterable[bytes]:
         return [_content(frame, size) for frame in frames]
     for frame in frames:
         length = _frame_bytes(frame)
-        if length != len(frame):  # that many would be ignored, or are missing
+        if length != len(frame):  # surplus bytes, which would be ignored, or missing ones
             raise _damage(size, f"{len(frame) - length} bytes behind it")
     sizes = np.full(len(frames), size, np.uint64).data
     try:
         found = _decompressor().multi_decompress_to_buffer(list(frames), decompressed_sizes=sizes)
     except zstandard.ZstdError as error:
         raise _damage(size, error) from error
-    return cast("Iterable[bytes]", (found[number] for number in range(len(frames))))  # what can be read like bytes
+    return cast(
+        "Iterable[bytes]", (found[number] for number in range(len(frames)))
+    )  # the segments have the buffer protocol
 
 
 def _frame_bytes(frame: memoryview) -> int:
-    """Length of a frame without a checksum, by the headers of its blocks (RFC 8878, section 3.1.1.2)."""
+    """Length of a frame without a checksum, from the headers of its blocks (RFC 8878, section 3.1.1.2)."""
     import zstandard
 
     position, last = zstandard.frame_header_size(frame), False
     while not last and position < len(frame):
         header = int.from_bytes(frame[position : position + 3], "little")
         last = bool(header & 1)
-        repeated = (header >> 1) & 3 == 1  # one byte, as often as its size says
+        repeated = (header >> 1) & 3 == 1  # RLE: a single byte, repeated as often as the size says
         position += 3 + (1 if repeated else header >> 3)
     return position
 

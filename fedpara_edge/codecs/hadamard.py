@@ -1,15 +1,16 @@
 """Randomized rotation: the Hadamard transform of blocks with random signs, which makes any values look Gaussian.
 
-A block of n entries is cut, from its front, into pieces whose lengths are powers of four, always the largest that fits;
-fewer than 4 entries at its end are left as they are. A piece x of 4^j becomes y = 2^-j H S x, S the signs and H the
-Hadamard matrix in Sylvester's order, H[a, b] = (-1)^(number of ones in a AND b); and back, x = S 2^-j H y. H is its own
-Kronecker product: two products with the matrix of 2^j, around the piece seen as a square.
+A block of n entries is cut, from its start, into pieces whose lengths are powers of four, always the largest that fits;
+fewer than 4 entries at its end stay as they are. A piece x of 4^j entries becomes y = 2^-j H S x, with S the signs and
+H the Hadamard matrix in Sylvester's order, H[a, b] = (-1)^(number of ones in a AND b); the inverse is x = S 2^-j H y.
+H is the Kronecker product of the matrix of size 2^j with itself: two products with that matrix, on either side of the
+piece seen as a square.
 
-The sign of entry i of the flat change is bit i % 64 of the word i // 64 of SplitMix64 from a seed: with all numbers
+The sign of entry i of the flat change is bit i % 64 of word i // 64 of SplitMix64 from a seed: with all numbers
 modulo 2^64, z = seed + (word + 1) 0x9E3779B97F4A7C15; z = (z ^ (z >> 30)) 0xBF58476D1CE4E5B9;
-z = (z ^ (z >> 27)) 0x94D049BB133111EB; z ^ (z >> 31). A set bit is a minus.
+z = (z ^ (z >> 27)) 0x94D049BB133111EB; z ^ (z >> 31). A set bit means minus.
 
-Decoding gives the same bits everywhere: H is applied to integers, whose sums stay below 2^24 and so are exact in
+Decoding gives the same bits everywhere: H is applied to integers, whose sums stay below 2^24 and are therefore exact in
 float32 in any order, and 2^-j is exact.
 
 Source: Suresh et al., Distributed Mean Estimation with Limited Communication (arXiv 1611.00429), section 3.
@@ -25,11 +26,11 @@ from numpy.typing import NDArray
 
 
 def transform(values: NDArray[np.float32], lengths: NDArray[np.intp]) -> None:
-    """Multiply every piece of 4^j entries with 2^-j H, in place.
+    """Multiply every piece of 4^j entries by 2^-j H, in place.
 
     Args:
-        values: float32 [n], contiguous.
-        lengths: of the blocks, which fill it.
+        values: Entries, float32 [n], contiguous.
+        lengths: Block lengths in entries, which add up to n.
 
     >>> values = np.array([1, 0, 0, 0, 7], np.float32)
     >>> transform(values, np.array([5]))
@@ -48,7 +49,7 @@ def transform(values: NDArray[np.float32], lengths: NDArray[np.intp]) -> None:
 
 
 def signs(seed: int, start: int, count: int) -> NDArray[np.float32]:
-    """The signs of entries [start, start + count) of the flat change, float32 of -1 and 1.
+    """Signs of entries [start, start + count) of the flat change, float32 of -1 and 1.
 
     >>> signs(0, 0, 8).tolist()
     [-1.0, -1.0, -1.0, -1.0, 1.0, -1.0, 1.0, -1.0]
@@ -64,14 +65,14 @@ def signs(seed: int, start: int, count: int) -> NDArray[np.float32]:
 
 
 def _pieces(lengths: NDArray[np.intp]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """The pieces by size, 4^exponent: (exponent, where they start)."""
+    """Pieces grouped by size 4^exponent: (exponent, first entries of the pieces)."""
     rest = lengths.copy()
     position = np.cumsum(lengths) - lengths
     for exponent in range(int(lengths.max(initial=1)).bit_length() // 2 + 1, 0, -1):
         size = 4**exponent
         counts = rest // size
         if counts.any():
-            # The pieces of each block one after the other: the number of a piece in its block times its size.
+            # Pieces of a block lie end to end: the offset is the number of the piece in its block times its size.
             number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
             yield exponent, np.repeat(position, counts) + size * number
         position += counts * size

@@ -1,18 +1,18 @@
 """The codecs `int8`, `int4`, `int3`, `int2` and `rotated`: integers from -L to L times the scale of a block.
 
-L = 2^(bits - 1) - 1. Settings: `block`, the entries that share a scale, from 16 to 65536 (`blocks`); for `rotated` also
-`bits`, from 2 to 8, and `seed`, a uint32. The section of a chunk (`payload`) is
+L = 2^(bits - 1) - 1. Settings: `block`, the number of entries that share a scale, from 16 to 65536 (`blocks`); for
+`rotated` also `bits`, from 2 to 8, and `seed`, a uint32. The section of a chunk (`payload`) is
 
     scales      bfloat16 of each block (`scales`)
     plain       in version 2, the lower halves of the integers (`halves`)
     symbols     in version 1 their digits (`digits`), in version 2 their upper halves, entropy-coded (`frames`)
 
-and an entry is its integer times its scale; for `rotated` the integers are first turned back (`hadamard`), in the same
-blocks. Version 2 is that of `int8`, of which version 1 is still read; the others have a version 1 only.
+and an entry is its integer times its scale; for `rotated` the integers are first rotated back (`hadamard`), in the
+same blocks. Version 2 exists for `int8` only, whose version 1 is still read; the others have only a version 1.
 
 With a seed, integers are rounded at random and the scale is max |x| / L: the decoded change is unbiased. Without, they
-are rounded to the nearest, and the scale is smaller than that if it brings down the squared error, by cutting off the
-few largest entries. That is a contraction, ‖x - decoded‖ < ‖x‖, which error feedback needs.
+are rounded to the nearest, and the scale is smaller than that where clipping the few largest entries lowers the squared
+error. That is a contraction, ‖x - decoded‖ < ‖x‖, which error feedback needs.
 
 Source: Alistarh et al., QSGD (arXiv 1610.02132); Suresh et al. (arXiv 1611.00429) for the rotation.
 """
@@ -48,27 +48,26 @@ _BITS = range(2, 9)
 _SEEDS = range(1 << 32)
 _HALVES = Halves()
 _STEPS = {1: 1.31, 3: 0.76, 7: 0.45}
-"""The scale of least squared error when rounding to the nearest, over the root mean square of a block, by L.
+"""Scale of least squared error when rounding to the nearest, over the root mean square of a block, by L.
 
-Measured on updates of FedPara models, it lies between that of Gaussian values (1.22, 0.65, 0.35) and of Laplace's
+Measured on updates of FedPara models; between the values for Gaussian entries (1.22, 0.65, 0.35) and for Laplacian ones
 (1.43, 0.83, 0.49)."""
 _ROTATED_STEPS = {1: 1.22, 3: 0.65, 7: 0.35, 15: 0.19, 31: 0.105, 63: 0.057}
-"""That of Gaussian values."""
+"""The same for Gaussian entries."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Integers:
-    """Uniform quantization with a scale for each block.
+    """Encoder of integers with one scale per block (uniform quantization).
 
     Args:
-        name: of the codec.
-        bits: of an integer, before entropy coding.
-        block: entries of a block.
-        entropy: 1 to code the integers by their entropy, 0 to leave that out, for a server whose time is dearer than
-            its link.
+        name: Codec name stored in file headers.
+        bits: Bits per integer before entropy coding.
+        block: Block size in entries.
+        entropy: 1 to entropy-code the integers; 0 to skip that, for a server with more bandwidth than time.
 
     Raises:
-        InputError: an option is out of range, or zstandard is missing.
+        InputError: An option is out of range, or the package zstandard is missing.
     """
 
     name: str
@@ -79,7 +78,7 @@ class Integers:
 
     @property
     def version(self) -> int:
-        """Of what it writes."""
+        """Codec version stored in file headers."""
         return 2 if self.name == "int8" else 1
 
     def __post_init__(self) -> None:
@@ -93,9 +92,9 @@ class Integers:
         require_zstandard()
 
     def encode(self, tensors: Sequence[TensorSpec], change: NDArray[np.float32], *, seed: int | None) -> Encoded:
-        """Unbiased with a seed, the nearest without."""
+        """Encode without bias given a seed, and rounded to the nearest otherwise."""
         rotated = self.name == "rotated"
-        # Turning a block makes its largest entry at most √block times as large.
+        # Rotating a block makes its largest entry at most √block times as large.
         check_range(tensors, change, LARGEST / math.sqrt(self.block) if rotated else LARGEST)
         largest = _largest(self.bits)
         packing = _packing(largest, self.version)
@@ -103,7 +102,7 @@ class Integers:
         random = None if seed is None else generator(seed)
         settings = {"block": self.block}
         if rotated:
-            # Of another change other signs, so that the errors of clients and rounds average out.
+            # Different signs for every change, so that the errors of clients and rounds average out.
             turn = (zlib.crc32(change.data) if seed is None else seed) % len(_SEEDS)
             settings |= {"bits": self.bits, "seed": turn}
 
@@ -143,18 +142,19 @@ def open_integers(
     bits: int = 0,
     version: int = 1,
 ) -> PayloadDecoder:
-    """The decoder of any of these codecs.
+    """Decoder of a file of any of these codecs.
 
     Args:
-        file: the open file.
-        tensors: the shared tensors, sorted by name.
-        settings: as the module describes them.
-        name: of the codec.
-        bits: of its integers; 0 where the settings tell.
-        version: of the codec.
+        file: Open file.
+        tensors: Shared tensors, sorted by name.
+        settings: Settings from the header, as the module describes them.
+        name: Codec name.
+        bits: Bits per integer; 0 if the settings state them.
+        version: Codec version.
 
     Raises:
-        InvalidUpdateError: a setting or the payload does not fit.
+        InvalidUpdateError: A setting or the payload does not fit.
+        InputError: The package zstandard is missing.
     """
     ranges = {"block": _BLOCKS} if bits else {"block": _BLOCKS, "bits": _BITS, "seed": _SEEDS}
     found = read_settings(file, name, settings, **ranges)
@@ -166,21 +166,21 @@ def open_integers(
 
 
 class Packing(Protocol):
-    """How integers become bytes, of which one part is stored as it is and the other is entropy-coded."""
+    """Way of turning integers into bytes: one part to be stored as it is, the other to be entropy-coded."""
 
     def sizes(self, count: int) -> tuple[int, int]:
-        """Bytes that each part takes for `count` integers."""
+        """Bytes of each part for `count` integers: as they are, and to be entropy-coded."""
         ...
 
     def pack(self, integers: NDArray[np.int8]) -> tuple[bytes, bytes]:
-        """Both parts of integers, int8 [n]."""
+        """Pack integers, int8 [n], into the two parts."""
         ...
 
     def unpack(self, plain: NDArray[np.uint8], symbols: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
-        """From the parts, uint8 [..., size], to integers, float32 [..., n], each row for itself.
+        """Unpack the parts, uint8 [..., size], into integers, float32 [..., n], row by row.
 
         Raises:
-            DamageError: one is out of range.
+            DamageError: An integer is out of range.
         """
         ...
 
@@ -195,7 +195,7 @@ def _largest(bits: int) -> int:
 
 @dataclass(frozen=True)
 class _Products:
-    """Packed integers times the scales of their blocks; the block tells how a chunk is cut."""
+    """Decoder of packed integers and the scales of their blocks; equal ones cut chunks into equal blocks."""
 
     packing: Packing
     block: int
@@ -209,7 +209,7 @@ class _Products:
         lengths: NDArray[np.intp],
         out: NDArray[np.float32],
     ) -> BlockScales:
-        """Fill `out` with integers."""
+        """Fill `out` with integers; return the scales of their blocks."""
         scale_bytes = 2 * len(lengths)
         plain_bytes, symbol_bytes = self.packing.sizes(out.shape[1])
         sections = [Section(row[:size]) for row, size in zip(stored, sizes, strict=True)]

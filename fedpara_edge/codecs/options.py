@@ -1,4 +1,4 @@
-"""What a user types for a codec, `NAME` or `NAME:key=value,key=value`, taken apart."""
+"""Parser of a codec written as text, `NAME` or `NAME:key=value,key=value`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fedpara_edge.errors import InputError
 
 
 def split_name(text: str) -> tuple[str, str]:
-    """Name and options.
+    """Name of a codec, and the text of its options.
 
     >>> split_name("uniform:step=2,by=tensor")
     ('uniform', 'step=2,by=tensor')
@@ -19,15 +19,15 @@ def split_name(text: str) -> tuple[str, str]:
 
 
 def parse_options(text: str, options: str, types: Mapping[str, type]) -> dict[str, Any]:
-    """The values of options, by name.
+    """Values of the options, by name.
 
     Args:
-        text: all that was typed, for the message.
-        options: after the name.
-        types: of the options that the codec has.
+        text: Whole text, for messages.
+        options: Part of the text after the name.
+        types: Types of the codec's options, by name.
 
     Raises:
-        InputError: one is unknown, comes twice or is not of its type.
+        InputError: An option is unknown, comes twice or is not of its type.
 
     >>> parse_options("uniform:step=2", "step=2", {"step": float})
     {'step': 2.0}

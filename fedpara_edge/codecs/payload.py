@@ -1,11 +1,11 @@
 """The payload: the chunks of an encoded change, one after the other in one array of bytes.
 
     lengths     uint32, little-endian, of each chunk: bytes of its section
-    sections    of each chunk, end to end; what is in them is the codec's
+    sections    of each chunk, end to end; their content is defined by the codec
 
-It is stored as the one array `payload`, uint8 [bytes]. A section decodes without the others. It has at most 8 bytes
-for each entry of its chunk and 1024 more, which no codec needs and which bounds what is ever read into memory; what it
-decodes to is bounded by the entries of the chunk.
+It is stored as a single array `payload`, uint8 [bytes]. A section decodes without the others. It has at most 8 bytes
+per entry of its chunk plus 1024, more than any codec needs, which bounds what is ever read into memory; its decoded
+size is bounded by the entries of the chunk.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from fedpara_edge.storage.tensorfile import TensorFile
 NAME = "payload"
 
 Write = Callable[[int, NDArray[np.float32], NDArray[np.intp], NDArray[np.float32]], bytes]
-"""Encodes a chunk: (its first entry, its change, the lengths of its blocks, where to put what will be decoded)."""
+"""Function that encodes a chunk: (number of its first entry, change, block lengths, array for the decoded change)."""
 
 Read = Callable[[Section, NDArray[np.intp], NDArray[np.float32]], None]
-"""Decodes a chunk: (its section, the lengths of its blocks, where to put the change)."""
+"""Function that decodes a chunk: (its section, block lengths, array for the change)."""
 
 
 class SectionDecoder(Protocol):
-    """How a section is decoded. Equal ones serve the sections of several files in one go."""
+    """Decoder of sections; equal ones decode the sections of several files in one go."""
 
     def decode(
         self,
@@ -46,27 +46,31 @@ class SectionDecoder(Protocol):
         lengths: NDArray[np.intp],
         out: NDArray[np.float32],
     ) -> BlockScales | None:
-        """Decode the same chunk of some files, whose tensors are the same.
+        """Decode the same chunk of several files with the same tensors.
 
         Args:
-            start: entry of the flat change.
-            stored: the sections, uint8 [files, at least the largest of `sizes`].
-            sizes: bytes of each section.
-            lengths: of the blocks.
-            out: float32 [files, entries of the chunk], to be filled with changes or integers.
+            start: Number of the chunk's first entry in the flat change.
+            stored: Sections, uint8 [files, at least the largest of `sizes`].
+            sizes: Bytes of each section.
+            lengths: Block lengths in entries.
+            out: Array to fill with changes or integers, float32 [files, entries of the chunk].
 
         Returns:
-            What integers are still to be multiplied with.
+            Scales by which integers are still to be multiplied; None for changes.
 
         Raises:
-            DamageError: one of the sections makes no sense.
+            DamageError: A section makes no sense.
         """
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class EachAlone:
-    """Decodes one section after the other, for which there is nothing to gain from several."""
+    """Section decoder that takes one section after the other, where decoding several at once gains nothing.
+
+    Args:
+        read: Function that decodes one section.
+    """
 
     read: Read
 
@@ -96,11 +100,11 @@ def write_payload(
     """Encode all chunks of a flat change.
 
     Args:
-        tensors: the shared tensors, sorted by name.
-        change: float32 [entries].
-        write: encodes one chunk.
-        block: as for `blocks.cut`.
-        settings: for the header.
+        tensors: Shared tensors, sorted by name.
+        change: Flat change, float32 [entries].
+        write: Function that encodes one chunk.
+        block: Block size in entries; 0 for one block per chunk.
+        settings: Header fields of the codec besides its name and version.
     """
     decoded = np.empty_like(change)
     sections = []
@@ -116,14 +120,14 @@ def write_payload(
 
 @dataclass(frozen=True)
 class PayloadDecoder:
-    """Decodes the chunks of one file.
+    """Decoder of the chunks of one file.
 
     Args:
-        file: the open file.
-        tensors: the shared tensors, sorted by name.
-        ends: offset in the file, int64 [chunks + 1], where each section begins and the last one ends.
-        blocks: the lengths of the blocks of each chunk.
-        sections: decodes them.
+        file: Open file.
+        tensors: Shared tensors, sorted by name.
+        ends: Offsets in the file where each section begins and the last one ends, int64 [chunks + 1].
+        blocks: Block lengths in entries, by chunk.
+        sections: Decoder of the sections.
     """
 
     file: TensorFile
@@ -133,7 +137,7 @@ class PayloadDecoder:
     sections: SectionDecoder
 
     def decode(self, start: int, out: NDArray[np.float32]) -> None:
-        """Read the section of the chunk and decode it."""
+        """Read and decode the section of the chunk."""
         try:
             scales = decode_together([self], start, out[np.newaxis])
         except DamageError as damage:
@@ -152,11 +156,11 @@ class PayloadDecoder:
 
 
 def decode_together(decoders: Sequence[PayloadDecoder], start: int, out: NDArray[np.float32]) -> BlockScales | None:
-    """Decode the same chunk of files whose sections are decoded alike: `SectionDecoder.decode`.
+    """Decode the same chunk of files with equal section decoders, as `SectionDecoder.decode` does.
 
     Raises:
-        DamageError: one of the sections makes no sense.
-        InvalidUpdateError: one of the files is too short by now.
+        DamageError: A section makes no sense.
+        InvalidUpdateError: A file has become too short in the meantime.
     """
     first, chunk = decoders[0], start // codec.CHUNK_ENTRIES
     bounds = [decoder.ends[chunk : chunk + 2].tolist() for decoder in decoders]
@@ -170,16 +174,16 @@ def decode_together(decoders: Sequence[PayloadDecoder], start: int, out: NDArray
 def open_payload(
     file: TensorFile, tensors: Sequence[TensorSpec], sections: SectionDecoder, *, block: int
 ) -> PayloadDecoder:
-    """Compare the array and the lengths of its sections with what the tensors need.
+    """Decoder of a file whose payload and section lengths fit the tensors.
 
     Args:
-        file: the open file.
-        tensors: the shared tensors, sorted by name.
-        sections: decodes them.
-        block: as for `blocks.cut`; with one, a section has at least 2 bytes for each of its blocks.
+        file: Open file.
+        tensors: Shared tensors, sorted by name.
+        sections: Decoder of the sections.
+        block: Block size in entries, where a section has at least 2 bytes per block; 0 for one block per chunk.
 
     Raises:
-        InvalidUpdateError: an array is missing or there are others, or the sections do not fill it.
+        InvalidUpdateError: The array is missing or not the only one, or the sections do not fill it.
     """
     entry = file.entries.get(NAME)
     if entry is None or len(file.entries) != 1 or entry.dtype != "uint8" or len(entry.shape) != 1:
@@ -191,11 +195,11 @@ def open_payload(
     # Before anything is allocated for the entries and blocks that a file only claims to have.
     entries = sum(tensor.size for tensor in tensors)
     chunks = -(-entries // codec.CHUNK_ENTRIES)
-    least = 4 * chunks + (2 * -(-entries // block) if block else 0)
-    if entry.nbytes < least:
+    required = 4 * chunks + (2 * -(-entries // block) if block else 0)
+    if entry.nbytes < required:
         raise InvalidUpdateError(
-            f"{file.path}: tensors {tensors[0].name!r} to {tensors[-1].name!r}: expected at least {least} bytes, for "
-            f"the lengths of {chunks} chunks and what each block takes, found {entry.nbytes}; {file.remedy}",
+            f"{file.path}: tensors {tensors[0].name!r} to {tensors[-1].name!r}: expected at least {required} bytes, "
+            f"for the lengths of {chunks} chunks and what each block takes, found {entry.nbytes}; {file.remedy}",
             code="payload",
         )
     blocks = cut(tensors, block)

@@ -1,4 +1,4 @@
-"""Rounding to integers: at random, right in expectation, or to the nearest with a dead zone around zero."""
+"""Rounding to integers: at random, exact in expectation, or to the nearest with a dead zone around zero."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ Generator = np.random.Generator
 
 
 def generator(seed: int) -> Generator:
-    """Random numbers for one change; what is decoded does not depend on how they are made."""
+    """Generator of the random numbers for one change; decoding does not depend on how they are drawn."""
     return np.random.Generator(np.random.SFC64(seed))
 
 
 def round_randomly(values: NDArray[np.float32], random: Generator) -> NDArray[np.float32]:
-    """⌊v + u⌋ with u uniform in [0, 1), whose expectation is v."""
+    """Random rounding ⌊v + u⌋ with u uniform in [0, 1), whose expectation is v."""
     moved = random.random(len(values), dtype=np.float32)
     moved += values
     np.floor(moved, out=moved)
@@ -22,9 +22,9 @@ def round_randomly(values: NDArray[np.float32], random: Generator) -> NDArray[np
 
 
 def round_to_nearest(values: NDArray[np.float32], zone: float | NDArray[np.float32]) -> NDArray[np.float32]:
-    """sign(v) ⌊|v| + 1 - zone⌋: to zero below `zone`, from 0.5 (to the nearest) to below 1.
+    """Rounding sign(v) ⌊|v| + 1 - zone⌋: to zero below `zone`, from 0.5 (to the nearest) to below 1.
 
-    A wider zone costs a little precision and saves more bytes: around zero are the most values, and zeros are cheap.
+    A wider zone costs a little precision and saves more bytes: most values are near zero, and zeros are cheap.
     """
     magnitudes = np.abs(values)
     magnitudes += np.subtract(1, zone, dtype=np.float32)

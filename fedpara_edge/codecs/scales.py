@@ -1,8 +1,8 @@
-"""Scales of blocks: what a stored integer is multiplied with, in two bytes.
+"""Scales of blocks: the factors by which stored integers are multiplied, in two bytes each.
 
 A scale is stored as bfloat16, the upper half of a float32 (sign, 8 bits of exponent, 7 of mantissa), little-endian. It
-is zero, for a block of zeros, or from 2⁻¹⁰⁰ to 2¹⁰⁰: so a decoded value, an integer below 2²⁴ times a scale, is always
-a normal float32 (one rounding, the same on every processor) and never infinite.
+is zero for a block of zeros and otherwise from 2⁻¹⁰⁰ to 2¹⁰⁰, so that a decoded value, an integer below 2²⁴ times a
+scale, is always a normal float32 (one rounding, the same on every processor) and never infinite.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _SMALLEST_BITS, _LARGEST_BITS = np.uint16((127 - 100) << 7), np.uint16((127 + 10
 
 
 def round_up(scales: NDArray[np.floating]) -> NDArray[np.float32]:
-    """The smallest storable scales that are not below these.
+    """Smallest storable scales that are not below the given ones.
 
     Args:
-        scales: float [blocks], from 0 to `LARGEST`.
+        scales: Scales, float [blocks], from 0 to `LARGEST`.
 
     Returns:
-        float32 [blocks], each a bfloat16.
+        Storable scales, float32 [blocks], each a bfloat16.
 
     >>> round_up(np.array([0.0, 1.0, 1.001, 1e-40])).tolist()
     [0.0, 1.0, 1.0078125, 7.888609052210118e-31]
@@ -39,7 +39,7 @@ def round_up(scales: NDArray[np.floating]) -> NDArray[np.float32]:
 
 
 def round_down(scale: float) -> np.float32:
-    """The largest storable scale that is not above this one; 0 below `SMALLEST`.
+    """Largest storable scale that is not above the given one; 0 below `SMALLEST`.
 
     >>> round_down(1.001), round_down(1e-40)
     (np.float32(1.0), np.float32(0.0))
@@ -50,19 +50,19 @@ def round_down(scale: float) -> np.float32:
 
 
 def to_bytes(scales: NDArray[np.float32]) -> bytes:
-    """The stored form of scales that `round_up` returned."""
+    """Stored form of scales that `round_up` returned."""
     return (scales.view(np.uint32) >> np.uint32(16)).astype("<u2").tobytes()
 
 
 def from_bytes(stored: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The scales, float32 [..., blocks], of 2 bytes each.
+    """Scales, float32 [..., blocks], from 2 bytes each.
 
     Raises:
-        DamageError: one is out of range, NaN or infinite.
+        DamageError: A scale is out of range, NaN or infinite.
     """
     bits = stored.view("<u2")
     scales = (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    # Positive bfloat16 are in the order of their bits; what is below the smallest wraps around to the top.
+    # Positive bfloat16 values sort like their bits; those below the smallest wrap around to the top.
     outside = (bits - _SMALLEST_BITS) > _LARGEST_BITS - _SMALLEST_BITS
     if outside.any():
         bad = np.flatnonzero(outside & (bits != 0))
@@ -72,20 +72,20 @@ def from_bytes(stored: NDArray[np.uint8]) -> NDArray[np.float32]:
     return scales
 
 
-def check_range(tensors: Sequence[TensorSpec], change: NDArray[np.float32], most: float = LARGEST) -> None:
-    """Raise if a change is too large to be expressed, which that of no training that converges is.
+def check_range(tensors: Sequence[TensorSpec], change: NDArray[np.float32], max_magnitude: float = LARGEST) -> None:
+    """Raise if a change is too large for a codec to express, as no converging training makes it.
 
     Args:
-        tensors: the shared tensors, sorted by name.
-        change: float32 [entries].
-        most: largest magnitude there may be.
+        tensors: Shared tensors, sorted by name.
+        change: Flat change, float32 [entries].
+        max_magnitude: Largest magnitude that the codec can express.
 
     Raises:
-        DivergedError: it is.
+        DivergedError: An entry is larger.
     """
-    bad = np.flatnonzero(np.abs(change) > most)
+    bad = np.flatnonzero(np.abs(change) > max_magnitude)
     if bad.size:
         raise DivergedError(
-            f"tensor {name_at(tensors, int(bad[0]))!r}: expected a change of at most {most:g}, found "
+            f"tensor {name_at(tensors, int(bad[0]))!r}: expected a change of at most {max_magnitude:g}, found "
             f"{change[bad[0]]:g}: the training diverged; lower the learning rate"
         )

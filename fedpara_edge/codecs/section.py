@@ -1,4 +1,4 @@
-"""The bytes of one encoded chunk, taken from its front piece by piece, and the error of bytes that make no sense."""
+"""The bytes of one encoded chunk, taken piece by piece from the front, and the error for bytes that make no sense."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from numpy.typing import NDArray
 
 
 class DamageError(Exception):
-    """What is stored cannot be decoded.
+    """Stored bytes that cannot be decoded.
 
     Args:
-        message: what was expected, and what was found.
-        block: number of the block in its chunk, if only one is concerned.
+        message: Expectation and finding.
+        block: Number of the block in its chunk, if only one is affected.
     """
 
     def __init__(self, message: str, *, block: int | None = None) -> None:
@@ -20,7 +20,7 @@ class DamageError(Exception):
 
 
 class Section:
-    """A cursor over bytes, uint8 [n]; whatever is taken is a view of them.
+    """Cursor over bytes, uint8 [n]; whatever is taken is a view of them.
 
     >>> section = Section(np.arange(4, dtype=np.uint8))
     >>> section.take(3, "numbers"), section.rest
@@ -36,15 +36,15 @@ class Section:
         """Number of bytes not yet taken."""
         return len(self._stored) - self._position
 
-    def peek(self, most: int) -> NDArray[np.uint8]:
-        """The next bytes, `most` of them or all that are left."""
-        return self._stored[self._position : self._position + most]
+    def peek(self, max_bytes: int) -> NDArray[np.uint8]:
+        """Next bytes, left in place: `max_bytes` of them, or all that are left."""
+        return self._stored[self._position : self._position + max_bytes]
 
     def take(self, count: int, what: str) -> NDArray[np.uint8]:
-        """The next `count` bytes.
+        """Take the next `count` bytes.
 
         Raises:
-            DamageError: there are fewer; `what` names them.
+            DamageError: Fewer are left; the message calls them `what`.
         """
         start, end = self._position, self._position + count
         if end > len(self._stored):
@@ -53,18 +53,18 @@ class Section:
         return self._stored[start:end]
 
     def byte(self, what: str) -> int:
-        """The next byte.
+        """Take the next byte.
 
         Raises:
-            DamageError: there is none.
+            DamageError: None is left; the message calls it `what`.
         """
         return int(self.take(1, what)[0])
 
     def finish(self) -> None:
-        """See to it that nothing is left.
+        """Check that all bytes were taken.
 
         Raises:
-            DamageError: there is.
+            DamageError: Some are left.
         """
         if self.rest:
             raise DamageError(f"the end of its bytes, found {self.rest} more")

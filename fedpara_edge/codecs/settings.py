@@ -1,4 +1,4 @@
-"""The settings of a codec in the header of a file, compared with what that codec takes."""
+"""Settings of a codec in the header of a file, checked against those that it takes."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from fedpara_edge.errors import InvalidUpdateError, brief
 from fedpara_edge.storage.tensorfile import TensorFile
 
 UPDATE = "update fedpara-edge here"
+"""Remedy for a file of a newer release."""
 
 
 def read_settings(file: TensorFile, codec: str, settings: Mapping[str, Any], **ranges: Sequence[int]) -> dict[str, int]:
-    """The settings, each one of the integers it may be, and no others.
+    """Settings of a codec, each checked to be one of the integers that it may be.
 
     Args:
-        file: that states them.
-        codec: its name.
-        settings: what the header states besides name and version.
-        ranges: what each setting may be, by name: a range, or a few integers.
+        file: Open file whose header states the settings.
+        codec: Codec name.
+        settings: Header fields of the codec besides its name and version.
+        ranges: Values that each setting may have, by name: a range, or a few integers.
 
     Raises:
-        InvalidUpdateError: one is missing, unknown or out of range.
+        InvalidUpdateError: A setting is missing, unknown or out of range.
     """
     if settings.keys() != ranges.keys():
         raise InvalidUpdateError(

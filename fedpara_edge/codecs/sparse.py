@@ -1,30 +1,31 @@
-"""Integers most of which are zero or small, in nearly as few bits as their entropy.
+"""Integers that are mostly zero or small, stored in nearly as few bits as their entropy.
 
 n signed integers v, |v| <= 2^20, are stored as
 
     low         1 byte: number r <= 15 of low bits that are stored as they are
-    nonzero     bit vector of n: v != 0; let m of them be set
+    nonzero     bit vector of n: v != 0; let m of its bits be set
     signs       m bits: v < 0
-    level 1 …   with a = (|v| - 1) >> r of the m: bit vector of those still in, a >= level; those set stay in
+    level 1 …   with a = (|v| - 1) >> r for the m nonzero integers: bit vector over those still in: a >= level; those
+                whose bit is set stay in
     excess      of those still in after level 32, in order: a - 32 as uint32, little-endian
-    low bits    of |v| - 1 of the m: r times m bits, those of least weight first
+    low bits    of |v| - 1 of the m: r times m bits, the least significant first
 
-Levels end with the first of which nothing is set; after one in which nothing can be (m = 0) none follows. Bits are laid
-from the least of a byte on, and every item above, and every m of the low bits, begins with a new byte. A bit vector of
-n is one byte that says how, and what that needs:
+The levels end with the first in which no bit is set; with m = 0 there are none. Bits fill each byte from the least
+significant one on, and every item above, and every m of the low bits, begins with a new byte. A bit vector of n bits is
+one byte for its kind, followed by what that kind needs:
 
-    0           no bit is set
+    0           nothing: no bit is set
     1           the n bits
-    16 + k      the gaps before its set bits, k from 0 to 15: their number (1 to 3 bytes, 7 bits each from the least
-                on, bit 7 set in all but the last), the k low bits of the gaps as above, and for each gap >> k as many
-                zeros, then a one
-    32 + k      so for its clear bits
+    16 + k      the gaps before its set bits, with k from 0 to 15: their number (1 to 3 bytes with 7 bits each, the
+                least significant first, bit 7 set in all but the last), the k low bits of the gaps as above, and for
+                each gap as many zeros as gap >> k, then a one
+    32 + k      the same for its clear bits
 
-A gap is the number of bits between one and the next, or before the first. This is Golomb's code with Rice's parameter:
-of independent bits it takes at most some 3 % more than the entropy, with no table to send: for an update of the zoo's
-cnn 3 to 36 % less than Zstandard's Huffman code of the same bits, from 1 bit to 0.2 an entry, and so near the entropy
-that an arithmetic coder has little left to save. The levels, each given what the one before tells, add
-up to the entropy of the integers by the chain rule.
+A gap is the number of bits between one such bit and the next, or before the first. This is Golomb's code with Rice's
+parameter. For independent bits it takes at most some 3 % more than the entropy, with no table to send. For an update of
+the zoo's cnn, at 1 bit down to 0.2 bits per entry, it takes 3 to 36 % less than Zstandard's Huffman code of the same
+bits, so near the entropy that an arithmetic coder has little left to save. The levels, each coded given the one before,
+add up to the entropy of the integers by the chain rule.
 
 Source: Golomb, Run-length encodings (1966); Rice and Plaunt (1971).
 """
@@ -38,12 +39,12 @@ from fedpara_edge.codecs.section import DamageError, Section
 
 LARGEST = 1 << 20
 _LEVELS = 32
-_MOST_LOW_BITS = 15
+_MAX_LOW_BITS = 15
 _NONE, _RAW, _SET, _CLEAR = 0, 1, 16, 32
 
 
 def encode_sparse(integers: NDArray[np.int32]) -> bytes:
-    """The stored form of int32 [n], none larger than `LARGEST`."""
+    """Stored form of integers, int32 [n], whose magnitudes are at most `LARGEST`."""
     nonzero = integers != 0
     values = integers[nonzero]
     above = np.abs(values) - 1
@@ -61,14 +62,14 @@ def encode_sparse(integers: NDArray[np.int32]) -> bytes:
 
 
 def decode_sparse(section: Section, count: int) -> tuple[NDArray[np.integer], NDArray[np.int32]]:
-    """The integers that are not zero, of `count`: where they are, rising, and what they are.
+    """Those of `count` stored integers that are not zero: their positions, ascending, and their values.
 
     Raises:
-        DamageError: the bytes are not what `encode_sparse` wrote.
+        DamageError: The bytes are not what `encode_sparse` wrote.
     """
     low = section.byte("a number of low bits")
-    if low > _MOST_LOW_BITS:
-        raise DamageError(f"at most {_MOST_LOW_BITS} low bits, found {low}")
+    if low > _MAX_LOW_BITS:
+        raise DamageError(f"at most {_MAX_LOW_BITS} low bits, found {low}")
     positions = _decode_bits(section, count)
     negative = _take_bits(section, len(positions), "signs").view(bool)
     magnitudes = np.ones(len(positions), np.int32)
@@ -91,9 +92,9 @@ def decode_sparse(section: Section, count: int) -> tuple[NDArray[np.integer], ND
 
 
 def _low_bits(above: NDArray[np.int32]) -> int:
-    # Few levels, where nearly all of the integers are large; none for most changes.
+    # Keeps the levels few where nearly all integers are large; 0 for most changes.
     mean = float(above.mean()) if above.size else 0.0
-    return min(max(int(np.log2(max(mean, 1.0))) - 1, 0), _MOST_LOW_BITS)
+    return min(max(int(np.log2(max(mean, 1.0))) - 1, 0), _MAX_LOW_BITS)
 
 
 def _encode_bits(bits: NDArray[np.bool_]) -> bytes:
@@ -104,7 +105,7 @@ def _encode_bits(bits: NDArray[np.bool_]) -> bytes:
     gaps = np.diff(np.flatnonzero(bits if kind == _SET else ~bits), prepend=-1) - 1
     # The best parameter of a geometric distribution, or one beside it.
     guess = int(np.log2(max(0.69 * gaps.mean(), 1))) if gaps.size else 0
-    sizes = {k: int(np.sum(gaps >> k)) + len(gaps) * (1 + k) for k in (guess, min(guess + 1, _MOST_LOW_BITS))}
+    sizes = {k: int(np.sum(gaps >> k)) + len(gaps) * (1 + k) for k in (guess, min(guess + 1, _MAX_LOW_BITS))}
     low = min(sizes, key=sizes.__getitem__)
     if sizes[low] + 8 >= len(bits):
         return bytes([_RAW]) + np.packbits(bits, bitorder="little").tobytes()
@@ -116,7 +117,7 @@ def _encode_bits(bits: NDArray[np.bool_]) -> bytes:
 
 
 def _decode_bits(section: Section, count: int) -> NDArray[np.integer]:
-    """Where a bit vector of `count` is set."""
+    """Positions of the set bits in a bit vector of `count` bits."""
     kind = section.byte("a kind of bit vector")
     if kind == _NONE:
         return np.empty(0, np.intp)

@@ -1,14 +1,14 @@
-"""The codec `topk`, version 1: the largest entries, and zero for the others.
+"""The codec `topk`, version 1: the largest entries, and zero for all others.
 
 No settings. The section of a chunk (`payload`) is
 
     low, step   bfloat16 each (`scales`)
     integers    `sparse`
 
-and an entry is 0 for the integer 0, and otherwise sign(i) (low + (|i| - 1) step): the kept ones are rounded to the
-nearest of 2^bits magnitudes from the smallest to the largest of them in the chunk. So no entry is kept with a larger
-error than its size, and this is a contraction: ‖x - decoded‖ < ‖x‖. It is biased, with or without a seed: it is made
-for error feedback.
+and an entry is 0 for the integer 0, and otherwise sign(i) (low + (|i| - 1) step): the entries that are kept are rounded
+to the nearest of 2^bits magnitudes from the smallest to the largest of them in the chunk. So the error of a kept entry
+is never larger than its magnitude, and this is a contraction: ‖x - decoded‖ < ‖x‖. It is biased, with or without a
+seed: it is made for error feedback.
 
 Source: Stich et al., Sparsified SGD with Memory (arXiv 1809.07599).
 """
@@ -37,14 +37,16 @@ _BITS = range(1, 9)
 
 @dataclass(frozen=True, kw_only=True)
 class TopK:
-    """Sparsification.
+    """Encoder that keeps only the largest entries (sparsification).
 
     Args:
-        share: of all entries, that are kept; those as large as the smallest of them are kept as well.
-        bits: of a magnitude, before entropy coding.
+        share: Fraction of all entries to keep, in (0, 1]; entries as large as the smallest of them are kept as well.
+        bits: Bits per magnitude before entropy coding.
+        name: Codec name stored in file headers.
+        version: Codec version stored in file headers.
 
     Raises:
-        InputError: an option is out of range.
+        InputError: An option is out of range.
     """
 
     share: float = 0.05
@@ -60,7 +62,7 @@ class TopK:
             raise InputError(f"codec topk: bits: expected an integer from 1 to 8, found {self.bits}")
 
     def encode(self, tensors: Sequence[TensorSpec], change: NDArray[np.float32], *, seed: int | None) -> Encoded:  # noqa: ARG002
-        """The largest entries of the whole change, at least one."""
+        """Encode the largest entries of the whole change, at least one; the seed makes no difference."""
         check_range(tensors, change)
         magnitudes = np.abs(change)
         left_out = min(int((1 - self.share) * len(change)), len(change) - 1)
@@ -82,10 +84,10 @@ class TopK:
 
 
 def open_topk(file: TensorFile, tensors: Sequence[TensorSpec], settings: Mapping[str, Any]) -> PayloadDecoder:
-    """The decoder.
+    """Decoder of a `topk` file.
 
     Raises:
-        InvalidUpdateError: there are settings, or the payload does not fit.
+        InvalidUpdateError: There are settings, or the payload does not fit.
     """
     read_settings(file, "topk", settings)
 

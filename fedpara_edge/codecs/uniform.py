@@ -1,19 +1,19 @@
-"""The codec `uniform`, version 1: one step for all entries, or one for each tensor, and as many levels as they need.
+"""The codec `uniform`, version 1: one step for all entries, or one per tensor, and as many levels as they need.
 
-Setting: `block`, 0 for one step in a chunk, or 65536 for one in each tensor's part of it (`blocks`). The section of a
-chunk (`payload`) is
+Setting: `block`, 0 for one step per chunk, or 65536 for one in each tensor's part of a chunk (`blocks`). The section of
+a chunk (`payload`) is
 
     steps       bfloat16 of each block (`scales`)
     integers    `sparse`
 
 and an entry is its integer times its step. One step for all entries needs no exception for biases, norms and small
 tensors: where their changes are large they get the bits, and finer steps for them did not train better (measured on the
-zoo's mlp and cnn, at 15 % more bytes). A step wider than most entries leaves most integers zero, and those are cheap:
-at half a bit to two bits an entry nothing that codes entries one by one does better by much (Gish and Pierce 1968).
+zoo's mlp and cnn, at 15 % more bytes). A step wider than most entries makes most integers zero, and zeros are cheap: at
+half a bit to two bits per entry, no code that treats entries one by one does much better (Gish and Pierce 1968).
 
 With a seed, integers are rounded at random: the decoded change is unbiased. Without, they are rounded to the nearest
 with a dead zone around zero, and no step is larger than the largest entry that shares it, so that something is always
-sent: a contraction, ‖x - decoded‖ < ‖x‖ (but for changes below 2^-100), which error feedback needs.
+sent: a contraction, ‖x - decoded‖ < ‖x‖ (except for changes below 2^-100), which error feedback needs.
 """
 
 from __future__ import annotations
@@ -38,21 +38,23 @@ from fedpara_edge.factors.layout import TensorSpec
 from fedpara_edge.storage.tensorfile import TensorFile
 
 _BY = {"all": 0, "tensor": 1 << 16}
-_WIDEST_ZONE = 0.99  # of the largest entry, which rounding its step up may make 0.992 of it
+_WIDEST_ZONE = 0.99  # in steps: rounding a step up may bring the largest entry down to 0.992 of it
 NAME, VERSION = "uniform", 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Uniform:
-    """A step relative to the size of the change.
+    """Encoder with a step relative to the magnitude of the change.
 
     Args:
-        step: over the root mean square of what shares it: all entries, or the tensor's part of a chunk.
-        by: `all` for one step, which gives every entry the same error, the least in all for the bytes; `tensor` for one
-            relative to each tensor.
+        step: Step over the root mean square of the entries that share it: all, or the tensor's part of a chunk.
+        by: `all` for one step, which gives every entry the same error, in total the least for the bytes; `tensor` for
+            one step relative to each tensor.
+        name: Codec name stored in file headers.
+        version: Codec version stored in file headers.
 
     Raises:
-        InputError: an option is out of range.
+        InputError: An option is out of range.
     """
 
     step: float = 2.0
@@ -68,7 +70,7 @@ class Uniform:
             raise InputError(f"codec {NAME}: by: expected one of {', '.join(_BY)}, found {self.by!r}")
 
     def encode(self, tensors: Sequence[TensorSpec], change: NDArray[np.float32], *, seed: int | None) -> Encoded:
-        """Unbiased with a seed, the nearest without."""
+        """Encode without bias given a seed, and rounded to the nearest otherwise."""
         check_range(tensors, change)
         if self.by == "all":
             wanted = self.step * root_mean_square(change)
@@ -77,12 +79,12 @@ class Uniform:
 
 
 def root_mean_square(values: NDArray[np.float32]) -> float:
-    """√(Σ v² / n), 0 for no values."""
+    """Root mean square √(Σ v² / n); 0 for no values."""
     return float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) if values.size else 0.0
 
 
 def dead_zone(step: float) -> float:
-    """The zone (`round_to_nearest`) of the least error for the bytes, for a step over the root mean square."""
+    """Dead zone (`round_to_nearest`) of least error for the bytes, for a step over the root mean square."""
     return 0.5 + min(0.15 * step, 0.2)
 
 
@@ -95,15 +97,15 @@ def encode_uniform(
     zone: float,
     relative: float = 0.0,
 ) -> Encoded:
-    """Encode with a step for all entries, or one for each tensor.
+    """Encode a change with one step for all entries, or one per tensor.
 
     Args:
-        tensors: the shared tensors, sorted by name.
-        change: float32 [entries].
-        step: of all entries; None for `relative` times the root mean square of each tensor in its chunk.
-        seed: of random rounding; None for none.
-        zone: `round_to_nearest`.
-        relative: where `step` is None.
+        tensors: Shared tensors, sorted by name.
+        change: Flat change, float32 [entries].
+        step: Step of all entries; None for `relative` times the root mean square of each tensor in its chunk.
+        seed: Seed of random rounding; None to round to the nearest.
+        zone: Dead zone (`round_to_nearest`), in steps.
+        relative: Step over the root mean square of a tensor in its chunk, used if `step` is None.
     """
     random = None if seed is None else generator(seed)
     common = None if step is None else _limit(np.array([step]), np.abs(change).max(initial=0), seed, zone)
@@ -129,10 +131,10 @@ def encode_uniform(
 
 
 def open_uniform(file: TensorFile, tensors: Sequence[TensorSpec], settings: Mapping[str, Any]) -> PayloadDecoder:
-    """The decoder.
+    """Decoder of a `uniform` file.
 
     Raises:
-        InvalidUpdateError: a setting or the payload does not fit.
+        InvalidUpdateError: A setting or the payload does not fit.
     """
     block = read_settings(file, NAME, settings, block=tuple(_BY.values()))["block"]
 
@@ -150,9 +152,9 @@ def open_uniform(file: TensorFile, tensors: Sequence[TensorSpec], settings: Mapp
 def _limit(
     steps: NDArray[np.float64], largest: NDArray[np.float32], seed: int | None, zone: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Steps as they are stored, and the dead zones over them.
+    """Steps as they are stored, and the dead zones in units of them.
 
-    Without a seed none is above the largest entry, and a zone that was to keep back more than such a step does, does.
+    Without a seed no step is above the largest entry that shares it, and a dead zone that was wider stays as wide.
     """
     within = np.clip(steps, largest / (LARGEST - 1), LARGEST_SCALE)
     if seed is None:
