@@ -5,10 +5,13 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -240,6 +243,60 @@ def test_other_files(tmp_path: Path) -> None:
     assert refused(tmp_path / "a\0b").code == "unreadable"
 
 
+def save_npz(path: Path) -> None:
+    with path.open("wb") as file:  # numpy would add its own ending
+        np.savez(file, x=np.zeros((50, 4), np.float32), y=np.zeros(50, np.int64))
+
+
+def save_pytorch(path: Path, *, zipped: bool) -> None:
+    torch.save({"w": torch.zeros(3)}, path, _use_new_zipfile_serialization=zipped)
+
+
+def save_onnx(path: Path, **fields: str) -> None:
+    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "identity", [x], [x])
+    onnx.save(onnx.helper.make_model(graph, **fields), path)
+
+
+FOREIGN = {
+    "data.npz": (save_npz, "an .npz archive of numpy arrays"),
+    "weights.safetensors": (save_npz, "an .npz archive of numpy arrays"),
+    "x.npy": (lambda path: np.save(path, np.zeros(9)), "a numpy array (.npy)"),
+    "model.pt": (partial(save_pytorch, zipped=True), "a PyTorch file"),
+    "old.pt": (partial(save_pytorch, zipped=False), "a PyTorch file"),
+    "model.onnx": (save_onnx, "an ONNX model"),
+    "exported.onnx": (partial(save_onnx, producer_name="pytorch"), "an ONNX model"),
+    "manifest.json": (lambda path: path.write_text('{\n "schema": 1\n}\n'), "a JSON file"),
+    "fedpara.toml": (lambda path: path.write_text("[train]\nepochs = 2\n"), "a TOML file"),
+    "labels.csv": (lambda path: path.write_text("name,größe\n" * 200), "a text file"),
+    "empty": (Path.touch, "an empty file"),
+    "foreign.safetensors": (
+        partial(save_file, {"a": np.zeros(3, np.float32)}),
+        "a safetensors file without our header",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_file_of_another_kind_is_named_for_what_it_is(name: str, tmp_path: Path) -> None:
+    save, kind = FOREIGN[name]
+    path = tmp_path / name
+    save(path)
+    assert str(refused(path)) == f"{path}: expected test, found {kind}; check the path"
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".onnx", ".json", ".toml", ""])
+def test_a_damaged_file_of_ours_is_never_taken_for_another_kind(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"file{suffix}"
+    whole = container(padded(TABLE), DATA)
+    broken = [whole[:length] for length in range(1, len(whole))]
+    broken += [whole[:position] + b"\xff" + whole[position + 1 :] for position in range(8)]
+    broken += [whole + b"{", b"\xff" * 600, b"PK" + bytes(600)]
+    for content in broken:
+        path.write_bytes(content)
+        assert "expected a whole safetensors file, found " in str(refused(path))
+
+
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     if sys.platform == "win32":
         pytest.skip("Windows has no named pipes in folders")
@@ -262,7 +319,7 @@ def test_a_file_that_shrinks_while_it_is_open(path: Path) -> None:
     write_tensors(path, TENSORS, HEADER)
     with opened(path) as file:
         path.write_bytes(path.read_bytes()[:-1])
-        with pytest.raises(InvalidUpdateError, match="send it again") as caught:
+        with pytest.raises(InvalidUpdateError, match="; copy it again") as caught:
             file.read("c")
         assert caught.value.code == "truncated"
 

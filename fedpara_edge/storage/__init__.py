@@ -1,1 +1,1 @@
-"""Files on disk: written whole or not at all, and the container of tensors that every format shares."""
+"""Files on disk: writing them whole or not at all, and the tensor file that all formats share."""

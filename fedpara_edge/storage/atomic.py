@@ -1,4 +1,4 @@
-"""Writing files and folders so that each is either complete under its name or not there at all."""
+"""Atomic writing of files and folders: each is either complete under its name or not there at all."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def replacing_file(path: Path) -> Iterator[Path]:
     On any error, Ctrl-C included, the temporary file is removed and `path` stays as it was.
 
     Raises:
-        FedparaError: the disk is full or refuses the write.
+        FedparaError: The disk is full or refuses the write.
     """
     path = path.absolute()
     with _explaining_os_errors(path):
@@ -65,7 +65,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     On any error, Ctrl-C included, the temporary folder is removed and `path` stays as it was.
 
     Raises:
-        FedparaError: the disk is full or refuses the write.
+        FedparaError: The disk is full or refuses the write.
     """
     path = path.absolute()
     with _explaining_os_errors(path):
@@ -92,7 +92,7 @@ def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's content, read in pieces.
 
     Raises:
-        InputError: the file can't be read.
+        InputError: The file can't be read.
     """
     try:
         with path.open("rb") as file:

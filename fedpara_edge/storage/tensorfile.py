@@ -1,16 +1,16 @@
-"""Tensors and one JSON header in a safetensors file: the container of every file of ours that holds numbers.
+"""The tensor file: tensors and one JSON header in a safetensors file, the container of all our files of numbers.
 
-The file is standard safetensors. Its metadata has the one key `fedpara_edge`, whose value is our header: JSON with
+The file is standard safetensors. Its metadata has a single key `fedpara_edge`, whose value is our header: JSON with
 sorted keys, no spaces, and at least
 
     {"format": "<what the file is>", "version": <integer>, ...}
 
 so that equal content gives equal bytes. Tensors lie end to end in the order that safetensors defines (by alignment of
-the dtype, then by name), the first at byte 8 + N, N the little-endian uint64 at byte 0.
+the dtype, then by name), the first at byte 8 + N, with N the little-endian uint64 at byte 0.
 
-Reading never maps the file: entries are read by offset into buffers the caller owns, so that memory does not grow with
-the number of files, and a file that shrinks meanwhile is an error and not the end of the process. Names of tensors are
-compared with known ones and never used as paths.
+Reading never maps the file: entries are read by offset into buffers that the caller owns, so that memory does not grow
+with the number of files, and a file that shrinks meanwhile is an error rather than the end of the process. Names of
+tensors are compared with known ones and never used as paths.
 """
 
 from __future__ import annotations
@@ -34,16 +34,24 @@ from safetensors.numpy import save_file
 
 from fedpara_edge.errors import FedparaError, brief_text
 from fedpara_edge.storage.atomic import replacing_file
+from fedpara_edge.storage.filekind import HEAD_BYTES, recognize
 from fedpara_edge.storage.tensortable import TableError, parse_rows, split_metadata, strict_json, table_bytes
 
 KEY = "fedpara_edge"
 _SHARED_CHARACTERS = 1 << 18
-"""Of a table that is worth keeping: that of a thousand tensors and more."""
+"""Length of the longest table that is cached: that of a thousand tensors and more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where one tensor lies in a file: numpy dtype, shape, first byte, number of bytes."""
+    """Place of one tensor in a file.
+
+    Args:
+        dtype: Name of its numpy dtype.
+        shape: Its shape.
+        offset: Its first byte, from the start of the file.
+        nbytes: Number of its bytes.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -55,7 +63,7 @@ def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], header: Mappi
     """Write tensors and header to `path`, atomically; equal arguments give equal bytes.
 
     Raises:
-        FedparaError: the disk is full or refuses the write.
+        FedparaError: The disk is full or refuses the write.
     """
     text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False)
     contiguous = {name: np.ascontiguousarray(tensor).reshape(tensor.shape) for name, tensor in tensors.items()}
@@ -70,20 +78,21 @@ class TensorFile:
     """A file that `write_tensors` wrote, open for reading.
 
     Args:
-        path: the file.
-        format: what its header must say it is; None for any.
-        error: the class of error to raise when it is not that.
-        remedy: what to do about a damaged file.
+        path: File to open.
+        format: Format that the header must state; None for any.
+        version: Version of the format that the header must state.
+        error: Class of the errors to raise.
+        remedy: Remedy for a damaged file, which ends the message.
 
     Attributes:
-        header: the JSON header.
-        entries: an `Entry` for each tensor, by name, in the order in which they lie in the file; files of equal layout
-            share one mapping.
-        data_offset: first byte after the header, where the first tensor begins.
-        size_bytes: of the whole file.
+        header: The JSON header.
+        entries: Place of each tensor, by name, in the order in which they lie in the file; files of equal layout share
+            one mapping.
+        data_offset: First byte after the table, where the first tensor begins.
+        size_bytes: Size of the whole file.
 
     Raises:
-        error: the file is missing, truncated, not safetensors, or not of `format` and a known version.
+        error: The file is missing, truncated, not safetensors, or not of `format` and `version`.
     """
 
     def __init__(
@@ -93,11 +102,12 @@ class TensorFile:
         format: str | None,
         version: int = 1,
         error: type[FedparaError],
-        remedy: str = "send it again",
+        remedy: str = "copy it again",
     ) -> None:
         self.path = path
         self.error = error
         self.remedy = remedy
+        self._expected = format or "a fedpara-edge file"
         self._seeking = threading.Lock()
         self._open()
         try:
@@ -110,7 +120,7 @@ class TensorFile:
             raise
 
     def read(self, name: str) -> NDArray[Any]:
-        """The tensor of that name, as a new array."""
+        """Read a tensor into a new array."""
         entry = self.entries[name]
         array = np.empty(entry.shape, entry.dtype)
         self.read_into(entry.offset, array)
@@ -120,7 +130,7 @@ class TensorFile:
         """Fill the contiguous array `out` with the bytes from `offset` on; several threads may do so at once.
 
         Raises:
-            FedparaError: the file became shorter since it was opened, or can't be read.
+            FedparaError: The file has become shorter since it was opened, or can't be read.
         """
         done = self._read_some(offset, out.data)
         if done == out.nbytes:
@@ -143,7 +153,7 @@ class TensorFile:
         """Open the file again after `close`, without reading its header again.
 
         Raises:
-            FedparaError: it is gone or was changed.
+            FedparaError: The file is gone or was changed.
         """
         self._open()
         try:
@@ -153,10 +163,10 @@ class TensorFile:
             raise
 
     def check_unchanged(self) -> None:
-        """Compare identity, size and time of modification of the open file with those it was first opened with.
+        """Compare the open file's identity, size and modification time with those at its first opening.
 
         Raises:
-            FedparaError: one of them differs.
+            FedparaError: One of them differs.
         """
         if self._current_stamp() != self._stamp:
             raise self.error(
@@ -174,7 +184,7 @@ class TensorFile:
 
     def _open(self) -> None:
         try:
-            # Asked before opening it: to open a pipe is to wait for its writer.
+            # Checked before opening: opening a pipe would wait for its writer.
             if not stat.S_ISREG(self.path.stat().st_mode):
                 raise OSError("a folder, pipe or device")
             self._file = self.path.open("rb", buffering=0)
@@ -193,7 +203,7 @@ class TensorFile:
         try:
             if sys.platform != "win32":
                 return os.preadv(self._file.fileno(), (out,), offset)
-            else:  # noqa: RET505  (mypy knows the platform, and takes what follows a return for dead)
+            else:  # noqa: RET505  (mypy knows the platform and would call code after a return dead)
                 with self._seeking:
                     self._file.seek(offset)
                     return self._file.readinto(out) or 0
@@ -208,28 +218,38 @@ class TensorFile:
             self.read_into(8, text)
             self.data_offset = 8 + text.nbytes
             metadata, table = split_metadata(text.tobytes())
-            # Cached, as the updates of a round have equal tables: parsing each would cost a third of reading the file.
-            # Longer ones are not: parsed, one takes ten times its bytes, and anyone may have written it.
+            # Cached because the updates of a round have equal tables: parsing each would cost a third of reading the
+            # file. Longer tables are not: parsed, they take ten times their bytes, and anyone may have written them.
             entries = _shared_entries if len(table) <= _SHARED_CHARACTERS else _entries
             return metadata, entries(table, self.data_offset, self.size_bytes - self.data_offset)
         except TableError as cause:
-            found = brief_text(str(cause), most=200)
-            raise self.error(
-                f"{self.path}: expected a whole safetensors file, found {found}; {self.remedy}", code=cause.code
-            ) from cause
+            raise self._refusal(cause) from cause
+
+    def _refusal(self, cause: TableError) -> FedparaError:
+        head = np.empty(min(HEAD_BYTES, self.size_bytes), np.uint8)
+        self.read_into(0, head)
+        kind = recognize(head.tobytes(), self.path.suffix)
+        if cause.code == "wrong_format":
+            kind = "a safetensors file without our header"
+        if kind is not None:
+            return self.error(f"{self.path}: expected {self._expected}, found {kind}; check the path", code=cause.code)
+        found = brief_text(str(cause), most=200)
+        return self.error(
+            f"{self.path}: expected a whole safetensors file, found {found}; {self.remedy}", code=cause.code
+        )
 
     def _parse_header(self, metadata: Mapping[str, str], format: str | None, version: int) -> dict[str, Any]:
-        expected = format or "a fedpara-edge file"
         try:
             header = strict_json(metadata[KEY])
             found, found_version = header["format"], header["version"]
         except (KeyError, TypeError, ValueError) as cause:
             raise self.error(
-                f"{self.path}: expected {expected}, found a safetensors file without our header", code="wrong_format"
+                f"{self.path}: expected {self._expected}, found a safetensors file without our header; check the path",
+                code="wrong_format",
             ) from cause
         if format is not None and found != format:
             raise self.error(
-                f"{self.path}: expected {expected}, found {brief_text(found)}; check the order of the arguments",
+                f"{self.path}: expected {self._expected}, found {brief_text(found)}; check the order of the arguments",
                 code="wrong_format",
             )
         if found_version != version:

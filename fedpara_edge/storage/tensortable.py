@@ -1,12 +1,12 @@
-"""The table at the start of a safetensors file, read from bytes that anyone may have written.
+"""The table at the start of a safetensors file, read strictly, as anyone may have written it.
 
 A safetensors file is the length N of its table as a little-endian uint64, the table, and the data. The table is JSON:
 
     {"__metadata__":{text: text, ...},
      name: {"dtype": code, "shape": [integers], "data_offsets": [begin, end]}, ...}
 
-with offsets in bytes from the start of the data. This reader is stricter than safetensors 0.8, which takes the same key
-twice (so that two readers may see two different files in one): no key comes twice, the metadata come first, as
+with offsets in bytes from the start of the data. This reader is stricter than safetensors 0.8, which accepts repeated
+keys (so that two readers may see two different files in one): no key comes twice, the metadata come first, as
 safetensors writes them, and the tensors lie end to end up to the last byte, without holes or overlap.
 """
 
@@ -39,7 +39,15 @@ _ITEM_BYTES = {code: np.dtype(name).itemsize for code, name in DTYPES.items()}
 
 
 class Row(NamedTuple):
-    """One tensor: its name, numpy dtype and shape, and where it lies, in bytes from the start of the data."""
+    """Row of a table: one tensor and its place.
+
+    Args:
+        name: Name of the tensor.
+        dtype: Name of its numpy dtype.
+        shape: Its shape.
+        begin: Its first byte, from the start of the data.
+        end: The byte after its last one, from the start of the data.
+    """
 
     name: str
     dtype: str
@@ -49,10 +57,10 @@ class Row(NamedTuple):
 
 
 class TableError(Exception):
-    """A table is not what it must be.
+    """Bytes that are not a table as it must be.
 
     Args:
-        message: what was found.
+        message: Finding.
         code: `truncated` if the file ends too early, `wrong_format` if it is not one of ours, else `not_safetensors`.
     """
 
@@ -65,7 +73,7 @@ def table_bytes(head: bytes, file_bytes: int) -> int:
     """Length N of the table, from the first 8 bytes of a file of `file_bytes`.
 
     Raises:
-        TableError: there is no table of that length in the file.
+        TableError: The file has no table of that length.
 
     >>> table_bytes(b"\\x10" + bytes(7), 100)
     16
@@ -74,17 +82,17 @@ def table_bytes(head: bytes, file_bytes: int) -> int:
         raise TableError(f"a file of {len(head)} bytes", code="truncated")
     length = int.from_bytes(head, "little")
     if length > MAX_TABLE_BYTES:
-        raise TableError(f"a header of {length} bytes where {MAX_TABLE_BYTES} are allowed")
+        raise TableError("one that does not begin like safetensors")
     if 8 + length > file_bytes:
         raise TableError(f"a header of {length} bytes in a file of {file_bytes}", code="truncated")
     return length
 
 
 def split_metadata(text: bytes) -> tuple[Mapping[str, str], str]:
-    """The metadata of a table, and the table with its metadata left empty, which files of equal tensors share.
+    """Metadata of a table, and the table with its metadata emptied, which files of equal tensors share.
 
     Raises:
-        TableError: there is no metadata of text at its start, where safetensors writes it.
+        TableError: The table does not begin with metadata of text, as safetensors writes it.
 
     >>> split_metadata(b'{"__metadata__":{"author":"me"},"a":1}')
     ({'author': 'me'}, '{"__metadata__":{},"a":1}')
@@ -92,25 +100,25 @@ def split_metadata(text: bytes) -> tuple[Mapping[str, str], str]:
     try:
         table = text.decode()
         if table.startswith("{") and not table.startswith(_METADATA):
-            raise TableError("a header that does not start with metadata", code="wrong_format")
+            raise TableError("a header without metadata at its start", code="wrong_format")
         rest = table.removeprefix(_METADATA).lstrip(" \t\r\n")
         metadata, end = _DECODER.raw_decode(rest)
     except (ValueError, RecursionError) as error:
-        raise TableError(f"a header that is no JSON of ours ({error})") from error
+        raise TableError(f"a header that is not strict JSON ({error})") from error
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise TableError("metadata that is not text")
     return metadata, f"{_METADATA}{{}}{rest[end:]}"
 
 
 def parse_rows(table: str, data_bytes: int) -> tuple[Row, ...]:
-    """The rows of a table, in the order of the data.
+    """Rows of a table, in the order of the data.
 
     Args:
-        table: as `split_metadata` left it.
-        data_bytes: number of bytes that follow it in the file.
+        table: Table as `split_metadata` returned it.
+        data_bytes: Number of bytes that follow it in the file.
 
     Raises:
-        TableError: the table does not describe exactly these data.
+        TableError: The table does not describe exactly these data.
 
     >>> parse_rows('{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', 8)
     (Row(name='a', dtype='float32', shape=(2,), begin=0, end=8),)
@@ -118,9 +126,9 @@ def parse_rows(table: str, data_bytes: int) -> tuple[Row, ...]:
     try:
         entries = strict_json(table)
     except ValueError as error:
-        raise TableError(f"a header that is no JSON of ours ({error})") from error
+        raise TableError(f"a header that is not strict JSON ({error})") from error
     if not isinstance(entries, dict):
-        raise TableError("a header that is no JSON object")
+        raise TableError("a header that is not a JSON object")
     entries.pop("__metadata__", None)
     rows = sorted((_row(*entry) for entry in entries.items()), key=lambda row: (row.begin, row.end, row.name))
     position = 0
@@ -135,10 +143,10 @@ def parse_rows(table: str, data_bytes: int) -> tuple[Row, ...]:
 
 
 def strict_json(text: str) -> Any:
-    """The value of a JSON text without repeated keys, NaN or Infinity.
+    """Value of a JSON text without repeated keys, NaN or Infinity.
 
     Raises:
-        ValueError: the text is something else.
+        ValueError: The text is something else.
     """
     try:
         return _DECODER.decode(text)
@@ -153,7 +161,7 @@ def _row(name: str, entry: Any) -> Row:
     except (KeyError, TypeError, ValueError) as error:
         raise TableError(f"tensor {name!r} without a dtype of {', '.join(DTYPES)}, a shape and two offsets") from error
     if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
-        raise TableError(f"tensor {name!r} with a shape or offset that is no natural number")
+        raise TableError(f"tensor {name!r} with a shape or offset that is not a natural number")
     if len(shape) > MAX_DIMENSIONS or math.prod(size or 1 for size in shape) * item_bytes >= 1 << 62:
         raise TableError(f"tensor {name!r} with an impossible shape")
     if end - begin != math.prod(shape) * item_bytes:
@@ -169,7 +177,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 _METADATA = '{"__metadata__":'
