@@ -32,21 +32,21 @@ from fedpara_edge.factors.layout import LayerSpec
 from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.nn import Linear
 
-WAYS = {"composed": False, "contracted": True}
+METHODS = {"composed": False, "contracted": True}
 RATE = 1e-6
 """Small enough for the weights to stay what they are."""
 
 
-class Decided(Linear):
+class FixedLinear(Linear):
     """A linear layer that is computed one way, whatever the exporter chooses."""
 
     def __init__(self, spec: LayerSpec, *, contracted: bool) -> None:
-        self._decided = contracted
+        self._fixed = contracted
         super().__init__(*spec.shape[::-1], kind=spec.kind, rank=spec.rank)
 
     @property
     def contracted(self) -> bool:
-        return self._decided
+        return self._fixed
 
     @contracted.setter
     def contracted(self, chosen: bool) -> None:
@@ -79,9 +79,9 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     """Measured and predicted milliseconds of both ways for each batch, and the exporter's choice."""
     engines = {}
-    for way, contracted in WAYS.items():
+    for way, contracted in METHODS.items():
         torch.manual_seed(0)
-        bundle = export(Decided(spec, contracted=contracted), folder / way, first=first)
+        bundle = export(FixedLinear(spec, contracted=contracted), folder / way, first=first)
         engines[way] = open_engine(bundle, "onnxruntime", threads=threads)
     outputs, inputs = spec.shape
     free = Linear(inputs, outputs, kind=spec.kind, rank=spec.rank)
@@ -97,7 +97,7 @@ def measure(
             "rank": spec.rank,
             "batch": batch,
             "ms": ms,
-            "predicted_ms": {way: step_cost(spec, batch, contracted=value) / 1e6 for way, value in WAYS.items()},
+            "predicted_ms": {way: step_cost(spec, batch, contracted=value) / 1e6 for way, value in METHODS.items()},
             "chosen": chosen,
             "chosen_over_faster": ms[chosen] / min(ms.values()),
         }
@@ -112,18 +112,19 @@ def report(results: Mapping[str, Any]) -> str:
             "x".join(map(str, row["shape"])),
             row["rank"],
             row["batch"],
-            *(f"{row[times][way]:.3f}" for times in ("ms", "predicted_ms") for way in WAYS),
+            *(f"{row[times][way]:.3f}" for times in ("ms", "predicted_ms") for way in METHODS),
             row["chosen"],
             "yes" if row["chosen_over_faster"] == 1 else "no",
             f"{row['chosen_over_faster']:.2f}",
         )
         for row in rows
     ]
-    header = ("kind", "layer", "R", "batch", *WAYS, *(f"{way}, predicted" for way in WAYS), "chosen", "right", "costs")
+    times = (*METHODS, *(f"{way}, predicted" for way in METHODS))
+    header = ("kind", "layer", "R", "batch", *times, "chosen", "right", "costs")
     losses = [row["chosen_over_faster"] for row in rows]
     fastest = sum(min(row["ms"].values()) for row in rows)
     sums = {"as chosen": sum(row["ms"][row["chosen"]] for row in rows)}
-    sums |= {f"always {way}": sum(row["ms"][way] for row in rows) for way in WAYS}
+    sums |= {f"always {way}": sum(row["ms"][way] for row in rows) for way in METHODS}
     where = "first of a network" if results["first"] else "inside a network"
     return (
         f"milliseconds a step of a linear layer, {where}, at {results['threads']} threads (medians)\n\n"

@@ -144,7 +144,7 @@ def merged(graph: Graph, facts: Convolution) -> str:
     """Conv with the batch as the depth of one image, which costs two transpositions."""
     pads = [0, *facts.before, 0, *facts.after]
     kernel = graph.op("Unsqueeze", "w", graph.ints(2))
-    return _parted(graph, graph.op("Conv", _merged(graph, "x"), kernel, strides=[1, *facts.strides], pads=pads))
+    return _unmerged(graph, graph.op("Conv", _merged(graph, "x"), kernel, strides=[1, *facts.strides], pads=pads))
 
 
 def mirrored(graph: Graph, facts: Convolution) -> str:
@@ -155,7 +155,7 @@ def mirrored(graph: Graph, facts: Convolution) -> str:
 def mirrored_merged(graph: Graph, facts: Convolution) -> str:
     """The same with the batch as the depth of one image."""
     kernel = graph.op("Unsqueeze", _mirrored(graph, facts), graph.ints(2))
-    return _parted(graph, graph.op("Conv", _merged(graph, "dy"), kernel, pads=_mirrored_pads(facts, 1)))
+    return _unmerged(graph, graph.op("Conv", _merged(graph, "dy"), kernel, pads=_mirrored_pads(facts, 1)))
 
 
 def transposed(graph: Graph, facts: Convolution) -> str:
@@ -184,10 +184,10 @@ def axes_swapped(graph: Graph, facts: Convolution) -> str:
     """Conv of a batch of input channels, whose channels are the examples, with dy as the kernel."""
     images, kernel = _swapped(graph, "x"), _swapped(graph, "dy")
     pads = [*facts.before, *facts.after]
-    of_weight = graph.op("Conv", images, kernel, strides=facts.dilations, dilations=facts.strides, pads=pads)
+    grad_weight = graph.op("Conv", images, kernel, strides=facts.dilations, dilations=facts.strides, pads=pads)
     if any(facts.left_over):
-        of_weight = graph.op("Slice", of_weight, graph.ints(0, 0), graph.ints(*facts.kernel), graph.ints(2, 3))
-    return _swapped(graph, of_weight)
+        grad_weight = graph.op("Slice", grad_weight, graph.ints(0, 0), graph.ints(*facts.kernel), graph.ints(2, 3))
+    return _swapped(graph, grad_weight)
 
 
 def slices_matmul(graph: Graph, facts: Convolution) -> str:
@@ -279,7 +279,7 @@ def convolution_contests(layer: str, conv: Conv, batch: int) -> Iterator[Contest
         for name, append in product.lowerings.items():
             if name != chosen and (conv.stride == 1 or append not in UNSTRIDED):
                 graph = _graph(arrays)
-                lowerings[name] = graph, [append(graph, Convolution.of(graph, node))]
+                lowerings[name] = graph, [append(graph, Convolution.from_conv(graph, node))]
         reference = partial(_torch_convolution, arrays, conv, product.of)
         yield Contest(product.title, layer, str(conv), arrays, lowerings, chosen, reference)
 
@@ -316,7 +316,7 @@ def _merged(graph: Graph, value: str) -> str:
     return graph.op("Unsqueeze", _swapped(graph, value), graph.ints(0))
 
 
-def _parted(graph: Graph, value: str) -> str:
+def _unmerged(graph: Graph, value: str) -> str:
     return _swapped(graph, graph.op("Squeeze", value, graph.ints(0)))
 
 
@@ -378,8 +378,8 @@ def pooling_contest(layer: str, pool: Pool, batch: int) -> Contest:
         y, indices = graph.ops("MaxPool", "x", outputs=2, **given)
         indices, gradient = (graph.reshape(value, [-1]) for value in (indices, "dy"))
         zeros = graph.op("ConstantOfShape", graph.op("Shape", graph.reshape("x", [-1])))
-        of_x = graph.op("ScatterElements", zeros, indices, gradient, axis=0, reduction="add")
-        return y, graph.op("Reshape", of_x, graph.op("Shape", "x"))
+        grad_x = graph.op("ScatterElements", zeros, indices, gradient, axis=0, reduction="add")
+        return y, graph.op("Reshape", grad_x, graph.op("Shape", "x"))
 
     others = {"ScatterElements": scattered}
     if pool.kernel <= pool.stride:
@@ -448,13 +448,13 @@ def _by_operator(graph: Graph, *, rows: Sequence[int], shape: Sequence[int], axe
     normal, _, inverse = graph.ops("LayerNormalization", graph.reshape("x", rows), ones, zeros, outputs=3, epsilon=1e-5)
     whole = graph.reshape(normal, [-1, *shape])
     y = graph.op("Add", graph.op("Mul", whole, "scale"), "bias")
-    of_scale, of_bias = graph.sum(graph.op("Mul", "dy", whole), axes), graph.sum("dy", axes)
+    grad_scale, grad_bias = graph.sum(graph.op("Mul", "dy", whole), axes), graph.sum("dy", axes)
     gradient = graph.reshape(graph.op("Mul", "dy", "scale"), rows)
     drift, share = (
         graph.op("ReduceMean", value, graph.ints(2)) for value in (gradient, graph.op("Mul", gradient, normal))
     )
     rest = graph.op("Sub", graph.op("Sub", gradient, drift), graph.op("Mul", normal, share))
-    return y, graph.reshape(graph.op("Mul", rest, inverse), [-1, *shape]), of_scale, of_bias
+    return y, graph.reshape(graph.op("Mul", rest, inverse), [-1, *shape]), grad_scale, grad_bias
 
 
 def contests(layers: str, batch: int) -> Iterator[Contest]:

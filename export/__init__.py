@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from export.build import Made, make_bundle
+    from export.build import BuiltBundle, make_bundle
     from export.exporter import ExportOptions, export_bundle
 
-__all__ = ["ExportOptions", "Made", "export_bundle", "make_bundle"]
+__all__ = ["BuiltBundle", "ExportOptions", "export_bundle", "make_bundle"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,5 +16,5 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         from export import build, exporter
 
-        return getattr(build if name in ("Made", "make_bundle") else exporter, name)
+        return getattr(build if name in ("BuiltBundle", "make_bundle") else exporter, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,7 +19,7 @@ from fedpara_edge.storage.atomic import check_output
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
+class BuiltBundle:
     """A bundle, what became of its layers, and by engine the relative errors against torch that were measured."""
 
     bundle: Bundle
@@ -27,7 +27,7 @@ class Made:
     verification: dict[str, Verification]
 
 
-def make_bundle(recipe: Recipe, folder: Path, *, overwrite: bool = False) -> Made:
+def make_bundle(recipe: Recipe, folder: Path, *, overwrite: bool = False) -> BuiltBundle:
     """Make the model of a recipe, factor it, and write the bundle that trains it, verified against torch.
 
     Seeds torch's global generator, from which the initial weights come.
@@ -84,7 +84,7 @@ def make_bundle(recipe: Recipe, folder: Path, *, overwrite: bool = False) -> Mad
         seed=recipe.seed,
     )
     bundle, verification = export_bundle(converted, folder, options, overwrite=overwrite)
-    return Made(bundle=bundle, report=report, verification=verification)
+    return BuiltBundle(bundle=bundle, report=report, verification=verification)
 
 
 def _optimizer(recipe: Recipe) -> dict[str, Any]:

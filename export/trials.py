@@ -61,7 +61,7 @@ def try_ort_training(folder: Path, graph: ForwardGraph, tensors: Sequence[Tensor
     arrays = [tensor.numpy() for tensor in batch]
     with tempfile.TemporaryDirectory() as scratch:
         training_model = Path(scratch) / "training_model.onnx"
-        _ratios_to_zero(folder / "training_model.onnx", training_model)
+        _copy_without_dropout(folder / "training_model.onnx", training_model)
         state = CheckpointState.load_checkpoint(folder / "checkpoint")
         with naming_operators(graph):
             module = Module(training_model, state, folder / "eval_model.onnx", session_options=_quiet())
@@ -110,7 +110,7 @@ def try_onnxruntime(
     step = _session(model.SerializeToString())
     loss, gradient, new = step.run(["loss", "gradient", "new_weights"], feed | settings)
     _, outputs = _session((folder / "eval_step.onnx").read_bytes()).run(None, feed)
-    return Results(float(loss), outputs, _cut(gradient, tensors), _cut(new, tensors))
+    return Results(float(loss), outputs, _split(gradient, tensors), _split(new, tensors))
 
 
 _OFF: dict[str, NDArray[Any]] = {LIMIT: np.array(2**32, np.int64), SCALE: np.array(1.0, np.float32)}
@@ -126,13 +126,13 @@ def _quiet() -> SessionOptions:
     return options
 
 
-def _cut(vector: NDArray[Any], tensors: Sequence[TensorSpec]) -> dict[str, NDArray[Any]]:
+def _split(vector: NDArray[Any], tensors: Sequence[TensorSpec]) -> dict[str, NDArray[Any]]:
     ends = np.cumsum([tensor.size for tensor in tensors])
     pieces = np.split(vector, ends[:-1])
     return {tensor.name: piece.reshape(tensor.shape) for tensor, piece in zip(tensors, pieces, strict=True)}
 
 
-def _ratios_to_zero(source: Path, target: Path) -> None:
+def _copy_without_dropout(source: Path, target: Path) -> None:
     """Copy a training model with the ratio of every dropout set to zero."""
     model = onnx.load(source)
     model.graph.initializer.append(numpy_helper.from_array(np.array(0.0, np.float32), "verify.ratio"))

@@ -90,7 +90,7 @@ class _Constants:
 
     Attributes:
         values: by name in the graph.
-        stock: the initializers.
+        initializers: the initializers.
         parameters: those that come from tensors of the layout.
         composed: by initializer, the names of the weights in it.
     """
@@ -99,7 +99,7 @@ class _Constants:
         self, values: Mapping[str, NDArray[Any]], origins: Mapping[str, frozenset[str]], weights: list[_Weight]
     ) -> None:
         self.values = dict(values)
-        self.stock: dict[str, NDArray[Any]] = {}
+        self.initializers: dict[str, NDArray[Any]] = {}
         self.parameters: set[str] = set()
         self.composed: dict[str, tuple[str, ...]] = {}
         self._origins = dict(origins)
@@ -116,7 +116,7 @@ class _Constants:
         """The weight that a value is, in any shape, if it is computed from constants of these names and is one."""
         origins = frozenset[str]().union(*(self._origins[name] for name in names))
         for weight in self._weights:
-            if origins and origins <= weight.tensors and _near(value, weight.value):
+            if origins and origins <= weight.tensors and _is_close(value, weight.value):
                 return weight
         return None
 
@@ -130,7 +130,7 @@ class _Constants:
         """The weights [directions, G H, I] of a recurrent layer as an initializer, if that is what a constant is."""
         made_of = [weight for weight in self._weights if weight.tensors <= self._origins[name]]
         ordered = [(weight, _in_order(weight.value, order)) for weight in made_of]
-        found = [pair for value in self.values[name] for pair in ordered if _near(value, pair[1])]
+        found = [pair for value in self.values[name] for pair in ordered if _is_close(value, pair[1])]
         if len(found) != len(self.values[name]):
             return name
         weights = [weight for weight, _ in found]
@@ -143,12 +143,12 @@ class _Constants:
         self._read = {name for node in graph.node for name in node.input}
         for node in graph.node:
             replace(node.input, [self._stored(name) if name in self.values else name for name in node.input])
-        replace(graph.initializer, [numpy_helper.from_array(value, name) for name, value in self.stock.items()])
+        replace(graph.initializer, [numpy_helper.from_array(value, name) for name, value in self.initializers.items()])
 
     def _stored(self, name: str) -> str:
         value, tensors = self.values[name], self._origins[name]
         if not tensors:
-            self.stock[name] = value
+            self.initializers[name] = value
             return name
         if (weight := self.weight_in(value, name)) is not None:
             return self._keep(weight.name, weight.value.reshape(value.shape), otherwise=name, weights=[weight])
@@ -163,10 +163,10 @@ class _Constants:
         """Stock a parameter, weights in float32, under a name, or the other one where something else has the first."""
         if weights:
             value = value.astype(np.float32)
-        there = self.stock.get(name, value)
+        there = self.initializers.get(name, value)
         if (name != otherwise and name in self._read) or not np.array_equal(there, value):
             name = otherwise
-        self.stock[name] = np.ascontiguousarray(value)
+        self.initializers[name] = np.ascontiguousarray(value)
         self.parameters.add(name)
         self.composed[name] = tuple(weight.name for weight in weights)
         return name
@@ -211,7 +211,7 @@ def _weight_name(layer: str) -> str:
     return f"{layer}.weight" if layer else "weight"
 
 
-def _near(value: NDArray[Any], weight: NDArray[Any]) -> bool:
+def _is_close(value: NDArray[Any], weight: NDArray[Any]) -> bool:
     if value.size != weight.size:
         return False
     difference = float(np.linalg.norm(value.ravel() - weight.ravel()))

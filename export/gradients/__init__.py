@@ -64,14 +64,14 @@ def differentiate(
             graph.wanted.update(name for name in node.output if name and graph.differentiable(name))
     found = dict(gradients)
     for node in reversed(nodes):
-        of_outputs = [found.get(name) if name else None for name in node.output]
-        if not graph.wanted & set(node.input) or not any(of_outputs):
+        grad_outputs = [found.get(name) if name else None for name in node.output]
+        if not graph.wanted & set(node.input) or not any(grad_outputs):
             continue
         if node.op_type not in RULES:
             raise NoGradientError(node, node.op_type)
         with refusing(node):
-            of_inputs = RULES[node.op_type](graph, node, of_outputs)
-            for name, gradient in zip_longest(node.input, of_inputs[: len(node.input)]):
+            grad_inputs = RULES[node.op_type](graph, node, grad_outputs)
+            for name, gradient in zip_longest(node.input, grad_inputs[: len(node.input)]):
                 if name not in graph.wanted:
                     continue
                 if gradient is None:

@@ -113,14 +113,14 @@ def prelu(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     """g where x > 0, else g · slope; for the slope, Σ g min(x, 0)."""
     (gradient,), (x, slope) = gradients, node.input
     assert gradient is not None
-    of_x = of_slope = None
+    grad_x = grad_slope = None
     if x in graph.wanted:
         positive = graph.op("Greater", x, graph.scalar(0.0))
-        of_x = graph.op("Where", positive, gradient, graph.op("Mul", gradient, slope))
+        grad_x = graph.op("Where", positive, gradient, graph.op("Mul", gradient, slope))
     if slope in graph.wanted:
         product = graph.op("Mul", gradient, graph.op("Min", x, graph.scalar(0.0)))
-        of_slope = graph.sum_to(product, graph.shape(x), graph.shape(slope))
-    return [of_x, of_slope]
+        grad_slope = graph.sum_to(product, graph.shape(x), graph.shape(slope))
+    return [grad_x, grad_slope]
 
 
 @rule("Clip")

@@ -51,15 +51,15 @@ def pow_(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     """g e x^(e-1), zero for e = 0; g x^e log(x), zero for x = 0 and e >= 0, as in torch."""
     (gradient,), (base, exponent), y = gradients, node.input, node.output[0]
     assert gradient is not None
-    of_base = of_exponent = None
+    grad_base = grad_exponent = None
     if base in graph.wanted:
-        of_base = _summed(graph, node, graph.op("Mul", gradient, _slope_of_power(graph, base, exponent)), base)
+        grad_base = _summed(graph, node, graph.op("Mul", gradient, _slope_of_power(graph, base, exponent)), base)
     if exponent in graph.wanted:
         zero = graph.scalar(0.0)
         vanishes = graph.op("And", graph.op("Equal", base, zero), graph.op("GreaterOrEqual", exponent, zero))
         log = graph.op("Log", graph.op("Where", vanishes, graph.scalar(1.0), base))
-        of_exponent = _summed(graph, node, graph.op("Mul", gradient, graph.op("Mul", y, log)), exponent)
-    return [of_base, of_exponent]
+        grad_exponent = _summed(graph, node, graph.op("Mul", gradient, graph.op("Mul", y, log)), exponent)
+    return [grad_base, grad_exponent]
 
 
 def _slope_of_power(graph: Graph, base: str, exponent: str) -> str:
@@ -90,9 +90,9 @@ def extremum(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
 def where(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     (gradient,), (condition, left, right) = gradients, node.input
     assert gradient is not None
-    of_left = graph.op("Mul", gradient, graph.op("Cast", condition, to=TensorProto.FLOAT))
-    of_right = graph.op("Sub", gradient, of_left)
-    return [None, _summed(graph, node, of_left, left), _summed(graph, node, of_right, right)]
+    grad_left = graph.op("Mul", gradient, graph.op("Cast", condition, to=TensorProto.FLOAT))
+    grad_right = graph.op("Sub", gradient, grad_left)
+    return [None, _summed(graph, node, grad_left, left), _summed(graph, node, grad_right, right)]
 
 
 @rule("ReduceL2", "ReduceLogSumExp")

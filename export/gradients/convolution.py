@@ -42,7 +42,7 @@ class Convolution:
     after: list[int]
 
     @staticmethod
-    def of(graph: Graph, node: NodeProto) -> Convolution:
+    def from_conv(graph: Graph, node: NodeProto) -> Convolution:
         """Read them off a node of the forward graph.
 
         Raises:
@@ -68,7 +68,7 @@ class Convolution:
         return Convolution(channels * groups, filters, groups, size, out, kernel, strides, dilations, before, after)
 
     @staticmethod
-    def undone_by(graph: Graph, node: NodeProto) -> Convolution:
+    def from_conv_transpose(graph: Graph, node: NodeProto) -> Convolution:
         """Those of the convolution from a ConvTranspose's output to its input, which has the same weight.
 
         Raises:
@@ -112,7 +112,7 @@ class Convolution:
 
 def forward(graph: Graph, node: NodeProto) -> None:
     """Append a Conv of the forward graph, its output under the same name."""
-    facts = Convolution.of(graph, node)
+    facts = Convolution.from_conv(graph, node)
     x, weight, *bias = node.input
     given: dict[str, Any] = {
         "strides": facts.strides,
@@ -125,22 +125,22 @@ def forward(graph: Graph, node: NodeProto) -> None:
         return
     merged = _merge(graph, x, [facts.channels, *facts.size])
     kernel = graph.reshape(weight, [facts.filters, facts.channels, 1, *facts.kernel])
-    y = graph.op("Conv", merged, kernel, *bias, **_deep({**given, "kernel_shape": facts.kernel}))
-    _part(graph, y, [facts.filters, *facts.out], name=node.output[0])
+    y = graph.op("Conv", merged, kernel, *bias, **_with_depth({**given, "kernel_shape": facts.kernel}))
+    _unmerge(graph, y, [facts.filters, *facts.out], name=node.output[0])
 
 
 @rule("Conv")
 def conv(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     (gradient,) = gradients
     assert gradient is not None
-    facts = Convolution.of(graph, node)
+    facts = Convolution.from_conv(graph, node)
     x, weight, *bias = node.input
-    of_x = _of_input(graph, facts, gradient, weight) if x in graph.wanted else None
-    of_weight = _of_weight(graph, facts, gradient, x) if weight in graph.wanted else None
-    of_bias = None
+    grad_x = _grad_input(graph, facts, gradient, weight) if x in graph.wanted else None
+    grad_weight = _grad_weight(graph, facts, gradient, x) if weight in graph.wanted else None
+    grad_bias = None
     if bias and bias[0] in graph.wanted:
-        of_bias = _of_bias(graph, gradient, facts.filters, facts.out)
-    return [of_x, of_weight, of_bias]
+        grad_bias = _grad_bias(graph, gradient, facts.filters, facts.out)
+    return [grad_x, grad_weight, grad_bias]
 
 
 @rule("ConvTranspose")
@@ -148,11 +148,11 @@ def conv_transpose(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradi
     """The convolution that it undoes takes its gradient to its input's; the weight's is that of this convolution."""
     (gradient,) = gradients
     assert gradient is not None
-    facts = Convolution.undone_by(graph, node)
+    facts = Convolution.from_conv_transpose(graph, node)
     x, weight, *bias = node.input
-    of_x = of_weight = of_bias = None
+    grad_x = grad_weight = grad_bias = None
     if x in graph.wanted:
-        of_x = graph.op(
+        grad_x = graph.op(
             "Conv",
             gradient,
             weight,
@@ -163,17 +163,17 @@ def conv_transpose(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradi
             group=facts.groups,
         )
     if weight in graph.wanted:
-        of_weight = _of_weight(graph, facts, x, gradient)
+        grad_weight = _grad_weight(graph, facts, x, gradient)
     if bias and bias[0] in graph.wanted:
-        of_bias = _of_bias(graph, gradient, facts.channels, facts.size)
-    return [of_x, of_weight, of_bias]
+        grad_bias = _grad_bias(graph, gradient, facts.channels, facts.size)
+    return [grad_x, grad_weight, grad_bias]
 
 
-def _of_bias(graph: Graph, gradient: str, filters: int, pixels: list[int]) -> str:
+def _grad_bias(graph: Graph, gradient: str, filters: int, pixels: list[int]) -> str:
     return graph.sum(graph.op("Reshape", gradient, graph.ints(-1, filters, prod(pixels))), [0, 2])
 
 
-def _of_input(graph: Graph, facts: Convolution, gradient: str, weight: str) -> str:
+def _grad_input(graph: Graph, facts: Convolution, gradient: str, weight: str) -> str:
     before = [r - p for r, p in zip(facts.reach, facts.before, strict=True)]
     after = [r - p for r, p in zip(facts.reach, facts.after, strict=True)]
     widens = facts.channels < facts.filters and not facts.merged  # then ConvTranspose unrolls the fewer channels
@@ -196,11 +196,11 @@ def _of_input(graph: Graph, facts: Convolution, gradient: str, weight: str) -> s
         return graph.op("Conv", gradient, kernel, pads=pads, **given)
     merged = _merge(graph, gradient, [facts.filters, *facts.out])
     deep = graph.reshape(kernel, [facts.channels, facts.filters, 1, *facts.kernel])
-    of_x = graph.op("Conv", merged, deep, **_deep({"pads": pads, **given}))
-    return _part(graph, of_x, [facts.channels, *facts.size])
+    grad_x = graph.op("Conv", merged, deep, **_with_depth({"pads": pads, **given}))
+    return _unmerge(graph, grad_x, [facts.channels, *facts.size])
 
 
-def _of_weight(graph: Graph, facts: Convolution, gradient: str, x: str) -> str:
+def _grad_weight(graph: Graph, facts: Convolution, gradient: str, x: str) -> str:
     rank = len(facts.kernel)
     spatial = list(range(2, 2 + rank))
     groups, inner = facts.groups, facts.channels // facts.groups
@@ -215,7 +215,7 @@ def _of_weight(graph: Graph, facts: Convolution, gradient: str, x: str) -> str:
         wide = graph.transpose(grouped, [1, 0, *(axis + 1 for axis in spatial), 2])
         wide = graph.op("Reshape", wide, graph.ints(1, -1, *size, inner))
     kernel = graph.op("Unsqueeze", graph.transpose(gradient, [1, 0, *spatial]), graph.ints(-1))
-    of_weight = graph.op(
+    grad_weight = graph.op(
         "Conv",
         wide,
         kernel,
@@ -225,8 +225,8 @@ def _of_weight(graph: Graph, facts: Convolution, gradient: str, x: str) -> str:
         pads=[*facts.before, 0, *(max(a, 0) for a in after), 0],
         group=groups,
     )
-    of_weight = graph.reshape(of_weight, [facts.filters, *facts.kernel, inner])
-    return graph.transpose(of_weight, [0, 1 + rank, *range(1, 1 + rank)])
+    grad_weight = graph.reshape(grad_weight, [facts.filters, *facts.kernel, inner])
+    return graph.transpose(grad_weight, [0, 1 + rank, *range(1, 1 + rank)])
 
 
 def _merge(graph: Graph, value: str, shape: list[int]) -> str:
@@ -235,14 +235,14 @@ def _merge(graph: Graph, value: str, shape: list[int]) -> str:
     return graph.op("Unsqueeze", graph.transpose(value, [1, 0, *axes]), graph.ints(0))
 
 
-def _part(graph: Graph, value: str, shape: list[int], name: str | None = None) -> str:
+def _unmerge(graph: Graph, value: str, shape: list[int], name: str | None = None) -> str:
     """Undo `_merge`."""
     flat = graph.op("Squeeze", value, graph.ints(0))
     perm = [1, 0, *range(2, 1 + len(shape))]
     return graph.define(name or graph.name("Transpose"), "Transpose", flat, perm=perm)
 
 
-def _deep(given: dict[str, Any]) -> dict[str, Any]:
+def _with_depth(given: dict[str, Any]) -> dict[str, Any]:
     """Attributes of a Conv with a first spatial axis more, on which the kernel has size 1."""
     deep = dict(given)
     for key in ("strides", "dilations"):

@@ -73,11 +73,11 @@ def scatter(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     reduction = given.get("reduction", "none")
     if reduction not in ("none", "add"):
         raise NotImplementedError(f"a {node.op_type} with reduction {reduction}")
-    of_data = gradient
+    grad_data = gradient
     if reduction == "none":
-        of_data = graph.op(node.op_type, gradient, indices, graph.zeros_like(updates), **axis)
+        grad_data = graph.op(node.op_type, gradient, indices, graph.zeros_like(updates), **axis)
     taking = node.op_type.replace("Scatter", "Gather")
-    return [of_data, None, graph.op(taking, gradient, indices, **axis)]
+    return [grad_data, None, graph.op(taking, gradient, indices, **axis)]
 
 
 def _add_along(graph: Graph, table: str, axis: int, indices: str, gradient: str) -> str:

@@ -49,17 +49,17 @@ def layer_normalization(graph: Graph, node: NodeProto, gradients: Gradients) -> 
     axes, shape = _normalized_axes(graph, node), graph.shape(x)
     normal, inverse = f"{y}.normal", f"{y}.inverse"
     weighted = graph.op("Mul", gradient, normal)
-    of_scale = graph.sum_to(weighted, shape, graph.shape(scale)) if scale in graph.wanted else None
+    grad_scale = graph.sum_to(weighted, shape, graph.shape(scale)) if scale in graph.wanted else None
     bias = node.input[2] if len(node.input) > 2 else ""
-    of_bias = graph.sum_to(gradient, shape, graph.shape(bias)) if bias in graph.wanted else None
-    of_x = None
+    grad_bias = graph.sum_to(gradient, shape, graph.shape(bias)) if bias in graph.wanted else None
+    grad_x = None
     if x in graph.wanted:
         if not _is_constant(graph, scale, 1):
             gradient, weighted = graph.op("Mul", gradient, scale), graph.op("Mul", weighted, scale)
         drift, share = (graph.op("ReduceMean", value, graph.ints(*axes)) for value in (gradient, weighted))
         rest = graph.op("Sub", graph.op("Sub", gradient, drift), graph.op("Mul", normal, share))
-        of_x = graph.op("Mul", rest, inverse)
-    return [of_x, of_scale, of_bias]
+        grad_x = graph.op("Mul", rest, inverse)
+    return [grad_x, grad_scale, grad_bias]
 
 
 def _forward_group(graph: Graph, node: NodeProto) -> None:
@@ -88,11 +88,11 @@ def group_normalization(graph: Graph, node: NodeProto, gradients: Gradients) -> 
     g, c = (graph.op("Reshape", value, shape) for value in (gradient, f"{y}.centred"))
     s1, s2 = graph.sum(g, [3]), graph.sum(graph.op("Mul", g, c), [3])  # sums over the last axis are the fast ones
     inverse = f"{y}.inverse"
-    of_x = of_scale = of_bias = None
+    grad_x = grad_scale = grad_bias = None
     if bias in graph.wanted:
-        of_bias = graph.reshape_like(graph.sum(s1, [0]), bias)
+        grad_bias = graph.reshape_like(graph.sum(s1, [0]), bias)
     if scale in graph.wanted:
-        of_scale = graph.reshape_like(graph.sum(graph.op("Mul", s2, inverse), [0]), scale)
+        grad_scale = graph.reshape_like(graph.sum(graph.op("Mul", s2, inverse), [0]), scale)
     if x in graph.wanted:
         if scale:
             weight = graph.op("Reshape", scale, graph.ints(1, groups, channels))
@@ -103,8 +103,8 @@ def group_normalization(graph: Graph, node: NodeProto, gradients: Gradients) -> 
         pull = graph.op("Mul", pull, graph.op("Mul", inverse, inverse))
         pull, drift = (graph.op("Unsqueeze", value, graph.ints(3)) for value in (pull, drift))
         rest = graph.op("Add", graph.op("Mul", c, pull), drift)
-        of_x = graph.reshape_like(graph.op("Add", graph.op("Mul", g, f"{y}.slope"), rest), x)
-    return [of_x, of_scale, of_bias]
+        grad_x = graph.reshape_like(graph.op("Add", graph.op("Mul", g, f"{y}.slope"), rest), x)
+    return [grad_x, grad_scale, grad_bias]
 
 
 def fuse(graph: Graph, nodes: Sequence[NodeProto]) -> list[NodeProto]:

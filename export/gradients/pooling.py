@@ -68,7 +68,7 @@ def max_pool(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     assert gradient is not None
     channels, *pixels = graph.sizes(x, "channels or pixels of a MaxPool")
     if len(pixels) > 2:
-        return [_of_volumes(graph, node, gradient)]
+        return [_grad_volumes(graph, node, gradient)]
     rows, columns = _axes(graph, node, pixels)
     value = graph.op("Reshape", x, graph.ints(-1, channels, rows.size, columns.size))
     spare = rows.size - len(rows.pick)
@@ -97,21 +97,21 @@ def max_pool(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
         left = graph.op("Sub", left, given[-1])
     given.append(left)
     rows_given = [_joined(graph, given[i : i + columns.positions], 3) for i in range(0, len(given), columns.positions)]
-    of_x = _joined(graph, [graph.op("Unsqueeze", row, graph.ints(axis)) for row in rows_given], axis)
-    of_x = graph.op("Reshape", of_x, graph.ints(-1, channels, len(rows.pick), len(columns.pick)))
+    grad_x = _joined(graph, [graph.op("Unsqueeze", row, graph.ints(axis)) for row in rows_given], axis)
+    grad_x = graph.op("Reshape", grad_x, graph.ints(-1, channels, len(rows.pick), len(columns.pick)))
     if not rows.tiles:
-        of_x = graph.op("MatMul", graph.array(rows.pick.T.copy()), of_x)
+        grad_x = graph.op("MatMul", graph.array(rows.pick.T.copy()), grad_x)
     if not columns.in_place:
-        of_x = graph.op("MatMul", of_x, graph.array(columns.pick))
+        grad_x = graph.op("MatMul", grad_x, graph.array(columns.pick))
     if rows.tiles and spare:
-        of_x = graph.op("Pad", of_x, graph.ints(0, spare), "", graph.ints(2))
+        grad_x = graph.op("Pad", grad_x, graph.ints(0, spare), "", graph.ints(2))
     if any(pads):
         starts, ends = pads[:2], (rows.before + rows.size, columns.before + columns.size)
-        of_x = graph.op("Slice", of_x, graph.ints(*starts), graph.ints(*ends), graph.ints(2, 3))
-    return [graph.reshape_like(of_x, x)]
+        grad_x = graph.op("Slice", grad_x, graph.ints(*starts), graph.ints(*ends), graph.ints(2, 3))
+    return [graph.reshape_like(grad_x, x)]
 
 
-def _of_volumes(graph: Graph, node: NodeProto, gradient: str) -> str:
+def _grad_volumes(graph: Graph, node: NodeProto, gradient: str) -> str:
     """By the indices, which count the entries of the whole input."""
     x = node.input[0]
     flat = graph.zeros(graph.op("Reshape", graph.op("Size", x), graph.ints(1)))

@@ -16,18 +16,22 @@ def gemm(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     assert gradient is not None
     given = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0, **attributes(node)}
     alpha, trans_a, trans_b = given["alpha"], given["transA"], given["transB"]
-    of_a = of_b = of_c = None
+    grad_a = grad_b = grad_c = None
     if a in graph.wanted:
         left, right = (b, gradient) if trans_a else (gradient, b)
-        of_a = graph.op("Gemm", left, right, alpha=alpha, transA=trans_a * trans_b, transB=int(trans_a or not trans_b))
+        grad_a = graph.op(
+            "Gemm", left, right, alpha=alpha, transA=trans_a * trans_b, transB=int(trans_a or not trans_b)
+        )
     if b in graph.wanted:
         left, right = (gradient, a) if trans_b else (a, gradient)
-        of_b = graph.op("Gemm", left, right, alpha=alpha, transA=int(trans_b or not trans_a), transB=trans_a * trans_b)
+        grad_b = graph.op(
+            "Gemm", left, right, alpha=alpha, transA=int(trans_b or not trans_a), transB=trans_a * trans_b
+        )
     if len(node.input) > 2 and node.input[2] in graph.wanted:
-        of_c = graph.sum_to(gradient, graph.shape(node.output[0]), graph.shape(node.input[2]))
+        grad_c = graph.sum_to(gradient, graph.shape(node.output[0]), graph.shape(node.input[2]))
         if given["beta"] != 1:
-            of_c = graph.op("Mul", of_c, graph.scalar(given["beta"]))
-    return [of_a, of_b, of_c]
+            grad_c = graph.op("Mul", grad_c, graph.scalar(given["beta"]))
+    return [grad_a, grad_b, grad_c]
 
 
 @rule("MatMul")
@@ -35,10 +39,10 @@ def matmul(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     (gradient,), (a, b) = gradients, node.input
     assert gradient is not None
     if 1 in (len(graph.shape(a)), len(graph.shape(b))):
-        return _of_vectors(graph, gradient, a, b, node.output[0])
-    of_a = _of_left(graph, gradient, a, b, node.output[0]) if a in graph.wanted else None
-    of_b = _of_right(graph, gradient, a, b, node.output[0]) if b in graph.wanted else None
-    return [of_a, of_b]
+        return _grad_vectors(graph, gradient, a, b, node.output[0])
+    grad_a = _grad_left(graph, gradient, a, b, node.output[0]) if a in graph.wanted else None
+    grad_b = _grad_right(graph, gradient, a, b, node.output[0]) if b in graph.wanted else None
+    return [grad_a, grad_b]
 
 
 @rule("Einsum")
@@ -61,7 +65,7 @@ def einsum(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     return found
 
 
-def _of_vectors(graph: Graph, gradient: str, a: str, b: str, y: str) -> Gradients:
+def _grad_vectors(graph: Graph, gradient: str, a: str, b: str, y: str) -> Gradients:
     """As products of matrices: a vector on the left is [1, K], one on the right [K, 1]."""
     matrices, ends, added = [a, b], list(graph.shape(y)), []
     for index, (name, axis) in enumerate(((a, 0), (b, 1))):
@@ -76,12 +80,12 @@ def _of_vectors(graph: Graph, gradient: str, a: str, b: str, y: str) -> Gradient
     graph.set_shape(whole, tuple(ends))
     lifted = graph.op("Unsqueeze", gradient, graph.ints(*added))
     left, right = matrices
-    of_a = graph.reshape_like(_of_left(graph, lifted, left, right, whole), a) if a in graph.wanted else None
-    of_b = graph.reshape_like(_of_right(graph, lifted, left, right, whole), b) if b in graph.wanted else None
-    return [of_a, of_b]
+    grad_a = graph.reshape_like(_grad_left(graph, lifted, left, right, whole), a) if a in graph.wanted else None
+    grad_b = graph.reshape_like(_grad_right(graph, lifted, left, right, whole), b) if b in graph.wanted else None
+    return [grad_a, grad_b]
 
 
-def _of_left(graph: Graph, gradient: str, a: str, b: str, y: str) -> str:
+def _grad_left(graph: Graph, gradient: str, a: str, b: str, y: str) -> str:
     """gradient Bᵀ; where one A [M, K] meets many B [..., K, N], a single product over all of them."""
     rank_a, shape_b = len(graph.shape(a)), graph.shape(b)
     if rank_a == 2 and len(shape_b) == 3 and not any(isinstance(dim, Batch) for dim in shape_b):
@@ -95,7 +99,7 @@ def _of_left(graph: Graph, gradient: str, a: str, b: str, y: str) -> str:
     return graph.sum_to(product, (*graph.shape(y)[:-1], shape_b[-2]), graph.shape(a))
 
 
-def _of_right(graph: Graph, gradient: str, a: str, b: str, y: str) -> str:
+def _grad_right(graph: Graph, gradient: str, a: str, b: str, y: str) -> str:
     """Aᵀ gradient; where many A [..., M, K] meet one B [K, N], a single product over all of them."""
     shape_a, shape_b = graph.shape(a), graph.shape(b)
     many = len(shape_a) > 2 and len(shape_b) == 2 and not any(isinstance(dim, Batch) for dim in shape_b)

@@ -52,7 +52,7 @@ class _Cell:
 
 def split(graph: Graph, nodes: Sequence[NodeProto]) -> list[NodeProto]:
     """Put recurrences and ordinary nodes in place of every LSTM and GRU that computes what torch's does."""
-    return [part for node in nodes for part in (_parts(graph, node) if _is_torchs(graph, node) else [node])]
+    return [part for node in nodes for part in (_parts(graph, node) if _matches_torch(graph, node) else [node])]
 
 
 def forward(graph: Graph, node: NodeProto) -> None:
@@ -73,23 +73,23 @@ def forward(graph: Graph, node: NodeProto) -> None:
 @rule(LSTM, GRU)
 def recurrence(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     (gates, weights, bias, *_), y = node.input, node.output[0]
-    (of_all, *of_last), cell, hidden = gradients, _CELLS[node.op_type], _static(graph.shape(weights)[1])
+    (grad_all, *grad_last), cell, hidden = gradients, _CELLS[node.op_type], _static(graph.shape(weights)[1])
 
     def step(body: Graph, states: list[str], inputs: list[str]) -> _Results:
-        if of_all:
+        if grad_all:
             states = [body.op("Add", states[0], inputs.pop()), *states[1:]]
         return cell.backward(body, weights, hidden, inputs, states)
 
-    states = [gradient or _zeros(graph, gates, hidden) for gradient in of_last]
+    states = [gradient or _zeros(graph, gates, hidden) for gradient in grad_last]
     kept = [f"{y}.{name}" for name in cell.kept]
     outputs = [graph.name("gradient") for _ in range(len(states) + cell.additions)]
-    inputs = [*kept, of_all] if of_all else kept
+    inputs = [*kept, grad_all] if grad_all else kept
     _scan(graph, step, states, inputs, outputs, backwards=not attributes(node)["reverse"])
     rows = graph.op("Reshape", outputs[-1], graph.ints(-1, _static(graph.shape(weights)[0])))
     before = graph.op("Reshape", kept[0], graph.ints(-1, hidden))
-    of_weights = graph.op("Gemm", rows, before, transA=1) if weights in graph.wanted else None
-    of_bias = graph.sum(rows, [0]) if bias in graph.wanted else None
-    return [outputs[len(states)], of_weights, of_bias, *outputs[: len(states)]]
+    grad_weights = graph.op("Gemm", rows, before, transA=1) if weights in graph.wanted else None
+    grad_bias = graph.sum(rows, [0]) if bias in graph.wanted else None
+    return [outputs[len(states)], grad_weights, grad_bias, *outputs[: len(states)]]
 
 
 def _lstm(body: Graph, weights: str, bias: str, hidden: int, gates: str, states: list[str]) -> _Results:
@@ -106,16 +106,17 @@ def _lstm(body: Graph, weights: str, bias: str, hidden: int, gates: str, states:
 
 def _lstm_backward(body: Graph, weights: str, hidden: int, kept: list[str], gradients: list[str]) -> _Results:
     """A sigmoid's slope is s (1 - s), that of a hyperbolic tangent (1 + t) (1 - t)."""
-    (_, active, c, squashed), (of_h, of_c) = kept, gradients
+    (_, active, c, squashed), (grad_h, grad_c) = kept, gradients
     one = body.scalar(1.0)
     i, o, f, g = body.ops("Split", active, body.ints(*[hidden] * 4), outputs=4, axis=1)
     slope = body.op("Mul", o, body.op("Sub", one, body.op("Mul", squashed, squashed)))
-    of_c = body.op("Add", of_c, body.op("Mul", of_h, slope))
-    outer, factors = body.op("Concat", of_c, of_h, of_c, of_c, axis=1), body.op("Concat", g, squashed, c, i, axis=1)
+    grad_c = body.op("Add", grad_c, body.op("Mul", grad_h, slope))
+    outer = body.op("Concat", grad_c, grad_h, grad_c, grad_c, axis=1)
+    factors = body.op("Concat", g, squashed, c, i, axis=1)
     shift = body.array(np.repeat(np.array([0, 1], np.float32), [3 * hidden, hidden]))
     slopes = body.op("Mul", body.op("Add", active, shift), body.op("Sub", one, active))
-    of_gates = body.op("Mul", body.op("Mul", outer, factors), slopes)
-    return [body.op("MatMul", of_gates, weights), body.op("Mul", of_c, f)], [of_gates]
+    grad_gates = body.op("Mul", body.op("Mul", outer, factors), slopes)
+    return [body.op("MatMul", grad_gates, weights), body.op("Mul", grad_c, f)], [grad_gates]
 
 
 def _gru(body: Graph, weights: str, bias: str, hidden: int, gates: str, states: list[str]) -> _Results:
@@ -130,15 +131,15 @@ def _gru(body: Graph, weights: str, bias: str, hidden: int, gates: str, states: 
 
 
 def _gru_backward(body: Graph, weights: str, hidden: int, kept: list[str], gradients: list[str]) -> _Results:
-    (h, zr, n, s), (of_h,), one = kept, gradients, body.scalar(1.0)
+    (h, zr, n, s), (grad_h,), one = kept, gradients, body.scalar(1.0)
     z, r = body.ops("Split", zr, body.ints(hidden, hidden), outputs=2, axis=1)
-    direct = body.op("Mul", of_h, z)
+    direct = body.op("Mul", grad_h, z)
     slope = body.op("Sub", one, body.op("Mul", n, n))
-    of_n = body.op("Mul", body.op("Sub", of_h, direct), slope)
-    outer = body.op("Concat", body.op("Mul", of_h, body.op("Sub", h, n)), body.op("Mul", of_n, s), axis=1)
-    of_zr = body.op("Mul", outer, body.op("Mul", zr, body.op("Sub", one, zr)))
-    of_own = body.op("Concat", of_zr, body.op("Mul", of_n, r), axis=1)
-    return [body.op("Gemm", of_own, weights, direct)], [body.op("Concat", of_zr, of_n, axis=1), of_own]
+    grad_n = body.op("Mul", body.op("Sub", grad_h, direct), slope)
+    outer = body.op("Concat", body.op("Mul", grad_h, body.op("Sub", h, n)), body.op("Mul", grad_n, s), axis=1)
+    grad_zr = body.op("Mul", outer, body.op("Mul", zr, body.op("Sub", one, zr)))
+    grad_own = body.op("Concat", grad_zr, body.op("Mul", grad_n, r), axis=1)
+    return [body.op("Gemm", grad_own, weights, direct)], [body.op("Concat", grad_zr, grad_n, axis=1), grad_own]
 
 
 _CELLS = {
@@ -188,17 +189,17 @@ def _parts(graph: Graph, node: NodeProto) -> list[NodeProto]:
     biases = _pieces(parts, _reshaped(parts, b, (2 * count, gates)) if b else "", 2 * count)
     others = [_pieces(parts, value, count) for value in (w, r, *first)]
     results = []
-    for number, (of_input, of_state, *states) in enumerate(zip(*others, strict=True)):
+    for number, (input_weights, state_weights, *states) in enumerate(zip(*others, strict=True)):
         bias, inner = biases[2 * number : 2 * number + 2]
         if bias and node.op_type == "LSTM":
             bias, inner = _op(parts, (gates,), "Add", bias, inner), ""
-        added = _op(parts, (rows, gates), "Gemm", flat, of_input, *([bias] if bias else []), transB=1)
+        added = _op(parts, (rows, gates), "Gemm", flat, input_weights, *([bias] if bias else []), transB=1)
         added = _reshaped(parts, added, (time, batch, gates))
         outputs = [parts.name(node.op_type) for _ in range(1 + len(states))]
         for output in outputs:
             parts.set_shape(output, (time, batch, hidden) if output == outputs[0] else (batch, hidden))
         reverse = number == 1 or attributes(node).get("direction", "forward") == "reverse"
-        inputs = [added, of_state, inner, *states]
+        inputs = [added, state_weights, inner, *states]
         made = helper.make_node(_OPERATORS[node.op_type], inputs, outputs, name=node.name, reverse=int(reverse))
         parts.nodes.append(made)
         results.append(outputs)
@@ -210,7 +211,7 @@ def _parts(graph: Graph, node: NodeProto) -> list[NodeProto]:
     return parts.nodes
 
 
-def _is_torchs(graph: Graph, node: NodeProto) -> bool:
+def _matches_torch(graph: Graph, node: NodeProto) -> bool:
     """Whether a node has torch's formulas, all sequences of one length, and the time as its first axis."""
     if node.op_type not in _OPERATORS:
         return False

@@ -34,11 +34,11 @@ def elementwise(operator: str) -> Callable[[Callable[[Graph, NodeProto, str], st
     """Enter a rule for an operator with one input and one output of the same shape."""
 
     def enter(function: Callable[[Graph, NodeProto, str], str]) -> Rule:
-        def of_first(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
+        def apply(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
             (gradient,) = gradients[:1]
             assert gradient is not None
             return [function(graph, node, gradient)]
 
-        return rule(operator)(of_first)
+        return rule(operator)(apply)
 
     return enter

@@ -82,7 +82,9 @@ def composed_weights(
         if layer.kind == "dense" or not factors:
             continue
         weight = compose(layer, {part: known[name].astype(np.float64) for part, name in names.items()}, np.tanh)
-        same = {value for value in known if origins.get(value) == frozenset(factors) and _near(known[value], weight)}
+        same = {
+            value for value in known if origins.get(value) == frozenset(factors) and _is_close(known[value], weight)
+        }
         values = tuple(_first(forward.graph, same))
         if not values:
             raise InputError(
@@ -123,21 +125,21 @@ def append_correction(
     Raises:
         NoGradientError: a node that composes the weight has no gradient, or one of its gradient.
     """
-    value, of_values = weight.values[0], [gradients[name] for name in weight.values if name in gradients]
-    of_weight = graph.op("Sum", *of_values) if len(of_values) > 1 else of_values[0]
+    value, grad_values = weight.values[0], [gradients[name] for name in weight.values if name in gradients]
+    grad_weight = graph.op("Sum", *grad_values) if len(grad_values) > 1 else grad_values[0]
     composing, start = needed(nodes, [value]), len(graph.nodes)
-    of_factors = differentiate(graph, composing, {value: of_weight}, weight.factors)
+    grad_factors = differentiate(graph, composing, {value: grad_weight}, weight.factors)
     moved = {
-        name: graph.op("Sub", name, graph.op("Mul", gradient, learning_rate)) for name, gradient in of_factors.items()
+        name: graph.op("Sub", name, graph.op("Mul", gradient, learning_rate)) for name, gradient in grad_factors.items()
     }
-    change = graph.op("Sub", _again(graph, composing, moved)[value], value)
-    distance = graph.op("Add", change, graph.op("Mul", of_weight, learning_rate))
+    change = graph.op("Sub", _append_copies(graph, composing, moved)[value], value)
+    distance = graph.op("Add", change, graph.op("Mul", grad_weight, learning_rate))
     path = [*composing, *graph.nodes[start:]]
-    graph.set_shape(of_weight, weight.layer.shape)
+    graph.set_shape(grad_weight, weight.layer.shape)
     graph.set_shape(learning_rate, ())
-    _infer_shapes(graph, path, [*weight.factors, of_weight, learning_rate])
-    of_distance = graph.op("Mul", distance, graph.scalar(strength))
-    return differentiate(graph, path, {distance: of_distance}, weight.factors)
+    _infer_shapes(graph, path, [*weight.factors, grad_weight, learning_rate])
+    grad_distance = graph.op("Mul", distance, graph.scalar(strength))
+    return differentiate(graph, path, {distance: grad_distance}, weight.factors)
 
 
 @contextmanager
@@ -183,14 +185,14 @@ def corrections_in_torch(
         trained = {part: factor for part, factor in factors.items() if factor.requires_grad}
         if not trained:
             continue
-        of_weights = torch.autograd.grad(loss, list(composed), retain_graph=True, materialize_grads=True)
-        of_weight, weight = torch.stack(of_weights).sum(0), compose(layer.spec, factors, torch.tanh)
-        of_factors = torch.autograd.grad(weight, list(trained.values()), of_weight, create_graph=True)
-        moved = {part: trained[part] - learning_rate * g for part, g in zip(trained, of_factors, strict=True)}
-        distance = compose(layer.spec, {**factors, **moved}, torch.tanh) - weight + learning_rate * of_weight
+        grad_weights = torch.autograd.grad(loss, list(composed), retain_graph=True, materialize_grads=True)
+        grad_weight, weight = torch.stack(grad_weights).sum(0), compose(layer.spec, factors, torch.tanh)
+        grad_factors = torch.autograd.grad(weight, list(trained.values()), grad_weight, create_graph=True)
+        moved = {part: trained[part] - learning_rate * g for part, g in zip(trained, grad_factors, strict=True)}
+        distance = compose(layer.spec, {**factors, **moved}, torch.tanh) - weight + learning_rate * grad_weight
         penalty = strength / 2 * distance.square().sum()
-        of_penalty = torch.autograd.grad(penalty, list(trained.values()))
-        corrections |= dict(zip(trained.values(), of_penalty, strict=True))
+        grad_penalty = torch.autograd.grad(penalty, list(trained.values()))
+        corrections |= dict(zip(trained.values(), grad_penalty, strict=True))
     return corrections
 
 
@@ -216,13 +218,13 @@ def _first(graph: onnx.GraphProto, values: set[str]) -> Iterator[str]:
             yield from made
 
 
-def _near(value: NDArray[Any], weight: NDArray[Any]) -> bool:
+def _is_close(value: NDArray[Any], weight: NDArray[Any]) -> bool:
     if value.shape != weight.shape:
         return False
     return float(np.linalg.norm(value - weight)) <= _TOLERANCE * float(np.linalg.norm(weight))
 
 
-def _again(graph: Graph, nodes: Sequence[NodeProto], renamed: Mapping[str, str]) -> dict[str, str]:
+def _append_copies(graph: Graph, nodes: Sequence[NodeProto], renamed: Mapping[str, str]) -> dict[str, str]:
     """Append some nodes once more, with other values in place of some; return the new names, also of what they make."""
     names = dict(renamed)
     for node in nodes:

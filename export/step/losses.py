@@ -21,10 +21,10 @@ def cross_entropy(graph: Graph, outputs: str, labels: str) -> tuple[str, str]:
     values = graph.array(np.array([0.0, 1.0], np.float32))
     chosen = graph.op("OneHot", labels, graph.array(np.array(classes, np.int64)), values, axis=1)
     count = _count(graph, labels)
-    of_label = graph.op(
+    label_log_p = graph.op(
         "Where", graph.op("Cast", chosen, to=TensorProto.BOOL), log_p, graph.scalar(0.0)
     )  # not -inf · 0
-    loss = graph.op("Neg", graph.op("Div", _total(graph, of_label), count))
+    loss = graph.op("Neg", graph.op("Div", _total(graph, label_log_p), count))
     return loss, graph.op("Div", graph.op("Sub", graph.op("Exp", log_p), chosen), count)
 
 

@@ -139,19 +139,19 @@ def _train_step(
     graph = Graph(known)
     _append_parameters(graph, spec)
     nodes = _append_forward(graph, forward, known, training=True)
-    loss, of_outputs = LOSSES[spec.loss](graph, OUTPUT, LABEL)
+    loss, grad_outputs = LOSSES[spec.loss](graph, OUTPUT, LABEL)
     names = [_inner(tensor.name) for tensor in spec.tensors]
     by = [*names, *(value for weight in corrected for value in weight.values)]
-    gradients = differentiate(graph, nodes, {OUTPUT: graph.op("Mul", of_outputs, "share")}, by)
+    gradients = differentiate(graph, nodes, {OUTPUT: graph.op("Mul", grad_outputs, "share")}, by)
     missing = [name for name in names if name not in gradients]
     if missing:
         raise InputError(f"parameter {missing[0]!r}: expected the loss to depend on it, found that it does not")
     for weight in corrected:
         strength = spec.optimizer[CORRECTION]
-        of_factors = append_correction(
+        corrections = append_correction(
             graph, nodes, weight, gradients, strength=strength, learning_rate="learning_rate"
         )
-        for name, correction in of_factors.items():
+        for name, correction in corrections.items():
             gradients[name] = graph.op("Add", gradients[name], correction)
     flat = [graph.op("Reshape", gradients[name], graph.ints(-1)) for name in names]
     graph.define("loss", "Identity", loss)

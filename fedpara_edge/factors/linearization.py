@@ -77,13 +77,13 @@ class Linearization:
         """Jᵀ u: the gradient of <u, weight> by each factor."""
         gradients: Factors = {}
         for index, slope in enumerate(self._slopes, start=1):
-            of_branch = weight if slope is None else slope * weight
+            grad_branch = weight if slope is None else slope * weight
             x, y = self._factors[f"x{index}"], self._factors[f"y{index}"]
             if self._layer.form == "matrix":
-                flat = of_branch.reshape(len(x), -1)
+                flat = grad_branch.reshape(len(x), -1)
                 gradients |= {f"x{index}": flat @ y, f"y{index}": flat.T @ x}
             else:
-                gradients |= self._pull_tensor(of_branch, x, y, index)
+                gradients |= self._pull_tensor(grad_branch, x, y, index)
         return gradients
 
     def _pull_tensor(self, weight: Array, x: Array, y: Array, index: int) -> Factors:

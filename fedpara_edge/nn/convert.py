@@ -110,9 +110,9 @@ def convert(
         factored.setdefault(weight.layer, {})[weight.part] = spec
     replacements: dict[nn.Module, nn.Module] = {}
     errors: dict[str, float] = {}
-    for layer, of_layer in factored.items():
-        replacements[layer], of_weights = factored_like(layer, of_layer, init=init, pretrained=pretrained)
-        errors |= of_weights
+    for layer, layer_specs in factored.items():
+        replacements[layer], layer_errors = factored_like(layer, layer_specs, init=init, pretrained=pretrained)
+        errors |= layer_errors
     messages = _replace_batchnorms(result, batchnorm, replacements)
     result = _substitute(result, replacements)
     before, after = _trainable(model), _trainable(result)
