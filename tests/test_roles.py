@@ -37,7 +37,7 @@ def test_a_pattern_that_matches_nothing_trained_is_refused(pattern: str) -> None
 
 
 def test_something_must_travel() -> None:
-    with pytest.raises(InputError, match="expected something left to travel, found all tensors personal"):
+    with pytest.raises(InputError, match="expected a tensor left to travel, found all personal"):
         personal("*")
 
 

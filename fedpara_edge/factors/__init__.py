@@ -1,1 +1,1 @@
-"""The mathematics of the factors: what a model consists of, what factors compose to, and which rank they need."""
+"""Mathematics of the factors: the layout of a model, the weights that factors compose to, and the ranks they need."""

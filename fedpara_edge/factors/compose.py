@@ -44,20 +44,20 @@ def factor_shapes(layer: LayerSpec) -> dict[str, tuple[int, ...]]:
 
 
 def factor_count(layer: LayerSpec) -> int:
-    """Number of entries of the factors of `layer` (of the weight, for a dense layer)."""
+    """Number of entries in the factors of `layer` (in its weight, for a dense layer)."""
     return sum(math.prod(shape) for shape in factor_shapes(layer).values())
 
 
 def factor_role(layer: LayerSpec, part: str) -> Role:
-    """`personal` for the second factors of pFedPara, `shared` for everything else (section 2.3)."""
+    """Role of a factor: `personal` for the second factors of pFedPara (section 2.3), `shared` for all others."""
     return "personal" if layer.kind == "pfedpara" and part.endswith("2") else "shared"
 
 
 def attainable_rank(layer: LayerSpec) -> int:
-    """Largest rank the weight can reach, seen as a matrix [O, I K1 K2].
+    """Largest rank that the weight, seen as a matrix [O, I K1 K2], can attain.
 
     min(O, I K1 K2, R²) for FedPara's matrix form (Proposition 1), min(O, I K1 K2, R) for the low-rank one.
-    In tensor form the same holds with R² and R for the first unfolding (Proposition 3).
+    In tensor form, the same holds with R² and R for the first unfolding (Proposition 3).
     """
     full = min(layer.matrix_shape)
     if layer.kind == "dense":
@@ -66,7 +66,7 @@ def attainable_rank(layer: LayerSpec) -> int:
 
 
 def compose_branch(layer: LayerSpec, factors: Mapping[str, Any], index: int) -> Any:
-    """W1 or W2 alone: X Yᵀ, or T ×₁ X ×₂ Y with Y contracted first, in the shape of the weight.
+    """One branch, W1 or W2: X Yᵀ, or T ×₁ X ×₂ Y with Y contracted first, in the shape of the weight.
 
     Works on numpy arrays and torch tensors alike.
     """
@@ -79,22 +79,22 @@ def compose_branch(layer: LayerSpec, factors: Mapping[str, Any], index: int) -> 
 
 
 def combine(layer: LayerSpec, w1: Any, w2: Any, tanh: Callable[[Any], Any]) -> Any:
-    """The Hadamard product of the two branches of `fedpara` or `pfedpara`."""
+    """Hadamard product of the two branches of a `fedpara` or `pfedpara` layer."""
     if layer.kind == "pfedpara":
         return w1 * (w2 + 1)
     return tanh(w1) * tanh(w2) if layer.tanh else w1 * w2
 
 
 def compose(layer: LayerSpec, factors: Mapping[str, Any], tanh: Callable[[Any], Any]) -> Any:
-    """The weight of `layer` from its factors.
+    """Weight of `layer`, composed of its factors.
 
     Args:
-        layer: what the weight is made of.
-        factors: arrays (numpy or torch, float) by part, with the shapes of `factor_shapes`; other parts are ignored.
-        tanh: the elementwise tanh of the arrays' library (`numpy.tanh`, `torch.tanh`).
+        layer: Layer that the weight belongs to.
+        factors: Arrays (numpy or torch, float) by part, with the shapes of `factor_shapes`; other parts are ignored.
+        tanh: Elementwise tanh of the arrays' library (`numpy.tanh`, `torch.tanh`).
 
     Returns:
-        The weight, of `layer.shape`.
+        Weight, of shape `layer.shape`.
 
     >>> import numpy as np
     >>> layer = LayerSpec(name="fc", operator="linear", kind="fedpara", form="matrix", shape=(3, 2), rank=1)
@@ -112,15 +112,16 @@ def compose(layer: LayerSpec, factors: Mapping[str, Any], tanh: Callable[[Any], 
 def contraction(
     layer: LayerSpec, factors: Mapping[str, Any], concatenate: Callable[[list[Any]], Any]
 ) -> tuple[Any, Any]:
-    """L [I, S] and R [O, S] with W = R Lᵀ, of which x Wᵀ = (x L) Rᵀ comes without composing W.
+    """Matrices L [I, S] and R [O, S] with W = R Lᵀ, which yield x Wᵀ = (x L) Rᵀ without composing W.
 
     The Hadamard product of two products is the product of the row-wise Khatri-Rao products, L = Y1 ⊛ Y2 and
-    R = X1 ⊛ X2 with S = R²; pFedPara's W1 ⊙ (W2 + 1) has Y1 and X1 beside them, S = R² + R; low-rank is Y1 and X1.
+    R = X1 ⊛ X2 with S = R². For pFedPara's W1 ⊙ (W2 + 1), Y1 and X1 are appended to them, so that S = R² + R; for
+    low-rank, L = Y1 and R = X1.
 
     Args:
-        layer: linear, not dense, and without tanh.
-        factors: arrays (numpy or torch, float) by part.
-        concatenate: joins arrays of the library along their last axis.
+        layer: Linear layer that is neither dense nor has tanh.
+        factors: Arrays (numpy or torch, float) by part.
+        concatenate: Function that joins arrays of the library along their last axis.
 
     >>> import numpy as np
     >>> layer = LayerSpec(name="fc", operator="linear", kind="fedpara", form="matrix", shape=(3, 2), rank=2)
@@ -139,5 +140,5 @@ def contraction(
 
 
 def _khatri_rao(a: Any, b: Any) -> Any:
-    """All products of an entry of a row of `a` [n, R] and one of the same row of `b` [n, R], [n, R²]."""
+    """Row-wise Khatri-Rao product [n, R²] of `a` and `b`, both [n, R]: all products of two entries of the same row."""
     return (a[:, :, None] * b[:, None, :]).reshape(a.shape[0], -1)

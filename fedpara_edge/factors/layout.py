@@ -1,7 +1,7 @@
-"""What a model consists of: its layers, the factors each is made of, and the tensors that travel or stay.
+"""Layout of a model: its layers, the factors of each, and the tensors that travel or stay on the device.
 
 The layout is the part of a bundle that the server, the device and the file formats share. It is plain data:
-`to_json` and `from_json` are inverse to each other.
+`to_json` and `from_json` are inverses of each other.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ _MAX_ENTRIES = 1 << 60
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSpec:
-    """One Linear or Conv2d layer and how its weight is parameterized.
+    """Specification of one Linear or Conv2d layer and of the parameterization of its weight.
 
     Args:
-        name: dotted module path in the model, as in `state_dict`.
+        name: Dotted module path in the model, as in `state_dict`.
         operator: `linear` (weight [O, I]) or `conv2d` (weight [O, I, K1, K2]).
         kind: `fedpara`, `pfedpara`, `lowrank` or `dense`.
         form: `matrix` (Proposition 1, on [O, I K1 K2]) or `tensor` (Proposition 3); `matrix` for linear layers.
-        shape: shape of the composed (dense) weight.
-        rank: inner rank R of each factor pair; 0 for `dense`.
-        tanh: whether each Hadamard operand passes through tanh (the paper's nonlinearity).
+        shape: Shape of the composed (dense) weight.
+        rank: Inner rank R of each factor pair; 0 for `dense`.
+        tanh: Whether each Hadamard operand passes through tanh (the paper's nonlinearity).
     """
 
     name: str
@@ -98,15 +98,16 @@ class LayerSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
-    """One tensor of the model.
+    """Specification of one tensor of the model.
 
     Args:
-        name: name in `state_dict`, in the ONNX graphs and in every file.
-        shape: its shape; `()` for a scalar.
-        dtype: numpy name of its dtype; trainable tensors are `float32`.
-        layer: name of the module that holds it.
-        part: what it is within that layer: a factor, `weight`, `bias`, `norm` (of a normalization) or `other`.
-        role: `shared` travels, `personal` is trained and stays on the device, `frozen` is not trained.
+        name: Name in `state_dict`, in the ONNX graphs and in every file.
+        shape: Shape of the tensor; `()` for a scalar.
+        dtype: Name of the numpy dtype; trainable tensors are `float32`.
+        layer: Name of the module that holds the tensor.
+        part: Part within that layer: a factor, `weight`, `bias`, `norm` (of a normalization) or `other`.
+        role: `shared` for a tensor that travels, `personal` for one that is trained and stays on the device, `frozen`
+            for one that is not trained.
     """
 
     name: str
@@ -138,11 +139,11 @@ class Layout:
 
     @cached_property
     def shared(self) -> tuple[TensorSpec, ...]:
-        """The tensors that travel."""
+        """Tensors that travel."""
         return self.with_role("shared")
 
     def with_role(self, *roles: Role) -> tuple[TensorSpec, ...]:
-        """The tensors of the given roles, in order."""
+        """Tensors of the given roles, in order."""
         return tuple(tensor for tensor in self.tensors if tensor.role in roles)
 
     @cached_property
@@ -153,7 +154,7 @@ class Layout:
         return table
 
     def parts(self, layer: LayerSpec) -> Mapping[str, TensorSpec]:
-        """The factors (or the weight) of one layer, and its bias if it has one, by part."""
+        """Factors (or the weight) of one layer, and its bias if it has one, by part."""
         return self._by_layer.get(layer.name, {})
 
     @cached_property
@@ -163,7 +164,7 @@ class Layout:
 
     @cached_property
     def dense_parameters(self) -> int:
-        """Number of trainable entries that the same model has with every layer dense."""
+        """Number of trainable entries of the same model with every layer dense."""
         trained = self.with_role("shared", "personal")
         weights = {layer.name: layer.dense_parameters for layer in self.layers}
         composed = {t.layer for t in trained if t.layer in weights and t.part in _WEIGHT}
@@ -176,10 +177,10 @@ class Layout:
 
     @staticmethod
     def from_json(data: Any) -> Layout:
-        """The layout that `to_json` wrote.
+        """Layout from the plain data that `to_json` returned.
 
         Raises:
-            InputError: a field is missing or has the wrong type, or a name comes twice.
+            InputError: A field is missing or has the wrong type, or a name occurs twice.
         """
         try:
             layers = tuple(LayerSpec(**_fields(layer)) for layer in data["layers"])
@@ -199,10 +200,10 @@ def _plain(spec: LayerSpec | TensorSpec) -> dict[str, Any]:
 
 
 def _fields(data: Any) -> dict[str, Any]:
-    """The fields of a layer or tensor, each of its type, from JSON that anyone may have written.
+    """Fields of a layer or tensor, checked for their types, from JSON that anyone may have written.
 
     Raises:
-        TypeError, KeyError, ValueError: they are something else.
+        TypeError, KeyError, ValueError: A field is missing or has another type.
     """
     if not isinstance(data, dict):
         raise TypeError(f"{brief(data)} where fields are expected")
@@ -215,7 +216,7 @@ def _fields(data: Any) -> dict[str, Any]:
             fits = isinstance(value, list) and len(value) <= _MAX_DIMENSIONS and all(map(_is_natural, value))
             fits = fits and math.prod(size or 1 for size in value) <= _MAX_ENTRIES
         else:
-            # UnicodeEncodeError, a ValueError, if it is no text that a digest can be taken of.
+            # UnicodeEncodeError, a ValueError, is raised for text without UTF-8 bytes to take a digest of.
             fits = isinstance(value, str) and value.encode() is not None
         if not fits:
             raise ValueError(f"{brief_text(name)} {brief(value)}")

@@ -1,7 +1,7 @@
-"""The derivative of a composed weight by its factors, as two products: J v and Jᵀ u, without ever forming J.
+"""Derivative of a composed weight with respect to its factors, as the products J v and Jᵀ u, without forming J.
 
-With D1, D2 the entrywise derivatives of the weight by its branches W1, W2 (W2 and W1 for FedPara; W2 + 1 and W1 for
-pFedPara; with tanh also times 1 − tanh²; 1 for low-rank),
+With D1, D2 the entrywise derivatives of the weight with respect to its branches W1, W2 (W2 and W1 for FedPara;
+W2 + 1 and W1 for pFedPara; with tanh also times 1 − tanh²; 1 for low-rank),
 
     J v = D1 ⊙ dW1 + D2 ⊙ dW2,    dW = dX Yᵀ + X dYᵀ,    in tensor form dW = T ×₁ dX ×₂ Y + T ×₁ X ×₂ dY + dT ×₁ X ×₂ Y
 
@@ -24,14 +24,14 @@ Factors = dict[str, Array]
 
 
 class Linearization:
-    """A factored layer's weight near some values of its factors.
+    """Linearization of a factored layer's weight around given values of its factors.
 
     Args:
-        layer: not dense.
-        factors: the factors by part, float.
+        layer: Factored layer, that is, one that is not dense.
+        factors: Float arrays by part.
 
     Attributes:
-        weight: the composed weight, float64 of `layer.shape`.
+        weight: Composed weight, float64 of `layer.shape`.
 
     >>> layer = LayerSpec(name="fc", operator="linear", kind="fedpara", form="matrix", shape=(4, 3), rank=2)
     >>> random = np.random.default_rng(0)
@@ -65,7 +65,7 @@ class Linearization:
         return [second, first]
 
     def push(self, direction: Mapping[str, Array]) -> Array:
-        """J v: how the weight moves, to first order, when the factors move by `direction`; of `layer.shape`."""
+        """J v: first-order change of the weight when the factors move by `direction`, of `layer.shape`."""
         moved: Array = np.zeros(self._layer.shape)
         for index, slope in enumerate(self._slopes, start=1):
             for part in self._parts(index):
@@ -74,7 +74,7 @@ class Linearization:
         return moved
 
     def pull(self, weight: Array) -> Factors:
-        """Jᵀ u: the gradient of <u, weight> by each factor."""
+        """Jᵀ u, with u given as `weight`: gradient of <u, composed weight> with respect to each factor, by part."""
         gradients: Factors = {}
         for index, slope in enumerate(self._slopes, start=1):
             grad_branch = weight if slope is None else slope * weight

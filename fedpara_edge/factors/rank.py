@@ -1,10 +1,12 @@
-"""Which rank R a layer gets: the paper's schedule between the smallest useful and the largest affordable one.
+"""Rank R of a layer: the paper's schedule between the smallest useful rank and the largest affordable one.
 
     r = (1 - γ) r_min + γ r_max, rounded half up, with one γ in [0, 1] for all layers
 
-r_min is the smallest R whose weight can have full rank, r_max the largest whose FedPara factors are no more than the
-dense weight. Shapes are those of the dense weight, [O, I] or [O, I, K1, K2]. Source: FedPara (arXiv 2108.06098v3),
-Corollary 1 and section 3.1; the paper does not state the rounding, and half up is what reproduces its Table 5.
+r_min is the smallest R whose weight can have full rank, r_max the largest whose FedPara factors have no more
+entries than the dense weight. Shapes are those of the dense weight, [O, I] or [O, I, K1, K2].
+
+Source: FedPara (arXiv 2108.06098v3), Corollary 1 and section 3.1; the paper does not state the rounding, and half up is
+what reproduces its Table 5.
 """
 
 from __future__ import annotations
@@ -19,14 +21,14 @@ from fedpara_edge.factors.layout import Form, Kind, LayerSpec, Operator
 
 
 class LayerChoice(NamedTuple):
-    """A layer and, if it stays dense although a factored kind was asked for, the reason."""
+    """Specification of a layer and, if it stays dense although a factored kind was requested, the reason."""
 
     spec: LayerSpec
     reason: str = ""
 
 
 def minimum_rank(shape: tuple[int, ...], *, form: Form = "tensor") -> int:
-    """The smallest rank at which full rank is attainable: min(⌈√m⌉, ⌈√n⌉), from R² >= min(m, n) (Corollary 1).
+    """Smallest rank at which full rank is attainable: min(⌈√m⌉, ⌈√n⌉), from R² >= min(m, n) (Corollary 1).
 
     (m, n) is (O, I) for a linear layer and for the tensor form, as in the paper, and (O, I K1 K2) for the matrix form
     of a convolution. In tensor form the kernel does not count: with I = 1 the result is 1, and all filters of a layer
@@ -40,7 +42,7 @@ def minimum_rank(shape: tuple[int, ...], *, form: Form = "tensor") -> int:
 
 
 def maximum_rank(shape: tuple[int, ...], *, form: Form = "tensor") -> int:
-    """The largest rank at which the FedPara factors are no more than the dense weight, and 0 if there is none.
+    """Largest rank at which the FedPara factors have no more entries than the dense weight; 0 if there is none.
 
     >>> maximum_rank((256, 256)), maximum_rank((512, 512, 3, 3)), maximum_rank((2, 2))
     (64, 309, 0)
@@ -49,7 +51,7 @@ def maximum_rank(shape: tuple[int, ...], *, form: Form = "tensor") -> int:
 
 
 def scheduled_rank(shape: tuple[int, ...], *, gamma: float, form: Form = "tensor") -> int:
-    """r = (1 - γ) r_min + γ r_max, rounded half up; γ counts as the decimal number it prints as.
+    """Rank of the schedule, (1 - γ) r_min + γ r_max rounded half up; γ is taken as the decimal number it prints as.
 
     Raises:
         InputError: `gamma` is not in [0, 1].
@@ -65,7 +67,7 @@ def scheduled_rank(shape: tuple[int, ...], *, gamma: float, form: Form = "tensor
 
 
 def equal_size_rank(shape: tuple[int, ...], *, rank: int, form: Form = "tensor") -> int:
-    """The rank of the `lowrank` baseline: the largest whose count is at most that of FedPara at `rank`; 0 if none.
+    """Rank of the `lowrank` baseline: the largest with at most as many entries as FedPara at `rank`; 0 if none.
 
     A linear layer gets exactly 2R. A convolution in tensor form gets less than 2R, since the Tucker core grows with
     the square of its rank: Table 1 prints 21K for the low-rank convolution of rank 32, which is FedPara's own count at
@@ -88,25 +90,25 @@ def choose_layer(
     rank: int | None = None,
     tanh: bool = False,
 ) -> LayerChoice:
-    """The layer of the given kind, or a dense one where factors would not be smaller than the weight.
+    """Layer of the given kind, or a dense one where factors would not be smaller than the weight.
 
-    `fedpara` and `pfedpara` take the rank of the schedule, `lowrank` the one of equal size to FedPara at the same γ.
+    `fedpara` and `pfedpara` take the rank of the schedule, `lowrank` the rank of equal size to FedPara at the same γ.
     A layer whose r_max is below its r_min has no rank that is both small and expressive enough, and stays dense.
 
     Args:
-        name: dotted module path, for the spec and for errors.
-        shape: shape of the dense weight: [O, I] makes a linear layer, [O, I, K1, K2] a conv2d.
-        kind: what to make of it.
-        form: form of the factors of a conv2d; a linear layer has the matrix form only and ignores this.
-        gamma: γ of the schedule, in [0, 1].
-        rank: rank to take instead of the schedule's.
-        tanh: the variant with tanh, for `fedpara`.
+        name: Dotted module path, for the spec and for errors.
+        shape: Shape of the dense weight: [O, I] makes a linear layer, [O, I, K1, K2] a conv2d.
+        kind: Kind of the layer.
+        form: Form of the factors of a conv2d; ignored for a linear layer, which has the matrix form only.
+        gamma: Parameter γ of the schedule, in [0, 1].
+        rank: Rank to use instead of the schedule's.
+        tanh: Whether to use the variant with tanh, for `fedpara` only.
 
     Returns:
-        The spec, and the reason why it is dense although `kind` is not ("" if it is as asked).
+        Spec of the layer, and the reason why it is dense although `kind` is not ("" if it is as requested).
 
     Raises:
-        InputError: `gamma`, `rank` or `shape` is out of range, or `tanh` is asked of another kind than `fedpara`.
+        InputError: `gamma`, `rank` or `shape` is out of range, or `tanh` is requested for a kind other than `fedpara`.
 
     >>> choose_layer("fc", (256, 784), gamma=0.5).spec.rank
     56
@@ -143,7 +145,7 @@ def _not_smaller(spec: LayerSpec) -> str:
 
 
 def _largest_rank(shape: tuple[int, ...], *, kind: Kind, form: Form, budget: int) -> int:
-    low, high = 0, budget + 1  # the count at `low` fits, the one at `high` does not: every rank costs at least 1 a unit
+    low, high = 0, budget + 1  # the count at `low` fits, that at `high` does not: each rank adds at least 1
     while high - low > 1:
         middle = (low + high) // 2
         fits = factor_count(_layer(shape, kind=kind, form=form, rank=middle)) <= budget

@@ -1,6 +1,6 @@
-"""Which tensors stay on a device: the second factors of pFedPara, and whatever else is asked to.
+"""Roles of tensors: those that stay on the device, besides the second factors of pFedPara.
 
-With the last layers personal this is FedPer (Arivazhagan et al. 2019, arXiv 1912.00818).
+With the last layers personal, this is FedPer (Arivazhagan et al. 2019, arXiv 1912.00818).
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from fedpara_edge.factors.layout import Layout, TensorSpec
 
 
 def keep_personal(layout: Layout, patterns: Sequence[str]) -> Layout:
-    """The layout with some of its shared tensors personal.
+    """Layout with some of its shared tensors made personal.
 
     Args:
-        layout: of a model.
-        patterns: of names of tensors, or of the layers that hold them, with `*` for any characters.
+        layout: Layout of a model.
+        patterns: Patterns of names of tensors, or of the layers that hold them, with `*` for any characters.
 
     Raises:
-        InputError: a pattern matches no trained tensor, or nothing would travel any more.
+        InputError: A pattern matches no trained tensor, or no tensor would travel any more.
     """
     for pattern in patterns:
         if not any(_matches(tensor, pattern) for tensor in layout.with_role("shared", "personal")):
@@ -36,7 +36,7 @@ def keep_personal(layout: Layout, patterns: Sequence[str]) -> Layout:
     )
     kept = Layout(layout.layers, tensors)
     if not kept.shared:
-        raise InputError("personal: expected something left to travel, found all tensors personal; keep fewer")
+        raise InputError("personal: expected a tensor left to travel, found all personal; keep fewer of them personal")
     return kept
 
 
