@@ -1,4 +1,4 @@
-"""FedPara for PyTorch: the layers, the conversion of a model, and the models to start from. Needs torch."""
+"""FedPara for PyTorch: the layers, the conversion of a model, and a model zoo. Needs torch."""
 
 from fedpara_edge.nn.convert import convert
 from fedpara_edge.nn.fit import Fit, fit_factors

@@ -1,4 +1,4 @@
-"""What the models of the zoo are made of where torch has no module for it."""
+"""Building blocks of the zoo's models for which torch has no module."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STEPS_IN_A_PATCH = 5
 
 
 class NextCharacter(nn.Module):
-    """[N, T] characters to logits [N, classes, T] of the next."""
+    """LSTM from characters [N, T] to logits [N, classes, T] of the next character at every position."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class NextCharacter(nn.Module):
 
 
 class SensorTransformer(nn.Module):
-    """[N, T, C] to logits [N, classes]."""
+    """Transformer encoder from windows [N, T, C] to logits [N, classes]."""
 
     def __init__(self, classes: int, steps: int, channels: int, width: int = 128, blocks: int = 2) -> None:
         super().__init__()
@@ -44,13 +44,13 @@ class SensorTransformer(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention and a feed-forward layer, each normalized before and around a shortcut."""
+    """Attention and a feed-forward layer, each with normalization before it and a shortcut around it."""
 
     def __init__(self, width: int, *, heads: int, hidden: int) -> None:
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        # No bias: attention does not depend on that of the keys, whose gradient is rounding, which AdamW magnifies.
+        # No bias: attention does not depend on that of the keys, whose gradient is rounding that AdamW would magnify.
         self.attention = nn.Linear(width, 3 * width, bias=False)
         self.output = nn.Linear(width, width)
         self.inner, self.outer = nn.Linear(width, hidden), nn.Linear(hidden, width)
@@ -66,14 +66,14 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialMean(nn.Module):
-    """[N, C, H, W] to the mean over the image, [N, C]."""
+    """Mean over the image, from [N, C, H, W] to [N, C]."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(dim=(2, 3))
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with GroupNorm around a shortcut, which is a 1x1 convolution where the shape changes."""
+    """Two 3x3 convolutions with GroupNorm and a shortcut around them, a 1x1 convolution where the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
@@ -81,9 +81,8 @@ class ResidualBlock(nn.Module):
         self.norm1 = nn.GroupNorm(group_count(outputs), outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.norm2 = nn.GroupNorm(group_count(outputs), outputs)
-        nn.init.constant_(
-            self.norm2.weight, 0.25
-        )  # near the identity at first: with 1, the loss jumps at a rate of 0.1
+        # Near the identity at first: with 1, the loss jumps at a learning rate of 0.1.
+        nn.init.constant_(self.norm2.weight, 0.25)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             project = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)

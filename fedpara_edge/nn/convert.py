@@ -1,6 +1,6 @@
-"""From any PyTorch model to one whose Linear, Conv2d, LSTM and GRU layers are factored.
+"""Conversion of any PyTorch model to one whose Linear, Conv2d, LSTM and GRU layers are factored.
 
-The model given is not touched: a deep copy is converted and returned, with a report of what became of each layer.
+The given model is not touched: a deep copy is converted and returned, with a report of what became of each layer.
 """
 
 from __future__ import annotations
@@ -38,35 +38,37 @@ def convert(
     init: Init = "composed",
     pretrained: bool = False,
 ) -> tuple[nn.Module, ConversionReport]:
-    """Replace `nn.Linear`, `nn.Conv2d`, `nn.LSTM` and `nn.GRU` by factored layers, in a copy of the model.
+    """Replace `nn.Linear`, `nn.Conv2d`, `nn.LSTM` and `nn.GRU` with factored layers, in a copy of the model.
 
-    Left as they are, and reported with the reason: excluded, grouped and frozen layers, subclasses of the four, layers
-    whose weight is computed (weight norm) or that have hooks, and layers that factors would not make smaller. A module
-    used in several places is converted once and stays one. With kind `dense`, only BatchNorm is looked at.
+    Some layers are left as they are, and reported with the reason: excluded, grouped and frozen layers, subclasses of
+    the four, layers whose weight is computed (weight norm) or that have hooks, and layers that factors would not make
+    smaller. A module used in several places is converted once and stays shared. With kind `dense`, only BatchNorm is
+    considered.
 
-    A recurrent layer has several weights, each a layer of its own name here, such as `lstm.weight_hh_l0`; a pattern for
-    all of them is `lstm.*`.
+    A recurrent layer has several weights, each of which counts as a layer with a name of its own, such as
+    `lstm.weight_hh_l0`; the pattern `lstm.*` matches them all.
 
     Args:
-        model: any model; float parameters, on any device. Not modified.
-        kind: what to make of the layers.
-        gamma: γ of the rank schedule (`fedpara_edge.factors.rank`).
-        form: form of the factors of convolutions.
-        tanh: the variant with tanh, for `fedpara`.
-        include: fnmatch patterns of dotted layer names to convert; `*` also matches dots.
-        exclude: patterns of layers to leave, after `include`.
-        gammas: γ by pattern, for some layers; the last pattern that matches counts.
-        ranks: rank by pattern, likewise; goes before any γ.
-        batchnorm: `refuse` a BatchNorm with an error, or replace it by a `group` norm with the same affine parameters.
-        init: how the factors are drawn (`fedpara_edge.nn.init`); `composed` with `pretrained`.
-        pretrained: fit the factors to the weights and keep the biases, instead of drawing and zeroing them anew. The
-            biases of recurrent layers, which torch doesn't start at zero, are kept either way.
+        model: Model to convert, with float parameters on any device; not modified.
+        kind: Kind of the layers to make.
+        gamma: Parameter γ of the rank schedule (`fedpara_edge.factors.rank`).
+        form: Form of the factors of convolutions.
+        tanh: Whether to use the variant with tanh, for `fedpara` only.
+        include: Patterns (fnmatch) of the dotted names of layers to convert; `*` also matches dots.
+        exclude: Patterns of layers to leave as they are, applied after `include`.
+        gammas: γ of some layers, by pattern; the last pattern that matches counts.
+        ranks: Ranks of some layers, by pattern; the last pattern that matches counts, before any γ.
+        batchnorm: `refuse` to fail on a BatchNorm, `group` to replace it with a GroupNorm with the same affine
+            parameters.
+        init: Initialization of the factors (`fedpara_edge.nn.init`); only `composed` with `pretrained`.
+        pretrained: Whether to fit the factors to the weights and keep the biases, instead of drawing new factors and
+            zeroing the biases. The biases of recurrent layers, which torch doesn't start at zero, are kept either way.
 
     Returns:
-        The converted copy, and the report.
+        Converted copy, and the report.
 
     Raises:
-        InputError: a pattern matches no layer; a BatchNorm is refused; a weight to convert belongs to another module
+        InputError: A pattern matches no layer; a BatchNorm is refused; a weight to convert belongs to another module
             as well; a lazy module has no shape yet; an option is out of range; or `init` is given with `pretrained`.
 
     >>> model = nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 2))
@@ -157,7 +159,7 @@ def _replace_batchnorms(model: nn.Module, choice: str, replacements: dict[nn.Mod
         if choice == "refuse":
             raise InputError(
                 f"module {name!r}: {type(module).__name__} keeps running statistics, which neither average over "
-                "clients nor train on every engine; replace it by GroupNorm, or convert with batchnorm='group'"
+                "clients nor train on every engine; replace it with GroupNorm, or convert with batchnorm='group'"
             )
         replacements[module] = norm = group_norm_like(module)
         groups = f"{norm.num_groups} group{'s' if norm.num_groups > 1 else ''}"

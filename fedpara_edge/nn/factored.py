@@ -1,4 +1,4 @@
-"""A factored layer in place of one of torch's: same operator, options, device, dtype and biases."""
+"""Factored replacement of a torch layer: same operator, options, device, dtype and biases."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from fedpara_edge.nn.selection import recurrent_weights
 def factored_like(
     layer: nn.Module, specs: Mapping[str, LayerSpec], *, init: Init, pretrained: bool
 ) -> tuple[nn.Module, dict[str, float]]:
-    """The layer that computes what `layer` does, with weights made of factors.
+    """Layer that computes what `layer` does, with weights composed of factors.
 
     Args:
         layer: `nn.Linear`, `nn.Conv2d`, `nn.LSTM` or `nn.GRU`.
-        specs: of the weights to factor, by their names in the layer.
-        init: how to draw the factors.
-        pretrained: fit the factors to the weights and keep the bias, instead of drawing and zeroing them anew.
+        specs: Specs of the weights to factor, by the weights' names in the layer.
+        init: Initialization of the factors.
+        pretrained: Whether to fit the factors to the weights and keep the bias, instead of drawing new factors and
+            zeroing the bias.
 
     Returns:
-        The factored layer, and the relative errors of the fits by the names of the specs.
+        Factored layer, and the relative errors of the fits by the names of the specs.
     """
     if isinstance(layer, nn.LSTM | nn.GRU):
         return _recurrent_like(layer, specs, init=init, pretrained=pretrained)
@@ -87,7 +88,7 @@ def _conv2d_like(layer: nn.Conv2d, spec: LayerSpec, init: Init) -> FactoredLayer
 def _recurrent_like(
     layer: nn.LSTM | nn.GRU, specs: Mapping[str, LayerSpec], *, init: Init, pretrained: bool
 ) -> tuple[nn.Module, dict[str, float]]:
-    """Weights without a spec stay dense, and they and all biases the objects they are."""
+    """Factored LSTM or GRU; weights without a spec stay dense, and they and all biases stay the same objects."""
     (weight, spec), *_ = specs.items()
     first = layer.get_parameter(weight)
     new = (LSTM if isinstance(layer, nn.LSTM) else GRU)(

@@ -39,15 +39,15 @@ def fit_factors(spec: LayerSpec, weight: Tensor, *, iterations: int = 100) -> Fi
     """Fit the factors of a layer to a dense weight. Deterministic; never worse than its spectral starts.
 
     Args:
-        spec: the layer, which says what the factors are.
-        weight: float tensor of shape `spec.shape`.
-        iterations: L-BFGS iterations on the better start; a third as many go to each start to find out which.
+        spec: Spec of the layer, which determines the factors.
+        weight: Float tensor of shape `spec.shape`.
+        iterations: Number of L-BFGS iterations on the better start; each start gets a third as many to find out which.
 
     Returns:
-        The factors and the relative error.
+        Factors and relative error.
 
     Raises:
-        InputError: the weight has another shape, or is not finite.
+        InputError: The weight has another shape, or is not finite.
 
     >>> spec = LayerSpec(name="fc", operator="linear", kind="lowrank", form="matrix", shape=(3, 4), rank=1)
     >>> fit = fit_factors(spec, torch.outer(torch.arange(3.0), torch.ones(4)))
@@ -90,7 +90,7 @@ def _fit_hadamard(spec: LayerSpec, weight: Tensor, iterations: int, noise: torch
 def _start(
     spec: LayerSpec, weight: Tensor, method: Literal["root", "ones"], noise: torch.Generator
 ) -> dict[str, Tensor]:
-    """Both branches of a Hadamard product; `weight` has rms 1, or entries within (-1, 1) with tanh."""
+    """Spectral start of both branches of a Hadamard product; `weight` has rms 1, or entries in (-1, 1) with tanh."""
     if method == "root":
         second = weight.abs().sqrt()
         first = second * weight.sign()
@@ -106,10 +106,10 @@ def _start(
 
 
 def _perturbed(factors: dict[str, Tensor], noise: torch.Generator) -> dict[str, Tensor]:
-    """The start with a little noise on its second branch.
+    """Start with a little noise on its second branch.
 
-    That of the ones start has rank 1 (0 for pFedPara), and the root start of a weight without negative entries has two
-    equal branches. Gradients don't lead out of either.
+    The second branch of the ones start has rank 1 (0 for pFedPara), and the root start of a weight without negative
+    entries has two equal branches. Gradients don't lead out of either.
     """
     result = dict(factors)
     for part, factor in factors.items():
@@ -120,9 +120,9 @@ def _perturbed(factors: dict[str, Tensor], noise: torch.Generator) -> dict[str, 
 
 
 def _branch(spec: LayerSpec, weight: Tensor, index: int, noise: torch.Generator) -> dict[str, Tensor]:
-    """The best X Yᵀ (truncated SVD) or T ×₁ X ×₂ Y (HOOI), with the scale spread evenly over its factors.
+    """Best X Yᵀ (truncated SVD) or T ×₁ X ×₂ Y (HOOI), with the scale spread evenly over its factors.
 
-    Where the weight has less rank than asked for, Y (T in tensor form) is zero and X is not, so that gradients flow.
+    Where the weight has less rank than requested, Y (T in tensor form) is zero and X is not, so that gradients flow.
     """
     rank = spec.rank
     if spec.form == "matrix":
@@ -145,7 +145,7 @@ def _branch(spec: LayerSpec, weight: Tensor, index: int, noise: torch.Generator)
 
 
 def _leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The `rank` leading left singular vectors [m, rank] and values [rank]; zeros where there are fewer."""
+    """Leading left singular vectors [m, rank] and values [rank]; zeros where there are fewer than `rank`."""
     values, vectors = torch.linalg.eigh((matrix @ matrix.T).double())
     found = min(rank, *matrix.shape)
     u, singular = matrix.new_zeros(matrix.shape[0], rank), matrix.new_zeros(rank)
@@ -155,7 +155,7 @@ def _leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def _fill(vectors: Tensor, noise: torch.Generator) -> Tensor:
-    """Zero columns replaced by random ones of unit length."""
+    """Vectors with zero columns replaced by random ones of unit length."""
     draw = torch.randn(vectors.shape, generator=noise, dtype=vectors.dtype).to(vectors.device)
     return torch.where(vectors.any(dim=0), vectors, draw / draw.norm(dim=0))
 
@@ -166,7 +166,7 @@ def _distance(spec: LayerSpec, weight: Tensor, factors: dict[str, Tensor]) -> Te
 
 
 def _refine(spec: LayerSpec, weight: Tensor, start: dict[str, Tensor], iterations: int) -> dict[str, Tensor]:
-    """L-BFGS on all factors; the start itself if that is nearer."""
+    """Factors refined by L-BFGS; the start itself if that is closer to the weight."""
     factors = {part: f.clone(memory_format=torch.contiguous_format).requires_grad_() for part, f in start.items()}
     norm = weight.square().sum()
     optimizer = torch.optim.LBFGS(
@@ -187,5 +187,5 @@ def _refine(spec: LayerSpec, weight: Tensor, start: dict[str, Tensor], iteration
     with torch.enable_grad():
         optimizer.step(closure)  # type: ignore[no-untyped-call]
     refined = {part: factor.detach() for part, factor in factors.items()}
-    nearer = _distance(spec, weight, refined) < _distance(spec, weight, start)  # False for NaN
-    return refined if bool(nearer) else start
+    closer = _distance(spec, weight, refined) < _distance(spec, weight, start)  # False for NaN
+    return refined if bool(closer) else start

@@ -9,9 +9,9 @@ MAX_GROUPS = 32
 
 
 def group_count(channels: int) -> int:
-    """The largest divisor of `channels` up to 32 that leaves at least two channels in a group.
+    """Largest divisor of `channels` up to 32 that leaves at least two channels in a group.
 
-    One channel a group would be instance normalization, which makes a constant of a 1x1 image.
+    One channel per group would be instance normalization, which turns a 1x1 image into a constant.
 
     >>> [group_count(channels) for channels in (1, 7, 32, 64, 96, 512)]
     [1, 1, 16, 32, 32, 32]
@@ -20,9 +20,9 @@ def group_count(channels: int) -> int:
 
 
 def group_norm_like(batchnorm: _BatchNorm) -> nn.GroupNorm:
-    """A GroupNorm with the channels, eps and affine parameters of a BatchNorm; its running statistics are dropped.
+    """GroupNorm with the channels, eps and affine parameters of a BatchNorm; its running statistics are dropped.
 
-    BatchNorm1d may see one value a channel, of which groups would leave only signs: it gets a single group.
+    BatchNorm1d may see one value per channel, of which groups would leave only the sign: it gets a single group.
     """
     channels = batchnorm.num_features
     groups = 1 if isinstance(batchnorm, nn.BatchNorm1d) else group_count(channels)

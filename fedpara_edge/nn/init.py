@@ -5,14 +5,14 @@ The paper says "He" without saying of what. With `composed`, our own, the compos
 
 1. every factor is drawn from N(0, s²), with s such that a branch has unit variance:
    s⁴ = 1/R for X Yᵀ, s⁶ = 1/R² for T ×₁ X ×₂ Y;
-2. the branches are composed once, and scaled so that the rms of the combined weight is exactly the wanted one;
+2. the branches are composed once, and scaled so that the rms of the combined weight is exactly the requested one;
 3. the scale c of a branch is spread evenly over its factors: c^(1/2) each, or c^(1/3) in tensor form.
 
 Recurrent layers ask for torch's own standard deviation instead of He's (`recurrent`).
 
-The other two draw each factor from N(0, 2 / fan) for itself, with the fans that torch finds in the authors' code, which
-has X as [R, O] and Y as [R, I], while they are [O, R] and [I, R] here; with the standard deviation that `fedpara`
-composes to:
+The other two draw each factor on its own from N(0, 2 / fan), with the fans that torch finds in the authors' code, where
+X is [R, O] and Y is [R, I], while they are [O, R] and [I, R] here. The last two rows are the standard deviation of the
+weight that `fedpara` composes from them:
 
 |                               | `he_fan_in`       | `he_fan_out`  |
 |-------------------------------|-------------------|---------------|
@@ -45,7 +45,7 @@ from fedpara_edge.factors.layout import LayerSpec
 from fedpara_edge.formats.recipe import Init
 
 TANH_STD_LIMIT = 0.5
-"""Largest rms asked of a weight with tanh, whose entries stay below 1: closer to 1, tanh has no gradient left."""
+"""Largest rms requested of a weight with tanh, whose entries stay below 1: closer to 1, tanh has no gradient left."""
 
 PERSONAL_STD_LIMIT = 0.25
 """Largest rms of W2 in `pfedpara`, so that W2 + 1 starts near 1 even where He's variance is large."""
@@ -62,11 +62,11 @@ def he_std(spec: LayerSpec) -> float:
 
 
 def factor_std(spec: LayerSpec, part: str, *, init: Init) -> float:
-    """Standard deviation √(2 / fan) of a factor drawn for itself, or of a weight that is not factored.
+    """Standard deviation √(2 / fan) of a factor drawn on its own, or of a weight that is not factored.
 
     Args:
-        spec: the layer.
-        part: of the factor.
+        spec: Spec of the layer.
+        part: Part of the layer that is drawn: a factor such as `x1`, or `weight`.
         init: `he_fan_in` or `he_fan_out`.
 
     >>> spec = LayerSpec(name="c", operator="conv2d", kind="fedpara", form="tensor", shape=(128, 32, 3, 3), rank=8)
@@ -90,17 +90,17 @@ def initialize(
     std: float | None = None,
     generator: torch.Generator | None = None,
 ) -> None:
-    """Fill the factors of a layer in place; with `composed`, so that the weight has the rms that is asked for.
+    """Fill the factors of a layer in place; with `composed`, so that the weight has the requested rms.
 
     Args:
-        spec: the layer.
-        factors: float tensors by part, with the shapes of `fedpara_edge.factors.compose.factor_shapes`.
-        init: how to draw them.
-        std: the rms for `composed`, at most `TANH_STD_LIMIT` with tanh; `he_std(spec)` if None.
-        generator: where the numbers come from; torch's global generator (`torch.manual_seed`) if None.
+        spec: Spec of the layer.
+        factors: Float tensors by part, with the shapes of `fedpara_edge.factors.compose.factor_shapes`.
+        init: Initialization to use.
+        std: Rms of the weight for `composed`, at most `TANH_STD_LIMIT` with tanh; `he_std(spec)` if None.
+        generator: Source of the random numbers; torch's global generator (`torch.manual_seed`) if None.
 
     Raises:
-        InputError: unknown `init`.
+        InputError: `init` is unknown.
 
     >>> spec = LayerSpec(name="fc", operator="linear", kind="fedpara", form="matrix", shape=(64, 50), rank=4)
     >>> factors = {part: torch.empty(rows, 4) for part, rows in (("x1", 64), ("y1", 50), ("x2", 64), ("y2", 50))}
@@ -137,7 +137,7 @@ def _attainable(spec: LayerSpec, std: float) -> float:
 
 
 def _branch_scales(spec: LayerSpec, branches: list[Tensor], target: float) -> tuple[float, ...]:
-    """What to multiply W1 (and W2) by to combine to rms `target`: closed forms, but for tanh."""
+    """Scales for W1 (and W2) with which they combine to rms `target`: closed forms, except with tanh."""
     if spec.kind == "lowrank":
         return (target / _rms(branches[0]),)
     w1, w2 = branches
@@ -149,7 +149,7 @@ def _branch_scales(spec: LayerSpec, branches: list[Tensor], target: float) -> tu
 
 
 def _tanh_scale(spec: LayerSpec, w1: Tensor, w2: Tensor, target: float, low: float) -> float:
-    """The scale that gives tanh(c W1) ⊙ tanh(c W2) its rms, which grows with c; without tanh it would be `low`."""
+    """Scale c that gives tanh(c W1) ⊙ tanh(c W2) its rms, which grows with c; without tanh it would be `low`."""
     high = 2 * low
     while _rms(combine(spec, high * w1, high * w2, torch.tanh)) < target:
         low, high = high, 2 * high

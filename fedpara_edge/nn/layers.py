@@ -1,8 +1,9 @@
 """`Linear` and `Conv2d` with a factored weight, in place of torch's.
 
-Both take torch's arguments, and by keyword what the weight is made of. The factors are parameters of the module under
-the names of `fedpara_edge.factors.compose` (`x1`, `y1`, `t1`, `x2`, `y2`, `t2`; `weight` for kind `dense`), next to
-`bias`. The forward pass composes the weight and calls torch's own operator, so it exports to ONNX as plain operators.
+Both take torch's arguments and, by keyword, the parameterization of the weight. The factors are parameters of the
+module under the names of `fedpara_edge.factors.compose` (`x1`, `y1`, `t1`, `x2`, `y2`, `t2`; `weight` for kind
+`dense`), next to `bias`. The forward pass composes the weight and calls torch's own operator, so it exports to ONNX as
+plain operators.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from fedpara_edge.nn.init import initialize
 
 
 class FactoredLayer(nn.Module):
-    """What `Linear`, `Conv2d` and the weights of `recurrent` have in common: a spec, its factors, the composed weight.
+    """Base of `Linear`, `Conv2d` and the weights of `recurrent`: a spec, its factors, and the composed weight.
 
-    Reading `weight` of a factored layer composes it, for code that looks at `layer.weight`; it can't be assigned.
+    Reading `weight` of a factored layer composes it, for code that reads `layer.weight`; it can't be assigned.
     """
 
     spec: LayerSpec
@@ -48,16 +49,16 @@ class FactoredLayer(nn.Module):
         self.reset_parameters()
 
     def factors(self) -> dict[str, nn.Parameter]:
-        """The parameters that the weight is composed of, by part."""
+        """Parameters that the weight is composed of, by part."""
         return {part: getattr(self, part) for part in factor_shapes(self.spec)}
 
     def compose(self) -> Tensor:
-        """The weight, of shape `spec.shape`."""
+        """Composed weight, of shape `spec.shape`."""
         weight: Tensor = compose(self.spec, self.factors(), torch.tanh)
         return weight
 
     def reset_parameters(self) -> None:
-        """Draw the factors anew by `init`, `initial_std` being that of a composed weight, and zero the bias."""
+        """Redraw the factors by `init`, with `initial_std` as that of a composed weight, and zero the bias."""
         initialize(self.spec, self.factors(), init=self.init, std=self.initial_std)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
@@ -74,27 +75,27 @@ class FactoredLayer(nn.Module):
 
 
 class Linear(FactoredLayer):
-    """y = x Wᵀ + b with W composed of factors (Proposition 1; pFedPara: section 2.3).
+    """Linear layer y = x Wᵀ + b with W composed of factors (Proposition 1; pFedPara: section 2.3).
 
     Args:
-        in_features: I.
-        out_features: O.
-        bias: whether there is a bias.
-        device: of the parameters.
-        dtype: of the parameters.
+        in_features: Number I of input features.
+        out_features: Number O of output features.
+        bias: Whether the layer has a bias.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
         kind: `fedpara`, `pfedpara`, `lowrank` or `dense`.
-        rank: inner rank R; by default the smallest that attains full rank (`lowrank`: the one of equal size).
-        tanh: W = tanh(W1) ⊙ tanh(W2), for `fedpara`.
-        init: how the factors are drawn (`fedpara_edge.nn.init`).
-        name: the layer's name in its spec and in errors.
+        rank: Inner rank R; by default the smallest that attains full rank (`lowrank`: the rank of equal size).
+        tanh: Whether W = tanh(W1) ⊙ tanh(W2), for `fedpara` only.
+        init: Initialization of the factors (`fedpara_edge.nn.init`).
+        name: Name of the layer in its spec and in errors.
 
     Shapes: x float [..., I], result [..., O].
 
-    With the attribute `contracted` set (not with `tanh`, not for `dense`) the same result comes without composing the
-    weight (`fedpara_edge.factors.compose.contraction`), which is cheaper where few rows meet a small rank.
+    With the attribute `contracted` set (neither with `tanh` nor for `dense`), the same result is computed without
+    composing the weight (`fedpara_edge.factors.compose.contraction`), which is cheaper for few rows and a small rank.
 
     Raises:
-        InputError: the rank is not positive, or `tanh` is asked of another kind than `fedpara`.
+        InputError: The rank is not positive, or `tanh` is requested for a kind other than `fedpara`.
 
     >>> layer = Linear(784, 256, rank=16)
     >>> {name: tuple(p.shape) for name, p in layer.named_parameters()}
@@ -135,28 +136,29 @@ class Conv2d(FactoredLayer):
     """Two-dimensional convolution with W composed of factors (Propositions 1 and 3; pFedPara: section 2.3).
 
     Args:
-        in_channels: I.
-        out_channels: O.
-        kernel_size: K1 = K2, or (K1, K2).
-        stride: one number or two.
-        padding: one number, two, `same` or `valid`.
-        dilation: one number or two.
-        groups: 1; there is no factored grouped convolution.
-        bias: whether there is a bias.
-        padding_mode: `zeros`; there is no other.
-        device: of the parameters.
-        dtype: of the parameters.
+        in_channels: Number I of input channels.
+        out_channels: Number O of output channels.
+        kernel_size: Size of the kernel, (K1, K2) or one number for both.
+        stride: Stride, one number or two.
+        padding: Padding, one number, two, `same` or `valid`.
+        dilation: Dilation, one number or two.
+        groups: Number of groups, which must be 1; there is no factored grouped convolution.
+        bias: Whether the layer has a bias.
+        padding_mode: Padding mode, which must be `zeros`; there is no other.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
         kind: `fedpara`, `pfedpara`, `lowrank` or `dense`.
-        rank: inner rank R; by default the smallest that attains full rank (`lowrank`: the one of equal size).
+        rank: Inner rank R; by default the smallest that attains full rank (`lowrank`: the rank of equal size).
         form: `tensor` (Proposition 3) or `matrix` (Proposition 1, on [O, I K1 K2]).
-        tanh: W = tanh(W1) ⊙ tanh(W2), for `fedpara`.
-        init: how the factors are drawn (`fedpara_edge.nn.init`).
-        name: the layer's name in its spec and in errors.
+        tanh: Whether W = tanh(W1) ⊙ tanh(W2), for `fedpara` only.
+        init: Initialization of the factors (`fedpara_edge.nn.init`).
+        name: Name of the layer in its spec and in errors.
 
     Shapes: x float [N, I, H, W] or [I, H, W], result [N, O, H', W'] or [O, H', W'].
 
     Raises:
-        InputError: as for `Linear`; or grouped, or padded with anything but zeros, or `same` with a stride.
+        InputError: The rank or `tanh` is invalid, as for `Linear`; or the convolution is grouped, is padded with
+            anything but zeros, or has `same` padding with a stride.
 
     >>> Conv2d(64, 128, 3, padding="same", rank=13)(torch.zeros(1, 64, 8, 8)).shape
     torch.Size([1, 128, 8, 8])

@@ -1,4 +1,4 @@
-"""The layout of a PyTorch model: its layers, and every tensor with its part and role."""
+"""Layout of a PyTorch model: its layers, and every tensor with its part and role."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ DTYPES = frozenset(("float16", "float32", "float64", "int8", "int16", "int32", "
 
 
 def layout_of(model: nn.Module) -> Layout:
-    """The layers and tensors of a model, in the order of its `state_dict`.
+    """Layers and tensors of a model, in the order of its `state_dict`.
 
     Layers are the factored ones of this package and torch's own Linear and (ungrouped) Conv2d, which are `dense`.
     Tensors are all parameters and persistent buffers. A tensor that the model holds under several names appears once,
     under the first; so does a module.
 
     Raises:
-        InputError: a trainable tensor is not float32, or the dtype of a frozen one is unknown to numpy.
+        InputError: A trainable tensor is not float32, or the dtype of a frozen one is unknown to numpy.
 
     >>> from fedpara_edge.nn.layers import Linear
     >>> layout = layout_of(nn.Sequential(Linear(6, 4, kind="pfedpara", rank=2), nn.LayerNorm(4)))
@@ -49,7 +49,7 @@ def layout_of(model: nn.Module) -> Layout:
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that a module itself adds to the `state_dict`, in its order."""
+    """Tensors that a module itself adds to the `state_dict`, in its order."""
     for name, parameter in module._parameters.items():
         if parameter is not None:
             yield name, parameter

@@ -1,4 +1,4 @@
-"""The model that a reference on the command line means: one of the zoo, or one made by the user's own code."""
+"""Loading of the model that a reference names: one of the zoo, or one made by the user's own code."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from fedpara_edge.nn.zoo import ZOO
 
 
 def load_model(reference: str, *, classes: int | None = None, input_shape: tuple[int, ...] | None = None) -> nn.Module:
-    """The dense model that `reference` names, to be made small by `convert`.
+    """Dense model that `reference` names, to be factored by `convert`.
 
-    A model of the zoo is to be converted with `exclude=ZOO[reference].dense_layers`.
+    Convert a model of the zoo with `exclude=ZOO[reference].dense_layers`.
 
     Args:
-        reference: a name of `fedpara_edge.nn.zoo.ZOO`, `package.module:factory` (the working directory is searched
-            first), or `path/file.py:factory`. A factory is called without arguments and returns an `nn.Module`.
-        classes: number of classes of a zoo model; its own default if None.
-        input_shape: shape of one example of a zoo model; its own default if None.
+        reference: Name of a model in `fedpara_edge.nn.zoo.ZOO`, `package.module:factory` (the working directory is
+            searched first), or `path/file.py:factory`. A factory is called without arguments and returns an
+            `nn.Module`.
+        classes: Number of classes of a zoo model; the model's default if None.
+        input_shape: Shape of one example of a zoo model; the model's default if None.
 
     Returns:
-        The model: dense if of the zoo, otherwise as the factory made it.
+        Model, dense if it is one of the zoo, otherwise as the factory made it.
 
     Raises:
-        InputError: the reference leads to no model (the message says at which step), the user's code raised, or
-            `classes` or `input_shape` is given for a model that is not of the zoo.
+        InputError: The reference leads to no model (the message says at which step), the user's code raised, or
+            `classes` or `input_shape` is given for a model that is not one of the zoo.
 
     >>> sum(p.numel() for p in load_model("mlp").parameters())
     203530
@@ -114,7 +115,7 @@ def _type_name(value: object) -> str:
 
 @contextmanager
 def _searching(folder: Path) -> Iterator[None]:
-    """`folder` first on the import path."""
+    """Put `folder` first on the import path."""
     before = list(sys.path)
     sys.path.insert(0, str(folder))
     try:
@@ -125,7 +126,7 @@ def _searching(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _running_user_code(what: str) -> Iterator[None]:
-    """An exception of the user's own code becomes one line, with the exception as its cause."""
+    """Turn an exception of the user's own code into an error in one line, with the exception as its cause."""
     try:
         yield
     except (Exception, SystemExit) as error:

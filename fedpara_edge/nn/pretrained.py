@@ -1,4 +1,4 @@
-"""Weights that a model was trained to before it becomes small."""
+"""Pretrained weights of a dense model, loaded before its conversion."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def load_pretrained(model: nn.Module, path: Path) -> None:
     """Load a `state_dict` into a model, in place.
 
     Args:
-        model: the dense model, before its conversion.
-        path: `.safetensors`, or a file of `torch.save`, from which only tensors are read, never code.
+        model: Dense model, before its conversion.
+        path: File in the format `.safetensors` or of `torch.save`, from which only tensors are read, never code.
 
     Raises:
-        InputError: the file is missing or damaged, or its names or shapes are not the model's.
+        InputError: The file is missing or damaged, or its names or shapes are not the model's.
     """
     if not path.is_file():
         raise InputError(f"{path}: expected a file with a state_dict, found none; check the path")

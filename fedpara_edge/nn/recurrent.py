@@ -1,12 +1,12 @@
 """`LSTM` and `GRU` with factored input and recurrent weights, in place of torch's.
 
-Both take torch's arguments, and by keyword what the weights are made of. Where torch has a parameter `weight_ih_l0`
-[G H, I] there is a module of that name with the factors of that weight, as of a linear layer: `weight_ih_l0.x1`, and so
-on; G is 4 for an LSTM and 3 for a GRU. Biases are parameters as in torch. The forward pass composes all weights and
-calls torch's own operator once, so that ONNX has one LSTM or GRU for every layer.
+Both take torch's arguments and, by keyword, the parameterization of the weights. Where torch has a parameter
+`weight_ih_l0` [G H, I], there is a module of that name with the factors of that weight, as for a linear layer:
+`weight_ih_l0.x1`, and so on; G is 4 for an LSTM and 3 for a GRU. Biases are parameters as in torch. The forward pass
+composes all weights and calls torch's own operator once, so that ONNX has one LSTM or GRU for every layer.
 
 Composed weights start with the variance 1 / (3 H) of torch's, which draws from U(-1/√H, 1/√H), unless another `init` is
-asked for, and so do the biases.
+requested, and so do the biases.
 Source: FedPara (arXiv 2108.06098v3), Proposition 1, and section 3 for the LSTM.
 """
 
@@ -28,7 +28,7 @@ from fedpara_edge.nn.layers import FactoredLayer
 
 
 class RecurrentWeight(FactoredLayer):
-    """One weight of a recurrent layer; called without arguments, it gives the composed weight, `spec.shape`."""
+    """One weight of a recurrent layer; called without arguments, it returns the composed weight, of `spec.shape`."""
 
     def __init__(
         self, spec: LayerSpec, *, hidden_size: int, device: Any, dtype: torch.dtype | None, init: Init
@@ -41,7 +41,7 @@ class RecurrentWeight(FactoredLayer):
 
 
 class FactoredRecurrent(nn.Module):
-    """What `LSTM` and `GRU` have in common: their weights and biases, under torch's names."""
+    """Base of `LSTM` and `GRU`: weights and biases, under torch's names."""
 
     gates: ClassVar[int]
 
@@ -87,17 +87,17 @@ class FactoredRecurrent(nn.Module):
         self._reset_biases()
 
     def weights(self) -> dict[str, RecurrentWeight]:
-        """The modules of all weights by name, in torch's order."""
+        """Modules of all weights by name, in torch's order."""
         return {name: module for name, module in self.named_children() if isinstance(module, RecurrentWeight)}
 
     def reset_parameters(self) -> None:
-        """Draw all factors and biases anew."""
+        """Redraw all factors and biases."""
         for weight in self.weights().values():
             weight.reset_parameters()
         self._reset_biases()
 
     def flatten_parameters(self) -> None:
-        """Nothing: there is nothing to lay out in one piece of memory, as the weights are composed in every pass."""
+        """Do nothing: there is nothing to lay out in one block of memory, as every pass composes the weights."""
 
     def extra_repr(self) -> str:
         options = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}
@@ -105,7 +105,7 @@ class FactoredRecurrent(nn.Module):
         return ", ".join([str(self.input_size), str(self.hidden_size), *given])
 
     def _weight_shapes(self) -> dict[str, tuple[int, int]]:
-        """The shape of every weight, by its name and in the order of torch's."""
+        """Shape of every weight by name, in torch's order."""
         rows, directions = self.gates * self.hidden_size, 1 + self.bidirectional
         shapes = {}
         for place in self._places():
@@ -136,7 +136,7 @@ class FactoredRecurrent(nn.Module):
             nn.init.uniform_(self.get_parameter(name), -bound, bound)
 
     def _flat_weights(self) -> list[Tensor]:
-        """Composed weights and biases in the order in which torch's operator takes them."""
+        """Composed weights and biases, in the order in which torch's operators take them."""
         weights = self.weights()
         flat: list[Tensor] = []
         for place in self._places():
@@ -145,7 +145,7 @@ class FactoredRecurrent(nn.Module):
         return flat
 
     def _settings(self) -> tuple[bool, int, float, bool, bool, bool]:
-        """What torch's operators take after the weights."""
+        """Arguments that torch's operators take after the weights."""
         return self.bias, self.num_layers, self.dropout, self.training, self.bidirectional, self.batch_first
 
     def _batched(self, x: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ class FactoredRecurrent(nn.Module):
         return 0 if self.batch_first else 1
 
     def _state(self, steps: Tensor, given: Tensor | None) -> Tensor:
-        """The state before the first step, [layers · directions, B, H]."""
+        """State before the first step, [layers · directions, B, H]."""
         if given is not None:
             return given if given.dim() == 3 else given.unsqueeze(1)
         count = self.num_layers * (1 + self.bidirectional)
@@ -173,29 +173,29 @@ class LSTM(FactoredRecurrent):
     """`torch.nn.LSTM` with every weight composed of factors; torch's formulas and order of gates.
 
     Args:
-        input_size: I.
-        hidden_size: H.
-        num_layers: how many, one on top of the other.
-        bias: whether there are biases.
-        batch_first: whether x is [B, T, I].
-        dropout: probability, of the outputs of every layer but the last, in training.
-        bidirectional: whether every layer also reads from the last step to the first.
-        proj_size: 0; there is no projected state.
-        device: of the parameters.
-        dtype: of the parameters.
+        input_size: Number I of input features.
+        hidden_size: Number H of features of the state.
+        num_layers: Number of layers, one on top of the other.
+        bias: Whether the layer has biases.
+        batch_first: Whether x is [B, T, I].
+        dropout: Probability of dropout on the outputs of every layer but the last, in training.
+        bidirectional: Whether every layer also reads from the last step to the first.
+        proj_size: Size of the projected state, which must be 0; projection is not supported.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
         kind: `fedpara`, `pfedpara`, `lowrank` or `dense`.
-        gamma: γ of the rank schedule; a weight that factors would not make smaller is dense.
-        rank: inner rank R of all weights instead, or of each by its name, where 0 makes it dense.
-        tanh: W = tanh(W1) ⊙ tanh(W2), for `fedpara`.
-        init: how the factors are drawn (`fedpara_edge.nn.init`).
-        name: the layer's name in its specs and in errors.
+        gamma: Parameter γ of the rank schedule; a weight that factors would not make smaller is dense.
+        rank: Inner rank R of all weights, or of each by its name with 0 for a dense one, instead of the schedule's.
+        tanh: Whether W = tanh(W1) ⊙ tanh(W2), for `fedpara` only.
+        init: Initialization of the factors (`fedpara_edge.nn.init`).
+        name: Name of the layer in its specs and in errors.
 
     Shapes: x float [T, B, I], or [T, I] for one sequence; the states before the first step and after the last,
     (h, c) of [layers · directions, B, H] each, zeros if not given; outputs [T, B, directions · H].
 
     Raises:
-        InputError: a size is not positive, a rank does not fit or is missing, `proj_size` is not 0, or `tanh` is asked
-            of another kind than `fedpara`.
+        InputError: A size is not positive, a rank does not fit or is missing, `proj_size` is not 0, or `tanh` is
+            requested for a kind other than `fedpara`.
 
     >>> layer = LSTM(64, 256, num_layers=2, batch_first=True)
     >>> {name: (m.spec.shape, m.spec.rank) for name, m in layer.named_children()}  # doctest: +NORMALIZE_WHITESPACE
@@ -264,7 +264,7 @@ class GRU(FactoredRecurrent):
 
 
 def _linear(name: str, shape: tuple[int, int], *, kind: Kind, rank: int, tanh: bool) -> LayerSpec:
-    """A weight of exactly this rank, 0 for a dense one."""
+    """Spec of a weight of exactly this rank, 0 for a dense one."""
     kind = kind if rank else "dense"
     tanh = tanh and kind != "dense"
     return LayerSpec(name=name, operator="linear", kind=kind, form="matrix", shape=shape, rank=rank, tanh=tanh)

@@ -1,4 +1,4 @@
-"""What `convert` did to each layer of a model, as data and as a table."""
+"""Report on what `convert` did to each layer of a model, as data and as text."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from fedpara_edge.factors.layout import LayerSpec
 
 @dataclass(frozen=True, kw_only=True)
 class LayerReport:
-    """One layer after conversion.
+    """Report on one layer after conversion.
 
     Args:
-        name: dotted module path.
-        spec: what the layer is now; None where it is none this package describes (grouped, or a subclass).
-        reason: why it was left as it was; "" if it was converted.
-        relative_error: ‖W - composed‖_F / ‖W‖_F, for a converted layer with `pretrained=True`.
+        name: Dotted module path.
+        spec: Spec of the layer as it is now; None where this package describes none (grouped, or a subclass).
+        reason: Reason why the layer was left as it was; "" if it was converted.
+        relative_error: ‖W - composed‖_F / ‖W‖_F, for a layer converted with `pretrained=True`.
     """
 
     name: str
@@ -38,13 +38,13 @@ class LayerReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ConversionReport:
-    """What became of a model.
+    """Report on the conversion of a model.
 
     Args:
-        layers: every linear and convolution layer, in the order of the model.
-        messages: what else was changed, one line each.
-        parameters: number of trainable entries before.
-        parameters_after: number of trainable entries after.
+        layers: Reports on every linear and convolution layer and recurrent weight, in the order of the model.
+        messages: Other changes, one line each.
+        parameters: Number of trainable entries before the conversion.
+        parameters_after: Number of trainable entries after the conversion.
     """
 
     layers: tuple[LayerReport, ...]
@@ -54,12 +54,12 @@ class ConversionReport:
 
     @property
     def converted(self) -> tuple[LayerReport, ...]:
-        """The layers that are now factored."""
+        """Layers that are now factored."""
         return tuple(layer for layer in self.layers if not layer.reason)
 
     @property
     def unchanged(self) -> tuple[LayerReport, ...]:
-        """The layers that are as they were."""
+        """Layers that were left as they were."""
         return tuple(layer for layer in self.layers if layer.reason)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Which weights of a model are converted, and why the others are not."""
+"""Selection of the weights of a model to convert, with the reasons for leaving the others."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Weight:
     """A weight that may be composed of factors.
 
     Args:
-        layer: the module that has it.
-        part: its name there: `weight`, or `weight_ih_l0` and so on.
+        layer: Module that has the weight.
+        part: Name of the weight in the module: `weight`, or `weight_ih_l0` and so on.
     """
 
     layer: nn.Module
@@ -32,17 +32,17 @@ class Weight:
 
     @property
     def parameter(self) -> nn.Parameter | None:
-        """Its parameter; None if it has none, as it is composed or computed."""
+        """Parameter that holds the weight; None if there is none, as the weight is composed or computed."""
         return self.layer._parameters.get(self.part)
 
 
 def find_weights(model: nn.Module) -> dict[str, Weight]:
-    """Every weight of linear, two-dimensional convolution, LSTM and GRU layers once, in the order of the model.
+    """Weights of all linear, two-dimensional convolution, LSTM and GRU layers by name, each once, in the model's order.
 
-    Its name is the dotted name of its layer; a recurrent layer has several, each named as its parameter is.
+    The name of a weight is the dotted name of its layer; a recurrent layer has several, each named like its parameter.
 
     Raises:
-        InputError: a lazy module has no shapes yet.
+        InputError: A lazy module has no shapes yet.
     """
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
@@ -60,16 +60,16 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, Weight]]:
 
 
 def recurrent_weights(layer: nn.LSTM | nn.GRU) -> list[str]:
-    """The names of the weights of a recurrent layer, in torch's order."""
+    """Names of the weights of a recurrent layer, in torch's order."""
     names: list[str] = [name for group in layer._all_weights for name in group]
     return [name for name in names if name.startswith(("weight_ih", "weight_hh"))]
 
 
 def check_patterns(option: str, patterns: Iterable[str], names: Iterable[str]) -> None:
-    """Every fnmatch pattern of an option matches some name.
+    """Check that every fnmatch pattern of an option matches some name.
 
     Raises:
-        InputError: one does not, or a string was given for a list.
+        InputError: A pattern matches none, or a string was given instead of a list.
 
     >>> check_patterns("exclude", ["head"], ["body.0", "head"])
     >>> check_patterns("exclude", ["body"], ["body.0", "head"])
@@ -88,7 +88,7 @@ def check_patterns(option: str, patterns: Iterable[str], names: Iterable[str]) -
 
 
 def last_match(name: str, values: Mapping[str, Value]) -> Value | None:
-    """The value of the last pattern that matches, or None.
+    """Value of the last pattern that matches, or None.
 
     >>> last_match("body.3", {"body.*": 0.1, "*.3": 0.5}), last_match("head", {"body.*": 0.1})
     (0.5, None)
@@ -98,7 +98,7 @@ def last_match(name: str, values: Mapping[str, Value]) -> Value | None:
 
 
 def reason_to_leave(name: str, weight: Weight, *, include: Sequence[str], exclude: Sequence[str]) -> str:
-    """Why a weight is not to be converted, whatever its size; "" if it is."""
+    """Reason not to convert a weight, whatever its size; "" if there is none."""
     layer = weight.layer
     if isinstance(layer, FactoredLayer):
         return "already converted"

@@ -1,8 +1,9 @@
-"""Models to start from: plain PyTorch networks, whose layers `convert` makes small.
+"""Models to start from: plain PyTorch networks whose layers `convert` factors.
 
 `mlp`, `cnn`, `vgg16` and `resnet18` take float images [N, C, H, W] (any shape for `mlp`), `char-lstm` takes text and
-`har-transformer` windows of sensors. None of them normalizes by batches; scaling of uint8 images belongs to the export.
-Linear and convolution layers that can be factored start with He's variance in every kind, recurrent ones with torch's.
+`har-transformer` windows of sensor data. None of them uses batch normalization; scaling of uint8 images belongs to the
+export. Linear and convolution layers that can be factored start with He's variance in every kind, recurrent ones with
+torch's.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ RESNET18_CHANNELS = (64, 128, 256, 512)
 
 
 class Factory(Protocol):
-    """What makes a model of the zoo."""
+    """Function that makes a model of the zoo."""
 
     def __call__(
         self,
@@ -46,11 +47,11 @@ class ZooEntry:
     """One model of the zoo.
 
     Args:
-        factory: makes it; with `kind="dense"`, the plain PyTorch model.
-        input_shape: shape of one example, by default.
-        dense_layers: patterns of the layers that its factory leaves dense: what to `exclude` from a conversion.
-        input_dtype: of the raw input, by default; `int64` for tokens, of which there are as many as classes.
-        classes: how many, by default.
+        factory: Function that makes the model; with `kind="dense"`, the plain PyTorch model.
+        input_shape: Default shape of one example.
+        dense_layers: Patterns of the layers that the factory leaves dense, to `exclude` from a conversion.
+        input_dtype: Default dtype of the raw input; `int64` for tokens, of which there are as many as classes.
+        classes: Default number of classes.
     """
 
     factory: Factory
@@ -94,7 +95,7 @@ def cnn(
     form: Form = "tensor",
     tanh: bool = False,
 ) -> nn.Module:
-    """Four blocks of a 3x3 convolution (32 to 256 channels), GroupNorm, ReLU and 2x2 max-pooling; a linear head.
+    """Four blocks of a 3x3 convolution (32 to 256 channels), GroupNorm, ReLU and 2x2 max pooling; a linear head.
 
     The first convolution and the head stay dense: for gray images the schedule gives the first rank 1, where all
     filters are multiples of one another, and both are small.
@@ -173,12 +174,12 @@ def char_lstm(
     form: Form = "tensor",
     tanh: bool = False,
 ) -> nn.Module:
-    """The next character at every position of a text: an embedding of width 8, two LSTM layers of 256, a linear head.
+    """Next-character model for text: an embedding of width 8, two LSTM layers of 256, a linear head.
 
-    Takes characters int64 [N, T] in [0, classes) and gives the logits of those that follow, [N, classes, T], for labels
-    [N, T]. As in the paper's experiments on Shakespeare (section 3.1), there with one label for each window, as in LEAF
-    (arXiv 1812.01097), whose embedding this is. Input and recurrent weights are factored; embedding and head are dense.
-    The paper's 19 % of the parameters are those of γ = 0:
+    Takes characters int64 [N, T] in [0, classes) and returns, for every position, the logits of the next character,
+    [N, classes, T], for labels [N, T]. This is the model of the paper's experiments on Shakespeare (section 3.1), there
+    with one label per window, as in LEAF (arXiv 1812.01097), whose embedding this is. Input and recurrent weights are
+    factored; embedding and head are dense. The paper's 19 % of the parameters correspond to γ = 0:
 
     >>> dense, small = (sum(p.numel() for p in char_lstm(**options).parameters()) for options in (
     ...     {"kind": "dense"}, {"gamma": 0.0}))
@@ -199,7 +200,7 @@ def har_transformer(
     form: Form = "tensor",
     tanh: bool = False,
 ) -> nn.Module:
-    """Which activity a window of sensor data shows: a transformer encoder of two pre-norm blocks of width 128.
+    """Transformer encoder of two pre-norm blocks of width 128, which recognizes the activity in windows of sensor data.
 
     Takes float windows [N, T, C], T a multiple of 5. A linear layer makes a token of five steps, to which a learned
     position is added; the mean over all tokens goes to a linear head. The projections of attention and those of the
@@ -233,7 +234,7 @@ ZOO: dict[str, ZooEntry] = {
         classes=5,
     ),
 }
-"""The models by name."""
+"""Models by name."""
 
 
 def _conv_block(name: str, inputs: int, outputs: int, *, bias: bool = True) -> list[tuple[str, nn.Module]]:
@@ -254,7 +255,7 @@ def _image_shape(name: str, shape: tuple[int, ...], *, smallest: int) -> tuple[i
 def _finish(model: nn.Module, name: str, *, kind: Kind, gamma: float, form: Form, tanh: bool) -> nn.Module:
     dense_layers = ZOO[name].dense_layers
     for layer_name, layer in model.named_modules():
-        # Linear layers that stay dense keep torch's smaller initialization: with He's, vgg16 diverges at a rate of 0.1.
+        # Linear layers that stay dense keep torch's smaller initialization: with He's, vgg16 diverges at lr 0.1.
         if isinstance(layer, nn.Conv2d) or (isinstance(layer, nn.Linear) and layer_name not in dense_layers):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
