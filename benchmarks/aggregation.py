@@ -6,7 +6,7 @@ Writes as many float32 updates of a FedPara VGG16 (tensor form, γ chosen to mee
 as the largest of `--updates`, 8 GB for the numbers above, and removes them at the end. Every measurement is a process
 of its own; the three kinds take turns, so that a busy machine is busy for all of them:
 
-    aggregate    `fedpara_edge.aggregation.fedavg.aggregate`, screening and gap included
+    aggregate    `fedpara_edge.aggregation.aggregate`, screening and gap included
     reads        the same files, unbuffered, into one buffer of 1 MiB
     read_bytes   the same files, `Path.read_bytes` one after the other
 
@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.aggregation.fedavg import aggregate
+from fedpara_edge.aggregation import aggregate
 from fedpara_edge.codecs import find_encoder
 from fedpara_edge.factors.compose import factor_shapes
 from fedpara_edge.factors.layout import LayerSpec, Layout, TensorSpec

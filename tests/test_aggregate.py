@@ -16,16 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedpara_edge import codecs
-from fedpara_edge.aggregation import screening, stepping, stream
-from fedpara_edge.aggregation.fedavg import Aggregation, aggregate
-from fedpara_edge.aggregation.roundfiles import Downlink, RoundFiles
+from fedpara_edge.aggregation import Aggregation, aggregate, screening, stepping, stream
 from fedpara_edge.algorithms import ServerAlgorithm
 from fedpara_edge.algorithms.adaptive import FedAdagrad, FedAdam
 from fedpara_edge.algorithms.fedavg import FedAvgServer
 from fedpara_edge.algorithms.fedavgm import FedAvgM
 from fedpara_edge.algorithms.feddyn import FedDynServer
 from fedpara_edge.algorithms.scaffold import ScaffoldServer
-from fedpara_edge.codecs import codec, find_encoder
+from fedpara_edge.codecs import codec
 from fedpara_edge.codecs.codec import Decoder
 from fedpara_edge.codecs.float32 import open_float32
 from fedpara_edge.errors import FedparaError, InputError, InvalidUpdateError, TooFewUpdatesError, WrongBundleError
@@ -598,23 +596,6 @@ def test_a_sum_of_learning_rates_that_no_training_had_is_refused(rate_sum: float
     assert codes(result.rejected) == {"b.update": "wrong_algorithm"}
     largest = small_round.send(tmp_path, start, "c", change=still, metrics={"learning_rate_sum": 10**29})
     assert len(aggregate([good, largest], start, algorithm=ScaffoldServer(clients=2)).accepted) == 2
-
-
-@pytest.mark.parametrize(
-    ("weights_at", "change_at", "named"),
-    [
-        ("next", "next", "for the change, found that of the weights"),
-        ("state/round-1.safetensors", "change", "for the server state, found that of the weights"),
-        ("next", "state/../state/round-1.safetensors", "for the server state, found that of the change"),
-    ],
-)
-def test_no_file_of_a_round_is_written_over_another(
-    weights_at: str, change_at: str, named: str, tmp_path: Path
-) -> None:
-    downlink = Downlink(encoder=find_encoder("int8"), change=tmp_path / change_at)
-    files = RoundFiles(weights=tmp_path / weights_at, state=tmp_path / "state", downlink=downlink)
-    with pytest.raises(InputError, match=f"expected a file of its own {named}"):
-        files.begin(small_round.start_round(tmp_path, number=0), FedAvgServer(), overwrite=True)
 
 
 @pytest.mark.parametrize("algorithm", [FedAvgServer(lr=1e39), FedAdam(lr=1e39)], ids=["fedavg", "fedadam"])

@@ -28,7 +28,7 @@ from device_runtime.epochs import count_steps
 from device_runtime.schedule import learning_rate_at
 from device_runtime.state import DeviceState
 from export import ExportOptions, export_bundle
-from fedpara_edge.aggregation import aggregate
+from fedpara_edge.aggregation import AggregateConfig, aggregate, run_round
 from fedpara_edge.algorithms import ClientAlgorithm, ServerAlgorithm, find_client, find_server
 from fedpara_edge.algorithms.adaptive import FedAdagrad, FedAdam, FedYogi
 from fedpara_edge.algorithms.fedavg import FedAvgClient, FedAvgServer
@@ -112,15 +112,11 @@ class Federation:
     def round(self, clients: Sequence[int], config: TrainConfig = CONFIG, **options: Any) -> Weights:
         """A whole round; the next weights."""
         updates = [self.train(client, config, **options) for client in clients]
-        base = read_weights(self.weights)
-        kept = state_path(self.folder / "server", base.round)
-        state = read_server_state(kept) if kept.exists() else None
-        result = aggregate(updates, base, algorithm=self.server, state=state, strict=True)
-        self.weights = self.folder / f"round-{result.weights.round}.safetensors"
-        write_weights(self.weights, result.weights)
-        if result.state is not None:
-            write_server_state(state_path(self.folder / "server", result.weights.round), result.state)
-        return result.weights
+        output = self.folder / f"round-{read_weights(self.weights).round + 1}.safetensors"
+        server = AggregateConfig(algorithm=self.server.name, **self.server.options(), strict=True)
+        done = run_round(updates, self.weights, output, server, state=self.folder / "server")
+        self.weights = output
+        return done.aggregation.weights
 
     def server_state(self) -> ServerState:
         return read_server_state(state_path(self.folder / "server", read_weights(self.weights).round))
@@ -291,7 +287,8 @@ OPTIMIZERS: tuple[ServerAlgorithm, ...] = (
 @pytest.mark.parametrize("weighting", [None, "examples", "equal"])
 @pytest.mark.parametrize("server", OPTIMIZERS, ids=str)
 def test_server_optimizers_agree_with_numpy(server: ServerAlgorithm, weighting: Any, tmp_path: Path) -> None:
-    weights, state = small_round.start_round(tmp_path, number=0), None
+    weights, path = small_round.start_round(tmp_path, number=0), tmp_path / "base.safetensors"
+    config = AggregateConfig(algorithm=server.name, **server.options(), weighting=weighting)
     initial = small_round.flat(weights.tensors)
     deltas = []
     for number in range(5):
@@ -302,16 +299,13 @@ def test_server_optimizers_agree_with_numpy(server: ServerAlgorithm, weighting: 
             paths.append(small_round.send(tmp_path, weights, client, change=change, examples=int(count)))
         shares = np.full(3, 1 / 3) if weighting == "equal" else examples / examples.sum()
         deltas.append(shares @ np.stack(changes))
-        result = aggregate(paths, weights, algorithm=server, state=state, weighting=weighting)
-        path = tmp_path / f"{number}.safetensors"
-        write_weights(path, result.weights)
-        assert result.state is not None
-        write_server_state(tmp_path / "state", result.state)
-        weights, state = read_weights(path), read_server_state(tmp_path / "state")
+        done = run_round(paths, path, tmp_path / f"{number}.safetensors", config, state=tmp_path / "state", keep=2)
+        path = done.output
+        weights = read_weights(path)
         expected = adaptive_reference(server, initial, deltas)
         error = np.linalg.norm(small_round.flat(weights.tensors) - expected)
         assert error < TOLERANCE * np.linalg.norm(expected - initial)
-    assert set(state.groups) == set(server.groups)
+    assert set(read_server_state(state_path(tmp_path / "state", 5)).groups) == set(server.groups)
 
 
 def test_the_learning_rate_of_the_server_multiplies_the_mean(tmp_path: Path) -> None:
@@ -672,7 +666,7 @@ def test_state_must_be_there_and_of_the_same_algorithm(tmp_path: Path) -> None:
     write_weights(tmp_path / "next", result.weights)
     following = read_weights(tmp_path / "next")
     update = small_round.send(tmp_path, following, "a")
-    with pytest.raises(InputError, match="algorithm fedadam: expected the server state of round 1, found none; pass"):
+    with pytest.raises(InputError, match="algorithm fedadam: expected the server state of round 1, found none; give"):
         aggregate([update], following, algorithm=FedAdam())
     with pytest.raises(InputError, match="algorithm: expected fedadam as in round 1, found fedyogi; go on as"):
         aggregate([update], following, algorithm=FedYogi(), state=result.state)
@@ -772,7 +766,7 @@ def test_a_lossy_downlink_sends_what_it_left_out(
         change, options = tmp_path / f"{round}.change", ("--algorithm", algorithm, "--state", server)
         if state is not None:
             ended = person.aggregate(round, *options)
-            assert (ended.code, "expected --downlink-codec as in the round before" in ended.err) == (2, True)
+            assert (ended.code, "downlink_codec: expected one as in the round before" in ended.err) == (2, True)
         ended = person.aggregate(round, *options, "--downlink-codec", codec, "--change", change)
         assert ended.code == 0, ended.err
         assert ended.json["change_bytes"] == change.stat().st_size
@@ -840,10 +834,10 @@ def test_commands_that_do_not_fit_say_so(run: Command, small_bundle: SmallBundle
     assert person.train(0, 0).code == 0
     for options, message in (
         (("--momentum", 0.1), "momentum: expected with algorithm fedavgm, found with fedavg"),
-        (("--algorithm", "fedadam"), "algorithm fedadam: expected a folder for what the server keeps, found none"),
+        (("--algorithm", "fedadam"), "state: expected a folder for what algorithm fedadam keeps, found none"),
         (("--algorithm", "scaffold", "--state", server), "clients: expected a value with algorithm scaffold"),
-        (("--downlink-codec", "float32"), "downlink: expected both --downlink-codec and --change, found one"),
-        (("--change", server), "downlink: expected both --downlink-codec and --change, found one"),
+        (("--downlink-codec", "float32"), "change: expected a file for the change with downlink_codec, found none"),
+        (("--change", server), f"downlink_codec: expected a codec for the change {server}, found none"),
     ):
         ended = person.aggregate(0, *options)
         assert (ended.code, message in ended.err) == (2, True), ended.err

@@ -12,7 +12,7 @@ import small_round
 from encoded import EVERY, SIZES, UNBIASED
 from numpy.typing import NDArray
 
-from fedpara_edge.aggregation.fedavg import aggregate
+from fedpara_edge.aggregation import aggregate
 from fedpara_edge.codecs import codec, decoding, find_encoder, open_codec
 from fedpara_edge.codecs.codec import Decoder, Encoder
 from fedpara_edge.codecs.payload import NAME as PAYLOAD

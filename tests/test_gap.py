@@ -9,8 +9,8 @@ import pytest
 import small_round
 from numpy.typing import NDArray
 
+from fedpara_edge.aggregation import aggregate
 from fedpara_edge.aggregation import gap as gap_module
-from fedpara_edge.aggregation.fedavg import aggregate
 from fedpara_edge.aggregation.gap import Gap, GapEstimator
 from fedpara_edge.aggregation.weightsample import evenly, sample_layer
 from fedpara_edge.codecs.changes import Changes

@@ -90,9 +90,13 @@ def test_once_begun_the_folder_has_a_file_for_every_round(tmp_path: Path) -> Non
     later = small_round.start_round(tmp_path)
     assert read_state_for(tmp_path, later) is None
     assert read_state_for(tmp_path, replace(later, round=1 << 40)) is None  # at once, however many rounds there were
-    for name in ("round-x.safetensors", "round-01.safetensors", "round-7.safetensors"):
+    for name in ("round-x.safetensors", "round-01.safetensors", "round-4.safetensors"):
         (tmp_path / name).touch()
     assert read_state_for(tmp_path, later) is None
+    state_path(tmp_path, 5).touch()
+    with pytest.raises(InputError, match=r"of round 3, found those from round 4 to 5: older ones were removed; go on"):
+        read_state_for(tmp_path, later)
+    assert read_state_for(tmp_path, first) is None
     write_server_state(state_path(tmp_path, 2), make_state(first))
     with pytest.raises(
         InputError, match=r"round-3.safetensors: expected the server state of round 3, found that of round 2; aggr"

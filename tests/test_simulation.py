@@ -502,7 +502,7 @@ def test_weights_that_cannot_be_sent_end_the_arm_and_other_errors_name_it(
     def publish(*_: Any, **__: Any) -> None:
         raise raised
 
-    monkeypatch.setattr("fedpara_edge.aggregation.roundfiles.publish", publish)
+    monkeypatch.setattr("fedpara_edge.aggregation.round.publish", publish)
     more = '[arms.changes]\nmodel.gamma = 0.5\naggregate.downlink_codec = "int8"\n'
     plan, run = write_plan(tmp_path, more=more), tmp_path / "run"
     run.mkdir()
@@ -635,8 +635,8 @@ def test_no_arm_and_no_client_takes_the_place_of_another_file(done: Path) -> Non
 
 def test_all_arms_of_the_comparison_of_optimizers_weigh_alike() -> None:
     plan = read_plan(Path(__file__).parents[1] / "plans" / "optimizers.toml")
-    assert {arm.aggregate.weighs for arm in plan.arms} == {"equal"}
-    assert {replace(arm.aggregate, weighting=None).weighs for arm in plan.arms} == {"equal", "examples"}
+    assert {arm.aggregate.effective_weighting for arm in plan.arms} == {"equal"}
+    assert {replace(arm.aggregate, weighting=None).effective_weighting for arm in plan.arms} == {"equal", "examples"}
 
 
 def test_outcomes_are_told_even_if_the_report_fails(run: Command, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:

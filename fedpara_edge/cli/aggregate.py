@@ -6,12 +6,15 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fedpara_edge.cli.output import emit, force_option, json_option, megabytes, note
-from fedpara_edge.errors import FedparaError, InputError, TooFewUpdatesError
+from fedpara_edge.errors import FedparaError, TooFewUpdatesError
+
+if TYPE_CHECKING:
+    from fedpara_edge.aggregation import Round
 
 FOLDER_OR_FILE = click.Path(path_type=Path)
 ALGORITHMS = "fedavg, fedavgm, fedadam, fedyogi, fedadagrad, scaffold or feddyn."
@@ -80,61 +83,62 @@ def command(
     others. The state folder gets one file for each round, whose name is the round's: that of --weights must be there,
     except at round 0. With a downlink codec the weights written are those that devices get by applying the change.
     """
-    from fedpara_edge.aggregation import aggregate
-    from fedpara_edge.aggregation.roundfiles import Downlink, RoundFiles
-    from fedpara_edge.algorithms import find_server
-    from fedpara_edge.codecs import find_encoder
-    from fedpara_edge.formats.weights import read_weights
+    from fedpara_edge.aggregation import AggregateConfig, run_round
 
-    options = {"lr": server_lr, "momentum": momentum, "beta1": beta1, "beta2": beta2, "tau": tau, "alpha": alpha}
-    chosen = find_server(algorithm, {**options, "clients": clients})
-    downlink = None
-    if downlink_codec is not None and change is not None:
-        downlink = Downlink(encoder=find_encoder(downlink_codec), change=change)
-    elif downlink_codec is not None or change is not None:
-        raise InputError("downlink: expected both --downlink-codec and --change, found one of them; give the other")
-    files = RoundFiles(weights=output, state=state, downlink=downlink)
-    base = read_weights(weights)
-    kept = files.begin(base, chosen, overwrite=force)
+    config = AggregateConfig(
+        algorithm=algorithm,
+        lr=server_lr,
+        momentum=momentum,
+        beta1=beta1,
+        beta2=beta2,
+        tau=tau,
+        alpha=alpha,
+        clients=clients,
+        weighting=weighting,
+        merge=merge,
+        min_updates=min_updates,
+        strict=strict,
+        downlink_codec=downlink_codec,
+    )
     try:
         with _progress_bar(len(updates)) as on_progress:
-            result = aggregate(
+            done = run_round(
                 updates,
-                base,
-                algorithm=chosen,
-                state=kept,
-                weighting=weighting,
-                merge=merge,
-                strict=strict,
-                min_updates=min_updates,
+                weights,
+                output,
+                config,
+                state=state,
+                change=change,
+                overwrite=force,
                 on_progress=on_progress,
             )
     except TooFewUpdatesError as error:
         _show(error.rejected)
         raise
-    _show([update.error for update in result.rejected])
-    result = files.commit(result, base, kept)
-    gap = result.gap
+    _show([update.error for update in done.aggregation.rejected])
+    emit(done.to_json(), _text(done), as_json=json)
+
+
+def _text(done: Round) -> str:
+    result = done.aggregation
     text = (
-        f"{output}: round {result.weights.round} from {len(result.accepted)} updates "
+        f"{done.output}: round {done.number} from {len(result.accepted)} updates "
         f"({sum(update.examples for update in result.accepted)} examples), {len(result.rejected)} rejected\n"
         f"received {megabytes(result.received_bytes)}, {result.share:.1%} of the {megabytes(result.dense_bytes)} "
         "that the dense model costs in float32"
     )
     if result.rejected_bytes:
         text += f", and {megabytes(result.rejected_bytes)} that were rejected"
-    sent: dict[str, Any] = {} if state is None else {"state": str(state / f"round-{result.weights.round}.safetensors")}
-    if change is not None:
-        sent |= {"change": str(change), "change_bytes": change.stat().st_size}
-        text += f"\n{change}: {megabytes(sent['change_bytes'])} to each device"
-    if gap is not None:
+    if done.change_bytes is not None:
+        text += f"\n{done.change}: {megabytes(done.change_bytes)} to each device"
+    if result.gap is not None:
         text += (
-            f"\naggregation gap {gap.relative:.2%} of the mean change "
-            f"({gap.entries} composed weights of {len(gap.layers)} layers compared)"
+            f"\naggregation gap {result.gap.relative:.2%} of the mean change "
+            f"({result.gap.entries} composed weights of {len(result.gap.layers)} layers compared)"
         )
     if result.refit is not None:
         text += f"\nrefitted: {result.refit.before:.2%} -> {result.refit.after:.2%} of it"
-    emit({"output": str(output), **sent, **result.to_json()}, text, as_json=json)
+    return text
 
 
 def _show(rejected: Iterable[FedparaError]) -> None:

@@ -18,7 +18,6 @@ first values. For the device, the file of a round is SCAFFOLD's control variate 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -189,21 +188,28 @@ def state_path(folder: Path, round: int) -> Path:
 
 
 def read_state_for(folder: Path, weights: Weights) -> ServerState | None:
-    """The state in a folder that belongs with some weights; None if none was kept in any round up to theirs.
+    """The state in a folder that belongs with some weights; None if the folder's states begin after them.
 
     Raises:
-        InputError: there is one of an earlier round, but not theirs.
-        WrongBundleError: it is damaged, or belongs with other weights.
+        InputError: The state is missing, though those of earlier rounds are there, or it was removed.
+        WrongBundleError: The state is damaged, or belongs with other weights.
     """
-    path = state_path(folder, weights.round)
+    path, number = state_path(folder, weights.round), weights.round
     if not path.exists():
-        earlier = [round for file in folder.glob("round-*.safetensors") if (round := _round_of(file)) < weights.round]
-        if not earlier:
-            return None
-        raise InputError(
-            f"{path}: expected the server state of round {weights.round}, found that of round {max(earlier)}; "
-            "aggregate the rounds between with --state as well, or begin with an empty folder"
-        )
+        rounds = _rounds_in(folder)
+        earlier = [round for round in rounds if round < number]
+        if earlier:
+            raise InputError(
+                f"{path}: expected the server state of round {number}, found that of round {max(earlier)}; "
+                "aggregate the rounds between with the state folder as well, or begin with an empty one"
+            )
+        # The next round's alone is there if a folder is first used for that round, which is done again now.
+        if number and rounds and max(rounds) > number + 1:
+            raise InputError(
+                f"{path}: expected the server state of round {number}, found those from round {min(rounds)} to "
+                f"{max(rounds)}: older ones were removed; go on from newer weights, or begin with an empty folder"
+            )
+        return None
     state = read_server_state(path)
     try:
         state.check_weights(weights)
@@ -212,10 +218,17 @@ def read_state_for(folder: Path, weights: Weights) -> ServerState | None:
     return state
 
 
-def _round_of(path: Path) -> float:
-    """The inverse of `state_path`; infinite for the name of another file."""
-    number = path.stem.removeprefix("round-")
-    return int(number) if number.isdecimal() and path == state_path(path.parent, int(number)) else math.inf
+def remove_states_before(folder: Path, round: int) -> None:
+    """Remove the states of the rounds before `round` from a server's state folder."""
+    for number in _rounds_in(folder):
+        if number < round:
+            state_path(folder, number).unlink(missing_ok=True)
+
+
+def _rounds_in(folder: Path) -> list[int]:
+    """The rounds of which a folder has the state."""
+    numbers = (path.stem.removeprefix("round-") for path in folder.glob("round-*.safetensors"))
+    return [int(number) for number in numbers if number.isdecimal() and str(int(number)) == number]
 
 
 def _header_of(file: TensorFile) -> ServerState:

@@ -212,7 +212,7 @@ def _arm_event(job: Job) -> Event:
         kind=arm.model.kind,
         gamma=None if arm.model.kind == "dense" else arm.model.gamma,
         algorithm=arm.algorithm,
-        weighting=None if arm.local_only else arm.aggregate.weighs,
+        weighting=None if arm.local_only else arm.aggregate.effective_weighting,
         codec=arm.train.codec,
         downlink_codec=arm.aggregate.downlink_codec,
         shared_parameters=shared,

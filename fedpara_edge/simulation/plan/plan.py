@@ -33,8 +33,8 @@ from typing import Any, Literal, TypeVar
 from device_runtime.config import TrainConfig
 from device_runtime.engines.registry import ENGINES
 from device_runtime.schedule import Schedule, Shape
-from fedpara_edge.aggregation.fedavg import check_merge
-from fedpara_edge.algorithms import ServerAlgorithm, Weighting, find_client, find_server
+from fedpara_edge.aggregation import AggregateConfig
+from fedpara_edge.algorithms import CLIENT, Weighting, find_client
 from fedpara_edge.codecs import find_encoder
 from fedpara_edge.errors import InputError, brief
 from fedpara_edge.formats.recipe import Recipe
@@ -48,8 +48,8 @@ MAX_SEED = 2**32 - 1
 ARM_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,59}")
 SETTINGS = ("name", "rounds", "seeds", "participants", "evaluate_every", "target", "reference")
 PARTS = ("train", "model", "aggregate")
-OWN_SERVER = ("scaffold", "feddyn")
-"""Local algorithms that need the server's of the same name, and the other way round."""
+OWN_SERVER = tuple(name for name, kind in CLIENT.items() if kind.paired)
+"""Client algorithms that need the server's of the same name, and the other way round."""
 NAMES_OF_CONFIG = {"learning_rate": "lr", "round_decay": "lr_decay", "drop_every_epochs": "drop_every"}
 
 
@@ -164,8 +164,8 @@ class AggregatePlan:
     snapshot_every: int = 0
 
     def __post_init__(self) -> None:
-        check_merge(self.merge, self.server(clients=1))
         _check_codec("downlink_codec", self.downlink_codec)
+        self.config(clients=1)
         if self.snapshot_every < 0:
             raise InputError(f"snapshot_every: expected an integer of at least 0, found {self.snapshot_every}")
         if self.snapshot_every and not self.sends_changes:
@@ -179,21 +179,30 @@ class AggregatePlan:
         """Whether devices get changes of the weights instead of whole weights."""
         return self.downlink_codec != "float32"
 
-    def server(self, *, clients: int) -> ServerAlgorithm:
-        """The server's algorithm.
+    def config(self, *, clients: int) -> AggregateConfig:
+        """How the server aggregates a round.
 
         Args:
-            clients: number of all devices.
+            clients: Number of all devices.
         """
-        options = {name: getattr(self, name) for name in ("lr", "momentum", "beta1", "beta2", "tau", "alpha")}
-        if self.algorithm in OWN_SERVER:
-            options["clients"] = clients
-        return find_server(self.algorithm, options)
+        return AggregateConfig(
+            algorithm=self.algorithm,
+            lr=self.lr,
+            momentum=self.momentum,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            tau=self.tau,
+            alpha=self.alpha,
+            clients=clients if self.algorithm in OWN_SERVER else None,
+            weighting=self.weighting,
+            merge=self.merge,
+            downlink_codec=self.downlink_codec if self.sends_changes else None,
+        )
 
     @property
-    def weighs(self) -> Weighting:
-        """How devices are weighed: as the plan says, or else in the algorithm's own way."""
-        return self.weighting or self.server(clients=1).weighting
+    def effective_weighting(self) -> Weighting:
+        """The weighting of the devices, the algorithm's own where the plan asks for none."""
+        return self.config(clients=1).effective_weighting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +240,7 @@ class Arm:
             )
         if local == "feddyn":
             alpha = self.train.config(seed=0).algorithm.to_json()["alpha"]
-            of_server = self.aggregate.server(clients=1).options()["alpha"]
+            of_server = self.aggregate.config(clients=1).server_algorithm.options()["alpha"]
             if alpha != of_server:
                 raise InputError(f"train.alpha: expected aggregate.alpha, {of_server}, found {alpha}")
         if self.local_only and (local, server) != ("fedavg", "fedavg"):

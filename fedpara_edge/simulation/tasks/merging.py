@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedpara_edge.aggregation import aggregate
-from fedpara_edge.aggregation.roundfiles import Downlink, RoundFiles
-from fedpara_edge.codecs import find_encoder
+from fedpara_edge.aggregation import run_round
 from fedpara_edge.errors import DivergedError, TooFewUpdatesError
 from fedpara_edge.formats.serverstate import write_server_state
 from fedpara_edge.formats.weights import read_weights
@@ -69,24 +67,25 @@ def merge_round(merging: Merging) -> Merged:
     Raises:
         FedparaError: anything but that no update was good, or that they lead beyond what can be sent.
     """
-    plan, base = merging.plan, read_weights(merging.weights)
-    algorithm = plan.server(clients=merging.clients)
-    downlink = None
-    if plan.sends_changes:
-        downlink = Downlink(encoder=find_encoder(plan.downlink_codec), change=merging.change)
-    keeps = bool(algorithm.groups) or downlink is not None
-    files = RoundFiles(weights=merging.output, state=merging.server if keeps else None, downlink=downlink)
-    state = files.begin(base, algorithm, overwrite=True)
+    plan, number = merging.plan, read_weights(merging.weights).round + 1
+    config = plan.config(clients=merging.clients)
+    keeps = bool(config.server_algorithm.groups) or plan.sends_changes
     try:
-        result = aggregate(
-            merging.updates, base, algorithm=algorithm, state=state, weighting=plan.weighting, merge=plan.merge
+        done = run_round(
+            merging.updates,
+            merging.weights,
+            merging.output,
+            config,
+            state=merging.server if keeps else None,
+            change=merging.change if plan.sends_changes else None,
+            overwrite=True,
         )
-        result = files.commit(result, base, state)
     except DivergedError as error:
-        return Merged(diverged=f"round {base.round + 1}: {error}")
+        return Merged(diverged=f"round {number}: {error}")
     except TooFewUpdatesError as error:
         codes = tuple(refused.code for refused in error.rejected)
-        return Merged(rejected=codes, diverged=f"round {base.round + 1}: no update could be used ({', '.join(codes)})")
+        return Merged(rejected=codes, diverged=f"round {number}: no update could be used ({', '.join(codes)})")
+    result = done.aggregation
     if result.state is not None and CONTROL in result.state.groups:
         # The server's own file may have more in it than devices need.
         control = {CONTROL: result.state.groups[CONTROL]}
@@ -96,6 +95,6 @@ def merge_round(merging: Merging) -> Merged:
         rejected=tuple(update.code for update in result.rejected),
         gap=result.refit.after if result.refit else of_mean,
         mean_gap=result.refit.before if result.refit else of_mean,
-        weights_bytes=merging.output.stat().st_size,
-        change_bytes=merging.change.stat().st_size if plan.sends_changes else None,
+        weights_bytes=done.weights_bytes,
+        change_bytes=done.change_bytes,
     )

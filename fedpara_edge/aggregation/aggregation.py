@@ -17,12 +17,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.aggregation.addition import add_change, find_overflowing, is_finite, limit
+from fedpara_edge.aggregation.config import Merge, check_merge, check_min_updates
 from fedpara_edge.aggregation.gap import Gap, GapEstimator, finite
 from fedpara_edge.aggregation.refit import Refit, refit
 from fedpara_edge.aggregation.screening import Rejected, screen
@@ -35,12 +36,19 @@ from fedpara_edge.formats.serverstate import ServerState, state_of
 from fedpara_edge.formats.update import Update
 from fedpara_edge.formats.weights import Weights
 
-Merge = Literal["mean", "refit"]
-
 
 @dataclass(frozen=True)
 class Accepted:
-    """An update that is in the mean; the fields are those of its header, and `bytes` the size of the file."""
+    """An update that is in the mean.
+
+    Args:
+        path: The file.
+        client: Name of the client, from the header as what follows.
+        examples: Number of examples it was trained on.
+        steps: Number of steps it took.
+        metrics: Numbers that it states.
+        bytes: Size of the file.
+    """
 
     path: Path
     client: str
@@ -59,16 +67,16 @@ class Aggregation:
     """The next weights, and how they came about.
 
     Args:
-        weights: of the next round.
-        state: what the server algorithm keeps for the next round; None if it keeps nothing.
-        algorithm: the server algorithm.
-        weighting: how the updates were weighed.
-        accepted: the updates in the mean, sorted by client.
-        rejected: the others, sorted by path.
-        rejected_bytes: size of the files that were rejected: received, too, and of no use.
-        dense_bytes: what as many updates of the dense model as were accepted cost in float32.
-        gap: between the mean of the factors and that of the weights; None if no layer has factors that travel.
-        refit: what refitting made of it; None if it was not asked for.
+        weights: Weights of the next round.
+        state: What the server algorithm keeps for the next round; None if it keeps nothing.
+        algorithm: Server algorithm.
+        weighting: Weighting of the updates.
+        accepted: Updates in the mean, sorted by client.
+        rejected: Updates that were refused, sorted by path.
+        rejected_bytes: Size of the refused files, received for nothing.
+        dense_bytes: Size of as many updates of the dense model as were accepted, in float32.
+        gap: Distance of the mean of the factors from that of the weights; None if no layer has factors that travel.
+        refit: What refitting made of the gap; None if it was not asked for.
     """
 
     weights: Weights
@@ -93,7 +101,7 @@ class Aggregation:
         return self.received_bytes / self.dense_bytes
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for `json.dumps`: all but the tensors."""
+        """All but the tensors, plain data for `json.dumps`."""
         return {
             "fingerprint": self.weights.fingerprint,
             "round": self.weights.round,
@@ -135,28 +143,27 @@ def aggregate(
     keeps, and 8 for the second mean of scaffold.
 
     Args:
-        paths: update files, in any order.
-        weights: those the updates were trained from, as read from their file.
-        algorithm: what to do with the mean.
-        state: what the algorithm kept in the round before; needed after round 0 if it keeps anything.
-        weighting: of the updates in the mean, by examples or equal; None for the algorithm's own.
+        paths: Update files, in any order.
+        weights: Weights that the updates were trained from, as read from their file.
+        algorithm: Server algorithm that moves the weights.
+        state: What the algorithm kept in the round before; needed after round 0 if it keeps anything.
+        weighting: Weighting of the updates, by examples or equal; None for the algorithm's own.
         merge: `mean` for the mean of the factors, `refit` to bring them closer to the mean of the weights, which takes
             a second pass over the files and 12 bytes for each dense weight (`refit`).
-        strict: raise the error of the first bad update, by path, instead of leaving it out.
-        min_updates: how many valid ones there must be.
-        on_progress: called now and then with the number of files read and of all files to read; it starts again if
-            the files must be read twice.
+        strict: Whether the first bad update, by path, ends the round instead of being left out.
+        min_updates: Least number of valid updates.
+        on_progress: Function that is called now and then with the number of files read and of all to read; it starts
+            again if the files must be read twice.
 
     Raises:
-        TooFewUpdatesError: there are fewer valid updates than `min_updates`; its `rejected` tells of the others.
+        TooFewUpdatesError: There are fewer valid updates than `min_updates`; its `rejected` tells of the others.
         InputError: `min_updates` is less than 1, the algorithm takes no refit, the state is missing or another
             algorithm's, or there are more updates than clients.
-        WrongBundleError: the state belongs with other weights.
-        DivergedError: the step leads beyond float32, and no single update is to blame.
-        InvalidUpdateError, WrongBundleError: with `strict`.
+        WrongBundleError: The state belongs with other weights.
+        DivergedError: The step leads beyond float32, and no single update is to blame.
+        InvalidUpdateError, WrongBundleError: An update is bad, with `strict`.
     """
-    if min_updates < 1:
-        raise InputError(f"min_updates: expected at least 1, found {min_updates}")
+    check_min_updates(min_updates)
     check_merge(merge, algorithm)
     kept = _kept(state, weights, algorithm)
     weighting = weighting or algorithm.weighting
@@ -202,19 +209,6 @@ def aggregate(
     )
 
 
-def check_merge(merge: Merge, algorithm: ServerAlgorithm) -> None:
-    """Refuse what does not go together.
-
-    Raises:
-        InputError: the algorithm takes no refit.
-    """
-    if merge == "refit" and not algorithm.takes_refit:
-        raise InputError(
-            f"merge: expected mean with algorithm {algorithm.name}, found refit: what the devices keep would no longer "
-            "be what the server keeps"
-        )
-
-
 def _kept(
     state: ServerState | None, weights: Weights, algorithm: ServerAlgorithm
 ) -> Mapping[str, Mapping[str, NDArray[np.float32]]]:
@@ -222,7 +216,7 @@ def _kept(
         if algorithm.groups and weights.round:
             raise InputError(
                 f"algorithm {algorithm.name}: expected the server state of round {weights.round}, found none; "
-                "pass the --state of the rounds before, or begin again from round 0"
+                "give the state of the rounds before, or begin again from round 0"
             )
         return {}
     state.check_weights(weights)
@@ -255,7 +249,7 @@ def _check_finite(groups: Mapping[str, Mapping[str, NDArray[np.float32]]], algor
             if not np.isfinite(tensor).all():
                 raise DivergedError(
                     f"tensor {name!r}: expected finite {group} after the step of algorithm {algorithm.name}, found one "
-                    "beyond float32; lower --server-lr, or begin again from an earlier round"
+                    "beyond float32; lower the server's lr, or begin again from an earlier round"
                 )
 
 

@@ -1,0 +1,229 @@
+"""A round of the server on its files: what is needed is read, aggregated, and what comes of it is written.
+
+The order of writing is change, state, weights, so that where the weights of a round are, all that belongs with them is.
+States of older rounds are removed only after that.
+
+The codec of a downlink decodes to other weights than the server made. These *published* weights are those of the next
+round, and what they lack is kept in the server state and sent with the next change (error feedback).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fedpara_edge.aggregation.aggregation import Aggregation, aggregate
+from fedpara_edge.aggregation.config import AggregateConfig
+from fedpara_edge.algorithms import ServerAlgorithm
+from fedpara_edge.codecs import find_encoder
+from fedpara_edge.errors import InputError
+from fedpara_edge.formats.change import publish
+from fedpara_edge.formats.serverstate import (
+    RESIDUAL,
+    ServerState,
+    read_state_for,
+    remove_states_before,
+    state_of,
+    state_path,
+    write_server_state,
+)
+from fedpara_edge.formats.weights import Weights, read_weights, write_weights
+from fedpara_edge.storage.atomic import check_output
+
+LEAST_KEPT = 2
+"""Fewest states to keep: the newest, and the one before it, from which the newest round can be aggregated again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """A finished round: what the updates came to, and the files that were written.
+
+    Args:
+        aggregation: Weights and server state as they were written, and what is known of the updates.
+        output: File with the next weights.
+        weights_bytes: Size of that file.
+        change: File with the change that leads to these weights; None where whole weights are sent.
+        change_bytes: Size of that file.
+        state: Server state file that belongs with the next weights; None where nothing is kept.
+    """
+
+    aggregation: Aggregation
+    output: Path
+    weights_bytes: int
+    change: Path | None
+    change_bytes: int | None
+    state: Path | None
+
+    @property
+    def number(self) -> int:
+        """The number of rounds that led to the weights."""
+        return self.aggregation.weights.round
+
+    def to_json(self) -> dict[str, Any]:
+        """Files and numbers, plain data for `json.dumps`; what there is none of is left out."""
+        files = {
+            "output": str(self.output),
+            "weights_bytes": self.weights_bytes,
+            "state": None if self.state is None else str(self.state),
+            "change": None if self.change is None else str(self.change),
+            "change_bytes": self.change_bytes,
+        }
+        return {
+            **{name: value for name, value in files.items() if value is not None},
+            **self.aggregation.to_json(),
+        }
+
+
+DEFAULT = AggregateConfig()
+
+
+def run_round(
+    updates: Iterable[Path],
+    weights: Path,
+    output: Path,
+    config: AggregateConfig = DEFAULT,
+    *,
+    state: Path | None = None,
+    change: Path | None = None,
+    keep: int | None = None,
+    overwrite: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Round:
+    """Aggregate update files and write the next weights, and with them the change and the server state.
+
+    What can't be written is refused before any update is read. A process that is killed leaves either no weights at
+    `output` or everything that belongs with them; the same call with `overwrite` does the round again.
+
+    Args:
+        updates: Update files, in any order.
+        weights: Weights file that the updates were trained from.
+        output: Weights file to write.
+        config: How to aggregate.
+        state: Folder with the server state of every round, made if it is missing; None where neither the algorithm nor
+            the downlink keeps anything.
+        change: Change file to write, with `config.downlink_codec`.
+        keep: Number of rounds, from 2 on, whose state stays in the folder; None for all.
+        overwrite: Whether the files to write may exist.
+        on_progress: Function that is called with the number of files read and of all to read.
+
+    Raises:
+        InputError: A file exists or can't be written, the state or an option is missing or does not fit.
+        WrongBundleError: The weights or the state are damaged, or do not belong together.
+        TooFewUpdatesError: There are fewer valid updates than asked for; its `rejected` tells of the others.
+        DivergedError: The next weights would be beyond float32, and no single update is to blame.
+        InvalidUpdateError: An update is bad, with `config.strict`.
+        FedparaError: The disk refuses a write.
+    """
+    _check_options(config, state=state, change=change, keep=keep)
+    base = read_weights(weights)
+    target = None if state is None else state_path(state, base.round + 1)
+    _check_outputs(output, change, target, folder=state, overwrite=overwrite)
+    kept = None if state is None else _read_state(state, base, config)
+    aggregation = aggregate(
+        updates,
+        base,
+        algorithm=config.server_algorithm,
+        state=kept,
+        weighting=config.weighting,
+        merge=config.merge,
+        strict=config.strict,
+        min_updates=config.min_updates,
+        on_progress=on_progress,
+    )
+    written = _write(aggregation, base, kept, output=output, change=change, state=target, config=config)
+    if state is not None and keep is not None:
+        remove_states_before(state, base.round + 2 - keep)
+    return Round(
+        aggregation=written,
+        output=output,
+        weights_bytes=output.stat().st_size,
+        change=change,
+        change_bytes=None if change is None else change.stat().st_size,
+        state=target,
+    )
+
+
+def _check_options(config: AggregateConfig, *, state: Path | None, change: Path | None, keep: int | None) -> None:
+    if config.downlink_codec is None and change is not None:
+        raise InputError(f"expected a codec for the change {change}, found none; give one", key="downlink_codec")
+    if config.downlink_codec is not None and change is None:
+        raise InputError("expected a file for the change with downlink_codec, found none; give one", key="change")
+    keeper = _keeper(config.server_algorithm, config.downlink_codec)
+    if state is None and keeper is not None:
+        raise InputError(f"expected a folder for what {keeper} keeps, found none; give one", key="state")
+    if keep is not None and (type(keep) is not int or keep < LEAST_KEPT):
+        raise InputError(f"expected a number of rounds, at least {LEAST_KEPT}, found {keep!r}", key="keep")
+    if keep is not None and state is None:
+        raise InputError("expected with a state folder, found none; give one, or leave keep out", key="keep")
+
+
+def _keeper(algorithm: ServerAlgorithm, downlink_codec: str | None) -> str | None:
+    """What needs a state folder."""
+    if algorithm.groups:
+        return f"algorithm {algorithm.name}"
+    return None if downlink_codec is None else f"downlink_codec {downlink_codec}"
+
+
+def _check_outputs(
+    output: Path, change: Path | None, state: Path | None, *, folder: Path | None, overwrite: bool
+) -> None:
+    """Refuse files that would be written over one another, or that can't be written."""
+    files = {"weights": output, "change": change, "server state": state}
+    found = {name: path for name, path in files.items() if path is not None}
+    names: dict[Path, str] = {}
+    for name, path in found.items():
+        if (other := names.setdefault(path.absolute().resolve(), name)) != name:
+            raise InputError(f"{path}: expected a file of its own for the {name}, found that of the {other}")
+    for file in (output, change):
+        if file is not None:
+            check_output(file, overwrite=overwrite)
+    if folder is not None and state is not None:
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"{folder}: expected a writable state folder, found {error.strerror}; choose another"
+            ) from error
+        check_output(state, overwrite=overwrite)
+
+
+def _read_state(folder: Path, base: Weights, config: AggregateConfig) -> ServerState | None:
+    """The state of the round before; None if there is none yet."""
+    state = read_state_for(folder, base)
+    if state is not None and RESIDUAL in state.groups and config.downlink_codec is None:
+        raise InputError(
+            f"expected one as in the round before, whose change left something to send "
+            f"({state_path(folder, base.round)}), found none; float32 leaves nothing",
+            key="downlink_codec",
+        )
+    return state
+
+
+def _write(
+    aggregation: Aggregation,
+    base: Weights,
+    kept: ServerState | None,
+    *,
+    output: Path,
+    change: Path | None,
+    state: Path | None,
+    config: AggregateConfig,
+) -> Aggregation:
+    """Write the files of a round; the aggregation with the weights and the state that are in them."""
+    weights = aggregation.weights
+    groups = {} if aggregation.state is None else dict(aggregation.state.groups)
+    if change is not None and config.downlink_codec is not None:
+        encoder = find_encoder(config.downlink_codec)
+        residual = None if kept is None else kept.groups.get(RESIDUAL)
+        published = publish(change, base, weights, encoder, residual=residual)
+        weights = published.weights
+        if any(tensor.any() for tensor in published.residual.values()):
+            groups[RESIDUAL] = published.residual
+    following = None
+    if state is not None:
+        following = state_of(weights, aggregation.algorithm, groups)
+        write_server_state(state, following)
+    write_weights(output, weights)
+    return replace(aggregation, weights=weights, state=following)
