@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import Command
-from small_net import without_verification
+from small_net import SHAPE, SmallBundle, without_verification
 
 from device_runtime import evaluate, load_weights, open_data, open_engine, train
 from export import make_bundle
@@ -35,8 +35,8 @@ from fedpara_edge.simulation.metrics import Journal
 from fedpara_edge.simulation.plan.plan import ARM_NAME, first_difference, read_plan, read_tables
 from fedpara_edge.simulation.runner import simulate
 from fedpara_edge.simulation.sampling import client_seed, draw_participants
-from fedpara_edge.simulation.tasks.engines import bundle_at
-from fedpara_edge.simulation.tasks.measures import weight_norm
+from fedpara_edge.simulation.tasks.engines import Model, bundle_at, fresh_engine
+from fedpara_edge.simulation.tasks.measure import weight_norm
 from fedpara_edge.storage.tensorfile import TensorFile
 
 PLAN = """
@@ -265,6 +265,13 @@ def test_an_arm_overrides_keys_and_keeps_the_others(plans: Path) -> None:
 
 
 UNFIT = {
+    "optimizer of scaffold": (
+        (
+            "[arms.dense]",
+            '[arms.dense]\nmodel.momentum = 0.9\naggregate.algorithm = "scaffold"\ntrain.algorithm = "scaffold"',
+        ),
+        "arms.dense.model.optimizer: expected plain sgd with algorithm scaffold, found momentum 0.9",
+    ),
     "sizes of the model": (("[1, 4, 4]", "[1, 5, 5]"), "arms.dense: ", "expected shape [N, 1, 5, 5], found"),
     "classes of the model": (("classes = 3", "classes = 2"), "arms.dense: ", "expected integers in [0, 2), found 2"),
     "unknown model": (('"mlp"', '"mpl"'), "arms.dense: ", "model 'mpl': expected mlp, cnn"),
@@ -426,7 +433,7 @@ def test_a_client_on_its_own_does_not_start_over_where_its_weights_are_gone(done
         simulate(run / "plan.toml", run)
 
 
-def test_clients_on_their_own_are_judged_one_by_one_and_the_first_is_measured(done: Path) -> None:
+def test_clients_on_their_own_are_evaluated_one_by_one_and_the_first_is_measured(done: Path) -> None:
     job, common = RunFolder(done).job("alone", 4), done / "work" / ".data" / "seed-4" / "common"
     bundle = open_bundle(job.bundle)
     scores = []
@@ -456,7 +463,7 @@ def test_participants_are_the_same_in_all_arms_and_others_in_other_rounds() -> N
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_personal_tensors_are_each_clients_own_when_it_is_judged(tmp_path: Path) -> None:
+def test_personal_tensors_are_each_clients_own_when_it_is_evaluated(tmp_path: Path) -> None:
     more = '[arms.own]\nmodel.kind = "pfedpara"\nmodel.gamma = 0.5\n[arms.common]\nmodel.gamma = 0.5\n'
     plan = write_plan(
         tmp_path, ('test = ["x_test", "y_test"]', "test_share = 0.3"), ("lr = 0.1", "lr = 0.03"), more=more
@@ -464,12 +471,12 @@ def test_personal_tensors_are_each_clients_own_when_it_is_judged(tmp_path: Path)
     run = tmp_path / "run"
     with without_verification():
         simulate(plan, run, arms=["own", "common"])
-    (about,), (judged,), (last,) = of(run, "arm", "own"), of(run, "clients", "own")[1:], of(run, "round", "own")[1:]
+    (about,), (each,), (last,) = of(run, "arm", "own"), of(run, "clients", "own")[1:], of(run, "round", "own")[1:]
     assert min(about["shared_parameters"], about["personal_parameters"]) > 0
     job, clients = RunFolder(run).job("own", 4), run / "work" / ".data" / "seed-4" / "clients"
     bundle = open_bundle(job.bundle)
     right = examples = 0.0
-    for name, score in judged["clients"].items():
+    for name, score in each["clients"].items():
         engine = open_engine(bundle, "onnxruntime", threads=1)
         state = job.state(name)
         load_weights(engine, job.weights(2), state=state if state.is_dir() else None)
@@ -477,7 +484,7 @@ def test_personal_tensors_are_each_clients_own_when_it_is_judged(tmp_path: Path)
         assert (found.accuracy, found.loss, found.examples) == (score["accuracy"], score["loss"], score["examples"])
         right, examples = right + score["accuracy"] * score["examples"], examples + score["examples"]
     assert last["accuracy"] == pytest.approx(right / examples)
-    assert of(run, "clients", "common")[0]["clients"].keys() == judged["clients"].keys()
+    assert of(run, "clients", "common")[0]["clients"].keys() == each["clients"].keys()
 
 
 @pytest.mark.usefixtures("in_this_process")
@@ -729,6 +736,20 @@ def test_progress_in_a_log_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatc
         "training 2/8, 4 min left: dense, seed 0",
         "training 4/8, 2 min left: dense, seed 0",
     ]
+
+
+def test_a_worker_keeps_engines_open_and_hands_them_out_as_new(small_bundle: SmallBundle) -> None:
+    one, other = (Model(bundle=small_bundle(optimizer).path, engine="onnxruntime") for optimizer in ("sgd", "adamw"))
+    engine = fresh_engine(one)
+    initial = {name: tensor.copy() for name, tensor in engine.state().items()}
+    engine.step(np.ones((2, *SHAPE), np.float32), np.zeros(2, np.int64), learning_rate=0.1, seed=0)
+    assert fresh_engine(one) is engine
+    assert all(np.array_equal(tensor, initial[name]) for name, tensor in engine.state().items())
+    fresh_engine(replace(other, kept=2))
+    assert fresh_engine(replace(one, kept=2)) is engine
+    fresh_engine(replace(other, kept=2))
+    fresh_engine(Model(bundle=small_bundle("momentum").path, engine="onnxruntime", kept=2))
+    assert fresh_engine(one) is not engine, "the one that was used longest ago was closed"
 
 
 def test_only_one_process_works_in_a_run(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,11 +95,11 @@ def _sections(plan: Plan, summary: Summary, figures: Mapping[str, Figure]) -> li
     notes += [] if summary.note is None else [Text(summary.note, "note")]
     for arm in summary.arms:
         notes += [Text(f"{arm.name}, seed {seed}: {why}", "note") for seed, why in arm.unfinished.items()]
-    judged = {
+    examples = {
         "common": "on the common test set",
         "own": "on the clients' own test examples, each client with its own model where it has one",
-    }[plan.judged_on]
-    accuracy = Text(f"Accuracy is measured {judged}. ± is the standard deviation of the seeds.", "muted")
+    }[plan.evaluated_on]
+    accuracy = Text(f"Accuracy is measured {examples}. ± is the standard deviation of the seeds.", "muted")
     targets = " and ".join(percent(target) for target in summary.targets)
     rounds = summary.arm(summary.reference).last_round
     best = f"0.5 and 1 points below the best of {summary.reference} in its {rounds} rounds"

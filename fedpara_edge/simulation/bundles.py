@@ -1,4 +1,4 @@
-"""The bundles of a plan, made before anything is trained, and whether they go with the rest of it."""
+"""The bundles of a plan, made before anything is trained, and compared with the data and the arm that they are for."""
 
 from __future__ import annotations
 
@@ -11,32 +11,43 @@ from fedpara_edge.errors import InputError
 from fedpara_edge.formats.bundle import Bundle, open_bundle
 from fedpara_edge.formats.recipe import Recipe
 from fedpara_edge.simulation.data.clients import Clients
-from fedpara_edge.simulation.folder import JobFolder
 from fedpara_edge.simulation.plan.plan import Arm
 
 
 def make_model(recipe: Recipe, folder: Path) -> None:
-    """Make a bundle, in a process that brings in torch for it and trains nothing.
+    """Make a bundle, in a process that imports torch for it and trains nothing.
+
+    Args:
+        recipe: Recipe of the bundle.
+        folder: Bundle folder to make.
 
     Raises:
-        FedparaError: as `export.make_bundle`.
+        FedparaError: The recipe does not fit, or the bundle failed its verification (`export.make_bundle`).
     """
     from export import make_bundle
 
     make_bundle(recipe, folder)
 
 
-def check_bundle(arm: Arm, folder: JobFolder, clients: Clients) -> Bundle:
-    """Open a bundle, and find out whether its devices can train it on their data as the arm says.
+def check_bundle(arm: Arm, folder: Path, clients: Clients) -> Bundle:
+    """Open a bundle whose devices can train it on their data as the arm says.
+
+    Args:
+        arm: Arm that the bundle is for.
+        folder: Bundle folder.
+        clients: Clients and their rows.
 
     Raises:
-        InputError: an engine, an optimizer, an array or a number of examples does not fit.
-        WrongBundleError: the bundle was changed.
+        InputError: An engine, an optimizer, an array or a number of examples does not fit.
+        WrongBundleError: The bundle was changed.
     """
-    bundle = open_bundle(folder.bundle)
+    bundle = open_bundle(folder)
     open_engine(bundle, arm.train.engine, threads=1)
     config = arm.train.config(seed=0)
-    config.algorithm.check_optimizer(bundle.manifest.optimizer)
+    try:
+        config.algorithm.check_optimizer(bundle.manifest.optimizer)
+    except InputError as error:
+        raise error.under("model") from error
     try:
         for client in clients.clients:
             count_steps(open_data(clients.train(client.name), bundle.manifest), config)
@@ -45,5 +56,7 @@ def check_bundle(arm: Arm, folder: JobFolder, clients: Clients) -> Bundle:
         if clients.test_examples:
             open_data(clients.common, bundle.manifest)
     except InputError as error:
-        raise InputError(f"arms.{arm.name}: its model and the data: {error}") from error
+        if error.key is not None:
+            raise error.under("train") from error
+        raise InputError(f"its model and the data: {error}", code=error.code) from error
     return bundle

@@ -1,64 +1,65 @@
-"""How good a round's weights are: the tasks that evaluate them, and their results put together.
+"""How good a round's weights are: tasks that evaluate them, and their results put together.
 
 Where the clients have one model, a common test set is cut into pieces that the workers share; where each has its own,
-every client's is judged on all of it. Own test shares are judged client by client, each with its personal tensors; only
-these scores are told apart by client.
+every client's is evaluated on all of it. Own test shares are evaluated client by client, each with its personal
+tensors; only these results are told apart by client.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import Executor
 
 from fedpara_edge.simulation.job import Job
-from fedpara_edge.simulation.tasks.judging import PIECE_ROWS, Judging, Score, add_up, judge
+from fedpara_edge.simulation.tasks.evaluate import Tally, add_up, evaluate_weights
 
-CLIENTS_AT_ONCE = 16
-"""Whom one worker judges in a row: enough to be worth a task, few enough to be shared out."""
+PIECE_ROWS = 512
+"""Rows of a common test set in one task: whole batches, and as many whatever the number of workers, so that this
+changes no bit."""
 
 
-def evaluate_round(job: Job, pool: Executor, number: int) -> tuple[Score, dict[str, Score]]:
-    """The score of the weights after `number` rounds, and that of each client on its own test share, if it has one.
+def evaluate_round(job: Job, pool: Executor, number: int) -> tuple[Tally, dict[str, Tally]]:
+    """The evaluation of the weights after `number` rounds, and that of each client with a test share of its own.
 
     Args:
-        job: the federation.
-        pool: worker processes.
-        number: of rounds.
+        job: The federation.
+        pool: Worker processes.
+        number: Number of rounds.
 
     Raises:
-        FedparaError: a file is damaged.
+        FedparaError: A file is damaged.
     """
-    on_common = job.plan.judged_on == "common"
-    each = _judge_clients(job, pool, number, on_common=on_common and job.has_own_models)
+    on_common = job.plan.evaluated_on == "common"
+    each = _evaluate_clients(job, pool, number, on_common=on_common and job.has_own_models)
     if on_common and job.has_own_models:
         return add_up(each.values()), {}
-    return add_up(_judge_common(job, pool, number) if on_common else each.values()), each
+    return _evaluate_common(job, pool, number) if on_common else add_up(each.values()), each
 
 
-def _judge_common(job: Job, pool: Executor, number: int) -> list[Score]:
-    rows, weights = job.clients.test_examples, job.weights_of("", number)
+def _evaluate_common(job: Job, pool: Executor, number: int) -> Tally:
+    rows = job.clients.test_examples
     pieces = [
-        Judging(model=job.model, weights=weights, data=job.clients.common, rows=(start, min(start + PIECE_ROWS, rows)))
+        pool.submit(
+            evaluate_weights,
+            model=job.model,
+            weights=job.weights_of("", number),
+            data=job.clients.common,
+            rows=(start, min(start + PIECE_ROWS, rows)),
+        )
         for start in range(0, rows, PIECE_ROWS)
     ]
-    return _gather(pool, [[piece] for piece in pieces])
+    return add_up(piece.result() for piece in pieces)
 
 
-def _judge_clients(job: Job, pool: Executor, number: int, *, on_common: bool) -> dict[str, Score]:
+def _evaluate_clients(job: Job, pool: Executor, number: int, *, on_common: bool) -> dict[str, Tally]:
     clients = [client.name for client in job.clients.clients if on_common or client.test_examples]
-    judgings = [
-        Judging(
+    tallies = {
+        client: pool.submit(
+            evaluate_weights,
             model=job.model,
             weights=job.weights_of(client, number),
             data=job.clients.common if on_common else job.clients.test(client),
             state=job.state_of(client),
         )
         for client in clients
-    ]
-    tasks = [judgings[start : start + CLIENTS_AT_ONCE] for start in range(0, len(judgings), CLIENTS_AT_ONCE)]
-    return dict(zip(clients, _gather(pool, tasks), strict=True))
-
-
-def _gather(pool: Executor, tasks: Sequence[Sequence[Judging]]) -> list[Score]:
-    futures = [pool.submit(judge, task) for task in tasks]
-    return [score for future in futures for score in future.result()]
+    }
+    return {client: tally.result() for client, tally in tallies.items()}

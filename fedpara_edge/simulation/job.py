@@ -1,4 +1,4 @@
-"""One federation: an arm of a plan with one of its seeds, and where its files are."""
+"""One federation: an arm of a plan with one of its seeds, and its files."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from fedpara_edge.simulation.tasks.engines import Model
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One federation.
+    """A federation.
 
     Args:
-        plan: it belongs to.
-        arm: of the plan.
-        seed: of the plan.
-        folder: where it works.
-        bundle: its bundle.
-        clients: of the seed.
-        journal: of the run.
+        plan: Plan that it is part of.
+        arm: Arm of the plan.
+        seed: Seed of the plan.
+        folder: Folder for its files.
+        bundle: Bundle of the arm and seed.
+        clients: Clients and their rows.
+        journal: Metrics of the run.
+        kept_engines: Number of engines that a worker keeps open.
     """
 
     plan: Plan
@@ -36,16 +37,17 @@ class Job:
     bundle: Bundle
     clients: Clients
     journal: Journal
+    kept_engines: int = 1
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Arm and seed, as a message names them."""
         return f"{self.arm.name}, seed {self.seed}"
 
     @property
     def model(self) -> Model:
-        """What workers open."""
-        return Model(bundle=self.bundle.path, engine=self.arm.train.engine)
+        """The model, as a worker opens it."""
+        return Model(bundle=self.bundle.path, engine=self.arm.train.engine, kept=self.kept_engines)
 
     @property
     def has_own_models(self) -> bool:
@@ -54,7 +56,7 @@ class Job:
 
     @property
     def rounds_done(self) -> int:
-        """How many are committed."""
+        """Number of rounds whose metrics are written."""
         return len(self.journal.of(self.arm.name, self.seed, "round"))
 
     @property
@@ -63,7 +65,7 @@ class Job:
         return bool(self.journal.of(self.arm.name, self.seed, "done"))
 
     def participants(self, round: int) -> tuple[str, ...]:
-        """Who takes part in a round."""
+        """Names of the clients that take part in a round."""
         return draw_participants(self.clients.names, self.plan.participants, seed=self.seed, round=round)
 
     def weights_of(self, client: str, number: int) -> Path:
@@ -80,5 +82,5 @@ class Job:
         return folder if folder.is_dir() else None
 
     def event(self, event: str, /, **values: Any) -> Event:
-        """A line of the metrics."""
+        """A line of the metrics, about this federation."""
         return {"event": event, "arm": self.arm.name, "seed": self.seed, **values}

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedpara_edge.simulation.folder import hold
-from fedpara_edge.simulation.tasks import engines
 
 Result = TypeVar("Result")
 
@@ -28,19 +27,18 @@ class _Pool(ProcessPoolExecutor):
     """Starts its processes with SIGINT held back until they are ready for it."""
 
     def submit(self, function: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
-        """As of every executor."""
+        """Submit a task, as to every executor."""
         with _holding_back_interrupts():
             return super().submit(function, *args, **kwargs)
 
 
 @contextmanager
-def open_pool(workers: int, lock: Path, *, most_engines: int = 1) -> Iterator[ProcessPoolExecutor]:
+def open_pool(workers: int, lock: Path) -> Iterator[ProcessPoolExecutor]:
     """Worker processes for as long as the context lasts; if it is left by an exception, they take no further step.
 
     Args:
-        workers: how many.
-        lock: of the run folder, which they hold until they end.
-        most_engines: how many engines each keeps open.
+        workers: Number of processes.
+        lock: Lock of the run folder, which they hold until they end.
     """
     others = set(multiprocessing.active_children())
     with _environment(dict.fromkeys(ONE_THREAD, "1")):
@@ -48,7 +46,7 @@ def open_pool(workers: int, lock: Path, *, most_engines: int = 1) -> Iterator[Pr
             workers,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=start_worker,
-            initargs=(lock, most_engines),
+            initargs=(lock,),
         )
         try:
             yield pool
@@ -68,9 +66,8 @@ def _interrupt(processes: set[BaseProcess]) -> None:
                     os.kill(process.pid, signal.SIGINT)
 
 
-def start_worker(lock: Path, most_engines: int) -> None:
+def start_worker(lock: Path) -> None:
     """Prepare this process to be a worker."""
-    engines.engines = engines.EngineStore(most_engines)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # but a training stops at it (`device_runtime.interrupts`)
     if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, Future
 from typing import Any
 
-from fedpara_edge.errors import DivergedError
+from device_runtime.training import TrainResult
+from fedpara_edge.errors import DivergedError, TooFewUpdatesError
 from fedpara_edge.formats.bundle import WEIGHTS
 from fedpara_edge.simulation.evaluating import evaluate_round
 from fedpara_edge.simulation.job import Job
 from fedpara_edge.simulation.metrics import Event
 from fedpara_edge.simulation.sampling import client_seed
-from fedpara_edge.simulation.tasks.measures import Measured, Measuring, measure
-from fedpara_edge.simulation.tasks.merging import Merged, Merging, merge_round
-from fedpara_edge.simulation.tasks.training import Trained, Training, train_client
+from fedpara_edge.simulation.tasks.aggregate import Aggregated, aggregate_round
+from fedpara_edge.simulation.tasks.measure import Measures, measure_weights
+from fedpara_edge.simulation.tasks.train import train_alone, train_client
 from fedpara_edge.simulation.traffic import download_bytes
 
 
@@ -28,12 +29,12 @@ def run_job(job: Job, pool: Executor, *, on_trained: Callable[[str], None]) -> N
     """Run the rounds that are left.
 
     Args:
-        job: the federation.
-        pool: worker processes.
-        on_trained: called with the job's name whenever a client was trained.
+        job: The federation.
+        pool: Worker processes.
+        on_trained: Function that is called with the job's name whenever a client was trained.
 
     Raises:
-        FedparaError: a file can't be written, or was changed by somebody else.
+        FedparaError: A file can't be written, or was changed by somebody else.
     """
     journal = job.journal
     if job.is_done:
@@ -45,10 +46,11 @@ def run_job(job: Job, pool: Executor, *, on_trained: Callable[[str], None]) -> N
     for round in range(job.rounds_done, job.arm.rounds):
         started = time.monotonic()
         job.folder.clear(round)
-        events, diverged = _run_round(job, pool, round, on_trained)
-        if diverged is not None:
+        try:
+            *before, last = _run_round(job, pool, round, on_trained)
+        except DivergedError as error:
+            diverged = str(error)
             break
-        *before, last = events
         journal.append(*before, {**last, "seconds": time.monotonic() - started})
     rounds = journal.of(job.arm.name, job.seed, "round")
     seconds = sum(event["seconds"] for event in rounds)
@@ -56,28 +58,28 @@ def run_job(job: Job, pool: Executor, *, on_trained: Callable[[str], None]) -> N
     journal.append(job.event("done", rounds=len(rounds), seconds=seconds, diverged=diverged))
 
 
-def _run_round(
-    job: Job, pool: Executor, round: int, on_trained: Callable[[str], None]
-) -> tuple[Sequence[Event], str | None]:
-    """The events of a round, or why there is none."""
-    plan, number = job.plan, round + 1
+def _run_round(job: Job, pool: Executor, round: int, on_trained: Callable[[str], None]) -> list[Event]:
+    """The events of a round.
+
+    Raises:
+        DivergedError: There are no next weights.
+    """
+    number = round + 1
     trained = _train(job, pool, round, on_trained)
-    good = {client: result for client, result in trained.items() if result.diverged is None}
-    merged = Merged() if job.arm.local_only else pool.submit(merge_round, _merging(job, round, tuple(good))).result()
-    if not good or merged.diverged is not None:
-        reasons = [result.diverged for result in trained.values() if result.diverged is not None]
-        return (), merged.diverged if good else reasons[0]
-    rejected = Counter([DivergedError.code] * (len(trained) - len(good)) + list(merged.rejected))
-    is_evaluated, is_last = plan.is_evaluated(number, last=job.arm.rounds), number == job.arm.rounds
-    measuring = _measuring(job, number, ranks=is_evaluated, at_any_cost=is_last)
-    measured = pool.submit(measure, measuring)
+    good = {client: result for client, result in trained.items() if isinstance(result, TrainResult)}
+    if not good:
+        raise next(result for result in trained.values() if isinstance(result, DivergedError))
+    aggregated = Aggregated() if job.arm.local_only else _aggregate(job, pool, round, good)
+    rejected = Counter([DivergedError.code] * (len(trained) - len(good)) + list(aggregated.rejected))
+    is_evaluated = job.plan.is_evaluated(number, last=job.arm.rounds)
+    measures = _measure(job, pool, number, ranks=is_evaluated)
     accuracy = loss = None
     events = []
     if is_evaluated:
         total, each = evaluate_round(job, pool, number)
         accuracy, loss = (total.to_json()[key] for key in ("accuracy", "loss"))
         if each:
-            events.append(job.event("clients", round=number, clients={name: s.to_json() for name, s in each.items()}))
+            events.append(job.event("clients", round=number, clients={name: t.to_json() for name, t in each.items()}))
     events.append(
         job.event(
             "round",
@@ -89,79 +91,105 @@ def _run_round(
             participants=len(trained),
             rejected=rejected.total(),
             rejections=dict(sorted(rejected.items())),
-            **_of_weights(measured.result(), merged),
+            **_of_weights(measures.result(), aggregated),
         )
     )
-    return events, None
+    return events
 
 
-def _train(job: Job, pool: Executor, round: int, on_trained: Callable[[str], None]) -> dict[str, Trained]:
-    participants = job.participants(round)
+def _train(
+    job: Job, pool: Executor, round: int, on_trained: Callable[[str], None]
+) -> dict[str, TrainResult | DivergedError]:
     numbers = {client: number for number, client in enumerate(job.clients.names)}
     examples = {client.name: client.examples for client in job.clients.clients}
     futures = {}
     # The longest first, so that no worker is left with a long one at the end.
-    for client in sorted(participants, key=lambda client: -examples[client]):
-        training = _training(job, round, client, seed=client_seed(job.seed, numbers[client]))
-        futures[client] = pool.submit(train_client, training)
+    for client in sorted(job.participants(round), key=lambda client: -examples[client]):
+        futures[client] = _submit_training(job, pool, round, client, seed=client_seed(job.seed, numbers[client]))
         futures[client].add_done_callback(lambda _: on_trained(job.name))
-    return {client: futures[client].result() for client in participants}
+    return {client: _result_or_divergence(futures[client]) for client in job.participants(round)}
 
 
-def _training(job: Job, round: int, client: str, *, seed: int) -> Training:
-    arm, folder = job.arm, job.folder
-    weights = job.weights_of(client, round)
+def _submit_training(job: Job, pool: Executor, round: int, client: str, *, seed: int) -> Future[TrainResult]:
+    folder, config = job.folder, job.arm.train.config(seed=seed)
+    if job.arm.local_only:
+        return pool.submit(
+            train_alone,
+            model=job.model,
+            data=job.clients.train(client),
+            weights=job.weights_of(client, round),
+            round=round,
+            config=config,
+            update=folder.update(client),
+            state=folder.state(client),
+            client=client,
+            output=folder.own_weights(client, round + 1),
+        )
     control = folder.control(round)
-    return Training(
+    return pool.submit(
+        train_client,
         model=job.model,
         data=job.clients.train(client),
-        weights=weights,
-        config=arm.train.config(seed=seed),
-        output=folder.update(client),
+        weights=job.weights_of(client, round),
+        config=config,
+        update=folder.update(client),
         state=folder.state(client),
         client=client,
-        codec="float32" if arm.local_only else arm.train.codec,
+        codec=job.arm.train.codec,
         control=control if control.exists() else None,
-        own=folder.own_weights(client, round + 1) if arm.local_only else None,
-        round=round,
     )
 
 
-def _merging(job: Job, round: int, clients: Sequence[str]) -> Merging:
-    folder = job.folder
-    return Merging(
-        updates=tuple(folder.update(client) for client in clients),
+def _result_or_divergence(future: Future[TrainResult]) -> TrainResult | DivergedError:
+    try:
+        return future.result()
+    except DivergedError as error:
+        return error
+
+
+def _aggregate(job: Job, pool: Executor, round: int, good: Mapping[str, TrainResult]) -> Aggregated:
+    folder, number = job.folder, round + 1
+    task = pool.submit(
+        aggregate_round,
+        updates=[folder.update(client) for client in good],
         weights=job.weights_of("", round),
-        plan=job.arm.aggregate,
-        clients=len(job.clients.clients),
-        server=folder.server,
-        output=folder.weights(round + 1),
-        change=folder.change(round + 1),
-        control=folder.control(round + 1),
+        config=job.arm.aggregate.config(clients=len(job.clients.clients)),
+        output=folder.weights(number),
+        state=folder.server,
+        change=folder.change(number),
+        control=folder.control(number),
     )
+    try:
+        return task.result()
+    except DivergedError as error:
+        raise DivergedError(f"round {number}: {error}") from error
+    except TooFewUpdatesError as error:
+        codes = ", ".join(refused.code for refused in error.rejected)
+        raise DivergedError(f"round {number}: no update could be used ({codes})") from error
 
 
-def _measuring(job: Job, number: int, *, ranks: bool, at_any_cost: bool) -> Measuring:
+def _measure(job: Job, pool: Executor, number: int, *, ranks: bool) -> Future[Measures]:
     """Of the common weights; of the first client's, whoever takes part, where clients have models of their own."""
     client = job.clients.names[0]
-    return Measuring(
+    return pool.submit(
+        measure_weights,
         bundle=job.bundle.path,
         weights=job.weights_of(client, number),
         state=job.state_of(client),
         ranks=ranks,
-        at_any_cost=at_any_cost,
+        at_any_cost=number == job.arm.rounds,
     )
 
 
-def _sums(good: Mapping[str, Trained]) -> dict[str, float]:
+def _sums(good: Mapping[str, TrainResult]) -> dict[str, float]:
     examples = sum(result.examples for result in good.values())
     return {
-        "train_loss": sum(result.loss * result.examples for result in good.values()) / examples,
+        "train_loss": sum(result.losses[-1] * result.examples for result in good.values()) / examples,
         "train_seconds": sum(result.seconds for result in good.values()) / len(good),
     }
 
 
-def _traffic(job: Job, round: int, good: Mapping[str, Trained]) -> dict[str, int]:
+def _traffic(job: Job, round: int, good: Mapping[str, TrainResult]) -> dict[str, int]:
     if job.arm.local_only:
         return {"up_bytes": 0, "down_bytes": 0}
     participants = job.participants(round)
@@ -190,15 +218,15 @@ def _traffic(job: Job, round: int, good: Mapping[str, Trained]) -> dict[str, int
     }
 
 
-def _of_weights(measured: Measured, merged: Merged) -> dict[str, Any]:
+def _of_weights(measures: Measures, aggregated: Aggregated) -> dict[str, Any]:
     return {
-        "gap": merged.gap,
-        "mean_gap": merged.mean_gap,
-        "factor_norm": measured.factor_norm,
-        "weight_norm": measured.weight_norm,
-        "ranks": measured.ranks,
-        "weights_bytes": merged.weights_bytes,
-        "change_bytes": merged.change_bytes,
+        "gap": aggregated.gap,
+        "mean_gap": aggregated.mean_gap,
+        "factor_norm": measures.factor_norm,
+        "weight_norm": measures.weight_norm,
+        "ranks": measures.ranks,
+        "weights_bytes": aggregated.weights_bytes,
+        "change_bytes": aggregated.change_bytes,
     }
 
 

@@ -1,8 +1,8 @@
-"""A whole simulation: everything is made and checked, then all federations run side by side until they are done.
+"""A whole simulation: everything is made and checked, then the federations run side by side until they are done.
 
-Their rounds are cut into tasks that the worker processes share. So many federations are under way at once that the
-workers find something to do while one of them waits for its slowest client or is being evaluated, and no more, as each
-costs every worker an open engine.
+Their rounds are cut into tasks that the worker processes share. As many federations are under way at once as the
+workers need to find something to do while one of them waits for its slowest client or is being evaluated, and no more,
+as each costs every worker an open engine.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Executor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,15 +37,16 @@ class Outcome:
     """What one arm with one seed has come to.
 
     Args:
-        arm: its name.
-        seed: of the plan.
-        parameters: that travel.
-        rounds: done.
-        accuracy: after the last round of the plan; None if it ended before, or the loss has none or is not finite.
-        loss: likewise.
-        up_bytes: sent by all clients in all rounds.
-        down_bytes: sent to them.
-        diverged: why it ended early, if it did.
+        arm: Name of the arm.
+        seed: Seed of the plan.
+        parameters: Number of parameters that travel.
+        rounds: Number of rounds done.
+        accuracy: Accuracy after the last round of the plan; None if the run ended before, or if the loss has no
+            accuracy or is not finite.
+        loss: Loss after the last round of the plan; None if the run ended before, or if it is not finite.
+        up_bytes: Bytes sent by all clients in all rounds.
+        down_bytes: Bytes sent to all clients in all rounds.
+        diverged: Reason of an early end; None if there was none.
     """
 
     arm: str
@@ -70,20 +72,20 @@ def simulate(
     """Run a plan, or go on with a run that was interrupted or killed, to the same metrics but for seconds.
 
     Args:
-        plan: the file.
-        run: the run folder.
-        workers: processes; None for as many as there are cores.
-        arms: names of the arms to run; all if none are given.
-        on_start: called with the number of trainings to do, before the first.
-        on_trained: called with the name of an arm and seed after each training.
+        plan: Plan file.
+        run: Run folder.
+        workers: Number of worker processes; None for as many as there are cores.
+        arms: Names of the arms to run; all if none are given.
+        on_start: Function that is called with the number of trainings to do, before the first.
+        on_trained: Function that is called with the name of an arm and seed after each training.
 
     Returns:
-        What all that was run has come to, by this call and earlier ones, in the order of the plan.
+        What every arm and seed has come to, by this call or an earlier one, in the order of the plan.
 
     Raises:
-        InputError: the plan, its data or one of its bundles does not fit, or the run was begun with another plan.
-        FedparaError: a bundle failed its verification, the disk refuses a write, or a worker was killed.
-        KeyboardInterrupt: interrupted.
+        InputError: The plan, its data or one of its bundles does not fit, or the run was begun with another plan.
+        FedparaError: A bundle failed its verification, the disk refuses a write, or a worker was killed.
+        KeyboardInterrupt: Interrupted.
     """
     found = read_plan(plan)
     wanted = [found.arm(name) for name in dict.fromkeys(arms)] or found.arms
@@ -103,7 +105,7 @@ def simulate(
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -120,7 +122,7 @@ def _prepare(
                 job.path.mkdir(parents=True, exist_ok=True)
                 made.append((arm, pool.submit(make_model, replace(arm.model, seed=seed), job.bundle)))
             for arm, future in made:
-                with _naming(f"arms.{arm.name}"):
+                with _naming(arm, arm.name):
                     future.result()
     return [
         Job(
@@ -147,8 +149,8 @@ def _clients(plan: Plan, folder: RunFolder, seed: int) -> Clients:
 
 
 def _check(arm: Arm, seed: int, folder: RunFolder, clients: Clients) -> Bundle:
-    with _naming(f"arms.{arm.name}"):
-        return check_bundle(arm, folder.job(arm.name, seed), clients)
+    with _naming(arm, arm.name):
+        return check_bundle(arm, folder.job(arm.name, seed).bundle, clients)
 
 
 def _run(jobs: Sequence[Job], folder: RunFolder, workers: int, on_trained: OnTrained) -> None:
@@ -157,8 +159,8 @@ def _run(jobs: Sequence[Job], folder: RunFolder, workers: int, on_trained: OnTra
     participants = len(jobs[0].participants(0))
     at_once = min(len(jobs), max(2, -(-TASKS_PER_WORKER * workers // participants)))
     # Left in the reverse order: without the workers, the drivers have nothing to wait for.
-    with ThreadPoolExecutor(at_once) as drivers, open_pool(workers, folder.lock, most_engines=at_once) as pool:
-        driven = [drivers.submit(_drive, job, pool, on_trained) for job in jobs]
+    with ThreadPoolExecutor(at_once) as drivers, open_pool(workers, folder.lock) as pool:
+        driven = [drivers.submit(_drive, replace(job, kept_engines=at_once), pool, on_trained) for job in jobs]
         try:
             done, _ = wait(driven, return_when=FIRST_EXCEPTION)
             for future in done:
@@ -169,7 +171,7 @@ def _run(jobs: Sequence[Job], folder: RunFolder, workers: int, on_trained: OnTra
 
 
 def _drive(job: Job, pool: Executor, on_trained: OnTrained) -> None:
-    with _naming(f"arms.{job.name}"):
+    with _naming(job.arm, job.name):
         run_job(job, pool, on_trained=on_trained)
 
 
@@ -191,13 +193,15 @@ def _outcome(journal: Journal, plan: Plan, arm: str, seed: int) -> Outcome:
 
 
 @contextmanager
-def _naming(what: str) -> Iterator[None]:
-    """Have an error say what it is about."""
+def _naming(arm: Arm, where: str) -> Iterator[None]:
+    """Have an error say what it is about: an option by its key in the plan, anything else by the arm and seed."""
     try:
         yield
     except FedparaError as error:
-        named = type(error)(f"{what}: {error}")
-        named.code = error.code
+        if isinstance(error, InputError) and error.key is not None:
+            raise error.under(f"arms.{arm.name}") from error
+        named = copy(error)
+        named.args = (f"arms.{where}: {error}",)
         raise named from error
 
 

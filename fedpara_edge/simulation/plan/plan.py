@@ -302,7 +302,7 @@ class Plan:
             )
 
     @property
-    def judged_on(self) -> Literal["common", "own"]:
+    def evaluated_on(self) -> Literal["common", "own"]:
         """On which examples accuracy is measured, for all arms alike: the common test set, or each client's own share.
 
         Own shares are taken where they are all there is, and where an arm has models of the clients' own.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,53 +15,49 @@ from device_runtime.engines.protocol import Engine
 from device_runtime.engines.registry import open_engine
 from fedpara_edge.formats.bundle import Bundle, open_bundle
 
+_open: OrderedDict[Model, tuple[Engine, Mapping[str, NDArray[Any]]]] = OrderedDict()
+"""Engines of this process with their initial states, the one that was used last at the end."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A bundle folder, and the name of the engine to use it with."""
+    """The model of a federation, as a worker opens it.
+
+    Args:
+        bundle: Bundle folder.
+        engine: Name of the engine.
+        kept: Number of engines, of this model and others, that a worker keeps open.
+    """
 
     bundle: Path
     engine: str
+    kept: int = field(default=1, compare=False)
 
 
-class EngineStore:
-    """The engines that were used last.
+def fresh_engine(model: Model) -> Engine:
+    """An engine as it is when it is new: with initial weights and a fresh optimizer.
 
-    Args:
-        most: how many to keep.
+    Raises:
+        FedparaError: The bundle is damaged, or the engine can't be opened.
     """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._kept: OrderedDict[Model, tuple[Engine, Mapping[str, NDArray[Any]]]] = OrderedDict()
-
-    def fresh(self, model: Model) -> Engine:
-        """An engine as it is when it is new: with initial weights and a fresh optimizer.
-
-        Raises:
-            FedparaError: as `open_bundle` and `open_engine`.
-        """
-        if model in self._kept:
-            self._kept.move_to_end(model)
-            engine, initial = self._kept[model]
-            engine.restore(initial)
-            return engine
-        while len(self._kept) >= self._most:
-            self._kept.popitem(last=False)
-        engine = open_engine(bundle_at(model.bundle), model.engine, threads=1)
-        self._kept[model] = engine, engine.state()
+    if model in _open:
+        _open.move_to_end(model)
+        engine, initial = _open[model]
+        engine.restore(initial)
         return engine
+    while len(_open) >= model.kept:
+        _open.popitem(last=False)
+    engine = open_engine(bundle_at(model.bundle), model.engine, threads=1)
+    _open[model] = engine, engine.state()
+    return engine
 
 
 @lru_cache(maxsize=16)
 def bundle_at(path: Path) -> Bundle:
-    """A bundle, verified when it is first asked for.
+    """The bundle in a folder, verified when it is first asked for.
 
     Raises:
-        InputError, WrongBundleError: as `open_bundle`.
+        InputError: There is no bundle, or one of another release.
+        WrongBundleError: The bundle is damaged.
     """
     return open_bundle(path)
-
-
-engines = EngineStore(most=1)
-"""Of this process; `processes.start_worker` sets how many."""

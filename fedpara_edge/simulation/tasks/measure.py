@@ -1,4 +1,4 @@
-"""What the weights of a model are like: the norms of its factors and of the weights they compose, and their ranks."""
+"""What weights are like: the norms of the factors and of the weights they compose, and the ranks of these."""
 
 from __future__ import annotations
 
@@ -18,59 +18,52 @@ from fedpara_edge.formats.weights import read_weights
 from fedpara_edge.simulation.tasks.engines import bundle_at
 
 CHEAP_OPERATIONS = 2_000_000_000
-"""About 0.3 s of singular values on one core: what the ranks may cost in a round that is not the last."""
+"""Most that the ranks may cost in a round that is not the last: about 0.3 s of singular values on one core."""
 
 Tensors = Mapping[str, NDArray[Any]]
 """All trained tensors of a model, shared and personal, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measuring:
-    """Weights to measure.
+class Measures:
+    """Norms and ranks of some weights.
 
     Args:
-        bundle: what they are weights of.
-        weights: the file.
-        state: state folder with a client's personal tensors; None for the initial ones.
-        ranks: whether the ranks are wanted, unless they are too dear.
-        at_any_cost: whether they are wanted all the same.
+        factor_norm: Norm of all factors together; None if there are none.
+        weight_norm: Norm of all that is trained, composed where it is factored.
+        ranks: Ranks of the composed weights by layer; None if they were not asked for, or too expensive.
     """
-
-    bundle: Path
-    weights: Path
-    state: Path | None
-    ranks: bool
-    at_any_cost: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What they are like."""
 
     factor_norm: float | None
     weight_norm: float
     ranks: Mapping[str, int] | None
 
 
-def measure(measuring: Measuring) -> Measured:
-    """Norms and ranks of some weights.
+def measure_weights(*, bundle: Path, weights: Path, state: Path | None, ranks: bool, at_any_cost: bool) -> Measures:
+    """Measure some weights.
+
+    Args:
+        bundle: Bundle folder that the weights belong to.
+        weights: Weights file.
+        state: State folder with a client's personal tensors; None for the initial ones.
+        ranks: Whether to find the ranks, where that is cheap.
+        at_any_cost: Whether to find them where it is not.
 
     Raises:
-        FedparaError: a file is damaged.
+        FedparaError: A file is damaged.
     """
-    bundle = bundle_at(measuring.bundle)
-    layout = bundle.manifest.layout
-    personal = bundle.read_initial_personal()
-    if measuring.state is not None and personal:
-        personal |= read_personal(bundle, measuring.state)
-    tensors = {**read_weights(measuring.weights).tensors, **personal}
+    opened = bundle_at(bundle)
+    layout = opened.manifest.layout
+    personal = opened.read_initial_personal()
+    if state is not None and personal:
+        personal |= read_personal(opened, state)
+    tensors = {**read_weights(weights).tensors, **personal}
     factored = any(layer.kind != "dense" for layer in layout.layers)
-    cheap = rank_operations(layout) <= CHEAP_OPERATIONS
-    wanted = factored and measuring.ranks and (cheap or measuring.at_any_cost)
-    return Measured(
+    wanted = factored and ranks and (at_any_cost or are_ranks_cheap(layout))
+    return Measures(
         factor_norm=factor_norm(layout, tensors),
         weight_norm=weight_norm(layout, tensors),
-        ranks=ranks(layout, tensors) if wanted else None,
+        ranks=weight_ranks(layout, tensors) if wanted else None,
     )
 
 
@@ -92,8 +85,8 @@ def weight_norm(layout: Layout, tensors: Tensors) -> float:
     return math.sqrt(composed + sum(_square(tensors[tensor.name]) for tensor in rest))
 
 
-def ranks(layout: Layout, tensors: Tensors) -> dict[str, int]:
-    """Numerical rank of every composed weight, seen as a matrix [O, I K1 K2], by layer; factors in double precision."""
+def weight_ranks(layout: Layout, tensors: Tensors) -> dict[str, int]:
+    """Numerical rank of every composed weight as a matrix [O, I K1 K2], by layer; composed in double precision."""
     return {
         layer.name: int(np.linalg.matrix_rank(_compose(layout, layer, tensors).reshape(layer.matrix_shape)))
         for layer in _trained(layout, tensors)
@@ -101,8 +94,16 @@ def ranks(layout: Layout, tensors: Tensors) -> dict[str, int]:
     }
 
 
+def are_ranks_cheap(layout: Layout) -> bool:
+    """Whether the ranks of a model are measured in every round that is evaluated, and not in the last alone."""
+    return rank_operations(layout) <= CHEAP_OPERATIONS
+
+
 def rank_operations(layout: Layout) -> int:
-    """About how many multiplications `ranks` takes: 4 m n min(m, n) for singular values of [m, n] (Golub, Van Loan)."""
+    """Number of multiplications that the ranks take, about: 4 m n min(m, n) for singular values of [m, n].
+
+    Source: Golub and Van Loan, Matrix Computations.
+    """
     shapes = [layer.matrix_shape for layer in layout.layers if layer.kind != "dense"]
     return sum(4 * rows * columns * min(rows, columns) for rows, columns in shapes)
 
