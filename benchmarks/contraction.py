@@ -25,11 +25,12 @@ from device import median_ms
 from torch import Tensor, nn
 
 from device_runtime import open_engine
-from export import ExportOptions, export_bundle
+from export import export_bundle
 from export.forward.contraction import contract_layers, step_cost
 from fedpara_edge.cli.output import table
 from fedpara_edge.factors.layout import LayerSpec
 from fedpara_edge.formats.bundle import Bundle
+from fedpara_edge.formats.recipe import ExportConfig
 from fedpara_edge.nn import Linear
 
 METHODS = {"composed": False, "contracted": True}
@@ -68,7 +69,7 @@ def export(layer: Linear, folder: Path, *, first: bool) -> Bundle:
     """A bundle that trains the layer, the first of a network or inside of one."""
     size = layer.in_features
     model = nn.Sequential(nn.Identity() if first else Shift(size), layer)
-    options = ExportOptions(
+    options = ExportConfig(
         name="layer", input_shape=(size,), input_dtype="float32", loss="mse", engines=("onnxruntime",)
     )
     return export_bundle(model, folder, options)[0]

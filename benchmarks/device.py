@@ -25,9 +25,10 @@ import torch
 from torch.nn import functional as F
 
 from device_runtime import open_engine
-from export import ExportOptions, export_bundle
+from export import export_bundle
 from fedpara_edge.cli.output import table
 from fedpara_edge.formats.bundle import ENGINES, Bundle
+from fedpara_edge.formats.recipe import ExportConfig
 from fedpara_edge.nn import ZOO
 
 BATCH, RATE, STEPS_A_TURN = 32, 0.01, 3
@@ -51,7 +52,7 @@ def export(model: str, folder: Path, **factory: Any) -> tuple[Bundle, torch.nn.M
     torch.manual_seed(0)
     entry = ZOO[model]
     module = entry.factory(**factory)
-    bundle, _ = export_bundle(module, folder, ExportOptions(name=model, input_shape=entry.input_shape))
+    bundle, _ = export_bundle(module, folder, ExportConfig(name=model, input_shape=entry.input_shape))
     return bundle, module
 
 

@@ -22,11 +22,12 @@ import numpy as np
 import torch
 
 from device_runtime import Predictor, open_engine
-from export import ExportOptions, export_bundle
+from export import export_bundle
 from export.folding.fold import fold
 from fedpara_edge.cli.output import table
 from fedpara_edge.formats.bundle import WEIGHTS, Bundle
 from fedpara_edge.formats.folded import Precision
+from fedpara_edge.formats.recipe import ExportConfig
 from fedpara_edge.formats.weights import read_weights
 from fedpara_edge.nn import ZOO
 
@@ -47,7 +48,7 @@ def contenders(model: str, threads: int, folder: Path) -> dict[str, Callable[[An
     for kind in ("fedpara", "dense"):
         torch.manual_seed(0)
         entry = ZOO[model]
-        options = ExportOptions(name=model, input_shape=entry.input_shape, engines=("onnxruntime",))
+        options = ExportConfig(name=model, input_shape=entry.input_shape, engines=("onnxruntime",))
         bundles[kind], _ = export_bundle(entry.factory(kind=kind), folder / f"{model}-{kind}", options)
     engine = open_engine(bundles["fedpara"], "onnxruntime", threads=threads)
     precisions: Sequence[Precision] = get_args(Precision)

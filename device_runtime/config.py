@@ -1,82 +1,83 @@
-"""What a training call is told: `TrainConfig`."""
+"""What a training call is told: `TrainConfig`, and `TrainCall` with how it runs and sends."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from device_runtime.engines.protocol import NONE, Adjustment
-from device_runtime.schedule import Schedule
-from fedpara_edge.algorithms import ClientAlgorithm
+from device_runtime.engines.registry import ENGINES, MAX_THREADS
+from device_runtime.schedule import DROP_EVERY, DROP_FACTOR, Schedule
+from fedpara_edge.algorithms import CLIENT, ClientAlgorithm, find_client
 from fedpara_edge.algorithms.client import Term
-from fedpara_edge.algorithms.fedavg import FedAvgClient
-from fedpara_edge.errors import InputError
+from fedpara_edge.codecs import ENCODERS, find_encoder
+from fedpara_edge.codecs.codec import Encoder
+from fedpara_edge.options import check, option
 
 NO_TERM = Term()
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How to train in one call.
+class TrainConfig(Schedule):
+    """How to train in one call; the schedule's options among the rest.
 
     Args:
-        epochs: passes over the data.
-        batch_size: rows in a step.
-        learning_rate: the schedule's peak in round 0.
-        schedule: how the learning rate changes.
-        seed: decides, with round and step, the order of the rows and all that is random in a step.
-        drop_last: leave out the last batch of an epoch when it is smaller.
-        clip_norm: scale the gradient of each batch down to this norm where it is larger; None for as it is.
-        parts: take the gradient of each batch in so many parts, for less memory.
-        algorithm: what is added to the gradients, and what the device keeps for its next round.
-        checkpoint_seconds: time between two saves of the progress.
-        checkpoint_steps: save after so many steps as well; None for by time only.
+        epochs: Passes over the local data.
+        batch_size: Examples in a step.
+        seed: Seed, which decides with round and step the order of the examples and all that is random in a step.
+        drop_last: Whether to leave out the last batch of an epoch when it is smaller.
+        clip_norm: Norm down to which a larger gradient of a batch is scaled; None for as it is.
+        micro_batches: Number of micro-batches over which the gradient of each batch is accumulated, for less memory.
+        algorithm: Client algorithm with its options, such as `fedprox:mu=0.1` (`fedpara_edge.algorithms`): what is
+            added to the gradients, and what the device keeps for its next round.
+        save_seconds: Time between two saves of the progress.
+        save_steps: Number of steps after which to save as well; None for by time only.
 
     Raises:
-        InputError: a field is out of its range.
+        InputError: a value is out of its range.
     """
 
-    epochs: int = 1
-    batch_size: int = 32
-    learning_rate: float = 0.05
-    schedule: Schedule = field(default_factory=Schedule)
-    seed: int = 0
-    drop_last: bool = False
-    clip_norm: float | None = None
-    parts: int = 1
-    algorithm: ClientAlgorithm = field(default_factory=FedAvgClient)
-    checkpoint_seconds: float = 30.0
-    checkpoint_steps: int | None = None
+    epochs: int = option(1, minimum=1, maximum=1 << 20, help="Local epochs.")
+    batch_size: int = option(32, minimum=1, maximum=1 << 32, help="Examples in a step.")
+    seed: int = option(0, minimum=0, maximum=(1 << 32) - 1, help="Seed of the order of examples and of dropout.")
+    drop_last: bool = option(False, help="Leave out the last, smaller batch of an epoch.")
+    clip_norm: float | None = option(
+        None, above=0, unset="no clipping", help="Norm down to which the gradient of a batch is scaled."
+    )
+    micro_batches: int = option(
+        1,
+        minimum=1,
+        maximum=1 << 32,
+        was=("parts",),
+        help="Micro-batches over which the gradient of each batch is accumulated, for less memory.",
+    )
+    algorithm: str = option(
+        "fedavg",
+        metavar="NAME[:OPTION=VALUE,…]",
+        help=f"Client algorithm: {', '.join(CLIENT)}; with its options, such as fedprox:mu=0.01.",
+    )
+    save_seconds: float = option(30.0, minimum=0, help="Time between two saves of the progress to --state.")
+    save_steps: int | None = option(
+        None, minimum=1, help="Steps after which to save as well; 1 loses at most the current step."
+    )
 
     def __post_init__(self) -> None:
-        for name, least, most in (
-            ("epochs", 1, 1 << 20),
-            ("batch_size", 1, 1 << 32),
-            ("seed", 0, (1 << 32) - 1),
-            ("parts", 1, 1 << 32),
-        ):
-            value = getattr(self, name)
-            if type(value) is not int or not least <= value <= most:
-                raise InputError(f"{name}: expected an integer from {least} to {most}, found {value!r}")
-        if not _is_number(self.learning_rate) or self.learning_rate <= 0:
-            raise InputError(f"learning_rate: expected a positive number, found {self.learning_rate!r}")
-        if self.clip_norm is not None and (not _is_number(self.clip_norm) or self.clip_norm <= 0):
-            raise InputError(f"clip_norm: expected a positive number or none, found {self.clip_norm!r}")
-        if not _is_number(self.checkpoint_seconds) or self.checkpoint_seconds < 0:
-            raise InputError(f"checkpoint_seconds: expected a number of at least 0, found {self.checkpoint_seconds!r}")
-        if self.checkpoint_steps is not None and (type(self.checkpoint_steps) is not int or self.checkpoint_steps < 1):
-            raise InputError(
-                f"checkpoint_steps: expected an integer of at least 1 or none, found {self.checkpoint_steps!r}"
-            )
+        check(self)
+        find_client(self.algorithm)
+
+    @property
+    def client_algorithm(self) -> ClientAlgorithm:
+        """The client algorithm with its options."""
+        return find_client(self.algorithm)
 
     def adjustment(self, term: Term = NO_TERM, *, shared: Collection[str] | None = None) -> Adjustment:
-        """What is done to the gradients.
+        """The adjustment of the gradients.
 
         Args:
-            term: what the algorithm adds.
-            shared: names of the tensors it is added to, where there are others; None for all.
+            term: Affine term of the algorithm.
+            shared: Names of the tensors that the term is added to, where there are others; None for all.
         """
         max_norm = math.inf if self.clip_norm is None else self.clip_norm
         adjustment = Adjustment(max_norm=max_norm, mu=term.mu, mu_of=shared if term.mu else None, h=term.h)
@@ -84,15 +85,61 @@ class TrainConfig:
 
     def is_save_due(self, *, seconds: float, steps: int) -> bool:
         """Whether to save the progress, so long and so many steps after the last time."""
-        every = self.checkpoint_steps
-        return seconds >= self.checkpoint_seconds or (every is not None and steps >= every)
+        return seconds >= self.save_seconds or (self.save_steps is not None and steps >= self.save_steps)
 
     def decisive(self) -> dict[str, Any]:
-        """The fields that decide what is learned, as plain JSON data: all but when to save."""
-        fields = {**asdict(self), "algorithm": self.algorithm.to_json()}
-        del fields["checkpoint_seconds"], fields["checkpoint_steps"]
-        return fields
+        """The fields that decide what is learned, as plain JSON data under the names that a state folder has for them.
+
+        All but when to save.
+        """
+        return {
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "learning_rate": self.lr,
+            "schedule": {
+                "shape": self.schedule,
+                "warmup_steps": self.warmup_steps,
+                "drop_every_epochs": self.drop_every or DROP_EVERY,
+                "drop_factor": DROP_FACTOR if self.drop_factor is None else self.drop_factor,
+                "round_decay": self.lr_decay,
+            },
+            "seed": self.seed,
+            "drop_last": self.drop_last,
+            "clip_norm": self.clip_norm,
+            "parts": self.micro_batches,
+            "algorithm": self.client_algorithm.to_json(),
+        }
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+@dataclass(frozen=True, kw_only=True)
+class TrainCall(TrainConfig):
+    """A whole call of `fedpara-edge train`: how to train, on which engine, and how to send the change.
+
+    Args:
+        codec: Codec of the update with its options, such as `uniform:step=2` (`fedpara_edge.codecs`).
+        engine: Engine that trains; `auto` for the faster of those that run here.
+        threads: Threads of the engine; None for one per core.
+
+    Raises:
+        InputError: a value is out of its range.
+    """
+
+    codec: str = option(
+        "float32",
+        metavar="NAME[:OPTION=VALUE,…]",
+        help=f"Codec of the update: {', '.join(ENCODERS)}; with its options, such as uniform:step=2. "
+        "`fedpara-edge codec bench` compares them.",
+    )
+    engine: str = option("auto", choices=("auto", *ENGINES), help="Engine that trains; auto for the faster one here.")
+    threads: int | None = option(
+        None, minimum=1, maximum=MAX_THREADS, unset="one per core", help="Threads of the engine."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        find_encoder(self.codec)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The codec with its options, ready to encode."""
+        return find_encoder(self.codec)

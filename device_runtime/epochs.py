@@ -40,9 +40,11 @@ def count_steps(dataset: Dataset, config: TrainConfig) -> int:
         InputError: no batch is whole and `drop_last` is set, or the warm-up takes up the whole call.
     """
     per_epoch = batches_per_epoch(dataset.examples, config.batch_size, drop_last=config.drop_last)
-    steps, warmup = config.epochs * per_epoch, config.schedule.warmup_steps
+    steps, warmup = config.epochs * per_epoch, config.warmup_steps
     if warmup >= steps:
-        raise InputError(f"warmup_steps: expected fewer than the {steps} steps of this call, found {warmup}; lower it")
+        raise InputError(
+            f"expected fewer than the {steps} steps of this call, found {warmup}; lower it", key="warmup_steps"
+        )
     return steps
 
 
@@ -97,7 +99,7 @@ def take_steps(
                 learning_rate=learning_rate,
                 seed=step_seed(config.seed, round * steps + number),
                 adjustment=adjustment,
-                micro_batches=config.parts,
+                micro_batches=config.micro_batches,
             )
             if not math.isfinite(loss):
                 raise DivergedError(
@@ -109,9 +111,7 @@ def take_steps(
 
 
 def _rate_at(config: TrainConfig, number: int, *, steps: int, round: int) -> float:
-    return learning_rate_at(
-        config.schedule, config.learning_rate, step=number, steps=steps, epochs=config.epochs, round=round
-    )
+    return learning_rate_at(config, step=number, steps=steps, epochs=config.epochs, round=round)
 
 
 def step_seed(seed: int, step: int) -> int:

@@ -87,7 +87,7 @@ def read_control(path: Path | None, weights: Weights, algorithm: ClientAlgorithm
         if algorithm.controlled and weights.round:
             raise InputError(
                 f"algorithm {algorithm.name}: expected the server's control variate of round {weights.round}, found "
-                "none; pass the server state of that round with --control"
+                "none; pass the server state of that round with --server-state"
             )
         return {}
     if not algorithm.controlled:

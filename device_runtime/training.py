@@ -8,7 +8,7 @@ Error feedback: what a lossy codec leaves out of an update is kept in the state 
 that in the long run nothing is lost (Seide et al. 2014; Karimireddy et al., arXiv 1901.09847). Without a state folder
 a codec that can (`Encoder.unbiased`) rounds at random instead, right in expectation; what others leave out is lost.
 
-What an algorithm keeps for the next round (`fedpara_edge.algorithms.client`) is a group in the state folder as well and
+What an algorithm keeps for the next round (`fedpara_edge.algorithms.local`) is a group in the state folder as well, and
 refers to the change as readers of the update decode it.
 """
 
@@ -21,6 +21,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,19 @@ from device_runtime.epochs import Step, count_steps, sum_learning_rates, take_st
 from device_runtime.interrupts import holding_interrupts
 from device_runtime.loading import load_personal, load_weights, read_control
 from device_runtime.progress import OnStep
-from device_runtime.state import Committed, DeviceState, Progress, open_state
+from device_runtime.state import Committed, DeviceState, Groups, Progress, open_state
+from fedpara_edge.algorithms import ClientAlgorithm
 from fedpara_edge.algorithms.client import Start
-from fedpara_edge.codecs import find_encoder
+from fedpara_edge.codecs import FLOAT32, spelled
+from fedpara_edge.codecs.codec import Encoder
 from fedpara_edge.errors import DivergedError, InputError, InvalidUpdateError
 from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.formats.update import UpdateHeader, write_update
 from fedpara_edge.formats.weights import Weights
 from fedpara_edge.storage.atomic import check_output, sha256_of
+
+PERSONAL, RESIDUAL = "personal", "residual"
+"""Groups of a state folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,17 +76,16 @@ class TrainResult:
 
 
 def train(
-    bundle: Bundle,
     engine: Engine,
     dataset: Dataset,
-    weights: Path,
+    weights: Path | str,
     config: TrainConfig,
     *,
-    output: Path,
-    state: Path | None = None,
+    output: Path | str,
+    encoder: Encoder = FLOAT32,
+    state: Path | str | None = None,
     client: str | None = None,
-    codec: str = "float32",
-    server_state: Path | None = None,
+    server_state: Path | str | None = None,
     overwrite: bool = False,
     on_step: OnStep | None = None,
 ) -> TrainResult:
@@ -90,19 +95,18 @@ def train(
     step is left, the update is written all the same. The same call again goes on where that one stopped.
 
     Args:
-        bundle: what to train.
-        engine: the bundle in a new engine: initial personal tensors and a fresh optimizer.
-        dataset: local examples, opened for this bundle.
-        weights: weights file to start from.
-        config: how to train.
-        output: the update file to write.
-        state: the device's state folder; needed if the bundle has personal tensors or the algorithm keeps something.
-        client: name in the update; None for the one in the state folder, or a random one without it.
-        codec: how the change is written (`fedpara_edge.codecs.find_encoder`).
-        server_state: the server state of the weights' round, where scaffold has its control variate; needed for it
-            after round 0.
-        overwrite: whether `output` may exist.
-        on_step: called after each step with (steps taken, steps in all, mean loss of the batch).
+        engine: New engine, which holds initial personal tensors and a fresh optimizer, of the bundle to train.
+        dataset: Local examples, opened for that bundle.
+        weights: Weights file to start from.
+        config: How to train.
+        output: Update file to write.
+        encoder: Codec of the change (`fedpara_edge.codecs.find_encoder`).
+        state: State folder of the device; needed if the bundle has personal tensors or the algorithm keeps something.
+        client: Name in the update; None for the one in the state folder, or a random one without it.
+        server_state: Server state of the weights' round, where scaffold has its control variate; needed for it after
+            round 0.
+        overwrite: Whether `output` may exist.
+        on_step: Function called after each step with (steps taken, steps in all, mean loss of the batch).
 
     Raises:
         InputError: an argument does not fit, the algorithm can't do with the bundle's optimizer, the state folder is
@@ -112,36 +116,24 @@ def train(
         FedparaError: the disk refuses a write.
         KeyboardInterrupt: interrupted.
     """
-    layout, algorithm = bundle.manifest.layout, config.algorithm
-    personal = layout.with_role("personal")
-    encoder = find_encoder(codec)
-    _check_folder(bundle, config, state)
+    weights, output = Path(weights), Path(output)
+    state, server_state = (None if path is None else Path(path) for path in (state, server_state))
+    bundle, algorithm = engine.bundle, config.client_algorithm
+    _check_state_folder(bundle, algorithm, state)
     steps = count_steps(dataset, config)
     origin = load_weights(engine, weights)
     control = read_control(server_state, origin, algorithm)
-    call = {
-        "round": origin.round,
-        "base": origin.base,
-        "data": dataset.digest(),
-        "engine": engine.name,
-        "codec": codec,
-        **({} if server_state is None else {"control": sha256_of(server_state)}),
-        **config.decisive(),
-    }
+    call = _identity(origin, dataset, engine, encoder, config, server_state)
     folder = nullcontext() if state is None else open_state(state, origin.fingerprint)
     with folder as kept, holding_interrupts() as interrupted:
         header = _header(origin, _name(client, kept), examples=dataset.examples, steps=steps)
         begin = _begin(kept, call, steps=steps, output=output, overwrite=overwrite)
         before = {} if kept is None else kept.groups_for(call)
-        personal_before = load_personal(engine, before)
+        personal = load_personal(engine, before)
+        resumed_from_step = begin.step
         if begin.step:
             engine.restore(begin.groups["engine"])
             begin = replace(begin, groups={})
-
-        def save(progress: Progress) -> None:
-            if kept is not None:
-                kept.save_progress(replace(progress, groups={"engine": engine.state()}))
-
         start = Start(
             weights=origin.tensors,
             kept=before.get(algorithm.group or "", {}),
@@ -151,43 +143,38 @@ def train(
         shared = frozenset(origin.tensors) if personal else None
         adjustment = config.adjustment(algorithm.term(start), shared=shared)
         taken = take_steps(engine, dataset, config, first=begin.step, round=origin.round, adjustment=adjustment)
+        save = partial(_save, kept, engine)
         end = _run(taken, begin, config, steps=steps, save=save, interrupted=interrupted, on_step=on_step)
         trained = _read_finite(engine)
         save(end)
         losses = _mean_losses(end, dataset, config)
         header = replace(header, metrics={**_in_six_digits(losses), **algorithm.metrics(start)})
-        change = _change(trained, origin, before.get("residual", {}))
+        change = _change(trained, origin, before.get(RESIDUAL, {}))
         seed = None if kept is not None else _rounding_seed(config, header)
-        sent = write_update(output, header, layout, change, encoder=encoder, seed=seed)
+        sent = write_update(output, header, bundle.manifest.layout, change, encoder=encoder, seed=seed)
         if kept is not None:
-            # What another algorithm keeps stays, as its server still counts on it.
-            after = {**before, "personal": {tensor.name: trained[tensor.name] for tensor in personal}}
-            after["residual"] = {name: change[name] - tensor for name, tensor in sent.items()}
-            if not any(tensor.any() for tensor in after["residual"].values()):
-                del after["residual"]
-            if algorithm.group is not None:
-                try:
-                    after[algorithm.group] = algorithm.keep(start, sent)
-                except DivergedError:
-                    output.unlink()
-                    raise
-            kept.commit(Committed(call=call, before={**before, "personal": personal_before}, after=after))
+            try:
+                after = _after(before, personal, trained, change, sent, algorithm, start)
+            except DivergedError:
+                output.unlink()
+                raise
+            kept.commit(Committed(call=call, before={**before, PERSONAL: personal}, after=after))
             kept.remove_progress()
     return TrainResult(
         client=header.client,
         round=origin.round,
         examples=dataset.examples,
         steps=steps,
-        resumed_from_step=begin.step,
+        resumed_from_step=resumed_from_step,
         seconds=end.seconds,
         losses=losses,
         update_bytes=output.stat().st_size,
     )
 
 
-def _check_folder(bundle: Bundle, config: TrainConfig, state: Path | None) -> None:
+def _check_state_folder(bundle: Bundle, algorithm: ClientAlgorithm, state: Path | None) -> None:
     try:
-        config.algorithm.check_optimizer(bundle.manifest.optimizer)
+        algorithm.check_optimizer(bundle.manifest.optimizer)
     except InputError as error:
         raise InputError(f"{bundle.path}: {error}") from error
     personal = bundle.manifest.layout.with_role("personal")
@@ -195,10 +182,57 @@ def _check_folder(bundle: Bundle, config: TrainConfig, state: Path | None) -> No
         raise InputError(
             f"{bundle.path}: expected a folder for its personal tensors ({len(personal)}), found none; pass --state"
         )
-    if config.algorithm.group is not None and state is None:
+    if algorithm.group is not None and state is None:
         raise InputError(
-            f"algorithm {config.algorithm.name}: expected a folder for what the device keeps, found none; pass --state"
+            f"algorithm {algorithm.name}: expected a folder for what the device keeps, found none; pass --state"
         )
+
+
+def _identity(
+    origin: Weights,
+    dataset: Dataset,
+    engine: Engine,
+    encoder: Encoder,
+    config: TrainConfig,
+    server_state: Path | None,
+) -> dict[str, Any]:
+    """All that decides the outcome of a call, plain JSON data (`device_runtime.state`)."""
+    return {
+        "round": origin.round,
+        "base": origin.base,
+        "data": dataset.digest(),
+        "engine": engine.name,
+        "codec": spelled(encoder),
+        **({} if server_state is None else {"control": sha256_of(server_state)}),
+        **config.decisive(),
+    }
+
+
+def _save(kept: DeviceState | None, engine: Engine, progress: Progress) -> None:
+    if kept is not None:
+        kept.save_progress(replace(progress, groups={"engine": engine.state()}))
+
+
+def _after(
+    before: Groups,
+    personal: Mapping[str, NDArray[Any]],
+    trained: Mapping[str, NDArray[np.float32]],
+    change: Mapping[str, NDArray[np.float32]],
+    sent: Mapping[str, NDArray[np.float32]],
+    algorithm: ClientAlgorithm,
+    start: Start,
+) -> dict[str, Mapping[str, NDArray[Any]]]:
+    """The groups that the device keeps after a call.
+
+    What another algorithm keeps stays, as its server still counts on it.
+    """
+    after = {**before, PERSONAL: {name: trained[name] for name in personal}}
+    after[RESIDUAL] = {name: change[name] - tensor for name, tensor in sent.items()}
+    if not any(tensor.any() for tensor in after[RESIDUAL].values()):
+        del after[RESIDUAL]
+    if algorithm.group is not None:
+        after[algorithm.group] = algorithm.keep(start, sent)
+    return after
 
 
 def _name(client: str | None, kept: DeviceState | None) -> str:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from export.build import BuiltBundle, make_bundle
-    from export.exporter import ExportOptions, export_bundle
+    from export.exporter import export_bundle
 
-__all__ = ["BuiltBundle", "ExportOptions", "export_bundle", "make_bundle"]
+__all__ = ["BuiltBundle", "export_bundle", "make_bundle"]
 
 
 def __getattr__(name: str) -> Any:

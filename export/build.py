@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from export.exporter import ExportOptions, export_bundle
-from export.step.weight_update import optimizer_constants
+from export.exporter import export_bundle
 from export.verify import Verification
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.bundle import Bundle
@@ -47,47 +45,18 @@ def make_bundle(recipe: Recipe, folder: Path, *, overwrite: bool = False) -> Bui
     dense = load_model(recipe.name, classes=recipe.classes, input_shape=recipe.input_shape if zoo else None)
     shape = recipe.input_shape or (zoo.input_shape if zoo else None)
     if shape is None:
-        raise InputError("input shape: expected --input-shape for your own model, such as 1,28,28, found none")
+        raise InputError(
+            "expected the shape of an example of your own model, such as 1,28,28, found none; give it",
+            key="input_shape",
+        )
     dtype = recipe.input_dtype or (zoo.input_dtype if zoo else "float32")
     tokens = recipe.tokens
     if zoo and dtype == zoo.input_dtype == "int64" and tokens is None:
         tokens = recipe.classes or zoo.classes
     if recipe.pretrained is not None:
         load_pretrained(dense, recipe.pretrained)
-    converted, report = convert(
-        dense,
-        kind=recipe.kind,
-        gamma=recipe.gamma,
-        form=recipe.form,
-        tanh=recipe.tanh,
-        include=recipe.include,
-        exclude=(*recipe.exclude, *(zoo.dense_layers if zoo else ())),
-        gammas=recipe.gammas,
-        ranks=recipe.ranks,
-        batchnorm=recipe.batchnorm,
-        init=recipe.init,
-        pretrained=recipe.pretrained is not None,
-    )
-    options = ExportOptions(
-        name=recipe.name,
-        input_shape=shape,
-        input_dtype=dtype,
-        tokens=tokens,
-        mean=recipe.mean,
-        std=recipe.std,
-        loss=recipe.loss,
-        optimizer=_optimizer(recipe),
-        batch_size=recipe.batch_size,
-        personal=recipe.personal,
-        engines=recipe.engines,
-        initial_codec=recipe.initial_codec,
-        seed=recipe.seed,
-    )
-    bundle, verification = export_bundle(converted, folder, options, overwrite=overwrite)
+    factorization = replace(recipe, exclude=(*recipe.exclude, *(zoo.dense_layers if zoo else ())))
+    converted, report = convert(dense, factorization, pretrained=recipe.pretrained is not None)
+    config = replace(recipe, input_shape=shape, input_dtype=dtype, tokens=tokens)
+    bundle, verification = export_bundle(converted, folder, config, overwrite=overwrite)
     return BuiltBundle(bundle=bundle, report=report, verification=verification)
-
-
-def _optimizer(recipe: Recipe) -> dict[str, Any]:
-    given = {"momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
-    constants = {name: value for name, value in given.items() if value is not None}
-    return optimizer_constants(recipe.optimizer, jacobian_correction=recipe.jacobian_correction, **constants)

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from fedpara_edge.codecs import ENCODERS, find_encoder, open_codec
 from fedpara_edge.codecs.codec import Encoder, chunks
-from fedpara_edge.codecs.options import split_name
 from fedpara_edge.errors import InvalidUpdateError
 from fedpara_edge.factors.layout import TensorSpec
 from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
@@ -41,7 +40,7 @@ VARIANTS = (
     "adaptive:bytes=9000",
     "adaptive:error=0.3",
 )
-EVERY = (*VARIANTS, *(name for name in ENCODERS if not any(split_name(text)[0] == name for text in VARIANTS)))
+EVERY = (*VARIANTS, *(name for name in ENCODERS if not any(text.partition(":")[0] == name for text in VARIANTS)))
 """All codecs there are, some with several options; one that is registered and in no line above is tested as it is."""
 UNBIASED = tuple(text for text in EVERY if text != "float32" and find_encoder(text).unbiased)
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from export import ExportOptions, export_bundle, exporter
+from export import export_bundle, exporter
 from export.step.weight_update import optimizer_constants
 from fedpara_edge.formats.bundle import Bundle
+from fedpara_edge.formats.recipe import ExportConfig
 from fedpara_edge.nn import Conv2d, Linear
 
 SHAPE, CLASSES = (1, 8, 8), 5
@@ -22,10 +23,14 @@ SmallBundle = Callable[..., Bundle]
 """The fixture `small_bundle`: the small network as a bundle, for an optimizer and with that much dropout."""
 Batches = list[tuple[np.ndarray, np.ndarray]]
 
-OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "sgd": optimizer_constants("sgd"),
-    "momentum": optimizer_constants("sgd", momentum=0.9),
-    "adamw": optimizer_constants("adamw", weight_decay=0.1),
+OPTIONS: dict[str, dict[str, Any]] = {
+    "sgd": {"optimizer": "sgd"},
+    "momentum": {"optimizer": "sgd", "momentum": 0.9},
+    "adamw": {"optimizer": "adamw", "weight_decay": 0.1},
+}
+OPTIMIZERS = {
+    name: optimizer_constants(options["optimizer"], **{key: options[key] for key in options if key != "optimizer"})
+    for name, options in OPTIONS.items()
 }
 
 
@@ -52,7 +57,7 @@ def small_net(*, dropout: float = 0.0) -> nn.Sequential:
 
 def export_small_net(folder: Path, optimizer: str = "sgd", *, dropout: float = 0.0) -> Bundle:
     """Export it for both engines. What `test_export` holds is not verified again."""
-    options = ExportOptions(name="small", input_shape=SHAPE, input_dtype="float32", optimizer=OPTIMIZERS[optimizer])
+    options = ExportConfig(name="small", input_shape=SHAPE, input_dtype="float32", **OPTIONS[optimizer])
     with without_verification():
         return export_bundle(small_net(dropout=dropout), folder, options)[0]
 

@@ -9,10 +9,10 @@ from onnxruntime import InferenceSession
 from torch import nn
 from torch.nn import functional as F
 
-from export import ExportOptions, export_bundle
-from export.step.weight_update import optimizer_constants
+from export import export_bundle
 from export.verify import TOLERANCE
 from fedpara_edge.formats.bundle import Bundle
+from fedpara_edge.formats.recipe import ExportConfig
 from fedpara_edge.formats.weights import read_weights
 
 IMAGE, SEQUENCE, VECTOR, VOLUME = (2, 11, 12), (3, 10), (12,), (2, 4, 6, 5)
@@ -40,11 +40,12 @@ def net(*layers: nn.Module, shape: tuple[int, ...] = IMAGE) -> nn.Sequential:
 def export(
     model: nn.Module, folder: Path, shape: tuple[int, ...], optimizer: str = "sgd", **constants: float
 ) -> Bundle:
-    options = ExportOptions(
+    options = ExportConfig(
         name="test",
         input_shape=shape,
         input_dtype="float32",
-        optimizer=optimizer_constants(optimizer, **constants),
+        optimizer=optimizer,
+        **constants,
         engines=("onnxruntime",),
     )
     bundle, verification = export_bundle(model, folder / "bundle", options)

@@ -14,16 +14,17 @@ from numpy.typing import NDArray
 
 from fedpara_edge.aggregation import aggregate
 from fedpara_edge.algorithms import CLIENT, SERVER, find_client, find_server
+from fedpara_edge.algorithms.algorithm import Algorithm
 from fedpara_edge.algorithms.client import ClientAlgorithm, Start
 from fedpara_edge.algorithms.fedavg import FedAvgClient, FedAvgServer
 from fedpara_edge.algorithms.fedavgm import FedAvgM
 from fedpara_edge.algorithms.fedprox import FedProx
-from fedpara_edge.algorithms.options import Algorithm
 from fedpara_edge.algorithms.scaffold import ScaffoldClient, ScaffoldServer
 from fedpara_edge.algorithms.server import ServerAlgorithm, Vector
 from fedpara_edge.errors import DivergedError, InputError, InvalidUpdateError
 from fedpara_edge.formats.serverstate import RESIDUAL, read_server_state, write_server_state
 from fedpara_edge.formats.weights import read_weights, write_weights
+from fedpara_edge.options import declared, typed
 
 ENTRIES, CLIENTS = 90, 4
 REQUIRED = {"clients": CLIENTS}
@@ -47,17 +48,19 @@ def variants(kind: type[Algorithm]) -> Iterator[Any]:
 def check_options(found: Algorithm, known: Mapping[str, type[Algorithm]], find: Any) -> None:
     """Laws of both halves."""
     assert known[found.name] is type(found)
-    assert find(found.name, found.options()) == found
-    assert find(found.name, {**found.options(), "an option of others": None}) == found
+    assert find(typed(found.name, found)) == found
+    assert declared(type(found)).keys() == found.options().keys()
     assert json.loads(json.dumps(found.to_json(), allow_nan=False)) == {"name": found.name, **found.options()}
     for option in found.options():
         for value in NO_NUMBER:
             with pytest.raises(InputError) as refused:
-                find(found.name, {**found.options(), option: value})
+                replace(found, **{option: value})
             assert refused.value.key == option
-    with pytest.raises(InputError) as refused:
-        find(found.name, {**found.options(), "of_nobody": 1.0})
-    assert refused.value.key == "of_nobody"
+            if not isinstance(value, bool | str):
+                with pytest.raises(InputError, match=f"^algorithm: {found.name}: {option}: expected"):
+                    find(f"{found.name}:{option}={value}")
+    with pytest.raises(InputError, match="of_nobody: expected an option of it, found an unknown one"):
+        find(f"{found.name}:of_nobody=1")
 
 
 def tensors(seed: int) -> dict[str, NDArray[np.float32]]:

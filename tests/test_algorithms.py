@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from small_net import CLASSES, SHAPE, SmallBundle, small_net, without_verification
 from torch.nn import functional as F
 
-from device_runtime import Adjustment, Schedule, TrainConfig, open_data, open_engine, train
+from device_runtime import Adjustment, TrainConfig, open_data, open_engine, train
 from device_runtime.batches import epoch_batches
 from device_runtime.engines.protocol import Engine
 from device_runtime.engines.registry import ENGINES
 from device_runtime.epochs import count_steps
 from device_runtime.schedule import learning_rate_at
 from device_runtime.state import DeviceState
-from export import ExportOptions, export_bundle
+from export import export_bundle
 from fedpara_edge.aggregation import AggregateConfig, aggregate, run_round
 from fedpara_edge.algorithms import ClientAlgorithm, ServerAlgorithm, find_client, find_server
 from fedpara_edge.algorithms.adaptive import FedAdagrad, FedAdam, FedYogi
@@ -36,19 +36,20 @@ from fedpara_edge.algorithms.fedavgm import FedAvgM
 from fedpara_edge.algorithms.feddyn import FedDynClient, FedDynServer
 from fedpara_edge.algorithms.fedprox import FedProx
 from fedpara_edge.algorithms.scaffold import ScaffoldClient, ScaffoldServer
+from fedpara_edge.codecs import find_encoder
 from fedpara_edge.errors import FedparaError, InputError, TooFewUpdatesError, WrongBundleError
 from fedpara_edge.formats.bundle import WEIGHTS, Bundle, open_bundle
 from fedpara_edge.formats.change import apply_change
+from fedpara_edge.formats.recipe import ExportConfig
 from fedpara_edge.formats.serverstate import ServerState, read_server_state, state_path, write_server_state
 from fedpara_edge.formats.update import Update
 from fedpara_edge.formats.weights import Weights, read_weights, write_weights
+from fedpara_edge.options import typed
 
 TOLERANCE = 1e-5
 EXAMPLES = (8, 20, 13)  # of the clients: 1, 3 and 2 batches an epoch
 ROUNDS = ((0, 1, 2), (0, 2), (1, 2), (0, 1))  # who takes part
-CONFIG = TrainConfig(
-    epochs=2, batch_size=8, learning_rate=0.5, seed=3, schedule=Schedule(shape="linear", round_decay=0.9)
-)
+CONFIG = TrainConfig(epochs=2, batch_size=8, lr=0.5, seed=3, schedule="linear", lr_decay=0.9)
 Tensors = dict[str, NDArray[Any]]
 
 every_engine = pytest.mark.parametrize("engine", ENGINES)
@@ -89,22 +90,30 @@ class Federation:
     def state(self, client: int) -> DeviceState:
         return DeviceState(self.folder / f"state-{client}", self.bundle.manifest.fingerprint)
 
-    def train(self, client: int, config: TrainConfig = CONFIG, *, engine: Engine | None = None, **options: Any) -> Path:
+    def train(
+        self,
+        client: int,
+        config: TrainConfig = CONFIG,
+        *,
+        engine: Engine | None = None,
+        codec: str = "float32",
+        **options: Any,
+    ) -> Path:
         """One client's call; its update."""
         base = read_weights(self.weights)
         control = state_path(self.folder / "server", base.round)
         data = write_data(self.folder / f"{client}.npz", client)
         output = self.folder / f"{client}-{base.round}.safetensors"
         train(
-            self.bundle,
             engine or self.open_engine(),
             open_data(data, self.bundle.manifest),
             self.weights,
-            replace(config, algorithm=self.local),
+            replace(config, algorithm=typed(self.local.name, self.local)),
             output=output,
             state=self.folder / f"state-{client}",
             client=f"client-{client}",
             server_state=control if self.local.controlled and control.exists() else None,
+            encoder=find_encoder(codec),
             **options,
         )
         return output
@@ -113,7 +122,7 @@ class Federation:
         """A whole round; the next weights."""
         updates = [self.train(client, config, **options) for client in clients]
         output = self.folder / f"round-{read_weights(self.weights).round + 1}.safetensors"
-        server = AggregateConfig(algorithm=self.server.name, **self.server.options(), strict=True)
+        server = AggregateConfig(algorithm=typed(self.server.name, self.server), strict=True)
         done = run_round(updates, self.weights, output, server, state=self.folder / "server")
         self.weights = output
         return done.aggregation.weights
@@ -148,9 +157,7 @@ class Reference:
         for epoch in range(CONFIG.epochs):
             order = {"batch_size": CONFIG.batch_size, "seed": CONFIG.seed, "epoch": round * CONFIG.epochs + epoch}
             for x, y in epoch_batches(dataset, **order):
-                rate = learning_rate_at(
-                    CONFIG.schedule, CONFIG.learning_rate, step=number, steps=steps, epochs=CONFIG.epochs, round=round
-                )
+                rate = learning_rate_at(CONFIG, step=number, steps=steps, epochs=CONFIG.epochs, round=round)
                 model.zero_grad()
                 F.cross_entropy(model(torch.from_numpy(x).double()), torch.from_numpy(y)).backward()
                 with torch.no_grad():
@@ -288,7 +295,7 @@ OPTIMIZERS: tuple[ServerAlgorithm, ...] = (
 @pytest.mark.parametrize("server", OPTIMIZERS, ids=str)
 def test_server_optimizers_agree_with_numpy(server: ServerAlgorithm, weighting: Any, tmp_path: Path) -> None:
     weights, path = small_round.start_round(tmp_path, number=0), tmp_path / "base.safetensors"
-    config = AggregateConfig(algorithm=server.name, **server.options(), weighting=weighting)
+    config = AggregateConfig(algorithm=typed(server.name, server), weighting=weighting)
     initial = small_round.flat(weights.tensors)
     deltas = []
     for number in range(5):
@@ -430,7 +437,7 @@ def test_another_call_of_a_round_takes_the_place_of_the_first(small_bundle: Smal
         return getattr(committed, moment)["control"]["0.x1"]
 
     first = kept("after")
-    federation.train(1, replace(CONFIG, learning_rate=0.01))
+    federation.train(1, replace(CONFIG, lr=0.01))
     np.testing.assert_array_equal(kept("before"), first)
     wrong = kept("after")
     federation.train(1, overwrite=True)
@@ -443,7 +450,7 @@ def test_personal_tensors_are_pulled_nowhere(engine: str, small_bundle: SmallBun
     trained = {}
     for local in (FedAvgClient(), FedProx(mu=5.0)):
         federation = Federation(tmp_path / local.name, small_bundle(), engine, local, FedAvgServer())
-        config = replace(CONFIG, epochs=1, batch_size=32, schedule=Schedule())
+        config = replace(CONFIG, epochs=1, batch_size=32, schedule="constant", lr_decay=1.0)
         base = read_weights(federation.weights)
         update = Update(federation.train(1, config), base)
         change = np.empty(base.layout.shared_parameters, np.float32)
@@ -504,7 +511,7 @@ def bytes_of(tensors: Mapping[str, NDArray[Any]]) -> Iterator[bytes]:
 @pytest.fixture(scope="module")
 def fedper(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The small network with its last layer personal."""
-    options = ExportOptions(name="small", input_shape=SHAPE, input_dtype="float32", personal=("6",))
+    options = ExportConfig(name="small", input_shape=SHAPE, input_dtype="float32", personal=("6",))
     with without_verification():
         return export_bundle(small_net(), tmp_path_factory.mktemp("fedper") / "bundle", options)[0]
 
@@ -535,9 +542,7 @@ def test_no_personal_tensor_is_in_an_update(
 
 
 def test_the_algorithm_decides_the_call() -> None:
-    calls = [
-        replace(CONFIG, algorithm=algorithm).decisive() for algorithm in (FedAvgClient(), FedProx(), FedProx(mu=1.0))
-    ]
+    calls = [replace(CONFIG, algorithm=algorithm).decisive() for algorithm in ("fedavg", "fedprox", "fedprox:mu=1")]
     assert [call["algorithm"] for call in calls] == [
         {"name": "fedavg"},
         {"name": "fedprox", "mu": 0.1},
@@ -547,43 +552,64 @@ def test_the_algorithm_decides_the_call() -> None:
 
 REFUSED_LOCAL: dict[str, tuple[str, dict[str, Any], str]] = {
     "unknown": ("fedsgd", {}, "algorithm: expected one of fedavg, fedprox, scaffold, feddyn, found 'fedsgd'"),
-    "mu of fedavg": ("fedavg", {"mu": 0.1}, "mu: expected with algorithm fedprox, found with fedavg; leave it out"),
-    "alpha of scaffold": ("scaffold", {"alpha": 1.0}, "alpha: expected with algorithm feddyn, found with scaffold"),
-    "mu below 0": ("fedprox", {"mu": -1.0}, "mu: expected a finite number of at least 0, found -1.0"),
-    "alpha of 0": ("feddyn", {"alpha": 0.0}, "alpha: expected a finite number above 0, found 0.0"),
-    "mu infinite": ("fedprox", {"mu": float("inf")}, "mu: expected a finite number"),
+    "mu of fedavg": (
+        "fedavg",
+        {"mu": 0.1},
+        "algorithm: fedavg: mu: expected an option of it, found an unknown one; it has none",
+    ),
+    "alpha of scaffold": (
+        "scaffold",
+        {"alpha": 1.0},
+        "algorithm: scaffold: alpha: expected an option of it, found an unknown one",
+    ),
+    "mu below 0": ("fedprox", {"mu": -1.0}, "algorithm: fedprox: mu: expected a number of at least 0, found -1.0"),
+    "alpha of 0": ("feddyn", {"alpha": 0.0}, "algorithm: feddyn: alpha: expected a positive number, found 0.0"),
+    "mu infinite": ("fedprox", {"mu": float("inf")}, "mu: expected a number of at least 0, found inf"),
 }
 REFUSED_SERVER: dict[str, tuple[str, dict[str, Any], str]] = {
     "unknown": ("fedprox", {}, "algorithm: expected one of fedavg, fedavgm, fedadam, .* found 'fedprox'"),
-    "momentum of fedavg": ("fedavg", {"momentum": 0.5}, "momentum: expected with algorithm fedavgm, found with fedavg"),
+    "momentum of fedavg": (
+        "fedavg",
+        {"momentum": 0.5},
+        "momentum: expected an option of it, found an unknown one; it has lr",
+    ),
     "lr of feddyn": (
         "feddyn",
         {"clients": 2, "lr": 1.0},
-        "lr: expected with algorithm fedavg or .*, found with feddyn",
+        "lr: expected an option of it, found an unknown one; it has clients, alpha",
     ),
-    "beta2 of fedadagrad": ("fedadagrad", {"beta2": 0.5}, "beta2: expected with algorithm fedadam or fedyogi, found"),
-    "no clients": ("scaffold", {}, "clients: expected a value with algorithm scaffold, found none; give one"),
-    "clients of 0": ("feddyn", {"clients": 0}, "clients: expected the number of all clients, at least 1, found 0"),
-    "lr of 0": ("fedadam", {"lr": 0.0}, "lr: expected a finite number above 0, found 0.0"),
-    "momentum of 1": ("fedavgm", {"momentum": 1.0}, "momentum: expected a finite number of at least 0 and below 1"),
-    "beta1 of 1": ("fedyogi", {"beta1": 1.0}, "beta1: expected a finite number of at least 0 and below 1"),
-    "beta2 below 0": ("fedadam", {"beta2": -0.1}, "beta2: expected a finite number of at least 0 and below 1"),
-    "tau of 0": ("fedadagrad", {"tau": 0.0}, "tau: expected a finite number above 0"),
+    "beta2 of fedadagrad": (
+        "fedadagrad",
+        {"beta2": 0.5},
+        "beta2: expected an option of it, found an unknown one; it has lr, beta1, tau",
+    ),
+    "no clients": ("scaffold", {}, "clients: expected an integer of at least 1, found none; write scaffold:clients=…"),
+    "clients of 0": ("feddyn", {"clients": 0}, "clients: expected an integer of at least 1, found 0"),
+    "lr of 0": ("fedadam", {"lr": 0.0}, "lr: expected a positive number, found 0.0"),
+    "momentum of 1": ("fedavgm", {"momentum": 1.0}, "momentum: expected a number of at least 0 and below 1"),
+    "beta1 of 1": ("fedyogi", {"beta1": 1.0}, "beta1: expected a number of at least 0 and below 1"),
+    "beta2 below 0": ("fedadam", {"beta2": -0.1}, "beta2: expected a number of at least 0 and below 1"),
+    "tau of 0": ("fedadagrad", {"tau": 0.0}, "tau: expected a number above 0 and below"),
 }
+
+
+def text_of(name: str, options: Mapping[str, Any]) -> str:
+    typed_options = ",".join(f"{option}={value}" for option, value in options.items())
+    return f"{name}:{typed_options}" if options else name
 
 
 @pytest.mark.parametrize("case", REFUSED_LOCAL)
 def test_local_options_that_do_not_fit_are_refused(case: str) -> None:
     name, options, message = REFUSED_LOCAL[case]
     with pytest.raises(InputError, match=message):
-        find_client(name, options)
+        find_client(text_of(name, options))
 
 
 @pytest.mark.parametrize("case", REFUSED_SERVER)
 def test_server_options_that_do_not_fit_are_refused(case: str) -> None:
     name, options, message = REFUSED_SERVER[case]
     with pytest.raises(InputError, match=message):
-        find_server(name, options)
+        find_server(text_of(name, options))
 
 
 @pytest.mark.parametrize(("optimizer", "found"), [("momentum", "momentum 0.9"), ("adamw", "adamw")])
@@ -600,14 +626,14 @@ def test_an_algorithm_that_keeps_something_needs_a_folder(tmp_path: Path) -> Non
 
     bundle = make_bundle(tmp_path / "bundle", personal=False)
     dataset = open_data(write_npz(tmp_path / "data.npz"), bundle.manifest)
-    config = TrainConfig(algorithm=FedDynClient())
+    config = TrainConfig(algorithm="feddyn")
     call = functools.partial(
-        train, bundle, SoftmaxRegression(bundle), dataset, bundle.file(WEIGHTS), output=tmp_path / "update"
+        train, SoftmaxRegression(bundle), dataset, bundle.file(WEIGHTS), output=tmp_path / "update"
     )
     with pytest.raises(InputError, match="algorithm feddyn: expected a folder for what the device keeps, found none"):
         call(config)
     with pytest.raises(InputError, match="expected a control variate with algorithm scaffold, found fedprox"):
-        call(TrainConfig(algorithm=FedProx()), server_state=tmp_path / "round-1")
+        call(TrainConfig(algorithm="fedprox"), server_state=tmp_path / "round-1")
 
 
 def test_a_device_takes_the_control_variate_of_its_round_only(small_bundle: SmallBundle, tmp_path: Path) -> None:
@@ -616,7 +642,9 @@ def test_a_device_takes_the_control_variate_of_its_round_only(small_bundle: Smal
     path = state_path(federation.folder / "server", 1)
     good = read_server_state(path)
     path.unlink()
-    with pytest.raises(InputError, match=r"expected the server's control variate of round 1, found none; .* --control"):
+    with pytest.raises(
+        InputError, match=r"expected the server's control variate of round 1, found none; .* --server-state"
+    ):
         federation.train(0)
     wrong: dict[str, tuple[ServerState, type[FedparaError], str]] = {
         "round": (replace(good, round=2), WrongBundleError, "server state: round: expected 1 as the weights"),
@@ -712,19 +740,19 @@ class Typing:
 
 
 COMMANDS: dict[str, tuple[Callable[[Path, int], tuple[object, ...]], tuple[object, ...]]] = {
-    "fedprox": (lambda *_: ("--algorithm", "fedprox", "--mu", 0.3), ("--server-lr", 0.9)),
+    "fedprox": (lambda *_: ("--algorithm", "fedprox:mu=0.3"), ("--algorithm", "fedavg:lr=0.9")),
     "scaffold": (
         lambda folder, round: (
             *("--algorithm", "scaffold"),
-            *(("--control", folder / "server" / f"round-{round}.safetensors") if round else ()),
+            *(("--server-state", folder / "server" / f"round-{round}.safetensors") if round else ()),
         ),
         ("--algorithm", "scaffold", "--clients", 3, "--state", "server", "--weighting", "examples"),
     ),
     "feddyn": (
-        lambda *_: ("--algorithm", "feddyn", "--alpha", 0.3),
-        ("--algorithm", "feddyn", "--clients", 3, "--alpha", 0.3, "--state", "server"),
+        lambda *_: ("--algorithm", "feddyn:alpha=0.3"),
+        ("--algorithm", "feddyn:alpha=0.3", "--clients", 3, "--state", "server"),
     ),
-    "fedyogi": (lambda *_: (), ("--algorithm", "fedyogi", "--tau", 0.01, "--beta1", 0.5, "--state", "server")),
+    "fedyogi": (lambda *_: (), ("--algorithm", "fedyogi:tau=0.01,beta1=0.5", "--state", "server")),
 }
 
 
@@ -813,7 +841,7 @@ def test_options_of_the_algorithm_come_from_the_config_as_well(
 ) -> None:
     person = Typing(run, small_bundle(), tmp_path)
     config = tmp_path / "config.toml"
-    config.write_text('[aggregate]\nalgorithm = "fedavgm"\nmomentum = 0.5\nserver-lr = 0.25\n')
+    config.write_text('[aggregate]\nalgorithm = "fedavgm:momentum=0.5,lr=0.25"\n')
     assert person.train(0, 0).code == 0
     ended = person.aggregate(0, "--state", tmp_path / "server", config=config)
     assert ended.json["algorithm"] == {"name": "fedavgm", "momentum": 0.5, "lr": 0.25}
@@ -824,18 +852,21 @@ def test_commands_that_do_not_fit_say_so(run: Command, small_bundle: SmallBundle
     person = Typing(run, small_bundle(), tmp_path)
     server = tmp_path / "server"
     for options, code, message in (
-        (("--mu", 0.1), 2, "mu: expected with algorithm fedprox, found with fedavg"),
+        (("--algorithm", "fedavg:mu=0.1"), 2, "algorithm: fedavg: mu: expected an option of it, found an unknown one"),
         (("--algorithm", "fedsgd"), 2, "algorithm: expected one of fedavg, fedprox, scaffold, feddyn"),
-        (("--control", server), 2, "expected a control variate with algorithm scaffold, found fedavg"),
-        (("--algorithm", "scaffold", "--control", server), 6, "expected a readable file"),
+        (("--server-state", server), 2, "expected a control variate with algorithm scaffold, found fedavg"),
+        (("--algorithm", "scaffold", "--server-state", server), 6, "expected a readable file"),
     ):
         ended = person.train(0, 0, *options)
         assert (ended.code, message in ended.err) == (code, True), ended.err
     assert person.train(0, 0).code == 0
     for options, message in (
-        (("--momentum", 0.1), "momentum: expected with algorithm fedavgm, found with fedavg"),
+        (("--algorithm", "fedavg:momentum=1"), "momentum: expected an option of it, found an unknown one; it has lr"),
         (("--algorithm", "fedadam"), "state: expected a folder for what algorithm fedadam keeps, found none"),
-        (("--algorithm", "scaffold", "--state", server), "clients: expected a value with algorithm scaffold"),
+        (
+            ("--algorithm", "scaffold", "--state", server),
+            "scaffold: clients: expected an integer of at least 1, found none",
+        ),
         (("--downlink-codec", "float32"), "change: expected a file for the change with downlink_codec, found none"),
         (("--change", server), f"downlink_codec: expected a codec for the change {server}, found none"),
     ):

@@ -23,6 +23,7 @@ LIGHT = {"numpy", "safetensors", "click"}
 
 LIBRARY: tuple[set[str], ...] = (
     {"fedpara_edge.errors"},
+    {"fedpara_edge.options"},
     {"fedpara_edge.factors", "fedpara_edge.storage", "fedpara_edge.algorithms"},
     {"fedpara_edge.codecs"},
     {"fedpara_edge.formats"},
@@ -142,7 +143,7 @@ def allowed(path: Path) -> set[str]:
         return {*LIGHT, "zstandard", "fedpara_edge"}
     if room == "report":
         return {*LIGHT, *({"matplotlib"} if path.name in DRAWING else set()), "fedpara_edge"}
-    if room == "simulation":
+    if room in ("simulation", "cli"):
         return {*LIGHT, "fedpara_edge", "device_runtime"}
     if room == "nn":
         return {"torch", *LIGHT, "fedpara_edge"}

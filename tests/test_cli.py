@@ -152,7 +152,7 @@ def test_export_writes_for_the_engines_that_are_installed(
     without_distributions(monkeypatch, *TRAINING)
     assert run("export", "mlp", "-o", tmp_path / "stock").code == 0
     assert run("inspect", tmp_path / "stock", "--json").json["engines"] == ["onnxruntime"]
-    refused = run("export", "mlp", "-o", tmp_path / "none", "--engine", "ort-training")
+    refused = run("export", "mlp", "-o", tmp_path / "none", "--engines", "ort-training")
     assert refused.code == 2
     assert re.match(r"Error: engine ort-training: expected onnxruntime-training-cpu to be installed", refused.err)
 
@@ -189,7 +189,7 @@ def test_engines_train_and_evaluate_alike_clipped_and_in_parts(run: Command, her
             return np.concatenate([file.read(name).ravel() for name in file.entries])
 
     engines = ("onnxruntime", "ort-training")
-    settings = ("--parts", "2", "--clip-norm", "0.5")
+    settings = ("--micro-batches", "2", "--clip-norm", "0.5")
     portable, ort_training = (change("--engine", engine, *settings) for engine in engines)
     assert np.linalg.norm(portable - ort_training) < 1e-3 * np.linalg.norm(ort_training)
     assert np.linalg.norm(portable) < 0.8 * np.linalg.norm(change())
@@ -205,7 +205,7 @@ def test_a_bundle_without_the_engine_says_how_to_export_it(
     run: Command,
     here: Path,  # noqa: ARG001
 ) -> None:
-    assert run("export", "mlp", "--engine", there, "-o", "one").code == 0
+    assert run("export", "mlp", "--engines", there, "-o", "one").code == 0
     assert run("inspect", "one", "--json").json["engines"] == [there]
     command = ("train", "one", "--data", "device-0.npz", "-o", "u.safetensors")
     assert run(*command, "--engine", asked).err == (
@@ -274,7 +274,12 @@ AGGREGATE = ("aggregate", "--weights", "bundle/weights.safetensors", "-o", "out.
 BAD = {
     "no command": (None, ("tarin",), 2, "No such command"),
     "missing bundle": (None, ("train", "nowhere", "--data", "device-0.npz", "-o", "out.safetensors"), 2, "nowhere"),
-    "no parts": (None, (*TRAIN, "device-0.npz", "--parts", "0"), 2, "parts: expected an integer from 1"),
+    "no parts": (
+        None,
+        (*TRAIN, "device-0.npz", "--micro-batches", "0"),
+        2,
+        "micro_batches: expected an integer from 1",
+    ),
     "clip to nothing": (None, (*TRAIN, "device-0.npz", "--clip-norm", "0"), 2, "clip_norm: expected a positive"),
     "no such engine": (None, (*TRAIN, "device-0.npz", "--engine", "warp"), 2, "expected auto or one of onnxruntime"),
     "missing data": (None, (*TRAIN, "nowhere.npz"), 2, "nowhere.npz"),
@@ -436,7 +441,7 @@ def test_own_model_from_a_file(run: Command, here: Path) -> None:
 
 
 def test_a_federation_may_begin_with_encoded_weights(run: Command, here: Path) -> None:  # noqa: ARG001
-    options = ("--initial-codec", "int4", "--engine", "onnxruntime")
+    options = ("--initial-codec", "int4", "--engines", "onnxruntime")
     assert run("export", "mlp", "-o", "small", *options).code == 0
     assert 5 * Path("small/weights.safetensors").stat().st_size < Path("bundle/weights.safetensors").stat().st_size
     train = ("train", "small", "--data", "device-0.npz", "--client", "a", "--state", "a", "--codec", "uniform")

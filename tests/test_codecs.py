@@ -337,22 +337,22 @@ def test_adaptive_sends_the_fewest_bytes_where_its_target_is_impossible() -> Non
 
 
 MISTYPED = [
-    ("zip", "codec 'zip': expected one of float32, float16"),
-    ("int4:bits=4", "codec 'int4:bits=4': expected the options block=…, entropy=…, each once, found 'bits=4'"),
-    ("int4:block=64,block=64", "each once, found 'block=64'"),
+    ("zip", "codec: expected one of float32, float16"),
+    ("int4:bits=4", "codec: int4: bits: expected an option of it, found an unknown one; it has block, entropy"),
+    ("int4:block=64,block=64", "once, found 'block=64'"),
     ("int4:block", "found 'block'"),
-    ("int4:block=", "block: expected an integer, found ''"),
+    ("int4:block=", "block: expected an integer from 16 to 65536, found ''"),
     ("int4:block=15", "block: expected an integer from 16 to 65536, found 15"),
     ("rotated:bits=1", "bits: expected an integer from 2 to 8, found 1"),
-    ("float32:x=1", "expected the options none"),
-    ("uniform:step=wide", "step: expected a number, found 'wide'"),
+    ("float32:x=1", "it has none"),
+    ("uniform:step=wide", "step: expected a number from 0.0001 to 100, found 'wide'"),
     ("uniform:step=nan", "step: expected a number from 0.0001 to 100, found nan"),
     ("uniform:by=layer", "by: expected one of all, tensor, found 'layer'"),
     ("topk:share=0", "share: expected a number above 0"),
     ("topk:bits=9", "bits: expected an integer from 1 to 8"),
     ("adaptive", "expected either bytes"),
     ("adaptive:bytes=9,error=0.1", "expected either bytes"),
-    ("adaptive:error=nan", "expected either bytes"),
+    ("adaptive:error=nan", "error: expected a number of at least 0 and below 1, found nan"),
     ("adaptive:error=0.0004", "error: expected at least 0.0005, found 0.0004"),
 ]
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from export import ExportOptions, export_bundle
+from export import export_bundle
 from export.forward.contraction import contract_layers, step_cost
 from export.verify import TOLERANCE
 from fedpara_edge.factors.layout import LayerSpec
+from fedpara_edge.formats.recipe import ExportConfig
 from fedpara_edge.nn import Linear
 
 
@@ -65,7 +66,7 @@ def test_the_batch_size_of_an_export_decides_and_both_engines_follow(tmp_path: P
     for size in (1, 256):
         torch.manual_seed(0)
         model = nn.Sequential(Linear(512, 128, rank=6), nn.ReLU(), nn.Linear(128, 5))
-        options = ExportOptions(name="fc", input_shape=(512,), input_dtype="float32", batch_size=size)
+        options = ExportConfig(name="fc", input_shape=(512,), input_dtype="float32", batch_size=size)
         bundle, verification = export_bundle(model, tmp_path / str(size), options)
         assert max(errors.worst for errors in verification.values()) <= TOLERANCE
         nodes = onnx.load(bundle.file("eval_step.onnx")).graph.node

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fedpara_edge.errors import InputError
+from fedpara_edge.factors.factorization import Factorization
 from fedpara_edge.factors.layout import KINDS, Form, Kind
 from fedpara_edge.nn import Conv2d, FactoredLayer, Linear, convert, group_count, group_norm_like
 
@@ -40,13 +41,13 @@ IMAGES = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
 
 
 def report_of(model: nn.Module, **options: Any) -> dict[str, str]:
-    return {layer.name: layer.reason for layer in convert(model, **options)[1].layers}
+    return {layer.name: layer.reason for layer in convert(model, Factorization(**options))[1].layers}
 
 
 def test_what_is_converted_and_what_is_not() -> None:
     model = Net()
     before = copy.deepcopy(model.state_dict())
-    converted, report = convert(model, gamma=0.1)
+    converted, report = convert(model, Factorization(gamma=0.1))
     assert {layer.name: layer.reason for layer in report.layers} == {
         "body.0": "",
         "body.2": "grouped convolution (groups=32)",
@@ -78,7 +79,7 @@ def test_what_is_converted_and_what_is_not() -> None:
 def test_every_kind_keeps_the_operator(kind: Kind, form: Form) -> None:
     """With the composed weights put back, the outputs are those of the given architecture."""
     model = Net()
-    converted, report = convert(model, kind=kind, form=form, gamma=0.1)
+    converted, report = convert(model, Factorization(kind=kind, form=form, gamma=0.1))
     for layer in report.converted:
         ours, theirs = converted.get_submodule(layer.name), model.get_submodule(layer.name)
         assert isinstance(ours, FactoredLayer)
@@ -92,14 +93,14 @@ def test_every_kind_keeps_the_operator(kind: Kind, form: Form) -> None:
 
 def test_kind_dense_keeps_everything() -> None:
     model = Net()
-    converted, report = convert(model, kind="dense")
+    converted, report = convert(model, Factorization(kind="dense"))
     assert not report.converted
     assert torch.equal(converted(IMAGES), model(IMAGES))
 
 
 def test_a_converted_model_is_left_alone() -> None:
     once, _ = convert(Net())
-    twice, report = convert(once, kind="lowrank", gamma=0.9, exclude=["attention.*"])
+    twice, report = convert(once, Factorization(kind="lowrank", gamma=0.9, exclude=("attention.*",)))
     assert {layer.reason for layer in report.layers if layer.name in ("body.0", "blocks.fc")} == {"already converted"}
     assert torch.equal(once(IMAGES), twice(IMAGES))
 
@@ -111,9 +112,11 @@ def test_patterns() -> None:
 
 
 def test_last_matching_override_counts_and_rank_goes_before_gamma() -> None:
-    _, report = convert(Net(), gammas={"*": 0.2, "body.*": 0.5, "blocks.fc": 0}, ranks={"body.3": 7, "blocks.*": 5})
+    _, report = convert(
+        Net(), Factorization(gamma_of={"*": 0.2, "body.*": 0.5, "blocks.fc": 0}, rank_of={"body.3": 7, "blocks.*": 5})
+    )
     ranks = {layer.name: layer.spec.rank for layer in report.converted if layer.spec}
-    _, expected = convert(Net(), gamma=0.5)
+    _, expected = convert(Net(), Factorization(gamma=0.5))
     assert ranks == {
         "body.0": next(layer.spec.rank for layer in expected.layers if layer.name == "body.0" and layer.spec),
         "body.3": 7,
@@ -126,24 +129,24 @@ def test_last_matching_override_counts_and_rank_goes_before_gamma() -> None:
     [
         ({"exclude": ["haed"]}, r"exclude: 'haed' matches none of the layers body.0, body.2, .*head$"),
         ({"include": ["body"]}, r"include: 'body' matches none .*; did you mean 'body\.\*'\?"),
-        ({"gammas": {"body.1": 0.1}}, r"gammas: 'body.1' matches none"),
-        ({"ranks": {"fc": 3}}, r"ranks: 'fc' matches none"),
-        ({"exclude": "head"}, r"exclude: expected a list of patterns, found the string 'head'"),
+        ({"gamma_of": {"body.1": 0.1}}, r"gamma_of: 'body.1' matches none"),
+        ({"rank_of": {"fc": 3}}, r"rank_of: 'fc' matches none"),
+        ({"exclude": "head"}, r"exclude: expected a list of strings, found 'head'"),
         ({"gamma": 2}, r"gamma: expected a number from 0 to 1, found 2"),
-        ({"ranks": {"head": 0}}, r"layer 'head': expected a rank of at least 1, found 0"),
+        ({"rank_of": {"head": 0}}, r"rank_of: expected a table with an integer of at least 1 for each key, found"),
         ({"kind": "lowrank", "tanh": True}, r"layer 'body.0': the tanh variant exists for kind 'fedpara' only"),
-        ({"batchnorm": "groups"}, r"batchnorm: expected 'refuse' or 'group', found 'groups'"),
+        ({"batchnorm": "groups"}, r"batchnorm: expected one of refuse, group, found 'groups'"),
     ],
 )
 def test_refusals(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        convert(Net(), **options)
+        convert(Net(), Factorization(**options))
 
 
 def test_a_module_used_twice_stays_one() -> None:
     layer = nn.Linear(32, 32)
     model = nn.Sequential(layer, nn.Sequential(nn.ReLU(), layer))
-    converted, report = convert(model, gamma=0)
+    converted, report = convert(model, Factorization(gamma=0))
     assert isinstance(converted[0], Linear)
     assert converted[0] is converted[1][1]
     assert [line.name for line in report.layers] == ["0"]
@@ -154,14 +157,14 @@ def test_a_tied_weight_is_refused_unless_its_layer_is_excluded() -> None:
     model["decoder"].weight = model["embedding"].weight
     with pytest.raises(InputError, match=r"layer 'decoder': its weight is also 'embedding.weight'.*exclude 'decoder'"):
         convert(model)
-    converted, _ = convert(model, exclude=["decoder"])
+    converted, _ = convert(model, Factorization(exclude=("decoder",)))
     assert converted["decoder"].weight is converted["embedding"].weight
 
 
 def test_tied_biases_stay_tied() -> None:
     model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
     model[1].bias = model[0].bias
-    converted, _ = convert(model, gamma=0)
+    converted, _ = convert(model, Factorization(gamma=0))
     assert converted[0].bias is converted[1].bias
     assert not converted[0].bias.any()
 
@@ -189,7 +192,7 @@ def test_other_padding_modes_stay() -> None:
 
 
 def test_a_lone_layer() -> None:
-    converted, report = convert(nn.Linear(784, 256), gamma=0.5)
+    converted, report = convert(nn.Linear(784, 256), Factorization(gamma=0.5))
     assert isinstance(converted, Linear)
     assert [layer.name for layer in report.converted] == [""]
 
@@ -217,14 +220,14 @@ def test_batchnorm_is_refused_with_a_remedy() -> None:
     with pytest.raises(
         InputError, match=r"module '1.0': BatchNorm2d keeps .*GroupNorm, or convert with batchnorm='group'"
     ):
-        convert(model, kind="dense")
+        convert(model, Factorization(kind="dense"))
 
 
 def test_batchnorm_becomes_groupnorm() -> None:
     model = nn.Sequential(nn.Conv2d(3, 96, 3), nn.BatchNorm2d(96, eps=0.01), nn.BatchNorm2d(96, affine=False))
     nn.init.normal_(model[1].weight)
     nn.init.normal_(model[1].bias)
-    converted, report = convert(model, batchnorm="group")
+    converted, report = convert(model, Factorization(batchnorm="group"))
     norm = converted[1]
     assert isinstance(norm, nn.GroupNorm)
     assert (norm.num_groups, norm.num_channels, norm.eps) == (32, 96, 0.01)
@@ -265,7 +268,7 @@ def test_pretrained_weights_are_fitted(kind: Kind) -> None:
             low = torch.randn(rows, 2) @ torch.randn(2, layer.weight[0].numel())
             layer.weight.copy_(low.reshape(layer.weight.shape) * 0.05)
             layer.bias.normal_()
-    converted, report = convert(model, kind=kind, form="matrix", gamma=0.1, pretrained=True)
+    converted, report = convert(model, Factorization(kind=kind, form="matrix", gamma=0.1), pretrained=True)
     assert len(report.converted) == 2
     for line in report.converted:
         assert line.relative_error is not None
@@ -279,5 +282,5 @@ def test_pretrained_weights_are_fitted(kind: Kind) -> None:
 
 
 def test_the_report_warns_of_a_rank_that_stays_low() -> None:
-    _, report = convert(nn.Sequential(nn.Conv2d(1, 32, 3)), gamma=0)
+    _, report = convert(nn.Sequential(nn.Conv2d(1, 32, 3)), Factorization(gamma=0))
     assert str(report.layers[0]) == "0: fedpara R=1, 288 -> 84 entries, rank of the weight at most 1 of 9"

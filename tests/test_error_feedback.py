@@ -13,11 +13,12 @@ from softmax_regression import SoftmaxRegression, make_bundle, write_npz
 from device_runtime import TrainConfig, open_data, train
 from device_runtime.epochs import take_steps
 from device_runtime.state import open_state
+from fedpara_edge.codecs import find_encoder
 from fedpara_edge.formats.bundle import Bundle, open_bundle
 from fedpara_edge.formats.update import Update
 from fedpara_edge.formats.weights import Weights, read_weights, write_weights
 
-CONFIG = TrainConfig(epochs=2, batch_size=5, learning_rate=0.2, seed=7, checkpoint_steps=3)
+CONFIG = TrainConfig(epochs=2, batch_size=5, lr=0.2, seed=7, save_steps=3)
 ROUNDS = 8
 CODECS = ["int2:block=16", "rotated:bits=2,block=16", "uniform:step=3", "topk:share=0.1", "adaptive:bytes=20"]
 
@@ -68,7 +69,6 @@ class Rounds:
         if not base.exists():
             write_weights(base, self.weights)
         train(
-            self.bundle,
             engine or SoftmaxRegression(self.bundle),
             self.dataset,
             base,
@@ -76,7 +76,7 @@ class Rounds:
             output=output,
             state=self.folder / "state",
             client="tester",
-            codec=self.codec,
+            encoder=find_encoder(self.codec),
             overwrite=True,
         )
         return output
@@ -159,7 +159,16 @@ def test_without_a_state_folder_rounding_is_random_and_of_every_client_another(b
         output = tmp_path / "update"
         config = replace(CONFIG, seed=seed)
         engine = SoftmaxRegression(bundle)
-        train(bundle, engine, dataset, weights, config, output=output, client=client, codec="uniform", overwrite=True)
+        train(
+            engine,
+            dataset,
+            weights,
+            config,
+            output=output,
+            client=client,
+            encoder=find_encoder("uniform"),
+            overwrite=True,
+        )
         return output.read_bytes()[-16:]
 
     assert update("a", 7) == update("a", 7)

@@ -13,11 +13,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from device_runtime.engines.registry import open_engine
-from export import ExportOptions, export_bundle, exporter, make_bundle
+from export import export_bundle, exporter, make_bundle
 from export.forward.preprocess import Deployed
 from export.step.weight_update import optimizer_constants
 from export.verify import TOLERANCE
 from fedpara_edge.errors import FedparaError, InputError
+from fedpara_edge.factors.factorization import Factorization
 from fedpara_edge.formats.bundle import (
     ENGINES,
     INITIAL_PERSONAL,
@@ -26,7 +27,7 @@ from fedpara_edge.formats.bundle import (
     WEIGHTS,
     open_bundle,
 )
-from fedpara_edge.formats.recipe import Recipe
+from fedpara_edge.formats.recipe import ExportConfig, Recipe
 from fedpara_edge.formats.weights import read_weights
 from fedpara_edge.nn import ZOO, Conv2d, Linear, convert
 
@@ -131,8 +132,8 @@ MODELS = {
 }
 
 
-def options(shape: tuple[int, ...], **more: object) -> ExportOptions:
-    return ExportOptions(**{"name": "test", "input_shape": shape, "input_dtype": "float32", **more})
+def options(shape: tuple[int, ...], **more: object) -> ExportConfig:
+    return ExportConfig(**{"name": "test", "input_shape": shape, "input_dtype": "float32", **more})
 
 
 def worst(verification: dict) -> float:
@@ -227,7 +228,9 @@ def test_same_model_same_fingerprint_other_graph_other_fingerprint(tmp_path: Pat
 
 
 def test_weights_and_personal_tensors_are_those_of_the_model(tmp_path: Path) -> None:
-    model, _ = convert(nn.Sequential(nn.Linear(12, 64), nn.Linear(64, 5)), kind="pfedpara", include=["0"], gamma=0.0)
+    model, _ = convert(
+        nn.Sequential(nn.Linear(12, 64), nn.Linear(64, 5)), Factorization(kind="pfedpara", include=("0",), gamma=0.0)
+    )
     bundle, _ = export_bundle(model, tmp_path / "bundle", options(VECTOR))
     state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     shared = read_weights(bundle.file(WEIGHTS)).tensors

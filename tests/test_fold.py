@@ -16,7 +16,7 @@ from torch import nn
 
 from device_runtime import Dataset, open_engine
 from device_runtime.batches import epoch_batches
-from export import ExportOptions, export_bundle
+from export import export_bundle
 from export.folding.composing import compose_layers
 from export.folding.fold import TOLERANCES, fold
 from export.folding.half import to_float16
@@ -27,6 +27,7 @@ from fedpara_edge.factors.compose import compose, factor_role, factor_shapes
 from fedpara_edge.factors.layout import FACTORS, LayerSpec, Layout, TensorSpec
 from fedpara_edge.formats.bundle import WEIGHTS, ArraySpec, Bundle
 from fedpara_edge.formats.folded import read_folded
+from fedpara_edge.formats.recipe import ExportConfig
 from fedpara_edge.formats.weights import Weights, read_weights
 from fedpara_edge.nn import ZOO, Conv2d, Linear
 
@@ -38,7 +39,7 @@ def quick_export(model: nn.Module, folder: Path, shape: tuple[int, ...], engine:
     """A bundle whose training nobody verifies, which takes most of the time of an export."""
     options: dict[str, Any] = {"name": "test", "input_shape": shape, "input_dtype": "float32", "engines": (engine,)}
     with patch("export.exporter.verify", return_value={}):
-        return export_bundle(model, folder, ExportOptions(**{**options, **more}))[0]
+        return export_bundle(model, folder, ExportConfig(**{**options, **more}))[0]
 
 
 def initial_weights(bundle: Bundle) -> Weights:

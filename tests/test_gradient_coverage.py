@@ -18,7 +18,7 @@ from step_models import IMAGE, SEQUENCE, VECTOR, VOLUME, Formula, batch, gradien
 from torch import nn
 from torch.nn import functional as F
 
-from export import ExportOptions, export_bundle
+from export import export_bundle
 from export.forward.graph import IR_VERSION, LABEL, OPSET, OUTPUT, ForwardGraph
 from export.gradients import RULES
 from export.step.training_step import StepSpec, write_steps
@@ -27,6 +27,7 @@ from export.verify import TOLERANCE
 from fedpara_edge.errors import InputError
 from fedpara_edge.factors.layout import TensorSpec
 from fedpara_edge.formats.bundle import ArraySpec
+from fedpara_edge.formats.recipe import ExportConfig
 
 # What RegisterGradientBuilders of orttraining/core/graph/gradient_builder_registry.cc enters in onnxruntime 1.19.2, but
 # for what is no operator of ONNX; `test_the_list_is_that_of_the_runtime` asks the runtime itself.
@@ -176,7 +177,7 @@ def test_gradients_are_those_of_torch(name: str, tmp_path: Path, called: set[str
     torch.manual_seed(1)
     model = case.model()
     engines = ("ort-training", "onnxruntime") if case.both else ("onnxruntime",)
-    options = ExportOptions(name="test", input_shape=case.shape, input_dtype="float32", engines=engines)
+    options = ExportConfig(name="test", input_shape=case.shape, input_dtype="float32", engines=engines)
     bundle, verification = export_bundle(model, tmp_path / "bundle", options)
     assert set(case.operators.split()) <= called
     for engine in engines:
@@ -211,7 +212,7 @@ REFUSED_BY_ORT_TRAINING = {
 @pytest.mark.parametrize("name", REFUSED_BY_ORT_TRAINING)
 def test_what_only_the_engine_onnxruntime_trains_is_named(name: str, tmp_path: Path) -> None:
     make, shape, found = REFUSED_BY_ORT_TRAINING[name]
-    options = ExportOptions(name="test", input_shape=shape, input_dtype="float32", engines=("ort-training",))
+    options = ExportConfig(name="test", input_shape=shape, input_dtype="float32", engines=("ort-training",))
     with pytest.raises(InputError, match=found):
         export_bundle(make(), tmp_path / "bundle", options)
 

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from fedpara_edge.demo import IMAGES
 from fedpara_edge.errors import InputError
 from fedpara_edge.factors.compose import compose, compose_branch, factor_shapes
+from fedpara_edge.factors.factorization import Factorization, Init
 from fedpara_edge.factors.layout import KINDS, Form, Kind, LayerSpec
-from fedpara_edge.formats.recipe import Init, Recipe
+from fedpara_edge.formats.recipe import Recipe
 from fedpara_edge.nn import LSTM, Conv2d, Linear, convert, he_std, initialize, vgg16
 from fedpara_edge.nn.init import PERSONAL_STD_LIMIT, TANH_STD_LIMIT
 
@@ -163,7 +164,7 @@ def test_in_vgg16_he_by_factor_is_far_too_small_or_about_right() -> None:
     ratios: dict[Init, list[float]] = {}
     for init in HE:
         torch.manual_seed(0)
-        model, _ = convert(vgg16(kind="dense"), gamma=0.1, init=init, include=("conv*",))
+        model, _ = convert(vgg16(kind="dense"), Factorization(gamma=0.1, init=init, include=("conv*",)))
         layers = [module for module in model.modules() if isinstance(module, Conv2d)]
         assert len(layers) == 13
         ratios[init] = [rms(layer.compose()) / he_std(layer.spec) for layer in layers]
@@ -177,7 +178,7 @@ def test_in_vgg16_he_by_factor_is_far_too_small_or_about_right() -> None:
 def test_convert_draws_by_factor_and_zeroes_biases(init: Init) -> None:
     dense = nn.ModuleList([nn.Linear(64, 64), nn.Conv2d(32, 32, 3), nn.LSTM(32, 64)])
     torch.manual_seed(0)
-    model, report = convert(dense, gamma=0.1, init=init)
+    model, report = convert(dense, Factorization(gamma=0.1, init=init))
     assert all(layer.spec is not None and layer.spec.kind == "fedpara" for layer in report.layers)
     linear, conv, lstm = model
     assert isinstance(linear, Linear)
@@ -206,7 +207,7 @@ def test_an_unknown_init_and_one_that_pretrained_weights_overrule_are_refused() 
     with pytest.raises(InputError, match="init: expected one of composed, he_fan_in, he_fan_out, found 'he'"):
         Recipe(name="mlp", init=wrong)
     with pytest.raises(InputError, match=r"init: expected composed with pretrained, .* found 'he_fan_in'"):
-        convert(nn.Sequential(nn.Linear(20, 20)), init="he_fan_in", pretrained=True)
+        convert(nn.Sequential(nn.Linear(20, 20)), Factorization(init="he_fan_in"), pretrained=True)
     with pytest.raises(InputError, match=r"init: expected composed with pretrained, .* found he_fan_in"):
         Recipe(name="mlp", init="he_fan_in", pretrained=Path("weights.pt"))
 

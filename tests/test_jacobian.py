@@ -19,14 +19,14 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from device_runtime import Adjustment, open_engine
-from export import ExportOptions, export_bundle, make_bundle
+from export import export_bundle, make_bundle
 from export.forward.contraction import contract_layers
 from export.step import training_step
 from export.step.weight_update import optimizer_constants
 from fedpara_edge.errors import FedparaError, InputError
 from fedpara_edge.factors.layout import LayerSpec
 from fedpara_edge.formats.bundle import ENGINES, Bundle, open_bundle
-from fedpara_edge.formats.recipe import Recipe
+from fedpara_edge.formats.recipe import ExportConfig, Recipe
 from fedpara_edge.nn import GRU, LSTM, Conv2d, FactoredLayer, Linear
 
 TOLERANCE = 1e-5
@@ -187,12 +187,14 @@ class Reference:
         return dict(zip(self.trained, found, strict=True))
 
 
-def options_for(shape: tuple[int, ...], strength: float, optimizer: str = "sgd", **constants: Any) -> ExportOptions:
-    return ExportOptions(
+def options_for(shape: tuple[int, ...], strength: float, optimizer: str = "sgd", **constants: Any) -> ExportConfig:
+    return ExportConfig(
         name="test",
         input_shape=shape,
         input_dtype="float32",
-        optimizer=optimizer_constants(optimizer, jacobian_correction=strength, **constants),
+        optimizer=optimizer,
+        jacobian_correction=strength,
+        **constants,
         engines=("onnxruntime",),
     )
 
@@ -377,13 +379,13 @@ def test_the_command_line(run: Command, tmp_path: Path) -> None:
     assert refused.code == 2
     assert "--engine onnxruntime" in refused.err
     assert not bundle.exists()
-    assert run(*made, "--engine", "onnxruntime").code == 0
+    assert run(*made, "--engines", "onnxruntime").code == 0
     assert open_bundle(bundle).manifest.optimizer["jacobian_correction"] == 0.5
     generator = np.random.default_rng(0)
     x, y = generator.integers(0, 256, (20, 1, 6, 6)).astype(np.uint8), generator.integers(0, 10, 20)
     np.savez(data, x=x, y=y)
     train = ("train", bundle, "--data", data, "--weights", bundle / "weights.safetensors", "-o", update)
-    refused = run(*train, "--parts", 2)
+    refused = run(*train, "--micro-batches", 2)
     assert refused.code == 2
     assert "micro_batches: expected 1" in refused.err
     assert not update.exists()

@@ -6,6 +6,7 @@ from torch import nn
 
 from fedpara_edge.errors import InputError
 from fedpara_edge.factors.compose import compose, factor_shapes
+from fedpara_edge.factors.factorization import Factorization
 from fedpara_edge.factors.layout import KINDS, Kind, Layout
 from fedpara_edge.nn import ZOO, Conv2d, FactoredLayer, Linear, convert, layout_of
 
@@ -124,7 +125,7 @@ def test_what_is_shared_inside_the_model_is_listed_once() -> None:
     assert layout.dense_parameters == layout.shared_parameters == 50
 
     layer = nn.Linear(32, 32)
-    repeated = layout_of(convert(nn.Sequential(layer, layer), gamma=0)[0])
+    repeated = layout_of(convert(nn.Sequential(layer, layer), Factorization(gamma=0))[0])
     assert [t.name for t in repeated.tensors] == ["0.x1", "0.y1", "0.x2", "0.y2", "0.bias"]
     assert len(repeated.layers) == 1
 

@@ -13,18 +13,17 @@ import numpy as np
 import pytest
 from softmax_regression import SoftmaxRegression, make_bundle, write_npz
 
-from device_runtime import Schedule, TrainConfig, open_data, progress_bar, train
+from device_runtime import TrainConfig, open_data, progress_bar, train
 from device_runtime.epochs import count_steps, step_seed, take_steps
 from device_runtime.state import open_state
+from fedpara_edge.codecs import find_encoder
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError
 from fedpara_edge.formats.bundle import WEIGHTS, open_bundle
 from fedpara_edge.formats.update import Update
 from fedpara_edge.formats.weights import read_weights, write_weights
 from fedpara_edge.storage.tensorfile import TensorFile
 
-CONFIG = TrainConfig(
-    epochs=3, batch_size=5, learning_rate=0.2, seed=7, schedule=Schedule(shape="cosine"), checkpoint_steps=4
-)
+CONFIG = TrainConfig(epochs=3, batch_size=5, lr=0.2, seed=7, schedule="cosine", save_steps=4)
 STEPS = 15  # 23 examples in batches of 5, 3 epochs
 
 
@@ -59,14 +58,14 @@ class Device:
     def train(self, config=CONFIG, *, engine=None, state=True, **options):
         """Call `train` with a new engine."""
         return train(
-            self.bundle,
             engine or SoftmaxRegression(self.bundle),
             self.dataset,
             self.weights,
             config,
             output=self.output,
             state=self.state if state else None,
-            **{"codec": self.codec, **options},
+            encoder=find_encoder(self.codec),
+            **options,
         )
 
     def result(self):
@@ -352,8 +351,8 @@ def test_progress_of_another_call_is_dropped_with_a_message(inputs, expected, tm
 def test_when_to_save_does_not_belong_to_the_call(inputs, expected, tmp_path, capsys):
     device = Device(inputs, tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        device.train(replace(CONFIG, checkpoint_steps=None), engine=Interrupted(device.bundle, after=3))
-    assert device.train(replace(CONFIG, checkpoint_seconds=0)).resumed_from_step == 3
+        device.train(replace(CONFIG, save_steps=None), engine=Interrupted(device.bundle, after=3))
+    assert device.train(replace(CONFIG, save_seconds=0)).resumed_from_step == 3
     assert capsys.readouterr().err == ""
     assert device.result() == expected
 
@@ -391,12 +390,10 @@ def test_arguments_that_do_not_fit_are_refused(inputs, tmp_path):
     device = Device(inputs, tmp_path)
     with pytest.raises(InputError, match=r"a folder for its personal tensors \(1\), found none; pass --state"):
         device.train(state=False)
-    with pytest.raises(InputError, match="codec 'zip': expected one of"):
-        device.train(codec="zip")
     with pytest.raises(InputError, match="client: expected 1 to 200 printable characters"):
         device.train(client="")
     with pytest.raises(InputError, match="warmup_steps: expected fewer than the 15 steps of this call, found 15"):
-        device.train(replace(CONFIG, schedule=Schedule(warmup_steps=15)))
+        device.train(replace(CONFIG, warmup_steps=15))
     with pytest.raises(InputError, match="drop_last: expected at least one whole batch of 24 rows"):
         device.train(replace(CONFIG, batch_size=24, drop_last=True))
     with open_state(device.state, ""), pytest.raises(InputError, match="in use"):
@@ -421,9 +418,9 @@ def test_foreign_or_broken_weights_are_refused(inputs, tmp_path):
 def test_a_diverging_training_says_so(inputs, tmp_path):
     device = Device(inputs, tmp_path)
     with pytest.raises(FedparaError, match=r"step \d+ of 15: expected a finite loss, found .*lower the learning rate"):
-        device.train(replace(CONFIG, learning_rate=1e38))
+        device.train(replace(CONFIG, lr=1e38))
     with pytest.raises(FedparaError, match=r"tensor 'fc.\w+': expected finite values after the last step"):
-        device.train(replace(CONFIG, learning_rate=1e39, epochs=1, batch_size=23))
+        device.train(replace(CONFIG, lr=1e39, epochs=1, batch_size=23))
     assert not device.output.exists()
 
 
@@ -436,15 +433,15 @@ def test_a_diverging_training_says_so(inputs, tmp_path):
         ("batch_size", 1.0),
         ("seed", -1),
         ("seed", 1 << 32),
-        ("learning_rate", 0.0),
-        ("learning_rate", float("nan")),
-        ("learning_rate", float("inf")),
+        ("lr", 0.0),
+        ("lr", float("nan")),
+        ("lr", float("inf")),
         ("clip_norm", 0.0),
         ("clip_norm", float("inf")),
-        ("parts", 0),
-        ("parts", 2.0),
-        ("checkpoint_seconds", -1),
-        ("checkpoint_steps", 0),
+        ("micro_batches", 0),
+        ("micro_batches", 2.0),
+        ("save_seconds", -1),
+        ("save_steps", 0),
     ],
 )
 def test_config_out_of_range_is_refused(field, value):
@@ -456,7 +453,7 @@ def test_clipping_and_parts_reach_the_engine_and_belong_to_the_call(inputs, expe
     device = Device(inputs, tmp_path)
     engine = Interrupted(device.bundle, after=3)
     with pytest.raises(KeyboardInterrupt):
-        device.train(replace(CONFIG, clip_norm=0.25, parts=2), engine=engine)
+        device.train(replace(CONFIG, clip_norm=0.25, micro_batches=2), engine=engine)
     adjustment, parts = engine.settings
     assert (adjustment.max_norm, adjustment.mu, adjustment.h, parts) == (0.25, 0.0, None, 2)
     device.train(replace(CONFIG, clip_norm=0.25))

@@ -225,7 +225,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
         np.savez(folder / "unlabelled.npz", x=data["x_test"][:500])
     commands = [
         ["export", "mlp", "--kind", "pfedpara", "--gamma", "0.3", "-o", "bundle"],
-        ["export", "mlp", "--kind", "dense", "--engine", "onnxruntime", "-o", "other"],
+        ["export", "mlp", "--kind", "dense", "--engines", "onnxruntime", "-o", "other"],
         ["train", "bundle", "--data", "train.npz", "--state", "state", "--lr", "0.1", "-o", "update.safetensors"],
         ["aggregate", "update.safetensors", "--weights", "bundle/weights.safetensors", "-o", "round-1.safetensors"],
     ]

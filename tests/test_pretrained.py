@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fedpara_edge.errors import InputError
+from fedpara_edge.factors.factorization import Factorization
 from fedpara_edge.formats.bundle import WEIGHTS
 from fedpara_edge.formats.weights import read_weights
 from fedpara_edge.nn import convert, load_pretrained, mlp
@@ -72,8 +73,8 @@ def test_fitted_model_is_closer_to_the_dense_one_than_a_fresh_one() -> None:
     torch.manual_seed(0)
     dense = mlp(kind="dense")
     x = torch.randn(64, 1, 28, 28)
-    fitted, report = convert(dense, gamma=0.8, pretrained=True)
-    fresh, _ = convert(dense, gamma=0.8)
+    fitted, report = convert(dense, Factorization(gamma=0.8), pretrained=True)
+    fresh, _ = convert(dense, Factorization(gamma=0.8))
     with torch.no_grad():
         expected = dense(x)
         errors = [(model(x) - expected).norm() / expected.norm() for model in (fitted, fresh)]

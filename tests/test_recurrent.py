@@ -20,14 +20,16 @@ from torch.nn import functional as F
 
 from device_runtime import open_engine
 from device_runtime.engines.registry import ENGINES
-from export import ExportOptions, export_bundle
+from export import export_bundle
 from export.folding.fold import fold
 from export.verify import TOLERANCE
 from fedpara_edge.aggregation.weightsample import sample_layer
 from fedpara_edge.errors import InputError
+from fedpara_edge.factors.factorization import Factorization
 from fedpara_edge.factors.layout import KINDS, Kind, Layout
 from fedpara_edge.factors.rank import choose_layer
 from fedpara_edge.formats.bundle import WEIGHTS, Bundle
+from fedpara_edge.formats.recipe import ExportConfig
 from fedpara_edge.formats.weights import read_weights
 from fedpara_edge.nn import GRU, LSTM, convert, layout_of
 from fedpara_edge.nn.recurrent import FactoredRecurrent
@@ -211,7 +213,7 @@ def test_conversion(pair: str, options: dict[str, Any], kind: Kind) -> None:
     ours, torchs = PAIRS[pair]
     model = dense_tagger(torchs, **options).eval()
     before = copy.deepcopy(model.state_dict())
-    converted, report = convert(model, kind=kind, gamma=0.1, exclude=["head"])
+    converted, report = convert(model, Factorization(kind=kind, gamma=0.1, exclude=("head",)))
     memory = converted.memory
     assert type(memory) is ours
     assert not memory.training
@@ -233,7 +235,7 @@ def test_conversion(pair: str, options: dict[str, Any], kind: Kind) -> None:
             model.memory.get_parameter(name).copy_(weight())
     torch.testing.assert_close(converted(x), model(x))
     assert report.parameters_after == sum(p.numel() for p in converted.parameters()) < report.parameters
-    again, second = convert(converted, exclude=["head"])
+    again, second = convert(converted, Factorization(exclude=("head",)))
     assert {layer.reason for layer in second.layers} == {"already converted", "excluded"}
     assert torch.equal(again(x), converted(x))
 
@@ -246,15 +248,15 @@ def test_patterns_choose_single_weights(pair: str) -> None:
         "gammas": {"*_l1": 0.9},
         "ranks": {"memory.weight_hh_l0": 5},
     }
-    converted, _ = convert(model, gamma=0.0, **options)
+    converted, _ = convert(model, Factorization(gamma=0.0, **options))
     ranks = {name: weight.spec.rank for name, weight in converted.memory.weights().items()}
     expected = choose_layer("", (converted.memory.gates * 24, 24), gamma=0.9).spec.rank
     assert ranks == {"weight_ih_l0": 0, "weight_hh_l0": 5, "weight_ih_l1": 0, "weight_hh_l1": expected}
-    whole, report = convert(model, exclude=["head", "memory.*"])
+    whole, report = convert(model, Factorization(exclude=("head", "memory.*")))
     assert type(whole.memory) is PAIRS[pair][1]
     assert not report.converted
     with pytest.raises(InputError, match=r"exclude: 'memory' matches none .*; did you mean 'memory\.\*'\?"):
-        convert(model, exclude=["memory"])
+        convert(model, Factorization(exclude=("memory",)))
 
 
 class Subclass(nn.LSTM):
@@ -320,7 +322,7 @@ def test_pretrained_weights_are_fitted(pair: str, kind: Kind) -> None:
             if name.startswith("weight"):
                 rows, columns = parameter.shape
                 parameter.copy_(0.3 * torch.randn(rows, 2) @ torch.randn(2, columns))
-    converted, report = convert(model, kind=kind, gamma=0.1, pretrained=True)
+    converted, report = convert(model, Factorization(kind=kind, gamma=0.1), pretrained=True)
     assert len(report.converted) == 2
     for line in report.converted:
         assert line.relative_error is not None
@@ -355,7 +357,7 @@ SHAPE = (6, 3)
 
 def small_bundle(model: nn.Module, folder: Path, engines: tuple[str, ...] = tuple(ENGINES)) -> Bundle:
     with without_verification():
-        options = ExportOptions(name="tagger", input_shape=SHAPE, input_dtype="float32", engines=engines)
+        options = ExportConfig(name="tagger", input_shape=SHAPE, input_dtype="float32", engines=engines)
         return export_bundle(model, folder, options)[0]
 
 
@@ -374,7 +376,7 @@ def tagger(pair: str, **options: Any) -> Tagger:
     ],
 )
 def test_both_engines_agree_with_torch(pair: str, options: dict[str, Any], tmp_path: Path) -> None:
-    chosen = ExportOptions(name="tagger", input_shape=SHAPE, input_dtype="float32")
+    chosen = ExportConfig(name="tagger", input_shape=SHAPE, input_dtype="float32")
     bundle, verification = export_bundle(tagger(pair, **options), tmp_path / "bundle", chosen)
     assert verification.keys() == ENGINES.keys()
     assert max(errors.worst for errors in verification.values()) <= TOLERANCE
@@ -391,10 +393,10 @@ def test_both_engines_agree_with_torch(pair: str, options: dict[str, Any], tmp_p
 def test_both_directions_train_in_plain_onnx_and_are_refused_by_name_elsewhere(tmp_path: Path) -> None:
     model = tagger("lstm", bidirectional=True, num_layers=1)
     options: dict[str, Any] = {"name": "tagger", "input_shape": SHAPE, "input_dtype": "float32"}
-    _, verification = export_bundle(model, tmp_path / "bundle", ExportOptions(**options, engines=("onnxruntime",)))
+    _, verification = export_bundle(model, tmp_path / "bundle", ExportConfig(**options, engines=("onnxruntime",)))
     assert verification["onnxruntime"].worst <= TOLERANCE
     with pytest.raises(InputError, match=r"module 'memory': .* found a bidirectional LSTM, .* --engine onnxruntime"):
-        export_bundle(model, tmp_path / "other", ExportOptions(**options))
+        export_bundle(model, tmp_path / "other", ExportConfig(**options))
 
 
 @pytest.mark.parametrize(("pair", "kind"), [("lstm", "fedpara"), ("gru", "pfedpara")])
@@ -491,7 +493,7 @@ def test_a_round_of_characters(run: Command, tmp_path: Path, monkeypatch: pytest
     windows = np.stack([text[start : start + 13] for start in range(40)])
     np.savez("data.npz", x=windows[:, :-1].astype(np.uint8), y=windows[:, 1:].astype(np.int64))
     made = run(
-        "export", "char-lstm", "--classes", 4, "--input-shape", 12, "--gamma", 0, "--engine", "onnxruntime", "-o", "b"
+        "export", "char-lstm", "--classes", 4, "--input-shape", 12, "--gamma", 0, "--engines", "onnxruntime", "-o", "b"
     )
     assert made.code == 0, made.err
     assert "lstm.weight_hh_l1: fedpara R=16, 262,144 -> 40,960 entries" in made.out

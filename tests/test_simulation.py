@@ -412,7 +412,7 @@ def test_a_client_on_its_own_trains_as_if_there_were_no_other(done: Path, tmp_pa
         write_weights(tmp_path / "w", weights)
         data = open_data(clients / "client-0" / "train", bundle.manifest)
         engine = open_engine(bundle, "onnxruntime", threads=1)
-        train(bundle, engine, data, tmp_path / "w", config, output=tmp_path / "u", client="client-0", overwrite=True)
+        train(engine, data, tmp_path / "w", config, output=tmp_path / "u", client="client-0", overwrite=True)
         weights = aggregate([tmp_path / "u"], weights).weights
     (mine,) = (job.path / "clients" / "client-0").glob("round-*.safetensors")
     found = read_weights(mine)

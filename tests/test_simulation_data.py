@@ -146,37 +146,37 @@ def test_a_client_holds_out_the_same_whoever_else_there_is(file: Path) -> None:
 def test_small_owners_are_left_out(file: Path) -> None:
     counts = {owner: int((owner == OWNERS).sum()) for owner in np.unique(OWNERS)}
     least = sorted(counts.values())[2]
-    federation = load_federation(DataPlan(path=file, split="key", key="owner", least=least), 0)
+    federation = load_federation(DataPlan(path=file, split="key", key="owner", min_examples=least), 0)
     assert len(federation.clients) == sum(count >= least for count in counts.values())
     assert len(federation.clients) + len(federation.left_out) == len(counts)
     assert all(len(client.train) >= least for client in federation.clients)
-    message = refusal(DataPlan(path=file, split="key", key="owner", least=100))
+    message = refusal(DataPlan(path=file, split="key", key="owner", min_examples=100))
     assert "the largest client, " in message
     assert f"expected at least 100 examples to train on, found {max(counts.values())};" in message
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5])
 def test_least_is_what_is_left_to_train_on(file: Path, share: float) -> None:
-    plan = DataPlan(path=file, split="dirichlet", clients=4, alpha=1.0, least=20, test_share=share)
+    plan = DataPlan(path=file, split="dirichlet", clients=4, alpha=1.0, min_examples=20, test_share=share)
     assert all(len(client.train) >= 20 for client in load_federation(plan, 1).clients)
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.2, 0.35, 0.5, 0.9, 0.99])
-@pytest.mark.parametrize("least", [1, 2, 19, 64])
-def test_fewest_rows_are_enough_and_no_fewer_are(least: int, share: float) -> None:
+@pytest.mark.parametrize("min_examples", [1, 2, 19, 64])
+def test_fewest_rows_are_enough_and_no_fewer_are(min_examples: int, share: float) -> None:
     def left(rows: int) -> int:
         return rows - int(hold_out(np.ones(rows, int), share, np.random.default_rng(0)).sum())
 
-    fewest = fewest_rows(least, share)
-    assert left(fewest) >= least
-    assert fewest == 2 or left(fewest - 1) < least
+    fewest = fewest_rows(min_examples, share)
+    assert left(fewest) >= min_examples
+    assert fewest == 2 or left(fewest - 1) < min_examples
 
 
 def test_too_small_clients_are_refused_by_name(file: Path) -> None:
-    plan = DataPlan(path=file, split="iid", clients=10, least=20, test_share=0.2)
+    plan = DataPlan(path=file, split="iid", clients=10, min_examples=20, test_share=0.2)
     message = refusal(plan)
     assert message.startswith(f"{file}: client 'client-0': expected at least 20 examples to train on, found 19")
-    assert load_federation(replace(plan, least=19), 0).clients
+    assert load_federation(replace(plan, min_examples=19), 0).clients
 
 
 def test_an_owner_with_one_row_or_one_group_is_left_out_where_a_test_is_wanted(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_an_owner_with_one_row_or_one_group_is_left_out_where_a_test_is_wanted(t
     assert ([client.name for client in alone.clients], alone.left_out) == (["2", "3"], ("1",))
     grouped = load_federation(replace(plan, group="event"), 0)
     assert ([client.name for client in grouped.clients], grouped.left_out) == (["3"], ("1", "2"))
-    message = refusal(DataPlan(path=tmp_path / "data.npz", clients=1, test_share=0.5, group="owner", least=7))
+    message = refusal(DataPlan(path=tmp_path / "data.npz", clients=1, test_share=0.5, group="owner", min_examples=7))
     assert "client 'client-0': expected at least 7 examples to train on, found " in message
 
 
@@ -230,28 +230,34 @@ def test_inputs_become_what_bundles_take(tmp_path: Path, dtype: str, shape: Any,
     ("options", "message"),
     [
         ({"split": "writer"}, "split: expected one of iid, dirichlet, shards, key, found 'writer'"),
-        ({}, "clients: expected a value, as split is 'iid', found none"),
-        ({"split": "key"}, "key: expected a value"),
-        ({"split": "dirichlet", "clients": 2}, "alpha: expected a value"),
-        ({"split": "shards", "clients": 2}, "shards: expected a value"),
-        ({"clients": 2, "alpha": 0.5}, "alpha: expected no alpha with split 'iid', found 0.5"),
-        ({"split": "key", "key": "k", "clients": 3}, "clients: expected no clients with split 'key', found 3"),
-        ({"clients": 0}, "clients: expected a whole number of at least 1, found 0"),
+        ({}, "clients: expected an integer of at least 1, as split is 'iid', found none"),
+        ({"split": "key"}, "key: expected the name of an array, as split"),
+        ({"split": "dirichlet", "clients": 2}, "alpha: expected a positive number"),
+        ({"split": "shards", "clients": 2}, "shards: expected an integer"),
+        ({"clients": 2, "alpha": 0.5}, "alpha: expected with split dirichlet, found with iid"),
+        (
+            {"split": "key", "key": "k", "clients": 3},
+            "clients: expected with split iid or dirichlet or shards, found with key",
+        ),
+        ({"clients": 0}, "clients: expected an integer of at least 1, found 0"),
         ({"clients": True}, "clients"),
         ({"clients": 2.5}, "clients"),
-        ({"clients": 2, "least": 0}, "least"),
+        ({"clients": 2, "min_examples": 0}, "min_examples"),
         ({"clients": 2, "max_clients": -1}, "max_clients"),
         ({"clients": 2, "max_examples": "all"}, "max_examples"),
         ({"split": "dirichlet", "clients": 2, "alpha": 0.0}, "alpha: expected a positive number, found 0.0"),
         ({"split": "dirichlet", "clients": 2, "alpha": float("nan")}, "alpha"),
-        ({"clients": 2, "test_share": 1.0}, "test_share: expected a number from 0 to below 1, found 1.0"),
+        ({"clients": 2, "test_share": 1.0}, "test_share: expected a number of at least 0 and below 1, found 1.0"),
         ({"clients": 2, "test_share": -0.1}, "test_share"),
         ({"split": "key", "key": 3}, "key: expected the name of an array, found 3"),
-        ({"clients": 2, "group": "g"}, "group: expected no group where test_share is 0, found 'g'"),
+        ({"clients": 2, "group": "g"}, "group: expected with a test_share above 0, found 'g'"),
         ({"clients": 2, "train": ("x",)}, "train: expected the names of two arrays"),
         ({"clients": 2, "test": "xy"}, "test: expected the names of two arrays"),
-        ({"clients": 2, "least": 64, "max_examples": 63}, "max_examples: expected at least 64"),
-        ({"clients": 2, "least": 64, "max_examples": 79, "test_share": 0.2}, "max_examples: expected at least 80"),
+        ({"clients": 2, "min_examples": 64, "max_examples": 63}, "max_examples: expected at least 64"),
+        (
+            {"clients": 2, "min_examples": 64, "max_examples": 79, "test_share": 0.2},
+            "max_examples: expected at least 80",
+        ),
     ],
 )
 def test_plans_that_can_not_be_meant_are_refused(options: dict[str, Any], message: str) -> None:
@@ -308,10 +314,10 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_split_writes_what_train_takes(file: Path, tmp_path: Path, run: Command) -> None:
-    options = ["--by", "key", "--key", "owner", "--test-share", 0.2, "--test", "x_test,y_test", "--least", 35]
+    options = ["--split", "key", "--key", "owner", "--test-share", 0.2, "--test", "x_test,y_test", "--min-examples", 35]
     ended = run("split", file, *options, "-o", tmp_path / "out", "--seed", 2, "--json")
     assert ended.code == 0, ended.err
-    plan = DataPlan(path=file, split="key", key="owner", test_share=0.2, test=("x_test", "y_test"), least=35)
+    plan = DataPlan(path=file, split="key", key="owner", test_share=0.2, test=("x_test", "y_test"), min_examples=35)
     federation = load_federation(plan, 2)
     assert federation.left_out
     assert ended.json["left_out"] == list(federation.left_out)
@@ -338,7 +344,7 @@ def test_split_says_what_it_wrote_and_replaces_nothing_unasked(file: Path, tmp_p
     assert run("split", file, "--clients", 3, "-o", out, "--force").code == 0
     assert len(list((out / "train").iterdir())) == 3
     assert run("split", file, "--clients", 3, "--train", "x", "-o", tmp_path / "new").code == 2
-    failed = run("split", file, "--by", "key", "--key", "nobody", "-o", tmp_path / "new")
+    failed = run("split", file, "--split", "key", "--key", "nobody", "-o", tmp_path / "new")
     assert failed.code == 2
     assert failed.err.startswith("Error: data.key: ")
     assert not (tmp_path / "new").exists()

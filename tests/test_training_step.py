@@ -12,10 +12,11 @@ from step_models import IMAGE, SEQUENCE, VECTOR, VOLUME, Formula, batch, export,
 from torch import nn
 from torch.nn import functional as F
 
-from export import ExportOptions, export_bundle
+from export import export_bundle
 from export.step.dropout import LIMIT
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.bundle import ONNXRUNTIME_FILES
+from fedpara_edge.formats.recipe import ExportConfig
 from fedpara_edge.nn import Conv2d, Linear
 
 STEPS = (7, 3)
@@ -281,7 +282,7 @@ class Offset(nn.Module):
 
 
 def masks(folder: Path, ratio: float, *seeds: int) -> list[np.ndarray]:
-    options = ExportOptions(
+    options = ExportConfig(
         name="mask", input_shape=(40, 50), input_dtype="float32", loss="mse", engines=("onnxruntime",)
     )
     bundle, _ = export_bundle(Offset(ratio), folder / str(ratio), options)
@@ -314,7 +315,7 @@ def test_dropout_layers_draw_apart(tmp_path: Path) -> None:
 def test_dropout_follows_the_mode_of_its_module(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Dropout(0.5), nn.Linear(12, 5))
     model[0].eval()
-    options = ExportOptions(name="test", input_shape=VECTOR, input_dtype="float32")
+    options = ExportConfig(name="test", input_shape=VECTOR, input_dtype="float32")
     bundle, _ = export_bundle(model, tmp_path / "eval", options)
     x, y = batch(VECTOR, 6)
     losses = {float(run(bundle, x, y, seed=np.int64(seed))["loss"]) for seed in range(3)}
@@ -326,7 +327,7 @@ def test_dropout_follows_the_mode_of_its_module(tmp_path: Path) -> None:
 
 def test_dropout_of_attention_is_in_both_engines(tmp_path: Path) -> None:
     model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.3, batch_first=True), nn.Flatten())
-    options = ExportOptions(name="test", input_shape=(3, 8), input_dtype="float32", loss="mse")
+    options = ExportConfig(name="test", input_shape=(3, 8), input_dtype="float32", loss="mse")
     bundle, _ = export_bundle(model, tmp_path / "bundle", options)
     theirs = [n for n in onnx.load(bundle.file("training_model.onnx")).graph.node if n.op_type.endswith("Dropout")]
     ours = [t for t in onnx.load(bundle.file("train_step.onnx")).graph.initializer if t.name.endswith(LIMIT)]

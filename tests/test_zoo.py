@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fedpara_edge.errors import InputError
+from fedpara_edge.factors.factorization import Factorization
 from fedpara_edge.factors.layout import KINDS, Kind
 from fedpara_edge.nn import (
     ZOO,
@@ -128,7 +129,7 @@ def test_every_model_runs_in_every_kind(name: str, kind: Kind) -> None:
 @pytest.mark.parametrize("name", ZOO)
 def test_converting_the_dense_model_gives_the_factored_one(name: str) -> None:
     entry = ZOO[name]
-    converted, _ = convert(entry.factory(kind="dense"), exclude=entry.dense_layers, gamma=0.3)
+    converted, _ = convert(entry.factory(kind="dense"), Factorization(exclude=entry.dense_layers, gamma=0.3))
     assert layout_of(converted) == layout_of(entry.factory(gamma=0.3))
 
 

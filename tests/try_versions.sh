@@ -155,7 +155,7 @@ for suffix, part, rows in (("", "train", slice(0, 320)), ("-test", "test", slice
     np.savez(f"tokens{suffix}.npz", x=x[:, 0, ::4, ::4].reshape(-1, 49) // 16, y=y)
 PYTHON
 "$python" -m fedpara_edge export mlp -o mlp --json >exported.json
-"$python" -m fedpara_edge export cnn --momentum 0.9 --mean 0.286 --std 0.353 --engine onnxruntime -o cnn \
+"$python" -m fedpara_edge export cnn --momentum 0.9 --mean 0.286 --std 0.353 --engines onnxruntime -o cnn \
     --json >exported.json
 "$python" -m fedpara_edge export tokens.py:net --input-shape 49 --input-dtype int64 --tokens 16 --optimizer adamw \
     -o tokens --json >exported.json

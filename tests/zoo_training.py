@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_net import OPTIMIZERS, torch_optimizer, without_verification
+from small_net import OPTIONS, torch_optimizer, without_verification
 from torch import nn
 from torch.nn import functional as F
 
 from device_runtime import Adjustment
 from device_runtime.engines.protocol import NONE, Engine
-from export import ExportOptions, export_bundle, exporter
+from export import export_bundle, exporter
 from fedpara_edge.formats.bundle import Bundle
+from fedpara_edge.formats.recipe import ExportConfig
 from fedpara_edge.nn import ZOO, zoo
 
 Changes = dict[str, np.ndarray]
@@ -157,12 +158,12 @@ def zoo_bundles(folder: Path) -> ZooBundle:
             return graphs[name]
 
         entry = ZOO[name]
-        options = ExportOptions(
+        options = ExportConfig(
             name=name,
             input_shape=ZOO_CASES[name].shape,
             input_dtype=entry.input_dtype,
             tokens=entry.classes if entry.input_dtype == "int64" else None,
-            optimizer=OPTIMIZERS[optimizer],
+            **OPTIONS[optimizer],
         )
         with without_verification(), pytest.MonkeyPatch.context() as monkeypatch:
             monkeypatch.setattr(exporter, "forward_graph", shared)

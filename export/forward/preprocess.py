@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import nn
 
 from fedpara_edge.errors import InputError
+from fedpara_edge.formats.recipe import InputDtype
 
-InputDtype = Literal["uint8", "float32", "int64"]
 TORCH_DTYPES = {"uint8": torch.uint8, "float32": torch.float32, "int64": torch.int64}
 
 

@@ -1,94 +1,100 @@
-"""How a server aggregates a round: `AggregateConfig`."""
+"""What an aggregation is told: `AggregateConfig`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from fedpara_edge.algorithms import SERVER, ServerAlgorithm, Weighting, find_server
-from fedpara_edge.algorithms.options import option_names
 from fedpara_edge.codecs import find_encoder
+from fedpara_edge.codecs.codec import Encoder
 from fedpara_edge.errors import InputError
+from fedpara_edge.options import check, declared, option
+
+COUNTING = tuple(name for name, kind in SERVER.items() if "clients" in declared(kind))
+"""Algorithms that need the number of all clients."""
+
 
 Merge = Literal["mean", "refit"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AggregateConfig:
-    """The server's side of a round, in the words of the command `aggregate`.
+    """How updates become the next weights.
 
     Args:
-        algorithm: Name of the server algorithm.
-        lr: Server learning rate. None, here and below, for the algorithm's default.
-        momentum: Momentum of fedavgm.
-        beta1: Decay of the first moment of fedadam, fedyogi and fedadagrad.
-        beta2: Decay of the second moment of fedadam and fedyogi.
-        tau: Floor of the second moment's root in fedadam, fedyogi and fedadagrad.
-        alpha: Strength of feddyn, the same as the clients'.
-        clients: Number of all clients of the federation, which scaffold and feddyn need.
-        weighting: Weighting of the updates, `examples` or `equal`.
-        merge: `mean` for the mean of the factors, `refit` to bring them closer to the mean of the weights.
-        min_updates: Least number of valid updates.
-        strict: Whether the first bad update ends the round instead of being left out.
-        downlink_codec: Codec of the change that devices get in place of whole weights; None for whole weights.
+        algorithm: Server algorithm with its options, such as `fedadam:lr=0.01` (`fedpara_edge.algorithms`).
+        clients: Number of all clients of the federation, for the algorithms that need it.
+        weighting: Weighting of the updates in the mean; None for the algorithm's own.
+        merge: `mean` for the mean of the factors, `refit` for factors closer to the mean of the composed
+            weights.
+        downlink_codec: Codec of the change that is published for devices that have the weights before; None to publish
+            whole weights.
+        min_updates: Number of valid updates below which no weights are written.
+        strict: Whether to stop at the first invalid update instead of leaving it out.
 
     Raises:
-        InputError: An option is unknown, out of range or another algorithm's; `key` is its name.
-
-    >>> AggregateConfig(algorithm="fedadam", lr=0.1).server_algorithm
-    FedAdam(lr=0.1, beta1=0.9, tau=0.001, beta2=0.99)
+        InputError: a value is out of its range, or two don't go together.
     """
 
-    algorithm: str = "fedavg"
-    lr: float | None = None
-    momentum: float | None = None
-    beta1: float | None = None
-    beta2: float | None = None
-    tau: float | None = None
-    alpha: float | None = None
-    clients: int | None = None
-    weighting: Weighting | None = None
-    merge: Merge = "mean"
-    min_updates: int = 1
-    strict: bool = False
-    downlink_codec: str | None = None
+    algorithm: str = option(
+        "fedavg",
+        metavar="NAME[:OPTION=VALUE,…]",
+        help=f"Server algorithm: {', '.join(SERVER)}; with its options, such as fedadam:lr=0.01.",
+    )
+    clients: int | None = option(None, minimum=1, help=f"Number of all clients; {' and '.join(COUNTING)} need it.")
+    weighting: Weighting | None = option(
+        None, unset="equal for scaffold and feddyn, else by examples", help="Weighting of the updates in the mean."
+    )
+    merge: Merge = option(
+        "mean", help="Mean of the factors, or factors refitted to the mean of the weights they compose to."
+    )
+    downlink_codec: str | None = option(
+        None,
+        metavar="NAME[:OPTION=VALUE,…]",
+        unset="whole weights",
+        help="Codec of the change that is published for devices that have the weights before.",
+    )
+    min_updates: int = option(1, minimum=1, help="Valid updates below which the exit code is 4.")
+    strict: bool = option(False, help="Stop at the first invalid update, with its exit code.")
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("weighting", self.weighting, (None, *get_args(Weighting))),
-            ("merge", self.merge, get_args(Merge)),
-        ):
-            if value not in known:
-                expected = ", ".join(word for word in known if word is not None)
-                raise InputError(f"expected one of {expected}, found {value!r}", key=name)
-        check_min_updates(self.min_updates)
+        check(self)
+        name = self.server_algorithm.name
+        if self.clients is not None and name not in COUNTING:
+            raise InputError(
+                f"expected with algorithm {' or '.join(COUNTING)}, found with {name}; leave it out", key="clients"
+            )
         check_merge(self.merge, self.server_algorithm)
-        if self.downlink_codec is not None:
-            try:
-                find_encoder(self.downlink_codec)
-            except InputError as error:
-                raise error.under("downlink_codec") from error
+        try:
+            _ = self.downlink_encoder
+        except InputError as error:
+            raise InputError(error.detail, key="downlink_codec") from error
 
     @property
     def server_algorithm(self) -> ServerAlgorithm:
         """The server algorithm with its options."""
-        options = {option for kind in SERVER.values() for option in option_names(kind)}
-        return find_server(self.algorithm, {name: value for name, value in vars(self).items() if name in options})
+        return find_server(self.algorithm, clients=self.clients)
 
     @property
     def effective_weighting(self) -> Weighting:
         """The weighting of the updates, the algorithm's own where none was asked for."""
         return self.weighting or self.server_algorithm.weighting
 
+    @property
+    def downlink_encoder(self) -> Encoder | None:
+        """The codec of the published change; None for whole weights."""
+        return None if self.downlink_codec is None else find_encoder(self.downlink_codec)
 
-def check_min_updates(least: int) -> None:
-    """Refuse a least number of updates that could not be.
+
+def check_min_updates(min_updates: int) -> None:
+    """Refuse a smallest number of updates that could not be.
 
     Raises:
         InputError: It is below 1.
     """
-    if least < 1:
-        raise InputError(f"expected at least 1, found {least}", key="min_updates")
+    if min_updates < 1:
+        raise InputError(f"expected at least 1, found {min_updates}", key="min_updates")
 
 
 def check_merge(merge: Merge, algorithm: ServerAlgorithm) -> None:

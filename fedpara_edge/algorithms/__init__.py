@@ -8,7 +8,6 @@ mathematics; the files, the streaming of updates and the engines know none of th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from fedpara_edge.algorithms.adaptive import FedAdagrad, FedAdam, FedYogi
 from fedpara_edge.algorithms.client import ClientAlgorithm
@@ -16,9 +15,9 @@ from fedpara_edge.algorithms.fedavg import FedAvgClient, FedAvgServer
 from fedpara_edge.algorithms.fedavgm import FedAvgM
 from fedpara_edge.algorithms.feddyn import FedDynClient, FedDynServer
 from fedpara_edge.algorithms.fedprox import FedProx
-from fedpara_edge.algorithms.options import make
 from fedpara_edge.algorithms.scaffold import ScaffoldClient, ScaffoldServer
 from fedpara_edge.algorithms.server import ServerAlgorithm, Weighting
+from fedpara_edge.options import choose
 
 CLIENT: Mapping[str, type[ClientAlgorithm]] = {
     kind.name: kind for kind in (FedAvgClient, FedProx, ScaffoldClient, FedDynClient)
@@ -32,33 +31,35 @@ SERVER: Mapping[str, type[ServerAlgorithm]] = {
 __all__ = ["CLIENT", "SERVER", "ClientAlgorithm", "ServerAlgorithm", "Weighting", "find_client", "find_server"]
 
 
-def find_client(name: str, options: Mapping[str, Any] | None = None) -> ClientAlgorithm:
-    """The client algorithm of a name.
+def find_client(text: str) -> ClientAlgorithm:
+    """The client algorithm that a user asks for.
 
     Args:
-        name: Key of `CLIENT`.
-        options: Values of its fields; None where its default is to be taken.
+        text: Name, a key of `CLIENT`, and options after a colon.
 
     Raises:
-        InputError: The name or an option is unknown, or a value is missing or out of range.
+        InputError: there is none of that name, or an option is unknown or out of its range.
 
-    >>> find_client("fedprox", {"mu": 0.3, "alpha": None})
+    >>> find_client("fedprox:mu=0.3")
     FedProx(mu=0.3)
     """
-    return make(CLIENT, name, options or {})
+    algorithm: ClientAlgorithm = choose(CLIENT, text, key="algorithm")
+    return algorithm
 
 
-def find_server(name: str, options: Mapping[str, Any] | None = None) -> ServerAlgorithm:
-    """The server algorithm of a name.
+def find_server(text: str, *, clients: int | None = None) -> ServerAlgorithm:
+    """The server algorithm that a user asks for.
 
     Args:
-        name: Key of `SERVER`.
-        options: Values of its fields; None where its default is to be taken.
+        text: Name, a key of `SERVER`, and options after a colon.
+        clients: Number of all clients, for an algorithm that needs it; None for what the text says.
 
     Raises:
-        InputError: The name or an option is unknown, or a value is missing or out of range.
+        InputError: there is none of that name, or an option is unknown, missing or out of its range.
 
-    >>> find_server("scaffold", {"clients": 10})
-    ScaffoldServer(clients=10, lr=1.0)
+    >>> find_server("scaffold:lr=0.5", clients=10)
+    ScaffoldServer(clients=10, lr=0.5)
     """
-    return make(SERVER, name, options or {})
+    given = {} if clients is None else {"clients": clients}
+    algorithm: ServerAlgorithm = choose(SERVER, text, key="algorithm", given=given)
+    return algorithm

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedpara_edge.algorithms.options import check_number
 from fedpara_edge.algorithms.server import LARGEST, ServerAlgorithm, Vector
+from fedpara_edge.options import option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,16 +39,11 @@ class Adaptive(ServerAlgorithm):
         InputError: An option is out of range.
     """
 
-    lr: float = 0.01
-    beta1: float = 0.9
-    tau: float = 1e-3
+    lr: float = option(0.01, above=0, help="Learning rate η of the server.")
+    beta1: float = option(0.9, minimum=0, below=1, help="Decay β₁ of the first moment.")
+    tau: float = option(1e-3, above=0, below=math.sqrt(LARGEST), help="Adaptivity τ.")
 
     groups = ("moment1", "moment2")
-
-    def __post_init__(self) -> None:
-        check_number("lr", self.lr, above=0)
-        check_number("beta1", self.beta1, least=0, below=1)
-        check_number("tau", self.tau, above=0, below=math.sqrt(LARGEST))
 
     def start(self, group: str) -> float:
         """0 for m and τ² for v."""
@@ -78,13 +73,9 @@ class FedAdam(Adaptive):
         beta2: Decay β₂ of the second moment, from 0 to below 1.
     """
 
-    beta2: float = 0.99
+    beta2: float = option(0.99, minimum=0, below=1, help="Decay β₂ of the second moment.")
 
     name = "fedadam"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number("beta2", self.beta2, least=0, below=1)
 
     def second_moment(self, old: Vector, square: Vector) -> Vector:
         """β₂ v + (1 - β₂) Δ²."""
@@ -106,8 +97,8 @@ class FedYogi(FedAdam):
 class FedAdagrad(Adaptive):
     """A v that forgets nothing; without momentum, as in the paper's experiments, unless β₁ is given."""
 
-    lr: float = 0.1
-    beta1: float = 0.0
+    lr: float = option(0.1, above=0, help="Learning rate η of the server.")
+    beta1: float = option(0.0, minimum=0, below=1, help="Decay β₁ of the first moment.")
 
     name = "fedadagrad"
 

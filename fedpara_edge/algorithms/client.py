@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.algorithms.options import Algorithm
+from fedpara_edge.algorithms.algorithm import Algorithm
 from fedpara_edge.errors import DivergedError
 
 Tensors = Mapping[str, NDArray[np.float32]]

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedpara_edge.algorithms.client import ClientAlgorithm
-from fedpara_edge.algorithms.options import check_number
 from fedpara_edge.algorithms.server import ServerAlgorithm, Vector
+from fedpara_edge.options import option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +36,9 @@ class FedAvgServer(ServerAlgorithm):
         InputError: An option is out of range.
     """
 
-    lr: float = 1.0
+    lr: float = option(1.0, above=0, help="Learning rate η of the server.")
 
     name = "fedavg"
-
-    def __post_init__(self) -> None:
-        check_number("lr", self.lr, above=0)
 
     @property
     def convex(self) -> bool:

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedpara_edge.algorithms.options import check_number
 from fedpara_edge.algorithms.server import ServerAlgorithm, Vector
+from fedpara_edge.options import option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +28,11 @@ class FedAvgM(ServerAlgorithm):
         InputError: An option is out of range.
     """
 
-    lr: float = 1.0
-    momentum: float = 0.9
+    lr: float = option(1.0, above=0, help="Learning rate η of the server.")
+    momentum: float = option(0.9, minimum=0, below=1, help="Momentum β.")
 
     name = "fedavgm"
     groups = ("momentum",)
-
-    def __post_init__(self) -> None:
-        check_number("lr", self.lr, above=0)
-        check_number("momentum", self.momentum, least=0, below=1)
 
     def step(self, means: Vector, kept: Mapping[str, Vector], participation: float) -> tuple[Vector, dict[str, Vector]]:  # noqa: ARG002
         """η m with the new m = β m + Δ."""

@@ -20,15 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.algorithms.client import ClientAlgorithm, Start, Tensors, Term, or_zero, to_float32
-from fedpara_edge.algorithms.options import check_number
 from fedpara_edge.algorithms.server import (
     Metrics,
     ServerAlgorithm,
     Vector,
-    check_clients,
     share_of_clients,
     wrong_algorithm,
 )
+from fedpara_edge.options import option
 
 ALPHA = "alpha"
 
@@ -44,14 +43,11 @@ class FedDynClient(ClientAlgorithm):
         InputError: An option is out of range.
     """
 
-    alpha: float = 0.1
+    alpha: float = option(0.1, above=0, help="Strength α, the same on both halves.")
 
     name = "feddyn"
     group = "dynamic"
     paired = True
-
-    def __post_init__(self) -> None:
-        check_number("alpha", self.alpha, above=0)
 
     def term(self, start: Start) -> Term:
         """α (w - x) - ∇_i."""
@@ -83,17 +79,13 @@ class FedDynServer(ServerAlgorithm):
         InputError: An option is out of range.
     """
 
-    clients: int
-    alpha: float = 0.1
+    clients: int = option(minimum=1, help="Number N of all clients.")
+    alpha: float = option(0.1, above=0, help="Strength α, the same on both halves.")
 
     name = "feddyn"
     groups = ("h",)
     takes_refit = False  # h is the mean of what the clients keep, who know nothing of a refit
     weighting = "equal"
-
-    def __post_init__(self) -> None:
-        check_clients(self.clients)
-        check_number("alpha", self.alpha, above=0)
 
     def participation(self, updates: int) -> float:
         """|S| / N."""

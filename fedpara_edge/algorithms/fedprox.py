@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedpara_edge.algorithms.client import ClientAlgorithm, Start, Term
-from fedpara_edge.algorithms.options import check_number
+from fedpara_edge.options import option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +30,9 @@ class FedProx(ClientAlgorithm):
         InputError: An option is out of range.
     """
 
-    mu: float = 0.1
+    mu: float = option(0.1, minimum=0, help="Strength μ of the proximal term.")
 
     name = "fedprox"
-
-    def __post_init__(self) -> None:
-        check_number("mu", self.mu, least=0)
 
     def term(self, start: Start) -> Term:
         """μ (w - x)."""

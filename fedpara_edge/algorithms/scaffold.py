@@ -27,17 +27,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.algorithms.client import ClientAlgorithm, Start, Tensors, Term, or_zero, to_float32
-from fedpara_edge.algorithms.options import check_number
 from fedpara_edge.algorithms.server import (
     LARGEST,
     Metrics,
     ServerAlgorithm,
     Vector,
-    check_clients,
     share_of_clients,
     wrong_algorithm,
 )
 from fedpara_edge.errors import InputError
+from fedpara_edge.options import option
 
 CONTROL = "control"
 RATE_SUM = "learning_rate_sum"
@@ -97,16 +96,12 @@ class ScaffoldServer(ServerAlgorithm):
         InputError: An option is out of range.
     """
 
-    clients: int
-    lr: float = 1.0
+    clients: int = option(minimum=1, help="Number N of all clients.")
+    lr: float = option(1.0, above=0, help="Learning rate η of the server.")
 
     name = "scaffold"
     groups = (CONTROL,)
     weighting = "equal"
-
-    def __post_init__(self) -> None:
-        check_number("lr", self.lr, above=0)
-        check_clients(self.clients)
 
     def participation(self, updates: int) -> float:
         """|S| / N."""

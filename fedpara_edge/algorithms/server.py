@@ -13,12 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.algorithms.options import Algorithm
+from fedpara_edge.algorithms.algorithm import Algorithm
 from fedpara_edge.errors import InputError, InvalidUpdateError
 
 Weighting = Literal["examples", "equal"]
@@ -90,16 +90,6 @@ class ServerAlgorithm(Algorithm):
             participation: Share q of all clients that take part.
         """
         raise NotImplementedError
-
-
-def check_clients(clients: Any) -> None:
-    """Refuse what is no number of clients.
-
-    Raises:
-        InputError: It is no integer of at least 1.
-    """
-    if type(clients) is not int or clients < 1:
-        raise InputError(f"expected the number of all clients, at least 1, found {clients!r}", key="clients")
 
 
 def share_of_clients(updates: int, clients: int) -> float:

@@ -13,7 +13,8 @@ import click
 
 from fedpara_edge import __version__
 from fedpara_edge.cli.output import note
-from fedpara_edge.errors import FedparaError
+from fedpara_edge.errors import FedparaError, InputError
+from fedpara_edge.options import check_keys
 
 COMMANDS = {
     "export": "Make a bundle from a PyTorch model.",
@@ -73,20 +74,23 @@ def _checked(ctx: click.Context, path: Path, group: click.Group, name: str, tabl
         raise click.UsageError(f"{path}: expected the tables {', '.join(group.list_commands(ctx))}, found {name!r}")
     if isinstance(command, click.Group):
         return _tables(ctx, path, command, table)
-    options = {option.lstrip("-"): parameter for parameter in command.params for option in parameter.opts}
-    unknown = sorted(table.keys() - options.keys())
-    if unknown:
-        raise click.UsageError(f"{path}: [{name}]: expected options of the command, found {unknown[0]!r}")
-    return {str(options[key].name): _as_typed(options[key], value) for key, value in table.items()}
+    known = {str(parameter.name): parameter for parameter in command.params if not parameter.is_eager}
+    try:
+        check_keys(table, known)
+    except InputError as error:
+        raise click.UsageError(f"{path}: {error.under(name)}") from error
+    return {key: _as_typed(known[key], value) for key, value in table.items()}
 
 
 def _as_typed(parameter: click.Parameter, value: Any) -> Any:
-    """A TOML value as it would be typed, so that click converts and refuses it as on the command line."""
+    """A TOML value as it would be typed, so that it is converted and refused as on the command line."""
     if isinstance(value, bool):
         return value
-    if isinstance(value, list) and parameter.multiple:
-        return [str(item) for item in value]
-    return (str(value),) if parameter.multiple else str(value)
+    if isinstance(value, dict):
+        value = [f"{pattern}={number}" for pattern, number in value.items()]
+    texts = [str(item) for item in value] if isinstance(value, list) else [str(value)]
+    several = isinstance(parameter, click.Option) and parameter.multiple
+    return texts if several else ",".join(texts)
 
 
 @click.group(

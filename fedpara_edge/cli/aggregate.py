@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from fedpara_edge.aggregation.config import AggregateConfig
+from fedpara_edge.cli.options import options_of
 from fedpara_edge.cli.output import emit, force_option, json_option, megabytes, note
 from fedpara_edge.errors import FedparaError, TooFewUpdatesError
 
@@ -17,63 +19,28 @@ if TYPE_CHECKING:
     from fedpara_edge.aggregation import Round
 
 FOLDER_OR_FILE = click.Path(path_type=Path)
-ALGORITHMS = "fedavg, fedavgm, fedadam, fedyogi, fedadagrad, scaffold or feddyn."
 
 
 @click.command("aggregate")
 @click.argument("updates", nargs=-1, type=FOLDER_OR_FILE)
 @click.option("--weights", type=FOLDER_OR_FILE, required=True, help="Weights the updates started from.")
 @click.option("-o", "--output", type=FOLDER_OR_FILE, required=True, help="Next weights to write.")
-@click.option("--algorithm", default="fedavg", show_default=True, help=ALGORITHMS, metavar="NAME")
-@click.option("--server-lr", type=float, help="Learning rate of the server.  [default: the algorithm's]")
-@click.option("--momentum", type=float, help="Of fedavgm.  [default: 0.9]")
-@click.option("--beta1", type=float, help="Of fedadam, fedyogi (0.9) and fedadagrad (0).")
-@click.option("--beta2", type=float, help="Of fedadam and fedyogi.  [default: 0.99]")
-@click.option("--tau", type=float, help="Of fedadam, fedyogi and fedadagrad.  [default: 0.001]")
-@click.option("--alpha", type=float, help="Strength of feddyn, the same as the devices'.  [default: 0.1]")
-@click.option("--clients", type=int, help="Number of all clients; scaffold and feddyn need it.")
-@click.option(
-    "--weighting",
-    type=click.Choice(["examples", "equal"]),
-    help="Of the updates.  [default: equal for scaffold and feddyn, else by examples]",
-)
-@click.option(
-    "--merge",
-    type=click.Choice(["mean", "refit"]),
-    default="mean",
-    show_default=True,
-    help="Of the factors; refit brings them closer to the mean of the weights they compose to.",
-)
+@options_of(AggregateConfig)
 @click.option(
     "--state", type=FOLDER_OR_FILE, help="The server's state folder: what the algorithm or the downlink keeps."
 )
-@click.option("--downlink-codec", help="Send the weights as a change through this codec; needs --change and --state.")
-@click.option("--change", type=FOLDER_OR_FILE, help="Change file to write.")
-@click.option(
-    "--min-updates", type=click.IntRange(min=1), default=1, show_default=True, help="Fewer valid ones: exit code 4."
-)
-@click.option("--strict", is_flag=True, help="Stop at the first bad update, with its exit code.")
+@click.option("--keep", type=int, metavar="N", help="Rounds, from 2 on, whose state stays in --state.  [default: all]")
+@click.option("--change", type=FOLDER_OR_FILE, help="Change file to write; with --downlink-codec.")
 @force_option
 @json_option
 def command(
     updates: tuple[Path, ...],
     weights: Path,
     output: Path,
-    algorithm: str,
-    server_lr: float | None,
-    momentum: float | None,
-    beta1: float | None,
-    beta2: float | None,
-    tau: float | None,
-    alpha: float | None,
-    clients: int | None,
-    weighting: Any,
-    merge: Any,
+    options: Mapping[str, Any],
     state: Path | None,
-    downlink_codec: str | None,
+    keep: int | None,
     change: Path | None,
-    min_updates: int,
-    strict: bool,
     force: bool,
     json: bool,
 ) -> None:
@@ -83,23 +50,9 @@ def command(
     others. The state folder gets one file for each round, whose name is the round's: that of --weights must be there,
     except at round 0. With a downlink codec the weights written are those that devices get by applying the change.
     """
-    from fedpara_edge.aggregation import AggregateConfig, run_round
+    from fedpara_edge.aggregation import run_round
 
-    config = AggregateConfig(
-        algorithm=algorithm,
-        lr=server_lr,
-        momentum=momentum,
-        beta1=beta1,
-        beta2=beta2,
-        tau=tau,
-        alpha=alpha,
-        clients=clients,
-        weighting=weighting,
-        merge=merge,
-        min_updates=min_updates,
-        strict=strict,
-        downlink_codec=downlink_codec,
-    )
+    config = AggregateConfig(**options)
     try:
         with _progress_bar(len(updates)) as on_progress:
             done = run_round(
@@ -109,6 +62,7 @@ def command(
                 config,
                 state=state,
                 change=change,
+                keep=keep,
                 overwrite=force,
                 on_progress=on_progress,
             )

@@ -18,34 +18,35 @@ coding (`frames`, `sparse`), and the chunks joined in one array (`payload`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from fedpara_edge.codecs.adaptive import Adaptive
 from fedpara_edge.codecs.codec import Decoder, Encoder, Opener
 from fedpara_edge.codecs.float32 import Float32, open_float32
 from fedpara_edge.codecs.floats import Float16, open_float16
-from fedpara_edge.codecs.integers import Integers, open_integers
-from fedpara_edge.codecs.options import parse_options, split_name
+from fedpara_edge.codecs.integers import Integers, Rotated, open_integers
 from fedpara_edge.codecs.settings import UPDATE
 from fedpara_edge.codecs.topk import TopK, open_topk
 from fedpara_edge.codecs.uniform import Uniform, open_uniform
-from fedpara_edge.errors import InputError, InvalidUpdateError, brief, brief_text
+from fedpara_edge.errors import InvalidUpdateError, brief, brief_text
 from fedpara_edge.factors.layout import TensorSpec
+from fedpara_edge.options import choose, typed
 from fedpara_edge.storage.tensorfile import TensorFile
 
-_INTEGERS: Mapping[str, type] = {"block": int, "entropy": int}
-ENCODERS: Mapping[str, tuple[Callable[..., Encoder], Mapping[str, type]]] = {
+FLOAT32 = Float32()
+ENCODERS: Mapping[str, tuple[type[Encoder], Mapping[str, Any]]] = {
     "float32": (Float32, {}),
-    "float16": (partial(Float16, "float16"), {}),
-    "bfloat16": (partial(Float16, "bfloat16"), {}),
-    **{f"int{bits}": (partial(Integers, name=f"int{bits}", bits=bits), _INTEGERS) for bits in (8, 4, 3, 2)},
-    "rotated": (partial(Integers, name="rotated", bits=4), {"bits": int, **_INTEGERS}),
-    "uniform": (Uniform, {"step": float, "by": str}),
-    "topk": (TopK, {"share": float, "bits": int}),
-    "adaptive": (Adaptive, {"bytes": int, "error": float}),
+    "float16": (Float16, {"name": "float16"}),
+    "bfloat16": (Float16, {"name": "bfloat16"}),
+    **{f"int{bits}": (Integers, {"name": f"int{bits}", "bits": bits}) for bits in (8, 4, 3, 2)},
+    "rotated": (Rotated, {}),
+    "uniform": (Uniform, {}),
+    "topk": (TopK, {}),
+    "adaptive": (Adaptive, {}),
 }
-"""Factory of each encoder and the types of its options, by codec name."""
+"""Encoders by the name that a user types, each with the fields that the name decides."""
 
 OPENERS: Mapping[tuple[str, int], Opener] = {
     ("float32", 1): open_float32,
@@ -69,11 +70,20 @@ def find_encoder(text: str) -> Encoder:
     Raises:
         InputError: The name or an option is unknown, an option is out of range, or a package is missing.
     """
-    name, options = split_name(text)
-    if name not in ENCODERS:
-        raise InputError(f"codec {name!r}: expected one of {', '.join(ENCODERS)}")
-    make, types = ENCODERS[name]
-    return make(**parse_options(text, options, types))
+    encoder: Encoder = choose(ENCODERS, text, key="codec")
+    return encoder
+
+
+def spelled(encoder: Encoder) -> str:
+    """The text with which `find_encoder` finds an encoder; its options as far as they differ from the defaults.
+
+    >>> spelled(find_encoder("uniform:by=tensor,step=2"))
+    'uniform:by=tensor'
+    """
+    for name, (kind, fixed) in ENCODERS.items():
+        if type(encoder) is kind and all(getattr(encoder, field) == value for field, value in fixed.items()):
+            return typed(name, encoder, hidden=fixed)
+    return repr(encoder)
 
 
 def open_codec(file: TensorFile, tensors: Sequence[TensorSpec]) -> Decoder:

@@ -30,6 +30,7 @@ from fedpara_edge.codecs.sparse import LARGEST, encode_sparse
 from fedpara_edge.codecs.uniform import NAME, VERSION, dead_zone, encode_uniform, root_mean_square
 from fedpara_edge.errors import InputError
 from fedpara_edge.factors.layout import TensorSpec
+from fedpara_edge.options import check, option
 
 _FINEST, _COARSEST = 2.0**-10, 2.0**20
 _MIN_ERROR = 5e-4  # the finest step leaves up to 2^-10 / √6 with random rounding
@@ -53,21 +54,20 @@ class Adaptive:
         InputError: Not exactly one of the two targets is given, or it is out of range.
     """
 
-    bytes: int = 0
-    error: float = 0.0
+    bytes: int = option(0, minimum=0, help="Bytes of the payload of an update, at most.")
+    error: float = option(0.0, minimum=0, below=1, help="Relative error of the change, at most.")
     name: str = NAME
     version: int = VERSION
     unbiased: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        check(self)
         if 0 < self.error < _MIN_ERROR:
+            raise InputError(f"expected at least {_MIN_ERROR}, found {self.error}; use float16 or float32", key="error")
+        if (self.bytes > 0) == (self.error > 0):
             raise InputError(
-                f"codec adaptive: error: expected at least {_MIN_ERROR}, found {self.error}; use float16 or float32"
-            )
-        if (self.bytes > 0) == (self.error > 0) or self.bytes < 0 or not 0 <= self.error < 1:
-            raise InputError(
-                "codec adaptive: expected either bytes, a positive integer, or error, a number between 0 and 1, found "
-                f"bytes {self.bytes} and error {self.error}"
+                "expected either bytes, a positive integer, or error, a number between 0 and 1, found "
+                f"bytes {self.bytes} and error {self.error:g}"
             )
 
     def encode(self, tensors: Sequence[TensorSpec], change: NDArray[np.float32], *, seed: int | None) -> Encoded:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +20,13 @@ from fedpara_edge.factors.layout import TensorSpec
 from fedpara_edge.storage.tensorfile import TensorFile
 
 
+@dataclass(frozen=True)
 class Float32:
     """Lossless encoder with 4 bytes per entry."""
 
-    name = "float32"
-    version = 1
-    unbiased = True
+    name: ClassVar[str] = "float32"
+    version: ClassVar[int] = 1
+    unbiased: ClassVar[bool] = True
 
     def encode(self, tensors: Sequence[TensorSpec], change: NDArray[np.float32], *, seed: int | None) -> Encoded:  # noqa: ARG002
         """Store the change itself, tensor by tensor."""

@@ -39,8 +39,8 @@ from fedpara_edge.codecs.rounding import generator, round_randomly
 from fedpara_edge.codecs.scales import LARGEST, check_range, from_bytes, round_up, to_bytes
 from fedpara_edge.codecs.section import Section
 from fedpara_edge.codecs.settings import read_settings
-from fedpara_edge.errors import InputError
 from fedpara_edge.factors.layout import TensorSpec
+from fedpara_edge.options import check, option
 from fedpara_edge.storage.tensorfile import TensorFile
 
 _BLOCKS = range(16, (1 << 16) + 1)
@@ -71,9 +71,9 @@ class Integers:
     """
 
     name: str
-    bits: int
-    block: int = 1024
-    entropy: int = 1
+    bits: int = option(minimum=_BITS[0], maximum=_BITS[-1], help="Bits of an integer, before entropy coding.")
+    block: int = option(1024, minimum=_BLOCKS[0], maximum=_BLOCKS[-1], help="Entries of a block.")
+    entropy: int = option(1, minimum=0, maximum=1, help="1 to code the integers by their entropy, 0 to leave that out.")
     unbiased: ClassVar[bool] = True
 
     @property
@@ -82,13 +82,7 @@ class Integers:
         return 2 if self.name == "int8" else 1
 
     def __post_init__(self) -> None:
-        for option, allowed in (("bits", _BITS), ("block", _BLOCKS), ("entropy", range(2))):
-            value = getattr(self, option)
-            if value not in allowed:
-                raise InputError(
-                    f"codec {self.name}: {option}: expected an integer from {allowed[0]} to {allowed[-1]}, "
-                    f"found {value}"
-                )
+        check(self)
         require_zstandard()
 
     def encode(self, tensors: Sequence[TensorSpec], change: NDArray[np.float32], *, seed: int | None) -> Encoded:
@@ -131,6 +125,14 @@ class Integers:
             return to_bytes(scales) + plain + compress(symbols, entropy=bool(self.entropy))
 
         return write_payload(tensors, change, write, block=self.block, settings=settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rotated(Integers):
+    """Uniform quantization after a randomized rotation of each block."""
+
+    name: str = "rotated"
+    bits: int = option(4, minimum=_BITS[0], maximum=_BITS[-1], help="Bits of an integer, before entropy coding.")
 
 
 def open_integers(

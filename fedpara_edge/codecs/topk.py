@@ -28,8 +28,8 @@ from fedpara_edge.codecs.scales import check_range, from_bytes, round_down, roun
 from fedpara_edge.codecs.section import Section
 from fedpara_edge.codecs.settings import read_settings
 from fedpara_edge.codecs.sparse import decode_sparse, encode_sparse
-from fedpara_edge.errors import InputError
 from fedpara_edge.factors.layout import TensorSpec
+from fedpara_edge.options import check, option
 from fedpara_edge.storage.tensorfile import TensorFile
 
 _BITS = range(1, 9)
@@ -49,17 +49,14 @@ class TopK:
         InputError: An option is out of range.
     """
 
-    share: float = 0.05
-    bits: int = 3
+    share: float = option(0.05, above=0, maximum=1, help="Share of all entries that are kept.")
+    bits: int = option(3, minimum=1, maximum=8, help="Bits of a magnitude, before entropy coding.")
     name: str = "topk"
     version: int = 1
     unbiased: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise InputError(f"codec topk: share: expected a number above 0, at most 1, found {self.share!r}")
-        if self.bits not in _BITS:
-            raise InputError(f"codec topk: bits: expected an integer from 1 to 8, found {self.bits}")
+        check(self)
 
     def encode(self, tensors: Sequence[TensorSpec], change: NDArray[np.float32], *, seed: int | None) -> Encoded:  # noqa: ARG002
         """Encode the largest entries of the whole change, at least one; the seed makes no difference."""

@@ -33,8 +33,8 @@ from fedpara_edge.codecs.scales import check_range, from_bytes, round_up, to_byt
 from fedpara_edge.codecs.section import Section
 from fedpara_edge.codecs.settings import read_settings
 from fedpara_edge.codecs.sparse import LARGEST, decode_sparse, encode_sparse
-from fedpara_edge.errors import InputError
 from fedpara_edge.factors.layout import TensorSpec
+from fedpara_edge.options import check, option
 from fedpara_edge.storage.tensorfile import TensorFile
 
 _BY = {"all": 0, "tensor": 1 << 16}
@@ -57,17 +57,14 @@ class Uniform:
         InputError: An option is out of range.
     """
 
-    step: float = 2.0
-    by: str = "all"
+    step: float = option(2.0, minimum=1e-4, maximum=100, help="Step over the root mean square of what shares it.")
+    by: str = option("all", choices=tuple(_BY), help="One step for all entries, or one relative to each tensor.")
     name: str = NAME
     version: int = VERSION
     unbiased: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not 1e-4 <= self.step <= 100:
-            raise InputError(f"codec {NAME}: step: expected a number from 0.0001 to 100, found {self.step!r}")
-        if self.by not in _BY:
-            raise InputError(f"codec {NAME}: by: expected one of {', '.join(_BY)}, found {self.by!r}")
+        check(self)
 
     def encode(self, tensors: Sequence[TensorSpec], change: NDArray[np.float32], *, seed: int | None) -> Encoded:
         """Encode without bias given a seed, and rounded to the nearest otherwise."""

@@ -1,131 +1,143 @@
-"""What a bundle is made of: the model, how it is factored, its input, loss and optimizer, as plain data.
+"""What a bundle is made from: how to factor a model, how to export it, and a recipe of both, as plain data.
 
-`export.make_bundle` makes the bundle; this needs no torch, so that a plan of many bundles can be read and checked
-without.
+`export` makes the bundle; this needs no torch, so that a plan of many bundles can be read and checked without.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal
 
 from fedpara_edge.codecs import find_encoder
 from fedpara_edge.errors import InputError
-from fedpara_edge.factors.layout import FORMS, KINDS, Form, Kind
+from fedpara_edge.factors.factorization import Factorization
 from fedpara_edge.formats.bundle import ENGINES, Loss
+from fedpara_edge.options import check, option
 
 InputDtype = Literal["uint8", "float32", "int64"]
 Optimizer = Literal["sgd", "adamw"]
-BatchNorm = Literal["refuse", "group"]
 MAX_SIZE = 1 << 20
-"""Of a dimension of the input, and of the number of classes."""
-Init = Literal["composed", "he_fan_in", "he_fan_out"]
+"""Largest dimension of an input, and largest number of classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What a bundle is made of.
+class ExportConfig:
+    """How a model is exported (`fedpara_edge.export`).
 
     Args:
-        name: a model of the zoo, `package.module:factory` or `file.py:factory` (`fedpara_edge.nn.load_model`).
-        kind: how to factor the layers.
-        gamma: γ of the rank schedule (`fedpara_edge.factors.rank`).
-        gammas: γ of some layers, by pattern of their names.
-        ranks: rank of some layers, by pattern.
-        form: of the factors of convolutions.
-        tanh: the variant with tanh.
-        include: patterns of the layers to factor.
-        exclude: patterns of layers to leave dense, besides those that the zoo leaves so.
-        personal: patterns of the layers or tensors that stay on the device.
-        batchnorm: what to do with BatchNorm.
-        init: how the factors are drawn (`fedpara_edge.nn.init`).
-        initial_codec: codec in which the bundle stores the initial weights that are shared; devices start from what is
-            decoded.
-        pretrained: state_dict to fit the factors to.
-        classes: of a zoo model; None for its own.
-        input_shape: of one raw example; None for the zoo's.
-        input_dtype: of the raw input; None for the zoo's, or float32.
-        tokens: for int64 input, how many different tokens there are; None for the classes of a zoo model.
-        mean: subtracted from the scaled input, by channel.
-        std: then divided by.
-        loss: what is minimized.
-        optimizer: that devices use.
-        momentum: of SGD; None for 0.
-        weight_decay: of AdamW; None for 0.01.
+        name: Name of the model in the manifest.
+        personal: Patterns of the layers or tensors that stay on the device (`fedpara_edge.factors.roles`).
+        initial_codec: Codec in which the bundle stores the shared initial weights; devices start from what it decodes
+            to.
+        input_shape: Shape of one raw example, such as (1, 28, 28); needed but for models of the zoo.
+        input_dtype: Dtype of the raw input: `uint8` (scaled to [0, 1] in the graph), `float32`, or `int64` tokens; None
+            for the zoo model's own, or else float32.
+        tokens: Number of different tokens, for int64 input; None for the classes of a zoo model.
+        mean: Mean that is subtracted from the scaled input, one number or one per channel.
+        std: Standard deviation by which it is then divided, likewise.
+        loss: Loss to minimize: `cross_entropy` over outputs [B, C] and labels int64 [B], or [B, C, T] and [B, T] for
+            a label at each of T positions; `mse` or `bce` (with logits) over float32 labels of the outputs' shape.
+        optimizer: Optimizer of the devices.
+        momentum: Momentum of SGD; None for 0.
+        weight_decay: Weight decay of AdamW; None for 0.01.
         jacobian_correction: λ of the Jacobian correction (`export.step.jacobian`), for the engine onnxruntime alone.
-        batch_size: that the graphs are made fast for; any works.
-        engines: to write the training step for.
-        seed: of the initial weights.
+        batch_size: Batch size for which the graphs are optimized; any other works as well.
+        engines: Engines to write the training step for.
+        seed: Seed of the initial weights and of the batches used for verification.
 
     Raises:
-        InputError: a choice is none of those there are; the message starts with its field.
+        InputError: a value is out of its range, or two don't go together.
     """
 
-    name: str
-    kind: Kind = "fedpara"
-    gamma: float = 0.1
-    gammas: Mapping[str, float] = field(default_factory=dict)
-    ranks: Mapping[str, int] = field(default_factory=dict)
-    form: Form = "tensor"
-    tanh: bool = False
-    include: tuple[str, ...] = ("*",)
-    exclude: tuple[str, ...] = ()
-    personal: tuple[str, ...] = ()
-    batchnorm: BatchNorm = "refuse"
-    init: Init = "composed"
-    initial_codec: str = "float32"
-    pretrained: Path | None = None
-    classes: int | None = None
-    input_shape: tuple[int, ...] | None = None
-    input_dtype: InputDtype | None = None
-    tokens: int | None = None
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
-    loss: Loss = "cross_entropy"
-    optimizer: Optimizer = "sgd"
-    momentum: float | None = None
-    weight_decay: float | None = None
-    jacobian_correction: float = 0.0
-    batch_size: int = 32
-    engines: tuple[str, ...] = ENGINES
-    seed: int = 0
+    name: str = option("model", help="Name of the model.")
+    personal: tuple[str, ...] = option((), metavar="PATTERN", help="Layers or tensors that stay on the device.")
+    initial_codec: str = option(
+        "float32",
+        metavar="CODEC",
+        help="Codec of the initial weights in weights.safetensors; int4 does no harm to random ones. "
+        "onnxruntime-training's files have them in float32 in any case.",
+    )
+    input_shape: tuple[int, ...] | None = option(
+        None,
+        minimum=1,
+        maximum=MAX_SIZE,
+        metavar="SIZES",
+        unset="the zoo model's own",
+        help="Shape of one example, such as 1,28,28; needed for your own model.",
+    )
+    input_dtype: InputDtype | None = option(
+        None, unset="the zoo model's own (uint8 for images), else float32", help="Dtype of the raw input."
+    )
+    tokens: int | None = option(
+        None, minimum=1, unset="the classes of a zoo model", help="Number of different tokens, for int64 input."
+    )
+    mean: tuple[float, ...] = option(
+        (0.0,),
+        metavar="NUMBERS",
+        help="Mean subtracted from the scaled input, by channel: along the first dimension, or else the last.",
+    )
+    std: tuple[float, ...] = option((1.0,), metavar="NUMBERS", help="Standard deviation that it is then divided by.")
+    loss: Loss = option("cross_entropy", help="Loss to minimize.")
+    optimizer: Optimizer = option("sgd", help="Optimizer of the devices.")
+    momentum: float | None = option(
+        None, minimum=0, below=1, only=("optimizer", ("sgd",)), unset="0", help="Momentum of SGD."
+    )
+    weight_decay: float | None = option(
+        None, minimum=0, only=("optimizer", ("adamw",)), unset="0.01", help="Weight decay of AdamW."
+    )
+    jacobian_correction: float = option(
+        0.0,
+        minimum=0,
+        metavar="LAMBDA",
+        help="Draw steps on factors to where steps on their weights would lead; with --engines onnxruntime.",
+    )
+    batch_size: int = option(32, minimum=1, help="Batch size for which the graphs are optimized; any other works.")
+    engines: tuple[str, ...] = option(
+        ENGINES, choices=ENGINES, was=("engine",), metavar="ENGINE", help="Engines to write the training step for."
+    )
+    seed: int = option(0, minimum=0, maximum=2**32 - 1, help="Seed of the initial weights.")
 
     def __post_init__(self) -> None:
-        choices: dict[str, tuple[Any, ...]] = {
-            "kind": KINDS,
-            "form": FORMS,
-            "batchnorm": get_args(BatchNorm),
-            "init": get_args(Init),
-            "input_dtype": (None, *get_args(InputDtype)),
-            "loss": get_args(Loss),
-            "optimizer": get_args(Optimizer),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                listed = ", ".join(str(choice) for choice in known if choice is not None)
-                raise InputError(f"{name}: expected one of {listed}, found {getattr(self, name)!r}")
+        check(self)
         try:
             find_encoder(self.initial_codec)
         except InputError as error:
-            raise InputError(f"initial_codec: {error}") from error
-        if not 0 <= self.gamma <= 1:
-            raise InputError(f"gamma: expected a number from 0 to 1, found {self.gamma!r}")
-        if self.classes is not None and not 1 <= self.classes <= MAX_SIZE:
-            raise InputError(f"classes: expected an integer from 1 to {MAX_SIZE}, found {self.classes}")
-        if self.input_shape is not None and not all(1 <= size <= MAX_SIZE for size in self.input_shape):
-            raise InputError(f"input_shape: expected sizes from 1 to {MAX_SIZE}, found {list(self.input_shape)}")
-        if self.init != "composed" and self.pretrained is not None:
-            raise InputError(f"init: expected composed with pretrained, which factors are fitted to, found {self.init}")
-        if not (math.isfinite(self.jacobian_correction) and self.jacobian_correction >= 0):
+            raise error.under("initial_codec") from error
+        if not self.engines:
+            raise InputError(f"expected some of {', '.join(ENGINES)}, found none", key="engines")
+        if self.jacobian_correction and "ort-training" in self.engines:
             raise InputError(
-                f"jacobian_correction: expected a number of at least 0, found {self.jacobian_correction!r}"
+                "expected onnxruntime alone with a Jacobian correction, found ort-training, which can't take second "
+                "derivatives; export for the engine onnxruntime",
+                key="engines",
             )
-        unknown = sorted(set(self.engines) - set(ENGINES))
-        if unknown or not self.engines:
-            found = repr(unknown[0]) if unknown else "none"
-            raise InputError(f"engines: expected some of {', '.join(ENGINES)}, found {found}")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"seed: expected an integer from 0 to {2**32 - 1}, found {self.seed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(ExportConfig, Factorization):
+    """A model by name, how it is factored and how it is exported.
+
+    Args:
+        name: Model of the zoo, `package.module:factory` or `file.py:factory` (`fedpara_edge.nn.load_model`).
+        classes: Number of classes of a zoo model; None for its own.
+        pretrained: State dict, `.safetensors` or `.pt`, that the factors are fitted to.
+
+    Raises:
+        InputError: a value is out of its range, or two don't go together.
+    """
+
+    name: str = option(help="Model of the zoo, package.module:factory or file.py:factory.")
+    classes: int | None = option(
+        None, minimum=1, maximum=MAX_SIZE, unset="its own", help="Number of classes of a zoo model."
+    )
+    pretrained: Path | None = option(
+        None, metavar="FILE", help="State dict (.safetensors or .pt) that the factors are fitted to."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init != "composed" and self.pretrained is not None:
+            raise InputError(
+                f"expected composed with pretrained, which factors are fitted to, found {self.init}", key="init"
+            )

@@ -6,37 +6,26 @@ The given model is not touched: a deep copy is converted and returned, with a re
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Mapping
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.factors.layout import Form, Kind, LayerSpec
+from fedpara_edge.factors.factorization import BatchNorm, Factorization
+from fedpara_edge.factors.layout import LayerSpec
 from fedpara_edge.factors.rank import choose_layer
-from fedpara_edge.formats.recipe import Init
 from fedpara_edge.nn.factored import factored_like
 from fedpara_edge.nn.groupnorm import group_norm_like
 from fedpara_edge.nn.layers import FactoredLayer
 from fedpara_edge.nn.report import ConversionReport, LayerReport
 from fedpara_edge.nn.selection import Weight, check_patterns, find_weights, last_match, reason_to_leave
 
+DEFAULT = Factorization()
+
 
 def convert(
-    model: nn.Module,
-    *,
-    kind: Kind = "fedpara",
-    gamma: float = 0.1,
-    form: Form = "tensor",
-    tanh: bool = False,
-    include: Sequence[str] = ("*",),
-    exclude: Sequence[str] = (),
-    gammas: Mapping[str, float] | None = None,
-    ranks: Mapping[str, int] | None = None,
-    batchnorm: Literal["refuse", "group"] = "refuse",
-    init: Init = "composed",
-    pretrained: bool = False,
+    model: nn.Module, factorization: Factorization = DEFAULT, *, pretrained: bool = False
 ) -> tuple[nn.Module, ConversionReport]:
     """Replace `nn.Linear`, `nn.Conv2d`, `nn.LSTM` and `nn.GRU` with factored layers, in a copy of the model.
 
@@ -50,17 +39,7 @@ def convert(
 
     Args:
         model: Model to convert, with float parameters on any device; not modified.
-        kind: Kind of the layers to make.
-        gamma: Parameter γ of the rank schedule (`fedpara_edge.factors.rank`).
-        form: Form of the factors of convolutions.
-        tanh: Whether to use the variant with tanh, for `fedpara` only.
-        include: Patterns (fnmatch) of the dotted names of layers to convert; `*` also matches dots.
-        exclude: Patterns of layers to leave as they are, applied after `include`.
-        gammas: γ of some layers, by pattern; the last pattern that matches counts.
-        ranks: Ranks of some layers, by pattern; the last pattern that matches counts, before any γ.
-        batchnorm: `refuse` to fail on a BatchNorm, `group` to replace it with a GroupNorm with the same affine
-            parameters.
-        init: Initialization of the factors (`fedpara_edge.nn.init`); only `composed` with `pretrained`.
+        factorization: Layers to factor, and how.
         pretrained: Whether to fit the factors to the weights and keep the biases, instead of drawing new factors and
             zeroing the biases. The biases of recurrent layers, which torch doesn't start at zero, are kept either way.
 
@@ -69,40 +48,40 @@ def convert(
 
     Raises:
         InputError: A pattern matches no layer; a BatchNorm is refused; a weight to convert belongs to another module
-            as well; a lazy module has no shape yet; an option is out of range; or `init` is given with `pretrained`.
+            as well; a lazy module has no shape yet; or `init` is given with `pretrained`.
 
     >>> model = nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 2))
-    >>> converted, report = convert(model, gamma=0.1)
+    >>> converted, report = convert(model, Factorization(gamma=0.1))
     >>> print(report)
     0: fedpara R=24, 200,704 -> 49,920 entries
     2: unchanged: full rank needs R = 2, whose 1032 factor entries are more than the 512 of the dense weight
     201,474 -> 50,690 parameters
     """
+    init, exclude = factorization.init, factorization.exclude
     if pretrained and init != "composed":
-        raise InputError(f"init: expected composed with pretrained, which factors are fitted to, found {init!r}")
+        raise InputError(f"expected composed with pretrained, which factors are fitted to, found {init!r}", key="init")
     result = copy.deepcopy(model)
     weights = find_weights(result)
-    gammas, ranks = dict(gammas or {}), dict(ranks or {})
-    for option, patterns in {"include": include, "exclude": exclude, "gammas": gammas, "ranks": ranks}.items():
-        check_patterns(option, patterns, weights)
+    for option in ("include", "exclude", "gamma_of", "rank_of"):
+        check_patterns(option, getattr(factorization, option), weights)
     specs: dict[str, LayerSpec | None] = {}
     reasons: dict[str, str] = {}
     factored: dict[nn.Module, dict[str, LayerSpec]] = {}
     for name, weight in weights.items():
-        reason = reason_to_leave(name, weight, include=include, exclude=exclude)
+        reason = reason_to_leave(name, weight, include=factorization.include, exclude=exclude)
         parameter = weight.parameter
         if reason or parameter is None:
             specs[name], reasons[name] = _spec_now(name, weight), reason
             continue
-        layer_gamma = last_match(name, gammas)
+        layer_gamma = last_match(name, factorization.gamma_of)
         spec, reason = choose_layer(
             name,
             tuple(parameter.shape),
-            kind=kind,
-            form=form,
-            gamma=gamma if layer_gamma is None else layer_gamma,
-            rank=last_match(name, ranks),
-            tanh=tanh,
+            kind=factorization.kind,
+            form=factorization.form,
+            gamma=factorization.gamma if layer_gamma is None else layer_gamma,
+            rank=last_match(name, factorization.rank_of),
+            tanh=factorization.tanh,
         )
         specs[name], reasons[name] = spec, reason
         if spec.kind == "dense":
@@ -115,7 +94,7 @@ def convert(
     for layer, layer_specs in factored.items():
         replacements[layer], layer_errors = factored_like(layer, layer_specs, init=init, pretrained=pretrained)
         errors |= layer_errors
-    messages = _replace_batchnorms(result, batchnorm, replacements)
+    messages = _replace_batchnorms(result, factorization.batchnorm, replacements)
     result = _substitute(result, replacements)
     before, after = _trainable(model), _trainable(result)
     return result, ConversionReport(
@@ -149,9 +128,7 @@ def _check_untied(name: str, weight: Weight, model: nn.Module) -> None:
                 )
 
 
-def _replace_batchnorms(model: nn.Module, choice: str, replacements: dict[nn.Module, nn.Module]) -> list[str]:
-    if choice not in ("refuse", "group"):
-        raise InputError(f"batchnorm: expected 'refuse' or 'group', found {choice!r}")
+def _replace_batchnorms(model: nn.Module, choice: BatchNorm, replacements: dict[nn.Module, nn.Module]) -> list[str]:
     messages = []
     for name, module in model.named_modules():
         if not isinstance(module, _BatchNorm):

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from fedpara_edge.factors.factorization import Init
 from fedpara_edge.factors.layout import LayerSpec
-from fedpara_edge.formats.recipe import Init
 from fedpara_edge.nn.fit import fit_factors
 from fedpara_edge.nn.layers import Conv2d, FactoredLayer, Linear
 from fedpara_edge.nn.recurrent import GRU, LSTM

@@ -41,8 +41,8 @@ from torch import Tensor
 
 from fedpara_edge.errors import InputError
 from fedpara_edge.factors.compose import combine, compose_branch, factor_shapes
+from fedpara_edge.factors.factorization import Init
 from fedpara_edge.factors.layout import LayerSpec
-from fedpara_edge.formats.recipe import Init
 
 TANH_STD_LIMIT = 0.5
 """Largest rms requested of a weight with tanh, whose entries stay below 1: closer to 1, tanh has no gradient left."""

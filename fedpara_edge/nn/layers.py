@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from fedpara_edge.errors import InputError
 from fedpara_edge.factors.compose import compose, contraction, factor_shapes
+from fedpara_edge.factors.factorization import Init
 from fedpara_edge.factors.layout import Form, Kind, LayerSpec
 from fedpara_edge.factors.rank import equal_size_rank, minimum_rank
-from fedpara_edge.formats.recipe import Init
 from fedpara_edge.nn.init import initialize
 
 

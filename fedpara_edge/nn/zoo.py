@@ -16,6 +16,7 @@ from typing import Protocol
 from torch import nn
 
 from fedpara_edge.errors import InputError
+from fedpara_edge.factors.factorization import Factorization
 from fedpara_edge.factors.layout import Form, Kind
 from fedpara_edge.formats.recipe import InputDtype
 from fedpara_edge.nn.blocks import STEPS_IN_A_PATCH, NextCharacter, ResidualBlock, SensorTransformer, SpatialMean
@@ -260,4 +261,5 @@ def _finish(model: nn.Module, name: str, *, kind: Kind, gamma: float, form: Form
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-    return convert(model, kind=kind, gamma=gamma, form=form, tanh=tanh, exclude=dense_layers)[0]
+    factorization = Factorization(kind=kind, gamma=gamma, form=form, tanh=tanh, exclude=dense_layers)
+    return convert(model, factorization)[0]

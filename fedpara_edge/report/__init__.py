@@ -150,7 +150,7 @@ def _subtitle(results: Results) -> str:
     seeds = f"seeds {', '.join(map(str, plan.seeds))}" if len(plan.seeds) > 1 else f"seed {plan.seeds[0]}"
     details = {"dirichlet": f" (α {plan.data.alpha})", "key": f" {plan.data.key}", "shards": f" ({plan.data.shards})"}
     if left_out := about.get("left_out"):
-        of += f" ({left_out} with fewer than {plan.data.least} training examples left out)"
+        of += f" ({left_out} with fewer than {plan.data.min_examples} training examples left out)"
     split = f"data {plan.data.path.name} by {plan.data.split}{details.get(plan.data.split, '')}"
     ends = sorted({arm.rounds for arm in plan.arms})
     rounds = f"{ends[0]} rounds" if len(ends) == 1 else f"{ends[0]} to {ends[-1]} rounds"

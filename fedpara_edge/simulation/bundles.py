@@ -45,7 +45,7 @@ def check_bundle(arm: Arm, folder: Path, clients: Clients) -> Bundle:
     open_engine(bundle, arm.train.engine, threads=1)
     config = arm.train.config(seed=0)
     try:
-        config.algorithm.check_optimizer(bundle.manifest.optimizer)
+        config.client_algorithm.check_optimizer(bundle.manifest.optimizer)
     except InputError as error:
         raise error.under("model") from error
     try:

@@ -242,7 +242,7 @@ def _arm_event(job: Job) -> Event:
         algorithm=arm.algorithm,
         weighting=None if arm.local_only else arm.aggregate.effective_weighting,
         codec=arm.train.codec,
-        downlink_codec=arm.aggregate.downlink_codec,
+        downlink_codec=arm.aggregate.downlink_codec or "float32",
         shared_parameters=shared,
         personal_parameters=trained - shared,
         dense_parameters=layout.dense_parameters,

@@ -8,17 +8,17 @@ and what a client holds out does not depend on which others there are. Rows keep
 
 from __future__ import annotations
 
-import math
 import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.errors import InputError
+from fedpara_edge.options import check, declared, option
 from fedpara_edge.simulation.data.columns import Columns, Examples, Keys, open_columns, open_keys
 from fedpara_edge.simulation.data.holdout import fewest_rows, hold_out
 from fedpara_edge.simulation.data.partition import by_key, dirichlet, iid, shards
@@ -29,14 +29,8 @@ __all__ = ["ClientData", "DataPlan", "Examples", "Federation", "load_federation"
 Split = Literal["iid", "dirichlet", "shards", "key"]
 Rows = NDArray[np.intp]
 
-OPTIONS: dict[Split, tuple[str, ...]] = {
-    "iid": ("clients",),
-    "dirichlet": ("clients", "alpha"),
-    "shards": ("clients", "shards"),
-    "key": ("key",),
-}
-"""What each split needs; it takes none of the others'."""
 NAME_CHARACTERS = 60
+PAIR = "the names of two arrays, such as x and y"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,73 +38,79 @@ class DataPlan:
     """The [data] table of a plan.
 
     Args:
-        path: an `.npz` or a folder of `.npy` files; a relative one counts from the working folder here.
-        split: how the rows are dealt to clients.
-        clients: how many, for iid, dirichlet and shards.
-        alpha: concentration for dirichlet.
-        shards: pieces of each client for shards.
-        key: for key, the name of the array that holds the owner of each row.
-        least: fewest training examples of a client. Smaller ones are left out with split key, refused otherwise.
-        test_share: part of each client's rows that is held out for its own test, at least one row; 0 for none.
-        group: name of an array; rows of a client with an equal value there stay on one side of that division.
-        train: names of the arrays with inputs and labels.
-        test: names of the arrays with a common test set, if there is one.
-        max_clients: keep so many clients, drawn at random.
-        max_examples: keep so many rows of each client, training and test together, drawn at random.
+        path: An `.npz` file, or a folder of `.npy` files; a relative one counts from the working folder.
+        split: How the rows are dealt to clients.
+        clients: Number of clients, for iid, dirichlet and shards.
+        alpha: Concentration, for dirichlet.
+        shards: Pieces of each client, for shards.
+        key: Name of the array that holds the owner of each row, for key.
+        min_examples: Fewest training examples of a client. Smaller ones are left out with split key, refused otherwise.
+        test_share: Share of each client's rows that is held out for its own test, at least one row; 0 for none.
+        group: Name of an array; rows of a client with an equal value there stay on one side of that division.
+        train: Names of the arrays with inputs and labels.
+        test: Names of the arrays with a common test set, if there is one.
+        max_clients: Number of clients to keep, drawn at random.
+        max_examples: Rows of each client to keep, training and test together, drawn at random.
 
     Raises:
-        InputError: a value is out of range, missing, or without effect; the message starts with its key.
+        InputError: a value is out of range, missing, or without effect; the error has its key.
     """
 
-    path: Path
-    split: Split = "iid"
-    clients: int | None = None
-    alpha: float | None = None
-    shards: int | None = None
-    key: str | None = None
-    least: int = 1
-    test_share: float = 0.0
-    group: str | None = None
-    train: tuple[str, str] = ("x", "y")
-    test: tuple[str, str] | None = None
-    max_clients: int | None = None
-    max_examples: int | None = None
+    path: Path = option(help="An .npz file, or a folder of .npy files.")
+    split: Split = option(
+        "iid",
+        was=("by",),
+        help="How rows are dealt: evenly, classes unevenly, sorted by class in pieces, or each to its owner.",
+    )
+    clients: int | None = option(
+        None, minimum=1, only=("split", ("iid", "dirichlet", "shards")), help="Number of clients."
+    )
+    alpha: float | None = option(
+        None,
+        above=0,
+        only=("split", ("dirichlet",)),
+        help="Concentration: the smaller, the fewer classes a client has.",
+    )
+    shards: int | None = option(None, minimum=1, only=("split", ("shards",)), help="Pieces of each client.")
+    key: str | None = option(
+        None,
+        only=("split", ("key",)),
+        metavar="ARRAY",
+        words="the name of an array",
+        help="Array with the owner of each row.",
+    )
+    min_examples: int = option(1, minimum=1, was=("least",), help="Fewest training examples of a client.")
+    test_share: float = option(0.0, minimum=0, below=1, help="Share of each client's rows that is held out.")
+    group: str | None = option(
+        None,
+        metavar="ARRAY",
+        words="the name of an array",
+        help="Array; rows of a client with an equal value there are held out together.",
+    )
+    train: tuple[str, str] = option(("x", "y"), metavar="X,Y", words=PAIR, help="Arrays with inputs and labels.")
+    test: tuple[str, str] | None = option(None, metavar="X,Y", words=PAIR, help="Arrays with a common test set.")
+    max_clients: int | None = option(None, minimum=1, help="Number of clients to keep, drawn at random.")
+    max_examples: int | None = option(None, minimum=1, help="Rows of each client to keep, drawn at random.")
 
     def __post_init__(self) -> None:
-        if self.split not in get_args(Split):
-            raise _unexpected("split", f"one of {', '.join(get_args(Split))}", self.split)
-        self._check_options()
-        for name in ("clients", "shards", "least", "max_clients", "max_examples"):
+        check(self)
+        for name, each in declared(DataPlan).items():
+            only = each.option.only
+            if only is not None and self.split in only[1] and getattr(self, name) is None:
+                raise InputError(f"expected {each.expected}, as split is {self.split!r}, found none", key=name)
+        for name in ("key", "group", "train", "test"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise _unexpected(name, "a whole number of at least 1", value)
-        if self.alpha is not None and not (_is_number(self.alpha) and 0 < self.alpha < math.inf):
-            raise _unexpected("alpha", "a positive number", self.alpha)
-        if not (_is_number(self.test_share) and 0 <= self.test_share < 1):
-            raise _unexpected("test_share", "a number from 0 to below 1", self.test_share)
-        for name in ("key", "group"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, str) and value):
-                raise _unexpected(name, "the name of an array", value)
-        for name in ("train", "test"):
-            pair = getattr(self, name)
-            named = isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(n, str) and n for n in pair)
-            if not named and not (name == "test" and pair is None):
-                raise _unexpected(name, 'the names of two arrays, such as ["x", "y"]', pair)
-        needed = fewest_rows(self.least, self.test_share)
-        if self.max_examples is not None and self.max_examples < needed:
-            wanted = f"at least {needed}, which leave {self.least} to train on with test_share {self.test_share}"
-            raise _unexpected("max_examples", wanted, self.max_examples)
-
-    def _check_options(self) -> None:
-        for name in dict.fromkeys(name for names in OPTIONS.values() for name in names):
-            given, wanted = getattr(self, name) is not None, name in OPTIONS[self.split]
-            if given and not wanted:
-                raise _unexpected(name, f"no {name} with split {self.split!r}", getattr(self, name))
-            if wanted and not given:
-                raise _unexpected(name, f"a value, as split is {self.split!r}", None)
+            if value == "" or (isinstance(value, tuple) and "" in value):
+                raise declared(DataPlan)[name].refuse(value)
         if self.group is not None and self.test_share == 0:
-            raise _unexpected("group", "no group where test_share is 0", self.group)
+            raise InputError(f"expected with a test_share above 0, found {self.group!r} without", key="group")
+        needed = fewest_rows(self.min_examples, self.test_share)
+        if self.max_examples is not None and self.max_examples < needed:
+            raise InputError(
+                f"expected at least {needed}, which leave {self.min_examples} to train on with test_share "
+                f"{self.test_share}, found {self.max_examples}",
+                key="max_examples",
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +164,7 @@ def load_federation(data: DataPlan, seed: int) -> Federation:
         groups = open_keys(data.path, data.group, option="data.group", of=columns)
     test = None if data.test is None else _common_test(data, columns)
     divided = {name: _divide(name, rows, groups, data, seed) for name, rows in _deal(data, columns, seed).items()}
-    small = [name for name, (training, _) in divided.items() if len(training) < data.least]
+    small = [name for name, (training, _) in divided.items() if len(training) < data.min_examples]
     if small and data.split != "key":
         _refuse(data, small[0], *divided[small[0]])
     enough = [name for name in divided if name not in set(small)]
@@ -217,7 +217,7 @@ def _deal(data: DataPlan, columns: Columns, seed: int) -> dict[str, Rows]:
             rows = shards(classes, clients=clients, shards=data.shards, seed=seed)
         else:
             assert data.alpha is not None
-            fewest = fewest_rows(data.least, data.test_share)
+            fewest = fewest_rows(data.min_examples, data.test_share)
             rows = dirichlet(classes, clients=clients, alpha=data.alpha, seed=seed, least=fewest)
     except InputError as error:
         raise InputError(f"{data.path}: {error}") from error
@@ -275,14 +275,14 @@ def _names(owners: list[Any]) -> list[str]:
 
 
 def _refuse(data: DataPlan, client: str, training: Rows, held: Rows) -> NoReturn:
-    which, remedy = "client", "fewer clients or a smaller data.least or data.test_share"
+    which, remedy = "client", "fewer clients or a smaller data.min_examples or data.test_share"
     if data.split == "key":
-        which, remedy = "the largest client,", "a smaller data.least or data.test_share"
+        which, remedy = "the largest client,", "a smaller data.min_examples or data.test_share"
     found = f"{len(training)} with {len(held)} held out" if data.test_share else f"{len(training)}"
     if data.group is not None and not len(training):
         found += f", as {data.group!r} has one value there"
     raise InputError(
-        f"{data.path}: {which} {client!r}: expected at least {data.least} examples to train on, found {found}; "
+        f"{data.path}: {which} {client!r}: expected at least {data.min_examples} examples to train on, found {found}; "
         f"take {remedy}"
     )
 

@@ -30,179 +30,89 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from device_runtime.config import TrainConfig
+from device_runtime.config import TrainCall, TrainConfig
 from device_runtime.engines.registry import ENGINES
-from device_runtime.schedule import Schedule, Shape
-from fedpara_edge.aggregation import AggregateConfig
-from fedpara_edge.algorithms import CLIENT, Weighting, find_client
-from fedpara_edge.codecs import find_encoder
+from fedpara_edge.aggregation.config import COUNTING, AggregateConfig
+from fedpara_edge.algorithms import CLIENT, ServerAlgorithm
 from fedpara_edge.errors import InputError, brief
 from fedpara_edge.formats.recipe import Recipe
+from fedpara_edge.options import bind, check, check_keys, declared, option
 from fedpara_edge.simulation.data.federation import DataPlan
-from fedpara_edge.simulation.plan.tables import check_keys, make
 
 Tables = Mapping[str, Any]
 Made = TypeVar("Made")
 
-MAX_SEED = 2**32 - 1
 ARM_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,59}")
-SETTINGS = ("name", "rounds", "seeds", "participants", "evaluate_every", "target", "reference")
 PARTS = ("train", "model", "aggregate")
 OWN_SERVER = tuple(name for name, kind in CLIENT.items() if kind.paired)
 """Client algorithms that need the server's of the same name, and the other way round."""
-NAMES_OF_CONFIG = {"learning_rate": "lr", "round_decay": "lr_decay", "drop_every_epochs": "drop_every"}
+UNPLANNED = ("seed", "threads", "save_seconds", "save_steps", "clients", "min_updates", "strict")
+"""Options of the commands that a plan decides otherwise, or has no use for."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainPlan:
-    """The [train] table: what `fedpara-edge train` is told.
-
-    Args:
-        epochs: local epochs.
-        batch_size: rows in a step.
-        lr: learning rate.
-        schedule: of the learning rate within a round.
-        warmup_steps: steps of linear warm-up.
-        drop_every: epochs between drops of schedule steps.
-        drop_factor: of each drop.
-        lr_decay: factor on the learning rate for each round.
-        clip_norm: largest norm of a gradient.
-        drop_last: leave out the last, smaller batch of an epoch.
-        algorithm: local algorithm.
-        mu: of fedprox.
-        alpha: of feddyn.
-        codec: how updates are written.
-        engine: that trains.
+class TrainPlan(TrainCall):
+    """The [train] table: what `fedpara-edge train` is told, but for `UNPLANNED`.
 
     Raises:
-        InputError: a value is out of range or unknown; the message starts with its key.
+        InputError: a value is out of its range; the error has its key.
     """
 
-    epochs: int = 1
-    batch_size: int = 32
-    lr: float = 0.05
-    schedule: Shape = "constant"
-    warmup_steps: int = 0
-    drop_every: int = 1
-    drop_factor: float = 0.1
-    lr_decay: float = 1.0
-    clip_norm: float | None = None
-    drop_last: bool = False
-    algorithm: str = "fedavg"
-    mu: float | None = None
-    alpha: float | None = None
-    codec: str = "float32"
-    engine: str = "onnxruntime"
-
-    def __post_init__(self) -> None:
-        try:
-            self.config(seed=0)
-        except InputError as error:
-            key, colon, rest = str(error).partition(":")
-            raise InputError(f"{NAMES_OF_CONFIG.get(key, key)}{colon}{rest}") from error
-        _check_codec("codec", self.codec)
-        if self.engine not in ENGINES:
-            raise InputError(f"engine: expected one of {', '.join(ENGINES)}, found {self.engine!r}")
+    engine: str = option("onnxruntime", choices=tuple(ENGINES), help="Engine that trains.")
 
     def config(self, *, seed: int) -> TrainConfig:
-        """What a device is told.
+        """The configuration of a device.
 
         Args:
-            seed: of the order of rows and of dropout on this device.
+            seed: Seed of the order of examples and of dropout on this device.
         """
-        return TrainConfig(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.lr,
-            schedule=Schedule(
-                shape=self.schedule,
-                warmup_steps=self.warmup_steps,
-                drop_every_epochs=self.drop_every,
-                drop_factor=self.drop_factor,
-                round_decay=self.lr_decay,
-            ),
-            seed=seed,
-            drop_last=self.drop_last,
-            clip_norm=self.clip_norm,
-            algorithm=find_client(self.algorithm, {"mu": self.mu, "alpha": self.alpha}),
-        )
+        return replace(self, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AggregatePlan:
-    """The [aggregate] table: what `fedpara-edge aggregate` is told.
+class AggregatePlan(AggregateConfig):
+    """The [aggregate] table: what `fedpara-edge aggregate` is told, but for `UNPLANNED`.
 
     Args:
-        algorithm: server algorithm.
-        lr: its learning rate.
-        momentum: of fedavgm.
-        beta1: of fedadam, fedyogi and fedadagrad.
-        beta2: of fedadam and fedyogi.
-        tau: of the same three.
-        alpha: of feddyn.
-        weighting: of the devices: by examples, or equal; None for the algorithm's own.
-        merge: the mean of the factors, or the factors refitted to the mean of the weights.
-        downlink_codec: how the change of the weights is written for devices that have the earlier ones; float32 for
-            whole weights.
-        snapshot_every: rounds between whole weights for devices that have none or old ones; 0 for whole weights of
-            every round. Only with another downlink_codec than float32.
+        snapshot_every: Rounds between whole weights for devices that have none or old ones; 0 for whole weights of
+            every round. Only with a downlink_codec other than float32.
 
     Raises:
-        InputError: a value is out of range or unknown; the message starts with its key.
+        InputError: a value is out of its range; the error has its key.
     """
 
-    algorithm: str = "fedavg"
-    lr: float | None = None
-    momentum: float | None = None
-    beta1: float | None = None
-    beta2: float | None = None
-    tau: float | None = None
-    alpha: float | None = None
-    weighting: Weighting | None = None
-    merge: Literal["mean", "refit"] = "mean"
-    downlink_codec: str = "float32"
-    snapshot_every: int = 0
+    snapshot_every: int = option(0, minimum=0, help="Rounds between whole weights, with a downlink codec.")
 
     def __post_init__(self) -> None:
-        _check_codec("downlink_codec", self.downlink_codec)
+        check(self)
         self.config(clients=1)
-        if self.snapshot_every < 0:
-            raise InputError(f"snapshot_every: expected an integer of at least 0, found {self.snapshot_every}")
         if self.snapshot_every and not self.sends_changes:
             raise InputError(
-                f"snapshot_every: expected with another downlink_codec than float32, found {self.snapshot_every}; "
-                "whole weights are sent in every round"
+                f"expected with another downlink_codec than float32, found {self.snapshot_every}; whole weights are "
+                "sent in every round",
+                key="snapshot_every",
             )
 
     @property
     def sends_changes(self) -> bool:
         """Whether devices get changes of the weights instead of whole weights."""
-        return self.downlink_codec != "float32"
+        return self.downlink_codec not in (None, "float32")
 
     def config(self, *, clients: int) -> AggregateConfig:
-        """How the server aggregates a round.
+        """The configuration of the server.
 
         Args:
-            clients: Number of all devices.
+            clients: Number of all clients.
         """
-        return AggregateConfig(
-            algorithm=self.algorithm,
-            lr=self.lr,
-            momentum=self.momentum,
-            beta1=self.beta1,
-            beta2=self.beta2,
-            tau=self.tau,
-            alpha=self.alpha,
-            clients=clients if self.algorithm in OWN_SERVER else None,
-            weighting=self.weighting,
-            merge=self.merge,
-            downlink_codec=self.downlink_codec if self.sends_changes else None,
-        )
+        values = {name: getattr(self, name) for name in declared(AggregateConfig)}
+        needed = self.algorithm.partition(":")[0] in COUNTING
+        codec = self.downlink_codec if self.sends_changes else None
+        return AggregateConfig(**{**values, "clients": clients if needed else None, "downlink_codec": codec})
 
     @property
-    def effective_weighting(self) -> Weighting:
-        """The weighting of the devices, the algorithm's own where the plan asks for none."""
-        return self.config(clients=1).effective_weighting
+    def server_algorithm(self) -> ServerAlgorithm:
+        """The server algorithm, as if there were one client where it needs their number."""
+        return self.config(clients=1).server_algorithm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,30 +132,31 @@ class Arm:
     """
 
     name: str
-    rounds: int
+    rounds: int = option(minimum=1, help="Rounds of the federation.")
     model: Recipe
     train: TrainPlan
     aggregate: AggregatePlan
-    local_only: bool = False
+    local_only: bool = option(False, help="Have every client train on its own.")
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise InputError(f"rounds: expected an integer of at least 1, found {self.rounds}")
-        local, server = self.train.algorithm, self.aggregate.algorithm
+        check(self)
+        of_device, of_server = self.train.client_algorithm, self.aggregate.server_algorithm
+        local, server = of_device.name, of_server.name
         if local != server and {local, server} & set(OWN_SERVER):
             one = local if local in OWN_SERVER else server
             raise InputError(
-                f"train.algorithm: expected {one} with aggregate.algorithm {one} and only then, found {local} with "
-                f"{server}"
+                f"expected {one} with aggregate.algorithm {one} and only then, found {local} with {server}",
+                key="train.algorithm",
             )
         if local == "feddyn":
-            alpha = self.train.config(seed=0).algorithm.to_json()["alpha"]
-            of_server = self.aggregate.config(clients=1).server_algorithm.options()["alpha"]
-            if alpha != of_server:
-                raise InputError(f"train.alpha: expected aggregate.alpha, {of_server}, found {alpha}")
+            alpha, expected = of_device.to_json()["alpha"], of_server.options()["alpha"]
+            if alpha != expected:
+                raise InputError(
+                    f"expected the alpha of aggregate.algorithm, {expected}, found {alpha}", key="train.algorithm"
+                )
         if self.local_only and (local, server) != ("fedavg", "fedavg"):
             raise InputError(
-                f"local_only: expected with algorithm fedavg, found {local} and {server}: nothing is aggregated"
+                f"expected with algorithm fedavg, found {local} and {server}: nothing is aggregated", key="local_only"
             )
 
     @property
@@ -256,7 +167,8 @@ class Arm:
     @property
     def algorithm(self) -> str:
         """Local and server algorithm in one word, such as `fedprox+fedadam`."""
-        names = dict.fromkeys((self.train.algorithm, self.aggregate.algorithm))
+        server = self.aggregate.server_algorithm
+        names = dict.fromkeys((self.train.client_algorithm.name, server.name))
         return "+".join(name for name in names if name != "fedavg") or "fedavg"
 
 
@@ -268,37 +180,31 @@ class Plan:
         InputError: a value is out of range; the message starts with its key.
     """
 
-    name: str
-    rounds: int
+    name: str = option(help="Name of the plan.")
+    rounds: int = option(minimum=1, help="Rounds of each federation whose arm does not say otherwise.")
     arms: tuple[Arm, ...]
     data: DataPlan
-    seeds: tuple[int, ...] = (0,)
-    participants: int | None = None
-    evaluate_every: int = 1
-    target: float | None = None
-    reference: str | None = None
+    seeds: tuple[int, ...] = option((0,), minimum=0, maximum=2**32 - 1, help="Seeds; each arm is run once for each.")
+    participants: int | None = option(None, minimum=1, unset="all", help="Clients drawn for each round.")
+    evaluate_every: int = option(1, minimum=1, help="Rounds between evaluations; the last round is always evaluated.")
+    target: float | None = option(None, above=0, below=1, help="Accuracy whose bytes the report compares.")
+    reference: str | None = option(None, help="Arm that the report compares with.")
 
     def __post_init__(self) -> None:
+        check(self)
         if not self.name or not self.name.isprintable():
-            raise InputError(f"name: expected printable characters, found {self.name!r}")
-        for name in ("rounds", "participants", "evaluate_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name}: expected an integer of at least 1, found {value}")
-        in_range = all(0 <= seed <= MAX_SEED for seed in self.seeds)
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or not in_range:
-            raise InputError(f"seeds: expected different integers from 0 to {MAX_SEED}, found {list(self.seeds)}")
-        if self.target is not None and not 0 < self.target < 1:
-            raise InputError(f"target: expected an accuracy between 0 and 1, found {self.target}")
+            raise InputError(f"expected printable characters, found {self.name!r}", key="name")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise InputError(f"expected different integers, at least one, found {list(self.seeds)}", key="seeds")
         if not self.arms:
-            raise InputError("arms: expected at least one table [arms.NAME], found none")
+            raise InputError("expected at least one table [arms.NAME], found none", key="arms")
         names = [arm.name for arm in self.arms]
         if self.reference is not None and self.reference not in names:
-            raise InputError(f"reference: expected one of the arms {', '.join(names)}, found {self.reference!r}")
+            raise InputError(f"expected one of the arms {', '.join(names)}, found {self.reference!r}", key="reference")
         if self.data.test is None and not self.data.test_share:
             raise InputError(
-                "data.test: expected a common test set or a test_share above 0, found neither; nothing could be "
-                "evaluated"
+                "expected a common test set or a test_share above 0, found neither; nothing could be evaluated",
+                key="data.test",
             )
 
     @property
@@ -379,33 +285,36 @@ def _flat(tables: Tables, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _plan(tables: Tables, folder: Path) -> Plan:
-    check_keys(tables, (*SETTINGS, "data", *PARTS, "arms"))
+    settings = list(declared(Plan))
+    check_keys(tables, (*settings, "data", *PARTS, "arms"))
     for name in ("data", *PARTS, "arms"):
         _check_table(name, tables.get(name, {}))
-    with _prefixing("data."):
-        data = make(DataPlan, tables.get("data", {}))
+    with _under("data"):
+        data = bind(DataPlan, tables.get("data", {}))
     arms = tuple(_arm(name, table, tables, folder) for name, table in tables.get("arms", {}).items())
-    settings = {name: tables[name] for name in SETTINGS if name in tables}
-    return make(Plan, settings, given={"arms": arms, "data": replace(data, path=folder / data.path)})
+    own = {name: tables[name] for name in settings if name in tables}
+    return bind(Plan, own, given={"arms": arms, "data": replace(data, path=folder / data.path)})
 
 
 def _arm(name: str, table: Any, tables: Tables, folder: Path) -> Arm:
     where = f"arms.{name}"
     if not ARM_NAME.fullmatch(name):
-        raise InputError(f"{where}: expected a name of up to 60 letters, digits, '_', '-', '+' and '.', found {name!r}")
+        raise InputError(
+            f"expected a name of up to 60 letters, digits, '_', '-', '+' and '.', found {name!r}", key=where
+        )
     _check_table(where, table)
-    with _prefixing(f"{where}."):
+    with _under(where):
         check_keys(table, ("local_only", "rounds", *PARTS))
         for part in PARTS:
             _check_table(part, table.get(part, {}))
 
-    def made(kind: type[Made], name: str, given: Tables | None = None) -> Made:
-        own = table.get(name, {})
+    def made(kind: type[Made], part: str, given: Tables | None = None) -> Made:
+        own = table.get(part, {})
         try:
-            return make(kind, {**tables.get(name, {}), **own}, given=given)
+            return bind(kind, {**tables.get(part, {}), **own}, given=given, hidden=UNPLANNED)
         except InputError as error:
-            key = str(error).partition(":")[0]
-            raise InputError(f"{where}.{name}.{error}" if key in own else f"{name}.{error}") from error
+            found = error.under(part)
+            raise (found.under(where) if error.key in own else found) from error
 
     train = made(TrainPlan, "train")
     given = {"batch_size": train.batch_size, "engines": (train.engine,), "seed": 0}
@@ -415,8 +324,8 @@ def _arm(name: str, table: Any, tables: Tables, folder: Path) -> Arm:
         rounds = 1  # of which the plan complains, not each arm
     settings = {"rounds": rounds, **{key: value for key, value in table.items() if key not in PARTS}}
     parts = {"train": train, "aggregate": made(AggregatePlan, "aggregate"), "model": _beside(folder, model)}
-    with _prefixing(f"{where}: "):
-        return make(Arm, settings, given={"name": name, **parts})
+    with _under(where):
+        return bind(Arm, settings, given={"name": name, **parts})
 
 
 def _beside(folder: Path, model: Recipe) -> Recipe:
@@ -427,20 +336,15 @@ def _beside(folder: Path, model: Recipe) -> Recipe:
     return replace(model, name=f"{folder / where}:{factory}") if where.endswith(".py") else model
 
 
-def _check_codec(key: str, text: str) -> None:
-    with _prefixing(f"{key}: "):
-        find_encoder(text)
-
-
 def _check_table(key: str, value: Any) -> None:
     if not isinstance(value, dict):
-        raise InputError(f"{key}: expected a table, found {value!r}")
+        raise InputError(f"expected a table, found {value!r}", key=key)
 
 
 @contextmanager
-def _prefixing(prefix: str) -> Iterator[None]:
-    """Have an error begin with where it is."""
+def _under(prefix: str) -> Iterator[None]:
+    """Have the key of an error say in which table it is."""
     try:
         yield
     except InputError as error:
-        raise InputError(f"{prefix}{error}") from error
+        raise error.under(prefix) from error

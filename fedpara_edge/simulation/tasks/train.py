@@ -9,8 +9,9 @@ from device_runtime.config import TrainConfig
 from device_runtime.data import open_data
 from device_runtime.training import TrainResult, train
 from fedpara_edge.aggregation import AggregateConfig, run_round
+from fedpara_edge.codecs import find_encoder
 from fedpara_edge.formats.weights import read_weights, write_weights
-from fedpara_edge.simulation.tasks.engines import Model, bundle_at, fresh_engine
+from fedpara_edge.simulation.tasks.engines import Model, fresh_engine
 
 START = "start.safetensors"
 """Name of the file with a client's own weights to start from, beside those of its earlier rounds."""
@@ -45,17 +46,16 @@ def train_client(
         DivergedError: The training diverged.
         FedparaError: A file is damaged or can't be written.
     """
-    bundle = bundle_at(model.bundle)
+    engine = fresh_engine(model)
     return train(
-        bundle,
-        fresh_engine(model),
-        open_data(data, bundle.manifest),
+        engine,
+        open_data(data, engine.bundle.manifest),
         weights,
         config,
         output=update,
         state=state,
         client=client,
-        codec=codec,
+        encoder=find_encoder(codec),
         server_state=control,
         overwrite=True,
     )

@@ -1,0 +1,57 @@
+"""How a model is factored: which layers, of what kind, and how large."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from fedpara_edge.factors.layout import Form, Kind
+from fedpara_edge.options import check, option
+
+BatchNorm = Literal["refuse", "group"]
+Init = Literal["composed", "he_fan_in", "he_fan_out"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factorization:
+    """How to factor the layers of a model (`fedpara_edge.convert`).
+
+    Patterns are those of `fnmatch` on dotted layer names, where `*` matches dots as well.
+
+    Args:
+        kind: Parameterization of the weights; `dense` leaves every layer as it is.
+        gamma: γ of the rank schedule, from the smallest rank (0) to the largest (1) (`fedpara_edge.factors.rank`).
+        gamma_of: γ of the layers that match a pattern; the last pattern that matches counts.
+        rank_of: Rank of the layers that match a pattern; goes before any γ.
+        form: Factors of convolutions: `tensor` (Proposition 3) or `matrix` (Proposition 1).
+        tanh: Whether each Hadamard operand passes through tanh, for kind `fedpara`.
+        include: Patterns of the layers to factor.
+        exclude: Patterns of layers to leave dense, of those included.
+        batchnorm: Whether a BatchNorm is refused, or replaced by a GroupNorm with the same affine parameters.
+        init: Distribution of the initial factors (`fedpara_edge.nn.init`).
+
+    Raises:
+        InputError: a value is out of its range.
+    """
+
+    kind: Kind = option("fedpara", help="Parameterization of the weights; dense leaves every layer as it is.")
+    gamma: float = option(0.1, minimum=0, maximum=1, help="γ of the rank schedule: smallest (0) to largest rank (1).")
+    gamma_of: Mapping[str, float] = option(
+        {}, minimum=0, maximum=1, metavar="PATTERN=γ", was=("gammas",), help="γ of the layers that match a pattern."
+    )
+    rank_of: Mapping[str, int] = option(
+        {}, minimum=1, metavar="PATTERN=R", was=("ranks",), help="Rank of the layers that match a pattern."
+    )
+    form: Form = option("tensor", help="Factors of convolutions: Proposition 3 (tensor) or 1 (matrix).")
+    tanh: bool = option(False, help="Pass each Hadamard operand through tanh.")
+    include: tuple[str, ...] = option(("*",), metavar="PATTERN", help="Layers to factor.  [default: all]")
+    exclude: tuple[str, ...] = option((), metavar="PATTERN", help="Layers to leave dense.")
+    batchnorm: BatchNorm = option("refuse", help="Refuse a BatchNorm, or replace it by a GroupNorm.")
+    init: Init = option(
+        "composed",
+        help="Draw the factors for He's variance of the composed weight, or each by He's rule with its own fan.",
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
