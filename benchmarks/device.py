@@ -123,7 +123,7 @@ def measure_process(model: str, bundle: Path, engine: str, repetitions: int) -> 
     data, update = bundle.parent / "batch.npz", bundle.parent / "update.safetensors"
     np.savez(data, x=x, y=y)
     command = [sys.executable, "-m", "fedpara_edge", "train", str(bundle), "--engine", engine]
-    command += ["--data", str(data), "-o", str(update), "--force", "--json"]
+    command += ["--data", str(data), "-o", str(update), "--overwrite", "--json"]
     seconds, megabytes = [], []
     for _ in range(repetitions):
         done = subprocess.run([sys.executable, "-c", LAUNCHER, *command], capture_output=True, text=True, check=True)

@@ -26,9 +26,8 @@ def load_weights(engine: Engine, path: Path, *, state: Path | None = None) -> We
             only read, so a training may use it at the same time.
 
     Raises:
-        InputError: there is no state folder at `state`, or it is damaged.
-        WrongBundleError: the weights are missing or damaged, hold NaN or Inf, or belong to another bundle; or the state
-            does.
+        InputError: The weights or the state folder are missing, or the state is damaged.
+        WrongBundleError: The weights are damaged, hold NaN or Inf, or belong to another bundle; or the state does.
     """
     weights = read_weights_of(engine.bundle, path)
     engine.load(weights.tensors)
@@ -41,7 +40,8 @@ def read_weights_of(bundle: Bundle, path: Path) -> Weights:
     """Read a weights file that must belong to a bundle.
 
     Raises:
-        WrongBundleError: the weights are missing or damaged, hold NaN or Inf, or belong to another bundle.
+        InputError: The weights are missing.
+        WrongBundleError: The weights are damaged, hold NaN or Inf, or belong to another bundle.
     """
     weights = read_weights(path)
     expected = bundle.manifest.fingerprint
@@ -80,8 +80,8 @@ def read_control(path: Path | None, weights: Weights, algorithm: ClientAlgorithm
         algorithm: that takes it or does not.
 
     Raises:
-        InputError: the algorithm takes none, or needs one and there is none.
-        WrongBundleError: the file is missing or damaged, belongs with other weights, or has no control variate.
+        InputError: The algorithm takes none, or needs one and there is none.
+        WrongBundleError: The file is damaged, belongs with other weights, or has no control variate.
     """
     if path is None:
         if algorithm.controlled and weights.round:

@@ -35,7 +35,7 @@ from typing import IO, Any
 
 from numpy.typing import NDArray
 
-from fedpara_edge.errors import InputError, WrongBundleError
+from fedpara_edge.errors import BusyError, InputError, WrongBundleError
 from fedpara_edge.storage.atomic import replacing_file
 from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
 
@@ -231,7 +231,8 @@ def open_state(folder: Path, fingerprint: str) -> Iterator[DeviceState]:
         fingerprint: of the bundle whose state it keeps.
 
     Raises:
-        InputError: it can't be made or locked, or another process uses it.
+        BusyError: Another process uses it.
+        InputError: It can't be made or locked.
     """
     try:
         folder.mkdir(exist_ok=True)
@@ -251,7 +252,7 @@ def _lock(folder: Path, lock: IO[str]) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise InputError(
+            raise BusyError(
                 f"{folder}: expected a state folder that no other process uses, found it in use; "
                 "wait for that process or choose another folder"
             ) from error

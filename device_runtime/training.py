@@ -109,8 +109,9 @@ def train(
         on_step: Function called after each step with (steps taken, steps in all, mean loss of the batch).
 
     Raises:
-        InputError: an argument does not fit, the algorithm can't do with the bundle's optimizer, the state folder is
-            in use, or `output` exists.
+        InputError: An argument does not fit, or the algorithm does not work with the bundle's optimizer.
+        OutputExistsError: `output` exists.
+        BusyError: Another process uses the state folder.
         WrongBundleError: the weights, the state folder or the server state belong to another bundle or round.
         DivergedError: the training diverged.
         FedparaError: the disk refuses a write.

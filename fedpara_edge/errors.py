@@ -30,7 +30,7 @@ is refused, as they stand in reports:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -39,14 +39,16 @@ class FedparaError(Exception):
     """Base of every error raised on purpose.
 
     Args:
-        message: object, expectation, finding and remedy, in one line.
-        code: what went wrong in one word, for machines; a class has its own where none is given.
+        message: Object, expectation, finding and remedy, in one line.
+        code: One word for machines; None for that of the class.
 
     Attributes:
-        exit_code: what the command line returns.
+        exit_code: Exit code of the command line.
+        outcome: Meaning of the exit code, in a few words.
     """
 
     exit_code = 1
+    outcome = "failure"
     code = "failure"
 
     def __init__(self, message: str, *, code: str | None = None) -> None:
@@ -72,6 +74,7 @@ class InputError(FedparaError):
     """
 
     exit_code = 2
+    outcome = "usage or input"
     code = "input"
 
     def __init__(self, detail: str, *, key: str | None = None, code: str | None = None) -> None:
@@ -91,10 +94,19 @@ class InputError(FedparaError):
         return type(self)(self.detail, key=prefix if self.key is None else f"{prefix}.{self.key}", code=self.code)
 
 
+class OutputExistsError(InputError):
+    """An output exists and is not to be replaced: exit code 7."""
+
+    exit_code = 7
+    outcome = "output exists already"
+    code = "output_exists"
+
+
 class InvalidUpdateError(FedparaError):
     """An update file can't be used: exit code 3."""
 
     exit_code = 3
+    outcome = "invalid update"
     code = "invalid"
 
 
@@ -102,11 +114,12 @@ class TooFewUpdatesError(FedparaError):
     """Fewer valid updates than asked for: exit code 4.
 
     Args:
-        message: as for every error.
-        rejected: the errors of the updates that were refused.
+        message: Object, expectation, finding and remedy, in one line.
+        rejected: Errors of the updates that were refused.
     """
 
     exit_code = 4
+    outcome = "too few updates"
     code = "too_few"
 
     def __init__(self, message: str, *, rejected: Sequence[FedparaError] = ()) -> None:
@@ -118,11 +131,45 @@ class WrongBundleError(FedparaError):
     """A bundle, weights or update file does not belong with the others, or was changed: exit code 6."""
 
     exit_code = 6
+    outcome = "wrong base or bundle"
     code = "wrong_bundle"
 
 
+class BusyError(FedparaError):
+    """A state or run folder is in use by another process: exit code 75, which is EX_TEMPFAIL.
+
+    It is no `InputError`: the same command succeeds later.
+    """
+
+    exit_code = 75
+    outcome = "in use by another process, try again later"
+    code = "busy"
+
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C or SIGTERM."""
+
+EXIT_CODES: Mapping[int, str] = {
+    0: "done",
+    **{
+        kind.exit_code: kind.outcome
+        for kind in (
+            FedparaError,
+            InputError,
+            InvalidUpdateError,
+            TooFewUpdatesError,
+            WrongBundleError,
+            OutputExistsError,
+            BusyError,
+        )
+    },
+    INTERRUPTED: "interrupted",
+}
+"""Meaning of every exit code of the command line."""
+
+
 def brief(value: Any, *, most: int = 60) -> str:
-    """What a file says, as it can stand in a message: its `repr`, in one line and of at most so many characters.
+    """The `repr` of a value from a file, fit for a message: one line of at most `most` characters.
 
     >>> brief("3"), brief([1, 2]), brief("line\\n" * 9, most=7)
     ("'3'", '[1, 2]', "'line\\\\n…")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import small_round
 
-from fedpara_edge.errors import FedparaError, InputError
+from fedpara_edge.errors import FedparaError, InputError, OutputExistsError
 from fedpara_edge.storage import tensorfile
 from fedpara_edge.storage.atomic import check_output, replacing_file, replacing_folder, sha256_of
 
@@ -103,9 +103,11 @@ def test_a_folder_that_does_not_exist_can_not_be_written_to(tmp_path: Path) -> N
 def test_outputs_are_checked_before_any_work(tmp_path: Path) -> None:
     existing = tmp_path / "existing"
     existing.touch()
-    with pytest.raises(InputError, match=r"expected a new output, found an existing one; .* --force") as caught:
+    with pytest.raises(
+        OutputExistsError, match=r"expected a new output, found an existing one; .* --overwrite"
+    ) as caught:
         check_output(existing, overwrite=False)
-    assert caught.value.exit_code == 2
+    assert caught.value.exit_code == 7
     check_output(existing, overwrite=True)
     check_output(tmp_path / "new", overwrite=False)
     with pytest.raises(InputError, match="expected an existing folder"):

@@ -213,7 +213,7 @@ def test_the_command_catches_up(tmp_path: Path, server: Server, run: Command) ->
     assert done["round"] == done["changes"] == 3
     assert done["received_bytes"] == sum(change.stat().st_size for change in server.changes)
     assert read_weights(tmp_path / "w3").base == server.weights[3].base
-    text = run("apply", tmp_path / "w0", *server.changes, "-o", tmp_path / "w3", "--force").out
+    text = run("apply", tmp_path / "w0", *server.changes, "-o", tmp_path / "w3", "--overwrite").out
     assert text.startswith(f"{tmp_path / 'w3'}: round 3, from round 0 by 3 changes\nreceived ")
     assert (tmp_path / "w3").read_bytes() == _as_written(tmp_path, server.weights[3])
 
@@ -234,5 +234,5 @@ def test_the_command_writes_nothing_when_it_refuses(tmp_path: Path, server: Serv
     assert ended.code == 3
     assert ended.err.startswith(f"Error: {forged}: result: expected 000000000000…")
     assert run("apply", tmp_path / "w0", "-o", out).code == 2
-    assert run("apply", tmp_path / "w0", first, "-o", tmp_path / "w0").code == 2
+    assert run("apply", tmp_path / "w0", first, "-o", tmp_path / "w0").code == 7
     assert not out.exists()

@@ -184,7 +184,7 @@ def test_a_device_without_onnxruntime_is_told_what_to_type(
 
 def test_engines_train_and_evaluate_alike_clipped_and_in_parts(run: Command, here: Path) -> None:
     def change(*options: str) -> np.ndarray:
-        assert run(*TRAIN, "device-0.npz", *options, "--force").code == 0
+        assert run(*TRAIN, "device-0.npz", *options, "--overwrite").code == 0
         with tensorfile.TensorFile(here / "out.safetensors", format=None, error=InputError) as file:
             return np.concatenate([file.read(name).ravel() for name in file.entries])
 
@@ -220,7 +220,7 @@ def test_options_over_environment_over_config_over_defaults(
 ) -> None:
     def steps(*more: str, config: bool = True) -> int:
         front = ["--config", "config.toml"] if config else []
-        options = ["--data", "device-0.npz", "-o", "u.safetensors", "--force", "--json", *more]
+        options = ["--data", "device-0.npz", "-o", "u.safetensors", "--overwrite", "--json", *more]
         return int(run(*front, "train", "bundle", *options).json["steps"])
 
     (here / "config.toml").write_text("[train]\nbatch-size = 100\n")
@@ -333,11 +333,11 @@ BAD = {
     "pipe for data": (lambda here: os.mkfifo(here / "pipe"), (*TRAIN, "pipe"), 2, "pipe"),
     "folder for an update": (
         None,
-        ("train", "bundle", "--data", "device-0.npz", "-o", "bundle", "--force"),
+        ("train", "bundle", "--data", "device-0.npz", "-o", "bundle", "--overwrite"),
         2,
         "a file",
     ),
-    "device for an update": (None, (*TRAIN[:3], "/dev/null", "--data", "device-0.npz", "--force"), 2, "/dev/null"),
+    "device for an update": (None, (*TRAIN[:3], "/dev/null", "--data", "device-0.npz", "--overwrite"), 2, "/dev/null"),
     "fraction in config": (
         lambda here: (here / "c.toml").write_text("[train]\nepochs = 2.5\n"),
         ("--config", "c.toml", *TRAIN, "device-0.npz"),
@@ -386,13 +386,13 @@ def test_a_bad_update_is_named_and_does_not_stop_the_others(run: Command, here: 
     assert [update["client"] for update in ended.json["accepted"]] == ["device-0", "device-2"]
 
 
-def test_existing_output_is_kept_unless_forced(run: Command, here: Path) -> None:
+def test_existing_output_is_kept_unless_overwritten(run: Command, here: Path) -> None:
     (here / "out.safetensors").write_text("mine")
     ended = run(*TRAIN, "device-0.npz")
-    assert ended.code == 2
-    assert "--force" in ended.err
+    assert ended.code == 7
+    assert "--overwrite" in ended.err
     assert (here / "out.safetensors").read_text() == "mine"
-    assert run(*TRAIN, "device-0.npz", "--force").code == 0
+    assert run(*TRAIN, "device-0.npz", "--overwrite").code == 0
     assert (here / "out.safetensors").read_bytes() != b"mine"
 
 

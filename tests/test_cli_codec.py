@@ -72,7 +72,7 @@ def test_bench_prints_a_table_and_draws_a_picture(weights: Weights, run: Command
     assert shown[0] == r"u $\x$: 100,001 parameters, 0.40 MB in float32, of a dense model of 0.40 MB"
     assert [line.split()[0] for line in shown[2:]] == ["codec", "int4", "uniform:step=2"]
     assert Path("p.png").read_bytes().startswith(b"\x89PNG")
-    assert run("codec", "bench", update, *options, "--plot", "p.png").code == 2
+    assert run("codec", "bench", update, *options, "--plot", "p.png").code == 7
     assert run("codec", "bench", update, *options, "--plot", "p.svg").code == 0
     assert b"<!-- bits per parameter, whole file -->" in Path("p.svg").read_bytes()
 

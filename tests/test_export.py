@@ -389,7 +389,7 @@ def test_dropout_keeps_its_ratio(tmp_path: Path) -> None:
     assert ratios == [pytest.approx(0.3), pytest.approx(0.5)]
 
 
-def test_force_replaces_only_bundles(tmp_path: Path) -> None:
+def test_only_bundles_are_overwritten(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
     with pytest.raises(InputError, match="expected a bundle to replace"):
@@ -415,10 +415,10 @@ def test_vgg16_agrees_whatever_the_seed(seed: int, tmp_path: Path) -> None:
     assert worst(verification) <= TOLERANCE
 
 
-def test_existing_bundle_is_kept_unless_forced(tmp_path: Path) -> None:
+def test_existing_bundle_is_kept_unless_overwritten(tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
     first, _ = export_bundle(vector_net(nn.ReLU()), folder, options(VECTOR))
-    with pytest.raises(InputError, match="--force"):
+    with pytest.raises(InputError, match="--overwrite"):
         export_bundle(vector_net(nn.Tanh()), folder, options(VECTOR))
     assert open_bundle(folder).manifest.fingerprint == first.manifest.fingerprint
     second, _ = export_bundle(vector_net(nn.Tanh()), folder, options(VECTOR), overwrite=True)

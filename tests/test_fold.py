@@ -541,10 +541,10 @@ def test_impossible_drop_is_refused(max_drop: float, small: Small, tmp_path: Pat
         fold(*small, tmp_path / "model.onnx", max_drop=max_drop)
 
 
-def test_existing_output_is_kept_unless_forced(small_bundle: Bundle, tmp_path: Path) -> None:
+def test_existing_output_is_kept_unless_overwritten(small_bundle: Bundle, tmp_path: Path) -> None:
     path, weights = tmp_path / "model.onnx", initial_weights(small_bundle)
     path.write_text("mine")
-    with pytest.raises(InputError, match="--force"):
+    with pytest.raises(InputError, match="--overwrite"):
         fold(small_bundle, weights, path)
     assert path.read_text() == "mine"
     first = fold(small_bundle, weights, path, overwrite=True)

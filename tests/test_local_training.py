@@ -17,7 +17,7 @@ from device_runtime import TrainConfig, open_data, progress_bar, train
 from device_runtime.epochs import count_steps, step_seed, take_steps
 from device_runtime.state import open_state
 from fedpara_edge.codecs import find_encoder
-from fedpara_edge.errors import FedparaError, InputError, WrongBundleError
+from fedpara_edge.errors import BusyError, FedparaError, InputError, WrongBundleError
 from fedpara_edge.formats.bundle import WEIGHTS, open_bundle
 from fedpara_edge.formats.update import Update
 from fedpara_edge.formats.weights import read_weights, write_weights
@@ -360,7 +360,7 @@ def test_when_to_save_does_not_belong_to_the_call(inputs, expected, tmp_path, ca
 def test_existing_outputs_are_kept(inputs, tmp_path):
     device = Device(inputs, tmp_path)
     device.output.write_text("mine")
-    with pytest.raises(InputError, match="choose another name or pass --force"):
+    with pytest.raises(InputError, match="choose another name or pass --overwrite"):
         device.train()
     assert device.output.read_text() == "mine"
     device.train(overwrite=True)
@@ -396,7 +396,7 @@ def test_arguments_that_do_not_fit_are_refused(inputs, tmp_path):
         device.train(replace(CONFIG, warmup_steps=15))
     with pytest.raises(InputError, match="drop_last: expected at least one whole batch of 24 rows"):
         device.train(replace(CONFIG, batch_size=24, drop_last=True))
-    with open_state(device.state, ""), pytest.raises(InputError, match="in use"):
+    with open_state(device.state, ""), pytest.raises(BusyError, match="in use"):
         device.train()
     assert not device.output.exists()
 

@@ -278,18 +278,18 @@ def test_personal_tensors_of_the_state_or_as_exported(run: Command, here: Path) 
     assert "2 layers composed, float32" in text
     assert "with the personal tensors as exported; pass --state for a device's own" in text
     exported = (here / "model.onnx").read_bytes()
-    assert "as exported" not in run(*FOLD, "--state", "state", "--force").out
+    assert "as exported" not in run(*FOLD, "--state", "state", "--overwrite").out
     assert (here / "model.onnx").read_bytes() != exported
 
 
 def test_smaller_precisions_report_their_accuracy(run: Command, here: Path) -> None:
     sizes = []
     for precision in ("float32", "float16", "int8"):
-        ended = run(*FOLD, "--state", "state", "--data", "test.npz", "--precision", precision, "--force", "--json")
+        ended = run(*FOLD, "--state", "state", "--data", "test.npz", "--precision", precision, "--overwrite", "--json")
         assert ended.code == 0, ended.err
         assert ended.err == ""
         sizes.append((here / "model.onnx").stat().st_size)
-        predictions = run("predict", "model.onnx", "--data", "test.npz", "-o", "p.npz", "--force", "--json").json
+        predictions = run("predict", "model.onnx", "--data", "test.npz", "-o", "p.npz", "--overwrite", "--json").json
         assert predictions["accuracy"] == pytest.approx(ended.json["accuracy"], abs=5e-3)
     assert sizes[1] < 0.55 * sizes[0]
     assert sizes[2] < 0.3 * sizes[0]
@@ -315,7 +315,7 @@ X = np.zeros((4, 1, 28, 28), np.uint8)
 PREDICT = ("predict", "model.onnx", "-o", "p.npz", "--data")
 BAD: dict[str, tuple[Callable[[Path], None] | None, tuple[str, ...], int, str]] = {
     "missing bundle": (None, ("fold", "nowhere", "-o", "model.onnx"), 2, "nowhere"),
-    "missing weights": (None, ("fold", "bundle", "--weights", "nowhere", "-o", "model.onnx"), 6, "nowhere"),
+    "missing weights": (None, ("fold", "bundle", "--weights", "nowhere", "-o", "model.onnx"), 2, "nowhere"),
     "weights of another bundle": (
         None,
         ("fold", "other", "--weights", "round-1.safetensors", "-o", "model.onnx"),
@@ -328,8 +328,8 @@ BAD: dict[str, tuple[Callable[[Path], None] | None, tuple[str, ...], int, str]] 
     "data that do not fit": (save(x=X[:, 0], y=np.zeros(4, int)), (*FOLD, "--data", "bad.npz"), 2, "bad.npz"),
     "data without labels": (None, (*FOLD, "--data", "unlabelled.npz"), 2, "expected arrays named 'x' and 'y'"),
     "impossible drop": (None, (*FOLD, "--max-drop", "-1"), 2, "max_drop"),
-    "folder for a model": (None, ("fold", "bundle", "-o", "state", "--force"), 2, "expected a file"),
-    "existing model": (place_model, FOLD, 2, "--force"),
+    "folder for a model": (None, ("fold", "bundle", "-o", "state", "--overwrite"), 2, "expected a file"),
+    "existing model": (place_model, FOLD, 7, "--overwrite"),
     "missing model": (None, (*PREDICT, "test.npz"), 2, "model.onnx: expected a folded model, found No such file"),
     "no folded model": (
         None,

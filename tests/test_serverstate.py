@@ -260,8 +260,8 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(WrongBundleError, match="expected a whole safetensors file"):
             read_server_state(path)
-    for wrong in (tmp_path, tmp_path / "none"):
-        with pytest.raises(WrongBundleError, match="expected a readable file"):
+    for wrong, error in ((tmp_path, WrongBundleError), (tmp_path / "none", InputError)):
+        with pytest.raises(error, match="expected a readable file"):
             read_server_state(wrong)
 
 

@@ -25,7 +25,7 @@ from device_runtime import evaluate, load_weights, open_data, open_engine, train
 from export import make_bundle
 from fedpara_edge.aggregation import aggregate
 from fedpara_edge.cli import simulate as cli_simulate
-from fedpara_edge.errors import DivergedError, FedparaError, InputError
+from fedpara_edge.errors import BusyError, DivergedError, FedparaError, InputError
 from fedpara_edge.formats.bundle import WEIGHTS, open_bundle
 from fedpara_edge.formats.weights import read_weights, write_weights
 from fedpara_edge.simulation import folder, runner
@@ -754,7 +754,7 @@ def test_a_worker_keeps_engines_open_and_hands_them_out_as_new(small_bundle: Sma
 
 def test_only_one_process_works_in_a_run(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder, "_PATIENCE_SECONDS", 0.1)
-    with hold(RunFolder(done).lock), pytest.raises(InputError, match="expected a run that no other process works in"):
+    with hold(RunFolder(done).lock), pytest.raises(BusyError, match="expected a run that no other process works in"):
         simulate(done / "plan.toml", done)
 
 

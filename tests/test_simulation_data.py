@@ -340,8 +340,8 @@ def test_split_says_what_it_wrote_and_replaces_nothing_unasked(file: Path, tmp_p
         f"{out}: 7 clients with 34 to 35 examples to train on, 240 in all"
     )
     refused = run("split", file, "--clients", 3, "-o", out)
-    assert (refused.code, len(list((out / "train").iterdir()))) == (2, 7)
-    assert run("split", file, "--clients", 3, "-o", out, "--force").code == 0
+    assert (refused.code, len(list((out / "train").iterdir()))) == (7, 7)
+    assert run("split", file, "--clients", 3, "-o", out, "--overwrite").code == 0
     assert len(list((out / "train").iterdir())) == 3
     assert run("split", file, "--clients", 3, "--train", "x", "-o", tmp_path / "new").code == 2
     failed = run("split", file, "--split", "key", "--key", "nobody", "-o", tmp_path / "new")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from device_runtime.state import Committed, Progress, open_state
-from fedpara_edge.errors import FedparaError, InputError, WrongBundleError
+from fedpara_edge.errors import BusyError, FedparaError, InputError, WrongBundleError
 
 FINGERPRINT = "5f" * 32
 CALL = {"round": 3, "base": "ab", "learning_rate": 0.1, "schedule": {"shape": "cosine"}, "codec": "float32"}
@@ -90,13 +90,13 @@ def test_one_process_at_a_time(tmp_path):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "open\n"
         with (
-            pytest.raises(InputError, match=r"no other process uses, found it in use; wait .*"),
+            pytest.raises(BusyError, match=r"no other process uses, found it in use; wait .*"),
             open_state(tmp_path, ""),
         ):
             pass
         other.kill()
         other.wait()
-        with open_state(tmp_path, ""), pytest.raises(InputError, match="in use"), open_state(tmp_path, ""):
+        with open_state(tmp_path, ""), pytest.raises(BusyError, match="in use"), open_state(tmp_path, ""):
             pass
     with open_state(tmp_path, ""):
         pass

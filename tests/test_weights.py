@@ -13,7 +13,7 @@ import small_round
 from safetensors.numpy import load_file, save_file
 
 from fedpara_edge.codecs import find_encoder
-from fedpara_edge.errors import FedparaError, WrongBundleError
+from fedpara_edge.errors import FedparaError, InputError, WrongBundleError
 from fedpara_edge.factors.layout import Layout
 from fedpara_edge.formats.weights import Weights, read_weights, write_weights
 from fedpara_edge.storage.tensorfile import write_tensors
@@ -154,7 +154,9 @@ def test_other_files(tmp_path: Path) -> None:
     weights = small_round.start_round(tmp_path)
     update = small_round.send(tmp_path, weights, "a")
     refused(update, "expected fedpara-edge/weights, found fedpara-edge/update; check the order of the arguments")
-    refused(tmp_path / "missing", "expected a readable file")
+    refused(tmp_path, "expected a readable file")
+    with pytest.raises(InputError, match="missing: expected a readable file, found No such file"):
+        read_weights(tmp_path / "missing")
     (tmp_path / "text").write_text("hello, this is text")
     refused(tmp_path / "text", "expected a whole safetensors file")
 

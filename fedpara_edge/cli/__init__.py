@@ -12,8 +12,9 @@ from typing import Any
 import click
 
 from fedpara_edge import __version__
+from fedpara_edge.cli.command import Group
 from fedpara_edge.cli.output import note
-from fedpara_edge.errors import FedparaError, InputError
+from fedpara_edge.errors import EXIT_CODES, INTERRUPTED, FedparaError, InputError
 from fedpara_edge.options import check_keys
 
 COMMANDS = {
@@ -30,14 +31,13 @@ COMMANDS = {
     "simulate": "Run whole federations of a plan on this machine, and report on them.",
     "doctor": "Tell what this machine can run, and what to install.",
 }
-INTERRUPTED = 130
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Group):
     """A group whose commands are the modules named in `COMMANDS`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        """The commands, in the order of a round."""
+        """Names of the commands, in the order of a round."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
@@ -51,6 +51,11 @@ class LazyGroup(click.Group):
         """List the commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """List the exit codes."""
+        with formatter.section("Exit codes"):
+            formatter.write_dl([(str(code), outcome) for code, outcome in EXIT_CODES.items()])
 
 
 def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
@@ -108,11 +113,8 @@ def _as_typed(parameter: click.Parameter, value: Any) -> Any:
 def fedpara_edge() -> None:
     """Train one model on many devices: export it, train it where the data is, aggregate what comes back.
 
-    An option on the command line goes before the environment variable FEDPARA_EDGE_<COMMAND>_<OPTION>, that before
-    --config, and that before the default.
-
-    Exit codes: 0 done, 1 failure, 2 usage, 3 invalid update, 4 too few updates, 6 wrong base or bundle,
-    130 interrupted.
+    An option on the command line takes precedence over the environment variable FEDPARA_EDGE_<COMMAND>_<OPTION>, that
+    over --config, and that over the default.
     """
 
 

@@ -11,17 +11,23 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedpara_edge.aggregation.config import AggregateConfig
+from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.options import options_of
-from fedpara_edge.cli.output import emit, force_option, json_option, megabytes, note
+from fedpara_edge.cli.output import emit, if_missing_option, json_option, megabytes, note, overwrite_option
 from fedpara_edge.errors import FedparaError, TooFewUpdatesError
 
 if TYPE_CHECKING:
     from fedpara_edge.aggregation import Round
 
 FOLDER_OR_FILE = click.Path(path_type=Path)
+RENAMED = {
+    "--server-lr": "--algorithm NAME:lr=…",
+    **{f"--{name}": f"--algorithm NAME:{name}=…" for name in ("momentum", "beta1", "beta2", "tau", "alpha")},
+}
+"""Options that an algorithm now takes after its name."""
 
 
-@click.command("aggregate")
+@click.command("aggregate", cls=Command, renamed=RENAMED)
 @click.argument("updates", nargs=-1, type=FOLDER_OR_FILE)
 @click.option("--weights", type=FOLDER_OR_FILE, required=True, help="Weights the updates started from.")
 @click.option("-o", "--output", type=FOLDER_OR_FILE, required=True, help="Next weights to write.")
@@ -31,7 +37,8 @@ FOLDER_OR_FILE = click.Path(path_type=Path)
 )
 @click.option("--keep", type=int, metavar="N", help="Rounds, from 2 on, whose state stays in --state.  [default: all]")
 @click.option("--change", type=FOLDER_OR_FILE, help="Change file to write; with --downlink-codec.")
-@force_option
+@overwrite_option
+@if_missing_option
 @json_option
 def command(
     updates: tuple[Path, ...],
@@ -41,7 +48,7 @@ def command(
     state: Path | None,
     keep: int | None,
     change: Path | None,
-    force: bool,
+    overwrite: bool,
     json: bool,
 ) -> None:
     """Average UPDATES and write the next weights, by the algorithm given.
@@ -63,7 +70,7 @@ def command(
                 state=state,
                 change=change,
                 keep=keep,
-                overwrite=force,
+                overwrite=overwrite,
                 on_progress=on_progress,
             )
     except TooFewUpdatesError as error:

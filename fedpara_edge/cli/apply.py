@@ -6,18 +6,20 @@ from pathlib import Path
 
 import click
 
-from fedpara_edge.cli.output import emit, force_option, json_option, megabytes
+from fedpara_edge.cli.command import Command
+from fedpara_edge.cli.output import emit, if_missing_option, json_option, megabytes, overwrite_option
 
 FILE = click.Path(path_type=Path)
 
 
-@click.command("apply")
+@click.command("apply", cls=Command)
 @click.argument("weights", type=FILE)
 @click.argument("changes", nargs=-1, required=True, type=FILE, metavar="CHANGE...")
 @click.option("-o", "--output", type=FILE, required=True, help="Weights file to write.")
-@force_option
+@overwrite_option
+@if_missing_option
 @json_option
-def command(weights: Path, changes: tuple[Path, ...], output: Path, force: bool, json: bool) -> None:
+def command(weights: Path, changes: tuple[Path, ...], output: Path, overwrite: bool, json: bool) -> None:
     """Apply each CHANGE that the server published to WEIGHTS, in the order of their rounds.
 
     The result is the server's own, bit for bit, or nothing is written: a change that was altered ends with exit code 3,
@@ -27,7 +29,7 @@ def command(weights: Path, changes: tuple[Path, ...], output: Path, force: bool,
     from fedpara_edge.formats.weights import read_weights, write_weights
     from fedpara_edge.storage.atomic import check_output
 
-    check_output(output, overwrite=force)
+    check_output(output, overwrite=overwrite)
     current = first = read_weights(weights)
     for change in changes:
         current = apply_change(current, change)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fedpara_edge.cli.output import emit, force_option, json_option, megabytes, table
+from fedpara_edge.cli.command import Group
+from fedpara_edge.cli.output import emit, json_option, megabytes, overwrite_option, table
 from fedpara_edge.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ PICTURES = (".png", ".svg", ".pdf")
 MAX_SECONDS = 60
 
 
-@click.group("codec")
+@click.group("codec", cls=Group)
 def command() -> None:
     """Compare the codecs that changes are written with."""
 
@@ -28,13 +29,13 @@ def command() -> None:
 @command.command("bench")
 @click.argument("file", type=FILE)
 @click.option("--weights", type=FILE, required=True, help="Weights of the same bundle, which tell the tensors.")
-@click.option("--codec", "codecs", multiple=True, help="Codec to compare, several times.  [default: the usual ones]")
+@click.option("--codec", multiple=True, help="Codec to compare, several times.  [default: the usual ones]")
 @click.option("--seconds", type=float, default=0.1, show_default=True, help="For the speed of each codec, each way.")
 @click.option("--plot", type=FILE, help="Picture of error against bits to write: .png, .svg or .pdf.")
-@force_option
+@overwrite_option
 @json_option
 def bench(
-    file: Path, weights: Path, codecs: tuple[str, ...], seconds: float, plot: Path | None, force: bool, json: bool
+    file: Path, weights: Path, codec: tuple[str, ...], seconds: float, plot: Path | None, overwrite: bool, json: bool
 ) -> None:
     """Encode the change in FILE, an update or a published change, with codecs of every kind.
 
@@ -53,14 +54,14 @@ def bench(
     if plot is not None:
         if plot.suffix.lower() not in PICTURES:
             raise InputError(f"{plot}: expected a picture's name that ends in {', '.join(PICTURES)}; rename it")
-        check_output(plot, overwrite=force)
+        check_output(plot, overwrite=overwrite)
         write_picture = _drawing()
     base = read_weights(weights)
     with open_encoded(file, base) as opened:
         tensors = in_order(base.layout.shared)
         change = read_change(opened, tensors)
     rows: list[Measured] = []
-    names = codecs or USUAL
+    names = codec or USUAL
     with click.progressbar(
         compare(tensors, change, names, seconds=seconds),
         length=len(names),

@@ -9,11 +9,12 @@ from importlib import metadata
 import click
 
 from fedpara_edge import __version__
+from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.installed import CAPABILITIES, DEVICE_32_BIT, DEVICE_64_BIT, engines, find
 from fedpara_edge.cli.output import emit, json_option
 
 
-@click.command("doctor")
+@click.command("doctor", cls=Command)
 @json_option
 def command(json: bool) -> None:
     """Tell what this machine can run, and the line to type for what it can't."""

@@ -8,12 +8,13 @@ from typing import Any
 
 import click
 
+from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.output import emit, json_option, table
 
 FOLDER_OR_FILE = click.Path(path_type=Path)
 
 
-@click.command("evaluate")
+@click.command("evaluate", cls=Command)
 @click.argument("bundle", type=FOLDER_OR_FILE)
 @click.option("--weights", type=FOLDER_OR_FILE, help="Weights to evaluate.  [default: the bundle's]")
 @click.option(

@@ -8,23 +8,25 @@ from typing import Any
 
 import click
 
+from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.options import options_of
-from fedpara_edge.cli.output import emit, force_option, json_option, megabytes
+from fedpara_edge.cli.output import emit, if_missing_option, json_option, megabytes, overwrite_option
 from fedpara_edge.formats.bundle import ENGINES
 from fedpara_edge.formats.recipe import Recipe
 
 
-@click.command("export")
+@click.command("export", cls=Command)
 @click.argument("model")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Bundle folder to write.")
 @options_of(Recipe, without=("name",))
-@force_option
+@overwrite_option
+@if_missing_option
 @json_option
 def command(
     model: str,
     output: Path,
     options: Mapping[str, Any],
-    force: bool,
+    overwrite: bool,
     json: bool,
 ) -> None:
     """Factor MODEL and write a bundle that devices train.
@@ -40,7 +42,7 @@ def command(
     from export import make_bundle
 
     recipe = Recipe(name=model, **{"engines": tuple(name for name in ENGINES if name in engines()), **options})
-    made = make_bundle(recipe, output, overwrite=force)
+    made = make_bundle(recipe, output, overwrite=overwrite)
     layout = made.bundle.manifest.layout
     result = {
         "bundle": str(output),

@@ -7,13 +7,14 @@ from typing import Any, get_args
 
 import click
 
-from fedpara_edge.cli.output import emit, force_option, json_option, megabytes
+from fedpara_edge.cli.command import Command
+from fedpara_edge.cli.output import emit, if_missing_option, json_option, megabytes, overwrite_option
 from fedpara_edge.formats.folded import Precision
 
 FOLDER_OR_FILE = click.Path(path_type=Path)
 
 
-@click.command("fold")
+@click.command("fold", cls=Command)
 @click.argument("bundle", type=FOLDER_OR_FILE)
 @click.option("-o", "--output", type=FOLDER_OR_FILE, required=True, help="ONNX model to write.")
 @click.option("--weights", type=FOLDER_OR_FILE, help="Weights to fold.  [default: the bundle's]")
@@ -23,7 +24,8 @@ FOLDER_OR_FILE = click.Path(path_type=Path)
 @click.option(
     "--max-drop", type=float, default=1.0, show_default=True, help="Points of accuracy that may be lost on the data."
 )
-@force_option
+@overwrite_option
+@if_missing_option
 @json_option
 def command(
     bundle: Path,
@@ -33,7 +35,7 @@ def command(
     precision: Any,
     data: Path | None,
     max_drop: float,
-    force: bool,
+    overwrite: bool,
     json: bool,
 ) -> None:
     """Compose the weights of BUNDLE into one ONNX model for inference, verified against the factored one."""
@@ -47,7 +49,7 @@ def command(
     from fedpara_edge.formats.bundle import WEIGHTS, open_bundle
     from fedpara_edge.storage.atomic import check_output
 
-    check_output(output, overwrite=force)
+    check_output(output, overwrite=overwrite)
     opened = open_bundle(bundle)
     folding = fold(
         opened,
@@ -57,7 +59,7 @@ def command(
         precision=precision,
         data=None if data is None else open_data(data, opened.manifest),
         max_drop=max_drop,
-        overwrite=force,
+        overwrite=overwrite,
     )
     spec = folding.spec
     result = {

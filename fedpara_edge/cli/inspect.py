@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.output import emit, json_option, megabytes, table
 from fedpara_edge.codecs.codec import in_order
 from fedpara_edge.errors import InputError, brief
@@ -22,7 +23,7 @@ from fedpara_edge.formats.weights import read_weights
 from fedpara_edge.storage.tensorfile import TensorFile
 
 
-@click.command("inspect")
+@click.command("inspect", cls=Command)
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--weights", type=click.Path(path_type=Path), help="Of the same bundle: for the bits by tensor.")
 @json_option

@@ -42,6 +42,8 @@ def options_of(kind: type, *, without: Collection[str] = ()) -> Callable[[Functi
 
         for each in reversed(chosen):
             call = _option(each)(call)
+        former = {spelled(old): spelled(each.name) for each in chosen for old in each.option.was}
+        call.renamed = former  # type: ignore[attr-defined]  # for `cli.command.Command`
         return call  # type: ignore[return-value]
 
     return decorate

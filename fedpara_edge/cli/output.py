@@ -18,9 +18,16 @@ def json_option(function: Function) -> Function:
     )
 
 
-def force_option(function: Function) -> Function:
-    """The option `--force`."""
-    return click.option("--force", is_flag=True, help="Replace an existing output.")(function)
+def overwrite_option(function: Function) -> Function:
+    """The option `--overwrite`."""
+    return click.option("--overwrite", is_flag=True, help="Replace an existing output.")(function)
+
+
+def if_missing_option(function: Function) -> Function:
+    """The option `--if-missing` of a command with `-o`; `cli.command.Command` handles it."""
+    return click.option("--if-missing", is_flag=True, help="Do nothing if the output is there, and end with 0.")(
+        function
+    )
 
 
 def emit(result: Mapping[str, Any], text: str, *, as_json: bool) -> None:

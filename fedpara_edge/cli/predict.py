@@ -6,21 +6,23 @@ from pathlib import Path
 
 import click
 
-from fedpara_edge.cli.output import emit, force_option, json_option
+from fedpara_edge.cli.command import Command
+from fedpara_edge.cli.output import emit, if_missing_option, json_option, overwrite_option
 
 FILE = click.Path(path_type=Path)
 
 
-@click.command("predict")
+@click.command("predict", cls=Command)
 @click.argument("model", type=FILE)
 @click.option("--data", type=FILE, required=True, help=".npz with x, or a folder with x.npy; y gives the accuracy.")
 @click.option("-o", "--output", type=FILE, required=True, help=".npz to write: the outputs and the predicted labels.")
 @click.option("--batch-size", type=int, default=256, show_default=True)
 @click.option("--threads", type=int, help="Of onnxruntime.  [default: as many as cores]")
-@force_option
+@overwrite_option
+@if_missing_option
 @json_option
 def command(
-    model: Path, data: Path, output: Path, batch_size: int, threads: int | None, force: bool, json: bool
+    model: Path, data: Path, output: Path, batch_size: int, threads: int | None, overwrite: bool, json: bool
 ) -> None:
     """Predict data with MODEL, a folded model."""
     from fedpara_edge.cli.installed import require
@@ -30,7 +32,7 @@ def command(
     from device_runtime.prediction import Predictor, predict_all, write_predictions
     from fedpara_edge.storage.atomic import check_output
 
-    check_output(output, overwrite=force)
+    check_output(output, overwrite=overwrite)
     predictor = Predictor(model, threads=threads)
     inputs = open_inputs(data, predictor.spec)
     predictions = predict_all(predictor, inputs, batch_size)

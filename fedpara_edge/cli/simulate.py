@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.output import emit, json_option, megabytes, table
 
 if TYPE_CHECKING:
@@ -23,16 +24,14 @@ SECONDS_BETWEEN_LINES = 60.0
 HEADER = ("arm", "seed", "parameters", "rounds", "accuracy", "loss", "up", "down")
 
 
-@click.command("simulate")
+@click.command("simulate", cls=Command)
 @click.argument("plan", type=FOLDER_OR_FILE)
 @click.option("-o", "--output", type=FOLDER_OR_FILE, required=True, help="Run folder to make, or to go on in.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: as many as cores]")
-@click.option("--arm", "arms", multiple=True, metavar="NAME", help="Run this arm only; for several, repeat it.")
+@click.option("--arm", multiple=True, metavar="NAME", help="Run this arm only; for several, repeat it.")
 @click.option("--report-only", is_flag=True, help="Run nothing; make the report of what there is again.")
 @json_option
-def command(
-    plan: Path, output: Path, workers: int | None, arms: tuple[str, ...], report_only: bool, json: bool
-) -> None:
+def command(plan: Path, output: Path, workers: int | None, arm: tuple[str, ...], report_only: bool, json: bool) -> None:
     """Run the federations of PLAN with the device runtime on real files, and report on them.
 
     Interrupted or killed, the same command goes on with the first round that was not done, to the same result. What was
@@ -45,7 +44,7 @@ def command(
     started = time.monotonic()
     outcomes: list[Outcome] = []
     if report_only:
-        if arms:
+        if arm:
             raise click.UsageError("--arm: expected without --report-only, which reports on all arms there are")
         RunFolder(output).check_plan(plan)
     else:
@@ -53,7 +52,7 @@ def command(
         from fedpara_edge.simulation.runner import simulate
 
         with _progress(sys.stderr) as (on_start, on_trained):
-            outcomes = simulate(plan, output, workers=workers, arms=arms, on_start=on_start, on_trained=on_trained)
+            outcomes = simulate(plan, output, workers=workers, arms=arm, on_start=on_start, on_trained=on_trained)
     report: Path | None = None
     try:
         report = write_report(output)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from fedpara_edge.cli.options import options_of
-from fedpara_edge.cli.output import emit, force_option, json_option
+from fedpara_edge.cli.output import emit, if_missing_option, json_option, overwrite_option
 from fedpara_edge.simulation.data.federation import DataPlan
 
 FOLDER_OR_FILE = click.Path(path_type=Path)
@@ -20,14 +20,15 @@ FOLDER_OR_FILE = click.Path(path_type=Path)
 @click.option("-o", "--output", type=FOLDER_OR_FILE, required=True, help="Folder to write.")
 @options_of(DataPlan, without=("path",))
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@force_option
+@overwrite_option
+@if_missing_option
 @json_option
 def command(
     data: Path,
     output: Path,
     options: Mapping[str, Any],
     seed: int,
-    force: bool,
+    overwrite: bool,
     json: bool,
 ) -> None:
     """Deal the rows of DATA to clients, as `simulate` does, and write what `train` and `evaluate` take.
@@ -37,10 +38,10 @@ def command(
     from fedpara_edge.simulation.data.federation import load_federation, write_federation
     from fedpara_edge.storage.atomic import check_output
 
-    check_output(output, overwrite=force, folder=True)
+    check_output(output, overwrite=overwrite, folder=True)
     plan = DataPlan(path=data, **options)
     federation = load_federation(plan, seed)
-    write_federation(federation, output, overwrite=force)
+    write_federation(federation, output, overwrite=overwrite)
     sizes = [len(client.train) for client in federation.clients]
     held = sum(len(client.test) for client in federation.clients if client.test is not None)
     result = {

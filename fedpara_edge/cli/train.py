@@ -10,13 +10,19 @@ from typing import Any
 import click
 
 from device_runtime.config import TrainCall
+from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.options import options_of
-from fedpara_edge.cli.output import emit, force_option, json_option, megabytes, note
+from fedpara_edge.cli.output import emit, if_missing_option, json_option, megabytes, note, overwrite_option
 
 FOLDER_OR_FILE = click.Path(path_type=Path)
+RENAMED = {
+    "--control": "--server-state",
+    "--mu": "--algorithm fedprox:mu=…",
+    "--alpha": "--algorithm feddyn:alpha=…",
+}
 
 
-@click.command("train")
+@click.command("train", cls=Command, renamed=RENAMED)
 @click.argument("bundle", type=FOLDER_OR_FILE)
 @click.option("--data", type=FOLDER_OR_FILE, required=True, help=".npz with x and y, or a folder with x.npy and y.npy.")
 @click.option("--weights", type=FOLDER_OR_FILE, help="Weights to start from.  [default: the bundle's]")
@@ -29,7 +35,8 @@ FOLDER_OR_FILE = click.Path(path_type=Path)
     "--server-state", type=FOLDER_OR_FILE, help="Server state of the weights' round; scaffold needs it after round 0."
 )
 @click.option("--client", help="Name of this device in the update.  [default: kept in the state folder, or random]")
-@force_option
+@overwrite_option
+@if_missing_option
 @json_option
 def command(
     bundle: Path,
@@ -40,7 +47,7 @@ def command(
     server_state: Path | None,
     client: str | None,
     options: Mapping[str, Any],
-    force: bool,
+    overwrite: bool,
     json: bool,
 ) -> None:
     """Train BUNDLE on local data for some epochs and write the change of the shared tensors.
@@ -70,7 +77,7 @@ def command(
             state=state,
             client=client,
             server_state=server_state,
-            overwrite=force,
+            overwrite=overwrite,
             on_step=on_step,
         )
     resumed = f", resumed at step {result.resumed_from_step}" if result.resumed_from_step else ""

@@ -153,8 +153,9 @@ def read_server_state(path: Path, *, only: Collection[str] | None = None) -> Ser
         only: the groups to read, of those that are there; None for all.
 
     Raises:
-        WrongBundleError: it is missing, damaged or of another format, a header field or the name, dtype or group of a
+        WrongBundleError: The file is damaged or of another format, a header field or the name, dtype or group of a
             tensor is impossible, or a value is not finite.
+        InputError: The file is missing.
     """
     with TensorFile(path, format=FORMAT, error=WrongBundleError, remedy="copy it again") as file:
         header = _header_of(file)

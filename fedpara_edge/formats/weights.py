@@ -108,9 +108,9 @@ def read_weights(path: Path) -> Weights:
     """Read and verify a weights file.
 
     Raises:
-        WrongBundleError: it is missing, damaged, of another format, its tensors do not fit its own layout, or a value
-            is not finite.
-        InputError: its codec needs a package that is missing.
+        WrongBundleError: The file is damaged or of another format, its tensors do not fit its own layout, or a value is
+            not finite.
+        InputError: The file is missing, or its codec needs a package that is.
     """
     with TensorFile(path, format=FORMAT, error=WrongBundleError, remedy=REMEDY) as file:
         try:

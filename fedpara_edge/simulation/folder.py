@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from fedpara_edge.errors import InputError
+from fedpara_edge.errors import BusyError, InputError
 from fedpara_edge.simulation.plan.plan import first_difference, read_tables
 from fedpara_edge.storage.atomic import replacing_file
 
@@ -178,7 +178,8 @@ def open_run(path: Path, plan: Path) -> Iterator[RunFolder]:
         plan: file of the plan; copied, or compared with the copy that is there.
 
     Raises:
-        InputError: the folder has something else in it, was made with another plan, or another process works in it.
+        InputError: The folder has something else in it, or was made with another plan.
+        BusyError: Another process works in it.
     """
     run = RunFolder(path)
     if path.exists() and not run.plan.is_file() and not (path.is_dir() and all(map(_is_leftover, path.iterdir()))):
@@ -214,14 +215,14 @@ def hold(lock: Path, *, alone: bool = False) -> Iterator[IO[str]]:
         alone: nobody else may hold it at first: the workers of a run that was killed need a moment to end.
 
     Raises:
-        InputError: another process works in the folder.
+        BusyError: Another process works in the folder.
     """
     with lock.open("a") as file:
         if sys.platform != "win32":
             deadline = time.monotonic() + _PATIENCE_SECONDS
             while alone and not _take(file):
                 if time.monotonic() > deadline:
-                    raise InputError(
+                    raise BusyError(
                         f"{lock.parent.parent}: expected a run that no other process works in, found it in use; wait "
                         "for that one or take another folder"
                     )

@@ -10,15 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fedpara_edge.errors import FedparaError, InputError
+from fedpara_edge.errors import FedparaError, InputError, OutputExistsError
 
 
 def check_output(path: Path, *, overwrite: bool, folder: bool = False) -> None:
     """Refuse an output that can't or must not be written, before any work is done for it.
 
     Raises:
-        InputError: `path` exists and `overwrite` is false, or is of another kind (a folder where a file is to be
-            written, a device); or the folder it is in does not exist or can't be written.
+        OutputExistsError: `path` exists and `overwrite` is false.
+        InputError: `path` is of another kind (a folder where a file is to be written, a device), or the folder it is in
+            does not exist or can't be written.
     """
     parent = path.absolute().parent
     if not parent.is_dir():
@@ -28,7 +29,9 @@ def check_output(path: Path, *, overwrite: bool, folder: bool = False) -> None:
             f"{path}: expected {'a folder' if folder else 'a file'}, found another kind; choose another name"
         )
     if path.exists() and not overwrite:
-        raise InputError(f"{path}: expected a new output, found an existing one; choose another name or pass --force")
+        raise OutputExistsError(
+            f"{path}: expected a new output, found an existing one; choose another name or pass --overwrite"
+        )
     if not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"{path}: expected a folder that can be written, found {parent}; choose another place")
 

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from fedpara_edge.errors import FedparaError, brief_text
+from fedpara_edge.errors import FedparaError, InputError, WrongBundleError, brief_text
 from fedpara_edge.storage.atomic import replacing_file
 from fedpara_edge.storage.filekind import HEAD_BYTES, recognize
 from fedpara_edge.storage.tensortable import TableError, parse_rows, split_metadata, strict_json, table_bytes
@@ -93,6 +93,7 @@ class TensorFile:
 
     Raises:
         error: The file is missing, truncated, not safetensors, or not of `format` and `version`.
+        InputError: The file is missing, where `error` is `WrongBundleError`.
     """
 
     def __init__(
@@ -193,7 +194,10 @@ class TensorFile:
 
     def _unreadable(self, cause: OSError | ValueError) -> FedparaError:
         found = getattr(cause, "strerror", None) or cause
-        return self.error(f"{self.path}: expected a readable file, found {found}", code="unreadable")
+        # What is not there belongs to no other bundle: the name is at fault.
+        is_missing = isinstance(cause, FileNotFoundError) and issubclass(self.error, WrongBundleError)
+        kind = InputError if is_missing else self.error
+        return kind(f"{self.path}: expected a readable file, found {found}", code="unreadable")
 
     def _current_stamp(self) -> tuple[int, ...]:
         status = os.fstat(self._file.fileno())

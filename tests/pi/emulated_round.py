@@ -49,7 +49,7 @@ fedpara-edge train bundle --data data.npz --state state --client {client} --epoc
 """
 MEASURE = """\
 fedpara-edge evaluate bundle --weights round-1.safetensors --data data.npz --engine onnxruntime --json >measured.json
-fedpara-edge predict folded.onnx --data data.npz --force -o predicted.npz >/dev/null
+fedpara-edge predict folded.onnx --data data.npz --overwrite -o predicted.npz >/dev/null
 """
 
 Run = Callable[[Path, str], None]
