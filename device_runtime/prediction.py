@@ -14,6 +14,7 @@ from device_runtime.data import Dataset, Inputs, check_inputs
 from fedpara_edge.errors import FedparaError, InputError
 from fedpara_edge.formats.accuracy import count_correct, predicted
 from fedpara_edge.formats.folded import read_folded
+from fedpara_edge.installation import install_line
 from fedpara_edge.storage.atomic import replacing_file
 
 MAX_THREADS = 1024
@@ -43,7 +44,7 @@ class Predictor:
         try:
             from device_runtime.engines.ort import ERRORS, InferenceSession, session_options
         except ImportError as error:
-            remedy = "pip install 'fedpara-edge[device]'"
+            remedy = f"type: {install_line('device')}"
             raise InputError(f"predict: expected onnxruntime, found none ({error}); {remedy}") from error
         self._errors = ERRORS
         try:

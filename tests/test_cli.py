@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 from command_line import Command
 
+from fedpara_edge import installation
 from fedpara_edge.cli import COMMANDS, installed
 from fedpara_edge.demo import IMAGES
 from fedpara_edge.errors import InputError
+from fedpara_edge.installation import install_line
 from fedpara_edge.storage import tensorfile
 
 
@@ -115,11 +117,12 @@ def test_doctor_names_every_command(run: Command) -> None:
 
 def test_doctor_gives_the_line_for_what_is_missing(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     without_distributions(monkeypatch, "torch")
-    assert "missing torch: pip install 'fedpara-edge[export]'" in run("doctor").out
+    line = install_line("export", torch=True)
+    assert f"missing torch: {line}" in run("doctor").out
     ended = run("export", "mlp", "-o", "unused")
     assert (ended.code, ended.err) == (
         2,
-        "Error: export: expected torch to be installed, found none; type: pip install 'fedpara-edge[export]'\n",
+        f"Error: export: expected torch to be installed, found none; type: {line}\n",
     )
 
 
@@ -137,7 +140,7 @@ def test_doctor_tells_the_engines_and_what_to_type_on_a_raspberry_pi(
     assert run("doctor", "--json").json["engines"] == ["onnxruntime", "ort-training"]
     text = run("doctor").out
     assert "engines here: onnxruntime, ort-training" in text
-    assert "on a Raspberry Pi, 64-bit: pip install 'fedpara-edge[device]'" in text
+    assert "on a Raspberry Pi, 64-bit: pip install -c constraints.txt '.[device]'" in text
     assert re.search(r"on a Raspberry Pi, 32-bit .*: sudo apt install python3-onnxruntime python3-numpy .*venv", text)
     without_distributions(monkeypatch, *TRAINING)
     found = run("doctor", "--json").json
@@ -166,13 +169,13 @@ def test_an_onnxruntime_without_metadata_counts(run: Command, monkeypatch: pytes
 
 @pytest.mark.parametrize(
     ("bits", "line"),
-    [(64, "pip install 'fedpara-edge\\[device\\]'"), (32, "32-bit systems: sudo apt install python3-onn")],
+    [(64, "pip install -c .*\\[device\\]'"), (32, "32-bit systems: sudo apt install python3-onn")],
 )
 def test_a_device_without_onnxruntime_is_told_what_to_type(
     bits: int, line: str, run: Command, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_distributions(monkeypatch, "onnxruntime", *TRAINING)
-    monkeypatch.setattr(installed, "POINTER_BITS", bits)
+    monkeypatch.setattr(installation, "POINTER_BITS", bits)
     before = sorted(here.iterdir())
     ended = run(*TRAIN, "device-0.npz")
     assert ended.code == 2

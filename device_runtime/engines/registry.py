@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import dataclass
 from typing import cast
 
 from device_runtime.engines.protocol import Engine
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.bundle import Bundle
+from fedpara_edge.installation import obstacle
 
 MAX_THREADS = 1024
 
@@ -63,5 +65,6 @@ def open_engine(bundle: Bundle, name: str = "auto", *, threads: int | None = Non
             missing.append(f"engine {known!r}: expected {ENGINES[known].requirement}, found none ({error})")
         else:
             return cast(Engine, module.open_engine(bundle, threads=threads))
-    install = f"pip install '{ENGINES[wanted[0]].requirement}'"
+    requirement = ENGINES[wanted[0]].requirement
+    install = obstacle(re.split("[=>]", requirement)[0]) or f"pip install '{requirement}'"
     raise InputError(f"{'; '.join(missing)}; {install if asked[0] in wanted else f'{again}, or {install}'}")

@@ -15,6 +15,7 @@ from fedpara_edge import __version__
 from fedpara_edge.cli.command import Group
 from fedpara_edge.cli.output import note
 from fedpara_edge.errors import EXIT_CODES, INTERRUPTED, FedparaError, InputError
+from fedpara_edge.installation import check_package
 from fedpara_edge.options import check_keys
 
 COMMANDS = {
@@ -33,6 +34,10 @@ COMMANDS = {
 }
 
 
+WITH_DEVICE_RUNTIME = ("split", "train", "simulate", "report")
+"""Commands whose modules import `device_runtime`."""
+
+
 class LazyGroup(Group):
     """A group whose commands are the modules named in `COMMANDS`."""
 
@@ -44,6 +49,8 @@ class LazyGroup(Group):
         """Import a command's module."""
         if cmd_name not in COMMANDS:
             return None
+        if cmd_name in WITH_DEVICE_RUNTIME:
+            check_package("device_runtime")
         command: click.Command = importlib.import_module(f"fedpara_edge.cli.{cmd_name}").command
         return command
 

@@ -12,6 +12,7 @@ import click
 from fedpara_edge.cli.command import Group
 from fedpara_edge.cli.output import emit, json_option, megabytes, overwrite_option, table
 from fedpara_edge.errors import InputError
+from fedpara_edge.installation import install_line
 
 if TYPE_CHECKING:
     from fedpara_edge.formats.codecbench import Measured
@@ -107,6 +108,6 @@ def _drawing() -> Callable[[Path, Sequence[Measured], str], None]:
         from fedpara_edge.report.codecplots import write_picture
     except ImportError as error:
         raise InputError(
-            "plot: expected matplotlib to be installed, found none; type: pip install 'fedpara-edge[report]'"
+            f"expected matplotlib to be installed, found none; type: {install_line('report')}", key="plot"
         ) from error
     return write_picture

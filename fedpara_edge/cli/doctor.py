@@ -10,8 +10,10 @@ import click
 
 from fedpara_edge import __version__
 from fedpara_edge.cli.command import Command
-from fedpara_edge.cli.installed import CAPABILITIES, DEVICE_32_BIT, DEVICE_64_BIT, engines, find
+from fedpara_edge.cli.installed import CAPABILITIES, engines, find
 from fedpara_edge.cli.output import emit, json_option
+from fedpara_edge.errors import InputError
+from fedpara_edge.installation import OWN_PACKAGES, check_package, raspberry_pi_lines
 
 
 @click.command("doctor", cls=Command)
@@ -29,14 +31,15 @@ def command(json: bool) -> None:
         if not finding.missing:
             lines.append(f"yes  {capability.name}: {commands} ({versions})")
         else:
-            remedy = finding.obstacle or capability.install
+            remedy = finding.obstacle or finding.install
             lines.append(f"no   {capability.name}: {commands}: missing {', '.join(finding.missing)}: {remedy}")
-    running = engines()
+    running, on_pi, shadowed = engines(), raspberry_pi_lines(), _shadowed()
     lines += [
         f"engines here: {', '.join(running) or 'none'}",
-        f"on a Raspberry Pi, 64-bit: {DEVICE_64_BIT}",
-        f"on a Raspberry Pi, 32-bit (Debian 13): {DEVICE_32_BIT}",
+        f"on a Raspberry Pi, 64-bit: {on_pi['64-bit']}",
+        f"on a Raspberry Pi, 32-bit (Debian 13): {on_pi['32-bit']}",
     ]
+    lines += [f"warning: {message}" for message in shadowed.values()]
     if len(clash) > 1:
         lines.append(f"warning: {' and '.join(clash)} overwrite each other: keep one and reinstall it")
     result = {
@@ -51,16 +54,28 @@ def command(json: bool) -> None:
                 "commands": finding.capability.commands,
                 "versions": finding.versions,
                 "missing": finding.missing,
-                "install": finding.capability.install,
+                "install": finding.install,
                 "obstacle": finding.obstacle,
             }
             for finding in findings
         },
         "engines": running,
-        "raspberry_pi": {"64-bit": DEVICE_64_BIT, "32-bit": DEVICE_32_BIT},
+        "raspberry_pi": on_pi,
         "clash": clash if len(clash) > 1 else [],
+        "shadowed": shadowed,
     }
     emit(result, "\n".join(lines), as_json=json)
+
+
+def _shadowed() -> dict[str, str]:
+    """Packages in place of which another module is found, each with what is wrong."""
+    messages = {}
+    for name in OWN_PACKAGES:
+        try:
+            check_package(name)
+        except InputError as error:
+            messages[name] = str(error)
+    return messages
 
 
 def _has(distribution: str) -> bool:

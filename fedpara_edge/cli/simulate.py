@@ -38,6 +38,9 @@ def command(plan: Path, output: Path, workers: int | None, arm: tuple[str, ...],
     measured is in OUTPUT/metrics.jsonl, and the report in OUTPUT/report.html.
     """
     from fedpara_edge.cli.installed import require
+    from fedpara_edge.installation import check_package
+
+    check_package("device_runtime")
     from fedpara_edge.report import write_report
     from fedpara_edge.simulation.folder import RunFolder
 

@@ -26,7 +26,7 @@ def decode(files: list[bytes]) -> np.ndarray:
         from PIL import Image
     except ImportError as error:
         raise click.ClickException(
-            "Pillow: expected it to be installed, found none; type: pip install 'fedpara-edge[report]'"
+            "Pillow: expected it to be installed, found none; type: pip install -c constraints.txt '.[report]'"
         ) from error
     images = np.empty((len(files), 3, 32, 32), np.uint8)
     for number, file in enumerate(files):

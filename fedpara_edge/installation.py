@@ -1,0 +1,207 @@
+"""How fedpara-edge is installed: which packages are its own, where it came from, and what to type for more of it.
+
+`export` and `device_runtime` are general names at the top of site-packages, so that a file `export.py` in the folder of
+a script, or in the working directory of `python -m fedpara_edge`, is found instead. `own_package` refuses that one
+before it runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import platform
+import shlex
+import shutil
+import struct
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from urllib.parse import urlsplit
+
+from fedpara_edge.errors import InputError
+
+DISTRIBUTION = "fedpara-edge"
+OWN_PACKAGES = ("export", "device_runtime")
+"""The packages that are installed beside this one."""
+
+POINTER_BITS = 8 * struct.calcsize("P")
+"""Bits of a pointer of this Python; `platform.machine` names the kernel, which 32-bit Raspberry Pi OS has in 64."""
+
+_PLACE = Path(__file__).resolve().parents[1]
+_CPU_TORCH = "CPU_INDEX is the index of PyTorch's install page for pip and CPU; the default one has CUDA, 5.6 GB"
+
+
+def own_package(name: str) -> ModuleType:
+    """Import `export` or `device_runtime` of this installation.
+
+    Raises:
+        InputError: Another module of that name is found first, which is not run, or none is.
+    """
+    check_package(name)
+    return importlib.import_module(name)
+
+
+def check_package(name: str) -> None:
+    """Raise unless `import name` finds the package of this installation; nothing is imported.
+
+    Raises:
+        InputError: Another module of that name is found first, or none is.
+    """
+    expected = _PLACE / name
+    found = find_package(name)
+    if found is None:
+        raise InputError(f"{expected}: expected a package of {DISTRIBUTION}, found none; type: {install_line()}")
+    if found != expected:
+        raise InputError(
+            f"{found}: expected no module with the name of {DISTRIBUTION}'s package {name!r}, found one that shadows "
+            f"{expected}; rename it or start elsewhere"
+        )
+
+
+def find_package(name: str) -> Path | None:
+    """Path of the folder or file that `import name` finds, or has found; None if there is none."""
+    loaded = sys.modules.get(name)
+    spec = find_spec(name) if loaded is None else loaded.__spec__
+    origin = (spec and spec.origin) or getattr(loaded, "__file__", None)
+    if origin is not None:
+        path = Path(origin).resolve()
+        return path.parent if path.name == "__init__.py" else path
+    folders = [] if spec is None else list(spec.submodule_search_locations or ())
+    return Path(folders[0]).resolve() if folders else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where an installation came from; an index if neither is given.
+
+    Attributes:
+        checkout: Folder with the sources.
+        editable: Whether the checkout is run in place.
+        url: Address of an archive or a repository, as pip takes it.
+    """
+
+    checkout: Path | None = None
+    editable: bool = False
+    url: str = ""
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the checkout or the file is still where it was."""
+        file = self.url.startswith("file:") and _path_of(self.url)
+        return (self.checkout / "pyproject.toml").is_file() if self.checkout else not file or file.exists()
+
+
+def find_origin() -> Origin:
+    """Where this installation came from, by the record that pip keeps (PEP 610)."""
+    if (_PLACE / "pyproject.toml").is_file():
+        return Origin(checkout=_PLACE, editable=True)
+    record = _direct_url()
+    url = str(record.get("url", ""))
+    if "dir_info" in record:
+        return Origin(checkout=_path_of(url))
+    if "vcs_info" in record:
+        return Origin(url=f"{record['vcs_info'].get('vcs')}+{url}@{record['vcs_info'].get('commit_id')}")
+    return Origin(url=url)
+
+
+def install_line(extra: str = "", *, torch: bool = False) -> str:
+    """What to type on this machine for an extra of the distribution, with the tested versions if they are known.
+
+    Args:
+        extra: Name of the extra; empty for none.
+        torch: Whether PyTorch is to be installed with it, whose default build for Linux brings CUDA along.
+    """
+    origin = find_origin()
+    constraints, requirement = _options(origin, extra)
+    remark = ""
+    if not origin.is_here:
+        constraints, requirement, remark = _options_elsewhere(origin, extra)
+    line = f"{_pip()} install {constraints}{requirement}"
+    if torch and sys.platform == "linux":
+        # Without its dependencies, as the CPU index need not have the pinned versions of them.
+        line = f"{_pip()} install --no-deps {constraints}--index-url CPU_INDEX torch && {line}"
+        remark = f"{_CPU_TORCH}; {remark}" if remark else _CPU_TORCH
+    return f"{line} # {remark}" if remark else line
+
+
+def raspberry_pi_lines() -> dict[str, str]:
+    """What to type on a Raspberry Pi, by the bits of its system.
+
+    Nobody builds wheels of onnxruntime for 32-bit systems, but Debian 13 and Raspberry Pi OS have a package. numpy is
+    Debian's there too, so the tested versions do not apply.
+    """
+    origin = find_origin()
+    constraints, requirement, remark = _options_elsewhere(origin, "device")
+    _, bare, _ = _options_elsewhere(origin, "")
+    remark = f" # {remark}" if remark else ""
+    return {
+        "64-bit": f"pip install {constraints}{requirement}{remark}",
+        "32-bit": "sudo apt install python3-onnxruntime python3-numpy python3-zstandard python3-venv; "
+        f"python3 -m venv --system-site-packages fedpara; fedpara/bin/pip install {bare}{remark}",
+    }
+
+
+def _options(origin: Origin, extra: str) -> tuple[str, str]:
+    """The option of `pip install` for the tested versions, with a space after it, and the requirement."""
+    name = _with_extra(DISTRIBUTION, extra)
+    if origin.checkout is None:
+        return "", shlex.quote(f"{name} @ {origin.url}" if origin.url else name)
+    constraints = f"-c {shlex.quote(str(origin.checkout / 'constraints.txt'))} "
+    folder = shlex.quote(_with_extra(str(origin.checkout), extra))
+    return constraints, f"-e {folder}" if origin.editable else folder
+
+
+def _options_elsewhere(origin: Origin, extra: str) -> tuple[str, str, str]:
+    """The same where the checkout or the file has to be brought first, and a remark that says so."""
+    if origin.checkout is not None:
+        return "-c constraints.txt ", shlex.quote(_with_extra(".", extra)), "in a copy of the checkout"
+    if origin.url.startswith("file:"):
+        file = f"./{_path_of(origin.url).name}"
+        return "", shlex.quote(_with_extra(file, extra)), "beside a copy of that file"
+    return *_options(origin, extra), ""
+
+
+def _with_extra(requirement: str, extra: str) -> str:
+    return f"{requirement}[{extra}]" if extra else requirement
+
+
+def _path_of(url: str) -> Path:
+    from urllib.request import url2pathname  # 20 ms that a device need not spend
+
+    return Path(url2pathname(urlsplit(url).path))
+
+
+def obstacle(distribution: str) -> str:
+    """Why pip can't install a distribution on this machine, with the remedy; empty if nothing is known against it."""
+    if distribution == "onnxruntime" and POINTER_BITS != 64:
+        return f"onnxruntime has no wheel for {POINTER_BITS}-bit systems: {raspberry_pi_lines()['32-bit']}"
+    if not distribution.startswith("onnxruntime-training"):
+        return ""
+    system, machine = sys.platform, platform.machine().lower()
+    if sys.version_info >= (3, 13):
+        lacking, remedy = f"Python {platform.python_version()}", "Python 3.11 or 3.12"
+    elif (system, machine) not in {("linux", "x86_64"), ("darwin", "arm64"), ("win32", "amd64")}:
+        lacking, remedy = f"{system} {machine}", "Linux x86_64, macOS arm64 or Windows"
+    else:
+        return ""
+    return f"{distribution} has no wheel for {lacking}: use engine onnxruntime, or {remedy}"
+
+
+def _direct_url() -> dict[str, dict[str, str]]:
+    from importlib import metadata
+
+    try:
+        text = metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
+    except metadata.PackageNotFoundError:
+        return {}
+    record: dict[str, dict[str, str]] = json.loads(text) if text else {}
+    return record
+
+
+def _pip() -> str:
+    """The command for the pip of this Python."""
+    found = shutil.which("pip")
+    own = found is not None and Path(found).parent == Path(sys.executable).parent
+    return "pip" if own else f"{shlex.quote(sys.executable)} -m pip"
