@@ -19,7 +19,8 @@ import click
 from fedpara_edge.report.comparison import arms_table, bytes_tables, clients_table, gap_table, time_table
 from fedpara_edge.report.page import Table
 from fedpara_edge.report.results import read_results
-from fedpara_edge.report.summary import Summary, summarize
+from fedpara_edge.report.summarizing import summarize
+from fedpara_edge.report.summary import Summary
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reproducing.md"

@@ -8,7 +8,7 @@ import pytest
 
 from fedpara_edge.report import REPORT
 from fedpara_edge.report.results import read_results
-from fedpara_edge.report.summary import summarize
+from fedpara_edge.report.summarizing import summarize
 from fedpara_edge.report.units import percent
 from fedpara_edge.simulation.plan.plan import first_difference, read_plan, read_tables
 

@@ -23,7 +23,8 @@ from fedpara_edge.report.comparison import (
 )
 from fedpara_edge.report.palette import look
 from fedpara_edge.report.results import read_results
-from fedpara_edge.report.summary import Summary, summarize
+from fedpara_edge.report.summarizing import summarize
+from fedpara_edge.report.summary import Summary
 
 RISING = [0.2, 0.5, 0.8, 0.8, 0.8]
 """Its smooth curve is 0.2, 0.5, 0.7, 0.8, 0.8."""
@@ -351,7 +352,7 @@ def test_an_arm_of_more_rounds_that_was_stopped_is_judged_where_it_was_last_eval
 
 def test_lines_of_different_lengths_have_a_legend(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the figures need the extra report")
-    from fedpara_edge.report.plots import accuracy_by_round
+    from fedpara_edge.report.plots.lines import accuracy_by_round
 
     for rounds, legends in ((5, 0), (3, 1)):
         write_plan(tmp_path, ["dense", "long"])
@@ -485,7 +486,7 @@ def test_clients_and_ranks_are_those_of_the_last_round(run_folder: Path) -> None
 
 
 def test_many_arms_with_long_names_have_looks_of_their_own(tmp_path: Path) -> None:
-    plots = pytest.importorskip("fedpara_edge.report.plots", reason="needs matplotlib, of the extra report")
+    plots = pytest.importorskip("fedpara_edge.report.plots.drawing", reason="needs matplotlib, of the extra report")
     names = [f"{'long-' * 8}{number}" for number in range(20)]
     write_plan(tmp_path, names)
     write_metrics(tmp_path, [line for name in names for line in lines_of(name, RISING)])

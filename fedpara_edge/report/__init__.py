@@ -22,7 +22,8 @@ from fedpara_edge.report.comparison import (
 )
 from fedpara_edge.report.page import Block, Figure, Section, Source, Table, Text, render
 from fedpara_edge.report.results import Results, read_results
-from fedpara_edge.report.summary import Summary, summarize
+from fedpara_edge.report.summarizing import summarize
+from fedpara_edge.report.summary import Summary
 from fedpara_edge.report.units import percent
 from fedpara_edge.simulation.folder import RunFolder
 from fedpara_edge.simulation.plan.plan import Plan
@@ -72,7 +73,8 @@ def _write_figures(run: Path, summary: Summary) -> Mapping[str, Figure]:
     """Write the PNGs; the figures for the page by name, none without matplotlib."""
     pages: dict[str, Figure] = {}
     if _has_matplotlib():
-        from fedpara_edge.report.plots import draw, to_png, to_svg
+        from fedpara_edge.report.plots.drawing import draw
+        from fedpara_edge.report.plots.style import to_png, to_svg
 
         for name, figure in draw(summary).items():
             with replacing_file(run / f"{name}.png") as temporary:

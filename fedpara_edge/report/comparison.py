@@ -10,9 +10,10 @@ from statistics import fmean, stdev
 
 import numpy as np
 
+from fedpara_edge.report.curve import Curve
 from fedpara_edge.report.page import Table
 from fedpara_edge.report.results import number_of
-from fedpara_edge.report.summary import RATES_MBPS, ArmSummary, Curve, Summary
+from fedpara_edge.report.summary import RATES_MBPS, ArmSummary, Summary
 from fedpara_edge.report.units import digits, percent, ratio, seconds, size
 
 NONE = "–"

@@ -1,0 +1,62 @@
+"""A measure by round, all seeds together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """A measure by round.
+
+    Args:
+        rounds: ascending, [N].
+        mean: over the seeds, [N].
+        sd: standard deviation of the seeds (n - 1), [N]; zeros for one seed.
+        seeds: how many they are.
+    """
+
+    rounds: Numbers
+    mean: Numbers
+    sd: Numbers
+    seeds: int
+
+    @property
+    def smooth(self) -> Numbers:
+        """The mean of each point and its two neighbours, [N]; the first and the last as they are."""
+        smooth = self.mean.copy()
+        smooth[1:-1] = (self.mean[:-2] + self.mean[1:-1] + self.mean[2:]) / 3
+        return smooth
+
+    def reaches(self, target: float) -> float | None:
+        """The round, interpolated, at which the smooth curve first is at least the target; None if it never is.
+
+        >>> rounds, accuracy = np.array([2.0, 4.0]), np.array([0.4, 0.4])
+        >>> Curve(rounds, accuracy, accuracy * 0, 1).reaches(0.4), Curve(rounds, accuracy, accuracy * 0, 1).reaches(0.5)
+        (2.0, None)
+        """
+        smooth = self.smooth
+        above = np.flatnonzero(smooth >= target)
+        if not len(above):
+            return None
+        last = above[0]
+        if last == 0:
+            return float(self.rounds[0])
+        return float(np.interp(target, smooth[last - 1 : last + 1], self.rounds[last - 1 : last + 1]))
+
+
+def curve_of(series: Iterable[Mapping[int, float]]) -> Curve | None:
+    """The curve of those seeds that have the measure; None if none has."""
+    present = [values for values in series if values]
+    rounds = sorted(set.intersection(*(set(values) for values in present))) if present else []
+    if not rounds:
+        return None
+    values = np.array([[of[number] for number in rounds] for of in present])
+    sd = values.std(axis=0, ddof=1) if len(present) > 1 else np.zeros(len(rounds))
+    return Curve(np.array(rounds, np.float64), values.mean(axis=0), sd, len(present))
