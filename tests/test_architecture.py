@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("fedpara_edge", "export", "device_runtime")
 STANDARD = sys.stdlib_module_names
 WITH_ONNXRUNTIME = ("ort.py", "ort_training.py", "portable.py")
-DRAWING = ("bars.py", "codecplots.py", "drawing.py", "labels.py", "lines.py", "style.py")
+DRAWING = ("bars.py", "codecplots.py", "drawing.py", "labels.py", "lines.py", "savings.py", "style.py")
 LIGHT = {"numpy", "safetensors", "click"}
 
 LIBRARY: tuple[set[str], ...] = (

@@ -1,18 +1,23 @@
 """The report of a run: what is read, what is worked out from it, and a page that needs nothing else."""
 
+import csv
+import io
 import json
 import re
+import tomllib
 from collections import Counter
+from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Command
 
-from fedpara_edge import report
 from fedpara_edge.errors import InputError
-from fedpara_edge.report import CAPTIONS, write_report
+from fedpara_edge.report import figures, read_metrics, write_report
 from fedpara_edge.report.comparison import (
     accuracy_table,
     arms_table,
@@ -21,9 +26,10 @@ from fedpara_edge.report.comparison import (
     ranks_table,
     time_table,
 )
+from fedpara_edge.report.figures import CAPTIONS
 from fedpara_edge.report.palette import look
 from fedpara_edge.report.results import read_results
-from fedpara_edge.report.summarizing import summarize
+from fedpara_edge.report.summarizing import select, summarize
 from fedpara_edge.report.summary import Summary
 
 RISING = [0.2, 0.5, 0.8, 0.8, 0.8]
@@ -110,7 +116,7 @@ def test_rounds_and_bytes_to_a_target_are_interpolated_on_the_smooth_mean(tmp_pa
     assert table.rows == [
         ["dense", "2.5", "250 B", "1.00×"],
         ["small", "2.5", "25 B", "10.0×"],
-        ["bad", "not reached (best 59.0 %)", "–", "–"],
+        ["bad", "not reached, 1.0 points short", "–", "–"],
     ]
 
 
@@ -163,7 +169,7 @@ def test_curves_are_means_over_the_rounds_that_all_seeds_have(tmp_path: Path) ->
     np.testing.assert_allclose(arm.accuracy.sd, [0.02**0.5, 0.02**0.5])
     assert (arm.final, arm.is_complete) == ((0.5,), False)
     assert arm.rounds == (3, 2)
-    assert arm.unfinished == {1: "stopped after round 2"}
+    assert arm.unfinished == {0: "3 of 5 rounds done", 1: "2 of 5 rounds done"}
     assert arm.round_bytes == pytest.approx((100 + 120) / 2)
     assert arm.bytes_until(1.5) == pytest.approx(1.5 * 110)
     assert arm.bytes_until(3) is None
@@ -241,7 +247,7 @@ def test_missing_null_and_foreign_fields_are_not_measured(tmp_path: Path) -> Non
     assert arm.total_bytes is not None
     np.testing.assert_array_equal(arm.total_bytes.mean, [10])
     assert (arm.gap, arm.train_seconds, arm.participant_bytes, len(arm.clients), arm.ranks) == (None, None, None, 0, {})
-    assert write_report(tmp_path).exists()
+    assert write_report(tmp_path).page.exists()
 
 
 def test_a_run_that_has_measured_nothing_is_refused(tmp_path: Path) -> None:
@@ -262,7 +268,7 @@ def test_a_diverged_seed_is_noted(tmp_path: Path) -> None:
     lines = lines_of("dense", [0.1, 0.1])
     write_metrics(tmp_path, [*lines[:-1], lines[-1] | {"diverged": "the loss is NaN"}])
     assert summary_of(tmp_path).arms[0].unfinished == {0: "diverged after round 2: the loss is NaN"}
-    page = write_report(tmp_path).read_text(encoding="utf-8")
+    page = write_report(tmp_path).page.read_text(encoding="utf-8")
     assert "dense, seed 0: diverged after round 2: the loss is NaN" in page
 
 
@@ -277,13 +283,13 @@ def test_an_arm_that_diverged_at_once_is_kept_and_noted(tmp_path: Path) -> None:
     assert none[0] == "wild"
     assert none[4:] == ["–", "0 × 1", "–", "–"]
     assert small[-2:] == ["80.0 %", "–"]
-    page = write_report(tmp_path).read_text(encoding="utf-8")
+    page = write_report(tmp_path).page.read_text(encoding="utf-8")
     assert "wild, seed 0: diverged in round 1: the loss is NaN" in page
     assert "wild, the reference, has no accuracy" in page
     write_metrics(tmp_path, wild)
-    assert "diverged in round 1" in write_report(tmp_path).read_text(encoding="utf-8")
+    assert "diverged in round 1" in write_report(tmp_path).page.read_text(encoding="utf-8")
     write_metrics(tmp_path, lines_of("small", RISING))
-    assert "wild, the plan&#x27;s reference, has not begun" in write_report(tmp_path).read_text(encoding="utf-8")
+    assert "wild, the plan&#x27;s reference, has not begun" in write_report(tmp_path).page.read_text(encoding="utf-8")
 
 
 def test_a_reference_that_sends_nothing_has_no_ratios(tmp_path: Path) -> None:
@@ -294,7 +300,7 @@ def test_a_reference_that_sends_nothing_has_no_ratios(tmp_path: Path) -> None:
     summary = summary_of(tmp_path)
     assert summary.reference == "alone"
     assert [row[-1] for row in bytes_tables(summary)[0].rows] == ["1.00×", "–"]
-    assert write_report(tmp_path).exists()
+    assert write_report(tmp_path).page.exists()
 
 
 def test_accuracy_is_that_of_the_seeds_that_came_to_the_last_round(tmp_path: Path) -> None:
@@ -318,7 +324,7 @@ def test_accuracy_is_that_of_the_seeds_that_came_to_the_last_round(tmp_path: Pat
     ]
     assert summary.arm("lost").unfinished[0] == "the loss after round 5 is not finite"
     assert [row[1] for row in bytes_tables(summary)[0].rows] == ["2.5", "1.3", "2.5 (1 of 2 seeds)"]
-    assert write_report(tmp_path).exists()
+    assert write_report(tmp_path).page.exists()
 
 
 def test_an_arm_of_fewer_rounds_is_judged_after_its_own_last(tmp_path: Path) -> None:
@@ -333,8 +339,8 @@ def test_an_arm_of_fewer_rounds_is_judged_after_its_own_last(tmp_path: Path) -> 
     assert table.rows[1][-1] == "+10.0"
     by_round = accuracy_table(summary)
     assert by_round is not None
-    assert by_round.header == ["round", "1", "2", "3", "4", "5"]
-    page = write_report(tmp_path).read_text()
+    assert by_round.header == ["after round", "1", "2", "3", "4", "5", "best, smoothed"]
+    page = write_report(tmp_path).page.read_text()
     assert "3 to 5 rounds" in page
 
 
@@ -347,7 +353,7 @@ def test_an_arm_of_more_rounds_that_was_stopped_is_judged_where_it_was_last_eval
     stopped[-1] |= {"loss": None}  # as where a round is not evaluated
     write_metrics(tmp_path, [*lines_of("dense", [*seven, 0.8]), *stopped])
     long = summary_of(tmp_path).arm("long")
-    assert (long.last_round, long.final, long.unfinished) == (6, (0.7,), {0: "stopped after round 7"})
+    assert (long.last_round, long.final, long.unfinished) == (6, (0.7,), {0: "7 of 11 rounds done"})
 
 
 def test_lines_of_different_lengths_have_a_legend(tmp_path: Path) -> None:
@@ -400,9 +406,9 @@ class Page(HTMLParser):
 
 
 def test_the_page_needs_nothing_else(run_folder: Path) -> None:
-    path = write_report(run_folder)
-    assert path == run_folder / "report.html"
-    text = path.read_text(encoding="utf-8")
+    report = write_report(run_folder)
+    assert (report.page, report.notes) == (run_folder / "report.html", ())
+    text = report.page.read_text(encoding="utf-8")
     assert "http" not in text
     assert "@import" not in text
     page = Page(text)
@@ -427,9 +433,11 @@ def test_the_page_needs_nothing_else(run_folder: Path) -> None:
 
 
 def test_there_is_a_png_for_each_figure(run_folder: Path) -> None:
-    write_report(run_folder)
+    report = write_report(run_folder)
     pngs = {path.stem: path for path in run_folder.glob("*.png")}
     assert pngs.keys() == CAPTIONS.keys()
+    assert set(report.figures) == set(pngs.values())
+    assert report.left_out is None
     for path in pngs.values():
         header = path.read_bytes()[:24]
         assert header.startswith(b"\x89PNG\r\n\x1a\n")
@@ -445,22 +453,41 @@ def test_a_report_made_again_is_the_same(run_folder: Path) -> None:
     assert content() == content()
 
 
+LINE = "pip install 'matplotlib>=3.8'"
+
+
+def without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "find_spec", lambda name: None if name == "matplotlib" else object())
+
+
 def test_without_matplotlib_there_are_the_tables_and_the_line_to_type(
-    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+    run: Command, run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (run_folder / "gap.png").write_bytes(b"of an earlier report")
-    monkeypatch.setattr(report, "find_spec", lambda name: None if name == "matplotlib" else object())
-    text = write_report(run_folder).read_text(encoding="utf-8")
-    assert "pip install &#x27;fedpara-edge[report]&#x27;" in text
+    (run_folder / "report.html").touch()
+    without_matplotlib(monkeypatch)
+    ended = run("report", run_folder)
+    assert (ended.code, ended.out) == (0, f"report: {run_folder}/report.html\n")
+    assert ended.err.startswith("figures were left out: they need matplotlib")
+    assert ended.err.endswith(f"type: {LINE}\n")
+    text = (run_folder / "report.html").read_text(encoding="utf-8")
+    assert escape(LINE) in text
     page = Page(text)
     assert (page.tags["svg"], page.tags["table"]) == (0, 9)
     assert not list(run_folder.glob("*.png"))
+    refused = run("report", run_folder, "--figure", "gap", "-o", run_folder / "gap.svg")
+    assert (refused.code, LINE in refused.err) == (2, True)
+
+
+def test_the_line_to_type_asks_for_what_the_extra_does() -> None:
+    extras = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert extras["optional-dependencies"]["report"] == [LINE.split("'")[1]]
 
 
 def test_one_arm_and_one_seed_are_enough(tmp_path: Path) -> None:
     write_plan(tmp_path, ["small"], seeds=[7])
     write_metrics(tmp_path, [line | {"seed": 7} for line in lines_of("small", [0.5])])
-    text = write_report(tmp_path).read_text(encoding="utf-8")
+    text = write_report(tmp_path).page.read_text(encoding="utf-8")
     assert "50.0 %" in text
     assert "± 0" not in text
     assert Page(text).tags["h2"] == 4  # arms, accuracy, bytes, time: nothing else was measured
@@ -472,7 +499,7 @@ def test_a_run_without_accuracy_has_no_targets(tmp_path: Path) -> None:
     summary = summary_of(tmp_path)
     assert summary.targets == ()
     assert arms_table(summary).rows[0][-2:] == ["–", "–"]
-    assert "Bytes to an accuracy" not in write_report(tmp_path).read_text(encoding="utf-8")
+    assert "Bytes to an accuracy" not in write_report(tmp_path).page.read_text(encoding="utf-8")
 
 
 def test_clients_and_ranks_are_those_of_the_last_round(run_folder: Path) -> None:
@@ -499,3 +526,218 @@ def test_many_arms_with_long_names_have_looks_of_their_own(tmp_path: Path) -> No
         "bytes-to-target",
         "seconds-per-round",
     }
+
+
+def test_missing_and_unfinished_arms_and_seeds_are_told(run: Command, tmp_path: Path) -> None:
+    write_plan(tmp_path, ["dense", "small", "later", "last"], seeds=[0, 1])
+    lines = [*lines_of("dense", RISING), *lines_of("dense", RISING, seed=1), *lines_of("small", RISING[:3])[:-1]]
+    write_metrics(tmp_path, lines)
+    notes = [
+        "arms of the plan that have not begun, 2 of 4: later, last",
+        "small, seed 0: 3 of 5 rounds done",
+        "small, seed 1: not begun",
+    ]
+    ended = run("report", tmp_path)
+    assert ended.err.splitlines() == notes
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert all(f'<p class="note">{note}</p>' in page for note in notes)
+    assert run("report", tmp_path, "--json").json["notes"] == notes
+
+
+def test_a_run_that_was_given_more_rounds_is_not_done(tmp_path: Path) -> None:
+    write_plan(tmp_path, ["dense"], rounds=7)
+    more = {"event": "round", "arm": "dense", "seed": 0, "round": 6, "accuracy": 0.8}
+    write_metrics(tmp_path, [*lines_of("dense", RISING), more])
+    assert summary_of(tmp_path).arms[0].unfinished == {0: "6 of 7 rounds done"}
+
+
+@pytest.mark.parametrize(
+    ("best", "short"), [(0.59, "1.0"), (0.599, "0.1"), (0.5996, "0.04"), (0.59999, "less than 0.01")]
+)
+def test_a_shortfall_never_reads_as_none(tmp_path: Path, best: float, short: str) -> None:
+    write_plan(tmp_path, ["dense"], target=0.6)
+    write_metrics(tmp_path, lines_of("dense", [0.2, best]))
+    assert bytes_tables(summary_of(tmp_path))[0].rows[0][1] == f"not reached, {short} points short"
+
+
+def test_the_table_of_accuracies_has_spreads_and_the_smoothed_best(run_folder: Path, tmp_path: Path) -> None:
+    table = accuracy_table(summary_of(run_folder))
+    assert table is not None
+    assert table.rows[0] == ["dense", "30.5 ± 0.7", "40.5 ± 0.7", "50.5 ± 0.7", "60.5 ± 0.7", "60.5"]
+    write_plan(tmp_path, ["dense"])
+    write_metrics(tmp_path, lines_of("dense", [0.2, 0.9, 0.4, 0.5]))
+    table = accuracy_table(summary_of(tmp_path))
+    assert table is not None
+    assert table.rows == [["dense", "20.0", "90.0", "40.0", "50.0", "60.0"]]
+    assert "±" not in table.caption
+
+
+def test_bands_end_at_0_and_100_percent(tmp_path: Path) -> None:
+    lines = pytest.importorskip("fedpara_edge.report.plots.lines", reason="needs matplotlib, of the extra report")
+    savings = pytest.importorskip("fedpara_edge.report.plots.savings")
+    write_plan(tmp_path, ["dense"], seeds=[0, 1])
+    write_metrics(tmp_path, [*lines_of("dense", [0.0, 1.0]), *lines_of("dense", [0.1, 0.9], seed=1)])
+    for figure in (lines.accuracy_by_round(summary_of(tmp_path)), savings.accuracy_by_bytes(summary_of(tmp_path))):
+        (band,) = figure.axes[0].collections
+        heights = band.get_paths()[0].vertices[:, 1]
+        assert (heights.min(), heights.max()) == (0.0, 1.0)
+
+
+def text_of(figure: Any) -> set[str]:
+    return {text.get_text() for axes in figure.axes for text in axes.texts}
+
+
+def test_a_single_target_shows_the_saving_where_lines_cross_it(tmp_path: Path) -> None:
+    savings = pytest.importorskip("fedpara_edge.report.plots.savings", reason="needs matplotlib, of the extra report")
+    write_plan(tmp_path, ["dense", "small", "alone"], target=0.6)
+    arms = lines_of("dense", RISING, up=3000, down=7000), lines_of("small", RISING, up=3, down=7)
+    write_metrics(tmp_path, [line for arm in arms for line in arm])
+    summary = summary_of(tmp_path)
+    figure = savings.accuracy_by_bytes(summary)
+    assert {"1000× fewer bytes", "25 B", "25.0 kB", "target\n60.0 %"} <= text_of(figure)
+    lines = {tuple(line.get_xdata()): line.get_ydata() for line in figure.axes[0].get_lines()}
+    np.testing.assert_allclose(lines[(10, 20, 30, 40, 50)], [0.2, 0.5, 0.8, 0.8, 0.8])  # the points, drawn later
+    rings = [x for (x, *more) in lines if not more]
+    assert sorted(rings) == pytest.approx([25, 25_000])
+    two = savings.accuracy_by_bytes(replace(summary, targets=(0.5, 0.6)))
+    assert "targets\n60.0 %\n50.0 %" in text_of(two)
+    assert not [text for text in text_of(two) if "fewer" in text]
+
+
+def test_few_curves_have_their_names_beside_them_and_many_a_legend(tmp_path: Path) -> None:
+    savings = pytest.importorskip("fedpara_edge.report.plots.savings", reason="needs matplotlib, of the extra report")
+    names = [f"arm-{number}" for number in range(7)]
+    write_plan(tmp_path, names)
+    write_metrics(
+        tmp_path,
+        [line for place, name in enumerate(names) for line in lines_of(name, RISING, up=30 * 20**place, down=0)],
+    )
+    summary = summary_of(tmp_path)
+    few = savings.accuracy_by_bytes(select(summary, {name: f"{name}, long" for name in names[:3]}))
+    assert not few.legends
+    assert {f"arm-{number}\nlong" for number in range(3)} <= text_of(few)
+    many = savings.accuracy_by_bytes(summary)
+    assert len(many.legends) == 1
+    write_metrics(tmp_path, [line for name in names[:5] for line in lines_of(name, [0.5])])
+    crowded = savings.accuracy_by_bytes(summary_of(tmp_path))
+    assert len(crowded.legends) == 1
+    assert not [text for text in text_of(crowded) if text.startswith("arm")]
+
+
+def test_arms_are_chosen_and_renamed(run_folder: Path) -> None:
+    summary = summary_of(run_folder)
+    chosen = select(summary, {"small": "FedPara", "dense": "original"})
+    assert ([arm.name for arm in chosen.arms], chosen.reference) == (["FedPara", "original"], "original")
+    assert chosen.targets == summary.targets
+    assert select(summary, {"small": "small"}).reference == "small"
+    for arms, text in (({"tiny": "a"}, "dense, small, found 'tiny'"), ({"small": "a", "dense": "a"}, "found a, a")):
+        with pytest.raises(InputError, match=text):
+            select(summary, arms)
+
+
+def test_a_report_goes_elsewhere_and_replaces_only_a_report(run: Command, run_folder: Path, tmp_path: Path) -> None:
+    before = sorted(path.name for path in run_folder.iterdir())
+    output = tmp_path / "pages"
+    ended = run("report", run_folder, "-o", output, "--json")
+    assert ended.code == 0
+    assert ended.json["report"] == str(output / "report.html")
+    assert {Path(path).parent for path in ended.json["figures"]} <= {output}
+    assert sorted(path.name for path in run_folder.iterdir()) == before
+    again = run("report", run_folder, "-o", output)
+    assert (again.code, "found an existing one" in again.err) == (2, True)
+    (output / "notes.txt").write_text("mine")
+    assert run("report", run_folder, "-o", output, "--force").code == 0
+    assert (output / "notes.txt").read_text() == "mine"
+    nowhere = run("report", tmp_path / "nowhere")
+    assert (nowhere.code, "nowhere/plan.toml: expected a plan" in nowhere.err) == (2, True)
+
+
+@pytest.mark.parametrize("suffix", ["svg", "png", "pdf"])
+def test_one_figure_is_a_file(run: Command, run_folder: Path, tmp_path: Path, suffix: str) -> None:
+    pytest.importorskip("matplotlib", reason="the figures need the extra report")
+    file = tmp_path / f"figure.{suffix}"
+    command = ("report", run_folder, "--figure", "accuracy-by-bytes", "--arm", "small=FedPara", "--arm", "dense")
+    ended = run(*command, "--target", 0.5, "--title", "A < B", "-o", file)
+    assert (ended.code, ended.out) == (0, f"figure: {file}\n")
+    first = file.read_bytes()
+    assert first.startswith({"svg": b"<svg", "png": b"\x89PNG", "pdf": b"%PDF"}[suffix])
+    assert run(*command, "--target", 0.5, "--title", "A < B", "-o", file).code == 2
+    run(*command, "--target", 0.5, "--title", "A < B", "-o", file, "--force")
+    assert file.read_bytes() == first
+    if suffix == "svg":
+        page = Page(first.decode())
+        assert {reference.removeprefix("#") for reference in page.references} <= set(page.identifiers)
+        assert "<title>A &lt; B</title>" in first.decode()
+        assert "prefers-color-scheme: dark" in first.decode()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--figure", "losses", "-o", "a.svg"), "figure: expected one of this run's figures, accuracy-by-round, "),
+        (("--figure", "gap"), "--output: expected a file for the figure, found none; add -o FILE.svg"),
+        (("--figure", "gap", "-o", "a.jpg"), "ends in .svg, .png, .pdf"),
+        (("--figure", "gap", "-o", "a.svg", "--arm", "tiny"), "arm: expected one of the run's arms"),
+        (("--figure", "gap", "-o", "a.svg", "--target", 86), "target: expected an accuracy between 0 and 1, found 86"),
+        (("--figure", "gap", "-o", "a.svg", "--csv", "a.csv"), "--csv: expected without --figure"),
+        (("--arm", "small"), "expected with --figure NAME"),
+        (("--csv", "a.csv", "-o", "b"), "--output: expected without --csv"),
+        (("--csv", "-", "--json"), "expected a file beside --json"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    run: Command, run_folder: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[object, ...], text: str
+) -> None:
+    pytest.importorskip("matplotlib", reason="the figures need the extra report")
+    monkeypatch.chdir(run_folder)
+    ended = run("report", ".", *options)
+    assert (ended.code, text in ended.err) == (2, True), ended.err
+    assert sorted(path.name for path in run_folder.iterdir()) == ["metrics.jsonl", "plan.toml"]
+
+
+def test_metrics_are_rows_for_a_data_frame(run_folder: Path) -> None:
+    rows = read_metrics(run_folder)
+    assert [(row["arm"], row["seed"], row["round"]) for row in rows] == [
+        (arm, seed, number) for arm in ("dense", "small") for seed in (0, 1) for number in range(1, 5)
+    ]
+    assert len({tuple(row) for row in rows}) == 1
+    assert not [value for row in rows for value in row.values() if isinstance(value, dict | list)]
+    last = rows[-1]
+    assert last["accuracy"] == pytest.approx(0.61)
+    assert (last["gap"], last["kind"], last["shared_parameters"]) == (0.04, "fedpara", 40)
+    assert (last["ranks.c"], last["full_ranks.c"], rows[0]["ranks.c"]) == (4, 8, None)
+    assert [row["total_bytes"] for row in rows[:4]] == [100, 200, 300, 400]
+    assert not {"event", "ranks", "clients.client-0"} & last.keys()
+
+
+def test_the_participants_of_a_round_go_before_the_arms_and_no_rejection_is_0(tmp_path: Path) -> None:
+    write_plan(tmp_path, ["dense"])
+    first, one, two, done = lines_of("dense", [0.1, 0.2], participants=4)
+    write_metrics(
+        tmp_path, [first, one | {"participants": 3, "rejections": {}}, two | {"rejections": {"shape": 2}}, done]
+    )
+    rows = read_metrics(tmp_path)
+    assert [(row["participants"], row["rejections.shape"]) for row in rows] == [(3, 0), (2, 2)]
+
+
+def test_the_table_of_metrics_is_csv(run: Command, run_folder: Path, tmp_path: Path) -> None:
+    rows = read_metrics(run_folder)
+    file = tmp_path / "metrics.csv"
+    ended = run("report", run_folder, "--csv", file, "--json")
+    assert (ended.json["rows"], ended.json["columns"]) == (16, list(rows[0]))
+    text = file.read_text(encoding="utf-8")
+    expected = [{name: "" if value is None else str(value) for name, value in row.items()} for row in rows]
+    assert list(csv.DictReader(io.StringIO(text))) == expected
+    assert run("report", run_folder, "--csv", "-").out == text
+    assert run("report", run_folder, "--csv", file).code == 2
+    assert run("report", run_folder, "--csv", file, "--force").code == 0
+    assert not (run_folder / "report.html").exists()
+
+
+def test_the_old_spelling_is_answered_with_the_new_one(run: Command, run_folder: Path) -> None:
+    ended = run("simulate", run_folder / "plan.toml", "--report-only")
+    assert (ended.code, ended.err) == (
+        2,
+        "Error: --report-only: expected the command report instead; type: fedpara-edge report RUN\n",
+    )
+    assert "--report-only" not in run("simulate", "--help").out

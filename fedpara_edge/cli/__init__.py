@@ -30,6 +30,7 @@ COMMANDS = {
     "codec": "Compare the codecs that changes are written with.",
     "inspect": "Show what is in a bundle, weights, update or state.",
     "simulate": "Run whole federations of a plan on this machine, and report on them.",
+    "report": "Report on a simulation: a page, a figure or a table of all that was measured.",
     "doctor": "Tell what this machine can run, and what to install.",
 }
 

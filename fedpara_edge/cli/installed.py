@@ -37,7 +37,7 @@ CAPABILITIES = (
         "server",
         (("numpy",), ("click",), ("safetensors",), ("zstandard",)),
         "",
-        ("split", "aggregate", "apply", "codec", "inspect", "doctor"),
+        ("split", "aggregate", "apply", "codec", "inspect", "report", "doctor"),
     ),
     Capability(
         "device",

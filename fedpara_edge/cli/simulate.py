@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from fedpara_edge.cli.command import Command
-from fedpara_edge.cli.output import emit, json_option, megabytes, table
+from fedpara_edge.cli.output import emit, json_option, megabytes, note, table
 
 if TYPE_CHECKING:
     from fedpara_edge.simulation.runner import Outcome
@@ -24,51 +24,42 @@ SECONDS_BETWEEN_LINES = 60.0
 HEADER = ("arm", "seed", "parameters", "rounds", "accuracy", "loss", "up", "down")
 
 
-@click.command("simulate", cls=Command)
+@click.command("simulate", cls=Command, renamed={"--report-only": "the command report; type: fedpara-edge report RUN"})
 @click.argument("plan", type=FOLDER_OR_FILE)
 @click.option("-o", "--output", type=FOLDER_OR_FILE, required=True, help="Run folder to make, or to go on in.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: as many as cores]")
 @click.option("--arm", multiple=True, metavar="NAME", help="Run this arm only; for several, repeat it.")
-@click.option("--report-only", is_flag=True, help="Run nothing; make the report of what there is again.")
 @json_option
-def command(plan: Path, output: Path, workers: int | None, arm: tuple[str, ...], report_only: bool, json: bool) -> None:
+def command(plan: Path, output: Path, workers: int | None, arm: tuple[str, ...], json: bool) -> None:
     """Run the federations of PLAN with the device runtime on real files, and report on them.
 
     Interrupted or killed, the same command goes on with the first round that was not done, to the same result. What was
-    measured is in OUTPUT/metrics.jsonl, and the report in OUTPUT/report.html.
+    measured is in OUTPUT/metrics.jsonl, and the report in OUTPUT/report.html; `fedpara-edge report` makes it again.
     """
     from fedpara_edge.cli.installed import require
-    from fedpara_edge.installation import check_package
 
-    check_package("device_runtime")
+    require("export")
     from fedpara_edge.report import write_report
-    from fedpara_edge.simulation.folder import RunFolder
+    from fedpara_edge.simulation.runner import simulate
 
     started = time.monotonic()
-    outcomes: list[Outcome] = []
-    if report_only:
-        if arm:
-            raise click.UsageError("--arm: expected without --report-only, which reports on all arms there are")
-        RunFolder(output).check_plan(plan)
-    else:
-        require("export")
-        from fedpara_edge.simulation.runner import simulate
-
-        with _progress(sys.stderr) as (on_start, on_trained):
-            outcomes = simulate(plan, output, workers=workers, arms=arm, on_start=on_start, on_trained=on_trained)
-    report: Path | None = None
+    with _progress(sys.stderr) as (on_start, on_trained):
+        outcomes = simulate(plan, output, workers=workers, arms=arm, on_start=on_start, on_trained=on_trained)
+    page: Path | None = None
     try:
         report = write_report(output)
+        page = report.page
+        if report.left_out is not None:
+            note(report.left_out)
     finally:  # what was run is told even if no report can be made of it
-        if report is not None or outcomes:
-            result = {
-                "run": str(output),
-                "report": None if report is None else str(report),
-                "seconds": time.monotonic() - started,
-                "outcomes": [asdict(outcome) for outcome in outcomes],
-            }
-            lines = [*_lines(outcomes), *([] if report is None else [f"report: {report}"])]
-            emit(result, "\n".join(lines), as_json=json)
+        result = {
+            "run": str(output),
+            "report": None if page is None else str(page),
+            "seconds": time.monotonic() - started,
+            "outcomes": [asdict(outcome) for outcome in outcomes],
+        }
+        lines = [*_lines(outcomes), *([] if page is None else [f"report: {page}"])]
+        emit(result, "\n".join(lines), as_json=json)
 
 
 def _lines(outcomes: list[Outcome]) -> list[str]:

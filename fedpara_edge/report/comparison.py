@@ -17,7 +17,7 @@ from fedpara_edge.report.summary import RATES_MBPS, ArmSummary, Summary
 from fedpara_edge.report.units import digits, percent, ratio, seconds, size
 
 NONE = "–"
-ROUNDS_SHOWN = 8
+ROUNDS_SHOWN, ROUNDS_WITH_SPREAD = 8, 6
 
 
 def arms_table(summary: Summary) -> Table:
@@ -68,19 +68,26 @@ def arms_table(summary: Summary) -> Table:
 
 
 def accuracy_table(summary: Summary) -> Table | None:
-    """The mean over the seeds at some of the evaluated rounds."""
+    """Accuracy after some of the evaluated rounds, and the best of the smooth curve, which decides about targets."""
     curves = [(arm, arm.accuracy) for arm in summary.arms if arm.accuracy is not None]
     rounds = sorted({int(number) for _, curve in curves for number in curve.rounds})
     if not rounds:
         return None
-    spread = {rounds[place] for place in np.linspace(0, len(rounds) - 1, ROUNDS_SHOWN).round().astype(int)}
-    chosen = sorted(spread | {int(curve.rounds[-1]) for _, curve in curves})
+    has_spread = any(curve.seeds > 1 for _, curve in curves)
+    places = np.linspace(0, len(rounds) - 1, ROUNDS_WITH_SPREAD if has_spread else ROUNDS_SHOWN).round().astype(int)
+    chosen = sorted({rounds[place] for place in places} | {int(curve.rounds[-1]) for _, curve in curves})
     rows = []
     for arm, curve in curves:
-        values = dict(zip(curve.rounds.astype(int).tolist(), curve.mean.tolist(), strict=True))
-        rows.append([arm.name, *(percent(values[number]) if number in values else NONE for number in chosen)])
-    header = ["round", *map(str, chosen)]
-    return Table(header, rows, "Mean accuracy over the seeds after some of the rounds.", summary.reference)
+        points = zip(curve.rounds.astype(int).tolist(), curve.mean.tolist(), curve.sd.tolist(), strict=True)
+        cells = {number: _mean(mean, sd if curve.seeds > 1 else None) for number, mean, sd in points}
+        rows.append([arm.name, *(cells.get(number, NONE) for number in chosen), _mean(curve.best)])
+    header = ["after round", *map(str, chosen), "best, smoothed"]
+    spread = ", ± their standard deviation" if has_spread else ""
+    caption = (
+        f"Accuracy in %, mean over the seeds{spread}. Best, smoothed: the highest mean of an evaluated round and the "
+        "two beside it, the first and the last round as they are; by this curve arms reach their targets below."
+    )
+    return Table(header, rows, caption, summary.reference)
 
 
 def bytes_tables(summary: Summary) -> list[Table]:
@@ -91,8 +98,7 @@ def bytes_tables(summary: Summary) -> list[Table]:
         for arm in summary.arms:
             found = summary.reached(arm, target)
             if found is None:
-                best = NONE if arm.accuracy is None else percent(float(arm.accuracy.smooth.max()))
-                rows.append([arm.name, f"not reached (best {best})", NONE, NONE])
+                rows.append([arm.name, _shortfall(arm, target), NONE, NONE])
                 continue
             rows.append(
                 [
@@ -197,6 +203,19 @@ def accuracy(seeds: tuple[float, ...]) -> str:
         return NONE
     spread = f" ± {100 * stdev(seeds):.1f}" if len(seeds) > 1 else ""
     return f"{100 * fmean(seeds):.1f}{spread} %"
+
+
+def _mean(share: float, sd: float | None = None) -> str:
+    return f"{100 * share:.1f}" if sd is None else f"{100 * share:.1f} ± {100 * sd:.1f}"
+
+
+def _shortfall(arm: ArmSummary, target: float) -> str:
+    """By how much an arm misses a target, with as many digits as it takes to tell them apart."""
+    if arm.accuracy is None:
+        return "not measured"
+    points = 100 * (target - arm.accuracy.best)
+    short = f"{points:.1f}" if points >= 0.095 else f"{points:.2f}" if points >= 0.005 else "less than 0.01"
+    return f"not reached, {short} points short"
 
 
 def _model(arm: ArmSummary) -> str:

@@ -34,6 +34,11 @@ class Curve:
         smooth[1:-1] = (self.mean[:-2] + self.mean[1:-1] + self.mean[2:]) / 3
         return smooth
 
+    @property
+    def best(self) -> float:
+        """The highest point of the smooth curve."""
+        return float(self.smooth.max())
+
     def reaches(self, target: float) -> float | None:
         """The round, interpolated, at which the smooth curve first is at least the target; None if it never is.
 

@@ -43,6 +43,15 @@ class SeedRun:
         found = ((number, number_of(line, field)) for number, line in sorted(self.rounds.items()))
         return {number: value for number, value in found if value is not None}
 
+    def total_bytes(self) -> dict[int, int]:
+        """Bytes sent up and down from the first round to each, as far as no round before it lacks them."""
+        sums: dict[int, int] = {}
+        total, number = 0, 1
+        while (line := self.rounds.get(number)) is not None and (sent := round_bytes(line)) is not None:
+            sums[number] = total = total + sent
+            number += 1
+        return sums
+
 
 @dataclass(frozen=True)
 class ArmRun:
@@ -103,6 +112,12 @@ def number_of(line: Line, field: str) -> float | None:
     return float(value)
 
 
+def round_bytes(line: Line) -> int | None:
+    """Bytes that all participants of a round sent, up and down; None if one of them was not measured."""
+    up, down = number_of(line, "up_bytes"), number_of(line, "down_bytes")
+    return None if up is None or down is None else int(up + down)
+
+
 @dataclass
 class _Lines:
     """The lines about one arm and seed so far."""
@@ -119,6 +134,7 @@ class _Lines:
                 self.about = line
             case "round" if isinstance(number, int):
                 self.rounds[number] = line
+                self.done = None  # a run that was over has been given more rounds
             case "clients" if isinstance(number, int) and isinstance(clients, dict):
                 self.clients[number] = {name: of for name, of in clients.items() if isinstance(of, dict)}
             case "done":

@@ -15,13 +15,15 @@ those that the plan gives fewer or more rounds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 
 import numpy as np
 
+from fedpara_edge.errors import InputError
 from fedpara_edge.report.curve import Curve, curve_of
-from fedpara_edge.report.results import ArmRun, Line, Results, SeedRun, number_of
+from fedpara_edge.report.results import ArmRun, Line, Results, SeedRun, number_of, round_bytes
 from fedpara_edge.report.summary import ArmSummary, Summary
 from fedpara_edge.simulation.plan.plan import Plan
 
@@ -35,25 +37,61 @@ def summarize(results: Results) -> Summary:
     ends = {arm.name: planned.get(arm.name, plan.rounds) for arm in results.arms}
     come_to = ((number, ends[arm.name]) for arm in results.arms for seed in arm.seeds for number in seed.rounds)
     last = max((number for number, end in come_to if plan.is_evaluated(number, last=end)), default=0)
-    arms = tuple(_summarize(arm, _last_evaluated(plan, last, ends[arm.name])) for arm in results.arms)
+    arms = tuple(_summarize(arm, _last_evaluated(plan, last, ends[arm.name]), ends[arm.name]) for arm in results.arms)
     reference = _reference(arms, plan.reference)
     curve = reference.accuracy
     if plan.target is not None:
         targets: tuple[float, ...] = (plan.target,)
     else:
-        targets = () if curve is None else tuple(sorted(float(curve.smooth.max()) - below for below in BELOW_BEST))
-    note = None
-    if plan.reference not in (None, reference.name):
-        note = f"{plan.reference}, the plan's reference, has not begun: compared with {reference.name} instead"
-    elif curve is None:
-        note = f"{reference.name}, the reference, has no accuracy: nothing can be compared with it"
+        targets = () if curve is None else tuple(sorted(curve.best - below for below in BELOW_BEST))
     return Summary(
         arms=arms,
         reference=reference.name,
         targets=targets,
         is_planned=plan.target is not None,
-        note=note,
+        notes=tuple(_notes(results, arms, reference)),
     )
+
+
+def select(summary: Summary, arms: Mapping[str, str]) -> Summary:
+    """Keep some arms, under other names.
+
+    Args:
+        summary: Summary of all arms; the targets stay.
+        arms: New name of each arm to keep, by its name in the plan. Where the reference is not among them, another is
+            chosen as if the plan had named none.
+
+    Raises:
+        InputError: There is no such arm, none is kept, or two get one name.
+    """
+    there = {arm.name: arm for arm in summary.arms}
+    for name in arms:
+        if name not in there:
+            raise InputError(f"expected one of the run's arms, {', '.join(there)}, found {name!r}", key="arm")
+    if not arms or len(set(arms.values())) < len(arms):
+        raise InputError(
+            f"expected arms with names of their own, found {', '.join(arms.values()) or 'none'}", key="arm"
+        )
+    kept = tuple(there[name] for name in arms)
+    reference = summary.reference if summary.reference in arms else _reference(kept, None).name
+    renamed = tuple(replace(arm, name=arms[arm.name]) for arm in kept)
+    return replace(summary, arms=renamed, reference=arms[reference])
+
+
+def _notes(results: Results, arms: Sequence[ArmSummary], reference: ArmSummary) -> Iterator[str]:
+    """What a reader has to know: whether the reference is the plan's, and what is missing or unfinished."""
+    plan = results.plan
+    if plan.reference not in (None, reference.name):
+        yield f"{plan.reference}, the plan's reference, has not begun: compared with {reference.name} instead"
+    elif reference.accuracy is None:
+        yield f"{reference.name}, the reference, has no accuracy: nothing can be compared with it"
+    begun = {arm.name: {seed.seed for seed in arm.seeds} for arm in results.arms}
+    missing = [arm.name for arm in plan.arms if arm.name not in begun]
+    if missing:
+        yield f"arms of the plan that have not begun, {len(missing)} of {len(plan.arms)}: {', '.join(missing)}"
+    for arm in arms:
+        reasons = {**dict.fromkeys(set(plan.seeds) - begun[arm.name], "not begun"), **arm.unfinished}
+        yield from (f"{arm.name}, seed {seed}: {why}" for seed, why in sorted(reasons.items()))
 
 
 def _last_evaluated(plan: Plan, last: int, end: int) -> int:
@@ -69,7 +107,7 @@ def _reference(arms: Sequence[ArmSummary], planned: str | None) -> ArmSummary:
     return next((arm for arm in arms if arm.name == planned), [*dense, *sending][0])
 
 
-def _summarize(arm: ArmRun, last: int) -> ArmSummary:
+def _summarize(arm: ArmRun, last: int, end: int) -> ArmSummary:
     def curve(name: str) -> Curve | None:
         return curve_of(seed.series(name) for seed in arm.seeds)
 
@@ -87,15 +125,15 @@ def _summarize(arm: ArmRun, last: int) -> ArmSummary:
         name=arm.name,
         about=arm.about,
         accuracy=curve_of(accuracies),
-        total_bytes=curve_of(_cumulative(seed) for seed in arm.seeds),
+        total_bytes=curve_of(seed.total_bytes() for seed in arm.seeds),
         gap=curve("gap"),
         factor_norm=curve("factor_norm"),
         weight_norm=curve("weight_norm"),
         last_round=last,
         final=tuple(series[last] for series in accuracies if last in series),
         rounds=tuple(max(seed.rounds, default=0) for seed in arm.seeds),
-        unfinished={seed.seed: why for seed in arm.seeds if (why := _why_unfinished(seed, last))},
-        round_bytes=mean(_round_bytes),
+        unfinished={seed.seed: why for seed in arm.seeds if (why := _why_unfinished(seed, last, end))},
+        round_bytes=mean(round_bytes),
         participant_bytes=mean(_participant_bytes),
         train_seconds=mean(lambda line: number_of(line, "train_seconds")),
         clients=np.array([accuracy for accuracy in clients if accuracy is not None], np.float64),
@@ -104,35 +142,20 @@ def _summarize(arm: ArmRun, last: int) -> ArmSummary:
     )
 
 
-def _why_unfinished(seed: SeedRun, last: int) -> str:
-    """Why a seed did not come to its end, or has no accuracy after round `last`; empty if neither."""
+def _why_unfinished(seed: SeedRun, last: int, end: int) -> str:
+    """Why a seed did not come to round `end`, or has no accuracy after round `last`; empty if neither."""
     number = max(seed.rounds, default=0)
-    when = f"after round {number}" if number else "in round 1"
     if seed.done is not None and (reason := seed.done.get("diverged")):
-        return f"diverged {when}: {reason}"
+        return f"diverged {f'after round {number}' if number else 'in round 1'}: {reason}"
+    reasons = [f"{number} of {end} rounds done"] if seed.done is None or number < end else []
     line = seed.rounds.get(last, {})
-    lost = "loss" in line and number_of(line, "loss") is None
-    reasons = [f"stopped {when}"] if seed.done is None else []
-    return "; ".join([*reasons, *([f"the loss after round {last} is not finite"] if lost else [])])
-
-
-def _cumulative(seed: SeedRun) -> dict[int, float]:
-    """Bytes from the first round to each; up to where a round or its bytes are missing."""
-    sums: dict[int, float] = {}
-    total, number = 0.0, 1
-    while (line := seed.rounds.get(number)) is not None and (sent := _round_bytes(line)) is not None:
-        sums[number] = total = total + sent
-        number += 1
-    return sums
-
-
-def _round_bytes(line: Line) -> float | None:
-    up, down = number_of(line, "up_bytes"), number_of(line, "down_bytes")
-    return None if up is None or down is None else up + down
+    if "loss" in line and number_of(line, "loss") is None:
+        reasons.append(f"the loss after round {last} is not finite")
+    return "; ".join(reasons)
 
 
 def _participant_bytes(line: Line) -> float | None:
-    sent, participants = _round_bytes(line), number_of(line, "participants")
+    sent, participants = round_bytes(line), number_of(line, "participants")
     return sent / participants if sent is not None and participants else None
 
 

@@ -111,14 +111,14 @@ class Summary:
         reference: name of the arm that the others are compared with.
         targets: accuracies to reach, ascending.
         is_planned: whether the plan names the target.
-        note: what is wrong with the reference, if anything.
+        notes: What is wrong with the reference, and arms and seeds that are missing or unfinished, one line each.
     """
 
     arms: tuple[ArmSummary, ...]
     reference: str
     targets: tuple[float, ...]
     is_planned: bool
-    note: str | None = None
+    notes: tuple[str, ...] = ()
 
     def arm(self, name: str) -> ArmSummary:
         """The arm of that name."""

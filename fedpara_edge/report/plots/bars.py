@@ -8,10 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fedpara_edge.report.palette import FAINT, MUTED, PAPER, look
-from fedpara_edge.report.plots.labels import colour_of, key_of, label_bars, legend, short, size_tick
+from fedpara_edge.report.plots.labels import colour_of, key_of, label_bars, legend, short, show_percent, size_tick
 from fedpara_edge.report.plots.style import WIDTH, panels_of
 from fedpara_edge.report.summary import RATES_MBPS, ArmSummary, Summary
 from fedpara_edge.report.units import percent, ratio, seconds, size
@@ -38,7 +38,7 @@ def bytes_to_target(summary: Summary) -> Figure | None:
             if found.seeds < len(arm.rounds):
                 text = f"{text}, {found.seeds} of {len(arm.rounds)} seeds"
             if found.ratio is not None and arm.name != summary.reference:
-                more = f"{ratio(1 / found.ratio)} as much" if found.ratio < 1 else f"{ratio(found.ratio)} less"
+                more = f"{ratio(1 / found.ratio)} as many" if found.ratio < 1 else f"{ratio(found.ratio)} fewer"
                 text = f"{text}, {more}"
             axes.barh(place, sent, color=colour_of(summary, arm), height=BAR)
             bars.append((sent, text))
@@ -87,7 +87,7 @@ def accuracy_of_clients(summary: Summary) -> Figure | None:
         axes.plot([middle, middle], [place - 0.3, place + 0.3], color=colour, linewidth=2.4, solid_capstyle="butt")
         jitter = np.random.default_rng(0).uniform(-0.22, 0.22, len(arm.clients))
         axes.plot(arm.clients, place + jitter, ".", color=colour, markersize=4, alpha=0.65, markeredgewidth=0)
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    show_percent(axes.xaxis)
     axes.set_xlabel("accuracy on a client's own test examples")
     return figure
 
@@ -130,6 +130,7 @@ def _bars(
 ) -> tuple[Figure, Sequence[Axes]]:
     """Panels side by side with a row for each arm, the first on top."""
     figure = Figure(figsize=(WIDTH, 0.95 + below + row * len(arms)), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1)  # type: ignore[union-attr, call-arg]
     panels = list(figure.subplots(1, columns, sharey=True, squeeze=False)[0])
     panels[0].set_yticks(range(len(arms)), [short(arm.name) for arm in arms])
     panels[0].set_ylim(len(arms) - 0.4, -0.6)

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Annotation
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.transforms import Bbox
 
+from fedpara_edge.report.curve import Numbers
 from fedpara_edge.report.palette import INK, MUTED, look
 from fedpara_edge.report.plots.style import WIDTH
 from fedpara_edge.report.summary import ArmSummary, Summary
@@ -31,8 +37,12 @@ def key_of(summary: Summary, arm: ArmSummary, **changes: Any) -> Line2D:
 
 
 def legend(figure: Figure, keys: Sequence[Any]) -> None:
+    """Write a legend below the panels; with many keys the figure grows, and the panels keep their size."""
     longest = max(len(str(key.get_label())) for key in keys)
-    figure.legend(handles=list(keys), loc="outside lower center", ncols=max(1, min(len(keys), 90 // (longest + 7))))
+    columns = max(1, min(len(keys), 90 // (longest + 7)))
+    rows = -(-len(keys) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.19 * max(0, rows - 2))
+    figure.legend(handles=list(keys), loc="outside lower center", ncols=columns)
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
@@ -63,6 +73,84 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
         text.set_in_layout(False)
 
 
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """A curve that is to get its name beside it.
+
+    Attributes:
+        x: Places of its points, [N].
+        y: Heights of its points, [N].
+        name: Name of the curve.
+        colour: Colour of the curve and its name.
+    """
+
+    x: Numbers
+    y: Numbers
+    name: str
+    colour: str
+
+
+SIDES = ((7, -3, "left", "top"), (8, -1, "left", "center"), (-8, 1, "right", "center"), (0, 9, "center", "bottom"))
+"""Offsets and alignments of a name from a point of its curve, the best first."""
+MOST_PLACES = 8
+"""Points of a curve, from its first on, that its name may stand beside."""
+CLEARANCE = 3.0
+"""Points that a name keeps from other curves and names."""
+
+
+def label_curves(axes: Axes, curves: Sequence[Labelled]) -> bool:
+    """Write the name of each curve beside it, where it meets neither a curve nor another name; a comma ends a line.
+
+    Args:
+        axes: Axes with their final limits and scales.
+        curves: Curves in these axes.
+
+    Returns:
+        Whether there was room for all of them; if not, none was written.
+    """
+    figure = axes.get_figure()
+    assert isinstance(figure, Figure)
+    figure.draw_without_rendering()  # lays the axes out
+    pixels = figure.dpi / 72
+    drawn = {curve.name: _pixels(axes, curve) for curve in curves}
+    written: list[tuple[Annotation, Bbox]] = []
+    for curve in sorted(curves, key=lambda curve: float(curve.x[0])):
+        others = np.concatenate([points for name, points in drawn.items() if name != curve.name] or [np.zeros((0, 2))])
+        for place, side in product(range(min(len(curve.x), MOST_PLACES)), SIDES):
+            text = _write(axes, curve, place, side)
+            box = text.get_window_extent()
+            wide = box.padded(CLEARANCE * pixels)
+            is_free = not (box.count_contains(drawn[curve.name]) or wide.count_contains(others))
+            if is_free and wide.count_overlaps([other for _, other in written]) == 0 and _is_inside(axes, box):
+                written.append((text, box))
+                break
+            text.remove()
+        else:
+            for text, _ in written:
+                text.remove()
+            return False
+    return True
+
+
+def _write(axes: Axes, curve: Labelled, place: int, side: tuple[float, float, str, str]) -> Annotation:
+    right, up, ha, va = side
+    point = (float(curve.x[place]), float(curve.y[place]))
+    look: Any = {"color": curve.colour, "ha": ha, "va": va, "fontweight": "bold", "linespacing": 1.1}
+    return axes.annotate(curve.name.replace(", ", "\n"), point, (right, up), "data", "offset points", **look)
+
+
+def _pixels(axes: Axes, curve: Labelled) -> Numbers:
+    """The curve as points so close that none of them is missed, [N, 2] in pixels."""
+    points = axes.transData.transform(np.column_stack([curve.x, curve.y]))
+    steps = np.linspace(0, len(points) - 1, 40 * len(points))
+    return np.column_stack([np.interp(steps, np.arange(len(points)), points[:, axis]) for axis in (0, 1)])
+
+
+def _is_inside(axes: Axes, box: Bbox) -> bool:
+    window = axes.get_window_extent()
+    return bool(window.x0 <= box.x0 and box.x1 <= window.x1 and window.y0 <= box.y0 and box.y1 <= window.y1)
+
+
 def label_bars(axes: Axes, bars: Sequence[tuple[float, str]], arms: Sequence[ArmSummary], columns: int) -> None:
     """Write a text behind each bar, and make the axis so long that all find room.
 
@@ -84,6 +172,12 @@ def label_bars(axes: Axes, bars: Sequence[tuple[float, str]], arms: Sequence[Arm
 
 def size_tick(count: float, _: int) -> str:
     return re.sub(r"\.0+ ", " ", size(count)) if count else "0"
+
+
+def show_percent(axis: Axis) -> None:
+    """Have an axis of shares say per cent, at round numbers."""
+    axis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.6g} %"))
 
 
 def short(name: str) -> str:

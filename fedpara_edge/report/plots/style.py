@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fedpara_edge.report.curve import Curve, Numbers
 from fedpara_edge.report.palette import FAINT, INK, MUTED, PAPER
-from fedpara_edge.report.svg import embed
+from fedpara_edge.report.svg import embed, standalone
 
 WIDTH = 7.2
 PNG_DPI = 160
@@ -44,30 +46,74 @@ STYLE: Any = {
 
 
 def to_png(figure: Figure) -> bytes:
-    """The figure on white."""
+    """The figure on white, as PNG."""
     file = io.BytesIO()
     with mpl.rc_context(STYLE):
         figure.savefig(file, format="png", dpi=PNG_DPI, facecolor=PAPER, metadata={"Software": None})
     return file.getvalue()
 
 
-def to_svg(figure: Figure, name: str, title: str) -> str:
-    """The figure as an element of an HTML page: transparent, as wide as its place, coloured by its style.
+def to_pdf(figure: Figure) -> bytes:
+    """The figure on white, as PDF."""
+    file = io.BytesIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(file, format="pdf", facecolor=PAPER, metadata={"CreationDate": None})
+    return file.getvalue()
+
+
+def to_svg(figure: Figure, title: str) -> bytes:
+    """The figure as an SVG file, on white, or on black where the reader prefers dark pages.
 
     Args:
-        figure: to write.
-        name: that no other figure of the page has; its identifiers start with it.
-        title: what a screen reader says.
+        figure: Figure to write.
+        title: Description that a screen reader says.
     """
+    return standalone(_svg(figure, PAPER), title).encode()
+
+
+def to_element(figure: Figure, name: str, title: str) -> str:
+    """The figure as an element of an HTML page: transparent, as wide as its place, coloured by the page's style.
+
+    Args:
+        figure: Figure to write.
+        name: Name that no other figure of the page has; its identifiers start with it.
+        title: Description that a screen reader says.
+    """
+    return embed(_svg(figure, "none"), name, title)
+
+
+def _svg(figure: Figure, background: str) -> str:
     file = io.StringIO()
     with mpl.rc_context(STYLE):
-        figure.savefig(file, format="svg", facecolor="none", metadata={"Date": None})
-    return embed(file.getvalue(), name, title)
+        figure.savefig(file, format="svg", facecolor=background, metadata={"Date": None})
+    return file.getvalue()
 
 
 def panels_of(height: float, columns: int = 1, *, right: float = 0.0) -> tuple[Figure, Sequence[Axes]]:
+    """A figure with panels side by side.
+
+    Args:
+        height: Height of the figure in inches.
+        columns: Number of panels.
+        right: Share of the width that is left free at the right.
+    """
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     if right:
         figure.get_layout_engine().set(rect=(0, 0, 1 - right, 1))  # type: ignore[union-attr, call-arg]
     panels = figure.subplots(1, columns, squeeze=False)[0]
     return figure, list(panels)
+
+
+def draw_band(axes: Axes, x: Numbers, curve: Curve, *, colour: str, highest: float = np.inf) -> None:
+    """Draw a band of one standard deviation around a mean; nothing where there is one seed.
+
+    Args:
+        axes: Axes to draw into.
+        x: Places of the points of the curve, [N].
+        curve: Curve of a measure from 0 to `highest`, where the band ends.
+        colour: Colour of the curve.
+        highest: Largest value that the measure can have.
+    """
+    if curve.seeds > 1:
+        low, high = (np.clip(curve.mean + side * curve.sd, 0, highest) for side in (-1, 1))
+        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0, zorder=2)

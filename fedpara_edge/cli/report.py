@@ -1,0 +1,88 @@
+"""`fedpara-edge report`: what a simulation has measured, as a page, a figure or a table."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from fedpara_edge.cli.command import Command
+from fedpara_edge.cli.output import emit, json_option, note, overwrite_option
+
+PATH = click.Path(path_type=Path)
+STDOUT = Path("-")
+
+
+@click.command("report", cls=Command)
+@click.argument("run", type=PATH)
+@click.option("-o", "--output", type=PATH, help="Folder for the report, or file for --figure.  [default: RUN]")
+@click.option("--csv", type=PATH, help="Write this table instead, a row for each arm, seed and round; - for stdout.")
+@click.option("--figure", metavar="NAME", help="Write one figure instead, such as accuracy-by-bytes: .svg, .png, .pdf.")
+@click.option("--arm", "arms", multiple=True, metavar="NAME[=LABEL]", help="With --figure: arm to draw, several times.")
+@click.option("--target", type=float, metavar="SHARE", help="With --figure: accuracy to reach, such as 0.86.")
+@click.option("--title", help="With --figure: title above it.")
+@overwrite_option
+@json_option
+def command(
+    run: Path,
+    output: Path | None,
+    csv: Path | None,
+    figure: str | None,
+    arms: tuple[str, ...],
+    target: float | None,
+    title: str | None,
+    overwrite: bool,
+    json: bool,
+) -> None:
+    """Report on RUN, the folder of a simulation, finished or not.
+
+    The report is RUN/report.html, which needs no other file, and a PNG for each figure. Figures need matplotlib.
+    """
+    if csv is not None and figure is not None:
+        raise click.UsageError("--csv: expected without --figure; type one command for each")
+    if figure is None and (arms or target is not None or title is not None):
+        raise click.UsageError("--arm, --target, --title: expected with --figure NAME, found without")
+    if csv is not None:
+        if output is not None:
+            raise click.UsageError(f"--output: expected without --csv, which names its file, found {output}")
+        if csv == STDOUT and json:
+            raise click.UsageError("--csv: expected a file beside --json, which has stdout to itself, found -")
+        _write_table(run, csv, overwrite=overwrite, json=json)
+    elif figure is not None:
+        from fedpara_edge.report import write_figure
+
+        if output is None:
+            raise click.UsageError("--output: expected a file for the figure, found none; add -o FILE.svg")
+        labels = {arm: label or arm for arm, _, label in (text.partition("=") for text in arms)}
+        write_figure(run, figure, output, arms=labels or None, target=target, title=title or "", overwrite=overwrite)
+        emit({"run": str(run), "figure": str(output)}, f"figure: {output}", as_json=json)
+    else:
+        _write_report(run, output, overwrite=overwrite, json=json)
+
+
+def _write_report(run: Path, output: Path | None, *, overwrite: bool, json: bool) -> None:
+    from fedpara_edge.report import write_report
+
+    report = write_report(run, output, overwrite=overwrite)
+    for line in (*report.notes, *filter(None, [report.left_out])):
+        note(line)
+    files = {"report": str(report.page), "figures": [str(path) for path in report.figures]}
+    result = {"run": str(run), **files, "notes": list(report.notes), "left_out": report.left_out}
+    emit(result, f"report: {report.page}", as_json=json)
+
+
+def _write_table(run: Path, csv: Path, *, overwrite: bool, json: bool) -> None:
+    from fedpara_edge.report import read_metrics, to_csv
+    from fedpara_edge.storage.atomic import check_output, replacing_file
+
+    if csv == STDOUT:
+        to_csv(read_metrics(run), sys.stdout)
+        return
+    check_output(csv, overwrite=overwrite)
+    rows = read_metrics(run)
+    with replacing_file(csv) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        to_csv(rows, file)
+    columns = list(rows[0]) if rows else []
+    result = {"run": str(run), "csv": str(csv), "rows": len(rows), "columns": columns}
+    emit(result, f"{len(rows)} rows of {len(columns)} columns: {csv}", as_json=json)

@@ -1,0 +1,96 @@
+"""Figures as files. They need matplotlib, and only this module asks whether it is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+from fedpara_edge.errors import InputError
+from fedpara_edge.report.page import Figure
+from fedpara_edge.report.summary import Summary
+from fedpara_edge.storage.atomic import replacing_file
+
+CAPTIONS = {
+    "accuracy-by-round": "Accuracy by round: mean over the seeds, with a band of one standard deviation.",
+    "accuracy-by-bytes": "Accuracy over all that was sent until then, on a logarithmic axis: points are means over the "
+    "seeds, with a band of one standard deviation; lines are smoothed, and cross a target where the arm reaches it.",
+    "bytes-to-target": "What all participants sent, up and down, until an arm reached the accuracy.",
+    "seconds-per-round": "One participant's round: computing as measured here, sending as computed for the rate.",
+    "clients": "A point for each client (of all seeds); the box is their middle half, its line their median.",
+    "ranks": "Rank of the composed weight of each factored layer when it was last measured, mean over the seeds.",
+    "gap": "The gap by round, mean over the seeds, with a band of one standard deviation.",
+    "norms": "Frobenius norms by round, mean over the seeds, with a band of one standard deviation.",
+}
+"""Figures by name, with what each shows."""
+FORMATS = (".svg", ".png", ".pdf")
+INSTALL = "pip install 'matplotlib>=3.8'"
+
+
+def why_left_out() -> str | None:
+    """Why figures can't be drawn here, with the line to type; None if they can."""
+    if find_spec("matplotlib") is not None:
+        return None
+    return f"figures were left out: they need matplotlib, which is not installed here; type: {INSTALL}"
+
+
+def write_pngs(folder: Path, summary: Summary) -> Mapping[str, Figure]:
+    """Write a PNG of every figure.
+
+    Args:
+        folder: Folder that the files `NAME.png` are written into.
+        summary: Summary to draw.
+
+    Returns:
+        The same figures for an HTML page, by name; none without matplotlib.
+    """
+    if why_left_out() is not None:
+        return {}
+    from fedpara_edge.report.plots.drawing import draw
+    from fedpara_edge.report.plots.style import to_element, to_png
+
+    pages: dict[str, Figure] = {}
+    for name, drawn in draw(summary).items():
+        _write(folder / f"{name}.png", to_png(drawn))
+        pages[name] = Figure(to_element(drawn, name, CAPTIONS[name]), CAPTIONS[name])
+    return pages
+
+
+def write_one(path: Path, name: str, summary: Summary, *, title: str = "") -> None:
+    """Write one figure, in the format of the file's suffix.
+
+    Args:
+        path: File to write, `.svg`, `.png` or `.pdf`.
+        name: Figure to draw, one of `CAPTIONS`.
+        summary: Summary to draw.
+        title: Title above the figure.
+
+    Raises:
+        InputError: The suffix is another, the run has measured nothing for this figure, or matplotlib is not installed.
+        FedparaError: The disk refuses the write.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in FORMATS:
+        raise InputError(f"{path}: expected a picture's name that ends in {', '.join(FORMATS)}; rename it")
+    if why_left_out() is not None:
+        raise InputError(f"expected matplotlib to be installed, found none; type: {INSTALL}", key="figure")
+    from fedpara_edge.report.plots.drawing import draw, draw_one
+    from fedpara_edge.report.plots.style import to_pdf, to_png, to_svg
+
+    drawn = draw_one(summary, name, title=title)
+    if drawn is None:
+        there = ", ".join(draw(summary))
+        raise InputError(f"expected one of this run's figures, {there}, found {name!r}", key="figure")
+    match suffix:
+        case ".svg":
+            content = to_svg(drawn, title or CAPTIONS[name])
+        case ".pdf":
+            content = to_pdf(drawn)
+        case _:
+            content = to_png(drawn)
+    _write(path, content)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with replacing_file(path) as temporary:
+        temporary.write_bytes(content)
