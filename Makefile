@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: test versions versions-quick demo bench pi pi-board pi-32 pi-wheel format clean
+.PHONY: test versions versions-quick demo bench report figures pi pi-board pi-32 pi-wheel format clean
 .DELETE_ON_ERROR:
 
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -35,6 +35,14 @@ demo: $(VENV)/ready  ## FedPara, dense and low-rank on real images, through the 
 
 bench: $(VENV)/ready  ## the numbers of the README, written to benchmarks/results.md
 	$(BIN)/python benchmarks/run.py
+
+report: $(VENV)/ready  ## page and figures of every run in plans/results, into build/reports/
+	mkdir -p build/reports
+	set -e; for run in plans/results/*; do \
+	  $(BIN)/fedpara-edge report $$run -o build/reports/$$(basename $$run) --force; done
+
+figures: $(VENV)/ready  ## the figures of the documentation, drawn again from plans/results
+	$(BIN)/python docs/figures.py
 
 PI := $(VENV)/pi
 PI_SUITE ?= bookworm

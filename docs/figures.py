@@ -1,0 +1,57 @@
+"""Draw the figures of the documentation from the committed results of the plans, with the command that a user types.
+
+python docs/figures.py      # prints each command, and replaces docs/figures/*.svg
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import click
+
+from fedpara_edge.cli import fedpara_edge
+
+ROOT = Path(__file__).parents[1]
+FOLDER = Path("docs") / "figures"
+FOUR_ARMS = {
+    "dense": "dense model, float32",
+    "dense-uniform2": "dense model, codec uniform",
+    "fedpara": "FedPara, float32",
+    "fedpara-uniform2": "FedPara, codec uniform",
+}
+"""Arms of a figure that has the model and the codec apart, with what they are called in it."""
+
+
+def _four_arms(run: str, title: str) -> list[str]:
+    arms = [f"--arm={name}={label}" for name, label in FOUR_ARMS.items()]
+    return [f"plans/results/{run}", "--figure=accuracy-by-bytes", *arms, "--target=0.86", f"--title={title}"]
+
+
+FIGURES: Mapping[str, Sequence[str]] = {
+    "fashion-mnist-bytes": _four_arms("fashion-mnist-bytes", "Fashion-MNIST on ten devices: accuracy over bytes"),
+    "har-bytes": _four_arms("har-bytes", "Activities from the sensors of phones: accuracy over bytes"),
+    "har-personal": ["plans/results/har-personal", "--figure=clients"],
+    "shakespeare-lstm": ["plans/results/shakespeare-lstm", "--figure=accuracy-by-bytes"],
+}
+"""Figures by the name of their file, each with what follows `fedpara-edge report`."""
+
+
+def command(name: str) -> list[str]:
+    """Arguments of `fedpara-edge` that draw a figure into the current folder's `docs/figures`."""
+    return ["report", *FIGURES[name], "--output", (FOLDER / f"{name}.svg").as_posix(), "--force"]
+
+
+@click.command()
+def main() -> None:
+    """Draw all figures again; typed in the folder that has docs/ and plans/."""
+    if not FOLDER.is_dir():
+        raise click.UsageError(f"expected to be called in {ROOT}, found no folder {FOLDER}")
+    for name in FIGURES:
+        click.echo(shlex.join(["fedpara-edge", *command(name)]), err=True)
+        fedpara_edge.main(command(name), standalone_mode=False)
+
+
+if __name__ == "__main__":
+    main()
