@@ -17,9 +17,9 @@ ROOT = Path(__file__).parents[1]
 FOLDER = Path("docs") / "figures"
 FOUR_ARMS = {
     "dense": "dense model, float32",
-    "dense-uniform2": "dense model, codec uniform",
+    "dense-uniform2": "dense model, uniform codec",
     "fedpara": "FedPara, float32",
-    "fedpara-uniform2": "FedPara, codec uniform",
+    "fedpara-uniform2": "FedPara, uniform codec",
 }
 """Arms of a figure that has the model and the codec apart, with what they are called in it."""
 
@@ -31,7 +31,7 @@ def _four_arms(run: str, title: str) -> list[str]:
 
 FIGURES: Mapping[str, Sequence[str]] = {
     "fashion-mnist-bytes": _four_arms("fashion-mnist-bytes", "Fashion-MNIST on ten devices: accuracy over bytes"),
-    "har-bytes": _four_arms("har-bytes", "Activities from the sensors of phones: accuracy over bytes"),
+    "har-bytes": _four_arms("har-bytes", "Activities from phone sensors: accuracy over bytes"),
     "har-personal": ["plans/results/har-personal", "--figure=clients"],
     "shakespeare-lstm": ["plans/results/shakespeare-lstm", "--figure=accuracy-by-bytes"],
 }

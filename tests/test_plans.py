@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,14 @@ def test_the_report_of_a_committed_result(run: Command, tmp_path: Path) -> None:
         assert f">{arm.name}<" in page
         assert f">{accuracy(arm.final)}<" in page
     assert page.count("<svg") == (0 if why_left_out() else len(CAPTIONS))
+
+
+def test_a_copy_of_a_plan_says_where_its_paths_count_from(run: Command, tmp_path: Path) -> None:
+    shutil.copy(PLANS / "results" / "fashion-mnist-cnn" / "plan.toml", tmp_path)
+    ended = run("simulate", tmp_path / "plan.toml", "-o", tmp_path / "again")
+    assert ended.code == 2
+    assert f"found nothing at {tmp_path}/.." in ended.err
+    assert "a plan's relative paths count from its own folder, so a copy in a run folder needs others" in ended.err
 
 
 def test_results_are_a_plan_and_its_metrics() -> None:

@@ -1,7 +1,7 @@
-"""The report of a run, its figures one by one, and all that was measured as rows.
+"""Reports on a run: a page with tables and figures, single figures, and all measurements as rows.
 
-What the numbers mean is said in `summarizing`. Figures need matplotlib, of the extra `report`; without it the report
-has its tables, and says so.
+`summarizing` defines the numbers. Figures need matplotlib, of the extra `report`; without it the report has its tables
+and says so.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The figure of a comparison of codecs: error against bits. Imports matplotlib."""
+"""Figure of a comparison of codecs: error against bits. Imports matplotlib."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedpara_edge.formats.codecbench import Measured
 from fedpara_edge.storage.atomic import replacing_file
 
 LABELS = ((-5, 4, "right"), (-5, 4, "right"), (5, 4, "left"), (6, -4, "left"), (5, 5, "left"), (-5, -10, "right"))
-"""Offsets and alignments of the labels of each line, so that those of neighbouring lines keep apart."""
+"""Offsets and alignments of the labels by line, so that those of neighbouring lines keep apart."""
 
 
 def write_picture(path: Path, rows: Sequence[Measured], title: str) -> None:
@@ -24,7 +24,7 @@ def write_picture(path: Path, rows: Sequence[Measured], title: str) -> None:
         title: Title of the figure.
 
     Raises:
-        FedparaError: the disk refuses the write.
+        FedparaError: The disk refuses the write.
     """
     families: dict[str, list[Measured]] = {}
     for row in rows:

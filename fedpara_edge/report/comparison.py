@@ -1,6 +1,6 @@
-"""The tables of the report: one row for each arm, from what `summary` has worked out.
+"""Tables of the report, one row per arm.
 
-A table is None where nothing of it was measured; a cell that was not measured is a dash.
+A table is None where the run has measured nothing of it; a cell that was not measured is a dash.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROUNDS_SHOWN, ROUNDS_WITH_SPREAD = 8, 6
 
 
 def arms_table(summary: Summary) -> Table:
-    """What each arm is, what it sends and what it came to."""
+    """What each arm is, how much it sends and the accuracy it ends with."""
     reference = summary.arm(summary.reference)
     has_personal = any(arm.about.get("personal_parameters") for arm in summary.arms)
     personal = ["kept on the device"] if has_personal else []
@@ -58,17 +58,17 @@ def arms_table(summary: Summary) -> Table:
             ]
         )
     ends = sorted({arm.last_round for arm in summary.arms})
-    when = f"after round {ends[0]}" if len(ends) == 1 else "after the last of its rounds"
+    when = f"after round {ends[0]}" if len(ends) == 1 else "after the last round of the arm"
     caption = (
-        f"Sent a round: all participants together, up and down, mean over rounds. Accuracy: {when}, of the seeds that "
-        f"have come to it. Points: of accuracy above or below {summary.reference}, where all seeds have."
-        + ("" if len(ends) == 1 else " Not all arms have as many rounds.")
+        f"Sent a round: all participants together, up and down, mean over the rounds. Accuracy: {when}, of the seeds "
+        f"that got there. Points: difference in accuracy from {summary.reference}, where all seeds got there."
+        + ("" if len(ends) == 1 else " Arms have different numbers of rounds.")
     )
     return Table(header, rows, caption, summary.reference, text=(1,))
 
 
 def accuracy_table(summary: Summary) -> Table | None:
-    """Accuracy after some of the evaluated rounds, and the best of the smooth curve, which decides about targets."""
+    """Accuracy after some of the evaluated rounds, and the best of the smooth curve, by which targets are reached."""
     curves = [(arm, arm.accuracy) for arm in summary.arms if arm.accuracy is not None]
     rounds = sorted({int(number) for _, curve in curves for number in curve.rounds})
     if not rounds:
@@ -84,14 +84,14 @@ def accuracy_table(summary: Summary) -> Table | None:
     header = ["after round", *map(str, chosen), "best, smoothed"]
     spread = ", ± their standard deviation" if has_spread else ""
     caption = (
-        f"Accuracy in %, mean over the seeds{spread}. Best, smoothed: the highest mean of an evaluated round and the "
-        "two beside it, the first and the last round as they are; by this curve arms reach their targets below."
+        f"Accuracy in %, mean over the seeds{spread}. Best, smoothed: highest mean of an evaluated round and its "
+        "two neighbours (first and last round as they are); targets below are reached by this curve."
     )
     return Table(header, rows, caption, summary.reference)
 
 
 def bytes_tables(summary: Summary) -> list[Table]:
-    """For each target, the rounds and bytes that each arm needed, and the ratio of the bytes."""
+    """For each target, the rounds and bytes that every arm needed, and the ratio of the bytes to the reference's."""
     tables = []
     for target in summary.targets:
         rows = []
@@ -114,7 +114,7 @@ def bytes_tables(summary: Summary) -> list[Table]:
 
 
 def time_table(summary: Summary) -> Table | None:
-    """Seconds of a round for one participant, as in the paper's Tables 7 and 8."""
+    """Seconds per round of one participant, as in the paper's Tables 7 and 8."""
     if all(arm.train_seconds is None for arm in summary.arms):
         return None
     header = [
@@ -131,12 +131,12 @@ def time_table(summary: Summary) -> Table | None:
             faster = f" ({ratio(of_reference / total)})" if total and of_reference and arm is not reference else ""
             cells += [_seconds(arm.sending_seconds(rate)), f"{_seconds(total)}{faster}"]
         rows.append(cells)
-    caption = "In brackets: how many times faster than the reference."
+    caption = "In parentheses: how many times faster than the reference."
     return Table(header, rows, caption, summary.reference)
 
 
 def clients_table(summary: Summary) -> Table | None:
-    """How accuracy is spread over the clients, each counted alike."""
+    """How accuracy spreads over the clients, all weighted equally."""
     arms = [arm for arm in summary.arms if len(arm.clients)]
     if not arms:
         return None
@@ -146,14 +146,12 @@ def clients_table(summary: Summary) -> Table | None:
         values = (low, middle, high, float(arm.clients.mean()), float(arm.clients.std()))
         rows.append([arm.name, str(len(arm.clients)), *map(percent, values)])
     header = ["arm", "clients", "worst tenth below", "median", "best tenth above", "mean", "sd"]
-    caption = (
-        "Each client on its own test examples, when that was last measured; clients of all seeds, all counted alike."
-    )
+    caption = "Each client on its own test examples, when last measured; clients of all seeds, weighted equally."
     return Table(header, rows, caption, summary.reference)
 
 
 def ranks_table(summary: Summary) -> Table | None:
-    """The rank of every composed weight, by layer."""
+    """Rank of every composed weight, by layer."""
     arms = [arm for arm in summary.arms if arm.ranks]
     layers = list(dict.fromkeys(name for arm in arms for name in arm.ranks))
     if not layers:
@@ -171,7 +169,7 @@ def ranks_table(summary: Summary) -> Table | None:
 
 
 def gap_table(summary: Summary) -> Table | None:
-    """The aggregation gap in short."""
+    """Aggregation gap: mean, largest and last."""
     curves = [(arm, arm.gap) for arm in summary.arms if arm.gap is not None]
     if not curves:
         return None
@@ -183,7 +181,7 @@ def gap_table(summary: Summary) -> Table | None:
 
 
 def norms_table(summary: Summary) -> Table | None:
-    """Norms at the first and the last round."""
+    """Norms after the first and the last round."""
     measures: tuple[Callable[[ArmSummary], Curve | None], ...] = (lambda a: a.factor_norm, lambda a: a.weight_norm)
     arms = [arm for arm in summary.arms if any(of(arm) is not None for of in measures)]
     if not arms:
@@ -194,7 +192,7 @@ def norms_table(summary: Summary) -> Table | None:
 
 
 def accuracy(seeds: tuple[float, ...]) -> str:
-    """Mean and standard deviation over the seeds.
+    """Mean and standard deviation over the seeds, in percent.
 
     >>> accuracy((0.82, 0.83)), accuracy((0.82,)), accuracy(())
     ('82.5 ± 0.7 %', '82.0 %', '–')
@@ -210,7 +208,7 @@ def _mean(share: float, sd: float | None = None) -> str:
 
 
 def _shortfall(arm: ArmSummary, target: float) -> str:
-    """By how much an arm misses a target, with as many digits as it takes to tell them apart."""
+    """By how much an arm misses a target, with as many digits as it takes to show a difference."""
     if arm.accuracy is None:
         return "not measured"
     points = 100 * (target - arm.accuracy.best)
@@ -243,7 +241,7 @@ def _rounds(arm: ArmSummary) -> str:
 
 
 def _seeds(count: int, arm: ArmSummary) -> str:
-    """How many of an arm's seeds; nothing if it is all."""
+    """Remark that only some of an arm's seeds count; empty if all do."""
     return "" if count == len(arm.rounds) else f" ({count} of {len(arm.rounds)} seeds)"
 
 

@@ -1,4 +1,4 @@
-"""A measure by round, all seeds together."""
+"""Measure by round, averaged over the seeds."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """A measure by round.
+    """Measure by round, averaged over the seeds.
 
-    Args:
-        rounds: ascending, [N].
-        mean: over the seeds, [N].
-        sd: standard deviation of the seeds (n - 1), [N]; zeros for one seed.
-        seeds: how many they are.
+    Attributes:
+        rounds: Rounds with a value for every seed, ascending, [N].
+        mean: Mean over the seeds, [N].
+        sd: Standard deviation over the seeds (n - 1), [N]; zeros for one seed.
+        seeds: Number of seeds.
     """
 
     rounds: Numbers
@@ -29,18 +29,18 @@ class Curve:
 
     @property
     def smooth(self) -> Numbers:
-        """The mean of each point and its two neighbours, [N]; the first and the last as they are."""
+        """Mean of each point and its two neighbours, [N]; the first and the last point as they are."""
         smooth = self.mean.copy()
         smooth[1:-1] = (self.mean[:-2] + self.mean[1:-1] + self.mean[2:]) / 3
         return smooth
 
     @property
     def best(self) -> float:
-        """The highest point of the smooth curve."""
+        """Highest point of the smooth curve."""
         return float(self.smooth.max())
 
     def reaches(self, target: float) -> float | None:
-        """The round, interpolated, at which the smooth curve first is at least the target; None if it never is.
+        """Round, interpolated, at which the smooth curve first reaches a target; None if it never does.
 
         >>> rounds, accuracy = np.array([2.0, 4.0]), np.array([0.4, 0.4])
         >>> Curve(rounds, accuracy, accuracy * 0, 1).reaches(0.4), Curve(rounds, accuracy, accuracy * 0, 1).reaches(0.5)
@@ -57,7 +57,7 @@ class Curve:
 
 
 def curve_of(series: Iterable[Mapping[int, float]]) -> Curve | None:
-    """The curve of those seeds that have the measure; None if none has."""
+    """Curve of the seeds that have the measure, given as value by round; None if none has."""
     present = [values for values in series if values]
     rounds = sorted(set.intersection(*(set(values) for values in present))) if present else []
     if not rounds:

@@ -1,4 +1,4 @@
-"""Sections of the report: which tables and figures the page has, and the sentences that explain them."""
+"""Sections of the report: tables, figures and the sentences that explain them."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from fedpara_edge.report.summary import Summary
 from fedpara_edge.report.units import percent
 from fedpara_edge.simulation.folder import PLAN
 
-JUDGED = {
+EVALUATED_ON = {
     "common": "on the common test set",
     "own": "on the clients' own test examples, each client with its own model where it has one",
 }
 TIME = (
-    "Computing is what a participant's steps took on the machine of the simulation, without reading and writing "
-    "files, mean over rounds; several workers on it slow each other down. Sending is computed: 8 × (bytes "
-    "up + bytes down) of a participant and round over the rate."
+    "Computing is the time of a participant's training steps on the machine of the simulation, without reading and "
+    "writing files, mean over rounds; workers that share the machine slow each other down. Sending is computed: "
+    "8 × (bytes up + bytes down) of a participant and round, divided by the rate."
 )
 GAP = (
-    "How far the weights that the averaged, or refitted, factors compose to are from the mean of the clients' "
-    "composed weights, over how far that mean moved in the round: before the server's own step, and in large "
-    "models of a sample of their entries. 0 for dense models."
+    "Distance between the weights that the averaged (or refitted) factors compose and the mean of the clients' "
+    "composed weights, relative to how far that mean moved in the round: before the server's own step, and in large "
+    "models on a sample of the entries. 0 for dense models."
 )
-ONE_CLIENT = "Where every client has a model of its own, it is that of the first client in all rounds."
-RANKS = f"Numerical rank in double precision, of the weight as a matrix: outputs by inputs times kernel. {ONE_CLIENT}"
+ONE_CLIENT = "Where every client has a model of its own, this is the first client's, in all rounds."
+RANKS = f"Numerical rank, in double precision, of the weight as a matrix of outputs by inputs × kernel. {ONE_CLIENT}"
 
 
 def page_of(
     results: Results, summary: Summary, figures: Mapping[str, Figure], *, notes: Sequence[str], source: str
 ) -> str:
-    """The HTML page of a run.
+    """HTML page of a run.
 
     Args:
-        results: Everything that was measured.
-        summary: The same, all seeds together.
+        results: Measurements of the run.
+        summary: Summary of the measurements.
         figures: Figures to show, by name.
         notes: Warnings that stand at the top.
         source: Text of the plan.
@@ -59,8 +59,8 @@ def _sections(results: Results, summary: Summary, figures: Mapping[str, Figure],
         return [figures[name] for name in names if name in figures]
 
     top = [Text(note, "note") for note in notes]
-    judged = JUDGED[results.plan.evaluated_on]
-    accuracy = Text(f"Accuracy is measured {judged}. ± is the standard deviation of the seeds.", "muted")
+    place = EVALUATED_ON[results.plan.evaluated_on]
+    accuracy = Text(f"Accuracy is measured {place}. ± is the standard deviation of the seeds.", "muted")
     return [
         Section("Arms", [*top, arms_table(summary), accuracy]),
         Section("Accuracy", _with(shown("accuracy-by-round", "accuracy-by-bytes"), accuracy_table(summary))),
@@ -74,22 +74,22 @@ def _sections(results: Results, summary: Summary, figures: Mapping[str, Figure],
 
 
 def _with(figures: list[Block], *tables: Table | None, text: str = "") -> list[Block]:
-    """Figures, tables and a text about them; nothing if there are neither figures nor tables."""
+    """Figures, tables and a text about them; empty if there are neither figures nor tables."""
     blocks = [*figures, *(table for table in tables if table is not None)]
     return [*blocks, Text(text, "muted")] if blocks and text else blocks
 
 
 def _rule(summary: Summary) -> str:
-    """When an arm reaches a target, and what is counted until then."""
+    """Rule by which an arm reaches a target, and which bytes count until then."""
     targets = " and ".join(percent(target) for target in summary.targets)
     rounds = summary.arm(summary.reference).last_round
     best = f"0.5 and 1 points below the smoothed best of {summary.reference} in its {rounds} rounds"
     origin = "the plan's target" if summary.is_planned else best
     return (
         f"Targets: {targets}, {origin}. An arm reaches a target at the first round at which its smoothed accuracy, the "
-        "mean of an evaluated round and the two beside it, is at least that high; between two evaluated "
-        "rounds it is interpolated. Counted are all files of weights, changes, updates and control variates that all "
-        "participants sent and received until then, with the initial weights and without the bundle's graphs, which a "
+        "mean of an evaluated round and its two neighbours, is at least that high, interpolated between two evaluated "
+        "rounds. The bytes are those of all files of weights, changes, updates and control variates that all "
+        "participants sent and received until then, including the initial weights but not the bundle's graphs, which a "
         "device gets once."
     )
 

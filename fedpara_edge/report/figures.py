@@ -1,4 +1,4 @@
-"""Figures as files. They need matplotlib, and only this module asks whether it is installed."""
+"""Files with figures. They need matplotlib; this is the one module that checks whether it is installed."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ CAPTIONS = {
     "accuracy-by-bytes": "Accuracy over all that was sent until then, on a logarithmic axis: points are means over the "
     "seeds, with a band of one standard deviation; lines are smoothed, and cross a target where the arm reaches it.",
     "bytes-to-target": "What all participants sent, up and down, until an arm reached the accuracy.",
-    "seconds-per-round": "One participant's round: computing as measured here, sending as computed for the rate.",
-    "clients": "A point for each client (of all seeds); the box is their middle half, its line their median.",
+    "seconds-per-round": "One participant's round: computing as measured here, sending as computed for the link.",
+    "clients": "One point per client (of all seeds); the box spans the middle half, its line is the median.",
     "ranks": "Rank of the composed weight of each factored layer when it was last measured, mean over the seeds.",
     "gap": "The gap by round, mean over the seeds, with a band of one standard deviation.",
     "norms": "Frobenius norms by round, mean over the seeds, with a band of one standard deviation.",
 }
-"""Figures by name, with what each shows."""
+"""Captions of the figures, by name."""
 FORMATS = (".svg", ".png", ".pdf")
 INSTALL = "pip install 'matplotlib>=3.8'"
 

@@ -1,4 +1,4 @@
-"""One HTML page that needs nothing else: text, tables and figures, readable in light and dark and on paper."""
+"""Self-contained HTML page: text, tables and figures, readable in light, in dark and on paper."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ details { margin-top: 2.6rem; }
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under a header.
+    """Table of text.
 
-    Args:
-        header: of the columns.
-        rows: cells as they are shown; the first of each names it.
-        caption: below it.
-        reference: first cell of the row that is marked as the reference.
-        text: numbers of the columns that are words and go to the left, besides the first.
+    Attributes:
+        header: Names of the columns.
+        rows: Cells as shown; the first of a row names it.
+        caption: Caption below the table.
+        reference: First cell of the row to mark as the reference.
+        text: Indices of the columns with words, which are aligned left like the first.
     """
 
     header: Sequence[str]
@@ -58,7 +58,7 @@ class Table:
     text: Sequence[int] = ()
 
     def to_html(self) -> str:
-        """As an element."""
+        """The HTML element."""
         head = "".join(self._cell("th", place, cell) for place, cell in enumerate(self.header))
         body = "".join(
             f"<tr{_class('reference' if row[0] == self.reference else '')}>"
@@ -74,27 +74,27 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure with what it shows below it.
+    """Figure with its caption.
 
-    Args:
-        svg: the element, trusted.
-        caption: what it shows.
+    Attributes:
+        svg: SVG element, inserted unescaped.
+        caption: Caption below the figure.
     """
 
     svg: str
     caption: str
 
     def to_html(self) -> str:
-        """As an element."""
+        """The HTML element."""
         return f"<figure>{self.svg}<figcaption>{escape(self.caption)}</figcaption></figure>"
 
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph.
+    """Paragraph.
 
-    Args:
-        text: its words.
+    Attributes:
+        text: Text of the paragraph.
         role: `muted` or `note`; empty for plain text.
     """
 
@@ -102,24 +102,24 @@ class Text:
     role: str = ""
 
     def to_html(self) -> str:
-        """As an element."""
+        """The HTML element."""
         return f"<p{_class(self.role)}>{escape(self.text)}</p>"
 
 
 @dataclass(frozen=True)
 class Source:
-    """The text of a file, folded away.
+    """Text of a file, collapsed until opened.
 
-    Args:
-        name: of the file.
-        text: its content.
+    Attributes:
+        name: Name of the file.
+        text: Content of the file.
     """
 
     name: str
     text: str
 
     def to_html(self) -> str:
-        """As an element."""
+        """The HTML element."""
         return f"<details><summary>{escape(self.name)}</summary><pre>{escape(self.text)}</pre></details>"
 
 
@@ -128,14 +128,14 @@ Block = Table | Figure | Text | Source
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, if it is not empty, and what comes below it."""
+    """Blocks under a heading, which may be empty."""
 
     heading: str
     blocks: Sequence[Block]
 
 
 def render(title: str, subtitle: str, sections: Iterable[Section]) -> str:
-    """The whole page."""
+    """The whole page as HTML."""
     light, dark = (" ".join(f"--{name}: {pair[which]};" for name, pair in THEME.items()) for which in range(2))
     body = "\n".join(
         (f"<h2>{escape(section.heading)}</h2>\n" if section.heading else "")

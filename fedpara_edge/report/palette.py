@@ -1,7 +1,7 @@
-"""The colours of the report, on light and on dark pages, and the look of each arm.
+"""Colours of the report, on light and on dark pages, and the look of each arm.
 
-An arm has one colour, marker and line in all figures: the reference arm dark gray, the others the colours of Okabe and
-Ito, which people with any kind of colour vision tell apart; beyond seven of them, lines are dashed.
+An arm has the same colour, marker and line style in all figures: the reference is dark gray, the others have the
+colours of Okabe and Ito, which remain distinct under every kind of colour vision; beyond seven arms, lines are dashed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ THEME = {
     "arm-5": ("#56b4e9", "#8bcdf2"),
     "arm-6": ("#9a6324", "#c9935a"),
 }
-"""Each colour by the name of its CSS variable, light and dark. Figures are drawn in the light ones, all different."""
+"""Light and dark variant of each colour by its CSS variable. Figures are drawn in the light ones, all different."""
 
 PAPER, INK, MUTED, FAINT, REFERENCE = (THEME[name][0] for name in ("paper", "ink", "muted", "faint", "reference"))
 COLOURS = tuple(light for name, (light, _) in THEME.items() if name.startswith("arm-"))
@@ -32,7 +32,7 @@ MARKERS = "osD^vPX"
 
 
 def look(summary: Summary, arm: ArmSummary) -> dict[str, Any]:
-    """Colour, marker and line of an arm: no two arms of up to 22 look alike."""
+    """Colour, marker and line style of an arm, as keyword arguments of `plot`; no two of up to 22 arms look alike."""
     if arm.name == summary.reference:
         return {"color": REFERENCE, "marker": "o", "linestyle": "-", "markeredgewidth": 0}
     others = [other.name for other in summary.arms if other.name != summary.reference]

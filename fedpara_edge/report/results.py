@@ -1,7 +1,7 @@
-"""What a run has measured: `metrics.jsonl` and `plan.toml`, read as far as the run has come.
+"""Measurements of a run, from `plan.toml` and `metrics.jsonl`.
 
-A run may be unfinished. The last line may be torn, fields may be missing or null, and seeds may have come to different
-rounds; what is there is read, and of two lines about the same round the later one counts.
+The run may be unfinished: the last line may be torn, fields may be missing or null, and seeds may have reached
+different rounds. What is there is read; of two lines about the same round the later one counts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.simulation.folder import RunFolder
+from fedpara_edge.simulation.folder import METRICS, PLAN, RunFolder
 from fedpara_edge.simulation.plan.plan import Plan, read_plan
 
 Line = Mapping[str, Any]
@@ -22,14 +22,14 @@ Line = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class SeedRun:
-    """What one arm has done with one seed.
+    """Measurements of one arm with one seed.
 
-    Args:
-        seed: of the run.
-        about: the line about the arm: model, parameters, clients and so on; empty if there is none.
-        rounds: the lines about its rounds, by number.
-        clients: by the name of each client, what was measured on its own test share when that was last done.
-        done: the line about its end; None if it has not come to it.
+    Attributes:
+        seed: Seed of the arm's run.
+        about: Line about the arm: model, parameters, clients and so on; empty if there is none.
+        rounds: Lines about the rounds, by number.
+        clients: Last measurement on each client's own test share, by name of the client.
+        done: Line about the end; None if the arm is not done.
     """
 
     seed: int
@@ -39,12 +39,12 @@ class SeedRun:
     done: Line | None
 
     def series(self, field: str) -> dict[int, float]:
-        """The finite numbers of a field by round, ascending."""
+        """Finite values of a field by round, ascending."""
         found = ((number, number_of(line, field)) for number, line in sorted(self.rounds.items()))
         return {number: value for number, value in found if value is not None}
 
     def total_bytes(self) -> dict[int, int]:
-        """Bytes sent up and down from the first round to each, as far as no round before it lacks them."""
+        """Bytes sent up and down from the first round on, by round, up to the first round that lacks them."""
         sums: dict[int, int] = {}
         total, number = 0, 1
         while (line := self.rounds.get(number)) is not None and (sent := round_bytes(line)) is not None:
@@ -55,24 +55,24 @@ class SeedRun:
 
 @dataclass(frozen=True)
 class ArmRun:
-    """What one arm has done, by seed, ascending."""
+    """Measurements of one arm, by seed in ascending order."""
 
     name: str
     seeds: tuple[SeedRun, ...]
 
     @property
     def about(self) -> Line:
-        """What the first seed says of the arm."""
+        """Line about the arm, from its first seed."""
         return self.seeds[0].about
 
 
 @dataclass(frozen=True)
 class Results:
-    """What a run has done.
+    """Measurements of a run.
 
-    Args:
-        plan: of the run.
-        arms: those that have begun, in the order of the plan.
+    Attributes:
+        plan: Plan of the run.
+        arms: Arms that have begun, in the order of the plan.
     """
 
     plan: Plan
@@ -80,12 +80,14 @@ class Results:
 
 
 def read_results(run: Path) -> Results:
-    """Read what is in the folder of a run.
+    """Read a run folder.
 
     Raises:
-        InputError: the plan or the metrics are missing or damaged, or no arm has begun.
+        InputError: The plan or the metrics are missing or damaged, or no arm has begun.
     """
     folder = RunFolder(run)
+    if not folder.plan.is_file():
+        raise InputError(f"{run}: expected a run folder with {PLAN} and {METRICS}, found no {PLAN}; check the path")
     plan = read_plan(folder.plan)
     found: dict[str, dict[int, _Lines]] = {}
     for line in _lines(folder.metrics):
@@ -101,7 +103,7 @@ def read_results(run: Path) -> Results:
 
 
 def number_of(line: Line, field: str) -> float | None:
-    """A field as a finite number; None where it is missing, null or none.
+    """Value of a field as a finite number; None where it is missing, null or not a number.
 
     >>> number_of({"accuracy": 0.5, "gap": None, "ok": True}, "accuracy")
     0.5
@@ -120,7 +122,7 @@ def round_bytes(line: Line) -> int | None:
 
 @dataclass
 class _Lines:
-    """The lines about one arm and seed so far."""
+    """Lines about one arm and seed, as far as they were read."""
 
     about: Line = field(default_factory=dict)
     rounds: dict[int, Line] = field(default_factory=dict)
@@ -141,7 +143,7 @@ class _Lines:
                 self.done = line
 
     def run(self, seed: int) -> SeedRun:
-        # A round that was cut short may have left a line about its clients.
+        # An interrupted round may have left a line about its clients.
         last = max((number for number in self.clients if number in self.rounds), default=None)
         return SeedRun(seed, self.about, self.rounds, {} if last is None else self.clients[last], self.done)
 

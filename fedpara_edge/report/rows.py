@@ -1,4 +1,4 @@
-"""Everything that was measured as a table: one row for each arm, seed and round."""
+"""All measurements of a run as a table, one row per arm, seed and round."""
 
 from __future__ import annotations
 
@@ -11,29 +11,28 @@ from fedpara_edge.report.results import Line, SeedRun, read_results
 
 KEYS = ("arm", "seed", "round")
 NESTED = ("ranks", "full_ranks", "rejections")
-"""Measures and facts with a column for each entry."""
+"""Nested measures and facts, which get one column per entry."""
 COUNTS = "rejections"
-"""The one of them that counts: what it does not name is 0, not unknown."""
+"""The nested measure that counts: an entry that is missing is 0, not unknown."""
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Read everything that a run has measured, as rows for a data frame.
+    """Read all measurements of a run, as rows for a data frame.
 
-    A row has the measures of its round and the facts about its arm, under the names that
-    `fedpara_edge.simulation.metrics` gives them, and `total_bytes`: bytes that all participants sent and received from
-    the first round to this one. What is nested there has a column for each entry, such as `ranks.conv2`. All rows have
-    the same columns; what was not measured is None.
+    A row has the measures of a round and the facts about its arm, named as in `fedpara_edge.simulation.metrics`, and
+    `total_bytes`: what all participants sent and received up to and including this round. Nested values get one column
+    per entry, such as `ranks.conv2`. All rows have the same columns; None marks what was not measured.
 
     Args:
         run: Run folder, with `plan.toml` and `metrics.jsonl`; the run may be unfinished.
 
     Returns:
-        Rows by arm, in the order of the plan, then by seed and round.
+        Rows by arm in the order of the plan, then by seed and round.
 
     Raises:
         InputError: Plan or metrics are missing or damaged, or no arm has begun.
 
-    For example, with pandas, the mean over the seeds of every arm's accuracy, by round:
+    With pandas, for example, the accuracy of every arm by round, averaged over the seeds:
 
         frame = pandas.DataFrame(read_metrics(Path("run")))
         frame.pivot_table("accuracy", index="round", columns="arm")
@@ -45,7 +44,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]], file: IO[str]) -> None:
-    """Write rows that have the same columns as CSV (RFC 4180, but for the ends of lines); None is an empty cell."""
+    """Write rows with the same columns as CSV, with a header; None is an empty cell."""
     writer = csv.DictWriter(file, rows[0] if rows else KEYS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)

@@ -1,16 +1,16 @@
-"""From what each seed has measured to what the report compares.
+"""From the measurements of every seed to what the report compares.
 
-    curve            mean and standard deviation over the seeds, at the rounds that all seeds of the arm have come to
-    smooth curve     the mean of each point and its two neighbours; the first and the last point as they are
-    rounds to a      the first round at which the smooth curve of the accuracy is at least the target; between two
-    target           evaluated rounds, interpolated linearly; never less than the first evaluated round
-    bytes to it      sent up and down by all participants up to there, mean over the seeds; linear within a round
-    ratio            bytes of the reference arm over bytes of this arm
+    curve            mean and standard deviation over the seeds, at the rounds that all seeds of the arm have reached
+    smooth curve     mean of each point and its two neighbours; the first and the last point as they are
+    rounds to a      first round at which the smooth curve of the accuracy is at least the target, interpolated linearly
+    target           between two evaluated rounds; never less than the first evaluated round
+    bytes to it      sent up and down by all participants until then, mean over the seeds; linear within a round
+    ratio            bytes of the reference over bytes of this arm
 
-Targets are the plan's, or else the highest point of the reference arm's smooth curve less 0.5 and 1 points, so that
-the reference arm reaches them. The accuracy that an arm came to is that after the last round that was evaluated in the
-whole run, of those seeds that have come to it with a finite loss: arms are only compared after the same round, but for
-those that the plan gives fewer or more rounds.
+The target is the plan's. Without one, targets are 0.5 and 1 points below the highest point of the reference's smooth
+curve, so that the reference reaches them. The final accuracy of an arm is that after the last round that was evaluated
+in the whole run, of the seeds that reached it with a finite loss: arms are only compared after the same round, except
+for those to which the plan gives fewer or more rounds.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BELOW_BEST = (0.005, 0.01)
 
 
 def summarize(results: Results) -> Summary:
-    """Everything the report shows, from everything that was measured."""
+    """Summarize the measurements of a run."""
     plan = results.plan
     planned = {arm.name: arm.rounds for arm in plan.arms}
     ends = {arm.name: planned.get(arm.name, plan.rounds) for arm in results.arms}
@@ -54,15 +54,15 @@ def summarize(results: Results) -> Summary:
 
 
 def select(summary: Summary, arms: Mapping[str, str]) -> Summary:
-    """Keep some arms, under other names.
+    """Select some arms and rename them.
 
     Args:
-        summary: Summary of all arms; the targets stay.
-        arms: New name of each arm to keep, by its name in the plan. Where the reference is not among them, another is
-            chosen as if the plan had named none.
+        summary: Summary of all arms, whose targets are kept.
+        arms: New name of each arm to keep, by its name in the plan. If the reference is not among them, another one is
+            chosen as if the plan named none.
 
     Raises:
-        InputError: There is no such arm, none is kept, or two get one name.
+        InputError: There is no such arm, none is kept, or two get the same name.
     """
     there = {arm.name: arm for arm in summary.arms}
     for name in arms:
@@ -79,7 +79,7 @@ def select(summary: Summary, arms: Mapping[str, str]) -> Summary:
 
 
 def _notes(results: Results, arms: Sequence[ArmSummary], reference: ArmSummary) -> Iterator[str]:
-    """What a reader has to know: whether the reference is the plan's, and what is missing or unfinished."""
+    """Notes for the reader: whether the reference is the plan's, and what is missing or unfinished."""
     plan = results.plan
     if plan.reference not in (None, reference.name):
         yield f"{plan.reference}, the plan's reference, has not begun: compared with {reference.name} instead"
@@ -95,13 +95,13 @@ def _notes(results: Results, arms: Sequence[ArmSummary], reference: ArmSummary) 
 
 
 def _last_evaluated(plan: Plan, last: int, end: int) -> int:
-    """The last round up to `last` after which an arm of `end` rounds is evaluated; 0 if there is none."""
+    """Last round up to `last` after which an arm of `end` rounds is evaluated; 0 if there is none."""
     rounds = range(min(last, end), 0, -1)
     return next((number for number in rounds if plan.is_evaluated(number, last=end)), 0)
 
 
 def _reference(arms: Sequence[ArmSummary], planned: str | None) -> ArmSummary:
-    """The arm of that name; else the one called dense, or the first, of those that send anything."""
+    """The arm of that name, or else the one called dense or the first, among those that send anything."""
     sending = [arm for arm in arms if not arm.sends_nothing] or arms
     dense = [arm for arm in sending if arm.name == "dense"]
     return next((arm for arm in arms if arm.name == planned), [*dense, *sending][0])
@@ -143,7 +143,7 @@ def _summarize(arm: ArmRun, last: int, end: int) -> ArmSummary:
 
 
 def _why_unfinished(seed: SeedRun, last: int, end: int) -> str:
-    """Why a seed did not come to round `end`, or has no accuracy after round `last`; empty if neither."""
+    """Why a seed has not reached round `end`, or has no accuracy after round `last`; empty if neither."""
     number = max(seed.rounds, default=0)
     if seed.done is not None and (reason := seed.done.get("diverged")):
         return f"diverged {f'after round {number}' if number else 'in round 1'}: {reason}"

@@ -1,4 +1,4 @@
-"""What the report compares: all arms, each with all its seeds together."""
+"""What the report compares: the arms, each averaged over its seeds."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from fedpara_edge.report.curve import Curve, Numbers
 from fedpara_edge.report.results import Line
 
 RATES_MBPS = (2, 10, 50)
-"""Of the paper's Tables 7 and 8."""
+"""Rates of a participant's link in Mbit/s, as in the paper's Tables 7 and 8."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reached:
-    """What it took an arm to reach a target.
+    """What an arm needed to reach a target.
 
-    Args:
-        round: interpolated.
-        bytes: up and down, of all participants together; None if they were not measured.
-        ratio: bytes of the reference arm over these; None without both, or where one of them sends nothing.
-        seeds: of which the accuracy is the mean.
+    Attributes:
+        round: Round at which it reached the target, interpolated.
+        bytes: Bytes of all participants together, up and down; None if they were not measured.
+        ratio: Bytes of the reference over these; None without both, or where one of the two sends nothing.
+        seeds: Number of seeds that the accuracy is averaged over.
     """
 
     round: float
@@ -33,26 +33,26 @@ class Reached:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ArmSummary:
-    """One arm, all seeds together.
+    """One arm, averaged over its seeds.
 
-    Args:
-        name: of the arm.
-        about: the line about it.
-        accuracy: by evaluated round.
-        total_bytes: up and down from the first round on, of all participants together.
-        gap: aggregation gap, relative.
-        factor_norm: of all factors.
-        weight_norm: of all composed weights.
-        last_round: the last that was evaluated of any arm, or of this one if it has fewer rounds; 0 if none was.
-        final: accuracy after that round, of each seed that has one there.
-        rounds: how far each seed has come.
-        unfinished: for each seed that did not come to its end, or lost its accuracy before it, by its number, why.
-        round_bytes: mean over rounds and seeds, up and down, of all participants together.
-        participant_bytes: the same of one participant.
-        train_seconds: mean of a participant's computing, over rounds and seeds.
-        clients: accuracy of each client of each seed on its own test share, [clients].
-        ranks: numerical rank of each composed weight, mean over the seeds, when it was last measured.
-        full_ranks: the largest that each can have; empty if the run does not tell.
+    Attributes:
+        name: Name of the arm.
+        about: Facts about the arm, from the metrics.
+        accuracy: Accuracy by evaluated round.
+        total_bytes: Bytes of all participants together, up and down, from the first round on.
+        gap: Aggregation gap, relative.
+        factor_norm: Norm of all factors.
+        weight_norm: Norm of all composed weights.
+        last_round: Last round that was evaluated in any arm, or in this one if it has fewer rounds; 0 if none was.
+        final: Accuracy after that round, of every seed that has one.
+        rounds: Last round of every seed.
+        unfinished: Reason why a seed is unfinished, or has lost its accuracy, by the number of the seed.
+        round_bytes: Bytes per round of all participants together, up and down, mean over rounds and seeds.
+        participant_bytes: Bytes per round of one participant, likewise.
+        train_seconds: Computing time of one participant per round, mean over rounds and seeds.
+        clients: Accuracy of every client of every seed on its own test share, [clients].
+        ranks: Numerical rank of every composed weight when last measured, mean over the seeds.
+        full_ranks: Largest rank that each weight can have; empty if the run does not tell.
     """
 
     name: str
@@ -84,16 +84,16 @@ class ArmSummary:
         return len(self.final) == len(self.rounds)
 
     def sending_seconds(self, rate_mbps: float) -> float | None:
-        """How long a participant sends and receives in a round at a rate in Mbit/s."""
+        """Seconds per round that a participant sends and receives, at a rate in Mbit/s."""
         return None if self.participant_bytes is None else 8 * self.participant_bytes / (1e6 * rate_mbps)
 
     def round_seconds(self, rate_mbps: float) -> float | None:
-        """Computing and sending."""
+        """Seconds per round of a participant, computing and sending, at a rate in Mbit/s."""
         sending = self.sending_seconds(rate_mbps)
         return None if sending is None or self.train_seconds is None else self.train_seconds + sending
 
     def bytes_until(self, number: float) -> float | None:
-        """Sent until a round, interpolated within it."""
+        """Bytes sent until a round, interpolated within the round."""
         if self.total_bytes is None:
             return 0.0 if self.sends_nothing else None
         curve = self.total_bytes
@@ -104,14 +104,14 @@ class ArmSummary:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Summary:
-    """All arms.
+    """All arms of a run.
 
-    Args:
-        arms: in the order of the plan.
-        reference: name of the arm that the others are compared with.
-        targets: accuracies to reach, ascending.
-        is_planned: whether the plan names the target.
-        notes: What is wrong with the reference, and arms and seeds that are missing or unfinished, one line each.
+    Attributes:
+        arms: Arms in the order of the plan.
+        reference: Name of the arm that the others are compared with.
+        targets: Accuracies to reach, ascending.
+        is_planned: Whether the plan names the target.
+        notes: Problems with the reference, and arms and seeds that are missing or unfinished, one line each.
     """
 
     arms: tuple[ArmSummary, ...]
@@ -125,7 +125,7 @@ class Summary:
         return next(arm for arm in self.arms if arm.name == name)
 
     def reached(self, arm: ArmSummary, target: float) -> Reached | None:
-        """What it took an arm to reach a target; None if it did not."""
+        """What an arm needed to reach a target; None if it did not reach it."""
         curve = arm.accuracy
         number = None if curve is None else curve.reaches(target)
         if curve is None or number is None:

@@ -1,4 +1,4 @@
-"""What becomes of an SVG that matplotlib has written: an element of a page, or a file for light and dark pages."""
+"""SVG as written by matplotlib, turned into an element of an HTML page or a file for light and dark pages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fedpara_edge.report.palette import THEME
 
 
 def embed(text: str, name: str, title: str) -> str:
-    """The figure as an element as wide as its place, each colour of `THEME` a variable of the page's style.
+    """The figure as an element that fills its place, each colour of `THEME` a variable of the page's style.
 
     Args:
         text: Text of the file.
@@ -32,8 +32,8 @@ def embed(text: str, name: str, title: str) -> str:
 def standalone(text: str, title: str) -> str:
     """The figure as a file without date and program, with the dark colours of `THEME` where the reader prefers them.
 
-    Every part keeps its light colour; a style sheet overrules it, so that a program that knows no style sheets still
-    shows the light figure.
+    Every part keeps its light colour and a style sheet overrides it, so that a program without style sheets shows the
+    light figure.
 
     Args:
         text: Text of the file.
@@ -62,7 +62,7 @@ def standalone(text: str, title: str) -> str:
 
 
 def _element(text: str) -> str:
-    """The element in an SVG file, shortened: nothing about who made it, and places to a hundredth of a point."""
+    """The element in an SVG file, shortened: without metadata, and with coordinates to a hundredth of a point."""
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r">\s+<", ">\n<", text).replace("DejaVuSans-", "").replace("xlink:href", "href")
     text = re.sub(r'\bd="[^"]*"', lambda path: re.sub(r" ?([A-Zz])\s*", r"\1", path[0]), text)

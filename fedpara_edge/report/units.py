@@ -1,10 +1,10 @@
-"""How the report writes numbers: as many digits as they deserve."""
+"""Numbers as the report writes them, with as many digits as they deserve."""
 
 from __future__ import annotations
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """A share in percent.
+    """Share in percent.
 
     >>> percent(0.8234), percent(0.00123, 2)
     ('82.3 %', '0.12 %')
@@ -13,7 +13,7 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes in units of 1000, with three digits.
+    """Bytes in decimal units, with three digits.
 
     >>> [size(count) for count in (0, 999, 123_456, 12_345_678, 205.3e9, 999_999)]
     ['0 B', '999 B', '123 kB', '12.3 MB', '205 GB', '1.00 MB']
@@ -34,7 +34,7 @@ def seconds(count: float) -> str:
 
 
 def ratio(count: float) -> str:
-    """How many times.
+    """Factor, such as 10.1×.
 
     >>> ratio(10.12), ratio(0.987), ratio(120.4)
     ('10.1×', '0.99×', '120×')
@@ -43,7 +43,7 @@ def ratio(count: float) -> str:
 
 
 def digits(number: float) -> str:
-    """A number with three digits, no exponent for those of usual size.
+    """Number with three digits, without an exponent unless it is tiny.
 
     >>> [digits(number) for number in (1234.6, 99.96, 9.996, 0.5, 0.00012, 0.0)]
     ['1,235', '100', '10.0', '0.500', '0.00012', '0']

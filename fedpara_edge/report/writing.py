@@ -1,6 +1,6 @@
-"""Files made from a run: the whole report, or one figure of it.
+"""Files made from a run: the whole report, or one of its figures.
 
-Both are functions of plan and metrics alone: made again, they are the same.
+They depend on plan and metrics alone: made again, they are the same.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ REPORT = "report.html"
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Files of a report, and what to know before reading it.
+    """Files of a report, and notes for its reader.
 
     Attributes:
         page: Path of `report.html`.

@@ -1,1 +1,1 @@
-"""The figures of the report, drawn with matplotlib, which all modules here import."""
+"""Figures of the report. All modules here import matplotlib."""

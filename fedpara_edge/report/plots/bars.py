@@ -1,4 +1,4 @@
-"""Figures with a row, a bar or a column for each arm: bytes to an accuracy, seconds of a round, clients, ranks."""
+"""Figures with a bar, a row or a column per arm: bytes to an accuracy, seconds per round, clients, ranks."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from fedpara_edge.report.summary import RATES_MBPS, ArmSummary, Summary
 from fedpara_edge.report.units import percent, ratio, seconds, size
 
 BAR = 0.62
-"""Height of bars that are 1 apart."""
+"""Height of a bar; bars are 1 apart."""
 
 
 def bytes_to_target(summary: Summary) -> Figure | None:
-    """Bars with the bytes, and how many times fewer than the reference arm's."""
+    """Bytes that each arm needs for the targets, and how many times fewer than the reference."""
     arms = [arm for arm in summary.arms if arm.accuracy is not None]
     reached = {target: [summary.reached(arm, target) for arm in arms] for target in summary.targets}
     if not any(found is not None and found.bytes for row in reached.values() for found in row):
@@ -50,7 +50,7 @@ def bytes_to_target(summary: Summary) -> Figure | None:
 
 
 def seconds_per_round(summary: Summary) -> Figure | None:
-    """Computing and sending of one participant, stacked, for each rate."""
+    """Seconds per round of one participant, computing and sending stacked, for each rate."""
     arms = [arm for arm in summary.arms if arm.round_seconds(RATES_MBPS[0]) is not None]
     if not arms:
         return None
@@ -75,7 +75,7 @@ def seconds_per_round(summary: Summary) -> Figure | None:
 
 
 def accuracy_of_clients(summary: Summary) -> Figure | None:
-    """A point for each client, over a box of the middle half and the median."""
+    """Accuracy of each client as a point, over a box of the middle half and the median."""
     arms = [arm for arm in summary.arms if len(arm.clients)]
     if not arms:
         return None
@@ -93,7 +93,7 @@ def accuracy_of_clients(summary: Summary) -> Figure | None:
 
 
 def ranks_of_layers(summary: Summary) -> Figure | None:
-    """Rank of each composed weight, over the largest that its shape allows."""
+    """Rank of each composed weight, in front of the largest that its shape allows."""
     arms = [arm for arm in summary.arms if arm.ranks]
     layers = list(dict.fromkeys(name for arm in arms for name in arm.ranks))
     if not layers:
@@ -128,7 +128,7 @@ def ranks_of_layers(summary: Summary) -> Figure | None:
 def _bars(
     arms: Sequence[ArmSummary], columns: int, *, row: float = 0.34, below: float = 0.0
 ) -> tuple[Figure, Sequence[Axes]]:
-    """Panels side by side with a row for each arm, the first on top."""
+    """Panels side by side with one row per arm, the first on top."""
     figure = Figure(figsize=(WIDTH, 0.95 + below + row * len(arms)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.1)  # type: ignore[union-attr, call-arg]
     panels = list(figure.subplots(1, columns, sharey=True, squeeze=False)[0])

@@ -23,17 +23,17 @@ DRAWERS: Mapping[str, Callable[[Summary], Figure | None]] = {
     "gap": gap_by_round,
     "norms": norms_by_round,
 }
-"""Figures by name, with what draws each; None where nothing was measured for it."""
+"""Functions that draw the figures, by name; they return None where nothing was measured."""
 
 
 def draw(summary: Summary) -> dict[str, Figure]:
-    """The figures for which something was measured, by name."""
+    """Draw the figures for which something was measured, by name."""
     found = {name: draw_one(summary, name) for name in DRAWERS}
     return {name: figure for name, figure in found.items() if figure is not None}
 
 
 def draw_one(summary: Summary, name: str, *, title: str = "") -> Figure | None:
-    """One figure; None where nothing was measured for it, or there is none of that name.
+    """Draw one figure; None where nothing was measured for it, or no figure has that name.
 
     Args:
         summary: Summary to draw.

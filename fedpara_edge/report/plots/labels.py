@@ -1,4 +1,4 @@
-"""Names, keys and numbers in a figure: legends, labels behind lines and bars, ticks in units."""
+"""Labels of a figure: legends, names and numbers beside lines and bars, ticks with units."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fedpara_edge.report.units import size
 
 LABEL_CHARACTERS = 30
 CHARACTER_INCHES = 0.067
-"""Of labels, on average."""
+"""Average width of a character in a label, in inches."""
 
 
 def colour_of(summary: Summary, arm: ArmSummary) -> str:
@@ -37,7 +37,7 @@ def key_of(summary: Summary, arm: ArmSummary, **changes: Any) -> Line2D:
 
 
 def legend(figure: Figure, keys: Sequence[Any]) -> None:
-    """Write a legend below the panels; with many keys the figure grows, and the panels keep their size."""
+    """Write a legend below the panels; with many keys the figure grows and the panels keep their size."""
     longest = max(len(str(key.get_label())) for key in keys)
     columns = max(1, min(len(keys), 90 // (longest + 7)))
     rows = -(-len(keys) // columns)
@@ -46,11 +46,11 @@ def legend(figure: Figure, keys: Sequence[Any]) -> None:
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Write the name of each line behind its end: at the right of the axes, moved as far as names would overlap.
+    """Write the name of each line at the right of the axes, level with its end, moved apart where names would overlap.
 
     Args:
-        axes: with its limits set.
-        ends: x, the same for all, y, name and colour of each line.
+        axes: Axes with their final limits.
+        ends: Place of each line's end (x, the same for all, and y), its name and its colour.
     """
     apart = 0.055
     low, high = axes.get_ylim()
@@ -75,7 +75,7 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """A curve that is to get its name beside it.
+    """Curve that gets its name beside it.
 
     Attributes:
         x: Places of its points, [N].
@@ -91,22 +91,22 @@ class Labelled:
 
 
 SIDES = ((7, -3, "left", "top"), (8, -1, "left", "center"), (-8, 1, "right", "center"), (0, 9, "center", "bottom"))
-"""Offsets and alignments of a name from a point of its curve, the best first."""
+"""Offsets and alignments of a name relative to a point of its curve, the best first."""
 MOST_PLACES = 8
-"""Points of a curve, from its first on, that its name may stand beside."""
+"""Number of points of a curve, from the first on, beside which its name may stand."""
 CLEARANCE = 3.0
-"""Points that a name keeps from other curves and names."""
+"""Distance of a name from other curves and names, in points of 1/72 inch."""
 
 
 def label_curves(axes: Axes, curves: Sequence[Labelled]) -> bool:
-    """Write the name of each curve beside it, where it meets neither a curve nor another name; a comma ends a line.
+    """Write the name of each curve beside it, clear of all curves and other names; a comma breaks the line.
 
     Args:
         axes: Axes with their final limits and scales.
         curves: Curves in these axes.
 
     Returns:
-        Whether there was room for all of them; if not, none was written.
+        Whether there was room for all names; if not, none is written.
     """
     figure = axes.get_figure()
     assert isinstance(figure, Figure)
@@ -140,7 +140,7 @@ def _write(axes: Axes, curve: Labelled, place: int, side: tuple[float, float, st
 
 
 def _pixels(axes: Axes, curve: Labelled) -> Numbers:
-    """The curve as points so close that none of them is missed, [N, 2] in pixels."""
+    """The curve as closely spaced points, [N, 2] in pixels."""
     points = axes.transData.transform(np.column_stack([curve.x, curve.y]))
     steps = np.linspace(0, len(points) - 1, 40 * len(points))
     return np.column_stack([np.interp(steps, np.arange(len(points)), points[:, axis]) for axis in (0, 1)])
@@ -152,13 +152,13 @@ def _is_inside(axes: Axes, box: Bbox) -> bool:
 
 
 def label_bars(axes: Axes, bars: Sequence[tuple[float, str]], arms: Sequence[ArmSummary], columns: int) -> None:
-    """Write a text behind each bar, and make the axis so long that all find room.
+    """Write a text behind each bar, and make the axis long enough for all of them.
 
     Args:
-        axes: of the bars, which lie at 0, 1, …
-        bars: length and text of each.
-        arms: whose names stand at the left.
-        columns: of panels in the figure.
+        axes: Axes with bars at 0, 1, …
+        bars: Length and text of each bar.
+        arms: Arms whose names stand at the left.
+        columns: Number of panels in the figure.
     """
     names = CHARACTER_INCHES * max(len(short(arm.name)) for arm in arms)
     room = (WIDTH - 0.3 - names) / columns - 0.2
@@ -175,7 +175,7 @@ def size_tick(count: float, _: int) -> str:
 
 
 def show_percent(axis: Axis) -> None:
-    """Have an axis of shares say per cent, at round numbers."""
+    """Label an axis of shares in percent, at round numbers."""
     axis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10]))
     axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.6g} %"))
 

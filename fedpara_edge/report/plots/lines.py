@@ -1,4 +1,4 @@
-"""Figures with a line for each arm: accuracy, gap and norms by round."""
+"""Figures with a line per arm: accuracy, gap and norms by round."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ MARKERS_OF_A_LINE = 25
 
 
 def accuracy_by_round(summary: Summary) -> Figure | None:
-    """Mean over the seeds, with a band of one standard deviation."""
+    """Accuracy by round, with a band of one standard deviation."""
     return _by_round(summary, lambda arm: arm.accuracy, "accuracy", highest=1.0)
 
 
 def gap_by_round(summary: Summary) -> Figure | None:
-    """Aggregation gap, from 0."""
+    """Aggregation gap by round, from 0."""
     return _by_round(summary, lambda arm: arm.gap, "aggregation gap", from_zero=True)
 
 
 def norms_by_round(summary: Summary) -> Figure | None:
-    """Norm of all factors, and of all that is trained, composed where it is factored."""
+    """Norms of all factors, and of all trained weights, composed where they are factored."""
     measures: dict[str, Callable[[ArmSummary], Curve | None]] = {
         "norm of all factors": lambda arm: arm.factor_norm,
         "norm of all weights, composed": lambda arm: arm.weight_norm,

@@ -1,4 +1,4 @@
-"""The figure of accuracy over bytes: what each arm sends for the accuracy it has."""
+"""Figure of accuracy over bytes: what each arm has to send for its accuracy."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from fedpara_edge.report.units import percent, ratio, size
 
 MOST_DIRECT_LABELS = 5
 SILENT = (0, (1, 1.5))
-"""Line of arms that send nothing."""
+"""Line style of arms that send nothing."""
 
 
 def accuracy_by_bytes(summary: Summary) -> Figure | None:
-    """Accuracy over all that was sent until then, on a logarithmic axis; arms that send nothing are level lines.
+    """Accuracy over the bytes sent until then, on a logarithmic axis; arms that send nothing are level lines.
 
-    Points are means over the seeds, with a band of one standard deviation. Lines are smooth, as the targets count: a
-    line crosses a target where its arm reaches it. With a single target, the figure says how many times fewer bytes the
-    most frugal arm needs for it than the reference.
+    Points are means over the seeds, with a band of one standard deviation. Lines are smooth curves, so that a line
+    crosses a target where its arm reaches it. With a single target, an arrow shows how many times fewer bytes the most
+    frugal arm needs for it than the reference.
     """
     sending = [
         (arm, points) for arm in summary.arms if not arm.sends_nothing and (points := _over_bytes(arm)) is not None

@@ -1,4 +1,4 @@
-"""The style that all figures share, their sizes, and the files that matplotlib makes of them."""
+"""Style and size of all figures, and the files that are made of them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ STYLE: Any = {
 
 
 def to_png(figure: Figure) -> bytes:
-    """The figure on white, as PNG."""
+    """The figure as PNG, on white."""
     file = io.BytesIO()
     with mpl.rc_context(STYLE):
         figure.savefig(file, format="png", dpi=PNG_DPI, facecolor=PAPER, metadata={"Software": None})
@@ -54,7 +54,7 @@ def to_png(figure: Figure) -> bytes:
 
 
 def to_pdf(figure: Figure) -> bytes:
-    """The figure on white, as PDF."""
+    """The figure as PDF, on white."""
     file = io.BytesIO()
     with mpl.rc_context(STYLE):
         figure.savefig(file, format="pdf", facecolor=PAPER, metadata={"CreationDate": None})
@@ -62,7 +62,7 @@ def to_pdf(figure: Figure) -> bytes:
 
 
 def to_svg(figure: Figure, title: str) -> bytes:
-    """The figure as an SVG file, on white, or on black where the reader prefers dark pages.
+    """The figure as an SVG file, light, or dark where the reader prefers dark pages.
 
     Args:
         figure: Figure to write.
@@ -90,12 +90,12 @@ def _svg(figure: Figure, background: str) -> str:
 
 
 def panels_of(height: float, columns: int = 1, *, right: float = 0.0) -> tuple[Figure, Sequence[Axes]]:
-    """A figure with panels side by side.
+    """Figure with panels side by side, and its panels.
 
     Args:
         height: Height of the figure in inches.
         columns: Number of panels.
-        right: Share of the width that is left free at the right.
+        right: Share of the width to leave free at the right.
     """
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     if right:

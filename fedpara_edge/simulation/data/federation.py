@@ -156,7 +156,8 @@ def load_federation(data: DataPlan, seed: int) -> Federation:
     if not data.path.exists():
         raise InputError(
             f"data.path: expected an .npz file or a folder with .npy files, found nothing at {data.path}; check the "
-            "path, or make the file first (plans/data/ has a script for the data of each ready plan)"
+            "path (a plan's relative paths count from its own folder, so a copy in a run folder needs others), or "
+            "make the file first (plans/data/ has a script for the data of each ready plan)"
         )
     columns = open_columns(data.path, data.train, option="data.train")
     groups = None
