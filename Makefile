@@ -39,7 +39,7 @@ bench: $(VENV)/ready  ## the numbers of the README, written to benchmarks/result
 report: $(VENV)/ready  ## page and figures of every run in plans/results, into build/reports/
 	mkdir -p build/reports
 	set -e; for run in plans/results/*; do \
-	  $(BIN)/fedpara-edge report $$run -o build/reports/$$(basename $$run) --force; done
+	  $(BIN)/fedpara-edge report $$run -o build/reports/$$(basename $$run) --overwrite; done
 
 figures: $(VENV)/ready  ## the figures of the documentation, drawn again from plans/results
 	$(BIN)/python docs/figures.py

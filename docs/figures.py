@@ -40,7 +40,7 @@ FIGURES: Mapping[str, Sequence[str]] = {
 
 def command(name: str) -> list[str]:
     """Arguments of `fedpara-edge` that draw a figure into the current folder's `docs/figures`."""
-    return ["report", *FIGURES[name], "--output", (FOLDER / f"{name}.svg").as_posix(), "--force"]
+    return ["report", *FIGURES[name], "--output", (FOLDER / f"{name}.svg").as_posix(), "--overwrite"]
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""`fedpara-edge report`: what a simulation has measured, as a page, a figure or a table."""
+"""`fedpara-edge report`: measurements of a simulation as a page, a figure or a table."""
 
 from __future__ import annotations
 
@@ -17,11 +17,21 @@ STDOUT = Path("-")
 @click.command("report", cls=Command)
 @click.argument("run", type=PATH)
 @click.option("-o", "--output", type=PATH, help="Folder for the report, or file for --figure.  [default: RUN]")
-@click.option("--csv", type=PATH, help="Write this table instead, a row for each arm, seed and round; - for stdout.")
+@click.option("--csv", type=PATH, help="Write a table instead, one row per arm, seed and round; - for stdout.")
 @click.option("--figure", metavar="NAME", help="Write one figure instead, such as accuracy-by-bytes: .svg, .png, .pdf.")
-@click.option("--arm", "arms", multiple=True, metavar="NAME[=LABEL]", help="With --figure: arm to draw, several times.")
-@click.option("--target", type=float, metavar="SHARE", help="With --figure: accuracy to reach, such as 0.86.")
-@click.option("--title", help="With --figure: title above it.")
+@click.option(
+    "--arm",
+    multiple=True,
+    metavar="NAME[=LABEL]",
+    help="With --figure: arm to draw, and its name in the figure; repeatable.",
+)
+@click.option(
+    "--target",
+    type=float,
+    metavar="SHARE",
+    help="With --figure: accuracy to reach instead of the report's, such as 0.86.",
+)
+@click.option("--title", help="With --figure: title above the figure.")
 @overwrite_option
 @json_option
 def command(
@@ -29,7 +39,7 @@ def command(
     output: Path | None,
     csv: Path | None,
     figure: str | None,
-    arms: tuple[str, ...],
+    arm: tuple[str, ...],
     target: float | None,
     title: str | None,
     overwrite: bool,
@@ -37,11 +47,11 @@ def command(
 ) -> None:
     """Report on RUN, the folder of a simulation, finished or not.
 
-    The report is RUN/report.html, which needs no other file, and a PNG for each figure. Figures need matplotlib.
+    Writes RUN/report.html, which needs no other file, and a PNG for each figure. Figures need matplotlib.
     """
     if csv is not None and figure is not None:
         raise click.UsageError("--csv: expected without --figure; type one command for each")
-    if figure is None and (arms or target is not None or title is not None):
+    if figure is None and (arm or target is not None or title is not None):
         raise click.UsageError("--arm, --target, --title: expected with --figure NAME, found without")
     if csv is not None:
         if output is not None:
@@ -54,7 +64,7 @@ def command(
 
         if output is None:
             raise click.UsageError("--output: expected a file for the figure, found none; add -o FILE.svg")
-        labels = {arm: label or arm for arm, _, label in (text.partition("=") for text in arms)}
+        labels = {name: label or name for name, _, label in (text.partition("=") for text in arm)}
         write_figure(run, figure, output, arms=labels or None, target=target, title=title or "", overwrite=overwrite)
         emit({"run": str(run), "figure": str(output)}, f"figure: {output}", as_json=json)
     else:
