@@ -656,6 +656,13 @@ def test_outcomes_are_told_even_if_the_report_fails(run: Command, done: Path, mo
     assert [line.split()[0] for line in ended.out.splitlines()] == ["arm", *ARMS]
 
 
+def test_figures_that_were_left_out_are_told(run: Command, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedpara_edge.report.figures.find_spec", lambda _: None)
+    ended = run("simulate", done / "plan.toml", "-o", done)
+    assert ended.code == 0
+    assert ended.err.startswith("figures were left out: they need matplotlib")
+
+
 def test_other_files_and_other_plans_are_refused(done: Path, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("[1]\n")
     with pytest.raises(InputError, match=r"metrics\.jsonl: expected one metric a line"):
