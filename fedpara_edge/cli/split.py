@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.options import options_of
 from fedpara_edge.cli.output import emit, if_missing_option, json_option, overwrite_option
 from fedpara_edge.simulation.data.federation import DataPlan
@@ -15,7 +16,7 @@ from fedpara_edge.simulation.data.federation import DataPlan
 FOLDER_OR_FILE = click.Path(path_type=Path)
 
 
-@click.command("split")
+@click.command("split", cls=Command)
 @click.argument("data", type=FOLDER_OR_FILE)
 @click.option("-o", "--output", type=FOLDER_OR_FILE, required=True, help="Folder to write.")
 @options_of(DataPlan, without=("path",))
