@@ -31,7 +31,7 @@ versions-quick: $(VENV)/ready  ## one of these combinations, the first whose Pyt
 	sh tests/try_versions.sh $(BIN)/python $(VENV)/wheel quick
 
 demo: $(VENV)/ready  ## FedPara, dense and low-rank on real images, through the commands a user types
-	$(BIN)/python demo/run.py
+	$(BIN)/fedpara-edge demo
 
 bench: $(VENV)/ready  ## the numbers of the README, written to benchmarks/results.md
 	$(BIN)/python benchmarks/run.py

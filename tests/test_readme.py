@@ -28,9 +28,9 @@ def commands(block: str) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory in which the checkout's `fedpara_edge` and `demo` are visible."""
+    """A working directory in which the checkout's `fedpara_edge` and `examples` are visible."""
     folder = tmp_path_factory.mktemp("readme")
-    for name in ("fedpara_edge", "demo"):
+    for name in ("fedpara_edge", "examples"):
         (folder / name).symlink_to(ROOT / name)
     return folder
 

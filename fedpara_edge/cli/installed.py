@@ -50,7 +50,7 @@ CAPABILITIES = (
         "export",
         (("torch",), ("onnx",), ("onnxscript",), ("onnxruntime", *_TRAINING)),
         "export",
-        ("export", "simulate"),
+        ("export", "simulate", "demo"),
         OWN_PACKAGES,
     ),
     Capability("fold", (("onnx",), ("onnxruntime", *_TRAINING)), "export", ("fold",), OWN_PACKAGES),

@@ -1,6 +1,6 @@
 """A model of your own: any `nn.Module`, made by a function without arguments.
 
-fedpara-edge export demo/own_model.py:net --input-shape 3,32,32 -o own
+fedpara-edge export examples/own_model.py:net --input-shape 3,32,32 -o own
 """
 
 import torch

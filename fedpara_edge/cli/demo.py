@@ -1,0 +1,112 @@
+"""`fedpara-edge demo`: FedPara, the dense original and low-rank side by side on real images."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fedpara_edge.cli.output import emit, force_option, json_option, table
+
+if TYPE_CHECKING:
+    from fedpara_edge.demo.federation import Federation, Outcome
+
+PATH = click.Path(path_type=Path)
+COUNT = click.IntRange(min=1)
+HEADER = ("model", "parameters", "accuracy", "MB a round", "of dense")
+
+
+@click.command("demo")
+@click.option("-o", "--output", type=PATH, default=Path("demo-run"), show_default=True, help="Folder for all files.")
+@click.option("--model", default="cnn", show_default=True, help="mlp or cnn.")
+@click.option("--clients", type=COUNT, default=10, show_default=True, help="Number of devices.")
+@click.option("--rounds", type=COUNT, default=6, show_default=True, help="Rounds of each federation.")
+@click.option("--epochs", type=COUNT, default=1, show_default=True, help="Local epochs of a round.")
+@click.option("--lr", default=0.1, show_default=True, help="Learning rate of the first round.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random.")
+@click.option("--images", type=PATH, help="Run nothing; write the images, x_train to y_test, to this .npz.")
+@force_option
+@json_option
+def command(
+    output: Path,
+    model: str,
+    clients: int,
+    rounds: int,
+    epochs: int,
+    lr: float,
+    seed: int,
+    images: Path | None,
+    force: bool,
+    json: bool,
+) -> None:
+    """Run one federation on real images for three kinds of model and print how they compare.
+
+    Ten devices train on 10,000 images of Fashion-MNIST, dealt unevenly, with the commands that you would type; the
+    first of each are shown. It takes under 4 minutes on two cores, and less with fewer --rounds.
+    """
+    if images is not None:
+        _write_images(images, overwrite=force, as_json=json)
+        return
+    from fedpara_edge.cli.installed import require
+    from fedpara_edge.demo.federation import Federation, Listener, run_demo
+
+    require("export")
+    started = time.monotonic()
+    federation = Federation(folder=output, model=model, clients=clients, rounds=rounds, epochs=epochs, lr=lr, seed=seed)
+    silent = json and not sys.stderr.isatty()
+
+    def tell(line: str, colour: str | None = None) -> None:
+        if not silent:
+            click.secho(line, fg=colour, err=json)
+
+    outcomes = run_demo(
+        federation,
+        Listener(
+            on_command=lambda words: tell(f"$ fedpara-edge {' '.join(words)}", "blue"),
+            on_round=lambda kind, number, accuracy, seconds: tell(
+                f"  {kind} round {number}: accuracy {accuracy:.1%}, {seconds:.1f} s"
+            ),
+        ),
+    )
+    seconds = time.monotonic() - started
+    result = {"folder": str(output), "seconds": seconds, "outcomes": [asdict(outcome) for outcome in outcomes]}
+    emit(result, summary(federation, outcomes, seconds=seconds), as_json=json)
+
+
+def summary(federation: Federation, outcomes: Sequence[Outcome], *, seconds: float) -> str:
+    """The table of the outcomes, between what was run and how long it took."""
+    from fedpara_edge.demo.federation import ALPHA, KINDS
+
+    dense = next(outcome.megabytes_per_round for outcome in outcomes if outcome.kind == "dense")
+    rows = [
+        (
+            KINDS[outcome.kind],
+            f"{outcome.parameters:,}",
+            f"{outcome.accuracy:.1%}",
+            f"{outcome.megabytes_per_round:.2f}",
+            f"{outcome.megabytes_per_round / dense:.1%}",
+        )
+        for outcome in outcomes
+    ]
+    about = (
+        f"{federation.model} on Fashion-MNIST, {federation.clients} devices, Dirichlet({ALPHA}), "
+        f"{federation.rounds} rounds, local epochs {federation.epochs}, seed {federation.seed}:"
+    )
+    end = f"MB a round: updates up and weights down, all devices. {seconds:.0f} s in all."
+    return f"\n{about}\n\n{table(HEADER, rows)}\n\n{end}"
+
+
+def _write_images(path: Path, *, overwrite: bool, as_json: bool) -> None:
+    from fedpara_edge.demo import IMAGES
+    from fedpara_edge.storage.atomic import check_output, replacing_file
+
+    check_output(path, overwrite=overwrite)
+    with replacing_file(path) as temporary:
+        temporary.write_bytes(IMAGES.read_bytes())
+    result = {"images": str(path), "x_train": 10_000, "x_test": 2_000}
+    emit(result, f"{path}: Fashion-MNIST, 10000 images to train on, 2000 to test", as_json=as_json)
