@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fedpara_edge.cli.output import emit, force_option, json_option, table
+from fedpara_edge.cli.command import Command
+from fedpara_edge.cli.output import emit, json_option, overwrite_option, table
 
 if TYPE_CHECKING:
     from fedpara_edge.demo.federation import Federation, Outcome
@@ -21,7 +22,7 @@ COUNT = click.IntRange(min=1)
 HEADER = ("model", "parameters", "accuracy", "MB a round", "of dense")
 
 
-@click.command("demo")
+@click.command("demo", cls=Command)
 @click.option("-o", "--output", type=PATH, default=Path("demo-run"), show_default=True, help="Folder for all files.")
 @click.option("--model", default="cnn", show_default=True, help="mlp or cnn.")
 @click.option("--clients", type=COUNT, default=10, show_default=True, help="Number of devices.")
@@ -30,7 +31,7 @@ HEADER = ("model", "parameters", "accuracy", "MB a round", "of dense")
 @click.option("--lr", default=0.1, show_default=True, help="Learning rate of the first round.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random.")
 @click.option("--images", type=PATH, help="Run nothing; write the images, x_train to y_test, to this .npz.")
-@force_option
+@overwrite_option
 @json_option
 def command(
     output: Path,
@@ -41,7 +42,7 @@ def command(
     lr: float,
     seed: int,
     images: Path | None,
-    force: bool,
+    overwrite: bool,
     json: bool,
 ) -> None:
     """Run one federation on real images for three kinds of model and print how they compare.
@@ -50,7 +51,7 @@ def command(
     first of each are shown. It takes under 4 minutes on two cores, and less with fewer --rounds.
     """
     if images is not None:
-        _write_images(images, overwrite=force, as_json=json)
+        _write_images(images, overwrite=overwrite, as_json=json)
         return
     from fedpara_edge.cli.installed import require
     from fedpara_edge.demo.federation import Federation, Listener, run_demo
