@@ -227,6 +227,12 @@ def test_options_over_environment_over_config_over_defaults(
         return int(run(*front, "train", "bundle", *options).json["steps"])
 
     (here / "config.toml").write_text("[train]\nbatch-size = 100\n")
+    refused = run("--config", "config.toml", "train", "bundle")
+    assert refused.err == (
+        "Error: config.toml: train.batch-size: expected a key of this table, found an unknown one; did you mean "
+        "batch_size?\n"
+    )
+    (here / "config.toml").write_text("[train]\nbatch_size = 100\n")
     assert steps(config=False) == 7
     assert steps() == 2
     monkeypatch.setenv("FEDPARA_EDGE_TRAIN_BATCH_SIZE", "50")
@@ -281,10 +287,15 @@ BAD = {
         None,
         (*TRAIN, "device-0.npz", "--micro-batches", "0"),
         2,
-        "micro_batches: expected an integer from 1",
+        "--micro-batches: expected an integer from 1",
     ),
-    "clip to nothing": (None, (*TRAIN, "device-0.npz", "--clip-norm", "0"), 2, "clip_norm: expected a positive"),
-    "no such engine": (None, (*TRAIN, "device-0.npz", "--engine", "warp"), 2, "expected auto or one of onnxruntime"),
+    "clip to nothing": (None, (*TRAIN, "device-0.npz", "--clip-norm", "0"), 2, "--clip-norm: expected a positive"),
+    "no such engine": (
+        None,
+        (*TRAIN, "device-0.npz", "--engine", "warp"),
+        2,
+        "--engine: expected one of auto, onnxruntime",
+    ),
     "missing data": (None, (*TRAIN, "nowhere.npz"), 2, "nowhere.npz"),
     "wrong names": (save(images=X, y=Y), (*TRAIN, "bad.npz"), 2, "images"),
     "wrong shape": (save(x=X[:, 0], y=Y), (*TRAIN, "bad.npz"), 2, r"bad.npz.*1, 28, 28"),
@@ -299,7 +310,7 @@ BAD = {
         6,
         "checkpoint",
     ),
-    "bad learning rate": (None, (*TRAIN, "device-0.npz", "--lr", "-1"), 2, "learning_rate"),
+    "bad learning rate": (None, (*TRAIN, "device-0.npz", "--lr", "-1"), 2, "--lr: expected a positive number"),
     "unknown engine": (None, (*TRAIN, "device-0.npz", "--engine", "tpu"), 2, "tpu"),
     "unknown codec": (None, (*TRAIN, "device-0.npz", "--codec", "zip"), 2, "zip"),
     "weights are an update": (None, (*TRAIN, "device-0.npz", "--weights", "update-0.safetensors"), 6, "update-0"),
@@ -320,7 +331,12 @@ BAD = {
     "negative seed": (None, ("export", "mlp", "--seed", "-1", "-o", "out"), 2, "--seed"),
     "no classes": (None, ("export", "mlp", "--classes", "0", "-o", "out"), 2, "--classes"),
     "weight decay": (None, ("export", "mlp", "--optimizer", "adamw", "--weight-decay", "nan", "-o", "out"), 2, "decay"),
-    "weight decay of sgd": (None, ("export", "mlp", "--weight-decay", "0.1", "-o", "out"), 2, "expected with adamw"),
+    "weight decay of sgd": (
+        None,
+        ("export", "mlp", "--weight-decay", "0.1", "-o", "out"),
+        2,
+        "expected with optimizer adamw",
+    ),
     "factory that exits": (
         lambda here: (here / "my.py").write_text("import sys\ndef net(): sys.exit(5)\n"),
         ("export", "my.py:net", "--input-shape", "4", "-o", "out"),

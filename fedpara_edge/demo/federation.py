@@ -107,7 +107,7 @@ def run_demo(federation: Federation, listener: Listener, *, kinds: Sequence[str]
 def _deal(federation: Federation) -> None:
     """Write the devices' and the test images."""
     arrays = ["--train", "x_train,y_train", "--test", "x_test,y_test"]
-    how = ["--by", "dirichlet", "--clients", federation.clients, "--alpha", ALPHA, "--least", MIN_EXAMPLES]
+    how = ["--split", "dirichlet", "--clients", federation.clients, "--alpha", ALPHA, "--min-examples", MIN_EXAMPLES]
     _call(["split", IMAGES, *arrays, *how, "--seed", federation.seed, "-o", "data"], federation.folder)
 
 
