@@ -85,6 +85,10 @@ class InputError(FedparaError):
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(type(self), key=self.key, code=self.code), (self.detail,)
 
+    def about(self, key: str) -> InputError:
+        """The same error about another option, whose value the first one is made from."""
+        return type(self)(self.detail, key=key, code=self.code)
+
     def under(self, prefix: str) -> InputError:
         """The same error about an option that lies in a table of that name.
 

@@ -69,7 +69,7 @@ class AggregateConfig:
         try:
             _ = self.downlink_encoder
         except InputError as error:
-            raise InputError(error.detail, key="downlink_codec") from error
+            raise error.about("downlink_codec") from error
 
     @property
     def server_algorithm(self) -> ServerAlgorithm:

@@ -103,7 +103,7 @@ class ExportConfig:
         try:
             find_encoder(self.initial_codec)
         except InputError as error:
-            raise error.under("initial_codec") from error
+            raise error.about("initial_codec") from error
         if not self.engines:
             raise InputError(f"expected some of {', '.join(ENGINES)}, found none", key="engines")
         if self.jacobian_correction and "ort-training" in self.engines:
