@@ -91,7 +91,7 @@ def test_every_changed_file_is_named(folder: Path) -> None:
         file.write_bytes(content + b"x")
         refused(folder, f"{name}: expected the content that {MANIFEST} lists")
         file.unlink()
-        refused(folder, f"{name}: expected by {MANIFEST}, found nothing; copy the whole bundle again")
+        refused(folder, f"{name}: expected a file that {MANIFEST} lists, found nothing; copy the whole bundle again")
         file.write_bytes(content)
     open_bundle(folder)
 
@@ -105,7 +105,7 @@ def test_a_manifest_can_not_name_files_elsewhere(folder: Path) -> None:
     (folder.parent / "secret").write_bytes(b"")
     for name in ("../secret", str(folder.parent / "secret"), "..", ""):
         edit(folder, lambda data, name=name: data["files"].update({name: {"sha256": "0", "bytes": 0}}))
-        refused(folder, f"expected by {MANIFEST}, found nothing")
+        refused(folder, f"expected a file that {MANIFEST} lists, found nothing")
         edit(folder, lambda data, name=name: data["files"].pop(name))
 
 
@@ -166,7 +166,7 @@ def test_a_malformed_manifest_is_refused(folder: Path, field: str, value: object
 @pytest.mark.parametrize("field", ["layout", "files", "fingerprint", "loss", "graph"])
 def test_a_manifest_without_a_field_is_refused(folder: Path, field: str) -> None:
     edit(folder, lambda data: data.pop(field))
-    refused(folder, field)
+    refused(folder, f"expected the fields of schema 1, found no field '{field}'; copy the whole bundle again")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema": 1, "schema": 1}', "[" * 100_000])
@@ -176,7 +176,7 @@ def test_a_manifest_that_is_none(folder: Path, text: str) -> None:
 
 
 def test_no_bundle_at_all(folder: Path) -> None:
-    with pytest.raises(InputError, match="expected a bundle folder, found nothing"):
+    with pytest.raises(InputError, match="expected a bundle folder, found nothing; check the path"):
         open_bundle(folder / "missing")
     with pytest.raises(InputError, match="expected a bundle folder, found a file"):
         open_bundle(folder / MANIFEST)
@@ -187,5 +187,5 @@ def test_no_bundle_at_all(folder: Path) -> None:
 def test_damaged_local_tensors(folder: Path) -> None:
     (folder / INITIAL_PERSONAL).write_bytes(b"damaged")
     manifest = write_manifest(folder, MANIFEST_OF_THE_TEST)
-    with pytest.raises(WrongBundleError, match=f"{INITIAL_PERSONAL}: expected a whole safetensors file"):
+    with pytest.raises(WrongBundleError, match=f"{INITIAL_PERSONAL}: expected a whole .*; copy the whole bundle again"):
         Bundle(folder, manifest).read_initial_personal()

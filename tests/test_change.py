@@ -203,7 +203,7 @@ def test_weights_that_would_not_be_finite_are_neither_published_nor_applied(tmp_
 def test_rounds_only_go_forward(tmp_path: Path) -> None:
     base = small_round.start_round(tmp_path, LAYOUT, number=4)
     for target in (base, replace(base, round=3), replace(next_target(base), fingerprint="0" * 64)):
-        with pytest.raises(InputError, match="expected weights of ffffffffffff… after round 4"):
+        with pytest.raises(InputError, match="expected new weights of bundle ffffffffffff… after round 4"):
             publish(tmp_path / "change", base, target, find_encoder("float32"), residual=None)
 
 

@@ -1,6 +1,7 @@
 """The commands that show what codecs do: `codec bench`, and `inspect` of what was encoded."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +237,20 @@ def test_inspect_shows_bits_by_tensor(weights: Weights, run: Command) -> None:
     assert f"1/{400_004 / size:.0f} of the dense model's 0.40 MB" in text
     plain = run("inspect", update)
     assert (plain.code, "codec: block 0, name uniform, version 1" in plain.out) == (0, True)
-    assert run("inspect", "base.safetensors", "--weights", "base.safetensors").code == 3
+    assert run("inspect", "base.safetensors", "--weights", "base.safetensors").code == 2
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda _: b"", lambda _: b"PK\x03\x04 and more"])
+def test_inspect_ends_alike_with_weights_and_without(
+    damage: Callable[[bytes], bytes], weights: Weights, run: Command
+) -> None:
+    update = send(weights, "uniform")
+    update.write_bytes(damage(update.read_bytes()))
+    plain, with_weights = run("inspect", update), run("inspect", update, "--weights", "base.safetensors")
+    assert (plain.code, with_weights.code) == (2, 2)
+    found = plain.err.partition(", found ")[2]
+    assert found
+    assert with_weights.err.endswith(found)
 
 
 def test_inspect_reads_a_published_change(weights: Weights, run: Command) -> None:

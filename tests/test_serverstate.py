@@ -256,7 +256,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "state"
     write_server_state(path, make_state(small_round.start_round(tmp_path)))
     whole = path.read_bytes()
-    for content in (b"", whole[:7], whole[:-1], whole + b"0", b"x" * 100):
+    for content in (b"", whole[:7], whole[:-1], whole + b"0", b"\xff" * 100):
         path.write_bytes(content)
         with pytest.raises(WrongBundleError, match="expected a whole safetensors file"):
             read_server_state(path)

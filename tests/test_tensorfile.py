@@ -234,6 +234,7 @@ def test_other_files(tmp_path: Path) -> None:
     assert refused(image).code == "not_safetensors"
     empty = tmp_path / "empty"
     empty.touch()
+    assert str(refused(empty)) == f"{empty}: expected a whole safetensors file, found an empty file; copy it again"
     assert refused(empty).code == "truncated"
     foreign = tmp_path / "foreign.safetensors"
     save_file({"a": np.zeros(3, np.float32)}, foreign)
@@ -269,7 +270,6 @@ FOREIGN = {
     "manifest.json": (lambda path: path.write_text('{\n "schema": 1\n}\n'), "a JSON file"),
     "fedpara.toml": (lambda path: path.write_text("[train]\nepochs = 2\n"), "a TOML file"),
     "labels.csv": (lambda path: path.write_text("name,größe\n" * 200), "a text file"),
-    "empty": (Path.touch, "an empty file"),
     "foreign.safetensors": (
         partial(save_file, {"a": np.zeros(3, np.float32)}),
         "a safetensors file without our header",

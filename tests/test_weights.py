@@ -158,7 +158,11 @@ def test_other_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="missing: expected a readable file, found No such file"):
         read_weights(tmp_path / "missing")
     (tmp_path / "text").write_text("hello, this is text")
-    refused(tmp_path / "text", "expected a whole safetensors file")
+    refused(tmp_path / "text", "expected fedpara-edge/weights, found a text file; check the path")
+    np.savez(tmp_path / "data.npz", x=np.zeros(3))
+    refused(
+        tmp_path / "data.npz", "expected fedpara-edge/weights, found an .npz archive of numpy arrays; check the path"
+    )
 
 
 @pytest.mark.parametrize("codec", ["float32", "bfloat16", "int8", "int4", "uniform:step=0.5,by=tensor"])

@@ -12,7 +12,7 @@ import click
 from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.output import emit, json_option, megabytes, table
 from fedpara_edge.codecs.codec import in_order
-from fedpara_edge.errors import InputError, brief
+from fedpara_edge.errors import InputError, InvalidUpdateError, brief
 from fedpara_edge.factors.compose import attainable_rank, factor_count
 from fedpara_edge.factors.layout import LayerSpec, Layout
 from fedpara_edge.formats.bundle import MANIFEST, open_bundle
@@ -97,9 +97,12 @@ def _file(path: Path) -> dict[str, Any]:
 def _encoded(path: Path, weights: Path) -> dict[str, Any]:
     base = read_weights(weights)
     tensors = in_order(base.layout.shared)
-    with open_encoded(path, base) as file:
-        bits = bits_by_tensor(file, tensors)
-        header, size = _header(file), file.size_bytes
+    try:
+        with open_encoded(path, base) as file:
+            bits = bits_by_tensor(file, tensors)
+            header, size = _header(file), file.size_bytes
+    except InvalidUpdateError as error:  # the same exit code as without weights
+        raise InputError(str(error), code=error.code) from error
     return {
         "path": str(path),
         **header,

@@ -1,1 +1,1 @@
-"""The files that travel or are kept, each specified byte by byte in the one module that reads and writes it."""
+"""File formats: what travels and what is kept, each specified byte by byte in the module that reads and writes it."""

@@ -1,4 +1,4 @@
-"""How many labels a model's outputs predict right."""
+"""Accuracy: the labels that a model's outputs predict, and how many of them are correct."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from fedpara_edge.formats.bundle import Loss
 
 
 def predicted(loss: Loss, outputs: NDArray[Any]) -> NDArray[np.int64] | None:
-    """The labels that outputs [B, ...] stand for: a class [B, ...] is the largest along axis 1 (`cross_entropy`), a
-    binary label is 1 where the output is above 0 (`bce`); None for `mse`.
+    """Labels that outputs [B, ...] predict; None for `mse`.
+
+    With `cross_entropy` a label is the class of the largest output along axis 1, with `bce` it is 1 where the output is
+    above 0.
 
     >>> predicted("cross_entropy", np.array([[0.1, 2.0, -1.0]]))
     array([1])
@@ -28,7 +30,9 @@ def predicted(loss: Loss, outputs: NDArray[Any]) -> NDArray[np.int64] | None:
 
 
 def count_correct(loss: Loss, outputs: NDArray[Any], y: NDArray[Any]) -> int:
-    """How many of the labels y [B, ...] the outputs [B, ...] predict; a binary label above 1/2 is 1. 0 for `mse`.
+    """Number of labels y [B, ...] that outputs [B, ...] predict correctly; 0 for `mse`.
+
+    A binary label above 1/2 counts as 1.
 
     >>> count_correct("bce", np.array([[2.0], [-1.0], [0.5]]), np.array([[1.0], [1.0], [1.0]]))
     2

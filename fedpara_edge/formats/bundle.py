@@ -6,8 +6,8 @@
     train_step.onnx, eval_step.onnx
                             of the engine onnxruntime, specified in `export/step/training_step.py`
     training_model.onnx, eval_model.onnx, optimizer_model.onnx, checkpoint
-                            onnxruntime-training's artifacts, under the names its own applications expect; without
-                            optimizer_model.onnx for SGD with momentum, which it lacks
+                            onnxruntime-training's artifacts, under the names that its own applications expect; without
+                            optimizer_model.onnx for SGD with momentum, which onnxruntime-training lacks
 
 `manifest.json`, UTF-8 JSON, schema version 1:
 
@@ -46,23 +46,28 @@ from fedpara_edge.storage.tensortable import strict_json
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 INITIAL_PERSONAL = "local.safetensors"
+"""File of the initial personal tensors."""
 INITIAL_PERSONAL_FORMAT = "fedpara-edge/local"
 ORT_TRAINING_FILES = ("training_model.onnx", "eval_model.onnx", "optimizer_model.onnx", "checkpoint")
 ONNXRUNTIME_FILES = ("train_step.onnx", "eval_step.onnx")
 ENGINES = ("ort-training", "onnxruntime")
+
+REMEDY = "copy the whole bundle again"
+"""Remedy for a bundle whose files are missing, damaged or changed."""
 
 Loss = Literal["cross_entropy", "mse", "bce"]
 
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """An input, label or output of the model.
+    """Description of the input, the label or the output of a model.
 
     Args:
-        name: its name in the graphs and in data files.
-        shape: of one example, without the batch.
-        dtype: numpy name.
-        classes: for class labels, how many there are: labels lie in [0, classes).
+        name: Name in the graphs and in data files.
+        shape: Shape of one example, without the batch.
+        dtype: Name of the numpy dtype.
+        classes: Number of classes of a class label, or of tokens of an input, which lie in [0, classes); None for
+            anything else.
     """
 
     name: str
@@ -73,7 +78,7 @@ class ArraySpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The content of `manifest.json`; the fields are described in the module."""
+    """Content of `manifest.json`; the module describes the fields."""
 
     model: str
     layout: Layout
@@ -113,7 +118,7 @@ class Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    """Write `manifest.json` over all other files of a folder, and return the manifest with their sizes and hashes."""
+    """Write a `manifest.json` that lists all other files of a folder; return it with their sizes and hashes."""
     files = {
         file.name: {"sha256": sha256_of(file), "bytes": file.stat().st_size}
         for file in sorted(folder.iterdir())
@@ -127,29 +132,35 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle folder."""
+    """A verified bundle folder.
+
+    Args:
+        path: The folder.
+        manifest: Content of its `manifest.json`.
+    """
 
     path: Path
     manifest: Manifest
 
     def file(self, name: str) -> Path:
-        """Path of one of its files."""
+        """Path of a file of the bundle."""
         return self.path / name
 
     def read_initial_personal(self) -> dict[str, NDArray[Any]]:
-        """The initial personal tensors, by name.
+        """Initial personal tensors, by name; none if the model has no personal tensors.
 
         Raises:
             WrongBundleError: `local.safetensors` is damaged.
         """
         if INITIAL_PERSONAL not in self.manifest.files:
             return {}
-        with TensorFile(self.file(INITIAL_PERSONAL), format=INITIAL_PERSONAL_FORMAT, error=WrongBundleError) as file:
+        path = self.file(INITIAL_PERSONAL)
+        with TensorFile(path, format=INITIAL_PERSONAL_FORMAT, error=WrongBundleError, remedy=REMEDY) as file:
             return {name: file.read(name) for name in file.entries}
 
 
 def write_initial_personal(folder: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
-    """Write `local.safetensors` into a bundle folder in the making, if there is anything to write."""
+    """Write `local.safetensors` into the folder of a bundle being made, unless there are no personal tensors."""
     if tensors:
         write_tensors(folder / INITIAL_PERSONAL, tensors, {"format": INITIAL_PERSONAL_FORMAT, "version": 1})
 
@@ -158,20 +169,21 @@ def open_bundle(path: Path) -> Bundle:
     """Read a bundle and verify that its files are all there and unchanged.
 
     Raises:
-        InputError: there is no folder at `path`.
-        WrongBundleError: it is no bundle, of another schema, or a file is missing or changed.
+        InputError: There is no folder at `path`.
+        WrongBundleError: The folder is not a bundle, has another schema, or a file of it is missing or changed.
     """
     if not path.is_dir():
-        raise InputError(f"{path}: expected a bundle folder, found {'a file' if path.exists() else 'nothing'}")
+        found = "a file" if path.exists() else "nothing"
+        raise InputError(f"{path}: expected a bundle folder, found {found}; check the path")
     manifest = _read_manifest(path / MANIFEST)
     for name, entry in manifest.files.items():
         file = path / name
         if Path(name).name != name or not file.is_file():
-            raise WrongBundleError(f"{file}: expected by {MANIFEST}, found nothing; copy the whole bundle again")
+            raise WrongBundleError(f"{file}: expected a file that {MANIFEST} lists, found nothing; {REMEDY}")
         if file.stat().st_size != entry["bytes"] or sha256_of(file) != entry["sha256"]:
             raise WrongBundleError(
                 f"{file}: expected the content that {MANIFEST} lists (sha256 {entry['sha256'][:12]}…), "
-                "found another; copy the whole bundle again"
+                f"found other content; {REMEDY}"
             )
     return Bundle(path, manifest)
 
@@ -180,9 +192,11 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         data = strict_json(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise WrongBundleError(f"{path}: expected a bundle's manifest, found {error.strerror}") from error
+        raise WrongBundleError(
+            f"{path}: expected a bundle's manifest, found {error.strerror}; check the path"
+        ) from error
     except ValueError as error:
-        raise WrongBundleError(f"{path}: expected JSON, found {error}; copy the whole bundle again") from error
+        raise WrongBundleError(f"{path}: expected JSON, found {error}; {REMEDY}") from error
     if not isinstance(data, dict) or data.get("schema") != 1:
         found = data.get("schema") if isinstance(data, dict) else type(data).__name__
         raise WrongBundleError(f"{path}: expected schema 1, found {found}; use the release that exported it")
@@ -202,13 +216,16 @@ def _read_manifest(path: Path) -> Manifest:
         )
         fingerprint, stated = manifest.fingerprint, data["fingerprint"]
     except (AttributeError, KeyError, TypeError, ValueError, InputError) as error:
-        raise WrongBundleError(f"{path}: expected the fields of schema 1, found {error}") from error
+        raise WrongBundleError(f"{path}: expected the fields of schema 1, found {_fault(error)}; {REMEDY}") from error
     if fingerprint != stated:
         raise WrongBundleError(
-            f"{path}: expected fingerprint {fingerprint[:12]}…, found {str(stated)[:12]}…: it was changed; "
-            "copy the whole bundle again"
+            f"{path}: expected fingerprint {fingerprint[:12]}…, found {str(stated)[:12]}…: it was changed; {REMEDY}"
         )
     return manifest
+
+
+def _fault(error: Exception) -> str:
+    return f"no field {error}" if isinstance(error, KeyError) else str(error)
 
 
 def _array_spec(data: Mapping[str, Any]) -> ArraySpec:

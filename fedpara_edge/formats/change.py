@@ -1,17 +1,17 @@
-"""The change file: the way from the weights of one round to those of a later one, encoded.
+"""The change file: the encoded change from the weights of one round to those of a later one.
 
 Format `fedpara-edge/change`, version 1 (container: `storage.tensorfile`). Header:
 
     format, version
     fingerprint   hexadecimal; of the bundle
-    round         of the weights after it
-    base          SHA-256 of the weights it applies to (`weights`)
-    result        SHA-256 of the weights after it
+    round         of the new weights
+    base          SHA-256 of the weights that it applies to (`weights`)
+    result        SHA-256 of the new weights
     codec         {"name", "version", …}: how the change is stored (`codecs`), with the settings of that codec
 
-and the arrays the codec stores. The weights after it are base + decoded, each entry one addition of float32: the same
-bits wherever it is applied, which `result` proves. These are *the* weights of the round: devices train from them and
-updates refer to them, so the server goes on with them as well.
+and the arrays that the codec stores. The new weights are base + decoded, each entry one addition in float32: the same
+bits wherever the change is applied, which `result` proves. These are *the* weights of the round: devices train from
+them and updates refer to them, so the server goes on with them as well.
 
 What a lossy codec leaves out is not lost: the server adds it to the next change (error feedback; Tang et al.,
 DoubleSqueeze, arXiv 1905.05957).
@@ -35,16 +35,17 @@ from fedpara_edge.formats.weights import Weights
 from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
 
 FORMAT = "fedpara-edge/change"
+REMEDY = "fetch the change again"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """What became of new weights on their way through a codec.
+    """New weights as they were published, through a codec.
 
     Args:
-        weights: of the new round, as all who apply the change have them.
-        residual: what the change left out, float32, by shared tensor; for the next call.
-        bytes: size of the file.
+        weights: Weights of the new round, as everyone who applies the change has them.
+        residual: Part that the change leaves out, float32, by shared tensor; for the next call.
+        bytes: Size of the file.
     """
 
     weights: Weights
@@ -65,21 +66,21 @@ def publish(
         delta = target - base + residual,    weights = base + decoded,    residual' = delta - decoded
 
     Args:
-        path: the file to write.
-        base: the weights that those who will apply it have.
-        target: the new weights, of a later round.
-        encoder: from `codecs.find_encoder`; it rounds to the nearest.
-        residual: of the last call; None before the first.
+        path: File to write.
+        base: Weights of those who will apply the change.
+        target: New weights, of a later round.
+        encoder: Encoder from `codecs.find_encoder`, which rounds to the nearest here.
+        residual: Residual of the previous call; None before the first.
 
     Raises:
-        InputError: the two are not rounds of one model, or the codec needs a package that is missing.
-        DivergedError: the new weights would not be finite.
-        FedparaError: the disk refuses the write.
+        InputError: The weights are not of the same bundle, or `target` is not of a later round.
+        DivergedError: The new weights would not be finite.
+        FedparaError: The disk refuses the write.
     """
     if target.fingerprint != base.fingerprint or target.round <= base.round:
         raise InputError(
-            f"{path}: expected weights of {base.fingerprint[:12]}… after round {base.round}, found those of "
-            f"{target.fingerprint[:12]}… of round {target.round}"
+            f"{path}: expected new weights of bundle {base.fingerprint[:12]}… after round {base.round}, found those of "
+            f"bundle {target.fingerprint[:12]}… of round {target.round}; check the order of the weights"
         )
     tensors = in_order(base.layout.shared)
     old = flatten(tensors, base.tensors)
@@ -91,7 +92,7 @@ def publish(
     if bad.size:
         raise DivergedError(
             f"{path}: tensor {name_at(tensors, int(bad[0]))!r}: expected a finite change of the weights, found NaN or "
-            "Inf; nothing was written"
+            "Inf; nothing was written: use weights that did not diverge"
         )
     encoded = encoder.encode(tensors, delta, seed=None)
     try:
@@ -113,18 +114,18 @@ def publish(
 
 
 def apply_change(weights: Weights, path: Path) -> Weights:
-    """The weights after a change.
+    """New weights: given ones plus the change in a file.
 
     Args:
-        weights: those it applies to.
-        path: the change file.
+        weights: Weights to which the change applies.
+        path: Change file.
 
     Raises:
-        InvalidUpdateError: the file is missing, damaged or not ours, or does not lead to the weights it should.
-        WrongBundleError: it applies to other weights.
-        InputError: its codec needs a package that is missing.
+        InvalidUpdateError: The file is missing, damaged or not ours, or does not lead to the weights that it states.
+        WrongBundleError: The change applies to other weights.
+        InputError: The codec needs a package that is missing.
     """
-    with TensorFile(path, format=FORMAT, error=InvalidUpdateError) as file:
+    with TensorFile(path, format=FORMAT, error=InvalidUpdateError, remedy=REMEDY) as file:
         round_, result = _check_header(file.header, weights, path)
         tensors = in_order(weights.layout.shared)
         change = decode_all(open_codec(file, tensors), weights.layout.shared_parameters)
@@ -133,7 +134,7 @@ def apply_change(weights: Weights, path: Path) -> Weights:
     if moved.base != result:
         raise InvalidUpdateError(
             f"{path}: result: expected {brief_text(result, most=12)}, found {moved.base[:12]}…: the change was "
-            "altered; send it again",
+            f"altered; {REMEDY}",
             code="result",
         )
     return moved
@@ -145,7 +146,7 @@ def _check_header(header: Mapping[str, Any], weights: Weights, path: Path) -> tu
     if not all(isinstance(value, str) for value in found.values()) or type(round_) is not int:
         raise InvalidUpdateError(
             f"{path}: expected fingerprint, base, result and round in its header, found {brief(header, most=100)}; "
-            "send it again",
+            f"{REMEDY}",
             code="header",
         )
     for name, expected in (("fingerprint", weights.fingerprint), ("base", weights.base)):
@@ -158,7 +159,7 @@ def _check_header(header: Mapping[str, Any], weights: Weights, path: Path) -> tu
             )
     if not weights.round < round_ <= 1 << 40:
         raise InvalidUpdateError(
-            f"{path}: round: expected one after {weights.round}, found {brief(round_)}; send it again", code="header"
+            f"{path}: round: expected one after {weights.round}, found {brief(round_)}; {REMEDY}", code="header"
         )
     return round_, str(found["result"])
 
@@ -171,7 +172,7 @@ def _moved(base: Weights, old: NDArray[np.float32], change: NDArray[np.float32],
     if bad.size:
         raise InvalidUpdateError(
             f"{path}: tensor {name_at(tensors, int(bad[0]))!r}: expected finite weights after it, found NaN or Inf; "
-            "send it again",
+            f"{REMEDY}",
             code="not_finite",
         )
     moved = unflatten(tensors, new)

@@ -40,7 +40,7 @@ USUAL = (
     "uniform:step=3",
     "uniform:step=4",
 )
-"""Codecs worth a comparison."""
+"""Codecs that are compared by default."""
 
 _SEED = 1
 _FORMAT = "fedpara-edge/comparison"
@@ -48,16 +48,16 @@ _FORMAT = "fedpara-edge/comparison"
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """How one codec did.
+    """Measurements of one codec.
 
     Args:
-        codec: as typed.
-        bytes: of a file with the change and nothing else in its header.
-        bits_per_parameter: of that.
-        error: ‖change - decoded‖ / ‖change‖, rounded to the nearest.
-        random_error: that with random rounding; None for a codec that has none.
-        encode_mb_per_s: float32 in, 10^6 bytes a second, the best of some runs.
-        decode_mb_per_s: float32 out, from a file in the system's cache.
+        codec: Codec as text, with its options.
+        bytes: Size of a file with the change and nothing else in its header.
+        bits_per_parameter: Bits of that file per entry of the change.
+        error: Relative error ‖change - decoded‖ / ‖change‖ with rounding to the nearest.
+        random_error: The same with random rounding; None for a codec that has none.
+        encode_mb_per_s: Encoding speed in 10^6 bytes of float32 per second, the best of several runs.
+        decode_mb_per_s: Decoding speed in 10^6 bytes of float32 per second, from a file in the system's cache.
     """
 
     codec: str
@@ -76,16 +76,16 @@ class Measured:
 def compare(
     tensors: Sequence[TensorSpec], change: NDArray[np.float32], codecs: Sequence[str], *, seconds: float = 0.1
 ) -> Iterator[Measured]:
-    """Measure codecs on one change, one after the other, but for those that can't express it.
+    """Measure codecs on one change, one after the other, leaving out those that can't express it.
 
     Args:
-        tensors: the shared tensors, sorted by name.
-        change: float32 [entries].
-        codecs: as typed, for `find_encoder`.
-        seconds: how long to repeat each encoding and decoding.
+        tensors: Shared tensors, sorted by name.
+        change: Flat change, float32 [entries].
+        codecs: Codecs as text, for `find_encoder`.
+        seconds: Time for which to repeat each encoding and each decoding.
 
     Raises:
-        InputError: there is no such codec, or a package is missing.
+        InputError: A codec is unknown, or a package is missing.
     """
     encoders = {codec: find_encoder(codec) for codec in codecs}
     with TemporaryDirectory(prefix="codecs-") as folder:
@@ -127,7 +127,7 @@ def _write(path: Path, encoder: Encoder, encoded: Encoded) -> None:
 
 
 def _time(call: Callable[[], Any], seconds: float) -> tuple[float, Any]:
-    """The shortest of some calls, which together take that long, and what the last returned."""
+    """Time of the fastest of several calls, which together take `seconds`, and the result of the last."""
     best, started = float("inf"), time.perf_counter()
     while True:
         begun = time.perf_counter()

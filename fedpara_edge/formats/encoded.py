@@ -1,4 +1,4 @@
-"""What is in an encoded file, an update or a published change: the change, and the bits that each tensor takes."""
+"""Content of an encoded file, an update or a published change: the change, and the bits that each tensor takes."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from fedpara_edge.storage.tensorfile import TensorFile
 
 
 def open_encoded(path: Path, weights: Weights) -> TensorFile:
-    """An update or a published change, open, of the bundle of these weights, whatever round it is of.
+    """Open an update or a published change of the same bundle as some weights, of any round.
 
     Raises:
-        InvalidUpdateError: it is missing, damaged or something else.
-        WrongBundleError: it is of another bundle.
+        InvalidUpdateError: The file is missing, damaged or something else.
+        WrongBundleError: The file belongs to another bundle.
     """
     file = TensorFile(path, format=None, error=InvalidUpdateError)
     found, fingerprint = file.header.get("format"), file.header.get("fingerprint")
@@ -34,7 +34,8 @@ def open_encoded(path: Path, weights: Weights) -> TensorFile:
     file.close()
     if found not in (UPDATE_FORMAT, CHANGE_FORMAT):
         raise InvalidUpdateError(
-            f"{path}: expected {UPDATE_FORMAT} or {CHANGE_FORMAT}, found {brief_text(found)}", code="wrong_format"
+            f"{path}: expected {UPDATE_FORMAT} or {CHANGE_FORMAT}, found {brief_text(found)}; check the path",
+            code="wrong_format",
         )
     raise WrongBundleError(
         f"{path}: fingerprint: expected {weights.fingerprint[:12]}…, found {brief_text(fingerprint, most=12)}; give "
@@ -44,10 +45,10 @@ def open_encoded(path: Path, weights: Weights) -> TensorFile:
 
 
 def read_change(file: TensorFile, tensors: Sequence[TensorSpec]) -> NDArray[np.float32]:
-    """The flat change in an open file, of any codec, float32 [entries].
+    """Flat change in an open file of any codec, float32 [entries].
 
     Raises:
-        InvalidUpdateError: the codec is unknown, what it stored does not fit, is damaged or not finite.
+        InvalidUpdateError: The codec is unknown, or the stored data does not fit, is damaged or not finite.
     """
     change = decode_all(open_codec(file, tensors), sum(tensor.size for tensor in tensors))
     bad = np.flatnonzero(~np.isfinite(change))
@@ -61,13 +62,13 @@ def read_change(file: TensorFile, tensors: Sequence[TensorSpec]) -> NDArray[np.f
 
 
 def bits_by_tensor(file: TensorFile, tensors: Sequence[TensorSpec]) -> dict[str, float]:
-    """Bits for each entry that an open file spends on each tensor, its header aside.
+    """Bits per entry that an open file spends on each tensor, its header not counted.
 
-    Tensors in one chunk share its code. Each is charged with its part of the information in the chunk's symbols: of a
-    symbol that makes up the share p of them, -log2 p bits.
+    The tensors in a chunk share its code. Each is charged with its part of the information in the chunk's symbols:
+    -log2 p bits for a symbol that makes up a fraction p of them.
 
     Raises:
-        InvalidUpdateError: as `read_change`.
+        InvalidUpdateError: The codec is unknown, or the stored data does not fit, is damaged or not finite.
     """
     change, decoder = read_change(file, tensors), open_codec(file, tensors)
     if not isinstance(decoder, PayloadDecoder):
@@ -83,8 +84,8 @@ def bits_by_tensor(file: TensorFile, tensors: Sequence[TensorSpec]) -> dict[str,
 
 
 def _information(values: NDArray[np.float32], lengths: NDArray[np.intp]) -> NDArray[np.float64]:
-    """-log2 of the share that the symbol of each entry has among those of a chunk."""
-    # Over the largest of a block, values of integers times a scale are as good as the integers.
+    """Information of each entry of a chunk: -log2 of the fraction of entries with the same symbol."""
+    # Relative to the largest of their block, integers times a scale tell as much as the integers.
     tops = np.maximum.reduceat(np.abs(values), np.cumsum(lengths) - lengths)
     symbols = np.rint(values / np.repeat(np.where(tops > 0, tops, 1), lengths) * 2.0**22)
     _, inverse, counts = np.unique(symbols, return_inverse=True, return_counts=True)

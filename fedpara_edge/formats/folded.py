@@ -1,22 +1,22 @@
-"""The folded model: an ONNX file that any ONNX runtime runs, and that says what it is.
+"""The folded model: an ONNX file that any ONNX runtime runs, and that describes itself.
 
 It takes the bundle's raw input and gives its outputs [B, ...] in float32, with every weight composed. One entry of its
-`metadata_props` is ours, the key `fedpara_edge`, whose value is canonical JSON (sorted keys, no spaces, UTF-8):
+`metadata_props` is ours: its key is `fedpara_edge`, its value canonical JSON (sorted keys, no spaces, UTF-8):
 
     format        fedpara-edge/folded
     version       1
     model         name given at export
-    fingerprint   hexadecimal; of the bundle it was folded from
-    round         of the weights in it
-    precision     float32, float16 or int8: what its weights are stored in
-    personal      whether a device's own personal tensors are in it
+    fingerprint   hexadecimal; of the bundle from which it was folded
+    round         of its weights
+    precision     float32, float16 or int8: the type in which its weights are stored
+    personal      whether it contains a device's own personal tensors
     input, label, output, loss
                   as in the bundle's manifest
 
 The entry is read here without onnx or onnxruntime, and without reading the weights. An ONNX file is a protobuf message:
 a sequence of (key, value), the key a varint of 8 · field + type. Type 0 is a varint, 1 eight bytes, 5 four bytes, and 2
-a varint length and as many bytes. Field 14 of an ONNX model, type 2, is an entry of `metadata_props`: a message with
-the key as field 1 and the value as field 2, both of type 2.
+a varint length followed by that many bytes. Field 14 of an ONNX model, type 2, is an entry of `metadata_props`: a
+message with the key as field 1 and the value as field 2, both of type 2.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
 
 @dataclass(frozen=True, kw_only=True)
 class FoldedSpec:
-    """What a folded model says of itself; the fields are described in the module."""
+    """Description of a folded model in its own file; the module describes the fields."""
 
     model: str
     fingerprint: str
@@ -57,15 +57,15 @@ class FoldedSpec:
     loss: Loss
 
     def to_json(self) -> str:
-        """The value of the entry `fedpara_edge`."""
+        """Value of the entry `fedpara_edge`."""
         return json.dumps({"format": FORMAT, "version": 1, **asdict(self)}, sort_keys=True, separators=(",", ":"))
 
     @staticmethod
     def from_json(text: str) -> FoldedSpec:
-        """The spec that `to_json` wrote.
+        """Inverse of `to_json`.
 
         Raises:
-            ValueError: it is no JSON, of another format or version, or a field is missing or foreign.
+            ValueError: The text is not JSON, has another format or version, or a field is missing or unknown.
         """
         data = strict_json(text)
         if not isinstance(data, dict) or (data.pop("format", None), data.pop("version", None)) != (FORMAT, 1):
@@ -92,10 +92,10 @@ _DTYPES = ("uint8", "float32", "int64")
 
 
 def read_folded(path: Path) -> FoldedSpec:
-    """Read what a folded model says of itself.
+    """Read the description of a folded model.
 
     Raises:
-        InputError: there is no file at `path`, it is no ONNX model, or none that `fedpara-edge fold` wrote.
+        InputError: There is no file at `path`, or it is not an ONNX model that `fedpara-edge fold` wrote.
     """
     remedy = "use a model written by fedpara-edge fold"
     try:
@@ -123,7 +123,7 @@ def _metadata(file: IO[bytes], size: int) -> Iterator[tuple[str, str]]:
 
 
 def _fields(file: IO[bytes], size: int) -> Iterator[tuple[int, int, int]]:
-    """Number, start and length of every field of a message that ends at `size`."""
+    """Fields of a message that ends at `size`: (number, first byte of the value, its length)."""
     position = 0
     while position < size:
         file.seek(position)

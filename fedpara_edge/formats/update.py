@@ -1,11 +1,11 @@
-"""The update file: what one device sends after its local epochs, the change of the shared tensors and nothing else.
+"""The update file: what a device sends after its local epochs, the change of the shared tensors and nothing else.
 
 Format `fedpara-edge/update`, version 1 (container: `storage.tensorfile`). Header:
 
     format, version
-    fingerprint   hexadecimal; which bundle it was trained with
+    fingerprint   hexadecimal; of the bundle
     round         of the base weights
-    base          SHA-256 of the weights that training started from (`weights`)
+    base          SHA-256 of the weights from which training started (`weights`)
     client        name of the device, 1 to 200 characters
     examples      number of local training examples, its weight in the mean; positive
     steps         optimizer steps taken; positive
@@ -34,6 +34,8 @@ from fedpara_edge.formats.weights import Weights
 from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
 
 FORMAT = "fedpara-edge/update"
+REMEDY = "send it again"
+"""Remedy for a damaged update, for the device."""
 MAX_EXAMPLES = 1 << 40
 MAX_CLIENT_CHARACTERS = 200
 MAX_METRICS = 64
@@ -41,7 +43,7 @@ MAX_METRICS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateHeader:
-    """The header of an update file, without its format; the fields are described in the module."""
+    """Header of an update file, without format and codec; the module describes the fields."""
 
     fingerprint: str
     round: int
@@ -54,19 +56,20 @@ class UpdateHeader:
     def __post_init__(self) -> None:
         for name, kind in (("fingerprint", str), ("base", str), ("client", str), ("metrics", dict)):
             if not isinstance(getattr(self, name), kind):
+                expected = "text" if kind is str else "a mapping from names to numbers"
                 raise InvalidUpdateError(
-                    f"{name}: expected {kind.__name__}, found {brief(getattr(self, name))}", code="header"
+                    f"{name}: expected {expected}, found {brief(getattr(self, name))}", code="header"
                 )
         if not is_valid_client_name(self.client):
             raise InvalidUpdateError(
                 f"client: expected 1 to {MAX_CLIENT_CHARACTERS} printable characters, found {brief(self.client)}",
                 code="header",
             )
-        for name, least, most in (("round", 0, 1 << 40), ("examples", 1, MAX_EXAMPLES), ("steps", 1, 1 << 40)):
+        for name, lowest, highest in (("round", 0, 1 << 40), ("examples", 1, MAX_EXAMPLES), ("steps", 1, 1 << 40)):
             value = getattr(self, name)
-            if type(value) is not int or not least <= value <= most:
+            if type(value) is not int or not lowest <= value <= highest:
                 raise InvalidUpdateError(
-                    f"{name}: expected an integer from {least} to {most}, found {brief(value)}",
+                    f"{name}: expected an integer from {lowest} to {highest}, found {brief(value)}",
                     code="examples" if name == "examples" else "header",
                 )
         if len(self.metrics) > MAX_METRICS:
@@ -83,7 +86,7 @@ class UpdateHeader:
 
 
 def is_valid_client_name(name: str) -> bool:
-    """Whether a device can have that name: 1 to 200 printable characters."""
+    """Whether a device can have this name: 1 to 200 printable characters."""
     return 1 <= len(name) <= MAX_CLIENT_CHARACTERS and name.isprintable()
 
 
@@ -99,20 +102,20 @@ def write_update(
     """Write an update file, atomically.
 
     Args:
-        path: the file to write.
-        header: what it says of itself.
-        layout: of the bundle; its shared tensors, and only they, are written.
-        change: what to send, float32, at least for every shared tensor.
-        encoder: from `codecs.find_encoder`.
-        seed: of random rounding; None for none (`codecs.codec.Encoder`).
+        path: File to write.
+        header: Header of the file.
+        layout: Layout of the bundle; its shared tensors, and no others, are written.
+        change: Change to send, float32, by name, for at least every shared tensor.
+        encoder: Encoder from `codecs.find_encoder`.
+        seed: Seed of random rounding; None to round to the nearest (`codecs.codec.Encoder`).
 
     Returns:
-        The change that every reader of the file will get, float32, by shared tensor.
+        Change that every reader of the file will get, float32, by shared tensor.
 
     Raises:
-        InvalidUpdateError: a change is not finite, so that no server would take it.
-        DivergedError: a change is too large for the codec.
-        FedparaError: the disk refuses the write.
+        InvalidUpdateError: The change is not finite, so that no server would take it.
+        DivergedError: The change is too large for the codec.
+        FedparaError: The disk refuses the write.
     """
     tensors = in_order(layout.shared)
     for tensor in tensors:
@@ -133,24 +136,25 @@ def write_update(
 
 
 class Update:
-    """An update file, open and compared with the weights it should change, except for its values.
+    """An open update file, checked in all but its values against the weights that it changes.
 
     Args:
-        path: the file.
-        weights: the base it must have been trained from.
+        path: File to open.
+        weights: Weights from which the update must have been trained.
 
     Attributes:
-        header: what the file says of itself.
-        file: the open container.
-        decoder: of its change.
+        header: Header of the file.
+        file: The open container.
+        decoder: Decoder of the change.
 
     Raises:
-        InvalidUpdateError: missing, truncated, not ours, unknown codec, or a tensor or field that does not fit.
-        WrongBundleError: trained with another bundle, in another round or from other weights.
+        InvalidUpdateError: The file is missing, truncated or not ours, its codec is unknown, or a tensor or field does
+            not fit.
+        WrongBundleError: The update was trained with another bundle, in another round or from other weights.
     """
 
     def __init__(self, path: Path, weights: Weights) -> None:
-        self.file = TensorFile(path, format=FORMAT, error=InvalidUpdateError)
+        self.file = TensorFile(path, format=FORMAT, error=InvalidUpdateError, remedy=REMEDY)
         try:
             self.header = _header_of(self.file)
             self._check_base(weights)
@@ -161,18 +165,18 @@ class Update:
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """Path of the file."""
         return self.file.path
 
     def close(self) -> None:
-        """Close the file; `reopen` goes on with it."""
+        """Close the file; `reopen` opens it again."""
         self.file.close()
 
     def reopen(self) -> None:
         """Open the file again, so that thousands of updates need not be open at once.
 
         Raises:
-            InvalidUpdateError: it is gone or was changed.
+            InvalidUpdateError: The file is gone or was changed.
         """
         self.file.reopen()
 
@@ -193,7 +197,7 @@ def _header_of(file: TensorFile) -> UpdateHeader:
     missing = [name for name in names if name not in file.header]
     if missing:
         raise InvalidUpdateError(
-            f"{file.path}: expected the header fields {', '.join(missing)}, found none", code="header"
+            f"{file.path}: expected the header fields {', '.join(missing)}, found none; {REMEDY}", code="header"
         )
     try:
         return UpdateHeader(**{name: file.header[name] for name in names})

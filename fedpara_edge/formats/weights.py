@@ -3,16 +3,16 @@
 Format `fedpara-edge/weights`, version 1 (container: `storage.tensorfile`). Header:
 
     format, version
-    fingerprint   hexadecimal; which bundle the weights belong to
-    round         how many rounds of aggregation they have been through; 0 for the initial weights
+    fingerprint   hexadecimal; of the bundle
+    round         number of rounds of aggregation behind the weights; 0 for the initial weights
     layout        layers and tensors (`Layout.to_json`), so that the file explains itself
     codec         {"name", "version", …}: how the weights are stored (`codecs`), with the settings of that codec; left
                   out for `float32`
 
-and the arrays the codec stores: without one, a float32 tensor for every tensor of role `shared`, under its own name and
-shape. The weights are what is decoded, for everybody alike.
+and the arrays that the codec stores: without one, a float32 tensor for every tensor of role `shared`, under its own
+name and shape. The weights are what is decoded, for everybody alike.
 
-The *base* that updates refer to is a SHA-256 of the content, so that weights rebuilt elsewhere have it too: of the
+The *base* to which updates refer is a SHA-256 of the content, so that weights rebuilt elsewhere have it too: of the
 UTF-8 text "<fingerprint> <round>\\n", then, by name, of each tensor's name in UTF-8, a zero byte, and its values in C
 order as little-endian float32.
 """
@@ -39,20 +39,21 @@ from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
 
 FORMAT = "fedpara-edge/weights"
 MAX_ROUND = 1 << 40
-MOST_ENTRIES_PER_BYTE = 256
-"""Of a weights file: it brings its own layout, so nothing else bounds what a small one decodes to."""
+MAX_ENTRIES_PER_BYTE = 256
+"""Bound on what a weights file decodes to: it brings its own layout, so nothing else limits a small one."""
 REMEDY = "use weights written by export or aggregate"
+"""Remedy for a file without usable weights."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The content of a weights file.
+    """Content of a weights file.
 
     Args:
-        fingerprint: of the bundle.
-        round: number of rounds behind these weights.
-        layout: layers and tensors of the model.
-        tensors: float32 arrays, the shared tensors by name.
+        fingerprint: Fingerprint of the bundle.
+        round: Number of rounds behind these weights.
+        layout: Layers and tensors of the model.
+        tensors: Shared tensors by name, float32.
     """
 
     fingerprint: str
@@ -74,21 +75,22 @@ def write_weights(path: Path, weights: Weights, encoder: Encoder | None = None) 
     """Write a weights file, atomically.
 
     Args:
-        path: the file to write.
-        weights: its content.
-        encoder: how to store it, from `codecs.find_encoder`; it rounds to the nearest. None for float32, as it is.
+        path: File to write.
+        weights: Weights to store.
+        encoder: Encoder from `codecs.find_encoder`, which rounds to the nearest here; None for float32, which is exact.
 
     Returns:
-        The weights as the file has them.
+        Weights as the file has them.
 
     Raises:
-        FedparaError: a value is not finite or too large for the codec, or the disk refuses the write.
+        FedparaError: A value is not finite or too large for the codec, or the disk refuses the write.
     """
     tensors = in_order(weights.layout.shared)
     for name, tensor in weights.tensors.items():
         if not np.isfinite(tensor).all():
             raise FedparaError(
-                f"{path}: tensor {name!r}: expected finite weights, found NaN or Inf; nothing was written"
+                f"{path}: tensor {name!r}: expected finite weights, found NaN or Inf; nothing was written: use "
+                "weights that did not diverge"
             )
     encoded = (encoder or Float32()).encode(tensors, flatten(tensors, weights.tensors), seed=None)
     header = {
@@ -117,14 +119,15 @@ def read_weights(path: Path) -> Weights:
             layout = Layout.from_json(file.header["layout"])
             fingerprint, number = _identity(file.header)
         except (InputError, KeyError) as error:
+            fault = f"no field {error}" if isinstance(error, KeyError) else str(error)
             raise WrongBundleError(
-                f"{path}: expected the header of a weights file, found {brief_text(str(error), most=200)}; {REMEDY}"
+                f"{path}: expected the header of a weights file, found {brief_text(fault, most=200)}; {REMEDY}"
             ) from error
         tensors = in_order(layout.shared)
         entries = sum(tensor.size for tensor in tensors)
-        if entries > MOST_ENTRIES_PER_BYTE * file.size_bytes:
+        if entries > MAX_ENTRIES_PER_BYTE * file.size_bytes:
             raise WrongBundleError(
-                f"{path}: expected at most {MOST_ENTRIES_PER_BYTE} entries for each of its {file.size_bytes} bytes, "
+                f"{path}: expected at most {MAX_ENTRIES_PER_BYTE} entries for each of its {file.size_bytes} bytes, "
                 f"found {entries}; {REMEDY}"
             )
         file.header.setdefault("codec", {"name": Float32.name, "version": Float32.version})

@@ -47,10 +47,10 @@ class Entry:
     """Place of one tensor in a file.
 
     Args:
-        dtype: Name of its numpy dtype.
-        shape: Its shape.
-        offset: Its first byte, from the start of the file.
-        nbytes: Number of its bytes.
+        dtype: Name of the numpy dtype.
+        shape: Shape of the tensor.
+        offset: First byte, counted from the start of the file.
+        nbytes: Number of bytes.
     """
 
     dtype: str
@@ -167,7 +167,7 @@ class TensorFile:
         """Compare the open file's identity, size and modification time with those at its first opening.
 
         Raises:
-            FedparaError: One of them differs.
+            FedparaError: The file was changed or replaced.
         """
         if self._current_stamp() != self._stamp:
             raise self.error(

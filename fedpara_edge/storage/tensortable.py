@@ -43,10 +43,10 @@ class Row(NamedTuple):
 
     Args:
         name: Name of the tensor.
-        dtype: Name of its numpy dtype.
-        shape: Its shape.
-        begin: Its first byte, from the start of the data.
-        end: The byte after its last one, from the start of the data.
+        dtype: Name of the numpy dtype.
+        shape: Shape of the tensor.
+        begin: First byte, counted from the start of the data.
+        end: Byte after the last one, counted from the start of the data.
     """
 
     name: str
@@ -79,7 +79,7 @@ def table_bytes(head: bytes, file_bytes: int) -> int:
     16
     """
     if len(head) < 8:
-        raise TableError(f"a file of {len(head)} bytes", code="truncated")
+        raise TableError(f"a file of {len(head)} bytes" if head else "an empty file", code="truncated")
     length = int.from_bytes(head, "little")
     if length > MAX_TABLE_BYTES:
         raise TableError("one that does not begin like safetensors")
