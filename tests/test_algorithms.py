@@ -489,7 +489,9 @@ def test_an_older_graph_takes_one_mu_and_refuses_another(older: Bundle, small_bu
         np.testing.assert_array_equal(tensor, engines[1].read()[name])
     some = Adjustment(mu=0.3, mu_of=["0.x1"])
     engines[1].step(x, y, learning_rate=0.1, seed=0, adjustment=some)
-    with pytest.raises(WrongBundleError, match=r"train_step.onnx: expected a graph that takes another mu .*; export"):
+    with pytest.raises(
+        WrongBundleError, match=r"train_step.onnx: expected a graph that takes a different mu .*; export"
+    ):
         engines[0].step(x, y, learning_rate=0.1, seed=0, adjustment=some)
 
 

@@ -49,7 +49,7 @@ def test_a_name_is_taken_at_its_word(opened):
     words = "expected the files of engine slow, found those of fast; export the bundle again with --engine slow$"
     with pytest.raises(InputError, match=words):
         opened("fast", name="slow")
-    with pytest.raises(InputError, match="engine 'warp': expected auto or one of absent, fast, slow, rare"):
+    with pytest.raises(InputError, match="engine: expected auto or one of absent, fast, slow, rare, found 'warp'"):
         opened("fast", name="warp")
 
 

@@ -1,1 +1,1 @@
-"""Engines: what runs the training steps of a bundle, and the arithmetic that both of them share."""
+"""Engines that run the training steps of a bundle, and the arithmetic that they share."""

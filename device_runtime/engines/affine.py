@@ -1,4 +1,4 @@
-"""The affine term of an adjustment as the vectors that engines multiply by and add."""
+"""The affine term of an adjustment, as vectors that an engine multiplies by and adds."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fedpara_edge.factors.layout import TensorSpec
 
 @dataclass(frozen=True)
 class Affine:
-    """μ w + h.
+    """Vectors of the affine term μ w + h.
 
     Args:
-        mu: μ [P], or [1] if it is the same for all entries.
-        h: h [P], or None for zeros.
+        mu: Factor μ [P], or [1] if it is the same for all entries.
+        h: Summand h [P]; None for zeros.
     """
 
     mu: Vector
@@ -26,10 +26,10 @@ class Affine:
 
 
 class AffineTerm:
-    """Makes the vectors once for as long as the adjustment is the same, as it is in all steps of a call.
+    """Cache of the vectors of the latest adjustment, which is the same in all steps of a call.
 
     Args:
-        tensors: all trained tensors, in the order of the vectors.
+        tensors: All trained tensors, in the order of the vectors.
     """
 
     def __init__(self, tensors: Sequence[TensorSpec]) -> None:
@@ -38,10 +38,10 @@ class AffineTerm:
         self._vectors = Affine(np.zeros(1, np.float32), None)
 
     def vectors(self, adjustment: Adjustment) -> Affine:
-        """The vectors of an adjustment.
+        """Vectors of an adjustment.
 
         Raises:
-            InputError: a tensor of it is not trained, or has another shape.
+            InputError: A tensor of the adjustment is not trained, or has another shape.
         """
         if adjustment is not self._adjustment:
             self._vectors = Affine(self._mu(adjustment), self._h(adjustment))

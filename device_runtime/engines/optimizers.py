@@ -1,8 +1,8 @@
-"""From gradients to weights, for an engine whose runtime can't: torch's clipping and optimizers in numpy, in place.
+"""Torch's optimizers and gradient clipping in numpy, in place, for an engine whose runtime lacks them.
 
-Weights and gradients come as sequences of float32 vectors, pieces of all that is trained, always the same and in the
-same order. Pieces of some ten thousand entries stay in the processor's cache from one operation to the next. The state
-is a float32 vector [P] for all of them.
+Weights and gradients are sequences of float32 vectors, the pieces of all trained entries, always the same and in the
+same order. Pieces of some ten thousand entries stay in the processor's cache from one operation to the next. A state is
+one float32 vector [P] over all pieces.
 """
 
 from __future__ import annotations
@@ -19,22 +19,25 @@ from device_runtime.engines.vector import Vector, pieces
 
 
 class Optimizer(Protocol):
-    """Changes weights by gradients."""
+    """Optimizer that changes weights by gradients.
+
+    Attributes:
+        state: Everything that a later step depends on, by name; filled in place when restored.
+    """
 
     state: dict[str, NDArray[np.float32]]
-    """All that a later step depends on; to be filled in place when restored."""
 
     def step(self, weights: Sequence[Vector], gradients: Sequence[Vector], learning_rate: float) -> None:
-        """One step: `weights` is changed in place, `gradients` is used up."""
+        """Take one step: `weights` changes in place, `gradients` is overwritten."""
         ...
 
 
 def make_optimizer(constants: Mapping[str, Any], weights: Sequence[Vector]) -> Optimizer:
-    """The optimizer of a bundle, with a fresh state.
+    """Optimizer of a bundle, with a fresh state.
 
     Args:
-        constants: `Manifest.optimizer`.
-        weights: what it is to change.
+        constants: Name and constants of the optimizer, as in `Manifest.optimizer`.
+        weights: Weights that it will change, float32 vectors.
     """
     if constants["name"] == "sgd":
         return SGD(weights, momentum=constants.get("momentum", 0.0))
@@ -43,14 +46,14 @@ def make_optimizer(constants: Mapping[str, Any], weights: Sequence[Vector]) -> O
 
 
 class SGD:
-    """`torch.optim.SGD`: b ← momentum · b + g, w ← w − lr · b; without momentum w ← w − lr · g."""
+    """Optimizer `torch.optim.SGD`: b ← momentum · b + g, w ← w − lr · b; without momentum w ← w − lr · g."""
 
     def __init__(self, weights: Sequence[Vector], *, momentum: float = 0.0) -> None:
         self._momentum = momentum
         self.state = {"momentum": _zeros(weights)} if momentum else {}
 
     def step(self, weights: Sequence[Vector], gradients: Sequence[Vector], learning_rate: float) -> None:
-        """One step."""
+        """Take one step."""
         buffers = pieces(self.state["momentum"], weights) if self._momentum else gradients
         for weight, gradient, buffer in zip(weights, gradients, buffers, strict=True):
             if self._momentum:
@@ -61,12 +64,12 @@ class SGD:
 
 
 class AdamW:
-    """`torch.optim.AdamW`, step t from 1:
+    """Optimizer `torch.optim.AdamW`; with steps t from 1:
 
         m ← β₁ m + (1 − β₁) g,    v ← β₂ v + (1 − β₂) g²
         w ← (1 − lr · decay) w − lr / (1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + eps)
 
-    The state holds m / (1 − β₁) and v / (1 − β₂), which makes for fewer passes over them.
+    The state holds m / (1 − β₁) and v / (1 − β₂), which saves passes over them.
     """
 
     def __init__(
@@ -80,11 +83,13 @@ class AdamW:
         }
 
     def step(self, weights: Sequence[Vector], gradients: Sequence[Vector], learning_rate: float) -> None:
-        """One step."""
+        """Take one step."""
         first, second = self._betas
         self.state["steps"] += 1
         steps = float(self.state["steps"])
-        deviation = math.sqrt((1 - second) / (1 - second**steps))  # √v / √(1 − β₂ᵗ) is this times √ of what is held
+        deviation = math.sqrt(
+            (1 - second) / (1 - second**steps)
+        )  # √v / √(1 − β₂ᵗ) is this times the root of the stored moment
         rate = learning_rate * (1 - first) / (1 - first**steps) / deviation
         eps = self._eps / deviation
         moments = (pieces(self.state[name], weights) for name in ("moment1", "moment2"))
@@ -113,11 +118,11 @@ def adjust(
     """Apply an `Adjustment` to the gradients, in place.
 
     Args:
-        gradients: changed in place.
-        weights: before the step.
-        adjustment: what to do.
-        h: its `h` in the same pieces, or None.
-        mu: its `mu` in the same pieces where it is not the same for all, or None.
+        gradients: Gradients, changed in place.
+        weights: Weights before the step.
+        adjustment: Adjustment to apply.
+        h: Summands h of the adjustment in the same pieces; None for zeros.
+        mu: Factors μ of the adjustment in the same pieces, where they differ; None for `adjustment.mu` everywhere.
     """
     for number, gradient in enumerate(gradients):
         if mu is not None:

@@ -1,6 +1,6 @@
-"""onnxruntime as a device wants it: imported without torch, quiet, and with errors that have names.
+"""The part of onnxruntime that engines use, imported without torch, quiet, and with errors that can be caught.
 
-Plain onnxruntime and onnxruntime-training-cpu are both imported as `onnxruntime`. The second imports torch where it is
+Plain onnxruntime and onnxruntime-training-cpu are both imported as `onnxruntime`. The latter imports torch where it is
 installed, for Python classes that no engine uses.
 """
 
@@ -17,7 +17,7 @@ from fedpara_edge.errors import FedparaError
 
 @contextmanager
 def _without_torch() -> Iterator[None]:
-    """Make the import of `onnxruntime.training` fail, which `onnxruntime` expects and passes over."""
+    """Make the import of `onnxruntime.training` fail, which `onnxruntime` tolerates."""
     training = "onnxruntime.training"
     if "onnxruntime" in sys.modules:
         yield
@@ -41,7 +41,7 @@ with _without_torch():
     from onnxruntime.capi import _pybind_state as native
 
 OLDEST = (1, 19)
-"""The oldest release that reads our graphs: opset 18 in ONNX IR version 10."""
+"""Oldest release that reads our graphs, which have opset 18 and ONNX IR version 10."""
 
 if tuple(int(number) for number in __version__.split(".")[:2]) < OLDEST:
     raise ImportError(f"onnxruntime {__version__} is too old", name="onnxruntime")
@@ -50,44 +50,44 @@ ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
     *(entry for entry in vars(native).values() if isinstance(entry, type) and issubclass(entry, Exception)),
 )
-"""What onnxruntime raises; its own classes derive from nothing but Exception."""
+"""Errors that onnxruntime raises; its own classes derive directly from Exception."""
 
 
 def message_of(error: Exception) -> str:
-    """What onnxruntime says, in one line."""
+    """Message of an error of onnxruntime, in one line."""
     return " ".join(str(error).split())
 
 
 @contextmanager
-def running(what: Path, rows: int) -> Iterator[None]:
-    """Have an error of onnxruntime say what was running.
+def running(graph: Path, rows: int) -> Iterator[None]:
+    """Context in which an error of onnxruntime names the graph that was running.
 
     Args:
-        what: the file with the graph.
-        rows: in the batch.
+        graph: File with the graph.
+        rows: Number of rows in the batch.
 
     Raises:
-        FedparaError: onnxruntime gives up, mostly for want of memory.
+        FedparaError: The runtime fails, usually for lack of memory.
     """
     try:
         yield
     except ERRORS as error:
         raise FedparaError(
-            f"{what}: expected to run on {rows} rows, found {message_of(error)}; "
+            f"{graph}: expected to run on {rows} rows, found {message_of(error)}; "
             "reduce the batch size, or train with more micro-batches"
         ) from error
 
 
-_FATAL = 4  # of onnxruntime's severities; its errors are raised as well
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_FATAL = 4  # among onnxruntime's severities; its errors are raised in any case
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
 
 def session_options(threads: int | None, *, constant_weights: bool = False) -> SessionOptions:
-    """Options of every session.
+    """Options for a session.
 
     Args:
-        threads: for the operators; None for as many as there are cores.
-        constant_weights: whether to lay out images for blocked convolutions, whose weights must be constants.
+        threads: Threads for the operators; None for one per core.
+        constant_weights: Whether to use the image layout of blocked convolutions, which needs constant weights.
     """
     options = SessionOptions()
     if not constant_weights:
@@ -99,14 +99,14 @@ def session_options(threads: int | None, *, constant_weights: bool = False) -> S
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep the buffers of a step for the next one, which otherwise faults them in again.
+    """Have glibc keep the buffers of a step for the next one, which would otherwise fault them in again.
 
-    For onnxruntime-training; plain sessions have an arena for that. Other C libraries are left as they are.
+    Needed for onnxruntime-training only, as plain sessions have an arena. Other C libraries are left as they are.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
-            mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest that every release takes
+            mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest value that every release accepts
             mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 

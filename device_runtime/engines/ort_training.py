@@ -1,7 +1,7 @@
 """The engine `ort-training`: onnxruntime-training's artifacts through its compiled classes, without torch.
 
-The runtime takes the gradients; what follows is numpy on the runtime's own memory (`optimizers`), as its
-optimizers know neither momentum nor clipping nor the affine term.
+The runtime computes the gradients; the rest is numpy on the runtime's own memory (`optimizers`), because its optimizers
+support neither momentum nor clipping nor the affine term.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from fedpara_edge.formats.bundle import Bundle
 try:
     from onnxruntime.capi._pybind_state import Module, load_checkpoint
 except ImportError as error:
-    message = "the onnxruntime here has no training of its own; pip uninstall it first"
+    message = "the installed onnxruntime cannot train; pip uninstall it first"
     raise ImportError(message, name="onnxruntime") from error
 
 _CPU = native.OrtDevice(native.OrtDevice.cpu(), native.OrtDevice.default_memory(), 0)
-_PIECE = 1 << 15  # entries: what the optimizer needs of a piece (at most 4 vectors) stays in a cache of 512 KiB
+_PIECE = 1 << 15  # entries; the at most 4 vectors that the optimizer needs of a piece fit in a cache of 512 KiB
 
 
 def open_engine(bundle: Bundle, *, threads: int | None = None) -> OrtTraining:
-    """Load a bundle's artifacts.
+    """Load a bundle's artifacts into onnxruntime-training.
 
     Args:
-        bundle: a verified bundle with the engine's files.
-        threads: for the operators; None for as many as there are cores.
+        bundle: Verified bundle with the files of this engine.
+        threads: Threads for the operators; None for one per core.
 
     Raises:
-        WrongBundleError: onnxruntime-training refuses the files.
+        WrongBundleError: The runtime refuses the files.
     """
     keep_freed_memory()
     return OrtTraining(bundle, threads=threads)
 
 
 class OrtTraining:
-    """The bundle in onnxruntime-training; implements `Engine`."""
+    """Engine on onnxruntime-training; implements `Engine`."""
 
     name = "ort-training"
 
@@ -57,7 +57,9 @@ class OrtTraining:
         self._tensors = bundle.manifest.layout.with_role("shared", "personal")
         self._train_model, self._eval_model = (bundle.file(f"{name}_model.onnx") for name in ("training", "eval"))
         try:
-            self._checkpoint = load_checkpoint(str(bundle.file("checkpoint")))  # the module only refers to it
+            self._checkpoint = load_checkpoint(
+                str(bundle.file("checkpoint"))
+            )  # the module keeps only a reference to it
             self._module = Module(
                 str(self._train_model),
                 self._checkpoint,
@@ -81,7 +83,7 @@ class OrtTraining:
         self._affine = AffineTerm(self._tensors)
 
     def load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
-        """Set tensors by name."""
+        """Set some tensors by name."""
         assign(self._views(), tensors)
 
     def step(
@@ -94,9 +96,9 @@ class OrtTraining:
         adjustment: Adjustment = NONE,
         micro_batches: int = 1,
     ) -> float:
-        """One optimizer step; the loss before it."""
+        """Take one optimizer step; return the loss before it."""
         loss = self._take_gradients(x, y, seed=seed, micro_batches=micro_batches)
-        with np.errstate(over="ignore", invalid="ignore"):  # a diverging training shows in its loss
+        with np.errstate(over="ignore", invalid="ignore"):  # the loss shows if the training diverges
             if not adjustment.is_none:
                 affine = self._affine.vectors(adjustment)
                 h = None if affine.h is None else pieces(affine.h, self._weights)
@@ -106,14 +108,14 @@ class OrtTraining:
         return loss
 
     def evaluate(self, x: NDArray[Any], y: NDArray[Any]) -> tuple[float, NDArray[np.float32]]:
-        """Mean loss and outputs, without dropout."""
+        """Mean loss and outputs of a batch, without dropout."""
         fetches = native.OrtValueVector()
         with running(self._eval_model, len(x)):
             self._module.eval_step([x, y], fetches)
         return float(fetches[0].numpy()), fetches[1].numpy()
 
     def read(self) -> dict[str, NDArray[np.float32]]:
-        """Copies of the trained tensors."""
+        """Copies of the trained tensors, by name."""
         return {name: tensor.copy() for name, tensor in self._views().items()}
 
     def state(self) -> dict[str, NDArray[Any]]:
@@ -121,14 +123,14 @@ class OrtTraining:
         return {"weights": np.concatenate(self._weights), **{k: v.copy() for k, v in self._optimizer.state.items()}}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Continue from what `state` returned."""
+        """Continue from a state that `state` returned."""
         for piece, saved in zip(self._weights, pieces(state["weights"], self._weights), strict=True):
             piece[...] = saved
         for name, tensor in self._optimizer.state.items():
             tensor[...] = state[name]
 
     def _take_gradients(self, x: NDArray[Any], y: NDArray[Any], *, seed: int, micro_batches: int) -> float:
-        """Leave the batch's gradient in `_gradients`; return its loss."""
+        """Leave the gradient of the batch in `_gradients`; return its mean loss."""
         self._module.lazy_reset_grad()
         loss, weight = 0.0, 1.0
         for micro_batch in split_batch(x, y, micro_batches=micro_batches, seed=seed):
@@ -154,7 +156,7 @@ class OrtTraining:
 
 
 def _view(value: Any) -> Vector:
-    """The memory of a float32 OrtValue, flat; valid for as long as that lives."""
+    """Flat view of a float32 OrtValue's memory, valid for as long as the OrtValue lives."""
     size = math.prod(value.shape())
     return np.ctypeslib.as_array((ctypes.c_float * size).from_address(value.data_ptr()))
 

@@ -1,7 +1,7 @@
 """The engine `onnxruntime`: the training step as a plain ONNX graph, on any onnxruntime.
 
-`train_step.onnx` takes the weights and the optimizer's state as vectors and gives new ones. Each lies in one array that
-is bound as the input and as the output, so that a step writes the new values over the old ones and copies nothing.
+`train_step.onnx` takes the weights and the state of the optimizer as vectors and returns new ones. Each vector is one
+array, bound as input and as output, so that a step writes the new values over the old ones and copies nothing.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ TRAIN_STEP, EVAL_STEP = ONNXRUNTIME_FILES
 
 
 def open_engine(bundle: Bundle, *, threads: int | None = None) -> Portable:
-    """Make ready to train and evaluate a bundle.
+    """Open a bundle in onnxruntime, for training and evaluation.
 
     Args:
-        bundle: a verified bundle with the engine's files.
-        threads: for the operators; None for as many as there are cores.
+        bundle: Verified bundle with the files of this engine.
+        threads: Threads for the operators; None for one per core.
 
     Raises:
-        WrongBundleError: the initial weights are damaged or incomplete.
+        WrongBundleError: The initial weights are damaged or incomplete.
     """
     return Portable(bundle, threads=threads)
 
 
 class Portable:
-    """The bundle in onnxruntime; implements `Engine`.
+    """Engine on plain onnxruntime; implements `Engine`.
 
-    Each of the two graphs is loaded when it is first used, as a device mostly needs only one.
+    Each of the two graphs is loaded when first used, as a device usually needs only one.
     """
 
     name = "onnxruntime"
@@ -64,12 +64,12 @@ class Portable:
         for name in self._places:
             if name not in initial:
                 raise WrongBundleError(
-                    f"{bundle.path}: tensor {name!r}: expected a first value, found none; export again"
+                    f"{bundle.path}: tensor {name!r}: expected an initial value, found none; export again"
                 )
         self.load({name: initial[name] for name in self._places})
 
     def load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
-        """Set tensors by name."""
+        """Set some tensors by name."""
         assign(self._places, tensors)
 
     def step(
@@ -82,7 +82,7 @@ class Portable:
         adjustment: Adjustment = NONE,
         micro_batches: int = 1,
     ) -> float:
-        """One optimizer step; the loss before it."""
+        """Take one optimizer step; return the loss before it."""
         if micro_batches > 1 and self.bundle.manifest.optimizer.get("jacobian_correction"):
             raise InputError(
                 f"expected 1, as the Jacobian correction of {self.bundle.path} needs the gradient of a whole batch, "
@@ -96,11 +96,11 @@ class Portable:
         return loss
 
     def evaluate(self, x: NDArray[Any], y: NDArray[Any]) -> tuple[float, NDArray[np.float32]]:
-        """Mean loss and outputs, without dropout."""
+        """Mean loss and outputs of a batch, without dropout."""
         return self._evaluator.run(x, y)
 
     def read(self) -> dict[str, NDArray[np.float32]]:
-        """Copies of the trained tensors."""
+        """Copies of the trained tensors, by name."""
         return {name: place.copy() for name, place in self._places.items()}
 
     def state(self) -> dict[str, NDArray[Any]]:
@@ -108,7 +108,7 @@ class Portable:
         return {name: array.copy() for name, array in {"weights": self._weights, **self._state}.items()}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Continue from what `state` returned."""
+        """Continue from a state that `state` returned."""
         assign({"weights": self._weights, **self._state}, state)
 
     @cached_property
@@ -126,7 +126,7 @@ class Portable:
 
 
 def _fresh_state(optimizer: Mapping[str, Any], weights: Vector) -> dict[str, NDArray[np.float32]]:
-    """An optimizer's state before its first step, under the names it has in the graph."""
+    """State of an optimizer before its first step, under the names that it has in the graph."""
     if optimizer["name"] == "sgd":
         return {"momentum": np.zeros_like(weights)} if optimizer.get("momentum") else {}
     return {"moment1": np.zeros_like(weights), "moment2": np.zeros_like(weights), "steps": np.zeros((), np.float32)}
@@ -138,21 +138,23 @@ class _Graph:
     def __init__(self, path: Path, batch: tuple[str, str], threads: int | None) -> None:
         self._path, self._batch = path, batch
         options = session_options(threads)
-        options.enable_mem_pattern = False  # it saves no time here, and its one large block costs up to a third more
+        options.enable_mem_pattern = (
+            False  # saves no time here, and its single large block takes up to a third more memory
+        )
         try:
             self._session = InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except ERRORS as error:
             raise self.wrong("a graph that onnxruntime loads", message_of(error)) from error
 
     def rank(self, name: str) -> int | None:
-        """Number of axes of an input; None if there is none of that name."""
+        """Number of axes of an input; None if the graph has no such input."""
         return next((len(entry.shape) for entry in self._session.get_inputs() if entry.name == name), None)
 
     def bind(self, inputs: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]) -> IOBinding:
-        """Have the graph read and write these arrays, which must outlive the binding, besides the batch.
+        """Bind arrays that the graph reads and writes besides the batch; they must outlive the binding.
 
         Raises:
-            WrongBundleError: the graph has other inputs, or lacks an output.
+            WrongBundleError: The graph has other inputs, or lacks an output.
         """
         expected = {*self._batch, *inputs}
         found = {entry.name for entry in self._session.get_inputs()}
@@ -168,10 +170,10 @@ class _Graph:
         return binding
 
     def run(self, binding: IOBinding, x: NDArray[Any], y: NDArray[Any]) -> None:
-        """Run on a batch; the results are in the arrays bound.
+        """Run on a batch; the results are then in the bound arrays.
 
         Raises:
-            FedparaError: onnxruntime gives up, mostly for want of memory.
+            FedparaError: The runtime fails, usually for lack of memory.
         """
         batch = [np.ascontiguousarray(array) for array in (x, y)]
         for name, array in zip(self._batch, batch, strict=True):
@@ -180,7 +182,7 @@ class _Graph:
             self._session.run_with_iobinding(binding)
 
     def wrong(self, expected: str, found: str) -> WrongBundleError:
-        """The error of a graph that is not what it must be."""
+        """Error of a graph that is not as it must be."""
         return WrongBundleError(f"{self._path}: expected {expected}, found {found}; export again")
 
 
@@ -189,7 +191,7 @@ def _bind(bind: Callable[..., None], name: str, array: NDArray[Any]) -> None:
 
 
 class _Trainer:
-    """`train_step.onnx`: all but the batch is bound to it once, and settings are written to where it reads them."""
+    """Runner of `train_step.onnx`: all but the batch is bound once, and settings are written where it reads them."""
 
     def __init__(self, graph: _Graph, vectors: Mapping[str, NDArray[np.float32]], affine: AffineTerm) -> None:
         self._graph, self._affine = graph, affine
@@ -211,10 +213,10 @@ class _Trainer:
         self._accumulating: IOBinding | None = None
 
     def adjust(self, adjustment: Adjustment) -> None:
-        """Set what is done to the gradients from now on.
+        """Set the adjustment of the gradients from now on.
 
         Raises:
-            WrongBundleError: the graph is of a release that knew one μ for all tensors only, and it is of some.
+            WrongBundleError: The graph is of a release with a single μ for all tensors, and μ is for some of them.
         """
         self._write(adjusted=not adjustment.is_none, max_norm=adjustment.max_norm)
         affine = self._affine.vectors(adjustment)
@@ -228,7 +230,7 @@ class _Trainer:
         if self._graph.rank("mu") == 0:
             if len(mu) > 1:
                 raise self._graph.wrong(
-                    "a graph that takes another mu for shared than for personal tensors", "one of an older release"
+                    "a graph that takes a different mu for shared and for personal tensors", "one of an older release"
                 )
             mu = mu.reshape(())
         return {"mu": mu, "h": self._nothing if affine.h is None else affine.h}
@@ -258,7 +260,7 @@ class _Trainer:
 
 
 class _Evaluator:
-    """`eval_step.onnx`."""
+    """Runner of `eval_step.onnx`."""
 
     def __init__(self, graph: _Graph, weights: Vector, output: ArraySpec) -> None:
         self._graph, self._output = graph, output

@@ -1,4 +1,4 @@
-"""Which engine trains a bundle: the one asked for, or the first that the bundle and this machine both have."""
+"""Registry of engines, and the choice of one: that asked for, or the first that bundle and machine both have."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ MAX_THREADS = 1024
 
 @dataclass(frozen=True)
 class EngineSource:
-    """Where an engine lives: a module with `open_engine(bundle, threads=...)`, and what must be installed for it."""
+    """Place of an engine.
+
+    Args:
+        module: Name of the module with its `open_engine(bundle, threads=...)`.
+        requirement: Package that must be installed for it, as pip takes it.
+    """
 
     module: str
     requirement: str
@@ -27,25 +32,25 @@ ENGINES: dict[str, EngineSource] = {
     "onnxruntime": EngineSource("device_runtime.engines.portable", "onnxruntime>=1.20"),
     "ort-training": EngineSource("device_runtime.engines.ort_training", "onnxruntime-training-cpu==1.19.2"),
 }
-"""By name, the preferred first: the faster where both can run."""
+"""Engines by name, the preferred one first: the faster where both can run."""
 
 
 def open_engine(bundle: Bundle, name: str = "auto", *, threads: int | None = None) -> Engine:
     """Open a bundle in an engine, with the initial weights and a fresh optimizer.
 
     Args:
-        bundle: a verified bundle.
-        name: a name in `ENGINES`, or `auto`.
-        threads: for the operators; None for as many as there are cores.
+        bundle: Verified bundle.
+        name: Name of an engine in `ENGINES`, or `auto`.
+        threads: Threads for the operators; None for one per core.
 
     Raises:
-        InputError: the name is unknown, the bundle lacks the engine's files, or what it needs is not installed.
-        WrongBundleError: the engine refuses the files.
+        InputError: The name is unknown, the bundle lacks the engine's files, or the engine's package is not installed.
+        WrongBundleError: The engine refuses the files.
     """
     if threads is not None and not 1 <= threads <= MAX_THREADS:
-        raise InputError(f"threads: expected an integer from 1 to {MAX_THREADS}, found {threads}")
+        raise InputError(f"expected an integer from 1 to {MAX_THREADS}, found {threads}", key="threads")
     if name != "auto" and name not in ENGINES:
-        raise InputError(f"engine {name!r}: expected auto or one of {', '.join(ENGINES)}")
+        raise InputError(f"expected auto or one of {', '.join(ENGINES)}, found {name!r}", key="engine")
     there = bundle.manifest.engines
     asked = list(ENGINES) if name == "auto" else [name]
     wanted = [known for known in asked if known in there]

@@ -1,4 +1,4 @@
-"""All trained tensors as one vector: each flattened in C order, one after the other in the layout's order."""
+"""The vector of all trained tensors: each flattened in C order, end to end in the order of the layout."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Vector = NDArray[np.float32]
 
 
 def zeros(tensors: Sequence[TensorSpec]) -> Vector:
-    """A vector [P] of zeros for these tensors."""
+    """Vector [P] of zeros for some tensors."""
     return np.zeros(sum(tensor.size for tensor in tensors), np.float32)
 
 
 def views(vector: Vector, tensors: Sequence[TensorSpec]) -> dict[str, NDArray[np.float32]]:
-    """The tensors by name, each with its shape, in the vector's own memory.
+    """Tensors by name, each with its shape, as views of a vector.
 
     >>> spec = TensorSpec(name="w", shape=(2, 2), dtype="float32", layer="fc", part="weight", role="shared")
     >>> vector = zeros([spec])
@@ -38,22 +38,22 @@ def views(vector: Vector, tensors: Sequence[TensorSpec]) -> dict[str, NDArray[np
 
 
 def assign(places: Mapping[str, NDArray[np.float32]], values: Mapping[str, NDArray[Any]]) -> None:
-    """Copy values into the places of their names; the other places stay as they are.
+    """Copy values into the arrays of the same names; the other arrays stay as they are.
 
     Raises:
-        InputError: a name has no place, or one of another shape.
+        InputError: There is no array of a name, or it has another shape.
     """
     for name, value in values.items():
         if name not in places or places[name].shape != value.shape:
             expected = f"shape {places[name].shape}" if name in places else "the name of a trained tensor"
             raise InputError(
-                f"tensor {name!r}: expected {expected}, found shape {value.shape}; take those of the bundle"
+                f"tensor {name!r}: expected {expected}, found shape {value.shape}; use tensors of this bundle"
             )
         places[name][...] = value
 
 
 def pieces(vector: Vector, like: Sequence[Vector]) -> list[Vector]:
-    """Cut a vector into consecutive pieces as long as those of `like`, in its own memory.
+    """Cut a vector into consecutive views, as long as the pieces of `like`.
 
     >>> [piece.tolist() for piece in pieces(np.arange(3, dtype=np.float32), [zeros([]), *np.zeros((2, 1), np.float32)])]
     [[], [0.0], [1.0]]
