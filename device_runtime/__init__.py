@@ -1,4 +1,4 @@
-"""Train a bundle on a device and measure the result, with numpy and an engine and without torch."""
+"""The device runtime: trains a bundle and measures the result, with numpy and an engine, without torch."""
 
 from device_runtime.config import TrainConfig
 from device_runtime.data import Dataset, open_data, open_inputs

@@ -1,4 +1,4 @@
-"""In which order and in which batches an epoch visits the rows of a dataset."""
+"""Order and batches in which an epoch visits the rows of a dataset."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from fedpara_edge.errors import InputError
 
 
 def batches_per_epoch(examples: int, batch_size: int, *, drop_last: bool = False) -> int:
-    """Number of batches in which an epoch sees `examples` rows; without `drop_last` the last may be smaller.
+    """Number of batches in an epoch over `examples` rows; without `drop_last` the last may be smaller.
 
     Raises:
-        InputError: `drop_last` would leave none.
+        InputError: `drop_last` would leave no batch.
 
     >>> batches_per_epoch(70, 32), batches_per_epoch(70, 32, drop_last=True)
     (3, 2)
     """
     if drop_last and examples < batch_size:
         raise InputError(
-            f"drop_last: expected at least one whole batch of {batch_size} rows, found {examples} rows; "
-            "take a smaller batch or keep the last one"
+            f"expected at least one whole batch of {batch_size} rows, found {examples} rows; "
+            "use smaller batches or keep the last one",
+            key="drop_last",
         )
     return examples // batch_size if drop_last else -(-examples // batch_size)
 
 
 def epoch_order(examples: int, *, seed: int, epoch: int) -> NDArray[Any]:
-    """The order [N] in which an epoch visits the rows: a permutation that depends on nothing but the arguments.
+    """Order [N] in which an epoch visits the rows: a permutation that depends on the arguments alone.
 
     >>> sorted(epoch_order(5, seed=1, epoch=0).tolist())
     [0, 1, 2, 3, 4]
@@ -43,10 +44,10 @@ def epoch_order(examples: int, *, seed: int, epoch: int) -> NDArray[Any]:
 def epoch_batches(
     dataset: Dataset, *, batch_size: int, seed: int, epoch: int, drop_last: bool = False, first: int = 0
 ) -> Iterator[Batch]:
-    """The batches of one epoch in shuffled order, from batch number `first` on.
+    """Batches of one epoch in shuffled order, from batch number `first` on.
 
     Raises:
-        InputError: as `batches_per_epoch` and `Dataset.rows`.
+        InputError: A row does not fit, or `drop_last` would leave no batch.
     """
     count = batches_per_epoch(dataset.examples, batch_size, drop_last=drop_last)
     order = epoch_order(dataset.examples, seed=seed, epoch=epoch)
@@ -55,10 +56,10 @@ def epoch_batches(
 
 
 def ordered_batches(dataset: Dataset, batch_size: int) -> Iterator[Batch]:
-    """All rows in their order, `batch_size` at a time.
+    """Batches of all rows in their order, `batch_size` at a time.
 
     Raises:
-        InputError: as `Dataset.rows`.
+        InputError: A row does not fit.
     """
     for start in range(0, dataset.examples, batch_size):
         yield dataset.rows(np.arange(start, min(start + batch_size, dataset.examples)))

@@ -1,4 +1,4 @@
-"""How good one model is on each of many devices, and how that is distributed: a mean hides whom it serves badly."""
+"""Evaluation of one model on many devices, and the distribution of the results: a mean hides whom it serves badly."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from fedpara_edge.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Client:
-    """A device to evaluate on.
+    """Device to evaluate on.
 
     Args:
-        data: its examples.
-        state: its state folder, for its personal tensors; None for the initial ones.
+        data: Data file or folder with the device's examples.
+        state: State folder with the device's personal tensors; None for the initial ones.
     """
 
     data: Path
@@ -30,12 +30,12 @@ class Client:
 
 @dataclass(frozen=True, kw_only=True)
 class Distribution:
-    """Of one number for each device; all devices count alike.
+    """Distribution of one number over devices, all of which count alike.
 
     Args:
-        mean: of the numbers.
-        deviation: their standard deviation, of the devices as they are and not of a sample.
-        quartiles: least, first quartile, median, third quartile and largest, by linear interpolation.
+        mean: Mean over the devices.
+        deviation: Standard deviation of these devices, not estimated as from a sample of others.
+        quartiles: Minimum, first quartile, median, third quartile and maximum, by linear interpolation.
     """
 
     mean: float
@@ -44,15 +44,16 @@ class Distribution:
 
 
 def pair_clients(data: Sequence[Path], states: Sequence[Path]) -> list[Client]:
-    """Devices from their data and, in the same order, their state folders, or no folders at all.
+    """Devices from their data and, in the same order, their state folders, or no state folders at all.
 
     Raises:
-        InputError: there are some folders, and not as many as data.
+        InputError: There are state folders, but not as many as data.
     """
     if states and len(states) != len(data):
         raise InputError(
-            f"clients: expected a state folder for each of {len(data)} data, or none, found {len(states)}; "
-            "give them in the same order"
+            f"expected a state folder for each of the {len(data)} datasets, or none at all, found {len(states)}; "
+            "give them in the order of the datasets",
+            key="state",
         )
     folders: Sequence[Path | None] = states or [None] * len(data)
     return [Client(data=each, state=state) for each, state in zip(data, folders, strict=True)]
@@ -62,27 +63,27 @@ def evaluate_clients(engine: Engine, weights: Path, clients: Iterable[Client], b
     """Evaluate shared weights on each device, with its own personal tensors.
 
     Args:
-        engine: the bundle in a new engine.
-        weights: the weights file.
-        clients: the devices.
-        batch_size: rows at a time; it decides the memory needed and nothing else.
+        engine: Engine, newly opened with the bundle.
+        weights: Weights file.
+        clients: Devices to evaluate on.
+        batch_size: Rows at a time, which affects the memory needed and nothing else.
 
     Raises:
-        InputError: a data set or state folder does not fit.
-        WrongBundleError: the weights or a state belong to another bundle.
-        FedparaError: a loss is not finite.
+        InputError: A dataset or state folder does not fit.
+        WrongBundleError: The weights or a state belong to another bundle.
+        DivergedError: A loss is not finite.
     """
     initial, found = engine.bundle.read_initial_personal(), []
     for client in clients:
         dataset = open_data(client.data, engine.bundle.manifest)
-        engine.load(initial)  # of the client before; one without any finished call has the initial ones
+        engine.load(initial)  # replaces those of the previous client; one without a finished call has the initial ones
         load_weights(engine, weights, state=client.state)
         found.append(evaluate(engine, dataset, batch_size))
     return found
 
 
 def overall(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """The evaluation on the examples of all devices together.
+    """Evaluation on the examples of all devices together.
 
     >>> overall([Evaluation(loss=1.0, accuracy=0.5, examples=30), Evaluation(loss=2.0, accuracy=1.0, examples=10)])
     Evaluation(loss=1.25, accuracy=0.625, examples=40)
@@ -98,7 +99,7 @@ def overall(evaluations: Sequence[Evaluation]) -> Evaluation:
 
 
 def distribution(values: Sequence[float]) -> Distribution:
-    """The distribution of one number for each device.
+    """Distribution of one number over devices.
 
     >>> distribution([0.5, 1.0, 0.75])
     Distribution(mean=0.75, deviation=0.2041241452319315, quartiles=(0.5, 0.625, 0.75, 0.875, 1.0))

@@ -1,7 +1,7 @@
-"""Local data: arrays on disk, the inputs x [N, ...] and mostly the labels y [N, ...], read batch by batch.
+"""Local data: arrays on disk, the inputs x [N, ...] and usually the labels y [N, ...], read batch by batch.
 
-They come as one `.npz`, read whole, or as a folder with `x.npy` and `y.npy`, which are memory-mapped: of inputs larger
-than memory only the rows of a batch are read. The arrays carry the names of the bundle's input and label.
+They come as one `.npz`, which is read whole, or as a folder with `x.npy` and `y.npy`, which are memory-mapped: of
+inputs larger than memory only the rows of a batch are read. The arrays have the names of the bundle's input and label.
 """
 
 from __future__ import annotations
@@ -21,30 +21,31 @@ from numpy.typing import NDArray
 
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.bundle import ArraySpec, Loss
+from fedpara_edge.storage.filekind import HEAD_BYTES, recognize
 
 Batch = tuple[NDArray[Any], NDArray[Any]]
 BLOCK_BYTES = 1 << 22
 SAMPLED_ROWS = 64
-# What numpy and zipfile raise on damaged files, as seen by flipping bytes.
+# Errors that numpy and zipfile raise on damaged files, as found by flipping bytes.
 DAMAGED = (OSError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, tokenize.TokenError)
 
 
 class DataSpec(Protocol):
-    """What data must fit: a bundle's manifest, or what a folded model says of itself."""
+    """Specification that data must fit: a bundle's manifest, or the description of a folded model."""
 
     @property
     def input(self) -> ArraySpec:
-        """The model's input; tokens if it has `classes`."""
+        """Input of the model; tokens if it has `classes`."""
         ...
 
     @property
     def label(self) -> ArraySpec:
-        """The model's label."""
+        """Label of the model."""
         ...
 
     @property
     def loss(self) -> Loss:
-        """The model's loss; `bce` wants labels in [0, 1]."""
+        """Loss of the model; `bce` needs labels in [0, 1]."""
         ...
 
 
@@ -53,9 +54,9 @@ class Inputs:
     """Examples on disk or in memory without their labels, of the shape and dtype that a model expects.
 
     Args:
-        path: where they come from, for messages.
-        x: inputs [N, *input.shape], of dtype `input.dtype`, or any integers for tokens.
-        input: the model's input; tokens if it has `classes`.
+        path: Source of the examples, for messages.
+        x: Inputs [N, *input.shape], of dtype `input.dtype`, or any integers for tokens.
+        input: Input of the model; tokens if it has `classes`.
     """
 
     path: Path
@@ -71,10 +72,10 @@ class Inputs:
         """Copies of some rows, x [B, *input.shape], C-ordered in the model's dtype.
 
         Args:
-            rows: integers [B] in [0, N).
+            rows: Row numbers, integers [B] in [0, N).
 
         Raises:
-            InputError: one of them holds NaN or Inf, or a token out of its range.
+            InputError: A row holds NaN or Inf, or a token out of range.
         """
         return _read(self.path, self.x, self.input, rows)
 
@@ -84,9 +85,9 @@ class Dataset(Inputs):
     """Examples on disk or in memory, of the shapes and dtypes that a model expects.
 
     Args:
-        y: labels [N, *label.shape], of dtype `label.dtype`, or any integers for classes.
-        label: the model's label.
-        loss: the model's loss; `bce` wants labels in [0, 1].
+        y: Labels [N, *label.shape], of dtype `label.dtype`, or any integers for classes.
+        label: Label of the model.
+        loss: Loss of the model; `bce` needs labels in [0, 1].
     """
 
     y: NDArray[Any]
@@ -97,19 +98,19 @@ class Dataset(Inputs):
         """Copies of some rows, x [B, *input.shape] and y [B, *label.shape], C-ordered in the bundle's dtypes.
 
         Args:
-            rows: integers [B] in [0, N).
+            rows: Row numbers, integers [B] in [0, N).
 
         Raises:
-            InputError: one of them holds NaN or Inf, or a label or token out of its range.
+            InputError: A row holds NaN or Inf, or a label or token out of range.
         """
         return self.inputs(rows), self.labels(rows)
 
     def labels(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """The labels of some rows, as in `rows`."""
+        """Copies of the labels of some rows, as `rows` returns them."""
         return _read(self.path, self.y, self.label, rows, probabilities=self.loss == "bce")
 
     def digest(self) -> str:
-        """Hexadecimal SHA-256 of shapes, dtypes and at most 64 evenly spaced rows: tells datasets apart, cheaply."""
+        """Hexadecimal SHA-256 of shapes, dtypes and at most 64 evenly spaced rows, to tell datasets apart cheaply."""
         found = hashlib.sha256(f"{self.x.shape} {self.x.dtype} {self.y.shape} {self.y.dtype}".encode())
         for row in np.unique(np.arange(SAMPLED_ROWS) * (self.examples - 1) // (SAMPLED_ROWS - 1)):
             found.update(self.x[row].tobytes())
@@ -120,21 +121,25 @@ class Dataset(Inputs):
 def open_data(path: Path, spec: DataSpec) -> Dataset:
     """Open an `.npz` or a folder of `.npy` files and check that it fits a model.
 
-    Values are checked at once where they are in memory or class labels; those of other memory-mapped arrays when read.
+    Values in memory and class labels are checked at once, those of other memory-mapped arrays when they are read.
 
     Args:
-        path: the `.npz`, or the folder.
-        spec: of the model.
+        path: File `.npz`, or folder of `.npy` files.
+        spec: Specification of the model's data.
 
     Raises:
-        InputError: missing, damaged or foreign files, or names, shapes, dtypes, row counts or values that do not fit.
+        InputError: A file is missing, damaged or foreign, or names, shapes, dtypes, row counts or values do not fit.
     """
     arrays = open_arrays(path, (spec.input.name, spec.label.name))
     return _with_labels(path, arrays, spec)
 
 
 def open_inputs(path: Path, spec: DataSpec) -> Inputs:
-    """As `open_data`, with labels only where there are any: the result is a `Dataset` exactly then."""
+    """Open data as `open_data` does, but with or without labels: a `Dataset` exactly if there are labels.
+
+    Raises:
+        InputError: A file is missing, damaged or foreign, or names, shapes, dtypes, row counts or values do not fit.
+    """
     arrays = open_arrays(path, (spec.input.name,), optional=spec.label.name)
     if spec.label.name in arrays:
         return _with_labels(path, arrays, spec)
@@ -144,24 +149,24 @@ def open_inputs(path: Path, spec: DataSpec) -> Inputs:
 
 
 def open_arrays(path: Path, names: tuple[str, ...], *, optional: str = "") -> dict[str, NDArray[Any]]:
-    """The arrays of these names in an `.npz`, loaded, or in a folder of `.npy` files, memory-mapped.
+    """Arrays by name from an `.npz`, loaded, or from a folder of `.npy` files, memory-mapped.
 
     Args:
-        path: the `.npz`, or the folder.
-        names: of arrays that must be there.
-        optional: name of an array to read if it is there.
+        path: File `.npz`, or folder of `.npy` files.
+        names: Names of the arrays that must be there.
+        optional: Name of an array to read if it is there.
 
     Raises:
-        InputError: missing, damaged or foreign files, or an array is missing.
+        InputError: A file is missing, damaged or foreign, or an array is missing.
     """
     return _map_folder(path, names, optional) if path.is_dir() else _load_npz(path, names, optional)
 
 
 def check_inputs(data: Inputs, *, values: bool = True) -> None:
-    """Check shape, dtype and number of the inputs, and if wanted every value.
+    """Check shape, dtype and number of the inputs, and every value if `values` is set.
 
     Raises:
-        InputError: they do not fit, or there are none.
+        InputError: The inputs do not fit, or there are none.
     """
     _check_shape(data.path, data.x, data.input)
     _check_dtype(data.path, data.x, data.input, of_input=True)
@@ -185,6 +190,7 @@ def _with_labels(path: Path, arrays: Mapping[str, NDArray[Any]], spec: DataSpec)
         )
     check_inputs(dataset, values=not path.is_dir())
     if not path.is_dir() or spec.label.classes is not None:
+        _check_first_class(path, y, spec.label)
         for rows in _blocks(y):
             dataset.labels(rows)
     return dataset
@@ -223,15 +229,17 @@ def _load_npz(path: Path, names: tuple[str, ...], optional: str) -> dict[str, ND
         found = "a pipe or device" if path.exists() else "nothing"
         raise InputError(f"{path}: expected an .npz file or a folder with .npy files, found {found}; check the path")
     if path.suffix != ".npz" and not zipfile.is_zipfile(path):
+        with _explaining(path), path.open("rb") as file:
+            found = recognize(file.read(HEAD_BYTES), path.suffix) or "another file"
         raise InputError(
-            f"{path}: expected an .npz file or a folder with .npy files, found another file; "
+            f"{path}: expected an .npz file or a folder with .npy files, found {found}; "
             f"save it with numpy.savez(path, {', '.join(f'{name}=…' for name in names)})"
         )
     with _explaining(path), path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in _wanted(path, set(archive.files), names, optional)}
         for name, array in arrays.items():
             if not isinstance(array, np.ndarray):
-                raise ValueError(f"{name} is no .npy file")
+                raise ValueError(f"{name} is not a .npy file")
     return arrays
 
 
@@ -252,7 +260,7 @@ def _explaining(path: Path) -> Iterator[None]:
 
 
 def _wanted(path: Path, found: set[str], names: tuple[str, ...], optional: str) -> tuple[str, ...]:
-    """The names to read."""
+    """Names of the arrays to read."""
     if not found.issuperset(names):
         listed = ", ".join(repr(name) for name in sorted(found)) or "none"
         expected = " and ".join(repr(name) for name in names)
@@ -274,8 +282,22 @@ def _check_dtype(path: Path, array: NDArray[Any], spec: ArraySpec, *, of_input: 
         remedy = f"convert it with .astype(numpy.{spec.dtype})"
         if of_input and {found, spec.dtype} == {"uint8", "float32"}:
             remedy = f"export the bundle again with --input-dtype {found}"
+        elif classes and not of_input and array.dtype.kind in "US":
+            found = "text"
+            remedy = "number the classes from 0, alike on every device (numpy.unique(labels, return_inverse=True))"
         expected = "integers" if classes else spec.dtype
         raise InputError(f"{path}: array {spec.name!r}: expected {expected}, found {found}; {remedy}")
+
+
+def _check_first_class(path: Path, y: NDArray[Any], label: ArraySpec) -> None:
+    """Refuse labels 1 to C of C classes, which begin at 0."""
+    if label.classes is None or not y.size or (y.min(), y.max()) != (1, label.classes):
+        return
+    if np.array_equal(np.unique(y), np.arange(1, label.classes + 1)):
+        raise InputError(
+            f"{path}: array {label.name!r}: expected labels from 0 to {label.classes - 1}, found labels from 1 to "
+            f"{label.classes}; subtract 1 from all of them"
+        )
 
 
 def _blocks(array: NDArray[Any]) -> Iterator[NDArray[Any]]:

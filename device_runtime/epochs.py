@@ -1,4 +1,4 @@
-"""The steps of a call, one after the other, from any of them on."""
+"""The steps of a call, taken one after the other, from any of them on."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from fedpara_edge.errors import DivergedError, InputError
 
 @dataclass(frozen=True)
 class Step:
-    """A step that was taken.
+    """Step that was taken.
 
     Args:
-        number: its number in the call, from 0.
-        epoch: the epoch of the call it belongs to, from 0.
-        loss: mean loss of its batch before it.
-        examples: rows in its batch.
+        number: Number of the step in the call, from 0.
+        epoch: Number of its epoch in the call, from 0.
+        loss: Mean loss of the batch before the step.
+        examples: Rows in the batch.
     """
 
     number: int
@@ -37,7 +37,7 @@ def count_steps(dataset: Dataset, config: TrainConfig) -> int:
     """Number of steps in a call.
 
     Raises:
-        InputError: no batch is whole and `drop_last` is set, or the warm-up takes up the whole call.
+        InputError: No batch is whole and `drop_last` is set, or the warm-up takes up the whole call.
     """
     per_epoch = batches_per_epoch(dataset.examples, config.batch_size, drop_last=config.drop_last)
     steps, warmup = config.epochs * per_epoch, config.warmup_steps
@@ -49,7 +49,7 @@ def count_steps(dataset: Dataset, config: TrainConfig) -> int:
 
 
 def sum_learning_rates(config: TrainConfig, *, steps: int, round: int) -> float:
-    """Σ_k η_k over all steps of a call that starts from weights of that round."""
+    """Sum Σ_k η_k of the learning rates of all steps k in a call that starts from weights of round `round`."""
     return math.fsum(_rate_at(config, number, steps=steps, round=round) for number in range(steps))
 
 
@@ -62,22 +62,23 @@ def take_steps(
     round: int = 0,
     adjustment: Adjustment | None = None,
 ) -> Iterator[Step]:
-    """Take the steps of a call from number `first` on, each when the next is asked for.
+    """Take the steps of a call from number `first` on, each when the iterator is advanced.
 
-    Order of the rows, learning rate and seed of a step depend on config, round and its number only. Epochs and steps
-    are counted through all rounds, so that no two rounds of equal length draw the same orders and masks.
+    The order of the rows, the learning rate and the seed of a step depend only on the config, the round and the step's
+    number. Epochs and steps are counted through all rounds, so that no two rounds of equal length draw the same orders
+    and masks.
 
     Args:
-        engine: holding weights and optimizer as they were after `first` steps.
-        dataset: local examples.
-        config: how to train.
-        first: steps already taken.
-        round: of the weights that the call started from.
-        adjustment: what is done to the gradients; None for the config's without an affine term.
+        engine: Engine with weights and optimizer as they were after `first` steps.
+        dataset: Local examples.
+        config: Training configuration.
+        first: Number of steps already taken.
+        round: Round of the weights from which the call started.
+        adjustment: Adjustment of the gradients; None for that of the config, without an affine term.
 
     Raises:
-        InputError: a row, or the schedule, does not fit.
-        DivergedError: a loss is not finite.
+        InputError: A row, or the schedule, does not fit.
+        DivergedError: A loss is not finite.
     """
     steps = count_steps(dataset, config)
     adjustment = config.adjustment() if adjustment is None else adjustment
@@ -115,7 +116,7 @@ def _rate_at(config: TrainConfig, number: int, *, steps: int, round: int) -> flo
 
 
 def step_seed(seed: int, step: int) -> int:
-    """The seed of a step, in [0, 2³¹): a hash of the call's seed and the step's number through all rounds.
+    """Seed of a step, in [0, 2³¹): a hash of the call's seed and the step's number through all rounds.
 
     >>> step_seed(1, 0) == step_seed(1, 0) != step_seed(1, 1)
     True

@@ -1,4 +1,4 @@
-"""How good the weights in an engine are on a dataset."""
+"""Evaluation of the weights in an engine on a dataset."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fedpara_edge.formats.accuracy import count_correct
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What `evaluate` found.
+    """Result of an evaluation.
 
     Args:
-        loss: mean over the examples.
-        accuracy: share of the labels predicted correct, in [0, 1]; None for `mse`.
-        examples: number of examples.
+        loss: Mean loss over the examples.
+        accuracy: Fraction of the labels that are predicted correctly, in [0, 1]; None for `mse`.
+        examples: Number of examples.
     """
 
     loss: float
@@ -30,27 +30,27 @@ class Evaluation:
 def evaluate(engine: Engine, dataset: Dataset, batch_size: int) -> Evaluation:
     """Mean loss and accuracy over all rows, each counted once.
 
-    A class counts as predicted right if its output is the largest along axis 1 (`cross_entropy`), a binary label if the
+    A class is predicted correctly if its output is the largest along axis 1 (`cross_entropy`), a binary label if the
     output is above 0 exactly where the label is above 1/2 (`bce`).
 
     Args:
-        engine: holding the weights to judge.
-        dataset: the examples.
-        batch_size: rows at a time; it decides the memory needed and nothing else.
+        engine: Engine with the weights to evaluate.
+        dataset: Examples to evaluate on.
+        batch_size: Rows at a time, which affects the memory needed and nothing else.
 
     Raises:
-        InputError: the batch size is not positive, or a row does not fit.
-        DivergedError: the loss is not finite.
+        InputError: The batch size is not positive, or a row does not fit.
+        DivergedError: The loss is not finite.
     """
     if batch_size < 1:
-        raise InputError(f"batch_size: expected an integer of at least 1, found {batch_size}")
+        raise InputError(f"expected an integer of at least 1, found {batch_size}", key="batch_size")
     loss_sum, correct, labels, seen = 0.0, 0, 0, 0
     for x, y in ordered_batches(dataset, batch_size):
         loss, outputs = engine.evaluate(x, y)
         if not math.isfinite(loss):
             raise DivergedError(
                 f"{dataset.path}: rows {seen} to {seen + len(x) - 1}: expected a finite loss, found {loss}: "
-                "these weights diverged; take those of an earlier round"
+                "these weights diverged; use those of an earlier round"
             )
         loss_sum += loss * len(x)
         correct += count_correct(dataset.loss, outputs, y)

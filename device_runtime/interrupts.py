@@ -11,9 +11,9 @@ from types import FrameType
 
 @contextmanager
 def holding_interrupts() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether SIGINT or SIGTERM came; only a second one raises KeyboardInterrupt at once.
+    """Yield a function that tells whether SIGINT or SIGTERM came; only a second one raises KeyboardInterrupt at once.
 
-    Outside the main thread, where Python delivers no signals, nothing changes and the function says no.
+    Outside the main thread, where Python delivers no signals, nothing changes and the function returns False.
 
     >>> with holding_interrupts() as interrupted:
     ...     signal.raise_signal(signal.SIGINT)
@@ -39,5 +39,5 @@ def holding_interrupts() -> Iterator[Callable[[], bool]]:
         yield lambda: came
     finally:
         for number, handler in zip(numbers, previous, strict=True):
-            # None: it was not set from Python, and can't be set back from it.
+            # None: the handler was not set from Python and can't be restored from it.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -1,4 +1,4 @@
-"""What a model begins with: the shared tensors of a weights file, and the device's own personal ones."""
+"""The tensors with which a model begins: shared ones from a weights file, personal ones of the device itself."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from fedpara_edge.formats.weights import Weights, read_weights
 
 
 def load_weights(engine: Engine, path: Path, *, state: Path | None = None) -> Weights:
-    """Read a weights file and load its shared tensors into an engine, and a device's personal ones if asked to.
+    """Load the shared tensors of a weights file, and if asked for a device's personal tensors, into an engine.
 
     Args:
-        engine: a new engine.
-        path: the weights file.
-        state: state folder with the personal tensors after the last finished call; None for the initial ones. It is
+        engine: Engine, newly opened.
+        path: Weights file.
+        state: State folder with the personal tensors after the last finished call; None for the initial ones. It is
             only read, so a training may use it at the same time.
+
+    Returns:
+        Content of the weights file.
 
     Raises:
         InputError: The weights or the state folder are missing, or the state is damaged.
@@ -54,15 +57,15 @@ def read_weights_of(bundle: Bundle, path: Path) -> Weights:
 
 
 def read_personal(bundle: Bundle, state: Path) -> dict[str, NDArray[Any]]:
-    """A device's personal tensors after its last finished call, by name; none before the first.
+    """Personal tensors of a device after its last finished call, by name; none before the first.
 
     Args:
-        bundle: the bundle that the device trains.
-        state: its state folder, which is only read, so a training may use it at the same time.
+        bundle: Bundle that the device trains.
+        state: State folder of the device, which is only read, so a training may use it at the same time.
 
     Raises:
-        InputError: there is no folder at `state`, or it is damaged.
-        WrongBundleError: it belongs to another bundle.
+        InputError: There is no folder at `state`, or it is damaged.
+        WrongBundleError: The state belongs to another bundle.
     """
     if not state.is_dir():
         raise InputError(f"{state}: expected a state folder, found none; train with --state {state} first")
@@ -72,12 +75,12 @@ def read_personal(bundle: Bundle, state: Path) -> dict[str, NDArray[Any]]:
 
 
 def read_control(path: Path | None, weights: Weights, algorithm: ClientAlgorithm) -> Group:
-    """The server's control variate that belongs with some weights, by name; none for zeros.
+    """Control variate of the server for some weights, by name; empty for zeros.
 
     Args:
-        path: the server state file, or None if there is none.
-        weights: to start from.
-        algorithm: that takes it or does not.
+        path: Server state file; None if there is none.
+        weights: Weights from which the training starts.
+        algorithm: Client's half of the algorithm, which may need a control variate.
 
     Raises:
         InputError: The algorithm takes none, or needs one and there is none.
@@ -111,8 +114,9 @@ def load_personal(engine: Engine, groups: Groups) -> dict[str, NDArray[Any]]:
     """Load the personal tensors of a device into a new engine, and return them by name.
 
     Args:
-        engine: a new engine.
-        groups: what the device keeps (`state`); without a group of personal tensors they are the engine's initial ones.
+        engine: Engine, newly opened.
+        groups: Groups of tensors that the device keeps (`state`); without the group `personal`, the personal tensors
+            are the initial ones of the engine.
     """
     kept = groups.get("personal") or engine.read()
     personal = {tensor.name: kept[tensor.name] for tensor in engine.bundle.manifest.layout.with_role("personal")}

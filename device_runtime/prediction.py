@@ -22,23 +22,23 @@ LABELS = "predicted"
 
 
 class Predictor:
-    """A folded model, ready to run.
+    """Folded model, ready to run.
 
     Args:
-        path: the file that `fedpara-edge fold` wrote.
-        threads: for the operators; None for as many as there are cores.
+        path: File that `fedpara-edge fold` wrote.
+        threads: Threads for the operators; None for one per core.
 
     Attributes:
-        spec: what the model says of itself.
+        spec: Description of the model in its file.
 
     Raises:
-        InputError: the file is missing, damaged or no folded model, the number of threads is out of range, or
+        InputError: The file is missing, damaged or not a folded model, the number of threads is out of range, or
             onnxruntime is not installed.
     """
 
     def __init__(self, path: Path, *, threads: int | None = None) -> None:
         if threads is not None and not 1 <= threads <= MAX_THREADS:
-            raise InputError(f"threads: expected an integer from 1 to {MAX_THREADS}, found {threads}")
+            raise InputError(f"expected an integer from 1 to {MAX_THREADS}, found {threads}", key="threads")
         self.spec = read_folded(path)
         self._path = path
         try:
@@ -59,26 +59,26 @@ class Predictor:
         """Outputs [N, *output.shape] of raw inputs.
 
         Args:
-            x: [N, *input.shape] with N at least 1, of the input's dtype, or any integers for tokens.
-            batch_size: rows at a time.
+            x: Inputs [N, *input.shape] with N at least 1, of the input's dtype, or any integers for tokens.
+            batch_size: Rows at a time.
 
         Raises:
-            InputError: x has another shape or dtype, NaN, Inf or a token out of range; or the batch size is not
-                positive.
+            InputError: The inputs have another shape or dtype, NaN, Inf or a token out of range; or the batch size is
+                not positive.
         """
         inputs = Inputs(path=Path("predict"), x=x, input=self.spec.input)
         check_inputs(inputs)
         return np.concatenate(list(self.outputs(inputs, batch_size)))
 
     def outputs(self, data: Inputs, batch_size: int) -> Iterator[NDArray[np.float32]]:
-        """The outputs of all rows in their order, batch by batch.
+        """Outputs of all rows in their order, batch by batch.
 
         Raises:
-            InputError: a row does not fit, or the batch size is not positive.
-            FedparaError: onnxruntime fails.
+            InputError: A row does not fit, or the batch size is not positive.
+            FedparaError: The runtime fails.
         """
         if batch_size < 1:
-            raise InputError(f"batch_size: expected an integer of at least 1, found {batch_size}")
+            raise InputError(f"expected an integer of at least 1, found {batch_size}", key="batch_size")
         for start in range(0, data.examples, batch_size):
             x = data.inputs(np.arange(start, min(start + batch_size, data.examples)))
             try:
@@ -86,18 +86,18 @@ class Predictor:
             except self._errors as error:
                 raise FedparaError(
                     f"{self._path}: rows {start} to {start + len(x) - 1}: expected to run them, found {_line(error)}; "
-                    "try a smaller batch"
+                    "reduce the batch size"
                 ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """What a model makes of a dataset.
+    """Predictions of a model for a dataset.
 
     Args:
-        outputs: float32 [N, *output.shape].
-        labels: int64 labels that they stand for, [N, ...] (`accuracy.predicted`); None for `mse`.
-        accuracy: share of the labels predicted right, in [0, 1]; None without labels, and for `mse`.
+        outputs: Outputs of the model, float32 [N, *output.shape].
+        labels: Predicted labels, int64 [N, ...] (`accuracy.predicted`); None for `mse`.
+        accuracy: Fraction of the labels that are predicted correctly, in [0, 1]; None without labels, and for `mse`.
     """
 
     outputs: NDArray[np.float32]
@@ -109,8 +109,8 @@ def predict_all(predictor: Predictor, data: Inputs, batch_size: int) -> Predicti
     """Predict a dataset; one with labels (`Dataset`) also gives the accuracy.
 
     Raises:
-        InputError: as `Predictor.outputs`; or a label does not fit.
-        FedparaError: onnxruntime fails.
+        InputError: A row or a label does not fit, or the batch size is not positive.
+        FedparaError: The runtime fails.
     """
     loss = predictor.spec.loss
     outputs = np.concatenate(list(predictor.outputs(data, batch_size)))
@@ -122,10 +122,10 @@ def predict_all(predictor: Predictor, data: Inputs, batch_size: int) -> Predicti
 
 
 def write_predictions(path: Path, predictions: Predictions, output: str) -> None:
-    """Write an `.npz` with the outputs under the name `output`, and the labels as `predicted` if there are any.
+    """Write an `.npz` with the outputs under the name `output`, and the predicted labels, if any, as `predicted`.
 
     Raises:
-        FedparaError: the disk refuses the write.
+        FedparaError: The disk refuses the write.
     """
     arrays: dict[str, Any] = {output: predictions.outputs}
     if predictions.labels is not None:

@@ -9,16 +9,18 @@ from contextlib import contextmanager
 from typing import TextIO
 
 OnStep = Callable[[int, int, float], None]
+"""Function called after each step: (steps taken, total steps, mean loss of the batch)."""
+
 REDRAW_SECONDS = 0.1
 CELLS = 30
 
 
 @contextmanager
 def progress_bar(stream: TextIO | None = None) -> Iterator[OnStep | None]:
-    """Yield a function (steps taken, steps in all, loss) that redraws the bar; None where there is no terminal.
+    """Yield a function (steps taken, total steps, loss) that redraws the bar; None where there is no terminal.
 
     Args:
-        stream: where to draw; None for stderr.
+        stream: Stream to draw on; None for stderr.
     """
     target = sys.stderr if stream is None else stream
     if not target.isatty():
@@ -55,6 +57,6 @@ class _Bar:
             self._stream.flush()
 
     def _speed(self, step: int, now: float) -> str:
-        # Counted from the first report: a resumed call did not take the steps before it just now.
+        # Counted from the first report: a resumed call took the steps before it at another time.
         first, begun = self._first or (step, now)
         return f", {(step - first) / (now - begun):.3g} steps/s" if now > begun else ""

@@ -1,20 +1,20 @@
-"""The state folder: what a device keeps between calls, and how far an unfinished call has come.
+"""The state folder: what a device keeps between calls, and the progress of an unfinished call.
 
     lock                   held by the process that uses the folder; empty
     client                 the device's name, made once: one line of UTF-8
-    lasting.safetensors    what the last finished call left behind
+    lasting.safetensors    the committed state: what the last finished call left behind
     progress.safetensors   an unfinished call; absent otherwise
 
-Both `.safetensors` (container: `fedpara_edge.storage.tensorfile`) hold *groups* of tensors, a group being a mapping
-from names to arrays of any shape and dtype; what is to be kept besides the personal tensors is one more group.
+Both `.safetensors` files (container: `fedpara_edge.storage.tensorfile`) hold *groups* of tensors, a group being a
+mapping from names to arrays of any shape and dtype; whatever is kept besides the personal tensors is one more group.
 
 `fedpara-edge/device-state`, version 1: header `format, version, fingerprint, call`; tensors `before/<group>/<name>`
 and `after/<group>/<name>`, as they were when that call began and when it ended. The group `personal` holds the personal
-tensors; by shared tensor, `residual` holds what a lossy codec has not sent yet, `control` SCAFFOLD's c_i and `dynamic`
+tensors; by shared tensor, `residual` holds what a lossy codec has not sent yet, `control` SCAFFOLD's c_i, and `dynamic`
 FedDyn's ∇_i (`fedpara_edge.algorithms`).
 
 `fedpara-edge/progress`, version 1: header `format, version, fingerprint, call, output, step, seconds, loss_sums` as in
-`Progress`; tensors `<group>/<name>`. The group `engine` holds the engine's state.
+`Progress`; tensors `<group>/<name>`. The group `engine` holds the state of the engine.
 
 A *call* is everything that decides the outcome of a training: round, base weights, data, options. A call ends with four
 commits, each one rename or removal: its last progress, the update, the committed state, the removal of the progress.
@@ -50,12 +50,12 @@ Groups = Mapping[str, Mapping[str, NDArray[Any]]]
 
 @dataclass(frozen=True, kw_only=True)
 class Committed:
-    """What a finished call leaves behind.
+    """Committed state: what a finished call leaves behind.
 
     Args:
-        call: its identity, plain JSON data.
-        before: the groups when it began.
-        after: the groups when it ended.
+        call: Identity of the call, plain JSON data.
+        before: Groups as they were when the call began.
+        after: Groups as they were when it ended.
     """
 
     call: Mapping[str, Any]
@@ -63,11 +63,11 @@ class Committed:
     after: Groups
 
     def start_of(self, call: Mapping[str, Any]) -> Groups:
-        """The groups a call begins with: `after`, or `before` if it repeats the finished one.
+        """Groups with which a call begins: `after`, or `before` if it repeats the finished call.
 
-        Another call of the same round goes on from the personal tensors, but its update takes the place of the finished
-        one's, so whatever else is kept is as it was before the round. In a call of an earlier round the federation has
-        begun anew, and what its server kept is gone: only the personal tensors go on.
+        Another call of the same round goes on from the personal tensors, but its update replaces that of the finished
+        call, so whatever else is kept is as it was before the round. A call of an earlier round means that the
+        federation has begun anew and what its server kept is gone: only the personal tensors go on.
         """
         if call == self.call:
             return self.before
@@ -80,15 +80,15 @@ class Committed:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a call has come.
+    """Progress of a call.
 
     Args:
-        call: its identity, plain JSON data.
-        output: absolute path of the update it will write.
-        step: steps taken.
-        seconds: time they took.
-        loss_sums: for each epoch begun, the sum of the loss over the examples seen.
-        groups: the tensors to continue with.
+        call: Identity of the call, plain JSON data.
+        output: Absolute path of the update that the call will write.
+        step: Number of steps taken.
+        seconds: Time that the steps took, in seconds.
+        loss_sums: Sum of the loss over the examples seen, for each epoch begun.
+        groups: Groups of tensors to continue with.
     """
 
     call: Mapping[str, Any]
@@ -100,7 +100,12 @@ class Progress:
 
 
 class DeviceState:
-    """A state folder; to change it, take it from `open_state`, which locks it."""
+    """A state folder; one that is to be changed comes from `open_state`, which locks it.
+
+    Args:
+        folder: The folder.
+        fingerprint: Fingerprint of the bundle whose state it keeps.
+    """
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self.folder = folder
@@ -110,10 +115,10 @@ class DeviceState:
         self._client = folder / "client"
 
     def client(self) -> str:
-        """The device's name: 16 random hexadecimal digits, made when it is first asked for.
+        """Name of the device: 16 random hexadecimal digits, made when first asked for.
 
         Raises:
-            InputError: the file that holds it can't be read.
+            InputError: The file that holds the name can't be read.
         """
         if not self._client.exists():
             with replacing_file(self._client) as temporary:
@@ -124,11 +129,11 @@ class DeviceState:
             raise InputError(f"{self._client}: expected the device's name, found {error}; write one there") from error
 
     def committed(self) -> Committed | None:
-        """What the last finished call left behind; None before the first.
+        """Committed state of the last finished call; None before the first.
 
         Raises:
-            InputError: the file is damaged.
-            WrongBundleError: it belongs to another bundle.
+            InputError: The file is damaged.
+            WrongBundleError: The state belongs to another bundle.
         """
         remedy = "delete it to begin from the bundle's initial personal tensors"
         if (content := self._read(self._committed, COMMITTED_FORMAT, remedy)) is None:
@@ -139,10 +144,11 @@ class DeviceState:
         )
 
     def groups_for(self, call: Mapping[str, Any]) -> Groups:
-        """The groups that a call begins with; none before the first call.
+        """Groups with which a call begins; none before the first call.
 
         Raises:
-            InputError, WrongBundleError: as `committed`.
+            InputError: The file of the committed state is damaged.
+            WrongBundleError: The state belongs to another bundle.
         """
         if (committed := self.committed()) is None:
             return {}
@@ -150,26 +156,26 @@ class DeviceState:
         if dropped := sorted(committed.after.keys() - groups.keys()) if call != committed.call else []:
             print(
                 f"{self.folder}: dropped {', '.join(dropped)} of round {committed.call['round']}, as round "
-                f"{call['round']} begins without",
+                f"{call['round']} begins without them",
                 file=sys.stderr,
             )
         return groups
 
     def commit(self, committed: Committed) -> None:
-        """Replace what lasts, atomically.
+        """Replace the committed state, atomically.
 
         Raises:
-            FedparaError: the disk refuses the write.
+            FedparaError: The disk refuses the write.
         """
         moments = {"before": _flat(committed.before), "after": _flat(committed.after)}
         self._write(self._committed, moments, {"format": COMMITTED_FORMAT, "call": committed.call})
 
     def progress(self) -> Progress | None:
-        """The progress of an unfinished call; None if there is none.
+        """Progress of an unfinished call; None if there is none.
 
         Raises:
-            InputError: the file is damaged.
-            WrongBundleError: it belongs to another bundle.
+            InputError: The file is damaged.
+            WrongBundleError: The progress belongs to another bundle.
         """
         remedy = "delete it to begin its call again"
         if (content := self._read(self._progress, PROGRESS_FORMAT, remedy)) is None:
@@ -188,7 +194,7 @@ class DeviceState:
         """Replace the progress, atomically.
 
         Raises:
-            FedparaError: the disk refuses the write.
+            FedparaError: The disk refuses the write.
         """
         fields = {
             "format": PROGRESS_FORMAT,
@@ -201,7 +207,7 @@ class DeviceState:
         self._write(self._progress, progress.groups, fields)
 
     def remove_progress(self) -> None:
-        """Forget the progress, if there is any."""
+        """Delete the progress, if there is any."""
         self._progress.unlink(missing_ok=True)
 
     def _write(self, path: Path, groups: Groups, fields: Mapping[str, Any]) -> None:
@@ -227,8 +233,8 @@ def open_state(folder: Path, fingerprint: str) -> Iterator[DeviceState]:
     """Lock a state folder, made if it is missing, for as long as the context lasts.
 
     Args:
-        folder: the folder.
-        fingerprint: of the bundle whose state it keeps.
+        folder: State folder.
+        fingerprint: Fingerprint of the bundle whose state it keeps.
 
     Raises:
         BusyError: Another process uses it.

@@ -835,7 +835,10 @@ def test_clients_are_evaluated_one_by_one_and_together(run: Command, small_bundl
     text = run(*command[:-1], *(option for options in each for option in options)).out
     assert f"accuracy of 3 clients: mean {np.mean(accuracies):.4f}, " in text
     ended = run(*command, *each[0], *each[1][:2])
-    assert (ended.code, "expected a state folder for each of 2 data, or none, found 1" in ended.err) == (2, True)
+    assert (ended.code, "expected a state folder for each of the 2 datasets, or none at all, found 1" in ended.err) == (
+        2,
+        True,
+    )
 
 
 def test_options_of_the_algorithm_come_from_the_config_as_well(

@@ -64,7 +64,9 @@ def test_folders_come_in_pairs_with_data() -> None:
     data, states = [Path("a.npz"), Path("b.npz")], [Path("a"), Path("b")]
     assert pair_clients(data, states)[1] == Client(data=Path("b.npz"), state=Path("b"))
     assert [client.state for client in pair_clients(data, ())] == [None, None]
-    with pytest.raises(InputError, match="clients: expected a state folder for each of 2 data, or none, found 1; give"):
+    with pytest.raises(
+        InputError, match="state: expected a state folder for each of the 2 datasets, or none at all, found 1"
+    ):
         pair_clients(data, states[:1])
 
 

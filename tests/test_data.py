@@ -115,6 +115,17 @@ REFUSED = {
     "truth values": (CLASSES, {"x": X, "y": Y == 1}, "array 'y': expected integers, found bool"),
     "class": (CLASSES, {"x": X, "y": with_value(Y, 5, 3)}, "array 'y', row 5: expected integers in [0, 3), found 3"),
     "negative": (CLASSES, {"x": X, "y": with_value(Y, 2, -1)}, "row 2: expected integers in [0, 3), found -1"),
+    "from 1": (
+        CLASSES,
+        {"x": X, "y": Y + 1},
+        "expected labels from 0 to 2, found labels from 1 to 3; subtract 1 from all",
+    ),
+    "1 and 3 only": (CLASSES, {"x": X, "y": np.where(Y, 3, 1)}, "row 1: expected integers in [0, 3), found 3; correct"),
+    "text": (
+        CLASSES,
+        {"x": X, "y": np.array(["cat", "dog", "owl"])[Y]},
+        "array 'y': expected integers, found text; number the classes from 0.*numpy.unique(labels, return_inverse=",
+    ),
     "huge": (CLASSES, {"x": X, "y": with_value(Y.astype(np.uint64), 2, 1 << 63)}, f"row 2: .*found {1 << 63}"),
     "integer targets": (TARGETS, {"x": X, "y": np.ones((7, 2), int)}, "expected float32, found int64; convert it"),
 }
@@ -172,10 +183,12 @@ def test_bad_values_on_disk_are_refused_when_read(tmp_path, case):
 
 def test_missing_and_foreign_files_are_refused(tmp_path):
     assert "found nothing" in refusal(lambda: open_data(tmp_path / "none.npz", CLASSES))
-    (tmp_path / "data.csv").write_text("1,2,3\n")
-    assert "found another file; save it with numpy.savez" in refusal(lambda: open_data(tmp_path / "data.csv", CLASSES))
+    (tmp_path / "data.csv").write_text("1,2,3,4\n")
+    assert "found a text file; save it with numpy.savez" in refusal(lambda: open_data(tmp_path / "data.csv", CLASSES))
+    (tmp_path / "data.bin").write_bytes(bytes(9))
+    assert "found another file; save it" in refusal(lambda: open_data(tmp_path / "data.bin", CLASSES))
     np.save(tmp_path / "x.npy", X)
-    assert "found another file" in refusal(lambda: open_data(tmp_path / "x.npy", CLASSES))
+    assert "found a numpy array (.npy); save" in refusal(lambda: open_data(tmp_path / "x.npy", CLASSES))
     assert "found 'x'" in refusal(lambda: open_data(tmp_path, CLASSES))
 
 

@@ -65,7 +65,7 @@ def test_of_what_is_kept_only_personal_tensors_go_on_in_an_earlier_round(tmp_pat
         state.commit(Committed(call=CALL, before={}, after=GROUPS))
         groups = state.groups_for({**CALL, "round": 0})
     assert_same_groups(groups, {"personal": GROUPS["personal"]})
-    assert "dropped residual of round 3, as round 0 begins without" in capsys.readouterr().err
+    assert "dropped residual of round 3, as round 0 begins without them" in capsys.readouterr().err
 
 
 def test_the_client_keeps_its_name(tmp_path):
