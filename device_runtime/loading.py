@@ -29,7 +29,7 @@ def load_weights(engine: Engine, path: Path, *, state: Path | None = None) -> We
         Content of the weights file.
 
     Raises:
-        InputError: The weights or the state folder are missing, or the state is damaged.
+        InputError: The weights or the state folder is missing, or the state is damaged.
         WrongBundleError: The weights are damaged, hold NaN or Inf, or belong to another bundle; or the state does.
     """
     weights = read_weights_of(engine.bundle, path)
@@ -83,7 +83,7 @@ def read_control(path: Path | None, weights: Weights, algorithm: ClientAlgorithm
         algorithm: Client's half of the algorithm, which may need a control variate.
 
     Raises:
-        InputError: The algorithm takes none, or needs one and there is none.
+        InputError: The algorithm takes no control variate, or needs one and there is none.
         WrongBundleError: The file is damaged, belongs with other weights, or has no control variate.
     """
     if path is None:

@@ -172,25 +172,25 @@ EXIT_CODES: Mapping[int, str] = {
 """Meaning of every exit code of the command line."""
 
 
-def brief(value: Any, *, most: int = 60) -> str:
-    """The `repr` of a value from a file, fit for a message: one line of at most `most` characters.
+def brief(value: Any, *, max_length: int = 60) -> str:
+    """The `repr` of a value from a file, fit for a message: one line of at most `max_length` characters.
 
-    >>> brief("3"), brief([1, 2]), brief("line\\n" * 9, most=7)
+    >>> brief("3"), brief([1, 2]), brief("line\\n" * 9, max_length=7)
     ("'3'", '[1, 2]', "'line\\\\n…")
     """
     try:
-        text = repr(value[: most + 1] if isinstance(value, str) else value)
+        text = repr(value[: max_length + 1] if isinstance(value, str) else value)
     except RecursionError:
         return f"a {type(value).__name__} nested too deeply"
-    return text if len(text) <= most else f"{text[:most]}…"
+    return text if len(text) <= max_length else f"{text[:max_length]}…"
 
 
-def brief_text(value: Any, *, most: int = 60) -> str:
+def brief_text(value: Any, *, max_length: int = 60) -> str:
     """As `brief`, but text that is printable and not blank goes without quotes.
 
-    >>> brief_text("fedpara-edge/update"), brief_text("\\x1b[2J"), brief_text("0123456789", most=4)
+    >>> brief_text("fedpara-edge/update"), brief_text("\\x1b[2J"), brief_text("0123456789", max_length=4)
     ('fedpara-edge/update', "'\\\\x1b[2J'", '0123…')
     """
     if not isinstance(value, str) or not value.isprintable() or not value.strip():
-        return brief(value, most=most)
-    return value if len(value) <= most else f"{value[:most]}…"
+        return brief(value, max_length=max_length)
+    return value if len(value) <= max_length else f"{value[:max_length]}…"

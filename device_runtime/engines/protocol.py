@@ -93,7 +93,7 @@ class Engine(Protocol):
             seed: Seed of everything random in the step (dropout), in [0, 2³¹).
             adjustment: Adjustment of the gradient.
             micro_batches: Number of micro-batches over which the gradient is accumulated (`micro_batches.split_batch`):
-                less memory, and the same result but for rounding and the draws of dropout.
+                less memory, and the same result except for rounding and the draws of dropout.
         """
         ...
 

@@ -36,6 +36,8 @@ from fedpara_edge.options import choose, typed
 from fedpara_edge.storage.tensorfile import TensorFile
 
 FLOAT32 = Float32()
+"""Encoder of the codec `float32`."""
+
 ENCODERS: Mapping[str, tuple[type[Encoder], Mapping[str, Any]]] = {
     "float32": (Float32, {}),
     "float16": (Float16, {"name": "float16"}),
@@ -46,7 +48,7 @@ ENCODERS: Mapping[str, tuple[type[Encoder], Mapping[str, Any]]] = {
     "topk": (TopK, {}),
     "adaptive": (Adaptive, {}),
 }
-"""Encoders by the name that a user types, each with the fields that the name decides."""
+"""Encoder class of each codec by name, with the fields that the name determines."""
 
 OPENERS: Mapping[tuple[str, int], Opener] = {
     ("float32", 1): open_float32,
@@ -75,7 +77,7 @@ def find_encoder(text: str) -> Encoder:
 
 
 def spelled(encoder: Encoder) -> str:
-    """The text with which `find_encoder` finds an encoder; its options as far as they differ from the defaults.
+    """Text from which `find_encoder` makes an encoder, with the options that differ from their defaults.
 
     >>> spelled(find_encoder("uniform:by=tensor,step=2"))
     'uniform:by=tensor'

@@ -54,8 +54,8 @@ class Adaptive:
         InputError: Not exactly one of the two targets is given, or it is out of range.
     """
 
-    bytes: int = option(0, minimum=0, help="Bytes of the payload of an update, at most.")
-    error: float = option(0.0, minimum=0, below=1, help="Relative error of the change, at most.")
+    bytes: int = option(0, minimum=0, help="Largest payload of an update, in bytes.")
+    error: float = option(0.0, minimum=0, below=1, help="Largest relative error of a change.")
     name: str = NAME
     version: int = VERSION
     unbiased: ClassVar[bool] = False

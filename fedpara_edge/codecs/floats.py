@@ -58,8 +58,8 @@ class Float16:
         def write(_: int, values: NDArray[np.float32], __: NDArray[np.intp], decoded: NDArray[np.float32]) -> bytes:
             bits = _half_bits(values) if self.name == "float16" else _bfloat_bits(values)
             decoded[:] = _widen(bits, self.name)
-            turned = (bits << np.uint16(1)) | (bits >> np.uint16(15))
-            low, high = turned.astype(np.uint8), (turned >> np.uint16(8)).astype(np.uint8)
+            rotated = (bits << np.uint16(1)) | (bits >> np.uint16(15))
+            low, high = rotated.astype(np.uint8), (rotated >> np.uint16(8)).astype(np.uint8)
             return low.tobytes() + compress(high.tobytes())
 
         return write_payload(tensors, change, write, block=0, settings={})
@@ -79,8 +79,8 @@ def open_float16(
 
     def read(section: Section, _: NDArray[np.intp], out: NDArray[np.float32]) -> None:
         low = section.take(len(out), "low bytes").astype(np.uint16)
-        turned = low | (decompress(section, len(out)).astype(np.uint16) << np.uint16(8))
-        out[:] = _widen((turned >> np.uint16(1)) | (turned << np.uint16(15)), name)
+        rotated = low | (decompress(section, len(out)).astype(np.uint16) << np.uint16(8))
+        out[:] = _widen((rotated >> np.uint16(1)) | (rotated << np.uint16(15)), name)
 
     return open_payload(file, tensors, EachAlone(read), block=0)
 

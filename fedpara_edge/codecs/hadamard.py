@@ -43,9 +43,9 @@ def transform(values: NDArray[np.float32], lengths: NDArray[np.intp]) -> None:
         together = bool(np.all(np.diff(starts) == size))
         where = slice(int(starts[0]), int(starts[-1]) + size) if together else starts[:, None] + np.arange(size)
         squares = values[where].reshape(-1, side, side)
-        turned = _hadamard(side) @ squares @ _hadamard(side)
-        turned *= np.float32(2.0**-exponent)
-        values[where] = turned.reshape(-1) if together else turned.reshape(-1, size)
+        transformed = _hadamard(side) @ squares @ _hadamard(side)
+        transformed *= np.float32(2.0**-exponent)
+        values[where] = transformed.reshape(-1) if together else transformed.reshape(-1, size)
 
 
 def signs(seed: int, start: int, count: int) -> NDArray[np.float32]:

@@ -71,9 +71,9 @@ class Integers:
     """
 
     name: str
-    bits: int = option(minimum=_BITS[0], maximum=_BITS[-1], help="Bits of an integer, before entropy coding.")
-    block: int = option(1024, minimum=_BLOCKS[0], maximum=_BLOCKS[-1], help="Entries of a block.")
-    entropy: int = option(1, minimum=0, maximum=1, help="1 to code the integers by their entropy, 0 to leave that out.")
+    bits: int = option(minimum=_BITS[0], maximum=_BITS[-1], help="Bits per integer, before entropy coding.")
+    block: int = option(1024, minimum=_BLOCKS[0], maximum=_BLOCKS[-1], help="Block size in entries.")
+    entropy: int = option(1, minimum=0, maximum=1, help="1 to entropy-code the integers, 0 to skip that.")
     unbiased: ClassVar[bool] = True
 
     @property
@@ -97,16 +97,15 @@ class Integers:
         settings = {"block": self.block}
         if rotated:
             # Different signs for every change, so that the errors of clients and rounds average out.
-            turn = (zlib.crc32(change.data) if seed is None else seed) % len(_SEEDS)
-            settings |= {"bits": self.bits, "seed": turn}
+            rotation_seed = (zlib.crc32(change.data) if seed is None else seed) % len(_SEEDS)
+            settings |= {"bits": self.bits, "seed": rotation_seed}
 
         def write(
             start: int, values: NDArray[np.float32], lengths: NDArray[np.intp], decoded: NDArray[np.float32]
         ) -> bytes:
             if rotated:
-                turned = values * signs(turn, start, len(values))
-                transform(turned, lengths)
-                values = turned
+                values = values * signs(rotation_seed, start, len(values))
+                transform(values, lengths)
             magnitudes = np.abs(values)
             starts = np.cumsum(lengths) - lengths
             wanted = np.maximum.reduceat(magnitudes, starts) / np.float32(largest)
@@ -119,7 +118,7 @@ class Integers:
             integers = np.clip(rounded, -largest, largest, out=rounded).astype(np.int8)
             decoded[:] = integers
             if rotated:
-                _turn_back(decoded[np.newaxis], lengths, turn, start)
+                _rotate_back(decoded[np.newaxis], lengths, rotation_seed, start)
             BlockScales(scales[np.newaxis], lengths).multiply(decoded[np.newaxis])
             plain, symbols = packing.pack(integers)
             return to_bytes(scales) + plain + compress(symbols, entropy=bool(self.entropy))
@@ -129,10 +128,20 @@ class Integers:
 
 @dataclass(frozen=True, kw_only=True)
 class Rotated(Integers):
-    """Uniform quantization after a randomized rotation of each block."""
+    """Encoder of integers with one scale per block, after a randomized rotation of the blocks.
+
+    Args:
+        name: Codec name stored in file headers.
+        bits: Bits per integer before entropy coding.
+        block: Block size in entries.
+        entropy: 1 to entropy-code the integers; 0 to skip that, for a server with more bandwidth than time.
+
+    Raises:
+        InputError: An option is out of range, or the package zstandard is missing.
+    """
 
     name: str = "rotated"
-    bits: int = option(4, minimum=_BITS[0], maximum=_BITS[-1], help="Bits of an integer, before entropy coding.")
+    bits: int = option(4, minimum=_BITS[0], maximum=_BITS[-1], help="Bits per integer, before entropy coding.")
 
 
 def open_integers(
@@ -201,7 +210,7 @@ class _Products:
 
     packing: Packing
     block: int
-    turn: int | None
+    rotation_seed: int | None
 
     def decode(
         self,
@@ -223,13 +232,13 @@ class _Products:
             section.finish()
         scales = from_bytes(stored[:, :scale_bytes])
         self.packing.unpack(stored[:, scale_bytes : scale_bytes + plain_bytes], symbols, out)
-        if self.turn is not None:
-            _turn_back(out, lengths, self.turn, start)
+        if self.rotation_seed is not None:
+            _rotate_back(out, lengths, self.rotation_seed, start)
         return BlockScales(scales, lengths)
 
 
-def _turn_back(integers: NDArray[np.float32], lengths: NDArray[np.intp], turn: int, start: int) -> None:
+def _rotate_back(integers: NDArray[np.float32], lengths: NDArray[np.intp], rotation_seed: int, start: int) -> None:
     """Undo the rotation of integers [files, entries], in place."""
     for row in integers:
         transform(row, lengths)
-    integers *= signs(turn, start, integers.shape[1])
+    integers *= signs(rotation_seed, start, integers.shape[1])

@@ -27,14 +27,14 @@ def read_settings(file: TensorFile, codec: str, settings: Mapping[str, Any], **r
     if settings.keys() != ranges.keys():
         raise InvalidUpdateError(
             f"{file.path}: codec {codec}: expected {'the settings ' + ', '.join(ranges) if ranges else 'no settings'}, "
-            f"found {brief(sorted(settings), most=80)}; {UPDATE}",
+            f"found {brief(sorted(settings), max_length=80)}; {UPDATE}",
             code="unknown_codec",
         )
     for name, allowed in ranges.items():
         value = settings[name]
         if type(value) is not int or value not in allowed:
             raise InvalidUpdateError(
-                f"{file.path}: codec {codec}: {name}: expected {_text(allowed)}, found {brief(value, most=40)}; "
+                f"{file.path}: codec {codec}: {name}: expected {_text(allowed)}, found {brief(value, max_length=40)}; "
                 f"{UPDATE}",
                 code="unknown_codec",
             )

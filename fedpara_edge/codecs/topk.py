@@ -49,8 +49,8 @@ class TopK:
         InputError: An option is out of range.
     """
 
-    share: float = option(0.05, above=0, maximum=1, help="Share of all entries that are kept.")
-    bits: int = option(3, minimum=1, maximum=8, help="Bits of a magnitude, before entropy coding.")
+    share: float = option(0.05, above=0, maximum=1, help="Fraction of all entries to keep.")
+    bits: int = option(3, minimum=1, maximum=8, help="Bits per magnitude, before entropy coding.")
     name: str = "topk"
     version: int = 1
     unbiased: ClassVar[bool] = False

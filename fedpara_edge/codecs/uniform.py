@@ -57,7 +57,9 @@ class Uniform:
         InputError: An option is out of range.
     """
 
-    step: float = option(2.0, minimum=1e-4, maximum=100, help="Step over the root mean square of what shares it.")
+    step: float = option(
+        2.0, minimum=1e-4, maximum=100, help="Step over the root mean square of the entries that share it."
+    )
     by: str = option("all", choices=tuple(_BY), help="One step for all entries, or one relative to each tensor.")
     name: str = NAME
     version: int = VERSION

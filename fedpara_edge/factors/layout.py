@@ -189,7 +189,7 @@ class Layout:
             _check_unique(tensor.name for tensor in tensors)
         except (TypeError, KeyError, ValueError) as error:
             raise InputError(
-                f"layout: expected the fields of this version, found {brief_text(str(error), most=200)}"
+                f"layout: expected the fields of this version, found {brief_text(str(error), max_length=200)}"
             ) from error
         return Layout(layers, tensors)
 

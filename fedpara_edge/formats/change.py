@@ -133,8 +133,8 @@ def apply_change(weights: Weights, path: Path) -> Weights:
     moved = _moved(weights, flatten(tensors, weights.tensors), change, round_, path)
     if moved.base != result:
         raise InvalidUpdateError(
-            f"{path}: result: expected {brief_text(result, most=12)}, found {moved.base[:12]}…: the change was "
-            f"altered; {REMEDY}",
+            f"{path}: result: expected {brief_text(result, max_length=12)}, found {moved.base[:12]}…: the change "
+            f"was altered; {REMEDY}",
             code="result",
         )
     return moved
@@ -145,16 +145,16 @@ def _check_header(header: Mapping[str, Any], weights: Weights, path: Path) -> tu
     round_ = header.get("round")
     if not all(isinstance(value, str) for value in found.values()) or type(round_) is not int:
         raise InvalidUpdateError(
-            f"{path}: expected fingerprint, base, result and round in its header, found {brief(header, most=100)}; "
-            f"{REMEDY}",
+            f"{path}: expected fingerprint, base, result and round in its header, found "
+            f"{brief(header, max_length=100)}; {REMEDY}",
             code="header",
         )
     for name, expected in (("fingerprint", weights.fingerprint), ("base", weights.base)):
         if found[name] != expected:
             raise WrongBundleError(
                 f"{path}: {name}: expected {expected[:12]}…, of the weights of round {weights.round}, found "
-                f"{brief_text(found[name], most=12)}; this change leads to round {brief(round_)}: apply every change "
-                "since those weights, in the order of their rounds",
+                f"{brief_text(found[name], max_length=12)}; this change leads to round {brief(round_)}: apply "
+                "every change since those weights, in the order of their rounds",
                 code=f"wrong_{name}",
             )
     if not weights.round < round_ <= 1 << 40:

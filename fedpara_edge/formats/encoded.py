@@ -38,8 +38,8 @@ def open_encoded(path: Path, weights: Weights) -> TensorFile:
             code="wrong_format",
         )
     raise WrongBundleError(
-        f"{path}: fingerprint: expected {weights.fingerprint[:12]}…, found {brief_text(fingerprint, most=12)}; give "
-        "the weights of its bundle",
+        f"{path}: fingerprint: expected {weights.fingerprint[:12]}…, found {brief_text(fingerprint, max_length=12)}; "
+        "use weights of the same bundle",
         code="wrong_fingerprint",
     )
 

@@ -69,8 +69,8 @@ class ServerState:
             expected, found = getattr(weights, name), getattr(self, name)
             if expected != found:
                 raise WrongBundleError(
-                    f"server state: {name}: expected {brief_text(expected, most=12)} as the weights have it, "
-                    f"found {brief_text(found, most=12)}; "
+                    f"server state: {name}: expected {brief_text(expected, max_length=12)} as the weights have it, "
+                    f"found {brief_text(found, max_length=12)}; "
                     "take the state and the weights of one round"
                 )
         shapes = {tensor.name: tensor.shape for tensor in weights.layout.shared}

@@ -206,4 +206,4 @@ def _header_of(file: TensorFile) -> UpdateHeader:
 
 
 def _short(value: Any) -> str:
-    return brief_text(value, most=12) if isinstance(value, str) else brief(value)
+    return brief_text(value, max_length=12) if isinstance(value, str) else brief(value)

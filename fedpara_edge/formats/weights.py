@@ -121,7 +121,7 @@ def read_weights(path: Path) -> Weights:
         except (InputError, KeyError) as error:
             fault = f"no field {error}" if isinstance(error, KeyError) else str(error)
             raise WrongBundleError(
-                f"{path}: expected the header of a weights file, found {brief_text(fault, most=200)}; {REMEDY}"
+                f"{path}: expected the header of a weights file, found {brief_text(fault, max_length=200)}; {REMEDY}"
             ) from error
         tensors = in_order(layout.shared)
         entries = sum(tensor.size for tensor in tensors)

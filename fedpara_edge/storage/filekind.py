@@ -1,8 +1,8 @@
 """The kind of a foreign file, told from its first bytes, for the message that refuses it.
 
-A safetensors file starts with the length of its table, a little-endian uint64 of at most `tensortable.MAX_TABLE_BYTES`:
-its first eight bytes are mostly zeros. Nothing here has zeros there, so none of our files is taken for another kind,
-cut short or not.
+A safetensors file starts with the length of its table, a little-endian uint64 of at most `tensortable.MAX_TABLE_BYTES`.
+The first eight bytes of the kinds told apart here make a far larger number, so none of our files, cut short or not, is
+taken for one of them.
 """
 
 from __future__ import annotations

@@ -237,7 +237,7 @@ class TensorFile:
             kind = "a safetensors file without our header"
         if kind is not None:
             return self.error(f"{self.path}: expected {self._expected}, found {kind}; check the path", code=cause.code)
-        found = brief_text(str(cause), most=200)
+        found = brief_text(str(cause), max_length=200)
         return self.error(
             f"{self.path}: expected a whole safetensors file, found {found}; {self.remedy}", code=cause.code
         )
