@@ -115,7 +115,8 @@ def test_what_the_result_tells(tmp_path: Path, weights: Weights) -> None:
             "path": str(tmp_path / "missing"),
             "client": None,
             "code": "unreadable",
-            "reason": f"{tmp_path / 'missing'}: expected a readable file, found No such file or directory",
+            "reason": f"{tmp_path / 'missing'}: expected a readable file, found No such file or directory; "
+            "check the path",
         }
     ]
     assert plain["gap"]["entries"] > 0

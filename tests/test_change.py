@@ -200,6 +200,16 @@ def test_weights_that_would_not_be_finite_are_neither_published_nor_applied(tmp_
     assert "tensor 't3'" in refused(base, forged, "not_finite", InvalidUpdateError)
 
 
+def test_a_codec_that_rounds_to_infinity_publishes_nothing(tmp_path: Path) -> None:
+    base = small_round.start_round(tmp_path, LAYOUT, number=0)
+    base.tensors["t1"][...] = 1e38
+    target = replace(base, round=1, tensors={**base.tensors, "t1": np.full(7, np.finfo(np.float32).max)})
+    message = "tensor 't1': expected finite weights after the change, .* use weights that did not diverge"
+    with pytest.raises(DivergedError, match=message):
+        publish(tmp_path / "change", base, target, find_encoder("bfloat16"), residual=None)
+    assert not (tmp_path / "change").exists()
+
+
 def test_rounds_only_go_forward(tmp_path: Path) -> None:
     base = small_round.start_round(tmp_path, LAYOUT, number=4)
     for target in (base, replace(base, round=3), replace(next_target(base), fingerprint="0" * 64)):

@@ -230,7 +230,10 @@ def in_use(folder: str) -> Iterator[None]:
 @pytest.mark.parametrize("command", [(*TRAIN, "--state", "s", "--weights"), ("aggregate", "u", "-o", "w", "--weights")])
 def test_a_missing_weights_file_is_missing_input(command: tuple[str, ...], here: Path, run: Command) -> None:  # noqa: ARG001
     ended = run(*command, "gone")
-    assert (ended.code, ended.err) == (2, "Error: gone: expected a readable file, found No such file or directory\n")
+    assert (ended.code, ended.err) == (
+        2,
+        "Error: gone: expected a readable file, found No such file or directory; check the path\n",
+    )
 
 
 def test_the_environment_has_the_names_of_the_options() -> None:

@@ -95,10 +95,12 @@ def publish(
             "Inf; nothing was written: use weights that did not diverge"
         )
     encoded = encoder.encode(tensors, delta, seed=None)
-    try:
-        weights = _moved(base, old, encoded.decoded, target.round, path)
-    except InvalidUpdateError as error:
-        raise DivergedError(f"{path}: expected a change after which the weights are finite: {error}") from error
+    weights, bad_tensor = _moved(base, old, encoded.decoded, target.round)
+    if bad_tensor is not None:
+        raise DivergedError(
+            f"{path}: tensor {bad_tensor!r}: expected finite weights after the change, found NaN or Inf; nothing was "
+            "written: use weights that did not diverge"
+        )
     header = {
         "format": FORMAT,
         "version": 1,
@@ -130,7 +132,12 @@ def apply_change(weights: Weights, path: Path) -> Weights:
         tensors = in_order(weights.layout.shared)
         change = decode_all(open_codec(file, tensors), weights.layout.shared_parameters)
         file.check_unchanged()
-    moved = _moved(weights, flatten(tensors, weights.tensors), change, round_, path)
+    moved, bad_tensor = _moved(weights, flatten(tensors, weights.tensors), change, round_)
+    if bad_tensor is not None:
+        raise InvalidUpdateError(
+            f"{path}: tensor {bad_tensor!r}: expected finite weights after the change, found NaN or Inf; {REMEDY}",
+            code="not_finite",
+        )
     if moved.base != result:
         raise InvalidUpdateError(
             f"{path}: result: expected {brief_text(result, max_length=12)}, found {moved.base[:12]}…: the change "
@@ -164,16 +171,14 @@ def _check_header(header: Mapping[str, Any], weights: Weights, path: Path) -> tu
     return round_, str(found["result"])
 
 
-def _moved(base: Weights, old: NDArray[np.float32], change: NDArray[np.float32], round_: int, path: Path) -> Weights:
+def _moved(
+    base: Weights, old: NDArray[np.float32], change: NDArray[np.float32], round_: int
+) -> tuple[Weights, str | None]:
+    """Weights after a flat change, and the name of the first tensor that is then not finite, if any."""
     tensors = in_order(base.layout.shared)
     with np.errstate(over="ignore", invalid="ignore"):
         new = old + change
     bad = np.flatnonzero(~np.isfinite(new))
-    if bad.size:
-        raise InvalidUpdateError(
-            f"{path}: tensor {name_at(tensors, int(bad[0]))!r}: expected finite weights after it, found NaN or Inf; "
-            f"{REMEDY}",
-            code="not_finite",
-        )
     moved = unflatten(tensors, new)
-    return Weights(base.fingerprint, round_, base.layout, {name: moved[name] for name in base.tensors})
+    weights = Weights(base.fingerprint, round_, base.layout, {name: moved[name] for name in base.tensors})
+    return weights, name_at(tensors, int(bad[0])) if bad.size else None

@@ -101,7 +101,7 @@ def sha256_of(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise InputError(f"{path}: expected a readable file, found {error.strerror}") from error
+        raise InputError(f"{path}: expected a readable file, found {error.strerror}; check the path") from error
 
 
 @contextmanager

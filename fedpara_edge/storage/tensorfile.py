@@ -197,7 +197,7 @@ class TensorFile:
         # What is not there belongs to no other bundle: the name is at fault.
         is_missing = isinstance(cause, FileNotFoundError) and issubclass(self.error, WrongBundleError)
         kind = InputError if is_missing else self.error
-        return kind(f"{self.path}: expected a readable file, found {found}", code="unreadable")
+        return kind(f"{self.path}: expected a readable file, found {found}; check the path", code="unreadable")
 
     def _current_stamp(self) -> tuple[int, ...]:
         status = os.fstat(self._file.fileno())
