@@ -1,4 +1,4 @@
-"""How a model is factored: which layers, of what kind, and how large."""
+"""Factorization of a model: which layers are factored, by what kind of factors, and at what rank."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Init = Literal["composed", "he_fan_in", "he_fan_out"]
 
 @dataclass(frozen=True, kw_only=True)
 class Factorization:
-    """How to factor the layers of a model (`fedpara_edge.convert`).
+    """Choice of the layers of a model to factor, and how (`fedpara_edge.convert`).
 
     Patterns are those of `fnmatch` on dotted layer names, where `*` matches dots as well.
 
@@ -23,16 +23,16 @@ class Factorization:
         kind: Parameterization of the weights; `dense` leaves every layer as it is.
         gamma: γ of the rank schedule, from the smallest rank (0) to the largest (1) (`fedpara_edge.factors.rank`).
         gamma_of: γ of the layers that match a pattern; the last pattern that matches counts.
-        rank_of: Rank of the layers that match a pattern; goes before any γ.
+        rank_of: Rank of the layers that match a pattern; overrides any γ.
         form: Factors of convolutions: `tensor` (Proposition 3) or `matrix` (Proposition 1).
         tanh: Whether each Hadamard operand passes through tanh, for kind `fedpara`.
         include: Patterns of the layers to factor.
         exclude: Patterns of layers to leave dense, of those included.
-        batchnorm: Whether a BatchNorm is refused, or replaced by a GroupNorm with the same affine parameters.
-        init: Distribution of the initial factors (`fedpara_edge.nn.init`).
+        batchnorm: `refuse` to fail on a BatchNorm, `group` to replace it with a GroupNorm of the same parameters.
+        init: Initialization of the factors (`fedpara_edge.nn.init`).
 
     Raises:
-        InputError: a value is out of its range.
+        InputError: A value is out of its range.
     """
 
     kind: Kind = option("fedpara", help="Parameterization of the weights; dense leaves every layer as it is.")
@@ -47,7 +47,7 @@ class Factorization:
     tanh: bool = option(False, help="Pass each Hadamard operand through tanh.")
     include: tuple[str, ...] = option(("*",), metavar="PATTERN", help="Layers to factor.  [default: all]")
     exclude: tuple[str, ...] = option((), metavar="PATTERN", help="Layers to leave dense.")
-    batchnorm: BatchNorm = option("refuse", help="Refuse a BatchNorm, or replace it by a GroupNorm.")
+    batchnorm: BatchNorm = option("refuse", help="Refuse a BatchNorm, or replace it with a GroupNorm.")
     init: Init = option(
         "composed",
         help="Draw the factors for He's variance of the composed weight, or each by He's rule with its own fan.",
