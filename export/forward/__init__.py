@@ -1,1 +1,1 @@
-"""From a PyTorch model to the ONNX graph of its forward pass, with what running it tells."""
+"""Forward pass of a PyTorch model as an ONNX graph, with what is learned by running it."""

@@ -1,12 +1,12 @@
-"""Which linear layers are contracted: computed from the factors without composing the weight.
+"""Choice of the linear layers to contract, that is, to compute from the factors without composing the weight.
 
-What a training step costs in nanoseconds, for a layer [m, n] of rank R on B rows, with S the columns of
+Cost of a training step in nanoseconds, for a layer [m, n] of rank R on B rows, with S the columns of
 `fedpara_edge.factors.compose.contraction`:
 
     composed     mn + 12 mnR / f + 6 mnB / f            two products, three passes over W, three products with x
     contracted   (m + n) (S + 40 R) + 6 (m + n) S B / f  products by row and the sums that undo them, then thin products
 
-f, operations in a nanosecond, is that of onnxruntime on one thread of an x86 server; other processors are slower at
+f, in operations per nanosecond, is that of onnxruntime on one thread of an x86 server; other processors are slower at
 both. `benchmarks/contraction.py` compares the model with measured steps. Since FedPara's R² is at least min(m, n) where
 it attains full rank, mostly low-rank layers and small ranks gain.
 """
@@ -45,12 +45,12 @@ def contract_layers(model: nn.Module, example: torch.Tensor, batch_size: int) ->
     """Contract the linear layers of a model for which that is cheaper.
 
     Args:
-        model: runs on `example`.
-        example: a raw input batch [B, ...], from which the rows that a layer sees for each example are counted.
-        batch_size: examples in a batch of training.
+        model: Model that runs on `example`.
+        example: Raw input batch [B, ...], from which the rows that a layer sees for each example are counted.
+        batch_size: Number of examples in a training batch.
 
     Returns:
-        The names of the layers that are contracted.
+        Names of the contracted layers.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
     rows: dict[str, int] = dict.fromkeys(layers, 0)

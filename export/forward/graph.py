@@ -1,4 +1,4 @@
-"""From a PyTorch model to the ONNX graph of its forward pass, ready to be differentiated."""
+"""Export of a PyTorch model to the ONNX graph of its forward pass, ready to be differentiated."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _OUTPUTS_NEEDED = {"Dropout": 2, "MaxPool": 2, "LayerNormalization": 3}
 
 @dataclass(frozen=True)
 class ForwardGraph:
-    """The forward pass as ONNX.
+    """Forward pass as an ONNX graph.
 
     Attributes:
-        model: opset 18, IR 10, dynamic batch; parameters are initializers under the model's own names.
-        module_of: for each node, by name, the module it came from.
-        output_shape: of one example.
+        model: Model of opset 18 and IR 10 with a dynamic batch; parameters are initializers under their own names.
+        module_of: Module that each node came from, by the node's name.
+        output_shape: Shape of the output of one example.
     """
 
     model: onnx.ModelProto
@@ -50,7 +50,7 @@ class ForwardGraph:
     output_shape: tuple[int, ...]
 
     def place_of(self, node: onnx.NodeProto) -> str:
-        """The module that a node came from, or else the node, as errors name it."""
+        """Name of a node's place for errors: the module that it came from, or else the node itself."""
         module = self.module_of.get(node.name)
         return f"module {module!r}" if module is not None else f"node {node.name!r}"
 
@@ -70,15 +70,15 @@ def forward_graph(
     """Export `model` in training mode (dropout stays) with a dynamic batch.
 
     Args:
-        model: the model with its preprocessing.
-        example: a raw input batch [B, ...] with B > 1.
-        batch_size: of the training, by which linear layers are contracted or composed.
-        contracting: whether they may be contracted.
+        model: Model with its preprocessing.
+        example: Raw input batch [B, ...] with B > 1.
+        batch_size: Batch size of the training, which decides whether linear layers are contracted or composed.
+        contracting: Whether linear layers may be contracted.
 
     Raises:
-        InputError: the model does not run on the example, does not give one tensor with the batch first, fixes the
-            batch size, uses BatchNorm, `torch.no_grad()`, random numbers other than Dropout's, or an operator without
-            ONNX translation.
+        InputError: The model does not run on the example, does not return one tensor with the batch first, fixes the
+            batch size, or uses BatchNorm, `torch.no_grad()`, random numbers other than Dropout's, or an operator
+            without an ONNX translation.
     """
     _refuse_modules(model.model)
     shape = _output_shape(model, example)
@@ -133,7 +133,7 @@ def _finish(model: onnx.ModelProto, output_shape: tuple[int, ...], names: Mappin
     for node in model.graph.node:
         for index in range(len(node.output), _OUTPUTS_NEEDED.get(node.op_type, 0)):
             node.output.append(f"{node.output[0]}.{index}")
-        if node.op_type == "Dropout" and len(node.input) < 3:  # without a mode it does nothing, but torch's drops
+        if node.op_type == "Dropout" and len(node.input) < 3:  # without a mode it does nothing, whereas torch's drops
             node.input.extend([""] * (2 - len(node.input)) + [_TRUE])
     if any(_TRUE in node.input for node in model.graph.node):
         model.graph.initializer.append(numpy_helper.from_array(np.array(True), _TRUE))
@@ -162,10 +162,10 @@ def _output_shape(model: Deployed, example: torch.Tensor) -> tuple[int, ...]:
 
 
 class _StoppedGradients(TorchFunctionMode):
-    """Notes a function whose result depends on trained parameters, but has no gradient as gradients are disabled.
+    """Watcher for functions whose result depends on trained parameters but has no gradient, as gradients are disabled.
 
     Attributes:
-        function: the name of the first; None if there was none.
+        function: Name of the first such function; None if there was none.
     """
 
     def __init__(self) -> None:
@@ -184,7 +184,7 @@ class _StoppedGradients(TorchFunctionMode):
 
 
 def _refuse_random(graph: ForwardGraph) -> None:
-    """Refuse what draws other numbers at every step, whatever the seed."""
+    """Refuse operators that draw different numbers at every step, whatever the seed."""
     for node in graph.model.graph.node:
         if node.op_type in _RANDOM:
             raise InputError(
@@ -199,15 +199,17 @@ _RANDOM = frozenset(
 
 
 def _refuse_modules(model: torch.nn.Module) -> None:
-    """Refuse by name what would export and then train something else than in torch."""
+    """Refuse, by name, modules that would export but then train differently from torch."""
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             raise InputError(
                 f"module {name!r}: expected no BatchNorm, whose statistics neither train on the device nor average; "
-                "replace it by GroupNorm (--batchnorm group)"
+                "replace it with GroupNorm (--batchnorm group)"
             )
         if isinstance(module, torch.nn.modules.dropout._DropoutNd) and type(module) is not torch.nn.Dropout:
-            raise InputError(f"module {name!r}: expected Dropout, found {type(module).__name__}; replace it by Dropout")
+            raise InputError(
+                f"module {name!r}: expected Dropout, found {type(module).__name__}; replace it with Dropout"
+            )
         if isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag):
             special = [
                 option
@@ -240,7 +242,7 @@ def _strip_metadata(model: onnx.ModelProto) -> None:
 
 
 def _names(model: torch.nn.Module) -> dict[str, str]:
-    """The name in the graph of every parameter and buffer; one that is held twice has its first name."""
+    """Name in the graph of every parameter and buffer; one that is held twice has its first name."""
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     first: dict[int, str] = {}
     names = {f"model.{name}": first.setdefault(id(tensor), name) for name, tensor in tensors}
@@ -264,7 +266,7 @@ def _rename_parameters(graph: onnx.GraphProto, names: Mapping[str, str]) -> None
 
 
 def _resolve_cast_like(model: onnx.ModelProto) -> None:
-    """CastLike has no gradient; as the types are known it is a Cast."""
+    """Replace CastLike, which has no gradient, with Cast, as the types are known."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     types = {info.name: info.type.tensor_type.elem_type for info in (*graph.input, *graph.value_info, *graph.output)}
     types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
@@ -276,7 +278,7 @@ def _resolve_cast_like(model: onnx.ModelProto) -> None:
 
 
 def _gist(error: BaseException) -> str:
-    """The innermost cause in one line."""
+    """Innermost cause of an error, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

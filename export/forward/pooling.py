@@ -1,8 +1,8 @@
 """Average pooling in operators that onnxruntime-training can differentiate.
 
 Its gradient of AveragePool divides by zero with a dynamic batch and takes the process down. Windows that tile the input
-are a Reshape and a ReduceMean; all others a depthwise Conv with ones, then a multiplication by one over the number of
-entries that each window counts.
+become a Reshape and a ReduceMean; all others become a depthwise Conv with ones, then a multiplication by one over the
+number of entries that each window counts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def avg_pool(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Any:
-    """`aten.avg_pool1d`, `avg_pool2d` and `avg_pool3d`, all of their options."""
+    """`aten.avg_pool1d`, `avg_pool2d` and `avg_pool3d`, with all of their options."""
     size = [int(n) for n in x.shape[2:]]
     kernel, pads = (_each(values, len(size)) for values in (kernel_size, padding))
     strides = _each(stride, len(size)) if stride else kernel
@@ -63,7 +63,7 @@ _FUNCTIONS: dict[int, tuple[Any, Any]] = {
 
 
 def adaptive_avg_pool2d(x: Any, output_size: Sequence[int]) -> Any:
-    """`aten.adaptive_avg_pool2d`: P_h x P_wᵀ with the matrices that pool rows and columns, where they are no tiles."""
+    """`aten.adaptive_avg_pool2d`: P_h x P_wᵀ with the matrices that pool rows and columns, unless windows tile."""
     size, tiles = [int(n) for n in x.shape[2:]], [int(n) for n in output_size]
     if not any(n % t for n, t in zip(size, tiles, strict=True)):
         return _mean_of_tiles(x, tiles)
@@ -72,7 +72,7 @@ def adaptive_avg_pool2d(x: Any, output_size: Sequence[int]) -> Any:
 
 
 def _mean_of_tiles(x: Any, tiles: Sequence[int]) -> Any:
-    """[N, C, *S] as [N, C, tiles, S / tiles, ...], and the mean over every other axis."""
+    """Mean over tiles: [N, C, *S] reshaped to [N, C, tiles, S / tiles, ...] and averaged over every other axis."""
     split = [part for n, count in zip(x.shape[2:], tiles, strict=True) for part in (count, int(n) // count)]
     shape: Any = [0, int(x.shape[1]), *split]
     target: Any = op.Constant(value_ints=shape)

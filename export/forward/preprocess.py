@@ -1,4 +1,4 @@
-"""The model as it is deployed: raw input in, outputs out, preprocessing inside."""
+"""Model as it is deployed: raw input in, outputs out, preprocessing inside."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Deployed(nn.Module):
     """`model` behind its preprocessing: uint8 is scaled to [0, 1], then (x - mean) / std by channel.
 
     Args:
-        model: takes float32 [B, ...] (int64 for `int64`).
-        input_dtype: of the raw input; `int64` (tokens) goes to the model as it is.
-        input_shape: of one raw example.
-        mean: one number, or one for each channel, which is the first dimension of an example, or else the last.
-        std: likewise; positive.
+        model: Model that takes float32 [B, ...] (int64 for `int64`).
+        input_dtype: Dtype of the raw input; `int64` (tokens) goes to the model as it is.
+        input_shape: Shape of one raw example.
+        mean: One number, or one for each channel; channels are the first dimension of an example, or else the last.
+        std: One positive number, or one for each channel.
 
     Raises:
-        InputError: mean and std do not fit the shape, or are given for tokens.
+        InputError: Mean and std do not fit the shape, or are given for tokens.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""What a forward graph computes, learnt by running it: the shape of every value, and which values never change.
+"""Trace of a forward graph, obtained by running it: the shape of every value, and the values that never change.
 
 The graph runs on batches of two sizes. A dimension that is the same in both is static, one that grows with the batch is
 a `Batch`; an integer or other value that neither the input nor a trained parameter can change, and that is the same in
-both, is a constant. So what shapes are made of in the graph (Shape, Gather, Concat...) needs no rules of its own.
+both, is a constant. The nodes that compute shapes (Shape, Gather, Concat...) thus need no rules of their own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fedpara_edge.errors import InputError
 
 @dataclass(frozen=True)
 class Batch:
-    """A dimension of `factor` entries for each example of the batch."""
+    """Dimension with `factor` entries for each example of the batch."""
 
     factor: int = 1
 
@@ -33,12 +33,12 @@ Shape = tuple[Dim, ...]
 
 @dataclass(frozen=True)
 class Trace:
-    """What is known of the values of a graph.
+    """Shapes, dtypes and constants among the values of a graph.
 
     Attributes:
-        shapes: of every value of the graph, by name.
-        dtypes: numpy dtypes of all values.
-        constants: the values that never change.
+        shapes: Shapes of all values, by name.
+        dtypes: Dtypes (numpy) of all values, by name.
+        constants: Values that never change, by name.
     """
 
     shapes: Mapping[str, Shape]
@@ -50,12 +50,12 @@ def trace(model: onnx.ModelProto, examples: NDArray[Any], trained: Collection[st
     """Run a forward graph on the first two and the first three of some examples.
 
     Args:
-        model: one input, the batch; parameters are initializers.
-        examples: raw input [3, ...].
-        trained: the names of the parameters that training changes.
+        model: Model with one input, the batch, and its parameters as initializers.
+        examples: Raw inputs [3, ...].
+        trained: Names of the parameters that training changes.
 
     Raises:
-        InputError: onnxruntime does not run the graph, or a dimension grows with the batch, but not in proportion.
+        InputError: The graph does not run in onnxruntime, or a dimension grows with the batch, but not in proportion.
     """
     two, three = (_run(model, examples[:size]) for size in (2, 3))
     shapes = {name: _shape(name, value.shape, three[name].shape) for name, value in two.items()}
@@ -82,7 +82,7 @@ def _run(model: onnx.ModelProto, batch: NDArray[Any]) -> dict[str, NDArray[Any]]
             observed.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
         results = session.run(names, {feed: batch})
-    except Exception as error:  # its exceptions have no common base
+    except Exception as error:  # the exceptions of onnxruntime have no common base
         raise InputError(
             f"model: expected one that onnxruntime runs on any batch, found {' '.join(str(error).split())[-300:]}; "
             "take the batch size from x.shape[0], not from len(x)"
@@ -104,7 +104,7 @@ def _shape(name: str, two: tuple[int, ...], three: tuple[int, ...]) -> Shape:
 
 
 def _changing(graph: onnx.GraphProto, trained: Collection[str]) -> set[str]:
-    """The values that depend on the content of the input, on a trained parameter, or on chance."""
+    """Values that depend on the content of the input, on a trained parameter, or on chance."""
     changing = {graph.input[0].name, *trained}
     for node in graph.node:
         if node.op_type == "Dropout" or (node.op_type not in ("Shape", "Size") and changing & set(node.input)):

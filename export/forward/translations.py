@@ -1,4 +1,4 @@
-"""ONNX for PyTorch operators whose usual translation onnxruntime-training can't differentiate.
+"""ONNX translations of PyTorch operators whose usual translation onnxruntime-training can't differentiate.
 
 onnxruntime-training 1.19.2 has no gradient for InstanceNormalization (the usual GroupNorm), HardSwish, HardSigmoid,
 Mish, Softplus, Elu or Clip, a broken one for AveragePool (`pooling`), and differentiates LayerNormalization only with
@@ -34,7 +34,7 @@ def layer_norm(
 
 
 _SHARED_ENTRIES = 8
-"""Equal constants of up to so many entries become one in onnxruntime-training, whose gradient is then defined twice."""
+"""Largest size of equal constants that onnxruntime-training merges into one, with a gradient then defined twice."""
 
 
 def _layer_norm_by_steps(x: Any, shape: list[int], weight: Any, bias: Any, eps: float) -> Any:
@@ -113,7 +113,7 @@ def instance_norm(x: Any, weight: Any = None, bias: Any = None, mean: Any = None
 
 
 def detach(x: Any) -> Any:
-    """`aten.detach`, as `export.gradients` knows it by."""
+    """`aten.detach`, in the form that `export.gradients` recognizes."""
     return op.Mean(x) if x.dtype.is_floating_point() else op.Identity(x)
 
 
@@ -146,5 +146,5 @@ def _float(value: float) -> Any:
 
 
 def _filled(value: float, shape: Sequence[int]) -> Any:
-    """A constant in full: made by Expand, equal ones would be merged, and their gradients defined twice."""
+    """Constant with all its entries: made by Expand, equal ones would be merged, and their gradients defined twice."""
     return op.Constant(value=numpy_helper.from_array(np.full(shape, value, np.float32)))

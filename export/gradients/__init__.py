@@ -1,4 +1,4 @@
-"""Reverse-mode differentiation of an ONNX graph, by ONNX operators of the default domain alone."""
+"""Reverse-mode differentiation of an ONNX graph, in ONNX operators of the default domain alone."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from export.gradients.rules import RULES
 
 __all__ = ["DETACH", "Graph", "NoGradientError", "differentiate", "refusing"]
 DETACH = "Mean"
-"""Of a single value: passes it on and lets no gradient through. The exporter writes torch's `detach` so."""
+"""Operator that, with a single input, passes it on and blocks its gradient; stands for torch's `detach`."""
 
 
 class NoGradientError(Exception):
     """A node has no rule, or its rule or its lowering does not cover it.
 
     Attributes:
-        node: the node of the forward graph.
-        found: what was found, in words.
+        node: Node of the forward graph.
+        found: Description of what was found.
     """
 
     def __init__(self, node: NodeProto, found: str) -> None:
@@ -47,16 +47,16 @@ def differentiate(
     """Append the backward pass of some nodes to a graph.
 
     Args:
-        graph: has the forward pass already.
-        nodes: the forward nodes, in order of execution.
-        gradients: by forward value, the name of the gradient to start from.
-        by: the values to differentiate by.
+        graph: Graph that already has the forward pass.
+        nodes: Forward nodes, in order of execution.
+        gradients: Names of the gradients to start from, by forward value.
+        by: Values to differentiate with respect to.
 
     Returns:
-        The gradient of each value of `by` that is used, by name.
+        Names of the gradients of the values of `by` that are used, by value.
 
     Raises:
-        NoGradientError: a node on the way can't be differentiated.
+        NoGradientError: A node on the way can't be differentiated.
     """
     graph.wanted = set(by)
     for node in nodes:
@@ -83,10 +83,10 @@ def differentiate(
 
 @contextmanager
 def refusing(node: NodeProto) -> Iterator[None]:
-    """Turn what a rule or a lowering says it does not cover into an error that names the node.
+    """Turn the NotImplementedError of a rule or a lowering into an error that names the node.
 
     Raises:
-        NoGradientError: it does not cover this node.
+        NoGradientError: The rule or lowering does not cover this node.
     """
     try:
         yield

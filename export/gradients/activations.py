@@ -1,4 +1,4 @@
-"""Gradients of functions of each element alone, and of softmax."""
+"""Gradients of elementwise functions, and of softmax."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from onnx import NodeProto, TensorProto
 from export.gradients.builder import Graph, attributes
 from export.gradients.rules import Gradients, elementwise, rule
 
-_LARGEST = float(np.finfo(np.float32).max)  # times the smallest normal number it is 4
+_LARGEST = float(np.finfo(np.float32).max)  # 4 when multiplied by the smallest normal number
 
 
 @elementwise("Identity")
@@ -20,7 +20,7 @@ def identity(graph: Graph, node: NodeProto, gradient: str) -> str:
 
 @rule("Cast")
 def cast(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
-    """Of float32 to itself: a backward pass in two dtypes is more than is needed."""
+    """Gradient of a Cast of float32 to itself: a backward pass in two dtypes is more than is needed."""
     before, after = graph.dtype(node.input[0]), graph.dtype(node.output[0])
     if not before == after == np.float32:
         raise NotImplementedError(f"a Cast of {before} to {after}")
@@ -60,7 +60,7 @@ def reciprocal(graph: Graph, node: NodeProto, gradient: str) -> str:
 
 @rule("Sign", "Floor", "Ceil", "Round")
 def steps(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
-    """Zero, as in torch."""
+    """Gradient zero, as in torch."""
     assert gradients[0] is not None
     return [graph.op("Mul", gradients[0], graph.scalar(0.0))]
 
@@ -95,7 +95,7 @@ def erf(graph: Graph, node: NodeProto, gradient: str) -> str:
 
 @elementwise("Relu")
 def relu(graph: Graph, node: NodeProto, gradient: str) -> str:
-    """g · min(y · largest, 1): two passes, where comparing and casting take two and choosing takes a slow one."""
+    """Gradient g · min(y · largest, 1): two passes for the factor, like Greater and Cast; Where takes a slow one."""
     steep = graph.op("Mul", node.output[0], graph.scalar(_LARGEST))
     return graph.op("Mul", gradient, graph.op("Clip", steep, graph.scalar(0.0), graph.scalar(1.0)))
 
@@ -110,7 +110,7 @@ def leaky_relu(graph: Graph, node: NodeProto, gradient: str) -> str:
 
 @rule("PRelu")
 def prelu(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
-    """g where x > 0, else g · slope; for the slope, Σ g min(x, 0)."""
+    """Gradient g where x > 0, else g · slope; for the slope, Σ g min(x, 0)."""
     (gradient,), (x, slope) = gradients, node.input
     assert gradient is not None
     grad_x = grad_slope = None
@@ -125,7 +125,7 @@ def prelu(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
 
 @rule("Clip")
 def clip(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
-    """One within the bounds and on them, as in torch."""
+    """Gradient g within the bounds and on them, as in torch."""
     (gradient,) = gradients
     assert gradient is not None
     for operator, bound in zip(("GreaterOrEqual", "LessOrEqual"), node.input[1:], strict=False):
@@ -137,7 +137,7 @@ def clip(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
 
 @elementwise("Softmax")
 def softmax(graph: Graph, node: NodeProto, gradient: str) -> str:
-    """y (g - Σ g y)."""
+    """Gradient y (g - Σ g y)."""
     axis = attributes(node).get("axis", -1)
     weighted = graph.op("Mul", gradient, node.output[0])
     total = graph.sum(weighted, [axis], keepdims=True)
@@ -146,11 +146,11 @@ def softmax(graph: Graph, node: NodeProto, gradient: str) -> str:
 
 @elementwise("LogSoftmax")
 def log_softmax(graph: Graph, node: NodeProto, gradient: str) -> str:
-    """g - exp(y) Σ g."""
+    """Gradient g - exp(y) Σ g."""
     total = graph.sum(gradient, [attributes(node).get("axis", -1)], keepdims=True)
     return graph.op("Sub", gradient, graph.op("Mul", graph.op("Exp", node.output[0]), total))
 
 
 def _indicator(graph: Graph, condition: str) -> str:
-    """One where a condition holds, zero elsewhere, float32."""
+    """Indicator of a condition, float32: one where it holds, zero elsewhere."""
     return graph.op("Cast", condition, to=TensorProto.FLOAT)

@@ -48,7 +48,7 @@ def div(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
 
 @rule("Pow")
 def pow_(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
-    """g e x^(e-1), zero for e = 0; g x^e log(x), zero for x = 0 and e >= 0, as in torch."""
+    """Gradients g e x^(e-1), zero for e = 0, and g x^e log(x), zero for x = 0 and e >= 0, as in torch."""
     (gradient,), (base, exponent), y = gradients, node.input, node.output[0]
     assert gradient is not None
     grad_base = grad_exponent = None
@@ -63,7 +63,7 @@ def pow_(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
 
 
 def _slope_of_power(graph: Graph, base: str, exponent: str) -> str:
-    """e x^(e-1)."""
+    """Slope e x^(e-1) of a power by its base."""
     power = graph.constant(exponent)
     if power is not None and power.size == 1 and (value := float(power.reshape(()))):
         slope = base if value == 2 else graph.op("Pow", base, graph.scalar(value - 1))
@@ -77,7 +77,7 @@ def _slope_of_power(graph: Graph, base: str, exponent: str) -> str:
 
 @rule("Min", "Max")
 def extremum(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
-    """In equal parts to those that are equal, as in torch."""
+    """Gradient in equal parts to the inputs that attain the extremum, as in torch."""
     (gradient,), y = gradients, node.output[0]
     assert gradient is not None
     attains = [graph.op("Cast", graph.op("Equal", name, y), to=TensorProto.FLOAT) for name in node.input]
@@ -97,7 +97,7 @@ def where(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
 
 @rule("ReduceL2", "ReduceLogSumExp")
 def reduce_curved(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
-    """g x / |x|, zero for x = 0; g exp(x - y)."""
+    """Gradients g x / |x|, zero for x = 0, and g exp(x - y)."""
     (gradient,), x, y = gradients, node.input[0], node.output[0]
     assert gradient is not None
     if not attributes(node).get("keepdims", 1):
@@ -128,19 +128,19 @@ def _reduced_axes(graph: Graph, node: NodeProto) -> list[int]:
     rank = len(graph.shape(node.input[0]))
     given = graph.constant(node.input[1]) if len(node.input) > 1 and node.input[1] else np.array([])
     if given is None:
-        raise NotImplementedError(f"a {node.op_type} over axes that are no constants")
+        raise NotImplementedError(f"a {node.op_type} over axes that are not constant")
     everything = range(0 if attributes(node).get("noop_with_empty_axes", 0) else rank)
     return [int(axis) % rank for axis in np.ravel(given)] or list(everything)
 
 
 def _with_reduced_axes(graph: Graph, node: NodeProto, value: str) -> str:
-    """A value of the output's shape with the axes that were reduced, of size 1."""
+    """Value of the output's shape with the reduced axes put back, of size 1."""
     listed = _reduced_axes(graph, node)
     return graph.op("Unsqueeze", value, graph.ints(*listed)) if listed else value
 
 
 def _summed(graph: Graph, node: NodeProto, gradient: str | None, name: str) -> str | None:
-    """The gradient of an input that may have been broadcast to the output."""
+    """Gradient of an input that may have been broadcast to the output."""
     if gradient is None or name not in graph.wanted:
         return None
     return graph.sum_to(gradient, graph.shape(node.output[0]), graph.shape(name))

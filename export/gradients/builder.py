@@ -1,4 +1,4 @@
-"""The graph of a training step in the making: nodes are appended, and what is known of their values is kept."""
+"""Graph of a training step under construction: the nodes appended so far, and what is known of their values."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from export.forward.tracing import Batch, Dim, Shape, Trace
 
 
 class Graph:
-    """Nodes and constants, appended in the order of execution.
+    """Graph under construction: nodes and constants, appended in the order of execution.
 
     Args:
-        trace: what is known of the forward values, by name.
+        trace: Shapes, dtypes and constants of the forward values.
 
     Attributes:
-        wanted: the forward values whose gradient is asked for.
+        wanted: Forward values whose gradient is requested.
     """
 
     def __init__(self, trace: Trace) -> None:
@@ -35,7 +35,7 @@ class Graph:
         self._numbers = itertools.count(1)
 
     def branch(self) -> Graph:
-        """A graph for the inside of an If: it has nodes of its own and shares all else."""
+        """Graph with nodes of its own that shares everything else, such as for the inside of an If."""
         inner = copy.copy(self)
         inner.nodes = []
         return inner
@@ -44,17 +44,17 @@ class Graph:
         """Shape of a forward value (values of the gradient are not traced).
 
         Raises:
-            NotImplementedError: it is no tensor.
+            NotImplementedError: The value is not a tensor.
         """
         if value not in self._shapes:
             raise NotImplementedError("a sequence of tensors")
         return self._shapes[value]
 
     def sizes(self, value: str, what: str) -> list[int]:
-        """Shape of a forward value but for its first axis.
+        """Shape of a forward value without its first axis.
 
         Raises:
-            NotImplementedError: one of the sizes grows with the batch; `what` says what they are.
+            NotImplementedError: A size grows with the batch; `what` says what the sizes are.
         """
         return static(self.shape(value)[1:], what)
 
@@ -63,15 +63,15 @@ class Graph:
         return self._dtypes.get(value, np.dtype(np.float32))
 
     def differentiable(self, value: str) -> bool:
-        """Whether a value is of real numbers, not of truth values or integers."""
+        """Whether a value holds real numbers, not truth values or integers."""
         return self.dtype(value).kind == "f"
 
     def set_shape(self, value: str, shape: Shape) -> None:
-        """State the shape of a value that was not traced."""
+        """Record the shape of a value that was not traced."""
         self._shapes[value] = shape
 
     def constant(self, value: str) -> NDArray[Any] | None:
-        """The content of a value that never changes; None for the others."""
+        """Content of a value that never changes; None for any other value."""
         return self.initializers.get(value)
 
     def op(self, operator: str, *inputs: str, **attributes: Any) -> str:
@@ -79,42 +79,42 @@ class Graph:
         return self.ops(operator, *inputs, outputs=1, **attributes)[0]
 
     def ops(self, operator: str, *inputs: str, outputs: int, **attributes: Any) -> list[str]:
-        """Append a node with several outputs."""
+        """Append a node with several outputs and return their names."""
         names = [self.name(operator) for _ in range(outputs)]
         self.nodes.append(helper.make_node(operator, list(inputs), names, name=names[0], **attributes))
         return names
 
     def define(self, value: str, operator: str, *inputs: str, **attributes: Any) -> str:
-        """Append a node whose output has a name of its own."""
+        """Append a node whose output gets a given name, and return that name."""
         self.nodes.append(helper.make_node(operator, list(inputs), [value], name=value, **attributes))
         return value
 
     def name(self, what: str) -> str:
-        """A new name."""
+        """New name for a node and its output."""
         return f"step.{what.lower()}.{next(self._numbers)}"
 
     def array(self, values: NDArray[Any]) -> str:
-        """The name of a constant; equal ones are stored once."""
+        """Store a constant, equal ones only once, and return its name."""
         key = (str(values.dtype), values.shape, values.tobytes())
         if key not in self._stored:
             self._stored[key] = self.initialize(self.name("constant"), values)
         return self._stored[key]
 
     def initialize(self, name: str, values: NDArray[Any]) -> str:
-        """Store a constant under a name of its own."""
+        """Store a constant under a given name, and return that name."""
         self.initializers[name] = values
         return name
 
     def ints(self, *values: int) -> str:
-        """An int64 vector.
+        """Constant int64 vector.
 
         Raises:
-            NotImplementedError: a size that grows with the batch is among them.
+            NotImplementedError: A value is a size that grows with the batch.
         """
         return self.array(np.array(static(values, "sizes"), np.int64))
 
     def scalar(self, value: float) -> str:
-        """A float32 scalar."""
+        """Constant float32 scalar."""
         return self.array(np.array(value, np.float32))
 
     def zeros_like(self, value: str) -> str:
@@ -122,7 +122,7 @@ class Graph:
         return self.zeros(self.op("Shape", value))
 
     def zeros(self, shape: str) -> str:
-        """Float32 zeros in a shape, an int64 vector."""
+        """Zeros, float32, in a shape given by the name of an int64 vector."""
         zero = TensorProto(dims=[1], data_type=TensorProto.FLOAT, float_data=[0.0])
         return self.op("ConstantOfShape", shape, value=zero)
 
@@ -130,7 +130,7 @@ class Graph:
         """`value` in another shape.
 
         Raises:
-            NotImplementedError: more than one dimension grows with the batch.
+            NotImplementedError: More than one dimension grows with the batch.
         """
         if sum(isinstance(dim, Batch) for dim in shape) > 1:
             raise NotImplementedError("a shape with the batch in two dimensions")
@@ -148,7 +148,7 @@ class Graph:
         return self.op("Transpose", value, perm=list(perm))
 
     def sum(self, value: str, axes: Iterable[int], *, keepdims: bool = False) -> str:
-        """The sum over some axes."""
+        """Sum over some axes."""
         return self.op("ReduceSum", value, self.ints(*axes), keepdims=int(keepdims))
 
     def sum_to(self, gradient: str, shape: Shape, target: Shape) -> str:
@@ -166,7 +166,7 @@ def static(sizes: Iterable[Dim], what: str) -> list[int]:
     """Sizes, none of which may grow with the batch.
 
     Raises:
-        NotImplementedError: one does; `what` says what they are, in the plural.
+        NotImplementedError: A size grows; `what` says what the sizes are, in the plural.
     """
     found = list(sizes)
     if any(isinstance(size, Batch) for size in found):
@@ -185,7 +185,7 @@ def _value(attribute: AttributeProto) -> Any:
 
 
 def needed(nodes: Sequence[NodeProto], outputs: Iterable[str]) -> list[NodeProto]:
-    """The nodes that some outputs depend on, in order."""
+    """Nodes that some outputs depend on, in order."""
     wanted, kept = set(outputs), []
     for node in reversed(nodes):
         if wanted & set(node.output):
@@ -195,13 +195,13 @@ def needed(nodes: Sequence[NodeProto], outputs: Iterable[str]) -> list[NodeProto
 
 
 def initializers_of(nodes: Iterable[NodeProto], arrays: Mapping[str, NDArray[Any]]) -> list[onnx.TensorProto]:
-    """The constants that some nodes use."""
+    """Constants that some nodes use, as initializers."""
     used = {name for node in nodes for name in _inputs(node)}
     return [numpy_helper.from_array(array, name) for name, array in arrays.items() if name in used]
 
 
 def _inputs(node: NodeProto) -> Iterator[str]:
-    """The names that a node reads, those in its subgraphs included."""
+    """Names that a node reads, including those that its subgraphs read."""
     yield from node.input
     for attribute in node.attribute:
         if attribute.type == AttributeProto.GRAPH:

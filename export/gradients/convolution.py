@@ -1,13 +1,13 @@
-"""Convolution and its gradients, lowered to what onnxruntime multiplies fastest.
+"""Convolution and its gradients, lowered to the products that onnxruntime computes fastest.
 
-onnxruntime unrolls the patches of a Conv in blocks, in parallel, while it multiplies; all else that unrolls (slices,
-concatenation, transposition) is copied by one thread through memory. So all three products are Convs where they can be.
-For x [N, I, *S] and w [O, I/G, *K], with y [N, O, *T]:
+onnxruntime unrolls the patches of a Conv in blocks, in parallel, while it multiplies; any other way to unroll them
+(slices, concatenation, transposition) is copied through memory by one thread. So all three products are Convs where
+possible. For x [N, I, *S] and w [O, I/G, *K], with y [N, O, *T]:
 
-- y and the input's gradient are Convs as usual; where images are small, as one image [1, C, N, *S] of depth N, whose
-  matrix product has N·|T| columns instead of |T|. The input's gradient takes the kernel mirrored, by a product with a
-  permutation, or is a ConvTranspose where the stride is not 1.
-- the weight's gradient is a Conv as well: examples are its channels, and the entries of y's gradient its kernel. The
+- y and the input's gradient are ordinary Convs or, where images are small, Convs of one image [1, C, N, *S] of depth N,
+  whose matrix product has N·|T| columns instead of |T|. The input's gradient uses the mirrored kernel, made by a
+  product with a permutation, or is a ConvTranspose where the stride is not 1.
+- The weight's gradient is a Conv as well: examples are its channels, and the entries of y's gradient its kernel. The
   input channels lie along a last axis on which the kernel has size 1, [G·N, *S, I/G], so that whole runs are copied.
 """
 
@@ -23,12 +23,12 @@ from onnx import NodeProto
 from export.gradients.builder import Graph, attributes, static
 from export.gradients.rules import Gradients, rule
 
-MERGED_PIXELS = 36  # up to so many pixels of y (6 x 6) the batch is merged into one image; measured
+MERGED_PIXELS = 36  # most pixels of y (6 x 6) with which the batch is merged into one image; measured
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """The static facts of a Conv node: spatial sizes are lists over the spatial axes."""
+    """Static facts about a Conv node; spatial sizes are lists over the spatial axes."""
 
     channels: int
     filters: int
@@ -43,10 +43,10 @@ class Convolution:
 
     @staticmethod
     def from_conv(graph: Graph, node: NodeProto) -> Convolution:
-        """Read them off a node of the forward graph.
+        """Facts about a Conv of the forward graph.
 
         Raises:
-            NotImplementedError: one of them grows with the batch.
+            NotImplementedError: One of them grows with the batch.
         """
         given, what = attributes(node), f"channels, pixels or kernels of a {node.op_type}"
         _, *size = graph.sizes(node.input[0], what)
@@ -69,11 +69,11 @@ class Convolution:
 
     @staticmethod
     def from_conv_transpose(graph: Graph, node: NodeProto) -> Convolution:
-        """Those of the convolution from a ConvTranspose's output to its input, which has the same weight.
+        """Facts about the convolution from a ConvTranspose's output to its input, which has the same weight.
 
         Raises:
-            NotImplementedError: one of them grows with the batch, the node leaves its padding to be computed, or its
-                output is padded by as much as the stride, which onnxruntime computes wrongly.
+            NotImplementedError: One of them grows with the batch, the node leaves its padding to be computed, or its
+                output is padded by as much as the stride, which onnxruntime computes incorrectly.
         """
         given, what = attributes(node), f"channels, pixels or kernels of a {node.op_type}"
         if given.get("auto_pad", "NOTSET") != "NOTSET" or "output_shape" in given:
@@ -96,12 +96,12 @@ class Convolution:
 
     @property
     def reach(self) -> list[int]:
-        """Extent of the dilated kernel, less one."""
+        """Extent of the dilated kernel minus one, by axis."""
         return [d * (k - 1) for d, k in zip(self.dilations, self.kernel, strict=True)]
 
     @property
     def left_over(self) -> list[int]:
-        """Last padded pixels that no position of the kernel reaches."""
+        """Number of last padded pixels that no position of the kernel reaches, by axis."""
         return [
             n + b + a - ((t - 1) * s + r + 1)
             for n, t, s, r, b, a in zip(
@@ -111,7 +111,7 @@ class Convolution:
 
 
 def forward(graph: Graph, node: NodeProto) -> None:
-    """Append a Conv of the forward graph, its output under the same name."""
+    """Append a Conv of the forward graph, with its output under the same name."""
     facts = Convolution.from_conv(graph, node)
     x, weight, *bias = node.input
     given: dict[str, Any] = {
@@ -145,7 +145,10 @@ def conv(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
 
 @rule("ConvTranspose")
 def conv_transpose(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
-    """The convolution that it undoes takes its gradient to its input's; the weight's is that of this convolution."""
+    """Gradients by the convolution that is transposed.
+
+    It maps the output's gradient to the input's; the weight's gradient is that of this convolution.
+    """
     (gradient,) = gradients
     assert gradient is not None
     facts = Convolution.from_conv_transpose(graph, node)
@@ -176,7 +179,7 @@ def _grad_bias(graph: Graph, gradient: str, filters: int, pixels: list[int]) -> 
 def _grad_input(graph: Graph, facts: Convolution, gradient: str, weight: str) -> str:
     before = [r - p for r, p in zip(facts.reach, facts.before, strict=True)]
     after = [r - p for r, p in zip(facts.reach, facts.after, strict=True)]
-    widens = facts.channels < facts.filters and not facts.merged  # then ConvTranspose unrolls the fewer channels
+    widens = facts.channels < facts.filters and not facts.merged  # then ConvTranspose unrolls fewer channels
     mirrors = facts.groups == 1 and set(facts.strides) == {1} and min(before + after) >= 0 and not widens
     given: dict[str, Any] = {"dilations": facts.dilations, "kernel_shape": facts.kernel}
     if not mirrors:
@@ -230,7 +233,7 @@ def _grad_weight(graph: Graph, facts: Convolution, gradient: str, x: str) -> str
 
 
 def _merge(graph: Graph, value: str, shape: list[int]) -> str:
-    """[N, C, *S] as [1, C, N, *S]."""
+    """Rearrange [N, C, *S] as one image [1, C, N, *S]."""
     axes = range(2, 1 + len(shape))
     return graph.op("Unsqueeze", graph.transpose(value, [1, 0, *axes]), graph.ints(0))
 
@@ -243,7 +246,7 @@ def _unmerge(graph: Graph, value: str, shape: list[int], name: str | None = None
 
 
 def _with_depth(given: dict[str, Any]) -> dict[str, Any]:
-    """Attributes of a Conv with a first spatial axis more, on which the kernel has size 1."""
+    """Attributes of a Conv with one more spatial axis, the first, on which the kernel has size 1."""
     deep = dict(given)
     for key in ("strides", "dilations"):
         if key in deep:
@@ -255,7 +258,7 @@ def _with_depth(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _mirrored(graph: Graph, facts: Convolution, weight: str) -> str:
-    """[O, I, *K] as [I, O, *K], every kernel reversed."""
+    """Weight [O, I, *K] as [I, O, *K], with every kernel reversed."""
     size = prod(facts.kernel)
     rows = graph.op("Reshape", weight, graph.ints(facts.filters, facts.channels, size))
     if size > 1:

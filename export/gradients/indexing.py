@@ -1,7 +1,7 @@
-"""Gradients of operators that take or put entries by index: gathering, scattering, the largest entries.
+"""Gradients of operators that take or put entries by index: gathering, scattering, and TopK.
 
-The gradient of an entry goes back to where it was taken; if it was taken several times, they add up. All is added by
-ScatterElements, as onnxruntime's ScatterND adds from several threads at once.
+The gradient of an entry goes back to where the entry was taken from; if it was taken several times, the gradients add
+up. All additions are done by ScatterElements, as onnxruntime's ScatterND adds from several threads at once.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def gather_elements(graph: Graph, node: NodeProto, gradients: Gradients) -> Grad
 
 @rule("GatherND")
 def gather_nd(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
-    """With indices [..., Q], as if the first Q axes of the data were one."""
+    """Gradient for indices [..., Q], as if the first Q axes of the data were one."""
     (gradient,), (data, indices) = gradients, node.input
     assert gradient is not None
     if attributes(node).get("batch_dims", 0):
-        raise NotImplementedError("a GatherND by batches")
+        raise NotImplementedError("a GatherND with batch dimensions")
     (depth,) = static(graph.shape(indices)[-1:], "indices of a GatherND")
     sizes = graph.op("Shape", data, start=0, end=depth)
     strides = [graph.op("ReduceProd", graph.op("Shape", data, start=n, end=depth)) for n in range(depth)]
@@ -65,7 +65,7 @@ def top_k(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
 
 @rule("ScatterElements", "ScatterND")
 def scatter(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
-    """What was put gets its gradient from where it is; what it replaced has none."""
+    """Gradients of a scatter: entries that were put get theirs from where they are, entries that they replaced none."""
     (gradient,), (_, indices, updates) = gradients, node.input
     assert gradient is not None
     given = attributes(node)
@@ -81,7 +81,7 @@ def scatter(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
 
 
 def _add_along(graph: Graph, table: str, axis: int, indices: str, gradient: str) -> str:
-    """The gradient of a table of which whole slices along an axis were taken."""
+    """Gradient of a table from which whole slices along an axis were taken."""
     rank = len(graph.shape(table))
     before, after = graph.op("Shape", table, start=0, end=axis), graph.op("Shape", table, start=axis + 1)
     count = graph.op("Reshape", graph.op("Size", indices), graph.ints(1))

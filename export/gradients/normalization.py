@@ -19,11 +19,11 @@ from export.gradients.rules import Gradients, rule
 GROUP = "GroupNormalization"
 """Operator of the nodes that `fuse` makes: x [N, C, *S], scale and bias (or "") of C entries; groups and epsilon.
 
-They exist between the forward graph and its lowering only."""
+They exist only between the forward graph and its lowering."""
 
 
 def forward(graph: Graph, node: NodeProto) -> None:
-    """Append a LayerNormalization or `GROUP` node of the forward graph, its output under the same name."""
+    """Append a LayerNormalization or `GROUP` node of the forward graph, with its output under the same name."""
     if node.op_type == GROUP:
         _forward_group(graph, node)
     elif len(node.output) > 1:
@@ -43,7 +43,7 @@ def _forward_layer(graph: Graph, node: NodeProto) -> None:
 
 @rule("LayerNormalization")
 def layer_normalization(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
-    """With g the gradient times scale, (g - mean(g) - n mean(g n)) · inverse."""
+    """Gradient of x: (g - mean(g) - n mean(g n)) · inverse, with g the output's gradient times scale."""
     gradient, (x, scale), y = gradients[0], node.input[:2], node.output[0]
     assert gradient is not None
     axes, shape = _normalized_axes(graph, node), graph.shape(x)
@@ -80,7 +80,10 @@ def _forward_group(graph: Graph, node: NodeProto) -> None:
 
 @rule(GROUP)
 def group_normalization(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
-    """From s1 = Σ g and s2 = Σ g c by channel: g · slope - c · inverse³ mean(scale s2) - inverse mean(scale s1)."""
+    """Gradient of x: g · slope - c · inverse³ mean(scale s2) - inverse mean(scale s1).
+
+    Here s1 = Σ g and s2 = Σ g c by channel.
+    """
     (x, scale, bias), y, gradient = node.input, node.output[0], gradients[0]
     assert gradient is not None
     groups, channels, pixels = _sizes(graph, node)
@@ -108,10 +111,10 @@ def group_normalization(graph: Graph, node: NodeProto, gradients: Gradients) -> 
 
 
 def fuse(graph: Graph, nodes: Sequence[NodeProto]) -> list[NodeProto]:
-    """Put one `GROUP` node in place of each group normalization, as `export.forward.translations` writes it.
+    """Replace each group normalization, as `export.forward.translations` writes it, with one `GROUP` node.
 
-    That is Reshape to [N, groups, rest], LayerNormalization without scale and bias, Reshape back, and often Mul by a
-    scale and Add of a bias by channel.
+    That is a Reshape to [N, groups, rest], a LayerNormalization without scale and bias, a Reshape back, and often a Mul
+    by a scale and an Add of a bias by channel.
     """
     users: dict[str, list[NodeProto]] = {}
     for node in nodes:
@@ -142,7 +145,7 @@ def fuse(graph: Graph, nodes: Sequence[NodeProto]) -> list[NodeProto]:
 def _chain(
     graph: Graph, node: NodeProto, makers: dict[str, NodeProto], users: dict[str, list[NodeProto]]
 ) -> tuple[NodeProto, NodeProto, str, str] | None:
-    """The Reshape before and the last node after a LayerNormalization that is a group normalization."""
+    """Reshape before and last node after a LayerNormalization that is a group normalization, its scale and its bias."""
     if node.op_type != "LayerNormalization" or len(graph.shape(node.input[0])) != 3:
         return None
     grouping, back = makers.get(node.input[0]), users.get(node.output[0], [])
@@ -187,7 +190,7 @@ def _normalized_axes(graph: Graph, node: NodeProto) -> list[int]:
 
 
 def _sizes(graph: Graph, node: NodeProto) -> tuple[int, int, int]:
-    """Groups, channels in a group, and pixels in a channel."""
+    """Numbers of groups, of channels in a group, and of pixels in a channel."""
     groups: int = attributes(node)["groups"]
     channels, *spatial = (size for size in graph.shape(node.input[0])[1:] if isinstance(size, int))
     return groups, channels // groups, prod(spatial)

@@ -1,10 +1,10 @@
 """Gradients of pooling. In max pooling each window gives its gradient to its first largest entry, as in torch.
 
-onnxruntime's MaxPool is many times slower where it has to tell the indices, so they are found again. With R and P the
-0/1 matrices that pick, for every position of the kernel, the rows and the columns that this position has in all
+onnxruntime's MaxPool is many times slower where it has to return the indices, so the maxima are found again. With R and
+P the 0/1 matrices that pick, for every position of the kernel, the rows and the columns that this position has in all
 windows, R x P holds the k1 k2 candidates of every window as k1 k2 images of the output's size. In their order, each
-takes what is left of the gradient where it attains the maximum; Rᵀ and Pᵀ put that back, and sum where windows overlap.
-Only volumes, of three axes, are pooled with indices.
+candidate takes what is left of the gradient where it attains the maximum; Rᵀ and Pᵀ put that back in its place, and sum
+where windows overlap. Only volumes, with three spatial axes, are pooled with indices.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from onnx import NodeProto, TensorProto, helper
 from export.gradients.builder import Graph, attributes
 from export.gradients.rules import Gradients, rule
 
-_LOWEST = float(np.finfo(np.float32).min)  # times 0 it is 0, as -inf is not
+_LOWEST = float(np.finfo(np.float32).min)  # 0 when multiplied by 0, unlike -inf
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """One spatial axis; `pick` [positions · windows, padded size] takes the entries of all windows by position."""
+    """One spatial axis; `pick` [positions · windows, padded size] picks the entries of all windows by position."""
 
     size: int
     before: int
@@ -79,7 +79,7 @@ def max_pool(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
         value = graph.op("Pad", value, graph.ints(*pads), graph.scalar(_LOWEST), graph.ints(2, 3))
     if not columns.in_place:
         value = graph.op("MatMul", value, graph.array(columns.pick.T.copy()))
-    height, axis = rows.positions, 2  # rows of tiles are taken apart where they lie
+    height, axis = rows.positions, 2  # rows of tiles are split where they lie
     if rows.tiles:
         value = graph.op("Reshape", value, graph.ints(-1, channels, rows.windows, height, len(columns.pick)))
         axis = 3
@@ -112,7 +112,7 @@ def max_pool(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
 
 
 def _grad_volumes(graph: Graph, node: NodeProto, gradient: str) -> str:
-    """By the indices, which count the entries of the whole input."""
+    """Gradient of volumes by the indices, which count the entries of the whole input."""
     x = node.input[0]
     flat = graph.zeros(graph.op("Reshape", graph.op("Size", x), graph.ints(1)))
     places, given = (graph.op("Reshape", value, graph.ints(-1)) for value in (_indices(node), gradient))

@@ -11,7 +11,7 @@ from export.gradients.rules import Gradients, rule
 
 @rule("Gemm")
 def gemm(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
-    """Of α A' B' + β C, A' and B' transposed or not."""
+    """Gradients of α A' B' + β C, with A' and B' transposed or not."""
     (gradient,), (a, b) = gradients, node.input[:2]
     assert gradient is not None
     given = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0, **attributes(node)}
@@ -47,7 +47,7 @@ def matmul(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
 
 @rule("Einsum")
 def einsum(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
-    """Another Einsum: of the gradient and the other operands, to the indices of the one asked for."""
+    """Gradient of each operand as another Einsum: of the gradient and the other operands, to the operand's indices."""
     (gradient,) = gradients
     assert gradient is not None
     operands, _, result = attributes(node)["equation"].replace(" ", "").partition("->")
@@ -58,7 +58,7 @@ def einsum(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     for index, (name, term) in enumerate(zip(node.input, terms, strict=True)):
         others = [result, *terms[:index], *terms[index + 1 :]]
         if name in graph.wanted and not set(term) <= set("".join(others)):
-            raise NotImplementedError(f"an Einsum {operands}->{result}, which sums over an index of one operand alone,")
+            raise NotImplementedError(f"an Einsum {operands}->{result}, which sums over an index of one operand alone")
         values = [gradient, *node.input[:index], *node.input[index + 1 :]]
         equation = f"{','.join(others)}->{term}"
         found.append(graph.op("Einsum", *values, equation=equation) if name in graph.wanted else None)
@@ -66,7 +66,7 @@ def einsum(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
 
 
 def _grad_vectors(graph: Graph, gradient: str, a: str, b: str, y: str) -> Gradients:
-    """As products of matrices: a vector on the left is [1, K], one on the right [K, 1]."""
+    """Gradients as products of matrices: a vector on the left is [1, K], one on the right [K, 1]."""
     matrices, ends, added = [a, b], list(graph.shape(y)), []
     for index, (name, axis) in enumerate(((a, 0), (b, 1))):
         if len(graph.shape(name)) == 1:
@@ -86,7 +86,7 @@ def _grad_vectors(graph: Graph, gradient: str, a: str, b: str, y: str) -> Gradie
 
 
 def _grad_left(graph: Graph, gradient: str, a: str, b: str, y: str) -> str:
-    """gradient Bᵀ; where one A [M, K] meets many B [..., K, N], a single product over all of them."""
+    """Gradient of A, gradient Bᵀ; where one A [M, K] meets many B [..., K, N], a single product over all of them."""
     rank_a, shape_b = len(graph.shape(a)), graph.shape(b)
     if rank_a == 2 and len(shape_b) == 3 and not any(isinstance(dim, Batch) for dim in shape_b):
         rows, inner, columns = graph.shape(a)[0], shape_b[1], shape_b[0] * shape_b[2]  # type: ignore[operator]
@@ -100,7 +100,7 @@ def _grad_left(graph: Graph, gradient: str, a: str, b: str, y: str) -> str:
 
 
 def _grad_right(graph: Graph, gradient: str, a: str, b: str, y: str) -> str:
-    """Aᵀ gradient; where many A [..., M, K] meet one B [K, N], a single product over all of them."""
+    """Gradient of B, Aᵀ gradient; where many A [..., M, K] meet one B [K, N], a single product over all of them."""
     shape_a, shape_b = graph.shape(a), graph.shape(b)
     many = len(shape_a) > 2 and len(shape_b) == 2 and not any(isinstance(dim, Batch) for dim in shape_b)
     if many:
@@ -108,7 +108,7 @@ def _grad_right(graph: Graph, gradient: str, a: str, b: str, y: str) -> str:
             graph.reshape(value, [Batch(), size]) for value, size in zip((a, gradient), shape_b, strict=True)
         )
     if many or len(shape_a) == len(shape_b) == 2:
-        return graph.op("MatMul", _swap_last(graph, a, 2), gradient)  # a Gemm would be merged with a Transpose after it
+        return graph.op("MatMul", _swap_last(graph, a, 2), gradient)  # a Gemm would be fused with a Transpose after it
     product = graph.op("MatMul", _swap_last(graph, a), gradient)
     return graph.sum_to(product, (*graph.shape(y)[:-2], shape_b[-2], shape_b[-1]), shape_b)
 

@@ -1,8 +1,8 @@
-"""LSTM and GRU and their gradients: products over all steps at once, and a Scan over time for what is left.
+"""LSTM and GRU and their gradients: products over all steps at once, and a Scan over time for the rest.
 
-A node becomes ordinary ones and, in each direction, a recurrence, which takes what the inputs add to the gates. Its
-Scan keeps the activated gates of every step for the backward pass, a Scan the other way; the gradient of the recurrent
-weights is a product over all steps again.
+A node becomes ordinary nodes and, in each direction, a recurrence, which takes what the inputs add to the gates. Its
+Scan keeps the activated gates of every step for the backward pass, a Scan in the opposite direction; the gradient of
+the recurrent weights is again a product over all steps.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from export.gradients.builder import Graph, attributes
 from export.gradients.rules import Gradients, rule
 
 LSTM, GRU = "LSTMRecurrence", "GRURecurrence"
-"""Operators of the nodes that `split` makes, which exist between the forward graph and its lowering only.
+"""Operators of the nodes that `split` makes, which exist only between the forward graph and its lowering.
 
 Inputs: what the inputs add to the gates [T, B, GH]; recurrent weights [GH, H] and biases [GH] or ""; the state before
 the first step, and an LSTM's cells, [B, H] or "". Outputs: the states [T, B, H]; the state after the last step, and the
@@ -36,12 +36,12 @@ class _Cell:
     """One step of a recurrence, to be appended to the body of a Scan.
 
     Attributes:
-        forward: of the transposed weights, biases, H, what the input adds to the gates, and the states; gives the new
-            states and what is kept.
-        backward: of the weights, H, what was kept, and the gradients of the new states; gives those of the states, and
-            of what the input and, if that is another, of what the state adds to the gates.
-        kept: by name, the state before the step first.
-        additions: how many gradients `backward` gives of these additions.
+        forward: Function of the transposed weights, the biases, H, what the input adds to the gates, and the states;
+            returns the new states and what is kept.
+        backward: Function of the weights, H, what was kept, and the gradients of the new states; returns the gradients
+            of the states, of what the input adds to the gates and, if that differs, of what the state adds to them.
+        kept: Names of what is kept, the state before the step first.
+        additions: Number of gradients of additions to the gates that `backward` returns.
     """
 
     forward: Callable[[Graph, str, str, int, str, list[str]], _Results]
@@ -51,12 +51,12 @@ class _Cell:
 
 
 def split(graph: Graph, nodes: Sequence[NodeProto]) -> list[NodeProto]:
-    """Put recurrences and ordinary nodes in place of every LSTM and GRU that computes what torch's does."""
+    """Replace every LSTM and GRU that computes what torch's does with recurrences and ordinary nodes."""
     return [part for node in nodes for part in (_parts(graph, node) if _matches_torch(graph, node) else [node])]
 
 
 def forward(graph: Graph, node: NodeProto) -> None:
-    """Append a recurrence; what it keeps for the gradient is named after its first output."""
+    """Append a recurrence, whose values kept for the gradient are named after its first output."""
     (gates, weights, bias, *first), (y, *last) = node.input, node.output
     cell, hidden = _CELLS[node.op_type], _static(graph.shape(weights)[1])
     transposed = graph.transpose(weights, [1, 0])
@@ -93,7 +93,7 @@ def recurrence(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients
 
 
 def _lstm(body: Graph, weights: str, bias: str, hidden: int, gates: str, states: list[str]) -> _Results:
-    """i, o and f are sigmoids, g is a hyperbolic tangent; c' = f c + i g and h' = o tanh(c')."""
+    """Step of an LSTM: i, o and f are sigmoids, g is a hyperbolic tangent; c' = f c + i g and h' = o tanh(c')."""
     h, c = states
     total = body.op("Gemm", h, weights, gates)
     gating, g = body.ops("Split", total, body.ints(3 * hidden, hidden), outputs=2, axis=1)
@@ -105,7 +105,7 @@ def _lstm(body: Graph, weights: str, bias: str, hidden: int, gates: str, states:
 
 
 def _lstm_backward(body: Graph, weights: str, hidden: int, kept: list[str], gradients: list[str]) -> _Results:
-    """A sigmoid's slope is s (1 - s), that of a hyperbolic tangent (1 + t) (1 - t)."""
+    """Backward step of an LSTM; the slope of a sigmoid is s (1 - s), that of a hyperbolic tangent (1 + t) (1 - t)."""
     (_, active, c, squashed), (grad_h, grad_c) = kept, gradients
     one = body.scalar(1.0)
     i, o, f, g = body.ops("Split", active, body.ints(*[hidden] * 4), outputs=4, axis=1)
@@ -120,7 +120,7 @@ def _lstm_backward(body: Graph, weights: str, hidden: int, kept: list[str], grad
 
 
 def _gru(body: Graph, weights: str, bias: str, hidden: int, gates: str, states: list[str]) -> _Results:
-    """z and r are sigmoids, n = tanh(x + r s) with what the input and the state add to it; h' = n + z (h - n)."""
+    """Step of a GRU: z and r are sigmoids, n = tanh(x + r s) for input x and state s; h' = n + z (h - n)."""
     (h,), sizes = states, body.ints(2 * hidden, hidden)
     own = body.op("Gemm", h, weights, *([bias] if bias else []))
     (zr, x), (own, s) = (body.ops("Split", value, sizes, outputs=2, axis=1) for value in (gates, own))
@@ -157,12 +157,12 @@ def _scan(
     *,
     backwards: bool,
 ) -> None:
-    """Append a Scan over the first axis: `step` makes new states and outputs of states and one step's inputs."""
+    """Append a Scan over the first axis: `step` makes new states and outputs from states and the inputs of one step."""
     body = graph.branch()
     read = [graph.name("step") for _ in (*states, *inputs)]
     new, scanned = step(body, read[: len(states)], read[len(states) :])
     written: list[str] = []
-    for value in (*new, *scanned):  # each has to be a value of its own
+    for value in (*new, *scanned):  # each has to be a distinct value
         written.append(body.op("Identity", value) if value in read or value in written else value)
     info = partial(helper.make_tensor_value_info, elem_type=TensorProto.FLOAT, shape=(None, None))
     graph.nodes.append(
@@ -180,7 +180,7 @@ def _scan(
 
 
 def _parts(graph: Graph, node: NodeProto) -> list[NodeProto]:
-    """What `split` puts in place of a node."""
+    """Nodes that `split` puts in place of an LSTM or GRU."""
     x, w, r, b, _, *first = [*node.input, "", "", "", ""][: 7 if node.op_type == "LSTM" else 6]
     (time, batch, size), (directions, gates, hidden) = graph.shape(x), graph.shape(r)
     parts, count = graph.branch(), _static(directions)
@@ -237,7 +237,7 @@ def _reshaped(graph: Graph, value: str, shape: Shape) -> str:
 
 
 def _pieces(graph: Graph, value: str, count: int) -> list[str]:
-    """The entries of the first axis one by one, of "" as well."""
+    """Entries of the first axis one by one, each "" if the value is ""."""
     if not value:
         return [""] * count
     shape = graph.shape(value)[1:]
@@ -248,7 +248,7 @@ def _pieces(graph: Graph, value: str, count: int) -> list[str]:
 
 
 def _zeros(graph: Graph, gates: str, hidden: int) -> str:
-    """A state [B, H]."""
+    """State [B, H] of zeros."""
     batch = graph.op("Shape", gates, start=1, end=2)
     zero = TensorProto(dims=[1], data_type=TensorProto.FLOAT, float_data=[0.0])
     return graph.op("ConstantOfShape", graph.op("Concat", batch, graph.ints(hidden), axis=0), value=zero)

@@ -1,6 +1,6 @@
 """Gradient of resizing, which is linear along each axis: y = M x, so that the gradient is Mᵀ g.
 
-M [new size, size] is found by resizing the unit matrix along one axis, in onnxruntime and with the node's own options.
+M [new size, size] is found by resizing the identity matrix along one axis, in onnxruntime and with the node's options.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ def resize(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
 
 
 def _scales(graph: Graph, node: NodeProto) -> NDArray[Any] | None:
-    """Of all axes; None where the sizes are given instead."""
+    """Scales of all axes; None where the sizes are given instead."""
     name = node.input[2] if len(node.input) > 2 else ""
     scales = graph.constant(name) if name else None
     if scales is None or not scales.size:
         if name and scales is None:
-            raise NotImplementedError("a Resize whose scales are no constants")
+            raise NotImplementedError("a Resize whose scales are not constant")
         return None
     full = np.ones(len(graph.shape(node.input[0])))
     full[attributes(node).get("axes", slice(None))] = scales
@@ -58,7 +58,7 @@ def _scales(graph: Graph, node: NodeProto) -> NDArray[Any] | None:
 
 
 def _matrix(given: dict[str, Any], size: int, resized: int, scale: float | None) -> NDArray[np.float32]:
-    """M [resized, size] of one axis."""
+    """Matrix M [resized, size] of one axis."""
     options = {name: value for name, value in given.items() if name not in _PER_AXIS}
     if scale is None:
         inputs, factors = ["unit", "", "", "factors"], np.array([size, resized])

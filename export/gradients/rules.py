@@ -1,4 +1,4 @@
-"""The table of gradient rules, by ONNX operator."""
+"""Table of gradient rules, by ONNX operator."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from export.gradients.builder import Graph
 
 Gradients = Sequence[str | None]
 Rule = Callable[[Graph, NodeProto, Gradients], Gradients]
-"""From the gradients of a node's outputs (None: none) to those of its inputs (None: not differentiable or not wanted).
+"""Function from the gradients of a node's outputs to those of its inputs.
 
-A rule is called only if an input's gradient is wanted and an output has one; it appends what it needs to the graph.
-What it returns for absent optional inputs is ignored. An input that is wanted and gets none is refused by name, as is
-all that a rule raises NotImplementedError for; its text says what was found.
+None stands for an output without a gradient, and for an input that is not differentiable or not wanted. A rule is
+called only if an input's gradient is wanted and an output has one; it appends what it needs to the graph. What it
+returns for absent optional inputs is ignored. An input that is wanted and gets None is refused by name, as is anything
+for which a rule raises NotImplementedError; the text of that error says what was found.
 """
 
 RULES: dict[str, Rule] = {}
 
 
 def rule(*operators: str) -> Callable[[Rule], Rule]:
-    """Enter a function into the table."""
+    """Decorator that enters a function into the table."""
 
     def enter(function: Rule) -> Rule:
         RULES.update(dict.fromkeys(operators, function))
@@ -31,7 +32,7 @@ def rule(*operators: str) -> Callable[[Rule], Rule]:
 
 
 def elementwise(operator: str) -> Callable[[Callable[[Graph, NodeProto, str], str]], Rule]:
-    """Enter a rule for an operator with one input and one output of the same shape."""
+    """Decorator that enters a rule for an operator with one input and one output of the same shape."""
 
     def enter(function: Callable[[Graph, NodeProto, str], str]) -> Rule:
         def apply(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:

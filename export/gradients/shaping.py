@@ -1,4 +1,4 @@
-"""Gradients of operators that only move entries: reshaping, cutting, joining, repeating and padding."""
+"""Gradients of operators that only move entries: reshaping, slicing, joining, repeating and padding."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def concat(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
 
 @rule("Tile")
 def tile(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
-    """The sum over all copies."""
+    """Sum of the gradient over all copies."""
     assert gradients[0] is not None
     shape, repeats = graph.shape(node.input[0]), graph.constant(node.input[1])
     if repeats is None:
-        raise NotImplementedError("a Tile whose number of copies is no constant")
+        raise NotImplementedError("a Tile whose number of copies is not constant")
     copies = [size for dim, n in zip(shape, repeats, strict=True) for size in (int(n), dim)]
     apart = graph.reshape(gradients[0], copies)
     return [graph.reshape_like(graph.sum(apart, range(0, len(copies), 2)), node.input[0])]
@@ -74,7 +74,7 @@ def split(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
 
 
 def join_slices(graph: Graph, nodes: Sequence[NodeProto]) -> list[NodeProto]:
-    """Put one Split in place of the slices that cut a value in pieces; its gradient is one Concat."""
+    """Replace the slices that cut a value into pieces with one Split, whose gradient is one Concat."""
     cuts: dict[tuple[str, int], dict[tuple[int, int], NodeProto]] = {}
     for node in nodes:
         if node.op_type == "Slice" and all(name == "" or graph.constant(name) is not None for name in node.input[1:]):
@@ -113,18 +113,18 @@ def slice_(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
 
 
 def _arguments(graph: Graph, node: NodeProto) -> list[NDArray[Any] | None]:
-    """Starts, ends, axes and steps; None for those that are no constants."""
+    """Starts, ends, axes and steps; None for those that are not constant."""
     names, rank = _names(node), len(graph.shape(node.input[0]))
     starts, ends, axes, steps = (graph.constant(name) for name in names)
     (count,) = static(graph.shape(names[0]), "bounds of a Slice") if starts is None else starts.shape
     if names[2] and axes is None:
-        raise NotImplementedError("a Slice along axes that are no constants")
+        raise NotImplementedError("a Slice along axes that are not constant")
     listed = np.arange(count) if axes is None else axes % rank
     return [starts, ends, listed, steps if names[3] else np.ones(count, np.int64)]
 
 
 def _names(node: NodeProto) -> list[str]:
-    """Of starts, ends, axes and steps, "" for those left out."""
+    """Names of starts, ends, axes and steps; "" for those left out."""
     return [*node.input[1:], "", ""][:4]
 
 
@@ -133,7 +133,7 @@ def _entry(values: NDArray[Any] | None, number: int) -> int | None:
 
 
 def _put_back_by_bounds(graph: Graph, gradient: str, axis: int, node: NodeProto, number: int) -> str:
-    """`put_back` of a Slice along an axis whose size or whose bounds are found at run time only."""
+    """`put_back` for a Slice along an axis whose size or bounds are only known at run time."""
     starts, ends, _, steps = _names(node)
     cut = graph.ints(number), graph.ints(number + 1)
     start, end, step = (graph.op("Slice", name, *cut) if name else graph.ints(1) for name in (starts, ends, steps))
@@ -149,7 +149,7 @@ def _put_back_by_bounds(graph: Graph, gradient: str, axis: int, node: NodeProto,
 
 
 def put_back(graph: Graph, gradient: str, axis: int, positions: NDArray[Any], size: int) -> str:
-    """Put the entries along an axis at different positions of a longer one, zeros elsewhere."""
+    """Put the entries along an axis at distinct positions of a longer axis, with zeros elsewhere."""
     count = len(positions)
     if count == size and (positions == np.arange(size)).all():
         return gradient

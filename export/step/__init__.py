@@ -1,1 +1,1 @@
-"""The training step of a forward graph: losses, dropout, the Jacobian correction and the update of the weights."""
+"""Training step of a forward graph: losses, dropout, the Jacobian correction and the update of the weights."""

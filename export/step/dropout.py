@@ -1,4 +1,4 @@
-"""Dropout whose mask follows from a seed, the same on every machine and runtime.
+"""Dropout whose mask is determined by a seed, the same on every machine and runtime.
 
 Entry i of the mask is a hash of i and two keys, which are hashes of the seed and of the layer's number: the integer
 hash of two rounds of multiplication and shift (a bijection on 32 bits), in int64 without overflow.
@@ -21,13 +21,13 @@ def dropout(graph: Graph, node: NodeProto, number: int, seed: str) -> str:
     """Append x · mask / (1 - ratio) in place of a Dropout of the forward graph; return the factor.
 
     The graph's constants `<node>.dropout_limit` (entries whose hash is below it are kept) and `<node>.dropout_scale`
-    make the ratio; 2^32 and 1 switch the dropout off.
+    determine the ratio; 2^32 and 1 switch the dropout off.
 
     Args:
-        graph: to append to.
-        node: x and the ratio, a constant.
-        number: of this layer among all that drop.
-        seed: an int64 scalar of the graph.
+        graph: Graph to append to.
+        node: Dropout node, of x and the ratio, a constant.
+        number: Number of this layer, which no other dropout of the graph has.
+        seed: Name of an int64 scalar of the graph.
     """
     ratio = graph.constant(node.input[1])
     assert ratio is not None

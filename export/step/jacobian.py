@@ -1,12 +1,12 @@
-"""The Jacobian correction: steps on factors are drawn to where a step on the composed weight would lead.
+"""Jacobian correction: steps on factors are drawn towards where a step on the composed weight would lead.
 
 For a layer with factors u, its weight W = c(u), G = ∂L/∂W and the step's learning rate η,
 
     g(u) = (∂c/∂u)ᵀ G                              the gradient of the factors
     R(u) = λ/2 ‖c(u - η g(u)) - c(u) + η G‖²       how far a step of SGD on u leads from W - η G
 
-The gradient of R by all trained factors of the layer, with G held constant, is added to that of the loss, as if ΣR over
-the layers were part of the loss: before the affine term and clipping, and whatever the optimizer makes of it.
+The gradient of R with respect to all trained factors of the layer, with G held constant, is added to that of the loss,
+as if ΣR over the layers were part of the loss: before the affine term and clipping, whatever the optimizer.
 
 c(u) is computed by nodes of the forward pass. Their gradient g(u) is differentiated once more, by the same rules, which
 is why G has to be that of the whole batch: the correction of a sum is not the sum of corrections.
@@ -36,17 +36,17 @@ from fedpara_edge.factors.compose import compose, factor_shapes
 from fedpara_edge.factors.layout import LayerSpec, Layout
 from fedpara_edge.nn import FactoredLayer
 
-_TOLERANCE = 1e-4  # relative: what float32 makes of a weight is closer, any other value of the layer farther
+_TOLERANCE = 1e-4  # relative: a weight computed in float32 is closer, any other value of the layer is farther
 
 
 @dataclass(frozen=True)
 class ComposedWeight:
-    """The weight of a layer in a forward graph.
+    """Composed weight of a layer in a forward graph.
 
     Attributes:
-        layer: what it is made of.
-        factors: the names of its trained factors.
-        values: its names, one for each time that it is composed.
+        layer: Spec of the layer.
+        factors: Names of the trained factors.
+        values: Names of the weight, one for each time that it is composed.
     """
 
     layer: LayerSpec
@@ -59,17 +59,17 @@ def composed_weights(
 ) -> list[ComposedWeight]:
     """Find the composed weights of all layers with trained factors.
 
-    A weight is known by being made of all trained factors of its layer and of nothing else that changes, by its shape
-    and by its value; what is made of it in turn is none.
+    A weight is recognized by its shape, by its value, and by being computed from all trained factors of its layer and
+    from nothing else that changes; values that are computed from it in turn do not count.
 
     Args:
-        forward: the forward pass.
-        examples: at least three raw inputs to run it on.
-        layout: of the model.
-        inner: the name in the graph of a tensor of the layout.
+        forward: Forward pass.
+        examples: At least three raw inputs to run the forward pass on.
+        layout: Layout of the model.
+        inner: Function from the name of a tensor in the layout to its name in the graph.
 
     Raises:
-        InputError: no layer is factored, or the weight of one is nowhere in the graph.
+        InputError: No layer is factored, or the weight of a factored layer is nowhere in the graph.
     """
     known = trace(forward, examples[:3], ()).constants
     trained = {inner(tensor.name) for tensor in layout.with_role("shared", "personal")}
@@ -109,21 +109,21 @@ def append_correction(
     strength: float,
     learning_rate: str,
 ) -> dict[str, str]:
-    """Append the gradient of R by the factors of one layer.
+    """Append the gradient of R with respect to the factors of one layer.
 
     Args:
-        graph: has the forward pass and its gradient already.
-        nodes: the nodes of the forward pass, in order of execution.
-        weight: of the layer.
-        gradients: by value, the name of the gradient of the loss; those of `weight.values` are used.
-        strength: λ.
-        learning_rate: the name of η.
+        graph: Graph that already has the forward pass and its gradient.
+        nodes: Nodes of the forward pass, in order of execution.
+        weight: Composed weight of the layer.
+        gradients: Names of the gradients of the loss, by value; those of `weight.values` are used.
+        strength: Strength λ of the correction.
+        learning_rate: Name of the learning rate η.
 
     Returns:
-        By factor, the name of what is to be added to its gradient.
+        Names of the corrections to add to the gradients of the factors, by factor.
 
     Raises:
-        NoGradientError: a node that composes the weight has no gradient, or one of its gradient.
+        NoGradientError: A node that composes the weight has no gradient, or a node of its gradient has none.
     """
     value, grad_values = weight.values[0], [gradients[name] for name in weight.values if name in gradients]
     grad_weight = graph.op("Sum", *grad_values) if len(grad_values) > 1 else grad_values[0]
@@ -144,7 +144,7 @@ def append_correction(
 
 @contextmanager
 def recording_weights(model: torch.nn.Module) -> Iterator[dict[FactoredLayer, list[torch.Tensor]]]:
-    """The weights that the factored layers of a model compose meanwhile, by layer."""
+    """Record the weights that the factored layers of a model compose meanwhile, by layer."""
     composed: dict[FactoredLayer, list[torch.Tensor]] = {}
 
     def recording(layer: FactoredLayer) -> Callable[[], torch.Tensor]:
@@ -171,13 +171,13 @@ def corrections_in_torch(
     strength: float,
     learning_rate: float,
 ) -> dict[torch.nn.Parameter, torch.Tensor]:
-    """The gradient of R by all trained factors, in torch, as a reference.
+    """Gradient of R with respect to all trained factors, in torch, as a reference.
 
     Args:
-        loss: L, whose graph is still there.
-        weights: from `recording_weights`, while the loss was computed.
-        strength: λ.
-        learning_rate: η.
+        loss: Loss L, with its autograd graph retained.
+        weights: Weights recorded by `recording_weights` while the loss was computed.
+        strength: Strength λ of the correction.
+        learning_rate: Learning rate η.
     """
     corrections: dict[torch.nn.Parameter, torch.Tensor] = {}
     for layer, composed in weights.items():
@@ -197,7 +197,7 @@ def corrections_in_torch(
 
 
 def _origins(graph: onnx.GraphProto, sources: set[str]) -> dict[str, frozenset[str]]:
-    """For each value, those of some values that it is computed from."""
+    """Sources, out of the given ones, that each value is computed from, by value."""
     origins = {name: frozenset({name}) for name in sources}
     for node in graph.node:
         read = () if node.op_type in ("Shape", "Size") else node.input
@@ -207,7 +207,7 @@ def _origins(graph: onnx.GraphProto, sources: set[str]) -> dict[str, frozenset[s
 
 
 def _first(graph: onnx.GraphProto, values: set[str]) -> Iterator[str]:
-    """Those of some values that are not computed from another of them."""
+    """Values, out of the given ones, that are not computed from another of them."""
     derived: set[str] = set()
     for node in graph.node:
         made = values & set(node.output)
@@ -225,7 +225,7 @@ def _is_close(value: NDArray[Any], weight: NDArray[Any]) -> bool:
 
 
 def _append_copies(graph: Graph, nodes: Sequence[NodeProto], renamed: Mapping[str, str]) -> dict[str, str]:
-    """Append some nodes once more, with other values in place of some; return the new names, also of what they make."""
+    """Append copies of some nodes that read other values in place of some; return the new names, outputs included."""
     names = dict(renamed)
     for node in nodes:
         copy = NodeProto()
@@ -239,7 +239,7 @@ def _append_copies(graph: Graph, nodes: Sequence[NodeProto], renamed: Mapping[st
 
 
 def _infer_shapes(graph: Graph, nodes: Sequence[NodeProto], inputs: Sequence[str]) -> None:
-    """State the shapes of what some nodes compute, none of which grows with the batch, from those of their inputs."""
+    """Record the shapes of the values of some nodes, none of which grows with the batch, from those of their inputs."""
     shapes = {name: static(graph.shape(name), "factors") for name in inputs}
     described = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
     proto = helper.make_graph(nodes, "correction", described, [], initializers_of(nodes, graph.initializers))

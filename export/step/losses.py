@@ -1,4 +1,4 @@
-"""The losses of a training step, with their gradients by the model's outputs."""
+"""Losses of a training step, with their gradients with respect to the model's outputs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from export.gradients import Graph
 from fedpara_edge.formats.bundle import Loss
 
 LossBuilder = Callable[[Graph, str, str], tuple[str, str]]
-"""From outputs [B, ...] and labels to the mean loss [] and its gradient by the outputs [B, ...]."""
+"""Function from outputs [B, ...] and labels to the mean loss [] and its gradient by the outputs [B, ...]."""
 
 
 def cross_entropy(graph: Graph, outputs: str, labels: str) -> tuple[str, str]:
@@ -50,7 +50,7 @@ LOSSES: dict[Loss, LossBuilder] = {"cross_entropy": cross_entropy, "mse": mse, "
 
 
 def _count(graph: Graph, value: str) -> str:
-    """Number of entries, as float32 scalar."""
+    """Number of entries, as a float32 scalar."""
     return graph.op("Cast", graph.op("Size", value), to=TensorProto.FLOAT)
 
 

@@ -3,24 +3,25 @@
 All are of ONNX's default domain, opset 18, with a dynamic batch [B]. The P trained entries are one float32 vector: the
 shared and personal tensors in the order of the layout, each flattened in C order.
 
-`train_step.onnx`, inputs (float32 where nothing is said):
+Inputs of `train_step.onnx`, float32 unless stated otherwise:
 
     x, y            the batch, in the manifest's dtypes
     seed            int64 [], decides the masks of dropout
     weights         [P]
-    accumulated     [P], or [1] for none: gradient of the earlier parts of the batch, weighted by their shares
-    share           [], this part's share of the batch's rows; 1 for a whole batch, which the Jacobian correction needs
-    last            bool [], whether to update after this part
+    accumulated     [P], or [1] for none: gradient of the earlier micro-batches, weighted by their shares
+    share           [], this micro-batch's share of the batch's rows; 1 for a whole batch, which the Jacobian
+                    correction needs
+    last            bool [], whether to update after this micro-batch
     learning_rate   []
     adjusted        bool [], whether the next three are in use
     mu, h           [P] or [1]: the gradient becomes gradient + mu · weights + h
-    max_norm        [], and is then scaled by min(1, max_norm / (norm + 1e-6)); inf for no clipping
-    momentum        [P], of SGD with momentum
-    moment1, moment2 [P], steps []: of AdamW
+    max_norm        []: the gradient is then scaled by min(1, max_norm / (norm + 1e-6)); inf for no clipping
+    momentum        [P], state of SGD with momentum
+    moment1, moment2 [P], steps []: state of AdamW
 
-outputs:
+Outputs:
 
-    loss            [], mean over this part
+    loss            [], mean over this micro-batch
     gradient        [P], accumulated + share · gradient, before mu, h and clipping; with the Jacobian correction
                     (`jacobian`), that of the loss and the correction
     new_weights, and new_ with each name of the optimizer's state; unchanged where `last` is false
@@ -66,7 +67,7 @@ from fedpara_edge.formats.bundle import ArraySpec, Loss
 _FLOAT, _BOOL, _INT64 = TensorProto.FLOAT, TensorProto.BOOL, TensorProto.INT64
 _SETTINGS = ("seed", "share", "last", "learning_rate", "adjusted", "mu", "max_norm", "accumulated", "h")
 _INTERFACE = frozenset((*_SETTINGS, "weights", "momentum", "moment1", "moment2", "steps", "gradient"))
-_OPTIONAL_OUTPUTS = ("Dropout", "LayerNormalization", "MaxPool")  # but the first
+_OPTIONAL_OUTPUTS = ("Dropout", "LayerNormalization", "MaxPool")  # except the first
 
 _LOWERED: dict[str, Callable[[Graph, NodeProto], None]] = {
     "Conv": convolution.forward,
@@ -80,14 +81,14 @@ _LOWERED: dict[str, Callable[[Graph, NodeProto], None]] = {
 
 @dataclass(frozen=True)
 class StepSpec:
-    """What the two graphs are made for.
+    """Specification of the two graphs.
 
     Args:
-        tensors: the trained tensors, in the layout's order.
-        label: name, shape of one example and dtype.
-        loss: what to minimize.
-        optimizer: its constants.
-        layout: of the model; needed for the Jacobian correction only.
+        tensors: Trained tensors, in the layout's order.
+        label: Name of the labels, their shape for one example, and their dtype.
+        loss: Loss to minimize.
+        optimizer: Constants of the optimizer.
+        layout: Layout of the model; needed for the Jacobian correction only.
     """
 
     tensors: Sequence[TensorSpec]
@@ -106,13 +107,13 @@ def write_steps(graph: ForwardGraph, folder: Path, spec: StepSpec, examples: NDA
     """Write `train_step.onnx` and `eval_step.onnx` into `folder`.
 
     Args:
-        graph: the forward pass.
-        folder: where to.
-        spec: what for.
-        examples: at least three raw inputs to trace the shapes with.
+        graph: Forward pass.
+        folder: Folder to write to.
+        spec: Specification of the graphs.
+        examples: At least three raw inputs to trace the shapes with.
 
     Raises:
-        InputError: an operator can't be differentiated; it is named with the module it came from. Or there is nothing
+        InputError: An operator can't be differentiated (it is named with the module it came from), or there is nothing
             to apply the Jacobian correction to.
     """
     forward = _without_clashes(graph.model)
@@ -187,7 +188,7 @@ def _eval_step(forward: onnx.ModelProto, known: Trace, spec: StepSpec) -> onnx.M
 def _append_parameters(graph: Graph, spec: StepSpec) -> None:
     """Cut the vector of weights into the trained tensors, under their own names.
 
-    By Slices, as onnxruntime 1.23.0 and 1.23.1 refuse a Split whose sizes take more than 127 bytes, 16 pieces or more.
+    Uses Slices: onnxruntime 1.23.0 and 1.23.1 refuse a Split whose sizes take more than 127 bytes (16 or more pieces).
     """
     start = 0
     for tensor in spec.tensors:
@@ -229,7 +230,7 @@ def _append_dropout(graph: Graph, node: NodeProto, *, number: int, training: boo
 
 
 def _with_static_shape(graph: Graph, node: NodeProto, known: Trace) -> NodeProto:
-    """A Reshape whose target is computed from the batch has at most one size to compute: -1 says the same."""
+    """Reshape with a constant target in place of one computed from the batch, whose single unknown size becomes -1."""
     if node.op_type != "Reshape" or graph.constant(node.input[1]) is not None:
         return node
     shape = known.shapes[node.output[0]]
@@ -240,7 +241,7 @@ def _with_static_shape(graph: Graph, node: NodeProto, known: Trace) -> NodeProto
 
 
 def _without_unused(graph: Graph, nodes: Sequence[NodeProto]) -> list[NodeProto]:
-    """The nodes without the optional outputs that none of them reads."""
+    """Nodes without the optional outputs that none of them reads."""
     del graph
     used = {name for node in nodes for name in node.input}
     kept = []
@@ -256,7 +257,7 @@ def _without_unused(graph: Graph, nodes: Sequence[NodeProto]) -> list[NodeProto]
 
 
 def _without_sequences(graph: Graph, nodes: Sequence[NodeProto]) -> list[NodeProto]:
-    """Slices in place of a split to a sequence, whose entries are taken one by one."""
+    """Nodes with Slices in place of a split to a sequence whose entries are taken one by one."""
     sources = {node.output[0]: node for node in nodes if node.op_type == "SplitToSequence"}
     kept = []
     for node in nodes:
@@ -267,7 +268,7 @@ def _without_sequences(graph: Graph, nodes: Sequence[NodeProto]) -> list[NodePro
 
 
 def _slice_in_place_of(graph: Graph, node: NodeProto, source: NodeProto) -> NodeProto | None:
-    """A Slice for one entry of a sequence; None where its bounds are no constants."""
+    """Slice for one entry of a sequence; None where its bounds are not constant."""
     given, index = attributes(source), graph.constant(node.input[1])
     sizes = graph.constant(source.input[1]) if len(source.input) > 1 else None
     if sizes is None or index is None:
@@ -302,7 +303,7 @@ def _append_if_last(graph: Graph, spec: StepSpec, state: Mapping[str, tuple[int,
 
 
 def _append_adjustment(graph: Graph, parameters: int) -> str:
-    """The gradient with the affine term, clipped, if that is in use."""
+    """Append the affine term and the clipping where these are in use; return the gradient."""
     adjust, leave = graph.branch(), graph.branch()
     moved = adjust.op("Add", "gradient", adjust.op("Mul", "weights", "mu"))
     moved = adjust.op("Add", moved, "h")
@@ -337,7 +338,7 @@ def _model(
 
 
 def _inner(name: str) -> str:
-    """The name inside the graph of a value of the forward pass, which may be one of the graph's own inputs."""
+    """Name inside the graph of a value of the forward pass, whose own name may be that of an input of the graph."""
     return f"model.{name}" if name in _INTERFACE or name.startswith("new_") else name
 
 

@@ -11,7 +11,7 @@ from onnx import TensorProto
 from export.gradients import Graph
 
 CORRECTION = "jacobian_correction"
-"""λ of the Jacobian correction (`export.step.jacobian`) among the constants of any optimizer; left out for none."""
+"""Key of the Jacobian correction's λ (`export.step.jacobian`) among an optimizer's constants; left out for none."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "sgd": {"name": "sgd", "momentum": 0.0},
@@ -20,7 +20,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def optimizer_constants(name: str, *, jacobian_correction: float = 0.0, **constants: Any) -> dict[str, Any]:
-    """The constants of an optimizer, torch's defaults where none are given.
+    """Constants of an optimizer, with torch's defaults where none are given.
 
     Args:
         name: Optimizer, a key of `DEFAULTS`.
@@ -48,18 +48,18 @@ def state_shapes(constants: Mapping[str, Any], parameters: int) -> dict[str, tup
 def append_update(
     graph: Graph, constants: Mapping[str, Any], weights: str, gradient: str, learning_rate: str
 ) -> dict[str, str]:
-    """Append one step of an optimizer; its state are graph inputs under the names of `state_shapes`.
+    """Append one step of an optimizer, whose state is held in graph inputs under the names of `state_shapes`.
 
-    Every value that is updated is read before what replaces it is written, so that both may share their memory.
+    Every value that is updated is read before its replacement is written, so that the two may share memory.
 
     Returns:
-        The names of the new `weights` and the new state.
+        Names of the new `weights` and the new state.
     """
     return _UPDATES[constants["name"]](graph, constants, weights, gradient, learning_rate)
 
 
 def _sgd(graph: Graph, constants: Mapping[str, Any], weights: str, gradient: str, rate: str) -> dict[str, str]:
-    """torch.optim.SGD with dampening 0: m' = momentum · m + g, w' = w - rate · m'."""
+    """Step of torch.optim.SGD with dampening 0: m' = momentum · m + g, w' = w - rate · m'."""
     new = {}
     if constants["momentum"]:
         kept = graph.op("Mul", "momentum", graph.scalar(constants["momentum"]))
@@ -68,7 +68,7 @@ def _sgd(graph: Graph, constants: Mapping[str, Any], weights: str, gradient: str
 
 
 def _adamw(graph: Graph, constants: Mapping[str, Any], weights: str, gradient: str, rate: str) -> dict[str, str]:
-    """torch.optim.AdamW; the bias corrections in double precision."""
+    """Step of torch.optim.AdamW, with the bias corrections in double precision."""
     beta1, beta2 = constants["betas"]
     steps = graph.op("Add", "steps", graph.scalar(1.0))
     moment1 = _mixed(graph, "moment1", gradient, beta1)
@@ -89,12 +89,12 @@ _UPDATES: dict[str, Callable[[Graph, Mapping[str, Any], str, str, str], dict[str
 
 
 def _mixed(graph: Graph, old: str, new: str, share: float) -> str:
-    """share · old + (1 - share) · new."""
+    """Moving average share · old + (1 - share) · new."""
     return graph.op("Add", graph.op("Mul", old, graph.scalar(share)), graph.op("Mul", new, graph.scalar(1 - share)))
 
 
 def _correction(graph: Graph, beta: float, steps: str, *, root: bool) -> str:
-    """1 - beta^steps, or its square root; float32 from double, as the difference cancels."""
+    """Bias correction 1 - beta^steps, or its square root; float32 from double, as the difference cancels."""
     power = graph.op("Pow", graph.array(np.array(beta)), graph.op("Cast", steps, to=TensorProto.DOUBLE))
     value = graph.op("Sub", graph.array(np.array(1.0)), power)
     return graph.op("Cast", graph.op("Sqrt", value) if root else value, to=TensorProto.FLOAT)
