@@ -1,4 +1,4 @@
-"""From a PyTorch model to a bundle, and from a bundle to a model for inference."""
+"""Export of a PyTorch model to a bundle, and of a bundle to a model for inference."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["BuiltBundle", "export_bundle", "make_bundle"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the exporter, and torch with it, when it is asked for: folding does without."""
+    """Import the exporter, and torch with it, only when it is used: folding does without."""
     if name in __all__:
         from export import build, exporter
 

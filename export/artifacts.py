@@ -1,4 +1,4 @@
-"""onnxruntime-training's four files from a forward graph: training, eval and optimizer model, and checkpoint."""
+"""Artifacts of onnxruntime-training from a forward graph: training, eval and optimizer model, and checkpoint."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def write_artifacts(
     """Differentiate `graph` and write the artifacts into `folder`.
 
     Args:
-        graph: the forward pass.
-        folder: receives `training_model.onnx`, `eval_model.onnx`, `checkpoint` and, for an optimizer that
+        graph: Forward pass.
+        folder: Folder that receives `training_model.onnx`, `eval_model.onnx`, `checkpoint` and, for an optimizer that
             onnxruntime-training has, `optimizer_model.onnx`.
-        trainable: names of the parameters to differentiate by.
-        loss: what to minimize over outputs and labels.
-        optimizer: its constants (`export.step.weight_update`).
+        trainable: Names of the parameters to differentiate with respect to.
+        loss: Loss to minimize over outputs and labels.
+        optimizer: Constants of the optimizer (`export.step.weight_update`).
 
     Raises:
-        InputError: an operator has no gradient; it is named with the module it came from.
+        InputError: An operator has no gradient; it is named with the module it came from.
     """
     for node in graph.model.graph.node:
         options = {attribute.name: attribute.s for attribute in node.attribute}
@@ -78,7 +78,7 @@ def _is_strided_volume(node: onnx.NodeProto) -> bool:
 
 
 def _correct_optimizer(graph: onnx.GraphProto) -> None:
-    for output in graph.output:  # a scalar in truth, declared [1]: the runtime warns at each load
+    for output in graph.output:  # really a scalar, but declared [1], so that the runtime warns at each load
         output.type.tensor_type.ClearField("shape")
     for node in graph.node:
         for attribute in node.attribute:
@@ -91,8 +91,8 @@ def naming_operators(graph: ForwardGraph) -> Iterator[None]:
     """Turn the runtime's complaint about an operator into an error that names the module behind it.
 
     Raises:
-        InputError: the runtime has no gradient, or no kernel for the gradient, of an operator.
-        OSError: the disk is full or refuses a write.
+        InputError: The runtime has no gradient, or no kernel for the gradient, of an operator.
+        OSError: The disk is full or refuses a write.
     """
     try:
         yield
@@ -100,7 +100,7 @@ def naming_operators(graph: ForwardGraph) -> Iterator[None]:
         text = str(error)
         known = _NO_GRADIENT.search(text) or _NO_KERNEL.search(text)
         system = _SYSTEM_ERROR.search(text)
-        if system is not None:  # its own code writes the checkpoint
+        if system is not None:  # the runtime itself writes the checkpoint
             number = int(system["errno"])
             raise OSError(number, os.strerror(number)) from error
         if known is None:
@@ -126,7 +126,7 @@ _NO_KERNEL = re.compile(r"implementation for (?P<operator>\w+)\(\d+\) node with 
 
 
 def _optimizer_block(constants: Mapping[str, Any]) -> Any:
-    """None for SGD with momentum, which onnxruntime-training lacks: then there is no `optimizer_model.onnx`."""
+    """Block of an optimizer; None, and so no `optimizer_model.onnx`, for SGD with momentum, which the runtime lacks."""
     if constants["name"] == "sgd":
         return None if constants["momentum"] else onnxblock.optim.SGD()
     return onnxblock.optim.AdamW(
@@ -135,7 +135,7 @@ def _optimizer_block(constants: Mapping[str, Any]) -> Any:
 
 
 class _CrossEntropy(onnxblock.Block):  # type: ignore[misc]
-    """Of outputs [B, C, ...] and labels [B, ...]; onnxruntime's own takes the classes for the last axis."""
+    """Loss of outputs [B, C, ...] and labels [B, ...]; onnxruntime's own takes the last axis for the classes."""
 
     def build(self, output: str, *_: str) -> str:
         graph = self.base.graph
@@ -158,7 +158,7 @@ class _MeanSquaredError(onnxblock.Block):  # type: ignore[misc]
 
 
 class _BinaryCrossEntropy(onnxblock.Block):  # type: ignore[misc]
-    """mean(relu(z) - z y + log(1 + exp(-|z|))): onnxruntime's own takes log(sigmoid(z)), -inf for large |z|."""
+    """Loss mean(relu(z) - z y + log(1 + exp(-|z|))); onnxruntime's own takes log(sigmoid(z)), -inf for large |z|."""
 
     def build(self, output: str, *_: str) -> str:
         graph = self.base.graph

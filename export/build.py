@@ -1,4 +1,4 @@
-"""`make_bundle`: from a recipe to a bundle, for the command line and for simulations alike."""
+"""Bundles made from recipes (`make_bundle`), for the command line and for simulations alike."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedpara_edge.storage.atomic import check_output
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltBundle:
-    """A bundle, what became of its layers, and by engine the relative errors against torch that were measured."""
+    """Bundle that was made, with the report on its layers and, by engine, the measured errors against torch."""
 
     bundle: Bundle
     report: ConversionReport
@@ -31,13 +31,13 @@ def make_bundle(recipe: Recipe, folder: Path, *, overwrite: bool = False) -> Bui
     Seeds torch's global generator, from which the initial weights come.
 
     Args:
-        recipe: what to make.
-        folder: the bundle to write; appears whole or not at all.
-        overwrite: replace an existing bundle.
+        recipe: Recipe of the bundle.
+        folder: Folder of the bundle to write, which appears whole or not at all.
+        overwrite: Whether to replace an existing bundle.
 
     Raises:
-        InputError: a part of the recipe or the folder does not fit; an operator has no gradient.
-        FedparaError: the verification failed, or the disk refuses the write.
+        InputError: A part of the recipe or the folder does not fit, or an operator has no gradient.
+        FedparaError: The verification failed, or the disk refuses the write.
     """
     check_output(folder, overwrite=overwrite, folder=True)
     zoo = ZOO.get(recipe.name)

@@ -1,4 +1,4 @@
-"""`export_bundle`: the whole way from a PyTorch model to a verified bundle."""
+"""Export of a PyTorch model to a verified bundle (`export_bundle`)."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ from fedpara_edge.storage.atomic import check_output, replacing_folder, sha256_o
 
 DEFAULT_DTYPE: InputDtype = "float32"
 _VERIFICATION_BATCHES = 20
-_LARGEST_LOSS = 0.5  # of an initial tensor: beyond it, whole rows of factors may become zero, which never train
-_EXAMPLES = 4  # batch of the tracing and of the verification; torch.export would fix a batch of 0 or 1
+_LARGEST_LOSS = 0.5  # of an initial tensor, relative: beyond it, whole rows of factors may become zero and never train
+_EXAMPLES = 4  # batch size of tracing and verification; torch.export would fix a batch of 0 or 1
 
 
 def export_bundle(
@@ -52,18 +52,18 @@ def export_bundle(
     """Write a bundle that trains `model`, after verifying it against torch.
 
     Args:
-        model: any module; factorized layers (`fedpara_edge.nn`) keep their factors. Its parameters become round 0, as
+        model: Any module; factored layers (`fedpara_edge.nn`) keep their factors. Its parameters become round 0, as
             `config.initial_codec` leaves them.
-        folder: the bundle to write; appears whole or not at all.
+        folder: Folder of the bundle to write, which appears whole or not at all.
         config: Input, loss, optimizer and engines.
-        overwrite: replace an existing bundle.
+        overwrite: Whether to replace an existing bundle.
 
     Returns:
-        The bundle, and by engine the relative errors that were measured.
+        Bundle, and the measured relative errors by engine.
 
     Raises:
-        InputError: the model, the options or the folder does not fit; an operator has no gradient.
-        FedparaError: the verification failed, or the disk refuses the write.
+        InputError: The model, the config or the folder does not fit, or an operator has no gradient.
+        FedparaError: The verification failed, or the disk refuses the write.
     """
     check_output(folder, overwrite=overwrite, folder=True)
     _check_replaceable(folder)
@@ -123,7 +123,7 @@ def _write_engines(
     optimizer: dict[str, Any],
     tensors: dict[str, NDArray[Any]],
 ) -> dict[str, Trial]:
-    """Write the files of every engine asked for, and return how to try them."""
+    """Write the files of every requested engine; return functions that try them, by engine."""
     trials: dict[str, Trial] = {}
     trained = layout.with_role("shared", "personal")
     if "ort-training" in config.engines:

@@ -1,6 +1,6 @@
-"""What written files compute, engine by engine: one batch through training step, evaluation and optimizer step.
+"""Trials of written files, engine by engine: one batch through training step, evaluation and optimizer step.
 
-Dropout is switched off, as it can't be compared with torch's draw by draw.
+Dropout is switched off, as its draws can't be compared with torch's.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ STEP = 0.1
 
 @dataclass(frozen=True)
 class Results:
-    """What came out.
+    """Results of a trial.
 
     Attributes:
-        loss: of the batch.
-        outputs: of the model in evaluation.
-        gradients: by tensor.
-        stepped: the weights after an optimizer step, by tensor; None if the files don't take it.
+        loss: Loss of the batch.
+        outputs: Outputs of the model in evaluation.
+        gradients: Gradients by tensor.
+        stepped: Weights after an optimizer step, by tensor; None if the files don't take the step.
     """
 
     loss: float
@@ -49,10 +49,10 @@ Trial = Callable[[Batch], Results]
 
 
 def try_ort_training(folder: Path, graph: ForwardGraph, tensors: Sequence[TensorSpec], batch: Batch) -> Results:
-    """The four artifacts in onnxruntime-training.
+    """Try the four artifacts in onnxruntime-training.
 
     Raises:
-        InputError: an operator has no kernel for its gradient.
+        InputError: An operator has no kernel for its gradient.
     """
     from onnxruntime.training.api import CheckpointState, Module, Optimizer
 
@@ -86,7 +86,7 @@ def try_onnxruntime(
     optimizer: Mapping[str, Any],
     batch: Batch,
 ) -> Results:
-    """The step and the evaluation as standard operators."""
+    """Try the step and the evaluation in standard operators, in onnxruntime."""
     model = onnx.load(folder / "train_step.onnx")
     for tensor in model.graph.initializer:
         off = next((value for suffix, value in _OFF.items() if tensor.name.endswith(suffix)), None)

@@ -1,7 +1,7 @@
-"""What the exporter checks of its own work: the written files train what the PyTorch model trains.
+"""Verification of the exporter's own work: the written files must train what the PyTorch model trains.
 
-The reference is torch in double precision, so that what is measured is the files' own error. What they compute is found
-by `trials`, engine by engine.
+The reference is torch in double precision, so that what is measured is the files' own error. `trials` finds out what
+they compute, engine by engine.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _ROUNDING, _PERTURBATIONS, _LIKENESS = 1e-6, 8, 10.0
 class Verification:
     """Relative errors of an engine's files against torch in double precision; all at most `TOLERANCE`.
 
-    `gradient` and `step` are the largest over the parameters, of the Frobenius norm; a gradient that is (nearly) zero
+    `gradient` and `step` are the largest over the parameters, in the Frobenius norm; a gradient that is (nearly) zero
     is compared on the scale of 1e-3 times the norm of all gradients together, where float32 has its rounding. `step` is
-    None where the files don't hold the optimizer.
+    None where the files don't contain the optimizer.
     """
 
     loss: float
@@ -46,15 +46,15 @@ class Verification:
 
     @property
     def worst(self) -> float:
-        """The largest of the errors."""
+        """Largest of the errors."""
         return max(self.loss, self.gradient, self.outputs, self.step or 0.0)
 
 
 def check_parameters(graph: ForwardGraph, tensors: Sequence[TensorSpec]) -> None:
-    """Every trained tensor is an initializer of the graph under its name and shape, and used there.
+    """Check that every trained tensor is an initializer of the graph under its name and shape, and used there.
 
     Raises:
-        InputError: one is not: the model does not use it, or the exporter folded it into something else.
+        InputError: A tensor is not: the model does not use it, or the exporter folded it into something else.
     """
     initializers = {tensor.name: tuple(tensor.dims) for tensor in graph.model.graph.initializer}
     used = {name for node in graph.model.graph.node for name in node.input}
@@ -79,23 +79,24 @@ def verify(
     """Compare what the files of each engine compute with torch: loss, gradients, outputs and optimizer step.
 
     A ReLU whose input is within rounding of zero, or a tie in a max pooling, may fall on the other side in double
-    precision, and a deep network may amplify rounding beyond the tolerance. Such a batch is passed over for the next,
-    but only if torch's own gradient in double precision moves nearly as much (within `_LIKENESS`) when the weights are
-    changed by rounding errors: a wrong graph differs where the gradient stands still, and is refused at once.
+    precision, and a deep network may amplify rounding beyond the tolerance. Such a batch is skipped in favor of the
+    next, but only if torch's own gradient in double precision moves nearly as much (within `_LIKENESS`) when the
+    weights are changed by rounding errors: a wrong graph differs where the gradient stands still, and is refused at
+    once.
 
     Args:
-        trials: runs the files on a batch, by engine.
-        model: the PyTorch model they stand for, with the same parameters.
-        loss: of the files.
-        optimizer: its constants.
-        batches: raw inputs [B, ...] and labels [B, ...], to try one after the other.
+        trials: Functions that run the files on a batch, by engine.
+        model: PyTorch model that the files stand for, with the same parameters.
+        loss: Loss of the files.
+        optimizer: Constants of the optimizer.
+        batches: Raw inputs [B, ...] and labels [B, ...], to try one after the other.
 
     Returns:
-        By engine, the errors on the first batch on which all of them are within `TOLERANCE`.
+        Errors by engine, on the first batch on which all of them are within `TOLERANCE`.
 
     Raises:
-        InputError: a runtime does not run the files.
-        FedparaError: a result differs and rounding does not explain it, or differs on all batches.
+        InputError: A runtime does not run the files.
+        FedparaError: A result differs and rounding does not explain it, or differs on all batches.
     """
     verified: dict[str, Verification] = {}
     for number, batch in enumerate(batches, 1):
@@ -120,7 +121,7 @@ def _try(engine: str, trial: Trial, batch: Batch) -> Results:
         return trial(batch)
     except (FedparaError, OSError):
         raise
-    except Exception as error:  # those of the runtimes have no common base
+    except Exception as error:  # the exceptions of the runtimes have no common base
         raise InputError(
             f"model: expected one that {engine} runs on any batch, found {' '.join(str(error).split())[-300:]}; "
             "replace the module it names, or try another --engine (nothing was written)"
@@ -130,7 +131,7 @@ def _try(engine: str, trial: Trial, batch: Batch) -> Results:
 def _sensitivity(
     model: Deployed, batch: Batch, loss: Loss, optimizer: Mapping[str, Any], expected: _Reference
 ) -> float:
-    """How far the gradient of any parameter moves under relative changes of the weights by `_ROUNDING`."""
+    """Largest change of the gradient of any parameter under relative changes of the weights by `_ROUNDING`."""
     floor = _NEGLIGIBLE * _norm(expected.gradients)
     moves = []
     for seed in range(_PERTURBATIONS):
@@ -153,7 +154,7 @@ class _Reference:
 
 
 def _compare(found: Results, expected: _Reference, optimizer: Mapping[str, Any]) -> tuple[Verification, str]:
-    """The errors, and the first that exceeds the tolerance in words, or ""."""
+    """Errors, and a description of the first that exceeds the tolerance, or ""."""
     floor = _NEGLIGIBLE * _norm(expected.gradients)
     gradients = {
         name: _relative(found.gradients[name], gradient, floor=floor) for name, gradient in expected.gradients.items()
@@ -179,7 +180,7 @@ def _compare(found: Results, expected: _Reference, optimizer: Mapping[str, Any])
         (f"{optimizer['name']} step of {worst_step!r}", verification.step),
     ):
         if error is not None and not error <= TOLERANCE:
-            return verification, f"{what}: expected torch's within {TOLERANCE:g} relative, found {error:.2g}"
+            return verification, f"{what}: expected torch's result within {TOLERANCE:g} relative, found {error:.2g}"
     return verification, ""
 
 
@@ -215,9 +216,10 @@ LOSS_FUNCTIONS: dict[Loss, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]
 
 
 def _stepped(weight: NDArray[Any], gradient: NDArray[Any], optimizer: Mapping[str, Any]) -> NDArray[Any]:
-    """One step of torch's optimizer from the files' own gradient, in double precision.
+    """Weight after one step of torch's optimizer from the files' own gradient, in double precision.
 
-    From its own gradient, because AdamW divides a gradient by its size: near zero that amplifies a rounding error.
+    Torch's gradient would not do, because AdamW divides a gradient by its size: near zero, that amplifies a rounding
+    error.
     """
     parameter = torch.nn.Parameter(torch.from_numpy(weight.copy()))
     parameter.grad = torch.from_numpy(gradient.astype(np.float64))

@@ -316,7 +316,7 @@ def test_the_export_verifies_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         return right(*arguments, strength=1.01 * strength, **settings)
 
     monkeypatch.setattr(training_step, "append_correction", wrong)
-    with pytest.raises(FedparaError, match=r"onnxruntime: gradient of '.*': expected torch's within 1e-05"):
+    with pytest.raises(FedparaError, match=r"onnxruntime: gradient of '.*': expected torch's result within 1e-05"):
         export(small(), tmp_path, VECTOR, 1.0)
     assert not any(tmp_path.iterdir())
 

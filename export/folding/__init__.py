@@ -1,1 +1,1 @@
-"""From a bundle and weights to one inference model with every weight composed."""
+"""Folding of a bundle and weights into one inference model with every weight composed."""

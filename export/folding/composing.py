@@ -1,11 +1,11 @@
-"""Cut what composes the weights out of a forward graph: every layer becomes one dense operator.
+"""Composition of the weights in a forward graph: every layer becomes one dense operator.
 
 The graph runs on a few examples (`tracing`). Whatever the input can't change is a constant; a constant that another
-operator reads becomes an initializer, and what made it goes. One that is made of the tensors of one layer and equals
-that layer's weight, or its transpose, is replaced by the weight composed in double precision, under the layer's name. A
-linear layer may also be contracted, y = (x L) Rᵀ with L and R made of its factors, so that its weight is nowhere in the
-graph: where L Rᵀ equals the transposed weight, the two products become one. An LSTM or GRU has its weights by
-direction and with the gates in ONNX's order.
+operator reads becomes an initializer, and the nodes that made it are removed. A constant that is computed from the
+tensors of one layer and equals that layer's weight, or its transpose, is replaced by the weight composed in double
+precision, under the layer's name. A linear layer may also be contracted, y = (x L) Rᵀ with L and R made of its factors,
+so that its weight is nowhere in the graph: where L Rᵀ equals the transposed weight, the two products become one. An
+LSTM or GRU has its weights by direction and with the gates in ONNX's order.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from export.forward.tracing import Batch, Shape, trace
 from fedpara_edge.factors.compose import compose, factor_shapes
 from fedpara_edge.factors.layout import Layout
 
-_TOLERANCE = 1e-4  # relative: what float32 makes of a weight is closer, any other tensor farther
+_TOLERANCE = 1e-4  # relative: a weight computed in float32 is closer, any other tensor is farther
 _TRANSPOSED, _GATES = ".transposed", ".gates"
 _GATE_ORDERS = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}  # i, o, f, c of torch's i, f, g, o; z, r, h of r, z, n
 
 
 @dataclass(frozen=True)
 class Composed:
-    """A forward graph with composed weights.
+    """Forward graph with composed weights.
 
     Attributes:
-        model: float32; the weight of a layer is the initializer `<layer>.weight` in the layer's shape, or
-            `<layer>.weight.transposed` where the operator wants [I, O], or `<layer>.weight.gates` where it wants
+        model: Model in float32; the weight of a layer is the initializer `<layer>.weight` in the layer's shape, or
+            `<layer>.weight.transposed` where the operator takes [I, O], or `<layer>.weight.gates` where it takes
             [directions, G H, I] for the layers of all directions.
-        layers: those that were made of factors and now have one weight.
-        parameters: the initializers that come from tensors of the layout.
+        layers: Names of the layers that were made of factors and now have one weight.
+        parameters: Names of the initializers that come from tensors of the layout.
     """
 
     model: onnx.ModelProto
@@ -51,12 +51,12 @@ def compose_layers(source: onnx.ModelProto, layout: Layout, examples: NDArray[An
     """Compose the weights of a forward graph.
 
     Args:
-        source: from `inference.inference_graph`; it is left as it is.
-        layout: of its tensors.
-        examples: raw input [3, ...].
+        source: Model from `inference.inference_graph`; not modified.
+        layout: Layout of the model's tensors.
+        examples: Raw inputs [3, ...].
 
     Raises:
-        InputError: a size in the graph does not grow in proportion to the batch.
+        InputError: A size in the graph does not grow in proportion to the batch.
     """
     model = onnx.ModelProto()
     model.CopyFrom(source)
@@ -78,7 +78,7 @@ def compose_layers(source: onnx.ModelProto, layout: Layout, examples: NDArray[An
 
 @dataclass(frozen=True)
 class _Weight:
-    """The composed weight of a layer, in float64, and the names of the tensors that it is made of."""
+    """Composed weight of a layer, in float64, with the names of the tensors that it is made of."""
 
     name: str
     value: NDArray[Any]
@@ -86,13 +86,13 @@ class _Weight:
 
 
 class _Constants:
-    """The values that the input can't change, and the initializers that they become.
+    """Values that the input can't change, and the initializers that they become.
 
     Attributes:
-        values: by name in the graph.
-        initializers: the initializers.
-        parameters: those that come from tensors of the layout.
-        composed: by initializer, the names of the weights in it.
+        values: Values by name in the graph.
+        initializers: Initializers by name.
+        parameters: Names of the initializers that come from tensors of the layout.
+        composed: Names of the weights in an initializer, by its name.
     """
 
     def __init__(
@@ -107,13 +107,13 @@ class _Constants:
         self._read: set[str] = set()
 
     def add(self, name: str, value: NDArray[Any]) -> str:
-        """A new constant, as it is."""
+        """Add a new constant as it is; return its name."""
         self.values[name] = value
         self._origins[name] = frozenset()
         return name
 
     def weight_in(self, value: NDArray[Any], *names: str) -> _Weight | None:
-        """The weight that a value is, in any shape, if it is computed from constants of these names and is one."""
+        """Weight that a value equals, in any shape, if the value is computed from the constants of these names."""
         origins = frozenset[str]().union(*(self._origins[name] for name in names))
         for weight in self._weights:
             if origins and origins <= weight.tensors and _is_close(value, weight.value):
@@ -121,13 +121,16 @@ class _Constants:
         return None
 
     def add_weight(self, weight: _Weight, *, transposed: bool) -> str:
-        """The weight of a linear layer as an initializer."""
+        """Add the weight of a linear layer as an initializer; return its name."""
         name = weight.name + _TRANSPOSED * transposed
         value = weight.value.T if transposed else weight.value
         return self._keep(name, value, otherwise=name, weights=[weight])
 
     def add_gates(self, name: str, order: Sequence[int]) -> str:
-        """The weights [directions, G H, I] of a recurrent layer as an initializer, if that is what a constant is."""
+        """Add a constant that holds the weights [directions, G H, I] of a recurrent layer as an initializer.
+
+        Returns the name of the initializer, or that of the constant if it holds no such weights.
+        """
         made_of = [weight for weight in self._weights if weight.tensors <= self._origins[name]]
         ordered = [(weight, _in_order(weight.value, order)) for weight in made_of]
         found = [pair for value in self.values[name] for pair in ordered if _is_close(value, pair[1])]
@@ -139,7 +142,7 @@ class _Constants:
         )
 
     def store(self, graph: onnx.GraphProto) -> None:
-        """Let all nodes of a graph read initializers where they read constants, and set these."""
+        """Set the initializers of a graph, and make its nodes read them where they read constants."""
         self._read = {name for node in graph.node for name in node.input}
         for node in graph.node:
             replace(node.input, [self._stored(name) if name in self.values else name for name in node.input])
@@ -160,7 +163,7 @@ class _Constants:
         return self._keep(wanted if whole else name, value, otherwise=name)
 
     def _keep(self, name: str, value: NDArray[Any], *, otherwise: str, weights: Sequence[_Weight] = ()) -> str:
-        """Stock a parameter, weights in float32, under a name, or the other one where something else has the first."""
+        """Store a parameter, weights in float32, under a name, or `otherwise` if that is taken; return the name."""
         if weights:
             value = value.astype(np.float32)
         there = self.initializers.get(name, value)
@@ -173,14 +176,14 @@ class _Constants:
 
 
 def _in_order(weight: NDArray[Any], order: Sequence[int]) -> NDArray[Any]:
-    """A weight [G H, I] with its G gates in another order."""
+    """Weight [G H, I] with its G gates in another order."""
     if len(weight) % len(order):
         return weight
     return weight.reshape(len(order), -1)[list(order)].reshape(weight.shape)
 
 
 def _origins(graph: onnx.GraphProto, layout: Layout) -> dict[str, frozenset[str]]:
-    """For each value, the tensors of the layout that it is computed from."""
+    """Names of the tensors of the layout that each value is computed from, by value."""
     tensors = {tensor.name for tensor in layout.tensors}
     origins = {
         tensor.name: frozenset({tensor.name}) if tensor.name in tensors else frozenset[str]()
@@ -194,7 +197,7 @@ def _origins(graph: onnx.GraphProto, layout: Layout) -> dict[str, frozenset[str]
 
 
 def _weights(graph: onnx.GraphProto, layout: Layout) -> list[_Weight]:
-    """The weights of all layers whose tensors are in the graph."""
+    """Composed weights of all layers whose tensors are in the graph."""
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     weights = []
     for layer in layout.layers:
@@ -219,7 +222,7 @@ def _is_close(value: NDArray[Any], weight: NDArray[Any]) -> bool:
 
 
 def _fix_reshapes(graph: onnx.GraphProto, constants: _Constants, shapes: Mapping[str, Shape]) -> None:
-    """Write the target of a Reshape that is computed from the shape of the input as a constant, -1 for the batch."""
+    """Make the target of a Reshape that is computed from the shape of the input a constant, with -1 for the batch."""
     for node in graph.node:
         if node.op_type == "Reshape" and node.input[1] not in constants.values:
             target = [-1 if isinstance(size, Batch) else size for size in shapes[node.output[0]]]
@@ -229,7 +232,7 @@ def _fix_reshapes(graph: onnx.GraphProto, constants: _Constants, shapes: Mapping
 
 
 def _write_dense(graph: onnx.GraphProto, constants: _Constants, shapes: Mapping[str, Shape]) -> None:
-    """Write x Wᵀ and (x L) Rᵀ as one product with W; of matrices x as a Gemm, which wants W as layers store it."""
+    """Write x Wᵀ and (x L) Rᵀ as one product with W; for matrices x as a Gemm, which takes W as layers store it."""
     reads = Counter(name for node in graph.node for name in node.input)
     reads.update(value.name for value in graph.output)
     producers = {name: node for node in graph.node for name in node.output}
@@ -261,7 +264,7 @@ def _write_recurrent(graph: onnx.GraphProto, constants: _Constants) -> None:
 
 
 def _right_factor(node: onnx.NodeProto, constants: _Constants) -> NDArray[Any] | None:
-    """The constant matrix M of a node that computes x M, or x M + c; None for any other."""
+    """Constant matrix M of a node that computes x M, or x M + c; None for any other node."""
     matrix = constants.values.get(node.input[1]) if node.op_type in ("MatMul", "Gemm") else None
     options = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     plain = (options.get("transA", 0), options.get("alpha", 1.0), options.get("beta", 1.0)) == (0, 1.0, 1.0)

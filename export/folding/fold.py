@@ -1,4 +1,4 @@
-"""`fold`: a bundle and weights to one inference model with every weight composed, verified before it is written."""
+"""Folding of a bundle and weights (`fold`) into one inference model, which is verified before it is written."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from fedpara_edge.storage.atomic import check_output, replacing_file
 
 IR_VERSION = 10  # the newest that onnxruntime 1.19 and 1.20 read
 TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "float16": 0.05, "int8": 0.5}
-"""Of the outputs, relative: float32 rounds; the others, seen at 4e-4 and 0.02 to 0.05, are wrong far above that."""
+"""Largest relative errors of the outputs: float32 rounds; the others, seen at 4e-4 and at 0.02 to 0.05, are wrong far
+above that."""
 _RANDOM_EXAMPLES, _CALIBRATION_EXAMPLES, _BATCH = 16, 512, 256
 _SEED = 0
 
@@ -37,27 +38,27 @@ class Examples(Protocol):
 
     @property
     def examples(self) -> int:
-        """How many there are."""
+        """Number of examples."""
         ...
 
     def rows(self, rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Inputs and labels of some of them."""
+        """Inputs and labels of the examples with given numbers."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Folding:
-    """What was written, and how far it is from the factored model.
+    """Folded model as it was written, and its distance from the factored model.
 
     Args:
-        spec: what the file says of itself.
-        layers: the factored layers whose weight was composed.
-        bytes: of the file.
+        spec: Spec of the folded model that is stored in the file.
+        layers: Names of the factored layers whose weight was composed.
+        bytes: Size of the file in bytes.
         error: ‖outputs - factored outputs‖ / ‖factored outputs‖, over the examples if there are any, else over random
             inputs.
-        examples: number of examples; 0 without data.
-        accuracy: of the folded model on the examples, in [0, 1]; None without data, and for `mse`.
-        factored_accuracy: of the factored model, likewise.
+        examples: Number of examples; 0 without data.
+        accuracy: Accuracy of the folded model on the examples, in [0, 1]; None without data, and for `mse`.
+        factored_accuracy: Accuracy of the factored model on the examples, in [0, 1]; None without data, and for `mse`.
     """
 
     spec: FoldedSpec
@@ -83,22 +84,23 @@ def fold(
     """Write one inference model for a bundle with given weights.
 
     Args:
-        bundle: a verified bundle.
-        weights: of that bundle.
-        path: the `.onnx` file to write; appears whole or not at all.
-        personal: a device's personal tensors by name; None for the initial ones.
-        precision: what to compute in: `half.to_float16`, `quantization.to_int8`.
-        data: examples to measure error and accuracy on, and to calibrate `int8` with.
-        max_drop: how many points (hundredths) of accuracy float16 or int8 may lose on the data.
-        overwrite: replace an existing file.
+        bundle: Verified bundle.
+        weights: Weights of that bundle.
+        path: Path of the `.onnx` file to write, which appears whole or not at all.
+        personal: Personal tensors of a device by name; None for the initial ones.
+        precision: Precision to compute in; see `half.to_float16` and `quantization.to_int8`.
+        data: Examples to measure error and accuracy on, and to calibrate `int8` with.
+        max_drop: Largest drop in accuracy on the data that float16 or int8 may cause, in percentage points.
+        overwrite: Whether to replace an existing file.
 
     Returns:
-        What was written and measured.
+        Folded model as it was written, with what was measured.
 
     Raises:
-        InputError: the output can't be written there, an option does not fit, or the bundle has no forward graph.
-        WrongBundleError: the weights or the graph do not fit the bundle.
-        FedparaError: the folded model differs from the factored one by more than it may, or the disk refuses the write.
+        InputError: The output can't be written to that path, an option does not fit, or the bundle has no forward
+            graph.
+        WrongBundleError: The weights or the graph do not fit the bundle.
+        FedparaError: The folded model differs from the factored one by more than it may, or the disk refuses the write.
     """
     check_output(path, overwrite=overwrite)
     if not 0 <= max_drop <= 100:
@@ -164,7 +166,7 @@ def _calibration(data: Examples) -> NDArray[Any]:
 
 
 def _serialized(model: onnx.ModelProto, spec: FoldedSpec) -> bytes:
-    """The file's content: the model with our entry, for the oldest runtime that is supported."""
+    """Content of the file: the model with our metadata entry, for the oldest runtime that is supported."""
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version = "fedpara-edge", __version__
     model.graph.name = "fedpara-edge folded"
@@ -213,7 +215,7 @@ def _compare(
     """Run both models on the same batches.
 
     Raises:
-        FedparaError: an output of the factored model is not finite.
+        FedparaError: An output of the factored model is not finite.
     """
     difference = norm = 0.0
     right, factored_right, labels = 0, 0, 0
@@ -256,6 +258,6 @@ def _refuse_if_far(path: Path, spec: FoldedSpec, checks: Sequence[_Comparison], 
         if check.error > TOLERANCES[precision]:
             raise FedparaError(
                 f"{path}: expected the factored model's outputs within {TOLERANCES[precision]:g} relative, "
-                f"found {check.error:.2g}; nothing was written: choose another precision than {precision}, or please "
+                f"found {check.error:.2g}; nothing was written: choose a precision other than {precision}, or "
                 "report this model"
             )

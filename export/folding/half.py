@@ -1,4 +1,4 @@
-"""A folded model in float16."""
+"""Conversion of a folded model to float16."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from export.folding.inference import prune, replace
 
 
 def to_float16(model: onnx.ModelProto, parameters: Collection[str]) -> onnx.ModelProto:
-    """Compute in float16 from the first parameter on; what comes before, the preprocessing, stays float32.
+    """Make a model compute in float16 from the first parameter on; the preprocessing before it stays float32.
 
     Args:
-        model: float32, without subgraphs and Constant nodes.
-        parameters: initializers that come from tensors of the layout.
+        model: Model in float32, without subgraphs and Constant nodes.
+        parameters: Names of the initializers that come from tensors of the layout.
 
     Returns:
-        A model with float16 weights and the inputs and outputs of `model`.
+        Model with float16 weights and the inputs and outputs of `model`.
     """
     halved = onnx.ModelProto()
     halved.CopyFrom(model)
@@ -68,7 +68,7 @@ def _compute_in_half(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
 
 
 def _half(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
-    with np.errstate(over="ignore"):  # too large a value becomes infinite, which the outputs show
+    with np.errstate(over="ignore"):  # a value that is too large becomes infinite, which the outputs show
         return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), name)
 
 

@@ -1,8 +1,8 @@
-"""The forward pass of a bundle, taken back out of a graph that evaluates it: raw input in, outputs out.
+"""Forward pass of a bundle, recovered from a graph that evaluates it: raw input in, outputs out.
 
 `eval_model.onnx` has every trained tensor as an input under its own name; `eval_step.onnx` has one vector of weights,
-of which a Slice and a Reshape take each tensor. Here the tensors become initializers, and the
-loss and dropout are taken away.
+from which a Slice and a Reshape take each tensor. Here the tensors become initializers, and the loss and dropout are
+removed.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from fedpara_edge.formats.bundle import ONNXRUNTIME_FILES, ORT_TRAINING_FILES, B
 
 EVAL_MODEL, EVAL_STEP = ORT_TRAINING_FILES[1], ONNXRUNTIME_FILES[1]
 SOURCES = (EVAL_MODEL, EVAL_STEP)
-"""The graphs that hold the forward pass, the preferred first: the second may be lowered for one runtime."""
+"""Graphs that hold the forward pass, the preferred one first: the second may be lowered for one runtime."""
 
 
 def inference_graph(bundle: Bundle, tensors: Mapping[str, NDArray[Any]]) -> onnx.ModelProto:
-    """The forward pass of a bundle with given weights, still made of their factors.
+    """Forward pass of a bundle with given weights, still composed of their factors.
 
     Args:
-        bundle: a verified bundle.
-        tensors: all trained tensors (shared and personal) by name, float32.
+        bundle: Verified bundle.
+        tensors: All trained tensors (shared and personal) by name, float32.
 
     Returns:
-        A model from the bundle's input to its output; all trained and frozen tensors are initializers by their names.
+        Model from the bundle's input to its output, with all trained and frozen tensors as initializers by their names.
 
     Raises:
-        InputError: the bundle has none of the graphs.
-        WrongBundleError: the graph lacks the input, the output or a tensor of the manifest.
+        InputError: The bundle has none of the graphs.
+        WrongBundleError: The graph lacks the input, the output or a tensor of the manifest.
     """
     manifest = bundle.manifest
     source = next((name for name in SOURCES if name in manifest.files), None)
@@ -85,7 +85,7 @@ def prune(graph: onnx.GraphProto) -> None:
 
 
 def redirect(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
-    """Let every node that reads a value in `names` read the one it stands for instead, in place."""
+    """Make every node that reads a value in `names` read the value that it maps to instead, in place."""
     for node in graph.node:
         replace(node.input, [names.get(name, name) for name in node.input])
 
@@ -98,7 +98,7 @@ def replace(field: Any, entries: Iterable[Any]) -> None:
 
 
 def _pieces(graph: onnx.GraphProto, trained: Sequence[TensorSpec]) -> dict[str, str]:
-    """The trained tensors by the values that hold them, where Slices take the vector of weights apart."""
+    """Names of the trained tensors by the values that hold them, where Slices cut up the vector of weights."""
     starts = np.cumsum([0, *(tensor.size for tensor in trained)])
     names = {int(start): tensor.name for start, tensor in zip(starts, trained, strict=False)}
     constants = {tensor.name: tensor for tensor in graph.initializer}
@@ -123,7 +123,7 @@ def _bypass_identities(graph: onnx.GraphProto) -> None:
             kept.append(node)
         elif node.output[0] not in outputs:
             names[node.output[0]] = source
-        elif source in produced - outputs:  # whoever made it makes the output instead
+        elif source in produced - outputs:  # the node that made it makes the output instead
             names |= {name: node.output[0] for name, other in names.items() if other == source}
             names[source] = node.output[0]
         else:

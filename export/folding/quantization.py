@@ -1,4 +1,4 @@
-"""A folded model in int8, by onnxruntime's quantization."""
+"""Conversion of a folded model to int8, by onnxruntime's quantization."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ _CALIBRATION_BATCH = 32
 def to_int8(model: onnx.ModelProto, calibration: NDArray[Any] | None) -> onnx.ModelProto:
     """Quantize the weights of convolutions and matrix products to 8 bits, one scale for each output channel.
 
-    Those of LSTM and GRU are stored likewise, but computed with in float32: quantized, they are no standard operators.
+    The weights of LSTM and GRU are stored likewise, but computed with in float32: quantized, these operators would not
+    be standard ones.
 
     Args:
-        model: float32.
-        calibration: raw inputs [N, ...] whose activations fix the ranges of activations (QuantizeLinear and
-            DequantizeLinear around every operator). Without them, the range is taken anew from each batch
+        model: Model in float32.
+        calibration: Raw inputs [N, ...] whose activations fix the ranges of activations (QuantizeLinear and
+            DequantizeLinear around every operator). Without them, the range is determined anew for each batch
             (DynamicQuantizeLinear, ConvInteger, MatMulInteger), so that a row's outputs depend a little on the others.
     """
     with tempfile.TemporaryDirectory() as folder, _quiet():
@@ -57,7 +58,7 @@ def to_int8(model: onnx.ModelProto, calibration: NDArray[Any] | None) -> onnx.Mo
 
 
 def _store_recurrent_weights(graph: onnx.GraphProto) -> None:
-    """In int8, behind a DequantizeLinear with a scale for every row [GH] of the weights [directions, GH, I]."""
+    """Store weights [directions, GH, I] in int8, behind a DequantizeLinear with a scale for every row [GH]."""
     weights = {tensor.name: tensor for tensor in graph.initializer}
     recurrent = [node for node in graph.node if node.op_type in ("LSTM", "GRU")]
     made = []
@@ -76,7 +77,7 @@ def _store_recurrent_weights(graph: onnx.GraphProto) -> None:
 
 
 def _with_own_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which no Gemm shares its weight: onnxruntime transposes it in place, whoever else reads it."""
+    """Copy in which no Gemm shares its weight: onnxruntime transposes it in place, whatever else reads it."""
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -93,20 +94,20 @@ def _with_own_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 class _Batches(CalibrationDataReader):  # type: ignore[misc]
-    """The inputs of a calibration, batch by batch."""
+    """Inputs of a calibration, batch by batch."""
 
     def __init__(self, name: str, inputs: NDArray[Any]) -> None:
         starts = range(0, len(inputs), _CALIBRATION_BATCH)
         self._feeds = ({name: inputs[start : start + _CALIBRATION_BATCH]} for start in starts)
 
     def get_next(self) -> dict[str, NDArray[Any]] | None:
-        """The next batch; None after the last."""
+        """Next batch; None after the last."""
         return next(self._feeds, None)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the advice that onnxruntime's quantization logs, and the warnings of an older one with a newer onnx."""
+    """Suppress the advice that onnxruntime's quantization logs, and the warnings of an older one with a newer onnx."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
