@@ -1,4 +1,4 @@
-"""Aggregating updates against merely reading them: time and memory, side by side.
+"""Aggregation of updates against merely reading them: time and memory, side by side.
 
     python benchmarks/aggregation.py --updates 100 400 --parameters 5000000 --json aggregation.json
 
@@ -46,7 +46,7 @@ MIB = 1 << 20
 
 
 def vgg16_layout(gamma: float) -> Layout:
-    """VGG16 with normalization as FedPara of that γ in tensor form; the first layer and the classifier stay dense."""
+    """Layout of VGG16 with normalization, FedPara of that γ in tensor form; first layer and classifier stay dense."""
     layers, tensors = [], []
     for number, (inputs, outputs) in enumerate(zip((3, *CHANNELS), CHANNELS, strict=False)):
         shape = (outputs, inputs, 3, 3)
@@ -73,7 +73,7 @@ def _tensor(layer: str, name: str, shape: tuple[int, ...], part: Any) -> TensorS
 
 
 def write_files(folder: Path, updates: int, parameters: int, codec: str = "float32") -> None:
-    """Base weights and updates of about that many parameters."""
+    """Write base weights and updates of about that many parameters."""
     encoder = find_encoder(codec)
     layout = min(
         (vgg16_layout(step / 100) for step in range(101)), key=lambda found: abs(found.shared_parameters - parameters)
@@ -106,7 +106,7 @@ def _noise(random: np.random.Generator, shape: tuple[int, ...], deviation: float
 
 
 def measure(kind: str, folder: Path, updates: int) -> dict[str, float]:
-    """Do it once, and tell how long it took and how much memory the process needed in all."""
+    """Run one kind once; return the seconds it took and the peak memory of the process."""
     paths = sorted(folder.glob("update-*.safetensors"))[:updates]
     result: dict[str, float] = {}
     if kind == "aggregate":
@@ -135,7 +135,7 @@ def _read(path: Path, buffer: bytearray = bytearray(MIB)) -> None:  # noqa: B008
 
 
 def compare(folder: Path, updates: int, repetitions: int) -> dict[str, Any]:
-    """Medians of all kinds for that many updates, and the ratios to plain reads."""
+    """Medians of all kinds for a number of updates, and the ratios to plain reads."""
     runs: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
     for _ in range(repetitions):
         for kind in KINDS:
@@ -161,10 +161,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the options, measure, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--updates", type=int, nargs="+", default=[100, 400], help="numbers of updates to compare")
-    parser.add_argument("--parameters", type=int, default=5_000_000, help="shared parameters, about")
-    parser.add_argument("--codec", default="float32", help="of the updates")
+    parser.add_argument("--parameters", type=int, default=5_000_000, help="approximate number of shared parameters")
+    parser.add_argument("--codec", default="float32", help="codec of the updates")
     parser.add_argument("--repetitions", type=int, default=5, help="runs of each kind; the median counts")
-    parser.add_argument("--folder", type=Path, help="where to write the files, under a temporary name")
+    parser.add_argument("--folder", type=Path, help="folder for the temporary folder with the files")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     parser.add_argument("--measure", choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument("--write", action="store_true", help=argparse.SUPPRESS)

@@ -4,10 +4,10 @@
 
 Three tables. *Speed*: Laplace noise of about `--parameters` entries in the layout of a FedPara VGG16, for every codec,
 and beside them zstd at level 3 on the float32 bytes and a plain conversion to float16, in MB of float32 a second, the
-best of some runs on one thread. *On a device*: encoding an update of the FedPara CNN against the local epoch of 1000
+best of several runs on one thread. *On a device*: encoding an update of the FedPara CNN against the local epoch of 1000
 images that made it. *On the server*: aggregating such updates (`aggregation.py`, two threads), each kind in a process
-of its own and all in turn, with as many files and with four times as many (x4): the memory must be the same, and what
-an aggregation takes in any case weighs less.
+of its own and all in turn, with `--updates` files and with four times as many (x4): the memory must be the same, and
+the fixed cost of an aggregation weighs less.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ GAMMAS = 101
 
 
 def measure_speed(parameters: int, seconds: float) -> list[dict[str, Any]]:
-    """All codecs and the two conversions on noise."""
+    """Measure all codecs and the two conversions on noise."""
     layouts = (vgg16_layout(step / (GAMMAS - 1)) for step in range(GAMMAS))
     layout = min(layouts, key=lambda found: abs(found.shared_parameters - parameters))
     change = (0.01 * np.random.default_rng(0).laplace(size=layout.shared_parameters)).astype(np.float32)
@@ -74,7 +74,7 @@ def measure_speed(parameters: int, seconds: float) -> list[dict[str, Any]]:
 
 
 def measure_device(seconds: float) -> dict[str, Any]:
-    """The local epoch of an exported CNN, and how long its update takes to encode."""
+    """Measure the local epoch of an exported CNN, and how long its update takes to encode."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = np.load(IMAGES)
@@ -95,7 +95,7 @@ def measure_device(seconds: float) -> dict[str, Any]:
 
 
 def measure_server(parameters: int, updates: int, repetitions: int) -> list[dict[str, Any]]:
-    """Aggregation of each kind of update, and its memory for four times as many."""
+    """Measure the aggregation of each kind of update, and its memory for four times as many."""
     with tempfile.TemporaryDirectory(prefix="codecs-") as name:
         folders = {codec: Path(name) / str(number) for number, codec in enumerate(ON_THE_SERVER)}
         for codec, folder in folders.items():
@@ -156,7 +156,7 @@ def _aggregation(*arguments: object) -> str:
 
 
 def report(results: dict[str, Any]) -> str:
-    """The tables."""
+    """Tables of the results."""
     parts = []
     if "speed" in results:
         header = ("codec", "bits", "error", "encode MB/s", "decode MB/s")
@@ -205,18 +205,26 @@ def report(results: dict[str, Any]) -> str:
 
 
 @click.command()
-@click.option("--parameters", type=int, default=5_000_000, show_default=True, help="Of the noise, about.")
+@click.option("--parameters", type=int, default=5_000_000, show_default=True, help="Entries of the noise, roughly.")
 @click.option(
-    "--updates", type=int, default=20, show_default=True, help="To aggregate; four times as many are written."
+    "--updates", type=int, default=20, show_default=True, help="Updates to aggregate; four times as many are written."
 )
-@click.option("--repetitions", type=int, default=5, show_default=True, help="Of each aggregation; the median counts.")
-@click.option("--seconds", type=float, default=1.0, show_default=True, help="For each codec, each way.")
-@click.option("--part", "parts", type=click.Choice(["speed", "device", "server"]), multiple=True, help="[default: all]")
+@click.option(
+    "--repetitions", type=int, default=5, show_default=True, help="Runs of each aggregation; the median counts."
+)
+@click.option("--seconds", type=float, default=1.0, show_default=True, help="Time for each codec and each direction.")
+@click.option(
+    "--part",
+    "parts",
+    type=click.Choice(["speed", "device", "server"]),
+    multiple=True,
+    help="Table to make.  [default: all]",
+)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="File for the numbers.")
 def main(
     parameters: int, updates: int, repetitions: int, seconds: float, parts: tuple[str, ...], json_file: Path | None
 ) -> None:
-    """Measure what the module describes and print it."""
+    """Measure the size, error and speed of the codecs, and print the tables."""
     wanted = parts or ("speed", "device", "server")
     results: dict[str, Any] = {}
     if "server" in wanted:

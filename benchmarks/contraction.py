@@ -2,8 +2,8 @@
 
 Each layer is exported both ways and verified, for the engine onnxruntime. It stands inside a network: the gradient of
 its input is computed as well, which the first layer of a model does not need (`--first`). Both ways take turns, and
-each figure is a median. The prediction is `export.forward.contraction.step_cost`, which leaves out what every step
-costs; the choice is that of `export.forward.contraction.contract_layers`.
+each figure is a median. The prediction is `export.forward.contraction.step_cost`, which leaves out the cost that every
+step has; the choice is that of `export.forward.contraction.contract_layers`.
 
     python benchmarks/contraction.py --layers 256x784 --ranks 16 --json contraction.json
 """
@@ -35,11 +35,11 @@ from fedpara_edge.nn import Linear
 
 METHODS = {"composed": False, "contracted": True}
 RATE = 1e-6
-"""Small enough for the weights to stay what they are."""
+"""Learning rate, small enough for the weights to stay as they are."""
 
 
 class FixedLinear(Linear):
-    """A linear layer that is computed one way, whatever the exporter chooses."""
+    """Linear layer that is computed one way, whatever the exporter chooses."""
 
     def __init__(self, spec: LayerSpec, *, contracted: bool) -> None:
         self._fixed = contracted
@@ -55,7 +55,7 @@ class FixedLinear(Linear):
 
 
 class Shift(nn.Module):
-    """x + b, which asks for the gradient of what comes after it."""
+    """Layer x + b, which makes the layer after it compute the gradient of its input."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Shift(nn.Module):
 
 
 def export(layer: Linear, folder: Path, *, first: bool) -> Bundle:
-    """A bundle that trains the layer, the first of a network or inside of one."""
+    """Bundle that trains the layer, as the first of a network or inside one."""
     size = layer.in_features
     model = nn.Sequential(nn.Identity() if first else Shift(size), layer)
     options = ExportConfig(
@@ -105,7 +105,7 @@ def measure(
 
 
 def report(results: Mapping[str, Any]) -> str:
-    """The results as a table, and how good the choices are."""
+    """Table of the results, and the quality of the choices."""
     rows = results["rows"]
     cells = [
         (
@@ -137,11 +137,13 @@ def report(results: Mapping[str, Any]) -> str:
 
 
 @click.command()
-@click.option("--layers", default="256x784,512x512,128x128", show_default=True, help="Outputs by inputs.")
+@click.option(
+    "--layers", default="256x784,512x512,128x128", show_default=True, help="Shapes of the layers, outputs by inputs."
+)
 @click.option("--ranks", default="8,16,24", show_default=True)
 @click.option("--kinds", default="fedpara,lowrank", show_default=True)
 @click.option("--batches", default="1,8,32,128", show_default=True)
-@click.option("--first", is_flag=True, help="Without the gradient of the layer's input.")
+@click.option("--first", is_flag=True, help="Leave out the gradient of the layer's input.")
 @click.option("--threads", default=1, show_default=True)
 @click.option("--repetitions", default=7, show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path))

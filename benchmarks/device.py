@@ -1,7 +1,7 @@
 """Time and memory of training on a device: both engines against torch eager, FedPara against dense.
 
-Steps are taken in turn by all that are compared, in one process, and each figure is a median; only the ratios are meant
-to be carried elsewhere. A cold start is a whole process: `fedpara-edge train` on one batch, from its start to its end.
+All contenders take steps in turn, in one process, and each figure is a median; only the ratios are meant to carry over
+to other machines. A cold start is a whole process: `fedpara-edge train` on one batch, from start to end.
 
     python benchmarks/device.py --json device.json
 """
@@ -39,16 +39,16 @@ subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
 seconds = time.perf_counter() - started
 print(json.dumps({"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss}))
 """
-"""Runs a command and prints its time and peak memory; small itself, for a child starts out as large as its parent."""
+"""Script that runs a command and prints its time and peak memory; small, as a child starts as large as its parent."""
 
 MEMORY_LIMITS_MB = {"mlp": 80, "cnn": 140}
 MODELS = ("mlp", "cnn", "resnet18", "vgg16")
 GROWTH = {"gamma 0.02": {"gamma": 0.02}, "gamma 0.44": {"gamma": 0.44}, "dense": {"kind": "dense"}}
-"""vgg16 with about 1, 5 and 15 million weights."""
+"""Variants of vgg16 with about 1, 5 and 15 million weights."""
 
 
 def export(model: str, folder: Path, **factory: Any) -> tuple[Bundle, torch.nn.Module]:
-    """A bundle of a zoo model for both engines, and the model."""
+    """Bundle of a zoo model for both engines, and the model."""
     torch.manual_seed(0)
     entry = ZOO[model]
     module = entry.factory(**factory)
@@ -57,14 +57,14 @@ def export(model: str, folder: Path, **factory: Any) -> tuple[Bundle, torch.nn.M
 
 
 def random_batch(model: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels."""
+    """Batch of random images and labels."""
     generator = np.random.default_rng(0)
     x = generator.integers(0, 256, (BATCH, *ZOO[model].input_shape)).astype(np.uint8)
     return x, generator.integers(0, 10, BATCH)
 
 
 def steppers(model: str, kind: str, threads: int, folder: Path) -> dict[str, Callable[[], object]]:
-    """One training step of the same model in each runtime, on the same batch."""
+    """Functions that take one training step of the same model on the same batch, by runtime."""
     path = folder / f"{model}-{kind}-{threads}"
     bundle, module = export(model, path, kind=kind)
     x, y = random_batch(model)
@@ -84,9 +84,9 @@ def steppers(model: str, kind: str, threads: int, folder: Path) -> dict[str, Cal
 
 
 def median_ms(steps: dict[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
-    """Median milliseconds of each, taken in turn, a few steps at a time.
+    """Median milliseconds of a step by runtime; the runtimes take turns of a few steps.
 
-    Before its turn there is a pause, as the threads of the one before go on spinning for a while, and a warm-up step.
+    Each turn begins with a pause, as the threads of the previous runtime spin on for a while, and with a warm-up step.
     """
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repetitions):
@@ -148,7 +148,7 @@ def measure_growth(label: str, factory: dict[str, Any], folder: Path, repetition
 
 
 def report(results: dict[str, Any]) -> str:
-    """The results as tables."""
+    """Tables of the results."""
     runtimes = ("onnxruntime", "ort-training", "torch")
     steps = [
         (

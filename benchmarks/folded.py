@@ -1,8 +1,8 @@
 """Time of inference: the folded FedPara model against the dense model of the same architecture, folded the same way.
 
-Also against the factored graph that evaluates a bundle, which composes its weights anew for every batch, and the other
-precisions against float32. Predictions are made in turn by all that are compared, in one process, and each figure is a
-median; only the ratios are meant to be carried elsewhere.
+The folded model is also compared with the factored graph that evaluates a bundle, which composes its weights anew for
+every batch, and the other precisions with float32. All contenders predict in turn, in one process, and each figure is a
+median; only the ratios are meant to carry over to other machines.
 
     python benchmarks/folded.py --json folded.json
 """
@@ -36,14 +36,14 @@ DENSE, FACTORED = "dense", "factored"
 
 
 def folded(bundle: Bundle, precision: Precision, threads: int) -> Predictor:
-    """A bundle's initial weights folded, ready to run."""
+    """Predictor of a bundle's initial weights, folded."""
     path = bundle.path / f"{precision}.onnx"
     fold(bundle, read_weights(bundle.file(WEIGHTS)), path, precision=precision)
     return Predictor(path, threads=threads)
 
 
 def contenders(model: str, threads: int, folder: Path) -> dict[str, Callable[[Any], object]]:
-    """By name, what takes a batch of raw inputs and predicts it."""
+    """Functions that predict a batch of raw inputs, by name."""
     bundles = {}
     for kind in ("fedpara", "dense"):
         torch.manual_seed(0)
@@ -60,7 +60,7 @@ def contenders(model: str, threads: int, folder: Path) -> dict[str, Callable[[An
 
 
 def median_ms(calls: dict[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
-    """Median milliseconds of each, taken in turn, after a pause (threads spin on for a while) and a warm-up."""
+    """Median milliseconds of each call; a turn begins with a pause (threads spin on for a while) and a warm-up."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repetitions):
         for name, call in calls.items():
@@ -74,7 +74,7 @@ def median_ms(calls: dict[str, Callable[[], object]], repetitions: int) -> dict[
 
 
 def measure(model: str, threads: int, folder: Path, repetitions: int) -> list[dict[str, Any]]:
-    """Times and ratios for each size of batch."""
+    """Times and ratios for each batch size."""
     predict = contenders(model, threads, folder)
     generator = np.random.default_rng(0)
     rows = []
@@ -87,7 +87,7 @@ def measure(model: str, threads: int, folder: Path, repetitions: int) -> list[di
 
 
 def report(rows: Sequence[dict[str, Any]]) -> str:
-    """The results as a table."""
+    """Table of the results."""
     columns = ("float32", DENSE, FACTORED, "float16", "int8")
     cells = [
         (

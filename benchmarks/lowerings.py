@@ -1,9 +1,9 @@
-"""Convolution, pooling, ReLU and normalization in ONNX operators: what the exporter makes of them, and what it could.
+"""Lowerings of convolution, pooling, ReLU and normalization to ONNX operators: the exporter's and its alternatives.
 
 A table for each, with a row for each shape. The column that `chosen` names is measured on the very graph that the
-exporter appends for such a layer; the others are the ways that it does not take there. Each is compared with torch
-before it is timed. The lowerings of a row take turns, and each figure is a median; only the ratios are meant to be
-carried elsewhere. `chosen/fastest` is what choosing from measurements would gain.
+exporter appends for such a layer; the others are the alternatives that it does not choose there. Each is compared with
+torch before it is timed. The lowerings of a row take turns, and each figure is a median; only the ratios are meant to
+carry over to other machines. `chosen/fastest` is what choosing by measurement would gain.
 
     python benchmarks/lowerings.py --layers "cnn *" --json lowerings.json
 """
@@ -40,14 +40,14 @@ from fedpara_edge.cli.output import table
 from fedpara_edge.nn.groupnorm import group_count
 
 TOLERANCE = 1e-3
-"""Of the largest entry: sums of up to 32768 products in float32, in several orders."""
+"""Largest error, relative to the largest entry: sums of up to 32768 products in float32, in several orders."""
 OURS, TORCH = "ours", "torch"
 BATCHES = ("x", "y", "dy")
-"""The arrays whose first axis is the batch."""
+"""Names of the arrays whose first axis is the batch."""
 
 
 class Conv(NamedTuple):
-    """A convolution of square images."""
+    """Convolution of square images."""
 
     channels: int
     filters: int
@@ -65,7 +65,7 @@ class Conv(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """A max pooling."""
+    """Max pooling of images."""
 
     shape: tuple[int, ...]
     kernel: int = 2
@@ -103,10 +103,10 @@ POOLS = {
 }
 RELUS = {"cnn relu1": (32, 28, 28), "vgg16 relu1_1": (64, 32, 32)}
 NORMS = {"cnn norm1": (32, 28, 28), "cnn norm3": (128, 7, 7), "vgg16 norm1_1": (64, 32, 32), "layer norm": (64, 256)}
-"""Of groups where there are images, over the last axis where there are vectors."""
+"""Shapes to normalize: images by groups, vectors over the last axis."""
 
 Lowering = tuple[Graph, Sequence[str]]
-"""A graph and the names of its results."""
+"""Graph and the names of its results."""
 
 
 @dataclass(frozen=True)
@@ -114,13 +114,13 @@ class Contest:
     """One row of a table: ways to compute the same from the same arrays.
 
     Attributes:
-        title: of the table.
-        layer: the layer's name in its model.
-        size: its shape, for people.
-        arrays: inputs by name; see `BATCHES`.
-        lowerings: by name.
-        chosen: the one that is the exporter's.
-        torch: computes the same outputs.
+        title: Title of the table.
+        layer: Name of the layer in its model.
+        size: Human-readable shape of the layer.
+        arrays: Inputs by name; see `BATCHES`.
+        lowerings: Lowerings by name.
+        chosen: Name of the exporter's lowering.
+        torch: Function that computes the same outputs in torch.
     """
 
     title: str
@@ -136,36 +136,36 @@ class Contest:
 
 
 def plain(graph: Graph, facts: Convolution) -> str:
-    """Conv, whose matrix products have as many columns as an image of y has pixels."""
+    """Result y as a Conv, whose matrix products have as many columns as an image of y has pixels."""
     return graph.op("Conv", "x", "w", strides=facts.strides, pads=[*facts.before, *facts.after])
 
 
 def merged(graph: Graph, facts: Convolution) -> str:
-    """Conv with the batch as the depth of one image, which costs two transpositions."""
+    """Result y as a Conv with the batch as the depth of one image, which costs two transpositions."""
     pads = [0, *facts.before, 0, *facts.after]
     kernel = graph.op("Unsqueeze", "w", graph.ints(2))
     return _unmerged(graph, graph.op("Conv", _merged(graph, "x"), kernel, strides=[1, *facts.strides], pads=pads))
 
 
 def mirrored(graph: Graph, facts: Convolution) -> str:
-    """Conv with the mirrored kernel."""
+    """Gradient of x as a Conv with the mirrored kernel."""
     return graph.op("Conv", "dy", _mirrored(graph, facts), pads=_mirrored_pads(facts, 0))
 
 
 def mirrored_merged(graph: Graph, facts: Convolution) -> str:
-    """The same with the batch as the depth of one image."""
+    """Gradient of x as a Conv with the mirrored kernel and the batch as the depth of one image."""
     kernel = graph.op("Unsqueeze", _mirrored(graph, facts), graph.ints(2))
     return _unmerged(graph, graph.op("Conv", _merged(graph, "dy"), kernel, pads=_mirrored_pads(facts, 1)))
 
 
 def transposed(graph: Graph, facts: Convolution) -> str:
-    """ConvTranspose."""
+    """Gradient of x as a ConvTranspose."""
     pads = [*facts.before, *facts.after]
     return graph.op("ConvTranspose", "dy", "w", strides=facts.strides, pads=pads, output_padding=facts.left_over)
 
 
 def shifted_sums(graph: Graph, facts: Convolution) -> str:
-    """One MatMul to the columns of all positions of the kernel, and the sum of these where they belong."""
+    """Gradient of x as one MatMul to the columns of all positions of the kernel, and their sum where they belong."""
     (height, width), count = facts.kernel, prod(facts.kernel)
     rows = graph.reshape(graph.transpose("w", [2, 3, 1, 0]), [count * facts.channels, facts.filters])
     columns = graph.op("MatMul", rows, graph.reshape(_swapped(graph, "dy"), [facts.filters, -1]))
@@ -181,7 +181,7 @@ def shifted_sums(graph: Graph, facts: Convolution) -> str:
 
 
 def axes_swapped(graph: Graph, facts: Convolution) -> str:
-    """Conv of a batch of input channels, whose channels are the examples, with dy as the kernel."""
+    """Gradient of w as a Conv of a batch of input channels, whose channels are the examples, with dy as the kernel."""
     images, kernel = _swapped(graph, "x"), _swapped(graph, "dy")
     pads = [*facts.before, *facts.after]
     grad_weight = graph.op("Conv", images, kernel, strides=facts.dilations, dilations=facts.strides, pads=pads)
@@ -191,7 +191,7 @@ def axes_swapped(graph: Graph, facts: Convolution) -> str:
 
 
 def slices_matmul(graph: Graph, facts: Convolution) -> str:
-    """Shifted slices of x [I, N, H, W], concatenated, and one product over all pixels of all examples."""
+    """Gradient of w from shifted slices of x [I, N, H, W], joined, as one product over all pixels and examples."""
     columns = _joined(graph, _slices(graph, facts, _swapped(graph, "x"), (2, 3)), axis=0)
     columns = graph.reshape(columns, [prod(facts.kernel) * facts.channels, -1])
     rows = graph.reshape(_swapped(graph, "dy"), [facts.filters, -1])
@@ -199,7 +199,7 @@ def slices_matmul(graph: Graph, facts: Convolution) -> str:
 
 
 def slices_last(graph: Graph, facts: Convolution) -> str:
-    """The same with slices of x [N, H, W, I], which are concatenated by pixel."""
+    """Gradient of w from shifted slices of x [N, H, W, I], concatenated by pixel, in one product."""
     columns = _joined(graph, _slices(graph, facts, graph.transpose("x", [0, 2, 3, 1]), (1, 2)), axis=3)
     columns = graph.reshape(columns, [-1, prod(facts.kernel) * facts.channels])
     rows = graph.reshape(_swapped(graph, "dy"), [facts.filters, -1])
@@ -207,7 +207,7 @@ def slices_last(graph: Graph, facts: Convolution) -> str:
 
 
 def slices_by_example(graph: Graph, facts: Convolution) -> str:
-    """Shifted slices of x as it is, one product for each example, and their sum."""
+    """Gradient of w from shifted slices of x as it is, as the sum of one product for each example."""
     columns = _joined(graph, _slices(graph, facts, "x", (2, 3)), axis=1)
     columns = graph.reshape(columns, [-1, prod(facts.kernel) * facts.channels, prod(facts.out)])
     rows = graph.reshape("dy", [-1, facts.filters, prod(facts.out)])
@@ -220,10 +220,10 @@ class Product:
     """One of the three products of a convolution.
 
     Attributes:
-        title: of its table.
-        of: the input whose gradient it is; None for y.
-        known: the names of the exporter's lowerings, by operator and number of axes of its kernel.
-        lowerings: by name; those that only the exporter has are missing.
+        title: Title of the product's table.
+        of: Input whose gradient the product is; None for y.
+        known: Names of the exporter's lowerings, by operator and number of axes of its kernel.
+        lowerings: Lowerings by name, without those that only the exporter has.
     """
 
     title: str
@@ -258,11 +258,11 @@ PRODUCTS = (
     ),
 )
 UNSTRIDED = (mirrored, mirrored_merged, shifted_sums)
-"""What there is only for a stride of 1."""
+"""Lowerings that exist only for a stride of 1."""
 
 
 def convolution_contests(layer: str, conv: Conv, batch: int) -> Iterator[Contest]:
-    """The convolution and its two gradients."""
+    """Contests of a convolution and of its two gradients."""
     out = (conv.size + 2 * conv.pad - conv.kernel) // conv.stride + 1
     arrays = _random(
         x=(batch, conv.channels, conv.size, conv.size),
@@ -295,13 +295,13 @@ def _torch_convolution(arrays: Mapping[str, NDArray[Any]], conv: Conv, of: str |
 
 
 def _kernel(graph: Graph) -> tuple[str, int]:
-    """Operator and axes of the kernel of the one convolution in a graph."""
+    """Operator of the one convolution in a graph, and number of axes of its kernel."""
     (node,) = (node for node in graph.nodes if node.op_type in ("Conv", "ConvTranspose"))
     return node.op_type, len(attributes(node)["kernel_shape"])
 
 
 def _mirrored_pads(facts: Convolution, depth: int) -> list[int]:
-    """Pads of a mirrored kernel with so many axes more."""
+    """Pads of a mirrored kernel with `depth` more axes."""
     sides = ([r - p for r, p in zip(facts.reach, pads, strict=True)] for pads in (facts.before, facts.after))
     return [pad for side in sides for pad in (*[0] * depth, *side)]
 
@@ -329,7 +329,7 @@ def _positions(facts: Convolution) -> Iterator[tuple[int, ...]]:
 
 
 def _slices(graph: Graph, facts: Convolution, value: str, axes: tuple[int, int]) -> list[str]:
-    """For each position of the kernel, the pixels that it meets."""
+    """Pixels that each position of the kernel meets, by position."""
     if any((*facts.before, *facts.after)):
         value = graph.op("Pad", value, graph.ints(*facts.before, *facts.after), "", graph.ints(*axes))
     spans = [(t - 1) * s + 1 for t, s in zip(facts.out, facts.strides, strict=True)]
@@ -351,15 +351,15 @@ def _joined(graph: Graph, values: Sequence[str], *, axis: int) -> str:
 
 
 def _as_weight(graph: Graph, facts: Convolution, rows: str) -> str:
-    """[O, K1 K2 I] as [O, I, K1, K2]."""
+    """Rows [O, K1 K2 I] rearranged as a weight [O, I, K1, K2]."""
     return graph.transpose(graph.reshape(rows, [facts.filters, *facts.kernel, facts.channels]), [0, 3, 1, 2])
 
 
-# The others
+# Pooling, ReLU and normalization
 
 
 def pooling_contest(layer: str, pool: Pool, batch: int) -> Contest:
-    """Max pooling with the gradient, as the indices of its maxima cost time in the forward pass."""
+    """Contest of max pooling and its gradient together, as the indices of maxima cost time in the forward pass."""
     channels, *size = pool.shape
     out = [(n + 2 * pool.pad - pool.kernel) // pool.stride + 1 for n in size]
     arrays = _random(x=(batch, *pool.shape), dy=(batch, channels, *out))
@@ -391,7 +391,7 @@ def pooling_contest(layer: str, pool: Pool, batch: int) -> Contest:
 
 
 def relu_contest(layer: str, shape: tuple[int, ...], batch: int) -> Contest:
-    """The gradient of ReLU."""
+    """Contest of the gradient of ReLU."""
     arrays = _random(x=(batch, *shape), dy=(batch, *shape))
     arrays["y"] = np.maximum(arrays["x"], 0)
     node = helper.make_node("Relu", ["x"], ["y"])
@@ -417,7 +417,7 @@ def relu_contest(layer: str, shape: tuple[int, ...], batch: int) -> Contest:
 
 
 def norm_contest(layer: str, shape: tuple[int, ...], batch: int) -> Contest:
-    """Group or layer normalization with all their gradients."""
+    """Contest of group or layer normalization and all its gradients."""
     names, given = ["x", "scale", "bias"], {"epsilon": 1e-5}
     if len(shape) == 2:
         scale, rows, axes = shape[-1:], [-1, *shape], [0, 1]
@@ -443,7 +443,7 @@ def norm_contest(layer: str, shape: tuple[int, ...], batch: int) -> Contest:
 
 
 def _by_operator(graph: Graph, *, rows: Sequence[int], shape: Sequence[int], axes: Sequence[int]) -> Sequence[str]:
-    """LayerNormalization of rows [N, G, M]; scale and bias are summed to over `axes` of [N, *shape]."""
+    """LayerNormalization of rows [N, G, M]; the gradients of scale and bias are sums over `axes` of [N, *shape]."""
     ones, zeros = (graph.array(np.full(rows[-1], value, np.float32)) for value in (1, 0))
     normal, _, inverse = graph.ops("LayerNormalization", graph.reshape("x", rows), ones, zeros, outputs=3, epsilon=1e-5)
     whole = graph.reshape(normal, [-1, *shape])
@@ -458,7 +458,7 @@ def _by_operator(graph: Graph, *, rows: Sequence[int], shape: Sequence[int], axe
 
 
 def contests(layers: str, batch: int) -> Iterator[Contest]:
-    """The rows of all tables whose layers match a pattern."""
+    """Rows of all tables whose layers match a pattern."""
     for layer, conv in CONVOLUTIONS.items():
         if fnmatch(layer, layers):
             yield from convolution_contests(layer, conv, batch)
@@ -479,7 +479,7 @@ def _random(**shapes: tuple[int, ...]) -> dict[str, NDArray[np.float32]]:
 
 
 def _graph(arrays: Mapping[str, NDArray[Any]]) -> Graph:
-    """A graph that knows the arrays, and y, which has the shape of its gradient."""
+    """Graph that knows the arrays, and y, which has the shape of its gradient."""
     shapes: dict[str, Shape] = {name: array.shape for name, array in (*arrays.items(), ("y", arrays["dy"]))}
     return Graph(
         Trace({name: (Batch(), *shape[1:]) if name in BATCHES else shape for name, shape in shapes.items()}, {}, {})
@@ -489,7 +489,7 @@ def _graph(arrays: Mapping[str, NDArray[Any]]) -> Graph:
 def _with_gradients(
     compute: Callable[..., Tensor], arrays: Mapping[str, NDArray[Any]], names: Sequence[str]
 ) -> Callable[[], Sequence[Tensor]]:
-    """A function of some arrays in torch, and its gradients by them."""
+    """Function that computes `compute` of some arrays in torch, and the gradients by them."""
 
     def run() -> Sequence[Tensor]:
         inputs = [torch.from_numpy(arrays[name]).requires_grad_() for name in names]
@@ -506,7 +506,7 @@ def _exported(
     *,
     forward: Callable[[Graph, NodeProto], None] | None = None,
 ) -> Lowering:
-    """What the exporter appends for a node: its forward pass, if given, and the gradients of some inputs."""
+    """Lowering that the exporter appends for a node: its forward pass, if given, and the gradients of some inputs."""
     graph = _graph(arrays)
     if forward:
         forward(graph, node)
@@ -540,7 +540,7 @@ def _runner(
     expected: Sequence[NDArray[np.float32]],
     threads: int,
 ) -> Callable[[], object]:
-    """What runs a graph on the arrays, once its results are checked."""
+    """Function that runs a graph on the arrays; its results are checked first."""
     nodes = needed(graph.nodes, outputs)
     used = {name: arrays[name] for name in arrays if any(name in node.input for node in nodes)}
     inputs = [
@@ -556,7 +556,7 @@ def _runner(
     for found, right in zip(session.run(outputs, used), expected, strict=True):
         error = np.abs(found.reshape(right.shape) - right).max() / np.abs(right).max()
         if not error <= TOLERANCE:
-            raise click.ClickException(f"{what}: expected torch's result, found one that is {error:.1e} off")
+            raise click.ClickException(f"{what}: expected torch's result, found one that is off by {error:.1e}")
     binding = session.io_binding()
     for name, array in used.items():
         binding.bind_cpu_input(name, array)
@@ -566,7 +566,7 @@ def _runner(
 
 
 def report(results: Mapping[str, Any]) -> str:
-    """The results as tables."""
+    """Tables of the results."""
     rows = results["rows"]
     parts = [f"milliseconds for a batch of {results['batch']} at {results['threads']} threads (medians)"]
     for title in dict.fromkeys(row["table"] for row in rows):
@@ -591,7 +591,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     sums = {"the fastest": sum(fastest), TORCH: sum(row["ms"][TORCH] for row in rows)}
     ratios = ", ".join(f"{sum(chosen) / total:.2f} times {name}" for name, total in sums.items())
     header = ("layer", "shape", *names, TORCH, "chosen", "chosen/fastest")
-    return f"{table(header, cells)}\n\nall that is chosen together takes {ratios}"
+    return f"{table(header, cells)}\n\nall chosen lowerings together take {ratios}"
 
 
 @click.command()
@@ -606,7 +606,7 @@ def main(layers: str, batch: int, threads: int, repetitions: int, json_file: Pat
     torch.set_num_threads(threads)
     rows = [measure(contest, threads, repetitions) for contest in contests(layers, batch)]
     if not rows:
-        raise click.BadParameter(f"no layer is called like {layers!r}", param_hint="--layers")
+        raise click.BadParameter(f"expected a pattern that matches a layer, found {layers!r}", param_hint="--layers")
     results = {"batch": batch, "threads": threads, "rows": rows}
     click.echo(report(results))
     if json_file is not None:

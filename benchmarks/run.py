@@ -1,4 +1,4 @@
-"""All benchmarks, one after the other, into one results file with the machine described.
+"""All benchmarks, one after the other, with their output and the machine in one results file.
 
 python benchmarks/run.py                    # writes benchmarks/results.md
 python benchmarks/run.py device.py          # one of them; the other sections stay
@@ -30,7 +30,7 @@ PACKAGES = ("fedpara-edge", "numpy", "torch", "onnx", "onnxruntime-training-cpu"
 
 
 def machine() -> str:
-    """Processor, cores, memory, system and versions, in one line each."""
+    """Description of the machine: processor, cores, memory and system in one line, versions in another."""
     processor = platform.processor() or platform.machine()
     memory = ""
     if sys.platform == "linux":
@@ -45,7 +45,7 @@ def machine() -> str:
 
 
 def sections_of(text: str) -> dict[str, str]:
-    """The sections of a results file, by title."""
+    """Sections of a results file, by title."""
     parts = re.split(r"^## (.+)\n", text, flags=re.MULTILINE)[1:]
     return {title: f"## {title}\n{content.rstrip()}\n" for title, content in zip(parts[::2], parts[1::2], strict=True)}
 

@@ -1,4 +1,4 @@
-"""Draw the figures of the documentation from the committed results of the plans, with the command that a user types.
+"""Figures of the documentation, drawn from the committed results of the plans with the command that a user types.
 
 python docs/figures.py      # prints each command, and replaces docs/figures/*.svg
 """
@@ -21,7 +21,7 @@ FOUR_ARMS = {
     "fedpara": "FedPara, float32",
     "fedpara-uniform2": "FedPara, uniform codec",
 }
-"""Arms of a figure that has the model and the codec apart, with what they are called in it."""
+"""Arms of a figure that shows the effects of model and codec apart, with their labels."""
 
 
 def _four_arms(run: str, title: str) -> list[str]:
@@ -35,7 +35,7 @@ FIGURES: Mapping[str, Sequence[str]] = {
     "har-personal": ["plans/results/har-personal", "--figure=clients"],
     "shakespeare-lstm": ["plans/results/shakespeare-lstm", "--figure=accuracy-by-bytes"],
 }
-"""Figures by the name of their file, each with what follows `fedpara-edge report`."""
+"""Figures by the name of their file, each with the arguments of `fedpara-edge report`."""
 
 
 def command(name: str) -> list[str]:
@@ -45,9 +45,9 @@ def command(name: str) -> list[str]:
 
 @click.command()
 def main() -> None:
-    """Draw all figures again; typed in the folder that has docs/ and plans/."""
+    """Draw all figures again; to be run in the folder that has docs/ and plans/."""
     if not FOLDER.is_dir():
-        raise click.UsageError(f"expected to be called in {ROOT}, found no folder {FOLDER}")
+        raise click.UsageError(f"expected to be run in {ROOT}, found no folder {FOLDER}")
     for name in FIGURES:
         click.echo(shlex.join(["fedpara-edge", *command(name)]), err=True)
         fedpara_edge.main(command(name), standalone_mode=False)

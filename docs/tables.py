@@ -1,7 +1,7 @@
-"""Fill the tables of `reproducing.md` from the committed results of the plans, so that no number is typed.
+"""Tables of `reproducing.md`, filled from the committed results of the plans, so that no number is typed.
 
     python docs/tables.py            # after a plan was run again
-    python docs/tables.py --check    # exit code 1 if a table is not what the results say
+    python docs/tables.py --check    # exits with 1 if a table differs from the results
 
 A table stands between `<!-- table: PLAN KIND [ARM,ARM,…] -->` and `<!-- end -->`. KIND is one of `KINDS`, and may end
 in an accuracy to reach instead of those of the plan: `bytes@50` for 50 %.
@@ -35,7 +35,7 @@ KINDS: dict[str, Callable[[Summary], Sequence[Table | None]]] = {
 
 
 def filled(page: str) -> str:
-    """The page with its tables made anew."""
+    """Page with its tables made anew."""
 
     def table(match: re.Match[str]) -> str:
         begin, plan, kind, arms, end = match.groups()
@@ -57,13 +57,15 @@ def _markdown(table: Table, arms: Sequence[str]) -> str:
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Change nothing; exit with 1 if something would change.")
+@click.option("--check", is_flag=True, help="Change nothing; exit with 1 if a table would change.")
 def main(check: bool) -> None:
-    """Fill the tables, or look whether they are filled."""
+    """Fill the tables of reproducing.md from plans/results, or check them."""
     page = PAGE.read_text(encoding="utf-8")
     new = filled(page)
     if check and new != page:
-        raise click.ClickException(f"{PAGE}: its tables are not those of plans/results; type: python docs/tables.py")
+        raise click.ClickException(
+            f"{PAGE}: expected the tables of plans/results, found others; run python docs/tables.py"
+        )
     if not check:
         PAGE.write_text(new, encoding="utf-8")
 

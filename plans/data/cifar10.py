@@ -2,9 +2,9 @@
 
     x_train uint8 [n, 3, 32, 32], y_train int64 [n], x_test, y_test
 
-The raw file has every image as a JPEG of quality 75, so these are not the original pixels: numbers from them are of
-"CIFAR-10 (JPEG q75)". Image i is `header` + `scans[offsets[i]:offsets[i + 1]]`. Needs Pillow, which the extra `report`
-brings.
+The raw file has every image as a JPEG of quality 75, so these are not the original pixels: report results on them as
+those of "CIFAR-10 (JPEG q75)". Image i is `header` + `scans[offsets[i]:offsets[i + 1]]`. Needs Pillow, which the extra
+`report` brings.
 
     python plans/data/cifar10.py
     python plans/data/cifar10.py --train 50000 --test 10000      # all of it, cifar10_60k.npz
@@ -21,12 +21,12 @@ from raw import HERE, read, source_option, write
 
 
 def decode(files: list[bytes]) -> np.ndarray:
-    """JPEG files of 32x32 colour images to uint8 [n, 3, 32, 32]."""
+    """Pixels uint8 [n, 3, 32, 32] of JPEG files of 32x32 color images."""
     try:
         from PIL import Image
     except ImportError as error:
         raise click.ClickException(
-            "Pillow: expected it to be installed, found none; type: pip install -c constraints.txt '.[report]'"
+            "Pillow: expected it to be installed, found none; run pip install -c constraints.txt '.[report]'"
         ) from error
     images = np.empty((len(files), 3, 32, 32), np.uint8)
     for number, file in enumerate(files):

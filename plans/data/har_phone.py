@@ -1,9 +1,10 @@
-"""Make `har_phone.npz`: two seconds of a phone's accelerometer and gyroscope at a time, by subject.
+"""Make `har_phone.npz`: windows of two seconds of a phone's accelerometer and gyroscope, by subject.
 
     x float32 [n, 100, 6], y int64 [n] of five activities, subject int64 [n], execution int64 [n]
 
-Windows of one execution overlap by 75 %, so hold out whole executions: `group = "execution"`. The accelerations are in
-g, the rotations in rad/s: constants of physics, the same for all, so that no client learns from another's data.
+Windows of one execution overlap by 75 %, so hold out whole executions: `group = "execution"`. Accelerations are in g
+and rotations in rad/s: the scales are constants of physics, the same for all, so that no client learns from another's
+data.
 
     python plans/data/har_phone.py
 """
@@ -17,14 +18,14 @@ import numpy as np
 from raw import output_option, read, source_option, write
 
 GRAVITY = 9.80665
-"""Metres per second squared; the raw accelerations are in these."""
+"""One g in meters per second squared, the unit of the raw accelerations."""
 
 
 @click.command()
 @source_option("har_phone_by_subject.npz")
 @output_option("har_phone.npz")
 def main(source: Path, output: Path) -> None:
-    """Scale the windows."""
+    """Scale the windows and write them."""
     raw = read(source, ("x", "y", "subject", "execution"), content="windows of a phone's sensors")
     scale = np.array([GRAVITY] * 3 + [1.0] * 3)
     integers = {name: raw[name].astype(np.int64) for name in ("y", "subject", "execution")}

@@ -1,4 +1,4 @@
-"""Where the scripts of this folder find their raw data, and how they write the plans' files."""
+"""Raw data of the scripts in this folder, and the files that they write for the plans."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ RAW = HERE.parent.parent.parent / "shared" / "data"
 
 
 def source_option(name: str) -> Any:
-    """The option `--source`, by default a file of `RAW`."""
+    """Option `--source`, by default a file of `RAW`."""
     help_text = f"Raw data.  [default: ../shared/data/{name}]"
     return click.option("--source", type=click.Path(path_type=Path), default=RAW / name, help=help_text)
 
 
 def output_option(name: str) -> Any:
-    """The option `-o`, by default a file in this folder."""
+    """Option `-o`, by default a file in this folder."""
     help_text = f"File to write.  [default: plans/data/{name}]"
     return click.option("-o", "--output", type=click.Path(path_type=Path), default=HERE / name, help=help_text)
 
 
 def read(source: Path, names: tuple[str, ...], *, content: str) -> dict[str, NDArray[Any]]:
-    """Arrays of an `.npz`.
+    """Arrays of an `.npz` by name.
 
     Raises:
-        ClickException: there is no such file, or it has other arrays; says what is missing.
+        ClickException: There is no such file, or it lacks an array, which the message names.
     """
     if not source.is_file():
         raise click.ClickException(
@@ -48,7 +48,7 @@ def read(source: Path, names: tuple[str, ...], *, content: str) -> dict[str, NDA
 
 
 def write(output: Path, arrays: dict[str, NDArray[Any]]) -> None:
-    """Write an `.npz`, replacing an older one, and tell what is in it."""
+    """Write an `.npz`, replacing an older one, and print what is in it."""
     check_output(output, overwrite=True)
     with replacing_file(output) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
