@@ -164,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--parameters", type=int, default=5_000_000, help="approximate number of shared parameters")
     parser.add_argument("--codec", default="float32", help="codec of the updates")
     parser.add_argument("--repetitions", type=int, default=5, help="runs of each kind; the median counts")
-    parser.add_argument("--folder", type=Path, help="folder for the temporary folder with the files")
+    parser.add_argument("--folder", type=Path, help="folder in which to make the temporary folder")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     parser.add_argument("--measure", choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument("--write", action="store_true", help=argparse.SUPPRESS)

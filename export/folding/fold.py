@@ -218,7 +218,7 @@ def _compare(
         FedparaError: An output of the factored model is not finite.
     """
     difference = norm = 0.0
-    right, factored_right, labels = 0, 0, 0
+    correct, factored_correct, labels = 0, 0, 0
     name = factored.get_inputs()[0].name
     for x, y in batches:
         expected, found = (session.run(None, {name: x})[0] for session in (factored, folded))
@@ -232,13 +232,13 @@ def _compare(
         difference += float(np.sum((found.astype(np.float64) - expected) ** 2))
         norm += float(np.sum(expected.astype(np.float64) ** 2))
         if y is not None:
-            right += count_correct(loss, found, y)
-            factored_right += count_correct(loss, expected, y)
+            correct += count_correct(loss, found, y)
+            factored_correct += count_correct(loss, expected, y)
             labels += y.size
     error = math.sqrt(difference / max(norm, 1e-30))
     if loss == "mse" or not labels:
         return _Comparison(error, None, None)
-    return _Comparison(error, right / labels, factored_right / labels)
+    return _Comparison(error, correct / labels, factored_correct / labels)
 
 
 def _refuse_if_far(path: Path, spec: FoldedSpec, checks: Sequence[_Comparison], max_drop: float) -> None:
