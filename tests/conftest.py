@@ -2,14 +2,21 @@
 
 import functools
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
+import tiny_plan
 import torch
 from command_line import Command, Ended
 from small_net import SmallBundle, export_small_net
 
 from fedpara_edge.cli import main
 from fedpara_edge.formats.bundle import Bundle
+from fedpara_edge.simulation import runner
+from fedpara_edge.simulation.tasks.engines import bundle_at
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
@@ -38,3 +45,15 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return Ended(int(ended.value.code or 0), captured.out, captured.err)
 
     return call
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No worker processes: fast, and open to monkeypatching."""
+
+    @contextmanager
+    def open_pool(*_: Any, **__: Any) -> Iterator[Executor]:
+        yield tiny_plan.AtOnce()
+
+    monkeypatch.setattr(runner, "open_pool", open_pool)
+    bundle_at.cache_clear()

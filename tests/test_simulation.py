@@ -9,9 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import Executor, Future
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ import numpy as np
 import pytest
 from command_line import Command
 from small_net import SHAPE, SmallBundle, without_verification
+from tiny_plan import ARMS, PLAN, measured, write_data, write_plan
 
 from device_runtime import evaluate, load_weights, open_data, open_engine, train
 from export import make_bundle
@@ -28,71 +26,16 @@ from fedpara_edge.cli import simulate as cli_simulate
 from fedpara_edge.errors import BusyError, DivergedError, FedparaError, InputError
 from fedpara_edge.formats.bundle import WEIGHTS, open_bundle
 from fedpara_edge.formats.weights import read_weights, write_weights
-from fedpara_edge.simulation import folder, runner
+from fedpara_edge.simulation import folder
 from fedpara_edge.simulation.data.clients import write_clients
 from fedpara_edge.simulation.folder import JobFolder, RunFolder, hold, newest_before
 from fedpara_edge.simulation.metrics import Journal
 from fedpara_edge.simulation.plan.plan import ARM_NAME, first_difference, read_plan, read_tables
 from fedpara_edge.simulation.runner import simulate
 from fedpara_edge.simulation.sampling import client_seed, draw_participants
-from fedpara_edge.simulation.tasks.engines import Model, bundle_at, fresh_engine
+from fedpara_edge.simulation.tasks.engines import Model, fresh_engine
 from fedpara_edge.simulation.tasks.measure import weight_norm
 from fedpara_edge.storage.tensorfile import TensorFile
-
-PLAN = """
-name = "tiny"
-rounds = 2
-seeds = [4]
-participants = 2
-[data]
-path = "data.npz"
-split = "iid"
-clients = 3
-test = ["x_test", "y_test"]
-[model]
-name = "mlp"
-classes = 3
-input_shape = [1, 4, 4]
-[train]
-batch_size = 8
-lr = 0.1
-lr_decay = 0.9
-[arms.dense]
-model.kind = "dense"
-[arms.small]
-model.gamma = 0.5
-train.codec = "int8"
-[arms.alone]
-model.gamma = 0.5
-local_only = true
-"""
-ARMS = {"dense": 0, "small": 0, "alone": 1}
-"""The arms by whether they are local."""
-SECONDS = ("seconds", "train_seconds")
-
-
-class AtOnce(Executor):
-    """Does in this process and at once what is submitted."""
-
-    def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        try:
-            future.set_result(function(*args, **kwargs))
-        except Exception as error:  # noqa: BLE001
-            future.set_exception(error)
-        return future
-
-
-@pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No worker processes: fast, and open to monkeypatching."""
-
-    @contextmanager
-    def open_pool(*_: Any, **__: Any) -> Iterator[Executor]:
-        yield AtOnce()
-
-    monkeypatch.setattr(runner, "open_pool", open_pool)
-    bundle_at.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -102,13 +45,6 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_data(place)
     (place / "plan.toml").write_text(PLAN)
     return place
-
-
-def write_data(place: Path) -> None:
-    generator = np.random.default_rng(0)
-    y = generator.integers(0, 3, 130)
-    x = (60 * y[:, None, None] + generator.integers(0, 100, (130, 4, 4))).astype(np.uint8)
-    np.savez(place / "data.npz", x=x[:100], y=y[:100], x_test=x[100:], y_test=y[100:], writer=np.arange(100) % 4)
 
 
 @pytest.fixture(scope="module")
@@ -134,12 +70,6 @@ def simulating(plan: Path, run: Path, *options: object) -> subprocess.Popen[str]
     )
 
 
-def measured(run: Path) -> list[dict[str, Any]]:
-    """All metrics but for seconds."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in SECONDS} for line in lines]
-
-
 def of(run: Path, event: str, arm: str) -> list[dict[str, Any]]:
     return [line for line in measured(run) if (line["event"], line["arm"]) == (event, arm)]
 
@@ -150,17 +80,6 @@ def with_bundles_of(done: Path, run: Path, *, arms: dict[str, str] | None = None
         shutil.copytree(done / "work" / source / "seed-4" / "bundle", run / "work" / arm / "seed-4" / "bundle")
     shutil.copy(done / "plan.toml", run / "plan.toml")
     return run
-
-
-def write_plan(place: Path, *changes: tuple[str, str], more: str = "") -> Path:
-    text = PLAN
-    for before, after in changes:
-        assert before in text
-        text = text.replace(before, after)
-    (place / "plan.toml").write_text(text + more)
-    if not (place / "data.npz").exists():
-        write_data(place)
-    return place / "plan.toml"
 
 
 BAD_PLANS: dict[str, tuple[tuple[str, str], str]] = {
@@ -668,12 +587,7 @@ def test_other_files_and_other_plans_are_refused(done: Path, tmp_path: Path) -> 
     with pytest.raises(InputError, match=r"metrics\.jsonl: expected one metric a line"):
         Journal(tmp_path / "metrics.jsonl")
     (tmp_path / "metrics.jsonl").unlink()
-    plan = write_plan(tmp_path, ("lr = 0.1", "lr = 0.2"), ("rounds = 2", "rounds = 3"))
-    with pytest.raises(InputError, match=r"plan\.toml: rounds: expected 2, found 3, other than in .*run/plan\.toml"):
-        simulate(plan, done)
-    deeper = write_plan(tmp_path, ("model.gamma = 0.5\ntrain", "model.gamma = 0.6\ntrain"))
-    with pytest.raises(InputError, match=r"plan\.toml: arms\.small\.model\.gamma: expected 0\.5, found 0\.6"):
-        simulate(deeper, done)
+    plan = write_plan(tmp_path)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").touch()
     for place in (tmp_path / "full", tmp_path / "full" / "notes.txt"):
@@ -708,7 +622,7 @@ def test_what_was_refused_before_any_training_can_be_corrected(tmp_path: Path) -
     with folder.open_run(run, plan) as found:
         assert made.exists()
         assert not found.data(4).exists(), "the data may have been corrected"
-        found.metrics.write_text("{}\n")
+        Journal(found.metrics).append({"event": "arm", "arm": "dense", "seed": 4})
         write_clients(found.data(4), read_plan(plan).data, 4)
     with folder.open_run(run, plan) as found:
         assert found.data(4).exists()

@@ -33,8 +33,9 @@ HEADER = ("arm", "seed", "parameters", "rounds", "accuracy", "loss", "up", "down
 def command(plan: Path, output: Path, workers: int | None, arm: tuple[str, ...], json: bool) -> None:
     """Run the federations of PLAN with the device runtime on real files, and report on them.
 
-    Interrupted or killed, the same command goes on with the first round that was not done, to the same result. What was
-    measured is in OUTPUT/metrics.jsonl, and the report in OUTPUT/report.html; `fedpara-edge report` makes it again.
+    Interrupted or killed, the same command goes on with the first round that was not done, to the same result; so does
+    a run whose PLAN has more rounds, arms or seeds by now. What was measured is in OUTPUT/metrics.jsonl, and the report
+    in OUTPUT/report.html; `fedpara-edge report` makes it again.
     """
     from fedpara_edge.cli.installed import require
 

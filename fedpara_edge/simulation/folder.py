@@ -1,9 +1,9 @@
 """The run folder: where a simulation keeps its files, and how only one process at a time works in it.
 
-plan.toml           copy of the plan; another one is refused
+plan.toml           copy of the plan; another one must be a growth of it (`growth`)
 metrics.jsonl       what was measured (`metrics`)
 report.html, *.png  the report
-work/               what the federations need; may be deleted when the run is done
+work/               what the federations need; may be deleted when the run is done and is not to grow
     .lock           held by the simulation and its workers; empty. No arm has a name with a dot in front
     .data/seed-<s>/                                   rows of the clients (`clients`), common to all arms
     <arm>/seed-<s>/bundle/
@@ -23,13 +23,15 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from fedpara_edge.errors import BusyError, InputError
+from fedpara_edge.simulation.growth import check_growth
+from fedpara_edge.simulation.metrics import Event, Journal
 from fedpara_edge.simulation.plan.plan import first_difference, read_tables
 from fedpara_edge.storage.atomic import replacing_file
 
@@ -56,24 +58,6 @@ class RunFolder:
     def metrics(self) -> Path:
         """What was measured."""
         return self.path / METRICS
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether anything was measured."""
-        return self.metrics.is_file() and self.metrics.stat().st_size > 0
-
-    def check_plan(self, plan: Path) -> None:
-        """Compare a plan with the copy that is here.
-
-        Raises:
-            InputError: one can't be read, or a value differs.
-        """
-        found = first_difference(read_tables(self.plan), read_tables(plan))
-        if found is not None:
-            raise InputError(
-                f"{plan}: {found}, other than in {self.plan}, with which this run began; take another folder for "
-                "another plan"
-            )
 
     @property
     def lock(self) -> Path:
@@ -171,14 +155,15 @@ def _number(path: Path) -> int:
 def open_run(path: Path, plan: Path) -> Iterator[RunFolder]:
     """Make a run folder or go on in one, for as long as the context lasts.
 
-    A run that has measured nothing yet begins again, so that a plan or data that were refused can be corrected.
+    A run that has measured nothing yet begins again, so that a plan or data that were refused can be corrected; so does
+    what was added to one that has.
 
     Args:
-        path: of the run folder.
-        plan: file of the plan; copied, or compared with the copy that is there.
+        path: Run folder.
+        plan: Plan file; copied, once it was compared with the copy that is there.
 
     Raises:
-        InputError: The folder has something else in it, or was made with another plan.
+        InputError: The folder has something else in it, or the run can't grow to the plan.
         BusyError: Another process works in it.
     """
     run = RunFolder(path)
@@ -188,17 +173,26 @@ def open_run(path: Path, plan: Path) -> Iterator[RunFolder]:
     run.lock.parent.mkdir(parents=True, exist_ok=True)
     with hold(run.lock, alone=True):
         is_new = not run.plan.is_file() or first_difference(read_tables(run.plan), tables) is not None
-        if is_new and run.has_begun:
-            run.check_plan(plan)
-        if not run.has_begun:
-            # Bundles follow from the plan, and are worth keeping; the data may have been corrected.
-            for made in run.lock.parent.iterdir():
-                if made.is_dir() and (is_new or made == run.data(0).parent):
-                    shutil.rmtree(made)
+        events = Journal(run.metrics).events
+        if is_new and events:
+            check_growth(run.plan, plan, events)
+        _remove_what_may_have_changed(run, events, models=is_new)
         if is_new:
             with replacing_file(run.plan) as temporary:
                 shutil.copyfile(plan, temporary)
         yield run
+
+
+def _remove_what_may_have_changed(run: RunFolder, events: Sequence[Event], *, models: bool) -> None:
+    """Remove the data, and the bundles if the plan is another, of the seeds and arms that have not begun."""
+    seeds = {run.data(event["seed"]) for event in events}
+    jobs = {run.job(event["arm"], event["seed"]).path for event in events}
+    for arm in run.lock.parent.iterdir():
+        is_data = arm == run.data(0).parent
+        if arm.is_dir() and (is_data or models):
+            for made in arm.iterdir():
+                if made.is_dir() and made not in (seeds if is_data else jobs):
+                    shutil.rmtree(made)
 
 
 def _is_leftover(path: Path) -> bool:

@@ -59,11 +59,6 @@ class Job:
         """Number of rounds whose metrics are written."""
         return len(self.journal.of(self.arm.name, self.seed, "round"))
 
-    @property
-    def is_done(self) -> bool:
-        """Whether nothing is left to do."""
-        return bool(self.journal.of(self.arm.name, self.seed, "done"))
-
     def participants(self, round: int) -> tuple[str, ...]:
         """Names of the clients that take part in a round."""
         return draw_participants(self.clients.names, self.plan.participants, seed=self.seed, round=round)

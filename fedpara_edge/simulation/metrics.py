@@ -27,7 +27,7 @@ import json
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -86,9 +86,23 @@ class Journal:
             return arms.index(event["arm"]), seeds.index(event["seed"]), round, ORDER.index(kind)
 
         with self._appending:
-            self.events.sort(key=place)
-            with replacing_file(self._path) as temporary:
-                temporary.write_text("".join(json.dumps(event) + "\n" for event in self.events), encoding="utf-8")
+            self._replace(sorted(self.events, key=place))
+
+    def revise(self, change: Callable[[Event], Event | None]) -> None:
+        """Replace every event by another or, for None, by nothing; all at once.
+
+        Raises:
+            FedparaError: The disk refuses the write; the file is as before.
+        """
+        with self._appending:
+            revised = [new for event in self.events if (new := change(event)) is not None]
+            if revised != self.events:
+                self._replace(revised)
+
+    def _replace(self, events: list[Event]) -> None:
+        with replacing_file(self._path) as temporary:
+            temporary.write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
+        self.events = events
 
 
 def _finite(value: Any) -> Any:

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
+from functools import partial
 from typing import Any
 
 from device_runtime.training import TrainResult
@@ -20,13 +21,13 @@ from fedpara_edge.simulation.job import Job
 from fedpara_edge.simulation.metrics import Event
 from fedpara_edge.simulation.sampling import client_seed
 from fedpara_edge.simulation.tasks.aggregate import Aggregated, aggregate_round
-from fedpara_edge.simulation.tasks.measure import Measures, measure_weights
+from fedpara_edge.simulation.tasks.measure import Measures, are_ranks_cheap, measure_weights
 from fedpara_edge.simulation.tasks.train import train_alone, train_client
 from fedpara_edge.simulation.traffic import download_bytes
 
 
 def run_job(job: Job, pool: Executor, *, on_trained: Callable[[str], None]) -> None:
-    """Run the rounds that are left.
+    """Run the rounds that are left, of a federation that has some or has not come to its end.
 
     Args:
         job: The federation.
@@ -37,10 +38,9 @@ def run_job(job: Job, pool: Executor, *, on_trained: Callable[[str], None]) -> N
         FedparaError: A file can't be written, or was changed by somebody else.
     """
     journal = job.journal
-    if job.is_done:
-        return
     if not journal.of(job.arm.name, job.seed, "arm"):
         journal.append(_arm_event(job))
+    journal.revise(partial(_without_ending, job))
     job.folder.make(job.clients.names)
     diverged = None
     for round in range(job.rounds_done, job.arm.rounds):
@@ -56,6 +56,19 @@ def run_job(job: Job, pool: Executor, *, on_trained: Callable[[str], None]) -> N
     seconds = sum(event["seconds"] for event in rounds)
     job.folder.clear(len(rounds))
     journal.append(job.event("done", rounds=len(rounds), seconds=seconds, diverged=diverged))
+
+
+def _without_ending(job: Job, event: Event) -> Event | None:
+    """An event of a run that goes on, without what was measured because the run was to end there."""
+    if (event["arm"], event["seed"]) != (job.arm.name, job.seed):
+        return event
+    if event["event"] in ("clients", "round") and (number := event["round"]) < job.arm.rounds:
+        if not job.plan.is_evaluated(number, last=job.arm.rounds):
+            nothing = dict.fromkeys(("accuracy", "loss", "ranks"))
+            return {**event, **nothing} if event["event"] == "round" else None
+        if event["event"] == "round" and not are_ranks_cheap(job.bundle.manifest.layout):
+            return {**event, "ranks": None}
+    return event
 
 
 def _run_round(job: Job, pool: Executor, round: int, on_trained: Callable[[str], None]) -> list[Event]:

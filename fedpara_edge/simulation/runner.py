@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from fedpara_edge.errors import FedparaError, InputError
@@ -21,8 +22,9 @@ from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.simulation.bundles import check_bundle, make_model
 from fedpara_edge.simulation.data.clients import Clients, read_clients, write_clients
 from fedpara_edge.simulation.folder import RunFolder, open_run
+from fedpara_edge.simulation.growth import is_finished
 from fedpara_edge.simulation.job import Job
-from fedpara_edge.simulation.metrics import Journal
+from fedpara_edge.simulation.metrics import Event, Journal
 from fedpara_edge.simulation.plan.plan import Arm, Plan, read_plan
 from fedpara_edge.simulation.processes import open_pool
 from fedpara_edge.simulation.rounds import run_job
@@ -69,7 +71,9 @@ def simulate(
     on_start: OnStart = lambda _: None,
     on_trained: OnTrained = lambda _: None,
 ) -> list[Outcome]:
-    """Run a plan, or go on with a run that was interrupted or killed, to the same metrics but for seconds.
+    """Run a plan, or go on with a run that was interrupted, or whose plan has more rounds, arms or seeds by now.
+
+    The metrics are the same but for seconds, however often it was interrupted and in whatever steps it grew.
 
     Args:
         plan: Plan file.
@@ -83,7 +87,7 @@ def simulate(
         What every arm and seed has come to, by this call or an earlier one, in the order of the plan.
 
     Raises:
-        InputError: The plan, its data or one of its bundles does not fit, or the run was begun with another plan.
+        InputError: The plan, its data or one of its bundles does not fit, or the run can't grow to the plan.
         FedparaError: A bundle failed its verification, the disk refuses a write, or a worker was killed.
         KeyboardInterrupt: Interrupted.
     """
@@ -94,14 +98,25 @@ def simulate(
         raise InputError(f"workers: expected at least 1, found {workers}")
     with open_run(run, plan) as folder:
         journal = Journal(folder.metrics)
-        pairs = [(arm, seed) for seed in found.seeds for arm in wanted if not journal.of(arm.name, seed, "done")]
+        pairs = [(arm, seed) for seed in found.seeds for arm in wanted if not _is_finished(journal, arm, seed)]
         with _explaining_killed_workers():
             jobs = _prepare(found, pairs, folder, journal, workers)
+            journal.revise(partial(_without_early_end, found))
             on_start(sum(len(job.participants(0)) * (job.arm.rounds - job.rounds_done) for job in jobs))
             _run(jobs, folder, workers, on_trained)
         journal.sort([arm.name for arm in found.arms], found.seeds)
         begun = [(arm.name, seed) for arm in found.arms for seed in found.seeds if journal.of(arm.name, seed, "done")]
         return [_outcome(journal, found, arm, seed) for arm, seed in begun]
+
+
+def _is_finished(journal: Journal, arm: Arm, seed: int) -> bool:
+    return any(is_finished(done, arm.rounds) for done in journal.of(arm.name, seed, "done"))
+
+
+def _without_early_end(plan: Plan, event: Event) -> Event | None:
+    """An event, unless it is the end of a federation that has more rounds by now."""
+    is_end = event["event"] == "done" and not is_finished(event, plan.arm(event["arm"]).rounds)
+    return None if is_end else event
 
 
 def cores() -> int:
@@ -114,6 +129,12 @@ def _prepare(
 ) -> list[Job]:
     clients = {seed: _clients(plan, folder, seed) for seed in dict.fromkeys(seed for _, seed in pairs)}
     missing = [(arm, seed) for arm, seed in pairs if not folder.job(arm.name, seed).bundle.exists()]
+    for arm, seed in missing:
+        if done := len(journal.of(arm.name, seed, "round")):
+            raise InputError(
+                f"{folder.job(arm.name, seed).path}: expected the files of the {done} rounds that this run has, found "
+                "them removed, so that it can't go on; take another folder"
+            )
     if missing:
         with open_pool(min(workers, len(missing)), folder.lock) as pool:
             made = []
