@@ -1,8 +1,8 @@
-"""Adding a change to the weights: in float64, rounded to float32 once, and never to infinity.
+"""Addition of a change to the weights: in float64, rounded to float32 once, and never to infinity.
 
 The mean is a convex combination of changes, so base + mean can leave float32 only if base + change of some update does.
-That update is to be refused, and not one that happened to be read with it. What a server algorithm keeps may ask for
-smaller changes (`ServerAlgorithm.largest_change`).
+That update is refused, and not one that happened to be read with it. What a server algorithm keeps may ask for smaller
+changes (`ServerAlgorithm.largest_change`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ _LARGEST = np.finfo(np.float32).max
 
 
 def add_change(base: Mapping[str, NDArray[np.float32]], change: NDArray[np.float64]) -> dict[str, NDArray[np.float32]]:
-    """The sum of `base` and a change that is flat in the order of names, by tensor; infinite where it is too large."""
+    """The sum of `base` and a flat change, by tensor; infinite where it is too large.
+
+    Args:
+        base: Shared tensors by name, float32.
+        change: Change of all of them, float64 [entries], in the order of their names.
+    """
     flat = np.empty(change.shape, np.float32)
     moved, offset = {}, 0
     with np.errstate(over="ignore"):
@@ -39,22 +44,22 @@ def is_finite(tensors: Mapping[str, NDArray[np.float32]]) -> bool:
 
 
 def limit(tensors: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-    """The tensors with the largest float32 for infinity, where only rounding led there."""
+    """The tensors with the largest float32 in place of infinity, to which only rounding led."""
     return {name: np.clip(tensor, -_LARGEST, _LARGEST) for name, tensor in tensors.items()}
 
 
 def find_overflowing(updates: Sequence[Update], weights: Weights, largest: Sequence[float]) -> dict[int, FedparaError]:
-    """The updates, by number, whose own change leaves float32 when it is added to the weights, and why.
+    """The errors of the updates whose own change leaves float32 when it is added to the weights, by their number.
 
-    It reads every update again, which only happens when the new weights or the server's state are not finite.
+    Every update is read again, which only happens when the new weights or the server's state are not finite.
 
     Args:
-        updates: closed ones.
-        weights: that they change.
-        largest: for each of them how large an entry of its change may be in any case.
+        updates: Closed updates.
+        weights: Weights that they change.
+        largest: Largest entry that the change of each may have in any case.
 
     Raises:
-        WrongBundleError: the weights themselves are not finite, and no update is to blame.
+        WrongBundleError: The weights themselves are not finite, and no update is to blame.
     """
     if not is_finite(weights.tensors):
         raise WrongBundleError("weights: expected finite tensors, found NaN or Inf; start from the round before")

@@ -68,7 +68,7 @@ class Aggregation:
 
     Args:
         weights: Weights of the next round.
-        state: What the server algorithm keeps for the next round; None if it keeps nothing.
+        state: Server state for the next round; None if the algorithm keeps nothing.
         algorithm: Server algorithm.
         weighting: Weighting of the updates.
         accepted: Updates in the mean, sorted by client.
@@ -76,7 +76,7 @@ class Aggregation:
         rejected_bytes: Size of the refused files, received for nothing.
         dense_bytes: Size of as many updates of the dense model as were accepted, in float32.
         gap: Distance of the mean of the factors from that of the weights; None if no layer has factors that travel.
-        refit: What refitting made of the gap; None if it was not asked for.
+        refit: Gap before and after refitting; None if that was not asked for.
     """
 
     weights: Weights
@@ -146,7 +146,7 @@ def aggregate(
         paths: Update files, in any order.
         weights: Weights that the updates were trained from, as read from their file.
         algorithm: Server algorithm that moves the weights.
-        state: What the algorithm kept in the round before; needed after round 0 if it keeps anything.
+        state: Server state of the round before; needed after round 0 if the algorithm keeps anything.
         weighting: Weighting of the updates, by examples or equal; None for the algorithm's own.
         merge: `mean` for the mean of the factors, `refit` to bring them closer to the mean of the weights, which takes
             a second pass over the files and 12 bytes for each dense weight (`refit`).

@@ -1,4 +1,4 @@
-"""How far the mean of the factors is from the mean of the weights they compose to.
+"""The aggregation gap: the distance of the mean of the factors from the mean of the weights they compose to.
 
 The server averages factors, as in the paper, but what a device trained is the weight W they compose to, and
 
@@ -10,8 +10,8 @@ is of second order in the deviations of the devices from each other: 0 if all mo
 To compose every weight of every device would cost far more than reading the updates, so the gap is estimated from a
 sample of the entries of W (`weightsample`), whose norms are scaled up to the layer. A layer no larger than its sample
 is compared exactly. Where all layers would need more than `UPDATE_ENTRIES` factor entries of an update, or
-`ALL_ENTRIES` of all updates, some are left out, evenly, so that the cost is bounded; those that `LEAST_ENTRIES` of an
-update pay for always stay, and one at least. Of pFedPara only W1 is compared: W2 never leaves the devices.
+`ALL_ENTRIES` of all updates, some are left out, evenly, which bounds the cost; at least one stays, and as many as
+`LEAST_ENTRIES` of an update allow. Of pFedPara only W1 is compared: W2 never leaves the devices.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class LayerGap:
     """The gap of one layer.
 
     Args:
-        layer: its name.
-        relative: the gap; infinite if the mean of the weights did not move but the mean of the factors did, or if the
-            weights are beyond float64.
-        entries: number of composed weights that were compared.
-        exact: whether these are all of the layer.
+        layer: Name of the layer.
+        relative: Gap over the mean movement; infinite if the mean of the weights did not move but the mean of the
+            factors did, or if the weights are beyond float64.
+        entries: Number of composed weights that were compared.
+        exact: Whether these are all of the layer.
     """
 
     layer: str
@@ -53,14 +53,19 @@ class LayerGap:
 
 @dataclass(frozen=True, kw_only=True)
 class Gap:
-    """The gap of a model: `relative` over its layers together, and each layer's own."""
+    """The gap of a model.
+
+    Args:
+        relative: Gap over the mean movement, of all compared layers together.
+        layers: Gap of each compared layer.
+    """
 
     relative: float
     layers: tuple[LayerGap, ...]
 
     @property
     def entries(self) -> int:
-        """Number of composed weights that were compared, of each update."""
+        """Number of composed weights of each update that were compared."""
         return sum(layer.entries for layer in self.layers)
 
     def to_json(self) -> dict[str, Any]:
@@ -73,12 +78,12 @@ class Gap:
 
 
 class GapEstimator:
-    """Gathers the gap while updates stream by: a `stream.Watcher`.
+    """A `stream.Watcher` that gathers the gap while updates stream by.
 
     Args:
-        layout: of the model.
-        base: the shared tensors that the updates change, by name, float32.
-        updates: how many there will be.
+        layout: Layout of the model.
+        base: Shared tensors that the updates change, by name, float32.
+        updates: Number of updates to come.
     """
 
     def __init__(self, layout: Layout, base: Mapping[str, NDArray[np.float32]], *, updates: int) -> None:
@@ -104,19 +109,19 @@ class GapEstimator:
         self._mean_moves = [np.zeros(sample.shape) for sample in self._layers]
 
     def start_block(self, files: int) -> None:
-        """Make room for the samples of that many updates."""
+        """Make room for the samples of `files` updates."""
         if len(self._changes) < files:
             self._changes = np.empty((files, len(self._positions)), np.float32)
 
     def collect(self, start: int, changes: Changes) -> None:
-        """Keep what the samples need of a piece of the flat changes that begins at entry `start`."""
+        """Keep what the samples need of a piece of the flat changes, from entry `start` on."""
         updates, entries = changes.shape
         first, last = np.searchsorted(self._positions, (start, start + entries))
         if first < last:
             self._changes[:updates, first:last] = changes.at(self._positions[first:last] - start)
 
     def finish_block(self, shares: NDArray[np.float64], thread: int, threads: int) -> None:
-        """Compose the samples of a block of updates: every `threads`-th layer; `shares` are their weights."""
+        """Compose the samples of a block of updates, every `threads`-th layer, and add them up by `shares`."""
         changes = self._changes[: len(shares)]
         with np.errstate(over="ignore", invalid="ignore"):
             for number in range(thread, len(self._layers), threads):
@@ -124,7 +129,11 @@ class GapEstimator:
                 self._mean_moves[number] += np.einsum("u,u...->...", shares, moves)
 
     def result(self, mean_change: NDArray[np.float64]) -> Gap | None:
-        """The gap of all updates so far, whose flat mean change is given; None if no layer has factors that travel."""
+        """The gap of all updates so far; None if no layer has factors that travel.
+
+        Args:
+            mean_change: Mean of their flat changes, float64 [entries].
+        """
         if not self._layers:
             return None
         sampled = mean_change[None, self._positions]
@@ -169,5 +178,5 @@ def _ratio(error: float, moved: float) -> float:
 
 
 def finite(value: float) -> float | None:
-    """The number as JSON knows it: None for an infinite one."""
+    """The number as JSON has it: None if it is infinite."""
     return value if math.isfinite(value) else None

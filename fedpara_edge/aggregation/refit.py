@@ -1,4 +1,4 @@
-"""Refitting the mean of the factors to the mean of the weights they compose to.
+"""Refit of the mean of the factors to the mean of the weights they compose to.
 
 The mean of the factors composes to another weight than the mean M of the composed weights (`gap`). From it, a few
 Gauss-Newton steps lower ||W(factors) - M||_F for each layer on its own:
@@ -9,8 +9,8 @@ each solved by some conjugate gradient steps on the normal equations (CGLS), whi
 near their mean and never move along directions that leave the weight as it is. A step that does not lower the error is
 halved until it does.
 
-M is of the size of the dense model, and no product of factors of that rank need be near it; what can't be reached
-remains (`Refit.after`). It takes a second pass over the updates, in which each is decoded and composed whole: 12 bytes
+M is of the size of the dense model, and factors of that rank need not come near it; the rest remains
+(`Refit.after`). It takes a second pass over the updates, in which each is decoded and composed whole: 12 bytes
 for each dense weight, whatever the number of updates. Of pFedPara only W1 is refitted: W2 never leaves the devices.
 """
 
@@ -37,12 +37,12 @@ HALVINGS = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Refit:
-    """What `refit` did.
+    """Refitted factors.
 
     Args:
-        change: to the factors and the other tensors, float64, flat in the order of tensor names.
-        before: ||W(mean of factors) - M||_F / ||M - W(base)||_F over all refitted layers together.
-        after: the same for the refitted factors.
+        change: Change of the factors and the other tensors, float64 [entries], in the order of their names.
+        before: Gap ||W(mean of factors) - M||_F / ||M - W(base)||_F of all refitted layers together.
+        after: Gap of the refitted factors.
     """
 
     change: NDArray[np.float64]
@@ -60,14 +60,14 @@ def refit(
     """Refit the mean change of some updates.
 
     Args:
-        updates: closed ones, all of them good.
-        shares: their weights in the mean, float64 [updates].
-        layout: of the model.
-        base: the shared tensors that the updates change, by name.
-        mean_change: the mean of their changes, float64, flat in the order of tensor names.
+        updates: Closed updates, all of them good.
+        shares: Shares of the updates in the mean, float64 [updates].
+        layout: Layout of the model.
+        base: Shared tensors that the updates change, by name.
+        mean_change: Mean of the updates' changes, float64 [entries], in the order of the tensors' names.
 
     Raises:
-        InvalidUpdateError: an update is gone or was changed since its mean was taken.
+        InvalidUpdateError: An update is gone or was changed since the mean was taken.
     """
     layers = [found for layer in layout.layers if (found := _travelling(layout, layer))]
     tensors = in_order(layout.shared)
@@ -97,11 +97,11 @@ def fit(
     """Move the factors of one layer so that they compose to nearly `target`.
 
     Args:
-        layer: not dense.
-        factors: to start from, float64 by part.
-        target: the weight wanted, float64 of `layer.shape`.
+        layer: Layer with factors.
+        factors: Factors to start from, float64 by part.
+        target: Weight to come near to, float64 of `layer.shape`.
         steps: Gauss-Newton steps at most.
-        iterations: conjugate gradient steps in each.
+        iterations: Conjugate gradient steps in each Gauss-Newton step.
 
     Returns:
         The factors, and the squared errors at the start and after each step; they never rise.

@@ -100,7 +100,7 @@ def run_round(
         updates: Update files, in any order.
         weights: Weights file that the updates were trained from.
         output: Weights file to write.
-        config: How to aggregate.
+        config: Algorithm, weighting and the like.
         state: Folder with the server state of every round, made if it is missing; None where neither the algorithm nor
             the downlink keeps anything.
         change: Change file to write, with `config.downlink_codec`.

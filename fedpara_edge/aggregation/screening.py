@@ -1,7 +1,7 @@
-"""Which of many update files are taken into the mean, as far as their headers tell, and why the others are not.
+"""Screening of update files: which ones go into the mean, as far as their headers tell, and why the others do not.
 
 The verdicts don't depend on the order of the files. Of one client only one update counts: files with the same content
-count once, and where the contents differ all of them are refused, for nothing tells the right one.
+count once, and where the contents differ all of them are refused, as nothing tells the right one.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Rejected:
     """An update that was refused.
 
     Args:
-        path: the file.
-        client: that it says it is from, as far as that can be read.
-        error: why; `errors` lists the codes.
+        path: Update file.
+        client: Name of the client as the file states it; None if that can't be read.
+        error: Reason; `fedpara_edge.errors` lists the codes.
     """
 
     path: Path
@@ -35,12 +35,12 @@ class Rejected:
 
     @property
     def code(self) -> str:
-        """The reason in one word."""
+        """Reason in one word."""
         return self.error.code
 
     @property
     def reason(self) -> str:
-        """The reason in one line."""
+        """Reason in one line."""
         return str(self.error)
 
     def to_json(self) -> dict[str, Any]:
@@ -52,9 +52,9 @@ def screen(paths: Iterable[Path], weights: Weights, algorithm: ServerAlgorithm) 
     """Compare all files with the weights they should change, except for their values.
 
     Args:
-        paths: of the update files, in any order.
-        weights: the base they must have been trained from.
-        algorithm: that they must have been trained for, as far as their metrics tell.
+        paths: Update files, in any order.
+        weights: Weights that they must have been trained from.
+        algorithm: Algorithm that they must have been trained for, as far as their metrics tell.
 
     Returns:
         The updates to take, closed, sorted by client, and the rejected ones.

@@ -1,4 +1,4 @@
-"""A step of a server algorithm on a whole model, piece by piece, so that it needs little memory beside its result."""
+"""The step of a server algorithm on a whole model, piece by piece, so that it needs little memory beside its result."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def take_step(
     kept: Mapping[str, Mapping[str, NDArray[np.float32]]],
     participation: float,
 ) -> dict[str, dict[str, NDArray[np.float32]]]:
-    """Turn the mean change into the movement of the weights, in place, and return what is kept next.
+    """Turn the mean change into the movement of the weights, in place, and return what the server keeps next.
 
     Args:
-        algorithm: what to do.
-        layout: of the model.
-        means: the means it asked for, float64 [means, entries]; the first becomes the movement.
-        kept: its groups after the round before; empty before the first.
-        participation: share of all devices that are in the means.
+        algorithm: Server algorithm.
+        layout: Layout of the model.
+        means: Means that the algorithm asked for, float64 [means, entries]; the first becomes the movement.
+        kept: Groups of the algorithm after the round before, by shared tensor; empty before the first round.
+        participation: Share of all clients that are in the means.
 
     Returns:
-        The groups, float32 by shared tensor, infinite where they are too large.
+        The groups, float32 by shared tensor; infinite where they are too large.
     """
     tensors = in_order(layout.shared)
     entries = means.shape[1]

@@ -36,32 +36,35 @@ THREADS = 2
 
 
 class Watcher(Protocol):
-    """Sees every decoded value on its way into the mean."""
+    """An observer of every decoded value on its way into the mean."""
 
     def start_block(self, files: int) -> None:
-        """The pieces of that many updates follow."""
+        """Prepare for the pieces of a block of `files` updates."""
         ...
 
     def collect(self, start: int, changes: Changes) -> None:
-        """One piece of the flat changes of the block's files, from entry `start` on; called by any thread."""
+        """Take a piece of the flat changes of the block's files, from entry `start` on; called by any thread."""
         ...
 
     def finish_block(self, shares: NDArray[np.float64], thread: int, threads: int) -> None:
-        """All pieces of a block were collected; `shares` are the weights of its files in the first mean.
+        """Do one thread's part of the work on a block whose pieces were all collected.
 
-        Called once in each of several threads, to do that thread's part of what is to be done.
+        Args:
+            shares: Shares of the block's files in the first mean, float64 [files].
+            thread: Number of the thread.
+            threads: Number of threads, each of which calls this once.
         """
         ...
 
 
 @dataclass(frozen=True)
 class StreamedMean:
-    """What one pass gave.
+    """The result of one pass over the updates.
 
     Args:
-        means: the mean changes, float64 [means, entries], flat in the order of tensor names; meaningless if anything
-            was refused.
-        refused: the updates that turned out bad while they were read, by their number, and why.
+        means: Mean changes, float64 [means, entries], in the order of tensor names; meaningless if anything was
+            refused.
+        refused: Errors of the updates that turned out bad while they were read, by their number.
     """
 
     means: NDArray[np.float64]
@@ -81,11 +84,11 @@ def stream_mean(
     A bad update does not end the pass, so that all of them are known after it.
 
     Args:
-        updates: closed ones, in canonical order.
-        tensors: the shared tensors.
-        shares: the weights of the updates in each mean, float64 [means, updates].
-        watcher: sees the values as they pass.
-        on_progress: called with the number of files read and of all files after every block.
+        updates: Closed updates, in canonical order.
+        tensors: Shared tensors.
+        shares: Shares of the updates in each mean, float64 [means, updates].
+        watcher: Observer of the values as they pass.
+        on_progress: Function that is called with the number of files read and of all files after every block.
     """
     tensors = sorted(tensors, key=lambda tensor: tensor.name)
     means = np.zeros((len(shares), sum(tensor.size for tensor in tensors)))
@@ -104,7 +107,7 @@ def stream_mean(
 
 @dataclass(frozen=True)
 class _Failure:
-    """Why an update is refused, and the entry of the flat change at which that was seen."""
+    """The error of an update, and the entry of its flat change at which it was found."""
 
     position: int
     error: FedparaError
@@ -117,7 +120,7 @@ class _Scratch:
         self._changes = np.zeros(0, np.float32)
 
     def matrix(self, rows: int, width: int) -> NDArray[np.float32]:
-        """A matrix to decode into, with whatever values."""
+        """A matrix to decode into, float32 [rows, width] of any values."""
         if self._changes.size < rows * width:
             self._changes = np.zeros(rows * width, np.float32)
         return self._changes[: rows * width].reshape(rows, width)

@@ -31,9 +31,9 @@ class PartSample:
     """The sampled entries of one factor.
 
     Args:
-        name: of the tensor.
-        positions: of the entries in the tensor in C order, int64, ascending.
-        shape: of the block they form: [rows, R] of X or Y, [R, R, positions] of T.
+        name: Name of the tensor.
+        positions: Positions of the entries in the tensor in C order, int64, ascending.
+        shape: Shape of the block they form: [rows, R] of X or Y, [R, R, positions] of T.
     """
 
     name: str
@@ -46,10 +46,10 @@ class LayerSample:
     """The sample of one layer.
 
     Args:
-        layer: the layer.
-        branches: numbers of the branches whose factors all travel; the weight compared is made of these.
-        parts: samples of their factors, by part.
-        shape: of the sampled weight: [rows, rows], in tensor form [positions, rows, rows].
+        layer: The layer.
+        branches: Numbers of the branches whose factors all travel; the compared weight is made of these.
+        parts: Samples of the branches' factors, by part.
+        shape: Shape of the sampled weight: [rows, rows], in tensor form [positions, rows, rows].
     """
 
     layer: LayerSpec

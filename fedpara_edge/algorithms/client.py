@@ -32,8 +32,8 @@ class Start:
 
     Args:
         weights: Global weights x, all shared tensors by name.
-        kept: What the device kept in its last round, by name; empty for zeros.
-        control: What the server gives its devices besides the weights, by name; empty for zeros.
+        kept: Tensors that the device kept in its last round, by name; empty for zeros.
+        control: Tensors that the server gives its devices besides the weights, by name; empty for zeros.
         rate_sum: Sum Σ_k η_k of the learning rates of all steps.
     """
 
@@ -88,7 +88,7 @@ class ClientAlgorithm(Algorithm):
         """What the device keeps for its next round: a tensor for every shared one, or nothing.
 
         Args:
-            start: What the training started with.
+            start: Start of the training.
             sent: Change of the shared tensors as decoded, by name.
 
         Raises:

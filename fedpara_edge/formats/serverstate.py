@@ -3,8 +3,8 @@
 Format `fedpara-edge/server-state`, version 1 (container: `storage.tensorfile`). Header:
 
     format, version
-    fingerprint   hexadecimal; which bundle it belongs to
-    round         of the weights it belongs with
+    fingerprint   fingerprint of the bundle, hexadecimal
+    round         round of the weights that it belongs with
     base          SHA-256 of those weights (`weights`)
     algorithm     {"name": text, "options": {name: number}}: the server algorithm that wrote it (`algorithms`)
 
@@ -13,7 +13,8 @@ shape. The groups are those of the algorithm (`momentum`; `moment1` and `moment2
 a lossy codec of the downlink has not sent yet. Without groups, as plain FedAvg has it, the file has no tensors.
 
 A state *folder* of the server holds `round-<round>.safetensors` for every round after 0, where all groups have their
-first values. For the device, the file of a round is SCAFFOLD's control variate of that round.
+first values, or for the newest of them. For the device, the file of a round is SCAFFOLD's control variate of that
+round.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ class ServerState:
     """The content of a server state file.
 
     Args:
-        fingerprint: of the bundle.
-        round: of the weights it belongs with.
-        base: digest of those weights.
-        algorithm: name of the server algorithm.
-        options: its options.
-        groups: float32 arrays by group and shared tensor.
+        fingerprint: Fingerprint of the bundle.
+        round: Round of the weights that it belongs with.
+        base: SHA-256 of those weights, hexadecimal.
+        algorithm: Name of the server algorithm.
+        options: Options of the server algorithm.
+        groups: Arrays by group and shared tensor, float32.
     """
 
     fingerprint: str
@@ -60,10 +61,10 @@ class ServerState:
     groups: Mapping[str, Group] = field(default_factory=dict)
 
     def check_weights(self, weights: Weights) -> None:
-        """Compare with the weights it is to be used with.
+        """Compare with the weights that it is to be used with.
 
         Raises:
-            WrongBundleError: it belongs with others, or a tensor does not fit.
+            WrongBundleError: The state belongs with others, or a tensor does not fit.
         """
         for name in ("fingerprint", "round", "base"):
             expected, found = getattr(weights, name), getattr(self, name)
@@ -87,8 +88,8 @@ class ServerState:
         """Compare with the algorithm that is to go on from it.
 
         Raises:
-            InputError: it is another, or with options that change what is kept means.
-            WrongBundleError: the groups are not the algorithm's.
+            InputError: The algorithm is another, or has options with which what is kept means something else.
+            WrongBundleError: The groups are not the algorithm's.
         """
         remedy = "go on as in the rounds before, or begin again from round 0"
         if self.algorithm != algorithm.name:
@@ -126,7 +127,7 @@ def write_server_state(path: Path, state: ServerState) -> None:
     """Write a server state file, atomically.
 
     Raises:
-        FedparaError: a value is not finite, or the disk refuses the write.
+        FedparaError: A value is not finite, or the disk refuses the write.
     """
     tensors = {f"{group}/{name}": tensor for group, named in state.groups.items() for name, tensor in named.items()}
     for name, tensor in tensors.items():
@@ -149,8 +150,8 @@ def read_server_state(path: Path, *, only: Collection[str] | None = None) -> Ser
     """Read and verify a server state file.
 
     Args:
-        path: the file.
-        only: the groups to read, of those that are there; None for all.
+        path: Server state file.
+        only: Groups to read, of those that are there; None for all.
 
     Raises:
         WrongBundleError: The file is damaged or of another format, a header field or the name, dtype or group of a
@@ -180,7 +181,7 @@ def read_server_state(path: Path, *, only: Collection[str] | None = None) -> Ser
 
 
 def state_path(folder: Path, round: int) -> Path:
-    """Where the state of a round is in a server's state folder.
+    """Path of the state of a round in a server's state folder.
 
     >>> state_path(Path("server"), 3).as_posix()
     'server/round-3.safetensors'

@@ -1,4 +1,4 @@
-"""The run folder: where a simulation keeps its files, and how only one process at a time works in it.
+"""The run folder: the files of a simulation, and the lock by which only one process at a time works in it.
 
 plan.toml           copy of the plan; another one must be a growth of it (`growth`)
 metrics.jsonl       what was measured (`metrics`)
@@ -45,7 +45,11 @@ _PATIENCE_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where everything of a run is."""
+    """The folder of a run.
+
+    Args:
+        path: The folder.
+    """
 
     path: Path
 
@@ -56,26 +60,30 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """What was measured."""
+        """The metrics (`metrics`)."""
         return self.path / METRICS
 
     @property
     def lock(self) -> Path:
-        """Held as long as anybody works in the folder."""
+        """The lock, held as long as anybody works in the folder."""
         return self.path / "work" / ".lock"
 
     def data(self, seed: int) -> Path:
-        """The clients' rows of a seed."""
+        """Folder with the clients' rows of a seed."""
         return self.path / "work" / ".data" / f"seed-{seed}"
 
     def job(self, arm: str, seed: int) -> JobFolder:
-        """Where one arm with one seed is."""
+        """Folder of one arm with one seed."""
         return JobFolder(self.path / "work" / arm / f"seed-{seed}")
 
 
 @dataclass(frozen=True)
 class JobFolder:
-    """Where one arm with one seed is."""
+    """The folder of one arm with one seed.
+
+    Args:
+        path: The folder.
+    """
 
     path: Path
 
@@ -85,7 +93,7 @@ class JobFolder:
         return self.path / "bundle"
 
     def weights(self, number: int) -> Path:
-        """Weights after so many rounds, from 1 on."""
+        """Weights after `number` rounds, from 1 on."""
         return self.path / "weights" / f"round-{number}.safetensors"
 
     @property
@@ -94,11 +102,11 @@ class JobFolder:
         return self.path / "server"
 
     def change(self, number: int) -> Path:
-        """What leads from the weights of the round before to those after so many rounds."""
+        """Change from the weights of the round before to those after `number` rounds."""
         return self.path / "changes" / f"round-{number}.safetensors"
 
     def control(self, number: int) -> Path:
-        """What devices need for scaffold besides the weights after so many rounds."""
+        """Server state that devices need for scaffold besides the weights after `number` rounds."""
         return self.path / "control" / f"round-{number}.safetensors"
 
     def update(self, client: str) -> Path:
@@ -110,7 +118,7 @@ class JobFolder:
         return self.path / "clients" / client / "state"
 
     def own_weights(self, client: str, number: int) -> Path:
-        """A client's own weights after so many rounds, in an arm that is local_only."""
+        """A client's own weights after `number` rounds, in an arm that is local_only."""
         return self.path / "clients" / client / f"round-{number}.safetensors"
 
     def make(self, clients: tuple[str, ...]) -> None:
@@ -121,7 +129,7 @@ class JobFolder:
             (self.path / "clients" / client).mkdir(parents=True, exist_ok=True)
 
     def clear(self, number: int) -> None:
-        """Remove what only rounds before number `number` needed: their updates, weights, server states and changes."""
+        """Remove what only rounds before `number` needed: their updates, weights, server states and changes."""
         shutil.rmtree(self.path / "updates", ignore_errors=True)
         (self.path / "updates").mkdir()
         for name in ("weights", "server", "control", "changes"):
@@ -202,11 +210,11 @@ def _is_leftover(path: Path) -> bool:
 
 @contextmanager
 def hold(lock: Path, *, alone: bool = False) -> Iterator[IO[str]]:
-    """Hold the lock of a run together with others that belong to it.
+    """Hold the lock of a run, together with others that belong to it.
 
     Args:
-        lock: its file.
-        alone: nobody else may hold it at first: the workers of a run that was killed need a moment to end.
+        lock: File of the lock.
+        alone: Whether nobody else may hold it at first; the workers of a run that was killed get a moment to end.
 
     Raises:
         BusyError: Another process works in the folder.

@@ -37,17 +37,20 @@ from fedpara_edge.storage.atomic import replacing_file
 
 Event = Mapping[str, Any]
 ORDER = ("arm", "clients", "round", "done")
-"""Of the lines about one round. Those about its clients come first, since without the round they are cut off."""
+"""Order of the lines about one round: those about its clients come first, as they are cut off without the round."""
 
 
 class Journal:
     """The metrics of a run, to read and to append to from several threads.
 
     Args:
-        path: of `metrics.jsonl`; need not exist.
+        path: File `metrics.jsonl`, which need not exist.
+
+    Attributes:
+        events: All events, in the order of the lines.
 
     Raises:
-        InputError: it holds something else.
+        InputError: The file holds something else.
     """
 
     def __init__(self, path: Path) -> None:
@@ -66,7 +69,7 @@ class Journal:
         """Append events that belong together, the last of which is no `clients`, and sync them to disk.
 
         Raises:
-            FedparaError: the disk refuses the write; the file is as before.
+            FedparaError: The disk refuses the write; the file is as before.
         """
         plain = [{name: _finite(value) for name, value in event.items()} for event in events]
         text = "".join(json.dumps(event, allow_nan=False) + "\n" for event in plain)

@@ -1,4 +1,4 @@
-"""Who takes part in a round, and the seeds of the clients: the same in all arms of a plan, so that these are paired."""
+"""The participants of a round and the seeds of the clients: the same in all arms of a plan, which pairs them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ def draw_participants(clients: Sequence[str], count: int | None, *, seed: int, r
     """The clients of one round, in the order of `clients`.
 
     Args:
-        clients: all of them.
-        count: how many take part; None for all.
-        seed: of the run.
-        round: that they train in, from 0 on.
+        clients: Names of all clients.
+        count: Number of participants; None for all.
+        seed: Seed of the run.
+        round: Round that they train in, from 0 on.
 
     >>> draw_participants(("a", "b", "c"), 2, seed=0, round=0)
     ('b', 'c')
@@ -29,8 +29,8 @@ def client_seed(seed: int, number: int) -> int:
     """The seed of a client's training, in [0, 2³²).
 
     Args:
-        seed: of the run.
-        number: of the client, from 0 on.
+        seed: Seed of the run.
+        number: Number of the client, from 0 on.
 
     >>> client_seed(0, 1) == client_seed(0, 1) != client_seed(1, 1)
     True

@@ -1,4 +1,4 @@
-"""What participants download, in bytes of real files.
+"""Bytes of real files that participants download.
 
 Where the server publishes whole weights, each participant takes the file of the round. Where it publishes changes, a
 participant that has the weights of an earlier round takes all changes since, or what one without any takes: the newest
@@ -21,11 +21,11 @@ def download_bytes(
     """Bytes that one participant downloads.
 
     Args:
-        round: whose weights it needs.
-        held: the round whose weights it has; None for none.
-        weights_bytes: size of the whole weights, by round, from 0 on.
-        change_bytes: size of the change from the round before, likewise; 0 for round 0.
-        snapshot_every: whole weights are kept of every so many rounds; 0 for all.
+        round: Round whose weights the participant needs.
+        held: Round whose weights it has; None for none.
+        weights_bytes: Size of the whole weights of each round, from 0 on.
+        change_bytes: Size of the change from the round before to each round; 0 for round 0.
+        snapshot_every: Rounds between whole weights that are kept; 0 to keep those of every round.
 
     >>> sizes = {"weights_bytes": [100, 100, 100], "change_bytes": [0, 30, 30]}
     >>> [download_bytes(2, held, **sizes, snapshot_every=0) for held in (None, 0, 1)]

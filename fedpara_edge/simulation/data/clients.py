@@ -1,4 +1,4 @@
-"""The clients' rows as files, as each device would have them, and what the rest needs to know of them."""
+"""The clients' rows in files, as each device would have them, and an index of the clients."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Client:
     """A client.
 
     Args:
-        name: of the client, and of its folder.
-        examples: training examples.
-        test_examples: that it holds out for its own test.
+        name: Name of the client and of its folder.
+        examples: Number of training examples.
+        test_examples: Number of examples that it holds out for its own test.
     """
 
     name: str
@@ -38,10 +38,10 @@ class Clients:
     """All clients of a seed, in a folder of their own.
 
     Args:
-        folder: with `clients/<client>/train`, `clients/<client>/test` and `common`.
-        clients: in the order of the federation.
-        test_examples: in the common test set; 0 if there is none.
-        left_out: how many owners of rows are no clients, as they have too few.
+        folder: Folder with `clients/<client>/train`, `clients/<client>/test` and `common`.
+        clients: The clients, in the order of the federation.
+        test_examples: Number of examples in the common test set; 0 if there is none.
+        left_out: Number of owners of too few rows to be clients.
     """
 
     folder: Path
@@ -51,20 +51,20 @@ class Clients:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all clients."""
+        """Names of all clients."""
         return tuple(client.name for client in self.clients)
 
     def train(self, client: str) -> Path:
-        """Data that a client trains on."""
+        """Folder with the data that a client trains on."""
         return self.folder / "clients" / client / "train"
 
     def test(self, client: str) -> Path:
-        """Data that a client holds out."""
+        """Folder with the data that a client holds out."""
         return self.folder / "clients" / client / "test"
 
     @property
     def common(self) -> Path:
-        """The common test set."""
+        """Folder with the common test set."""
         return self.folder / COMMON
 
 
@@ -72,8 +72,8 @@ def write_clients(folder: Path, data: DataPlan, seed: int) -> None:
     """Deal out the data of a seed and write it, all at once.
 
     Raises:
-        InputError: the data does not fit.
-        FedparaError: the disk refuses a write.
+        InputError: The data does not fit.
+        FedparaError: The disk refuses a write.
     """
     federation = load_federation(data, seed)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def write_clients(folder: Path, data: DataPlan, seed: int) -> None:
 
 
 def read_clients(folder: Path) -> Clients:
-    """The clients that `write_clients` wrote."""
+    """The clients that `write_clients` wrote to a folder."""
     index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     clients = tuple(Client(**client) for client in index["clients"])
     return Clients(**{**index, "folder": folder, "clients": clients})

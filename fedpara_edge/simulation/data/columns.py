@@ -1,4 +1,4 @@
-"""The arrays of one data file that are dealt out together: inputs, labels, and who or what each row belongs to.
+"""The arrays of one data file that are dealt out together: inputs, labels, and the owner or group of each row.
 
 Inputs become what bundles take: images uint8 [N, H, W] get a channel axis, [N, 1, H, W], and floating numbers become
 float32. Three axes of another type are sequences, [N, steps, channels], and stay.
@@ -35,8 +35,8 @@ class Columns:
     """Inputs x [N, ...] and labels y [N, ...] as they are in the file, on disk where it is a folder.
 
     Args:
-        path: the file or folder.
-        names: of the two arrays, for messages.
+        path: The file or folder.
+        names: Names of the two arrays, for messages.
     """
 
     path: Path
@@ -51,10 +51,10 @@ class Columns:
         """Copies of some rows.
 
         Args:
-            rows: integers in [0, N).
+            rows: Numbers of the rows, integers in [0, N).
 
         Raises:
-            InputError: one of them holds NaN or Inf.
+            InputError: A row holds NaN or Inf.
         """
         x, y = self._finite(0, self.x[rows], rows), self._finite(1, self.y[rows], rows)
         if x.ndim == 3 and x.dtype == np.uint8:
@@ -65,10 +65,10 @@ class Columns:
         """The labels as one class for each example, int [N].
 
         Args:
-            purpose: what needs it, for messages.
+            purpose: Purpose of the classes, for messages.
 
         Raises:
-            InputError: they are of another shape or type.
+            InputError: The labels are of another shape or type.
         """
         if self.y.ndim != 1 or self.y.dtype.kind not in "iu":
             raise InputError(
@@ -96,12 +96,12 @@ def open_columns(path: Path, names: tuple[str, str], *, option: str) -> Columns:
     """Open inputs and labels.
 
     Args:
-        path: an `.npz` or a folder of `.npy` files.
-        names: of the two arrays.
-        option: key of the plan that names them, for messages.
+        path: An `.npz` or a folder of `.npy` files.
+        names: Names of the two arrays.
+        option: Key of the plan that names them, for messages.
 
     Raises:
-        InputError: a file or array is missing or damaged, is of no numbers, has no rows, or not as many as the other.
+        InputError: A file or array is missing or damaged, is of no numbers, has no rows, or not as many as the other.
     """
     arrays = _open(path, names, option)
     x, y = (arrays[name] for name in names)
@@ -118,16 +118,16 @@ def open_columns(path: Path, names: tuple[str, str], *, option: str) -> Columns:
 
 
 def open_keys(path: Path, name: str, *, option: str, of: Columns) -> Keys:
-    """Open the array that says to whom or what each row belongs, integers or strings [N].
+    """Open the array with the owner or group of each row, integers or strings [N].
 
     Args:
-        path: an `.npz` or a folder of `.npy` files.
-        name: of the array.
-        option: key of the plan that names it, for messages.
-        of: the examples it is about.
+        path: An `.npz` or a folder of `.npy` files.
+        name: Name of the array.
+        option: Key of the plan that names it, for messages.
+        of: Examples that it is about.
 
     Raises:
-        InputError: the array is missing, or does not fit.
+        InputError: The array is missing, or does not fit.
     """
     keys = _open(path, (name,), option)[name]
     if keys.ndim != 1 or keys.dtype.kind not in "iuUS":

@@ -1,4 +1,4 @@
-"""Which of a client's rows are held out for its own test: a share of them, whole groups at a time."""
+"""The rows that a client holds out for its own test: a share of all, whole groups at a time."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 
 
 def hold_out(sizes: NDArray[np.intp], share: float, generator: np.random.Generator) -> NDArray[np.bool_]:
-    """Choose groups in random order, each that brings their sum closer to the share of all.
+    """Hold out groups, in random order, as long as each brings the number of rows closer to a share of all.
 
     At least one is held out and, of several, one is kept.
 
     Args:
-        sizes: rows of each group, int [G].
-        share: of the rows, in (0, 1).
-        generator: decides the order.
+        sizes: Number of rows in each group, int [G].
+        share: Share of the rows to hold out, in (0, 1).
+        generator: Generator of the order.
 
     Returns:
         Whether each group is held out, bool [G].
@@ -37,7 +37,7 @@ def hold_out(sizes: NDArray[np.intp], share: float, generator: np.random.Generat
 
 
 def fewest_rows(least: int, share: float) -> int:
-    """The fewest rows of which `hold_out` leaves so many where each is a group of its own; `least` if share is 0.
+    """The fewest rows of which `hold_out` leaves `least`, where each is a group of its own; `least` if share is 0.
 
     >>> fewest_rows(64, 0.2)
     80

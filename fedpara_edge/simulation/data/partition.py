@@ -1,9 +1,9 @@
-"""How examples of one data set are dealt to clients, for experiments on one machine.
+"""Ways to deal the examples of one data set to clients, for experiments on one machine.
 
 iid        evenly, at random
 dirichlet  each class in proportions drawn from a Dirichlet distribution
 shards     sorted by class and cut into pieces, of which each client gets some
-by_key     by who they belong to: a writer, a subject, a role
+by_key     by owner: a writer, a subject, a role
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ def iid(examples: int, *, clients: int, seed: int) -> list[NDArray[np.intp]]:
     """Deal examples evenly and at random: the numbers of two clients differ by one at most.
 
     Args:
-        examples: how many there are, N.
-        clients: how many there are.
-        seed: decides the result.
+        examples: Number N of examples.
+        clients: Number of clients.
+        seed: Seed that decides the result.
 
     Returns:
         For each client the rows of its examples in [0, N), ascending.
 
     Raises:
-        InputError: there are fewer examples than clients, or no client.
+        InputError: There are fewer examples than clients, or no client.
 
     >>> [len(rows) for rows in iid(10, clients=3, seed=0)]
     [4, 3, 3]
@@ -47,16 +47,16 @@ def shards(labels: NDArray[np.integer], *, clients: int, shards: int, seed: int)
     section 3, and scenario 3 of the paper's section 3.4).
 
     Args:
-        labels: class of each example, int [N].
-        clients: how many there are.
-        shards: pieces of each client.
-        seed: decides the result.
+        labels: Class of each example, int [N].
+        clients: Number of clients.
+        shards: Number of pieces of each client.
+        seed: Seed that decides the result.
 
     Returns:
         For each client the rows of its examples, ascending.
 
     Raises:
-        InputError: there are fewer examples than pieces, or no client or piece.
+        InputError: There are fewer examples than pieces, or no client or piece.
 
     >>> rows = shards(np.arange(100) % 10, clients=5, shards=2, seed=0)
     >>> [len(np.unique(mine % 10)) for mine in rows]
@@ -72,7 +72,7 @@ def by_key(keys: NDArray[Any]) -> dict[Any, NDArray[np.intp]]:
     """Give each owner its own examples.
 
     Args:
-        keys: owner of each example, integers or strings [N].
+        keys: Owner of each example, integers or strings [N].
 
     Returns:
         For each owner, in ascending order, the rows of its examples, ascending.
@@ -93,17 +93,17 @@ def dirichlet(
     The smaller α, the fewer classes a client sees. Drawn anew until every client has at least `least` examples.
 
     Args:
-        labels: class of each example, int [N].
-        clients: how many there are.
-        alpha: concentration; 0.5 in the paper's non-iid experiments (section 3.1).
-        seed: decides the result.
-        least: smallest number of examples of a client.
+        labels: Class of each example, int [N].
+        clients: Number of clients.
+        alpha: Concentration α; 0.5 in the paper's non-iid experiments (section 3.1).
+        seed: Seed that decides the result.
+        least: Smallest number of examples of a client.
 
     Returns:
         For each client the rows of its examples, ascending.
 
     Raises:
-        InputError: an argument is out of range, or no draw gave every client enough examples.
+        InputError: An argument is out of range, or no draw gave every client enough examples.
 
     >>> rows = dirichlet(np.arange(100) % 10, clients=4, alpha=0.5, seed=0)
     >>> sorted(np.concatenate(rows).tolist()) == list(range(100))

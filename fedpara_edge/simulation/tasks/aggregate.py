@@ -47,7 +47,7 @@ def aggregate_round(
     Args:
         updates: Update files.
         weights: Weights file that they were trained from.
-        config: How to aggregate.
+        config: Algorithm, weighting and the like.
         output: Weights file to write.
         state: Server's state folder, used if anything is kept.
         change: Change file to write, if changes are sent.

@@ -35,7 +35,7 @@ def train_client(
         model: Model to train.
         data: Folder with the client's training examples.
         weights: Weights file to start from.
-        config: How to train.
+        config: Epochs, learning rate and the like.
         update: Update file to write.
         state: State folder of the client.
         client: Name of the client.
@@ -80,7 +80,7 @@ def train_alone(
         data: Folder with the client's training examples.
         weights: Weights file to start from, of whatever round the client last took part in.
         round: Round that the client trains in, from 0 on.
-        config: How to train.
+        config: Epochs, learning rate and the like.
         update: Update file to write.
         state: State folder of the client.
         client: Name of the client.
