@@ -22,7 +22,7 @@ from fedpara_edge.algorithms.fedprox import FedProx
 from fedpara_edge.algorithms.scaffold import ScaffoldClient, ScaffoldServer
 from fedpara_edge.algorithms.server import ServerAlgorithm, Vector
 from fedpara_edge.errors import DivergedError, InputError, InvalidUpdateError
-from fedpara_edge.formats.serverstate import RESIDUAL, read_server_state, write_server_state
+from fedpara_edge.formats.serverstate import RESIDUAL, read_server_state, state_of, write_server_state
 from fedpara_edge.formats.weights import read_weights, write_weights
 from fedpara_edge.options import declared, typed
 
@@ -236,6 +236,13 @@ def test_equal_updates_of_all_clients_give_finite_weights_round_after_round(name
             small_round.send(tmp_path, weights, client, change=change, metrics=metrics_for(algorithm))
             for client in "abcd"[:CLIENTS]
         ]
+        if number == 0:
+            starts = {
+                group: {name: np.full(shape, algorithm.start(group), np.float32) for name, shape in shapes.items()}
+                for group in algorithm.groups
+            }
+            explicit = aggregate(paths, weights, algorithm=algorithm, state=state_of(weights, algorithm, starts))
+            assert explicit.weights.base == aggregate(paths, weights, algorithm=algorithm).weights.base
         result = aggregate(paths, weights, algorithm=algorithm, state=state)
         assert aggregate(paths[::-1], weights, algorithm=algorithm, state=state).weights.base == result.weights.base
         assert (result.state is None) == (not algorithm.groups)
