@@ -194,7 +194,7 @@ UNFIT = {
     "sizes of the model": (("[1, 4, 4]", "[1, 5, 5]"), "arms.dense: ", "expected shape [N, 1, 5, 5], found"),
     "classes of the model": (("classes = 3", "classes = 2"), "arms.dense: ", "expected integers in [0, 2), found 2"),
     "unknown model": (('"mlp"', '"mpl"'), "arms.dense: ", "model 'mpl': expected mlp, cnn"),
-    "steps": (("lr = 0.1", "lr = 0.1\nwarmup_steps = 99"), "arms.dense: ", "warmup_steps: expected fewer than the"),
+    "steps": (("lr = 0.1", "lr = 0.1\nwarmup_steps = 99"), "arms.dense", "warmup_steps: expected fewer than the"),
 }
 
 
