@@ -1,4 +1,4 @@
-"""What an aggregation is told: `AggregateConfig`."""
+"""How a server aggregates a round: `AggregateConfig`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from fedpara_edge.options import check, declared, option
 
 COUNTING = tuple(name for name, kind in SERVER.items() if "clients" in declared(kind))
 """Algorithms that need the number of all clients."""
-
 
 Merge = Literal["mean", "refit"]
 
@@ -34,7 +33,7 @@ class AggregateConfig:
         strict: Whether to stop at the first invalid update instead of leaving it out.
 
     Raises:
-        InputError: a value is out of its range, or two don't go together.
+        InputError: A value is out of its range, or two don't go together; `key` is the option at fault.
     """
 
     algorithm: str = option(

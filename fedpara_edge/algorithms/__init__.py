@@ -38,7 +38,7 @@ def find_client(text: str) -> ClientAlgorithm:
         text: Name, a key of `CLIENT`, and options after a colon.
 
     Raises:
-        InputError: there is none of that name, or an option is unknown or out of its range.
+        InputError: There is none of that name, or an option is unknown or out of its range.
 
     >>> find_client("fedprox:mu=0.3")
     FedProx(mu=0.3)
@@ -55,7 +55,7 @@ def find_server(text: str, *, clients: int | None = None) -> ServerAlgorithm:
         clients: Number of all clients, for an algorithm that needs it; None for what the text says.
 
     Raises:
-        InputError: there is none of that name, or an option is unknown, missing or out of its range.
+        InputError: There is none of that name, or an option is unknown, missing or out of its range.
 
     >>> find_server("scaffold:lr=0.5", clients=10)
     ScaffoldServer(clients=10, lr=0.5)

@@ -16,7 +16,7 @@ class Algorithm:
         name: Name that a user types and that files state.
 
     Raises:
-        InputError: an option is out of its range.
+        InputError: An option is out of its range.
     """
 
     name: ClassVar[str]

@@ -39,7 +39,7 @@ class DataPlan:
 
     Args:
         path: An `.npz` file, or a folder of `.npy` files; a relative one counts from the working folder.
-        split: How the rows are dealt to clients.
+        split: Way to deal the rows to clients.
         clients: Number of clients, for iid, dirichlet and shards.
         alpha: Concentration, for dirichlet.
         shards: Pieces of each client, for shards.
@@ -53,7 +53,7 @@ class DataPlan:
         max_examples: Rows of each client to keep, training and test together, drawn at random.
 
     Raises:
-        InputError: a value is out of range, missing, or without effect; the error has its key.
+        InputError: A value is out of range, missing, or without effect; the error has its key.
     """
 
     path: Path = option(help="An .npz file, or a folder of .npy files.")
@@ -115,12 +115,12 @@ class DataPlan:
 
 @dataclass(frozen=True, eq=False)
 class ClientData:
-    """What one client has.
+    """The examples of one client.
 
     Args:
-        name: good as the name of a file and of a client in an update; no two differ in upper and lower case only.
-        train: what it trains on.
-        test: what it holds out; None without test_share.
+        name: Name of the client, good for a file and in an update; no two differ in upper and lower case only.
+        train: Examples to train on.
+        test: Examples held out for its own test; None without test_share.
     """
 
     name: str
@@ -133,7 +133,9 @@ class Federation:
     """All clients, and the common test set if there is one.
 
     Args:
-        left_out: names of the owners with too few examples, with split key.
+        clients: The clients.
+        test: Common test set; None if there is none.
+        left_out: Names of the owners with too few examples, with split key.
     """
 
     clients: tuple[ClientData, ...]
@@ -145,11 +147,11 @@ def load_federation(data: DataPlan, seed: int) -> Federation:
     """Read the data file and deal it out.
 
     Args:
-        data: where it is, and how it is dealt.
-        seed: from 0 on; decides the result together with `data`.
+        data: The [data] table of a plan.
+        seed: Seed from 0 on, which decides the result together with `data`.
 
     Raises:
-        InputError: a file or array is missing or does not fit, a client has too few examples, or no client is left.
+        InputError: A file or array is missing or does not fit, a client has too few examples, or no client is left.
     """
     if seed < 0:
         raise InputError(f"seed: expected a number from 0 on, found {seed}")
@@ -185,8 +187,8 @@ def write_federation(federation: Federation, folder: Path, *, overwrite: bool = 
     Each file has the arrays x and y, as the devices' commands take them.
 
     Raises:
-        InputError: the folder exists and `overwrite` is false, or can't be written.
-        FedparaError: the disk is full.
+        InputError: The folder exists and `overwrite` is false, or can't be written.
+        FedparaError: The disk is full.
     """
     check_output(folder, overwrite=overwrite, folder=True)
     with replacing_folder(folder) as making:
