@@ -84,7 +84,8 @@ def test_a_round_is_what_aggregate_makes_of_the_updates(tmp_path: Path, base: Pa
 
 
 def test_nothing_is_kept_where_nothing_has_to_be(tmp_path: Path, base: Path) -> None:
-    done = run_round(updates_for(tmp_path, base), base, tmp_path / "next")
+    done = run_round(map(str, updates_for(tmp_path, base)), str(base), str(tmp_path / "next"))
+    assert done.output == tmp_path / "next"
     assert (done.state, done.aggregation.state) == (None, None)
     assert sorted(path.suffix for path in tmp_path.iterdir()) == ["", ".safetensors", *[".update"] * 3]
 
@@ -278,8 +279,10 @@ def test_a_downlink_with_something_left_to_send_can_not_be_left_out(tmp_path: Pa
 
 
 def test_weights_and_updates_that_can_not_be_used(tmp_path: Path, base: Path) -> None:
-    with pytest.raises(WrongBundleError, match="expected a readable file"):
+    with pytest.raises(InputError, match="expected a readable file"):
         run_round([], tmp_path / "none", tmp_path / "next")
+    with pytest.raises(WrongBundleError, match="expected fedpara-edge/weights"):
+        run_round([], updates_for(tmp_path, base)[0], tmp_path / "next")
     with pytest.raises(TooFewUpdatesError, match="at least 4 valid updates, found 3"):
         run_round(updates_for(tmp_path, base), base, tmp_path / "next", AggregateConfig(min_updates=4))
     with pytest.raises(FedparaError, match="expected a readable file"):

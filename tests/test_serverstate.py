@@ -256,9 +256,15 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "state"
     write_server_state(path, make_state(small_round.start_round(tmp_path)))
     whole = path.read_bytes()
-    for content in (b"", whole[:7], whole[:-1], whole + b"0", b"\xff" * 100):
+    for content, found in {
+        b"": "expected fedpara-edge/server-state, found an empty file",
+        whole[:7]: "expected a whole safetensors file",
+        whole[:-1]: "expected a whole safetensors file",
+        whole + b"0": "expected a whole safetensors file",
+        b"x" * 100: "expected fedpara-edge/server-state, found",
+    }.items():
         path.write_bytes(content)
-        with pytest.raises(WrongBundleError, match="expected a whole safetensors file"):
+        with pytest.raises(WrongBundleError, match=found):
             read_server_state(path)
     for wrong, error in ((tmp_path, WrongBundleError), (tmp_path / "none", InputError)):
         with pytest.raises(error, match="expected a readable file"):

@@ -80,13 +80,13 @@ DEFAULT = AggregateConfig()
 
 
 def run_round(
-    updates: Iterable[Path],
-    weights: Path,
-    output: Path,
+    updates: Iterable[Path | str],
+    weights: Path | str,
+    output: Path | str,
     config: AggregateConfig = DEFAULT,
     *,
-    state: Path | None = None,
-    change: Path | None = None,
+    state: Path | str | None = None,
+    change: Path | str | None = None,
     keep: int | None = None,
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
@@ -109,20 +109,22 @@ def run_round(
         on_progress: Function that is called with the number of files read and of all to read.
 
     Raises:
-        InputError: A file exists or can't be written, the state or an option is missing or does not fit.
+        InputError: A file exists or can't be written; the weights, the state or an option is missing or does not fit.
         WrongBundleError: The weights or the state are damaged, or do not belong together.
         TooFewUpdatesError: There are fewer valid updates than asked for; its `rejected` tells of the others.
         DivergedError: The next weights would be beyond float32, and no single update is to blame.
         InvalidUpdateError: An update is bad, with `config.strict`.
         FedparaError: The disk refuses a write.
     """
+    output = Path(output)
+    state, change = (None if path is None else Path(path) for path in (state, change))
     _check_options(config, state=state, change=change, keep=keep)
-    base = read_weights(weights)
+    base = read_weights(Path(weights))
     target = None if state is None else state_path(state, base.round + 1)
     _check_outputs(output, change, target, folder=state, overwrite=overwrite)
     kept = None if state is None else _read_state(state, base, config)
     aggregation = aggregate(
-        updates,
+        map(Path, updates),
         base,
         algorithm=config.server_algorithm,
         state=kept,
