@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import click
 
 from fedpara_edge import __version__
+from fedpara_edge.cli import log
 from fedpara_edge.cli.command import Group
 from fedpara_edge.cli.output import note
 from fedpara_edge.errors import EXIT_CODES, INTERRUPTED, FedparaError, InputError
@@ -107,6 +110,15 @@ def _as_typed(parameter: click.Parameter, value: Any) -> Any:
     return texts if several else ",".join(texts)
 
 
+def _start_log(_: click.Context, __: click.Parameter, target: str | None) -> None:
+    if target is None:
+        return
+    try:
+        log.start(target)
+    except OSError as error:
+        raise click.UsageError(f"--log: {target}: expected a file to append to, found {error.strerror}") from error
+
+
 @click.group(
     cls=LazyGroup, context_settings={"auto_envvar_prefix": "FEDPARA_EDGE", "help_option_names": ["-h", "--help"]}
 )
@@ -115,9 +127,16 @@ def _as_typed(parameter: click.Parameter, value: Any) -> Any:
     "--config",
     type=click.Path(path_type=Path),
     callback=_read_config,
-    is_eager=True,
     expose_value=False,
     help="TOML file with a table of options for each command.",
+)
+@click.option(
+    "--log",
+    metavar="FILE",
+    callback=_start_log,
+    is_eager=True,
+    expose_value=False,
+    help="File to append a JSON line to for each event; - for stderr.",
 )
 def fedpara_edge() -> None:
     """Train one model on many devices: export it, train it where the data is, aggregate what comes back.
@@ -125,27 +144,43 @@ def fedpara_edge() -> None:
     An option on the command line takes precedence over the environment variable FEDPARA_EDGE_<COMMAND>_<OPTION>, that
     over --config, and that over the default.
     """
+    log.event("command_started", argv=log.without_secrets(sys.argv[1:]), version=__version__)
 
 
 def main() -> None:
     """Run a command; every failure is one line on stderr and an exit code."""
+    started, code = time.monotonic(), FedparaError.exit_code
+    try:
+        code = _run()
+    finally:
+        log.event("command_ended", exit_code=code, seconds=round(time.monotonic() - started, 3))
+        log.stop()
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Run the command of `sys.argv` and return its exit code."""
     try:
         code = fedpara_edge.main(standalone_mode=False)
     except click.exceptions.Exit as exit_:
-        code = exit_.exit_code
+        return exit_.exit_code
     except click.ClickException as error:
-        note(f"Error: {error.format_message()}")
-        code = error.exit_code
+        return _failed(error.format_message(), code="usage", exit_code=error.exit_code)
     except FedparaError as error:
-        note(f"Error: {error}")
-        code = error.exit_code
+        return _failed(str(error), code=error.code, exit_code=error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        note("Error: interrupted")
-        code = INTERRUPTED
+        return _failed("interrupted", code="interrupted", exit_code=INTERRUPTED)
     except BrokenPipeError:  # the reader of stdout went away: not an error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        return 0
     except OSError as error:
-        note(f"Error: {error.filename or 'disk'}: {error.strerror or error}")
-        code = 1
-    sys.exit(code if isinstance(code, int) else 0)
+        text = f"{error.filename or 'disk'}: {error.strerror or error}"
+        return _failed(text, code=FedparaError.code, exit_code=FedparaError.exit_code)
+    return code if isinstance(code, int) else 0
+
+
+def _failed(message: str, *, code: str, exit_code: int) -> int:
+    """Report a failure on stderr and in the log."""
+    note(f"Error: {message}")
+    log.event("error", level=logging.ERROR, code=code, message=message)
+    return exit_code

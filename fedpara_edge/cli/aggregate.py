@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import click
 
 from fedpara_edge.aggregation.config import AggregateConfig
 from fedpara_edge.cli.command import Command
+from fedpara_edge.cli.log import event
 from fedpara_edge.cli.options import options_of
 from fedpara_edge.cli.output import emit, if_missing_option, json_option, megabytes, note, overwrite_option
 from fedpara_edge.errors import FedparaError, TooFewUpdatesError
@@ -76,7 +78,17 @@ def command(
     except TooFewUpdatesError as error:
         _show(error.rejected)
         raise
-    _show([update.error for update in done.aggregation.rejected])
+    result = done.aggregation
+    _show([update.error for update in result.rejected])
+    event(
+        "round_written",
+        output=done.output,
+        round=done.number,
+        accepted=len(result.accepted),
+        rejected=len(result.rejected),
+        examples=sum(update.examples for update in result.accepted),
+        received_bytes=result.received_bytes,
+    )
     emit(done.to_json(), _text(done), as_json=json)
 
 
@@ -105,6 +117,7 @@ def _text(done: Round) -> str:
 def _show(rejected: Iterable[FedparaError]) -> None:
     for error in rejected:
         note(f"rejected [{error.code}] {error}")
+        event("update_rejected", level=logging.WARNING, code=error.code, message=str(error))
 
 
 @contextmanager

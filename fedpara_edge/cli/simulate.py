@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from fedpara_edge.cli.command import Command
+from fedpara_edge.cli.log import event
 from fedpara_edge.cli.output import emit, json_option, megabytes, note, table
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def command(plan: Path, output: Path, workers: int | None, arm: tuple[str, ...],
     started = time.monotonic()
     with _progress(sys.stderr) as (on_start, on_trained):
         outcomes = simulate(plan, output, workers=workers, arms=arm, on_start=on_start, on_trained=on_trained)
+    for outcome in outcomes:
+        event("simulation_finished", **asdict(outcome))
     page: Path | None = None
     try:
         report = write_report(output)

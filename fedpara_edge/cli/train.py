@@ -11,6 +11,7 @@ import click
 
 from device_runtime.config import TrainCall
 from fedpara_edge.cli.command import Command
+from fedpara_edge.cli.log import event
 from fedpara_edge.cli.options import options_of
 from fedpara_edge.cli.output import emit, if_missing_option, json_option, megabytes, note, overwrite_option
 
@@ -80,6 +81,18 @@ def command(
             overwrite=overwrite,
             on_step=on_step,
         )
+    event(
+        "training_finished",
+        update=output,
+        client=result.client,
+        round=result.round,
+        examples=result.examples,
+        steps=result.steps,
+        resumed_from_step=result.resumed_from_step,
+        seconds=round(result.seconds, 3),
+        loss=result.losses[-1],
+        bytes=result.update_bytes,
+    )
     resumed = f", resumed at step {result.resumed_from_step}" if result.resumed_from_step else ""
     losses = [f"{loss:.4f}" for loss in dict.fromkeys((result.losses[0], result.losses[-1]))]
     dense = 4 * opened.manifest.layout.dense_parameters
