@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json as json_text
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,24 @@ from fedpara_edge.formats.bundle import MANIFEST, open_bundle
 from fedpara_edge.formats.encoded import bits_by_tensor, open_encoded
 from fedpara_edge.formats.folded import FORMAT as FOLDED_FORMAT
 from fedpara_edge.formats.folded import read_folded
+from fedpara_edge.formats.serverstate import FORMAT as SERVER_FORMAT
 from fedpara_edge.formats.weights import read_weights
+from fedpara_edge.installation import check_package
 from fedpara_edge.storage.tensorfile import TensorFile
 
 
 @click.command("inspect", cls=Command)
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--weights", type=click.Path(path_type=Path), help="Of the same bundle: for the bits by tensor.")
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    help="Weights of the same bundle, which name the tensors of an update or a change.",
+)
 @json_option
 def command(path: Path, weights: Path | None, json: bool) -> None:
-    """Show what is in PATH: a bundle, a weights, update or change file, a folded model, or a device's state folder.
+    """Show what is in PATH: a bundle, weights, an update, a change, a folded model, or the state of a device or server.
 
-    An update or a published change does not tell its tensors: with --weights they are shown with the bits that each
+    An update or a published change does not name its tensors: with --weights they are shown with the bits that each
     parameter takes.
     """
     is_state = False
@@ -67,12 +74,24 @@ def _bundle(path: Path) -> dict[str, Any]:
 
 
 def _state(path: Path) -> dict[str, Any]:
-    files = sorted(path.glob("*.safetensors"))
+    files = [_file(file) for file in sorted(path.glob("*.safetensors"), key=_in_counting_order)]
     if not files:
-        raise InputError(
-            f"{path}: expected a bundle or a device's state folder, found neither {MANIFEST} nor *.safetensors"
-        )
-    return {"path": str(path), "format": "state", "files": [_file(file) for file in files]}
+        raise InputError(f"{path}: expected a bundle or a state folder, found neither {MANIFEST} nor *.safetensors")
+    return {"path": str(path), "format": "state", "of": _owner([file["format"] for file in files]), "files": files}
+
+
+def _owner(formats: Sequence[Any]) -> str | None:
+    """Whose state files of these formats are, `server` or `device`; None if they are no state of a single one."""
+    check_package("device_runtime")
+    from device_runtime.state import COMMITTED_FORMAT, PROGRESS_FORMAT
+
+    known = {"server": [SERVER_FORMAT], "device": [COMMITTED_FORMAT, PROGRESS_FORMAT]}
+    return next((owner for owner, its in known.items() if all(found in its for found in formats)), None)
+
+
+def _in_counting_order(path: Path) -> list[tuple[int, str]]:
+    """Key that sorts round-2 before round-10."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", path.name)]
 
 
 def _folded(path: Path) -> dict[str, Any]:
@@ -117,7 +136,7 @@ def _encoded(path: Path, weights: Path) -> dict[str, Any]:
 
 
 def _header(file: TensorFile) -> dict[str, Any]:
-    """What a file says of itself, but for the names of what we say of it."""
+    """The header of a file without the names that our own statements have."""
     header = {name: value for name, value in file.header.items() if name not in _OURS}
     try:
         json_text.dumps(header, allow_nan=False)
@@ -156,7 +175,8 @@ def _layer(layout: Layout, layer: LayerSpec) -> dict[str, Any]:
 
 
 def _state_text(result: dict[str, Any]) -> str:
-    return "\n\n".join([f"{_printable(result['path'])}: state of a device", *map(_text, result["files"])])
+    what = f"state of a {result['of']}" if result["of"] else f"{len(result['files'])} files"
+    return "\n\n".join([f"{_printable(result['path'])}: {what}", *map(_text, result["files"])])
 
 
 def _text(result: dict[str, Any]) -> str:
