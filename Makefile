@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: test versions versions-quick demo bench report figures pi pi-board pi-32 pi-wheel format clean
+.PHONY: test versions versions-quick demo bench bench-quick report figures pi pi-board pi-32 pi-wheel format clean
 .DELETE_ON_ERROR:
 
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -33,8 +33,11 @@ versions-quick: $(VENV)/ready  ## one of these combinations, the first whose Pyt
 demo: $(VENV)/ready  ## FedPara, dense and low-rank on real images, through the commands a user types
 	$(BIN)/fedpara-edge demo
 
-bench: $(VENV)/ready  ## the numbers of the README, written to benchmarks/results.md
-	$(BIN)/python benchmarks/run.py
+bench: $(VENV)/ready  ## the numbers of the README, to benchmarks/results.md, from where it stopped; BENCH=--again for all
+	$(BIN)/python benchmarks/run.py $(BENCH)
+
+bench-quick: $(VENV)/ready  ## the same benchmarks at small sizes, in less than 5 minutes, to benchmarks/.kept/quick.md
+	$(BIN)/python benchmarks/run.py --quick --again $(BENCH)
 
 report: $(VENV)/ready  ## page and figures of every run in plans/results, into build/reports/
 	mkdir -p build/reports
@@ -82,4 +85,4 @@ format: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build dist demo-run *.egg-info
+	rm -rf $(VENV) build dist demo-run *.egg-info benchmarks/.kept

@@ -24,7 +24,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -151,6 +152,19 @@ def compare(folder: Path, updates: int, repetitions: int) -> dict[str, Any]:
     }
 
 
+def report(results: Sequence[Mapping[str, Any]]) -> str:
+    """The results as a table."""
+    lines = ["updates  parameters  aggregate s  reads s  read_bytes s  x reads  x read_bytes  peak MiB"]
+    for result in results:
+        seconds = result["seconds"]
+        lines.append(
+            f"{result['updates']:7}  {result['parameters']:10}  {seconds['aggregate']:11.3f}  {seconds['reads']:7.3f}  "
+            f"{seconds['read_bytes']:12.3f}  {result['ratio_to_reads']:7.2f}  {result['ratio_to_read_bytes']:12.2f}  "
+            f"{result['peak_mib']['aggregate']:8.1f}"
+        )
+    return "\n".join(lines)
+
+
 def _run(*arguments: object) -> str:
     # A process starts with the peak memory of the one it was forked from, so this one must stay small.
     command = [sys.executable, __file__, *map(str, arguments)]
@@ -166,6 +180,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repetitions", type=int, default=5, help="runs of each kind; the median counts")
     parser.add_argument("--folder", type=Path, help="folder in which to make the temporary folder")
     parser.add_argument("--json", type=Path, help="file for the numbers")
+    parser.add_argument("--kept", type=Path, help="file that keeps what was measured")
+    parser.add_argument("--again", action="store_true", help="measure what is kept again")
     parser.add_argument("--measure", choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument("--write", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -175,20 +191,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.measure:
         print(json.dumps(measure(options.measure, options.folder, options.updates[0])))
         return
+    from parts import measure_parts  # not at the top, as the processes that are measured would pay for it
+
     with tempfile.TemporaryDirectory(prefix="aggregation-", dir=options.folder) as name:
         folder = Path(name)
-        sizes = ("--updates", max(options.updates), "--parameters", options.parameters)
-        _run("--write", "--folder", folder, "--codec", options.codec, *sizes)
-        _run("--measure", "reads", "--folder", folder, "--updates", max(options.updates))
-        results = [compare(folder, updates, options.repetitions) for updates in options.updates]
-    print("updates  parameters  aggregate s  reads s  read_bytes s  x reads  x read_bytes  peak MiB")
-    for result in results:
-        seconds = result["seconds"]
-        print(
-            f"{result['updates']:7}  {result['parameters']:10}  {seconds['aggregate']:11.3f}  {seconds['reads']:7.3f}  "
-            f"{seconds['read_bytes']:12.3f}  {result['ratio_to_reads']:7.2f}  {result['ratio_to_read_bytes']:12.2f}  "
-            f"{result['peak_mib']['aggregate']:8.1f}"
+
+        @cache
+        def write() -> None:
+            sizes = ("--updates", max(options.updates), "--parameters", options.parameters)
+            _run("--write", "--folder", folder, "--codec", options.codec, *sizes)
+            _run("--measure", "reads", "--folder", folder, "--updates", max(options.updates))
+
+        def measure_updates(updates: int) -> dict[str, Any]:
+            write()
+            return compare(folder, updates, options.repetitions)
+
+        measured = measure_parts(
+            {f"{updates} updates": partial(measure_updates, updates) for updates in options.updates},
+            lambda parts: report([*parts.values()]),
+            settings={name: getattr(options, name) for name in ("parameters", "codec", "repetitions")},
+            kept=options.kept,
+            again=options.again,
         )
+    results = [*measured.values()]
+    print(report(results))
     if options.json:
         options.json.write_text(json.dumps({"cpus": os.cpu_count(), "results": results}, indent=1) + "\n")
 

@@ -17,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,6 +27,7 @@ import click
 import numpy as np
 import zstandard
 from aggregation import vgg16_layout
+from parts import keep_options, measure_parts
 
 from fedpara_edge.cli.output import table
 from fedpara_edge.codecs.codec import in_order
@@ -155,7 +158,12 @@ def _aggregation(*arguments: object) -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def report(results: dict[str, Any]) -> str:
+def count_parameters(speed: Sequence[Mapping[str, Any]]) -> int:
+    """Number of entries of the noise."""
+    return round(8 * speed[0]["bytes"] / speed[0]["bits_per_parameter"])
+
+
+def report(results: Mapping[str, Any]) -> str:
     """Tables of the results."""
     parts = []
     if "speed" in results:
@@ -170,9 +178,8 @@ def report(results: dict[str, Any]) -> str:
             )
             for row in results["speed"]
         ]
-        parts.append(
-            f"{results['parameters']:,} parameters, MB of float32 a second on one thread\n\n{table(header, rows)}"
-        )
+        count = count_parameters(results["speed"])
+        parts.append(f"{count:,} parameters, MB of float32 a second on one thread\n\n{table(header, rows)}")
     if "device" in results:
         device = results["device"]
         header = ("codec", "bytes", "encode ms", "of the epoch")
@@ -220,21 +227,37 @@ def report(results: dict[str, Any]) -> str:
     multiple=True,
     help="Table to make.  [default: all]",
 )
+@click.option("--repetitions", type=int, default=5, show_default=True, help="Of each aggregation; the median counts.")
+@click.option("--seconds", type=float, default=1.0, show_default=True, help="For each codec, each way.")
+@click.option("--part", type=click.Choice(["speed", "device", "server"]), multiple=True, help="[default: all]")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="File for the numbers.")
+@keep_options
 def main(
-    parameters: int, updates: int, repetitions: int, seconds: float, parts: tuple[str, ...], json_file: Path | None
+    parameters: int,
+    updates: int,
+    repetitions: int,
+    seconds: float,
+    part: tuple[str, ...],
+    json_file: Path | None,
+    kept: Path | None,
+    again: bool,
 ) -> None:
     """Measure the size, error and speed of the codecs, and print the tables."""
-    wanted = parts or ("speed", "device", "server")
-    results: dict[str, Any] = {}
-    if "server" in wanted:
+    measurements = {
         # First, as a process starts with the peak memory of the one it was forked from.
-        results["server"] = measure_server(parameters, updates, repetitions)
-    if "speed" in wanted:
-        results["speed"] = measure_speed(parameters, seconds)
-        results["parameters"] = round(8 * results["speed"][0]["bytes"] / results["speed"][0]["bits_per_parameter"])
-    if "device" in wanted:
-        results["device"] = measure_device(seconds)
+        "server": partial(measure_server, parameters, updates, repetitions),
+        "speed": partial(measure_speed, parameters, seconds),
+        "device": partial(measure_device, seconds),
+    }
+    results = measure_parts(
+        {name: measure for name, measure in measurements.items() if not part or name in part},
+        report,
+        settings={"parameters": parameters, "updates": updates, "repetitions": repetitions, "seconds": seconds},
+        kept=kept,
+        again=again,
+    )
+    if "speed" in results:
+        results["parameters"] = count_parameters(results["speed"])
     print(report(results))
     if json_file is not None:
         json_file.write_text(json.dumps(results, indent=1) + "\n")

@@ -14,7 +14,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import click
 import numpy as np
 import torch
 from device import median_ms
+from parts import keep_options, measure_parts
 from torch import Tensor, nn
 
 from device_runtime import open_engine
@@ -147,6 +148,7 @@ def report(results: Mapping[str, Any]) -> str:
 @click.option("--threads", default=1, show_default=True)
 @click.option("--repetitions", default=7, show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path))
+@keep_options
 def main(
     layers: str,
     ranks: str,
@@ -156,16 +158,32 @@ def main(
     threads: int,
     repetitions: int,
     json_file: Path | None,
+    kept: Path | None,
+    again: bool,
 ) -> None:
     """Measure, print the table, and write it as JSON."""
     settings = {"first": first, "threads": threads}
-    rows: list[dict[str, Any]] = []
-    for kind, shape, rank in product(kinds.split(","), layers.split(","), _numbers(ranks)):
+
+    def measure_layer(kind: Any, shape: str, rank: int) -> list[dict[str, Any]]:
         size = tuple(_numbers(shape, "x"))
         spec = LayerSpec(name="layer", operator="linear", kind=kind, form="matrix", shape=size, rank=rank)
         with tempfile.TemporaryDirectory() as name:
-            rows += measure(spec, Path(name), batches=_numbers(batches), repetitions=repetitions, **settings)
-    results = {**settings, "rows": rows}
+            return [*measure(spec, Path(name), batches=_numbers(batches), repetitions=repetitions, **settings)]
+
+    def all_of(parts: Mapping[str, Any]) -> dict[str, Any]:
+        return {**settings, "rows": [*chain.from_iterable(parts.values())]}
+
+    measured = measure_parts(
+        {
+            f"{kind} {shape}, rank {rank}": partial(measure_layer, kind, shape, rank)
+            for kind, shape, rank in product(kinds.split(","), layers.split(","), _numbers(ranks))
+        },
+        lambda parts: report(all_of(parts)),
+        settings={**settings, "batches": batches, "repetitions": repetitions},
+        kept=kept,
+        again=again,
+    )
+    results = all_of(measured)
     click.echo(report(results))
     if json_file is not None:
         json_file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from parts import keep_options, measure_parts
 from torch.nn import functional as F
 
 from device_runtime import open_engine
@@ -117,6 +118,15 @@ def measure_steps(model: str, threads: int, folder: Path, repetitions: int) -> d
     }
 
 
+def measure_start(model: str, engine: str, folder: Path) -> dict[str, Any]:
+    """Cold starts of the FedPara model."""
+    path = folder / f"{model}-cold"
+    if not path.exists():
+        export(model, path)
+    measured = measure_process(model, path, engine, 5)
+    return {"model": model, "limit_mb": MEMORY_LIMITS_MB.get(model), **measured}
+
+
 def measure_process(model: str, bundle: Path, engine: str, repetitions: int) -> dict[str, Any]:
     """Seconds and peak resident MB of `fedpara-edge train` for one step on one batch, as whole processes."""
     x, y = random_batch(model)
@@ -147,7 +157,15 @@ def measure_growth(label: str, factory: dict[str, Any], folder: Path, repetition
     }
 
 
-def report(results: dict[str, Any]) -> str:
+def grouped(parts: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Results of all parts, by table."""
+    rows: dict[str, list[Any]] = {"steps": [], "cold_starts": [], "growth": []}
+    for result in parts.values():
+        rows["steps" if "over_torch" in result else "growth" if "millions" in result else "cold_starts"].append(result)
+    return rows
+
+
+def report(results: Mapping[str, Any]) -> str:
     """Tables of the results."""
     runtimes = ("onnxruntime", "ort-training", "torch")
     steps = [
@@ -168,14 +186,21 @@ def report(results: dict[str, Any]) -> str:
         for row in results["growth"]
     ]
     heads = [f"{runtime} {kind}" for kind in ("FedPara", "dense") for runtime in runtimes]
-    return (
-        f"milliseconds a step of {BATCH} (medians)\n\n{table(('model', 'threads', *heads), steps)}\n\n"
-        f"ratios\n\n{table(('model', 'threads', *_RATIOS.values()), ratios)}\n\n"
-        "`fedpara-edge train` of one step, whole process\n\n"
-        f"{table(('model', 'engine', 'seconds', 'peak MB', 'limit MB'), starts)}\n\n"
-        "vgg16 by its number of weights, engine onnxruntime, 2 threads\n\n"
-        f"{table(('vgg16', 'million weights', 'ms a step', 'peak MB'), growth)}"
-    )
+    tables = [
+        (f"milliseconds a step of {BATCH} (medians)", ("model", "threads", *heads), steps),
+        ("ratios", ("model", "threads", *_RATIOS.values()), ratios),
+        (
+            "`fedpara-edge train` of one step, whole process",
+            ("model", "engine", "seconds", "peak MB", "limit MB"),
+            starts,
+        ),
+        (
+            "vgg16 by its number of weights, engine onnxruntime, 2 threads",
+            ("vgg16", "million weights", "ms a step", "peak MB"),
+            growth,
+        ),
+    ]
+    return "\n\n".join(f"{title}\n\n{table(header, rows)}" for title, header, rows in tables if rows)
 
 
 _RATIOS = {
@@ -187,24 +212,29 @@ _RATIOS = {
 
 
 @click.command()
+@click.option("--models", default=",".join(MODELS), show_default=True)
 @click.option("--repetitions", default=7, show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path))
-def main(repetitions: int, json_file: Path | None) -> None:
+@keep_options
+def main(models: str, repetitions: int, json_file: Path | None, kept: Path | None, again: bool) -> None:
     """Measure, print the tables, and write them as JSON."""
+    names = models.split(",")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        steps = [measure_steps(model, threads, folder, repetitions) for model in MODELS for threads in (1, 2)]
-        cold_starts = [
-            {
-                "model": model,
-                "limit_mb": MEMORY_LIMITS_MB.get(model),
-                **measure_process(model, folder / f"{model}-fedpara-2", engine, 5),
-            }
-            for model in MODELS
-            for engine in ("onnxruntime", "ort-training")
-        ]
-        growth = [measure_growth(label, factory, folder, repetitions) for label, factory in GROWTH.items()]
-    results = {"batch": BATCH, "steps": steps, "cold_starts": cold_starts, "growth": growth}
+        parts: dict[str, Callable[[], Any]] = {
+            f"step of {model}, {threads} threads": partial(measure_steps, model, threads, folder, repetitions)
+            for model in names
+            for threads in (1, 2)
+        }
+        for model in names:
+            for engine in ("onnxruntime", "ort-training"):
+                parts[f"start of {model}, {engine}"] = partial(measure_start, model, engine, folder)
+        if "vgg16" in names:
+            for label, factory in GROWTH.items():
+                parts[f"vgg16, {label}"] = partial(measure_growth, label, factory, folder, repetitions)
+        settings = {"batch": BATCH, "repetitions": repetitions}
+        measured = measure_parts(parts, lambda found: report(grouped(found)), settings=settings, kept=kept, again=again)
+    results = {"batch": BATCH, **grouped(measured)}
     click.echo(report(results))
     if json_file is not None:
         json_file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -14,12 +14,15 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 import numpy as np
 import torch
+from parts import keep_options, measure_parts
 
 from device_runtime import Predictor, open_engine
 from export import export_bundle
@@ -107,10 +110,18 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
 @click.option("--threads", default=2, show_default=True)
 @click.option("--repetitions", default=7, show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path))
-def main(models: str, threads: int, repetitions: int, json_file: Path | None) -> None:
+@keep_options
+def main(models: str, threads: int, repetitions: int, json_file: Path | None, kept: Path | None, again: bool) -> None:
     """Measure, print the table, and write it as JSON."""
     with tempfile.TemporaryDirectory() as name:
-        rows = [row for model in models.split(",") for row in measure(model, threads, Path(name), repetitions)]
+        measured = measure_parts(
+            {model: partial(measure, model, threads, Path(name), repetitions) for model in models.split(",")},
+            lambda parts: report([*chain.from_iterable(parts.values())]),
+            settings={"threads": threads, "repetitions": repetitions},
+            kept=kept,
+            again=again,
+        )
+    rows = [*chain.from_iterable(measured.values())]
     click.echo(report(rows))
     if json_file is not None:
         json_file.write_text(json.dumps({"inference": rows}, indent=1) + "\n", encoding="utf-8")

@@ -11,7 +11,7 @@ carry over to other machines. `chosen/fastest` is what choosing by measurement w
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
@@ -26,6 +26,7 @@ import torch
 from device import median_ms
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
+from parts import keep_options, measure_parts
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -457,16 +458,19 @@ def _by_operator(graph: Graph, *, rows: Sequence[int], shape: Sequence[int], axe
     return y, graph.reshape(graph.op("Mul", rest, inverse), [-1, *shape]), grad_scale, grad_bias
 
 
-def contests(layers: str, batch: int) -> Iterator[Contest]:
-    """Rows of all tables whose layers match a pattern."""
-    for layer, conv in CONVOLUTIONS.items():
-        if fnmatch(layer, layers):
-            yield from convolution_contests(layer, conv, batch)
+def contests(layers: str, batch: int) -> dict[str, Callable[[], Iterable[Contest]]]:
+    """Functions that make the rows of each layer that matches a pattern, by layer."""
+    rows: dict[str, Callable[[], Iterable[Contest]]] = {
+        layer: partial(convolution_contests, layer, conv, batch) for layer, conv in CONVOLUTIONS.items()
+    }
     others = ((pooling_contest, POOLS), (relu_contest, RELUS), (norm_contest, NORMS))
     for contest, shapes in others:
-        for layer, shape in shapes.items():
-            if fnmatch(layer, layers):
-                yield contest(layer, shape, batch)
+        rows |= {layer: partial(_only, contest, layer, shape, batch) for layer, shape in shapes.items()}
+    return {layer: make for layer, make in rows.items() if fnmatch(layer, layers)}
+
+
+def _only(contest: Callable[..., Contest], layer: str, shape: Any, batch: int) -> list[Contest]:
+    return [contest(layer, shape, batch)]
 
 
 def _by(shape: Sequence[int]) -> str:
@@ -600,14 +604,32 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
 @click.option("--threads", default=2, show_default=True)
 @click.option("--repetitions", default=7, show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path))
-def main(layers: str, batch: int, threads: int, repetitions: int, json_file: Path | None) -> None:
+@keep_options
+def main(
+    layers: str, batch: int, threads: int, repetitions: int, json_file: Path | None, kept: Path | None, again: bool
+) -> None:
     """Measure, print the tables, and write them as JSON."""
     keep_freed_memory()
     torch.set_num_threads(threads)
-    rows = [measure(contest, threads, repetitions) for contest in contests(layers, batch)]
-    if not rows:
+    found = contests(layers, batch)
+    if not found:
         raise click.BadParameter(f"expected a pattern that matches a layer, found {layers!r}", param_hint="--layers")
-    results = {"batch": batch, "threads": threads, "rows": rows}
+    settings = {"batch": batch, "threads": threads}
+
+    def measure_layer(layer: str) -> list[dict[str, Any]]:
+        return [measure(contest, threads, repetitions) for contest in found[layer]()]
+
+    def all_of(parts: Mapping[str, Any]) -> dict[str, Any]:
+        return {**settings, "rows": [*chain.from_iterable(parts.values())]}
+
+    measured = measure_parts(
+        {layer: partial(measure_layer, layer) for layer in found},
+        lambda parts: report(all_of(parts)),
+        settings={**settings, "repetitions": repetitions},
+        kept=kept,
+        again=again,
+    )
+    results = all_of(measured)
     click.echo(report(results))
     if json_file is not None:
         json_file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -2,20 +2,23 @@
 
 python benchmarks/run.py                    # writes benchmarks/results.md
 python benchmarks/run.py device.py          # one of them; the other sections stay
-python benchmarks/run.py --output other.md
+python benchmarks/run.py --quick            # small sizes, in less than 5 minutes, into benchmarks/.kept/quick.md
+
+Each figure is printed and the results file written as soon as a part is measured. Stopped in between, the same command
+goes on with the first part that is missing; `--again` measures all parts again.
 """
 
 from __future__ import annotations
 
-import os
-import platform
+import json
 import re
 import subprocess
 import sys
-from importlib import metadata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
+from parts import machine
 
 HERE = Path(__file__).parent
 SCRIPTS = {
@@ -26,22 +29,15 @@ SCRIPTS = {
     "Aggregation on the server": "aggregation.py",
     "Codecs": "codecs.py",
 }
-PACKAGES = ("fedpara-edge", "numpy", "torch", "onnx", "onnxruntime-training-cpu", "safetensors", "zstandard")
-
-
-def machine() -> str:
-    """Description of the machine: processor, cores, memory and system in one line, versions in another."""
-    processor = platform.processor() or platform.machine()
-    memory = ""
-    if sys.platform == "linux":
-        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        processor = names[0].partition(": ")[2] if names else processor
-        memory = f", {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
-    return (
-        f"{processor}, {os.cpu_count()} cores{memory}; {platform.system()} {platform.machine()}, "
-        f"Python {platform.python_version()}\n{versions}"
-    )
+QUICK = {
+    "device.py": ("--models", "mlp,cnn", "--repetitions", "2"),
+    "lowerings.py": ("--layers", "cnn *", "--repetitions", "2"),
+    "contraction.py": ("--layers", "256x784", "--ranks", "8,16", "--batches", "32", "--repetitions", "3"),
+    "folded.py": ("--models", "mlp,cnn", "--repetitions", "2"),
+    "aggregation.py": ("--updates", "10", "40", "--repetitions", "2"),
+    "codecs.py": ("--parameters", "500000", "--updates", "5", "--repetitions", "2", "--seconds", "0.1"),
+}
+"""Options that make a benchmark small."""
 
 
 def sections_of(text: str) -> dict[str, str]:
@@ -50,22 +46,60 @@ def sections_of(text: str) -> dict[str, str]:
     return {title: f"## {title}\n{content.rstrip()}\n" for title, content in zip(parts[::2], parts[1::2], strict=True)}
 
 
+def run_script(title: str, script: str, options: Sequence[str], kept: Path, output: Path) -> int:
+    """Run a benchmark, print its lines as they come, and write its section whenever there is more of it.
+
+    Returns:
+        Exit code of the benchmark.
+    """
+    command = [sys.executable, "-u", str(HERE / script), *options, "--kept", str(kept)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            click.echo(line, nl=False)
+            write_section(title, script, options, kept, output)
+    return process.returncode
+
+
+def write_section(title: str, script: str, options: Sequence[str], kept: Path, output: Path) -> None:
+    """Put the report of what is kept of a benchmark in its place in the results file."""
+    if not kept.exists():
+        return
+    sections = sections_of(output.read_text(encoding="utf-8")) if output.exists() else {}
+    shown = " ".join(["python", f"benchmarks/{script}", *(option for option in options if option != "--again")])
+    text = json.loads(kept.read_text(encoding="utf-8"))["text"]
+    section = f"## {title}\n\n`{shown}`\n\n```text\n{text.strip()}\n```\n"
+    if sections.get(title) != section:
+        sections[title] = section
+        _write(output, sections)
+
+
+def _write(output: Path, sections: Mapping[str, str]) -> None:
+    known = [sections[title] for title in SCRIPTS if title in sections]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text("\n".join([f"# Results of `make bench`\n\n{machine()}\n", *known]), encoding="utf-8")
+
+
 @click.command()
 @click.argument("scripts", nargs=-1, type=click.Choice(sorted(SCRIPTS.values())))
-@click.option("--output", type=click.Path(path_type=Path), default=HERE / "results.md", show_default=True)
-def main(scripts: tuple[str, ...], output: Path) -> None:
-    """Run SCRIPTS, all by default, and write what they print; the sections of the others are kept."""
-    sections = sections_of(output.read_text(encoding="utf-8")) if output.exists() else {}
+@click.option("--quick", is_flag=True, help="Small sizes, in less than 5 minutes on two cores.")
+@click.option("--again", is_flag=True, help="Measure again what is kept from before.")
+@click.option("--output", type=click.Path(path_type=Path), help="[default: results.md, with --quick .kept/quick.md]")
+def main(scripts: tuple[str, ...], quick: bool, again: bool, output: Path | None) -> None:
+    """Run SCRIPTS, all by default, and write what they report; the sections of the others stay."""
+    kept = HERE / ".kept" / ("quick" if quick else "full")
+    output = output or (HERE / ".kept" / "quick.md" if quick else HERE / "results.md")
+    failed = []
     for title, script in SCRIPTS.items():
         if scripts and script not in scripts:
             continue
-        click.echo(f"{title} ({script}) ...", err=True)
-        done = subprocess.run([sys.executable, HERE / script], stdout=subprocess.PIPE, text=True, check=True)
-        click.echo(done.stdout)
-        sections[title] = f"## {title}\n\n`python benchmarks/{script}`\n\n```text\n{done.stdout.strip()}\n```\n"
-        known = [sections[name] for name in SCRIPTS if name in sections]
-        output.write_text("\n".join([f"# Results of `make bench`\n\n{machine()}\n", *known]), encoding="utf-8")
-    click.echo(f"written to {output}", err=True)
+        click.echo(f"{title} ({script})")
+        options = [*(QUICK[script] if quick else ()), *(["--again"] if again else [])]
+        if run_script(title, script, options, (kept / script).with_suffix(".json"), output):
+            failed.append(script)
+    click.echo(f"written to {output}")
+    if failed:
+        raise click.ClickException(f"{', '.join(failed)}: ended with an error; the same command goes on from there")
 
 
 if __name__ == "__main__":
