@@ -222,14 +222,10 @@ def report(results: Mapping[str, Any]) -> str:
 @click.option("--seconds", type=float, default=1.0, show_default=True, help="Time for each codec and each direction.")
 @click.option(
     "--part",
-    "parts",
     type=click.Choice(["speed", "device", "server"]),
     multiple=True,
     help="Table to make.  [default: all]",
 )
-@click.option("--repetitions", type=int, default=5, show_default=True, help="Of each aggregation; the median counts.")
-@click.option("--seconds", type=float, default=1.0, show_default=True, help="For each codec, each way.")
-@click.option("--part", type=click.Choice(["speed", "device", "server"]), multiple=True, help="[default: all]")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="File for the numbers.")
 @keep_options
 def main(
