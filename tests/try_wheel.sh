@@ -14,16 +14,6 @@ trap 'rm -rf "$work"' EXIT
 "$work/device/bin/python" -m pip uninstall --quiet --yes onnx h5py sympy mpmath
 cd "$work"
 "$python" -m fedpara_edge export mlp -o bundle --json >exported.json
-"$python" - "$here/fedpara_edge/demo/fashion_mnist_12k.npz" <<'PYTHON'
-import sys
-
-import numpy as np
-
-data = np.load(sys.argv[1])
-for name, rows in {"one": slice(0, 300), "two": slice(300, 500)}.items():
-    np.savez(f"{name}.npz", x=data["x_train"][rows], y=data["y_train"][rows])
-np.savez("test.npz", x=data["x_test"][:500], y=data["y_test"][:500])
-PYTHON
 
 PATH="$work/device/bin:/usr/bin:/bin"
 unset PYTHONPATH
@@ -35,6 +25,16 @@ for module in torch onnx; do
     fi
 done
 fedpara-edge doctor
+fedpara-edge demo --help >help.txt
+fedpara-edge demo --images images.npz
+python - <<'PYTHON'
+import numpy as np
+
+data = np.load("images.npz")
+for name, rows in {"one": slice(0, 300), "two": slice(300, 500)}.items():
+    np.savez(f"{name}.npz", x=data["x_train"][rows], y=data["y_train"][rows])
+np.savez("test.npz", x=data["x_test"][:500], y=data["y_test"][:500])
+PYTHON
 while read -r client engine codec; do
     fedpara-edge train bundle --data "$client.npz" --weights bundle/weights.safetensors --state "$client" \
         --client "$client" --epochs 5 --lr 0.1 --engine "$engine" --codec "$codec" -o "update-$client.safetensors"

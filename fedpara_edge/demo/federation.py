@@ -129,7 +129,7 @@ def _federate(federation: Federation, kind: str, listener: Listener) -> Outcome:
     def train(client: int) -> str:
         update = f"{kind}/update-{number}-{client}.safetensors"
         files = [f"{kind}/bundle", "--data", f"data/train/{devices[client]}.npz", "--weights", weights, "-o", update]
-        device = ["--client", devices[client], "--state", f"{kind}/state-{client}", "--threads", 1]
+        device = ["--client", f"device-{client}", "--state", f"{kind}/state-{client}", "--threads", 1]
         recipe = ["--epochs", federation.epochs, "--batch-size", 16, "--lr", federation.lr, "--lr-decay", 0.9]
         words = ["train", *files, *device, *recipe, "--seed", federation.seed + client]
         call(words, show=number == 1 and client == 0)
