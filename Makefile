@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: test versions versions-quick demo bench bench-quick report figures pi pi-board pi-32 pi-wheel format clean
+.PHONY: test docs versions versions-quick demo bench bench-quick report figures pi pi-board pi-32 pi-wheel format clean
 .DELETE_ON_ERROR:
 
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -19,6 +19,9 @@ test: $(VENV)/ready  ## formatting, lint, strict types, all tests and docs examp
 	$(BIN)/python -m pytest -q
 	$(BIN)/python -m build --quiet --wheel --outdir $(VENV)/wheel .
 	sh tests/try_wheel.sh $(BIN)/python $(VENV)/wheel
+
+docs: $(VENV)/ready  ## the documentation as a site, in docs/_build/html; a warning is an error
+	$(BIN)/python -m sphinx -E -W --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html
 
 versions: $(VENV)/ready  ## the engine onnxruntime on Python 3.11 to 3.13 and onnxruntime 1.20 to the newest
 	rm -rf $(VENV)/wheel
@@ -85,4 +88,4 @@ format: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build dist demo-run *.egg-info benchmarks/.kept
+	rm -rf $(VENV) build dist demo-run docs/_build *.egg-info benchmarks/.kept

@@ -1,0 +1,55 @@
+"""What the documentation lists is what there is: codecs with their versions, specifications, public names."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import fedpara_edge.codecs as codecs
+from fedpara_edge.codecs import ENCODERS, OPENERS, find_encoder
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md", *DOCS.rglob("*.md")])
+NEEDED = {"adaptive": "adaptive:error=0.5"}
+"""Codecs that can't do without options, with some."""
+
+
+def read(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def specified(page: str) -> set[str]:
+    """Modules whose docstrings a page shows."""
+    return set(re.findall(r"^```\{specification\} (\S+)$", read(page), re.MULTILINE))
+
+
+def test_the_changelog_has_the_versions_of_all_codecs() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ([\d, ]+) \| (\d+) \|$", read("CHANGELOG.md"), re.MULTILINE)
+    stated = {name: (set(map(int, reads.split(", "))), int(writes)) for name, reads, writes in rows}
+    written = {encoder.name: encoder.version for encoder in map(find_encoder, (NEEDED.get(n, n) for n in ENCODERS))}
+    read_here = {name: {version for other, version in OPENERS if other == name} for name, _ in OPENERS}
+    assert stated == {name: (read_here[name], version) for name, version in written.items()}
+
+
+def test_every_part_of_a_codec_is_specified() -> None:
+    modules = {path.stem for path in (ROOT / "fedpara_edge" / "codecs").glob("*.py")}
+    named = set(re.findall(r"`(\w+)`", codecs.__doc__ or "")) & modules
+    assert {f"fedpara_edge.codecs.{name}" for name in named - {"rounding"}} <= specified("docs/reference/codecs.md")
+
+
+def test_every_format_is_specified() -> None:
+    homes = [*(ROOT / "fedpara_edge" / "formats").glob("*.py"), ROOT / "device_runtime" / "state.py"]
+    texts = {path: path.read_text(encoding="utf-8").split('"""')[1] for path in homes}
+    with_version = {path for path, text in texts.items() if re.search(r"\bversion\b", text)}
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in with_version}
+    assert len(names) >= 7
+    assert names <= specified("docs/reference/files.md")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_import_from_fedpara_edge_alone(page: str) -> None:
+    for block in re.findall(r"^```python\n(.*?)^```", read(page), re.MULTILINE | re.DOTALL):
+        imported = re.findall(r"^\s*(?:from|import) (\w+)", block, re.MULTILINE)
+        assert not {"device_runtime", "export"} & set(imported)
+        assert not re.findall(r"from fedpara_edge\.(?!nn\b)", block)
