@@ -1,16 +1,39 @@
-"""The README's examples run as printed: each command succeeds and prints the lines shown, up to their numbers."""
+"""What the README and the documentation print runs as printed: commands succeed and print the lines shown.
+
+Numbers are not compared: a session says which of its digits vary by machine. A command that is shown without output
+only has to succeed. Pages go on from the README's session, each in a copy of its folder.
+"""
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(python|console)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"(?:as\s+`(?P<name>[\w.-]+)`:\n\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```", re.MULTILINE | re.DOTALL
+)
+LINES = 120
+PAGES = (
+    "quickstart.md",
+    "howto/own-model.md",
+    "howto/python.md",
+    "howto/fewer-bytes.md",
+    "howto/personalization.md",
+    "howto/algorithms.md",
+    "howto/command-line.md",
+)
+
+
+def blocks(path: Path) -> Iterator[tuple[str, str, str | None]]:
+    """Language and text of each block of a page, and the name of the file that it is to be saved as."""
+    for block in BLOCK.finditer(path.read_text(encoding="utf-8")):
+        yield block["language"], block["text"], block["name"]
 
 
 def masked(text: str) -> list[str]:
@@ -26,27 +49,55 @@ def commands(block: str) -> list[tuple[str, str]]:
     return [(command, output) for command, _, output in pairs]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory in which the checkout's `fedpara_edge` and `examples` are visible."""
-    folder = tmp_path_factory.mktemp("readme")
-    for name in ("fedpara_edge", "examples"):
-        (folder / name).symlink_to(ROOT / name)
-    return folder
-
-
-def test_the_session_runs_as_printed(folder: Path) -> None:
+def run_page(path: Path, folder: Path) -> list[str]:
+    """Run all blocks of a page in a folder; the commands that it showed."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    shown = 0
-    for language, block in BLOCKS:
+    shown = []
+    for language, text, name in blocks(path):
+        if name is not None:
+            (folder / name).write_text(text, encoding="utf-8")
         if language == "python":
-            subprocess.run([sys.executable, "-c", block], cwd=folder, check=True)
-            continue
-        for command, expected in commands(block):
-            done = subprocess.run(
-                command, cwd=folder, env=environment, shell=True, capture_output=True, text=True, check=False
-            )
-            assert done.returncode == 0, f"{command}: {done.stderr}"
-            assert masked(done.stdout) == masked(expected), command
-            shown += 1
-    assert shown >= 6
+            done = subprocess.run([sys.executable, "-c", text], cwd=folder, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"{text}\n{done.stderr}"
+        if language == "console":
+            for command, expected in commands(text):
+                done = subprocess.run(
+                    command, cwd=folder, env=environment, shell=True, capture_output=True, text=True, check=False
+                )
+                assert done.returncode == 0, f"{command}: {done.stderr}"
+                assert not expected or masked(done.stdout) == masked(expected), command
+                shown.append(command)
+    return shown
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """The folder of the README's session, in which the checkout's examples are visible, and its commands."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "examples").symlink_to(ROOT / "examples")
+    return folder, run_page(ROOT / "README.md", folder)
+
+
+def test_the_session_of_the_readme_runs_as_printed(session: tuple[Path, list[str]]) -> None:
+    _, shown = session
+    assert [command.split()[1] for command in shown[:3]] == ["demo", "split", "export"]
+    assert len(shown) >= 6
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_runs_as_printed(page: str, session: tuple[Path, list[str]], tmp_path: Path) -> None:
+    folder, _ = session
+    shutil.copytree(folder, tmp_path / "page", symlinks=True)
+    found = {language for language, *_ in blocks(ROOT / "docs" / page)}
+    assert found & {"console", "python"}
+    run_page(ROOT / "docs" / page, tmp_path / "page")
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= LINES
+
+
+def test_every_link_of_the_readme_leads_to_a_file() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(links) > 10
+    assert [link for link in links if not (ROOT / link).is_file()] == []
