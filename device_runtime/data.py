@@ -118,7 +118,7 @@ class Dataset(Inputs):
         return found.hexdigest()
 
 
-def open_data(path: Path, spec: DataSpec) -> Dataset:
+def open_data(path: Path | str, spec: DataSpec) -> Dataset:
     """Open an `.npz` or a folder of `.npy` files and check that it fits a model.
 
     Values in memory and class labels are checked at once, those of other memory-mapped arrays when they are read.
@@ -130,6 +130,7 @@ def open_data(path: Path, spec: DataSpec) -> Dataset:
     Raises:
         InputError: A file is missing, damaged or foreign, or names, shapes, dtypes, row counts or values do not fit.
     """
+    path = Path(path)
     arrays = open_arrays(path, (spec.input.name, spec.label.name))
     return _with_labels(path, arrays, spec)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from device_runtime.batches import ordered_batches
 from device_runtime.data import Dataset
 from device_runtime.engines.protocol import Engine
+from device_runtime.loading import load_weights
 from fedpara_edge.errors import DivergedError, InputError
 from fedpara_edge.formats.accuracy import count_correct
 
@@ -27,7 +29,14 @@ class Evaluation:
     examples: int
 
 
-def evaluate(engine: Engine, dataset: Dataset, batch_size: int) -> Evaluation:
+def evaluate(
+    engine: Engine,
+    dataset: Dataset,
+    batch_size: int = 256,
+    *,
+    weights: Path | str | None = None,
+    state: Path | str | None = None,
+) -> Evaluation:
     """Mean loss and accuracy over all rows, each counted once.
 
     A class is predicted correctly if its output is the largest along axis 1 (`cross_entropy`), a binary label if the
@@ -37,11 +46,18 @@ def evaluate(engine: Engine, dataset: Dataset, batch_size: int) -> Evaluation:
         engine: Engine with the weights to evaluate.
         dataset: Examples to evaluate on.
         batch_size: Rows at a time, which affects the memory needed and nothing else.
+        weights: Weights file to load first; None for the weights that the engine holds.
+        state: State folder with the device's personal tensors, to load with `weights`; None for those of the engine.
 
     Raises:
-        InputError: The batch size is not positive, or a row does not fit.
+        InputError: The batch size is not positive, a row does not fit, or the weights or the state folder are missing.
+        WrongBundleError: The weights or the state belong to another bundle, or are damaged.
         DivergedError: The loss is not finite.
     """
+    if weights is not None:
+        load_weights(engine, Path(weights), state=None if state is None else Path(state))
+    elif state is not None:
+        raise InputError(f"expected with weights, found {state} without", key="state")
     if batch_size < 1:
         raise InputError(f"expected an integer of at least 1, found {batch_size}", key="batch_size")
     loss_sum, correct, labels, seen = 0.0, 0, 0, 0

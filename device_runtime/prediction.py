@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from device_runtime.data import Dataset, Inputs, check_inputs
+from device_runtime.data import Dataset, Inputs, check_inputs, open_inputs
 from fedpara_edge.errors import FedparaError, InputError
 from fedpara_edge.formats.accuracy import count_correct, predicted
 from fedpara_edge.formats.folded import read_folded
@@ -105,7 +105,7 @@ class Predictions:
     accuracy: float | None
 
 
-def predict_all(predictor: Predictor, data: Inputs, batch_size: int) -> Predictions:
+def predict_all(predictor: Predictor, data: Inputs, batch_size: int = 256) -> Predictions:
     """Predict a dataset; one with labels (`Dataset`) also gives the accuracy.
 
     Raises:
@@ -119,6 +119,23 @@ def predict_all(predictor: Predictor, data: Inputs, batch_size: int) -> Predicti
         y = data.labels(np.arange(data.examples))
         accuracy = count_correct(loss, outputs, y) / y.size
     return Predictions(outputs=outputs, labels=predicted(loss, outputs), accuracy=accuracy)
+
+
+def predict(model: Path | str, data: Path | str, *, batch_size: int = 256, threads: int | None = None) -> Predictions:
+    """Predict data with a folded model.
+
+    Args:
+        model: File that `fold` wrote.
+        data: An `.npz` file, or a folder of `.npy` files, with the inputs; labels beside them give the accuracy.
+        batch_size: Rows at a time.
+        threads: Threads of onnxruntime; None for one per core.
+
+    Raises:
+        InputError: The model or the data is missing, damaged or does not fit, or onnxruntime is not installed.
+        FedparaError: onnxruntime fails.
+    """
+    predictor = Predictor(Path(model), threads=threads)
+    return predict_all(predictor, open_inputs(Path(data), predictor.spec), batch_size)
 
 
 def write_predictions(path: Path, predictions: Predictions, output: str) -> None:

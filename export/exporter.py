@@ -47,7 +47,7 @@ _EXAMPLES = 4  # batch size of tracing and verification; torch.export would fix 
 
 
 def export_bundle(
-    model: nn.Module, folder: Path, config: ExportConfig, *, overwrite: bool = False
+    model: nn.Module, folder: Path | str, config: ExportConfig, *, overwrite: bool = False
 ) -> tuple[Bundle, dict[str, Verification]]:
     """Write a bundle that trains `model`, after verifying it against torch.
 
@@ -65,6 +65,7 @@ def export_bundle(
         InputError: The model, the config or the folder does not fit, or an operator has no gradient.
         FedparaError: The verification failed, or the disk refuses the write.
     """
+    folder = Path(folder)
     check_output(folder, overwrite=overwrite, folder=True)
     _check_replaceable(folder)
     layout = layout_of(model)

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from fedpara_edge.codecs import find_encoder
 from fedpara_edge.errors import DivergedError, FedparaError, InputError, InvalidUpdateError, WrongBundleError
 from fedpara_edge.factors.layout import Layout
-from fedpara_edge.formats.change import Published, apply_change, publish
+from fedpara_edge.formats.change import Published, apply_change, publish_change
 from fedpara_edge.formats.weights import Weights, read_weights, write_weights
 
 LAYOUT = Layout(
@@ -50,7 +50,7 @@ class Server:
         target = next_target(self.weights[-1])
         path = self.folder / f"change-{target.round}"
         self.wanted = self.wanted + small_round.flat(target.tensors) - small_round.flat(self.weights[-1].tensors)
-        published = publish(path, self.weights[-1], target, self.encoder, residual=self.residual)
+        published = publish_change(path, self.weights[-1], target, self.encoder, residual=self.residual)
         self.residual = published.residual
         self.weights.append(published.weights)
         self.changes.append(path)
@@ -89,7 +89,7 @@ def test_weights_with_minus_zero_and_subnormals_come_out_bit_for_bit(tmp_path: P
     for codec in EVERY:
         target = next_target(base)
         target.tensors["t1"][:] = [0.0, -0.0, 0.0, 1e-40, 3e38, -3e38, 1.0]
-        published = publish(tmp_path / "change", base, target, find_encoder(codec), residual=None)
+        published = publish_change(tmp_path / "change", base, target, find_encoder(codec), residual=None)
         assert bits(apply_change(base, tmp_path / "change")) == bits(published.weights)
 
 
@@ -191,9 +191,9 @@ def test_weights_that_would_not_be_finite_are_neither_published_nor_applied(tmp_
         target = next_target(base)
         target.tensors["t1"][3] = value
         with pytest.raises(DivergedError, match="tensor 't1': expected a finite change"):
-            publish(tmp_path / "change", base, target, encoder, residual=None)
+            publish_change(tmp_path / "change", base, target, encoder, residual=None)
     assert not (tmp_path / "change").exists()
-    publish(tmp_path / "change", base, next_target(base), encoder, residual=None)
+    publish_change(tmp_path / "change", base, next_target(base), encoder, residual=None)
     tensors = load_file(tmp_path / "change")
     tensors["t3"][0, 0] = np.inf
     forged = forge(tmp_path / "change", tmp_path / "forged", tensors)
@@ -206,7 +206,7 @@ def test_a_codec_that_rounds_to_infinity_publishes_nothing(tmp_path: Path) -> No
     target = replace(base, round=1, tensors={**base.tensors, "t1": np.full(7, np.finfo(np.float32).max)})
     message = "tensor 't1': expected finite weights after the change, .* use weights that did not diverge"
     with pytest.raises(DivergedError, match=message):
-        publish(tmp_path / "change", base, target, find_encoder("bfloat16"), residual=None)
+        publish_change(tmp_path / "change", base, target, find_encoder("bfloat16"), residual=None)
     assert not (tmp_path / "change").exists()
 
 
@@ -214,7 +214,7 @@ def test_rounds_only_go_forward(tmp_path: Path) -> None:
     base = small_round.start_round(tmp_path, LAYOUT, number=4)
     for target in (base, replace(base, round=3), replace(next_target(base), fingerprint="0" * 64)):
         with pytest.raises(InputError, match="expected new weights of bundle ffffffffffff… after round 4"):
-            publish(tmp_path / "change", base, target, find_encoder("float32"), residual=None)
+            publish_change(tmp_path / "change", base, target, find_encoder("float32"), residual=None)
 
 
 def test_the_command_catches_up(tmp_path: Path, server: Server, run: Command) -> None:

@@ -15,7 +15,7 @@ from fedpara_edge.codecs import find_encoder
 from fedpara_edge.codecs.codec import in_order
 from fedpara_edge.errors import InvalidUpdateError
 from fedpara_edge.factors.layout import Layout
-from fedpara_edge.formats.change import publish
+from fedpara_edge.formats.change import publish_change
 from fedpara_edge.formats.codecbench import USUAL, Measured, compare
 from fedpara_edge.formats.encoded import bits_by_tensor, open_encoded, read_change
 from fedpara_edge.formats.update import write_update
@@ -255,7 +255,7 @@ def test_inspect_ends_alike_with_weights_and_without(
 
 def test_inspect_reads_a_published_change(weights: Weights, run: Command) -> None:
     target = Weights(weights.fingerprint, 4, LAYOUT, small_round.random_tensors(LAYOUT, 5))
-    publish(Path("change"), weights, target, find_encoder("int4"), residual=None)
+    publish_change(Path("change"), weights, target, find_encoder("int4"), residual=None)
     shown = run("inspect", "change", "--weights", "base.safetensors", "--json").json
     assert (shown["format"], shown["round"], len(shown["encoded"])) == ("fedpara-edge/change", 4, 3)
     assert run("inspect", "change").code == 0

@@ -435,7 +435,7 @@ def test_weights_that_cannot_be_sent_end_the_arm_and_other_errors_name_it(
     def publish(*_: Any, **__: Any) -> None:
         raise raised
 
-    monkeypatch.setattr("fedpara_edge.aggregation.round.publish", publish)
+    monkeypatch.setattr("fedpara_edge.aggregation.round.publish_change", publish)
     more = '[arms.changes]\nmodel.gamma = 0.5\naggregate.downlink_codec = "int8"\n'
     plan, run = write_plan(tmp_path, more=more), tmp_path / "run"
     run.mkdir()

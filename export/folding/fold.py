@@ -73,7 +73,7 @@ class Folding:
 def fold(
     bundle: Bundle,
     weights: Weights,
-    path: Path,
+    path: Path | str,
     *,
     personal: Mapping[str, NDArray[Any]] | None = None,
     precision: Precision = "float32",
@@ -102,6 +102,7 @@ def fold(
         WrongBundleError: The weights or the graph do not fit the bundle.
         FedparaError: The folded model differs from the factored one by more than it may, or the disk refuses the write.
     """
+    path = Path(path)
     check_output(path, overwrite=overwrite)
     if not 0 <= max_drop <= 100:
         raise InputError(f"max_drop: expected points of accuracy from 0 to 100, found {max_drop}")

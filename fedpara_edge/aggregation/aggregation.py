@@ -125,7 +125,7 @@ FEDAVG = FedAvgServer()
 
 
 def aggregate(
-    paths: Iterable[Path],
+    paths: Iterable[Path | str],
     weights: Weights,
     *,
     algorithm: ServerAlgorithm = FEDAVG,
@@ -167,7 +167,7 @@ def aggregate(
     check_merge(merge, algorithm)
     kept = _kept(state, weights, algorithm)
     weighting = weighting or algorithm.weighting
-    updates, rejected = screen(paths, weights, algorithm)
+    updates, rejected = screen(map(Path, paths), weights, algorithm)
     while True:
         rejected.sort(key=lambda update: str(update.path))
         if strict and rejected:

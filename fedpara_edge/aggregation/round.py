@@ -19,7 +19,7 @@ from fedpara_edge.aggregation.config import AggregateConfig
 from fedpara_edge.algorithms import ServerAlgorithm
 from fedpara_edge.codecs import find_encoder
 from fedpara_edge.errors import InputError
-from fedpara_edge.formats.change import publish
+from fedpara_edge.formats.change import publish_change
 from fedpara_edge.formats.serverstate import (
     RESIDUAL,
     ServerState,
@@ -219,7 +219,7 @@ def _write(
     if change is not None and config.downlink_codec is not None:
         encoder = find_encoder(config.downlink_codec)
         residual = None if kept is None else kept.groups.get(RESIDUAL)
-        published = publish(change, base, weights, encoder, residual=residual)
+        published = publish_change(change, base, weights, encoder, residual=residual)
         weights = published.weights
         if any(tensor.any() for tensor in published.residual.values()):
             groups[RESIDUAL] = published.residual

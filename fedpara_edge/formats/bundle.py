@@ -142,6 +142,21 @@ class Bundle:
     path: Path
     manifest: Manifest
 
+    @property
+    def input(self) -> ArraySpec:
+        """Raw input of the model."""
+        return self.manifest.input
+
+    @property
+    def label(self) -> ArraySpec:
+        """Label of one example."""
+        return self.manifest.label
+
+    @property
+    def loss(self) -> Loss:
+        """Loss that is minimized."""
+        return self.manifest.loss
+
     def file(self, name: str) -> Path:
         """Path of a file of the bundle."""
         return self.path / name
@@ -165,13 +180,14 @@ def write_initial_personal(folder: Path, tensors: Mapping[str, NDArray[Any]]) ->
         write_tensors(folder / INITIAL_PERSONAL, tensors, {"format": INITIAL_PERSONAL_FORMAT, "version": 1})
 
 
-def open_bundle(path: Path) -> Bundle:
+def open_bundle(path: Path | str) -> Bundle:
     """Read a bundle and verify that its files are all there and unchanged.
 
     Raises:
         InputError: There is no folder at `path`.
         WrongBundleError: The folder is not a bundle, has another schema, or a file of it is missing or changed.
     """
+    path = Path(path)
     if not path.is_dir():
         found = "a file" if path.exists() else "nothing"
         raise InputError(f"{path}: expected a bundle folder, found {found}; check the path")

@@ -53,8 +53,8 @@ class Published:
     bytes: int
 
 
-def publish(
-    path: Path,
+def publish_change(
+    path: Path | str,
     base: Weights,
     target: Weights,
     encoder: Encoder,
@@ -77,6 +77,7 @@ def publish(
         DivergedError: The new weights would not be finite.
         FedparaError: The disk refuses the write.
     """
+    path = Path(path)
     if target.fingerprint != base.fingerprint or target.round <= base.round:
         raise InputError(
             f"{path}: expected new weights of bundle {base.fingerprint[:12]}… after round {base.round}, found those of "
@@ -115,7 +116,7 @@ def publish(
     return Published(weights=weights, residual=left, bytes=path.stat().st_size)
 
 
-def apply_change(weights: Weights, path: Path) -> Weights:
+def apply_change(weights: Weights, path: Path | str) -> Weights:
     """New weights: given ones plus the change in a file.
 
     Args:
@@ -127,6 +128,7 @@ def apply_change(weights: Weights, path: Path) -> Weights:
         WrongBundleError: The change applies to other weights.
         InputError: The codec needs a package that is missing.
     """
+    path = Path(path)
     with TensorFile(path, format=FORMAT, error=InvalidUpdateError, remedy=REMEDY) as file:
         round_, result = _check_header(file.header, weights, path)
         tensors = in_order(weights.layout.shared)

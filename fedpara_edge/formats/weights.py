@@ -71,7 +71,7 @@ class Weights:
         return content.hexdigest()
 
 
-def write_weights(path: Path, weights: Weights, encoder: Encoder | None = None) -> Weights:
+def write_weights(path: Path | str, weights: Weights, encoder: Encoder | None = None) -> Weights:
     """Write a weights file, atomically.
 
     Args:
@@ -85,6 +85,7 @@ def write_weights(path: Path, weights: Weights, encoder: Encoder | None = None) 
     Raises:
         FedparaError: A value is not finite or too large for the codec, or the disk refuses the write.
     """
+    path = Path(path)
     tensors = in_order(weights.layout.shared)
     for name, tensor in weights.tensors.items():
         if not np.isfinite(tensor).all():
@@ -106,7 +107,7 @@ def write_weights(path: Path, weights: Weights, encoder: Encoder | None = None) 
     return replace(weights, tensors=unflatten(tensors, encoded.decoded))
 
 
-def read_weights(path: Path) -> Weights:
+def read_weights(path: Path | str) -> Weights:
     """Read and verify a weights file.
 
     Raises:
@@ -114,6 +115,7 @@ def read_weights(path: Path) -> Weights:
             not finite.
         InputError: The file is missing, or its codec needs a package that is.
     """
+    path = Path(path)
     with TensorFile(path, format=FORMAT, error=WrongBundleError, remedy=REMEDY) as file:
         try:
             layout = Layout.from_json(file.header["layout"])

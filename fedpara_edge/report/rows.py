@@ -16,7 +16,7 @@ COUNTS = "rejections"
 """The nested measure that counts: an entry that is missing is 0, not unknown."""
 
 
-def read_metrics(run: Path) -> list[dict[str, Any]]:
+def read_metrics(run: Path | str) -> list[dict[str, Any]]:
     """Read all measurements of a run, as rows for a data frame.
 
     A row has the measures of a round and the facts about its arm, named as in `fedpara_edge.simulation.metrics`, and
@@ -37,6 +37,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         frame = pandas.DataFrame(read_metrics(Path("run")))
         frame.pivot_table("accuracy", index="round", columns="arm")
     """
+    run = Path(run)
     rows = [row for arm in read_results(run).arms for seed in arm.seeds for row in _rows(arm.name, seed)]
     found = dict.fromkeys(name for row in rows for name in row)
     columns = sorted(found, key=lambda name: name.partition(".")[0] in NESTED)

@@ -37,7 +37,7 @@ class Report:
     left_out: str | None
 
 
-def write_report(run: Path, output: Path | None = None, *, overwrite: bool = False) -> Report:
+def write_report(run: Path | str, output: Path | str | None = None, *, overwrite: bool = False) -> Report:
     """Write `report.html`, which needs no other file, and a PNG for each figure.
 
     Args:
@@ -49,6 +49,7 @@ def write_report(run: Path, output: Path | None = None, *, overwrite: bool = Fal
         InputError: Plan or metrics are missing or damaged, no arm has begun, or `output` has a report already.
         FedparaError: The disk refuses the write.
     """
+    run, output = Path(run), None if output is None else Path(output)
     summary = summarize(results := read_results(run))
     folder = run if output is None else output
     if folder.resolve() != run.resolve():

@@ -63,8 +63,8 @@ class Outcome:
 
 
 def simulate(
-    plan: Path,
-    run: Path,
+    plan: Path | str,
+    run: Path | str,
     *,
     workers: int | None = None,
     arms: Sequence[str] = (),
@@ -91,6 +91,7 @@ def simulate(
         FedparaError: A bundle failed its verification, the disk refuses a write, or a worker was killed.
         KeyboardInterrupt: Interrupted.
     """
+    plan, run = Path(plan), Path(run)
     found = read_plan(plan)
     wanted = [found.arm(name) for name in dict.fromkeys(arms)] or found.arms
     workers = cores() if workers is None else workers
