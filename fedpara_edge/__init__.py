@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from fedpara_edge.version import VERSION
+
 if TYPE_CHECKING:
     from device_runtime.config import TrainConfig
     from device_runtime.data import open_data
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from fedpara_edge.report import read_metrics, write_report
     from fedpara_edge.simulation.runner import simulate
 
-__version__ = "0.2.0"
+__version__ = VERSION
 
 _ERRORS = (
     "DivergedError",

@@ -22,7 +22,7 @@ DRAWING = ("bars.py", "codecplots.py", "drawing.py", "labels.py", "lines.py", "s
 LIGHT = {"numpy", "safetensors", "click"}
 
 LIBRARY: tuple[set[str], ...] = (
-    {"fedpara_edge.errors"},
+    {"fedpara_edge.errors", "fedpara_edge.version"},
     {"fedpara_edge.options", "fedpara_edge.installation"},
     {"fedpara_edge.factors", "fedpara_edge.storage", "fedpara_edge.algorithms"},
     {"fedpara_edge.codecs"},

@@ -11,7 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from fedpara_edge.errors import InputError, brief
-from fedpara_edge.options import Declared, declared, from_text
+from fedpara_edge.options import Declared, declared
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -76,7 +76,7 @@ class Typed(ParamType):
         Raises:
             InputError: the text does not fit.
         """
-        return from_text(self._each, value) if isinstance(value, str) else value
+        return self._each.from_text(value) if isinstance(value, str) else value
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:  # noqa: ARG002
         """Placeholder in `--help`: the choices, or the type."""

@@ -1,0 +1,85 @@
+"""From what is typed for a codec or an algorithm, a name and its options, to one of several dataclasses, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING
+from difflib import get_close_matches
+from typing import Any
+
+from fedpara_edge.errors import InputError, brief
+from fedpara_edge.options.declaration import declared
+
+
+def choose(known: Mapping[str, Any], text: str, *, key: str, given: Mapping[str, Any] | None = None) -> Any:
+    """One of several dataclasses, as it is typed: its name, and options after a colon.
+
+    Args:
+        known: Dataclasses by name, or pairs of a dataclass and its given fields.
+        text: Text such as `uniform:step=2,by=tensor`.
+        key: Option that the text was given for, which errors are about.
+        given: Values of further options, if the dataclass has them; the text can't set them.
+
+    Raises:
+        InputError: there is none of that name, an option is unknown, comes twice or is missing, or a value is refused.
+
+    >>> from dataclasses import dataclass
+    >>> from fedpara_edge.options import option
+    >>> @dataclass(frozen=True, kw_only=True)
+    ... class Prox:
+    ...     mu: float = option(0.1, minimum=0)
+    >>> choose({"fedprox": Prox}, "fedprox:mu=0.5", key="algorithm").mu
+    0.5
+    >>> choose({"fedprox": Prox}, "fedprox:nu=0.5", key="algorithm")
+    Traceback (most recent call last):
+    ...
+    fedpara_edge.errors.InputError: algorithm: fedprox: nu: expected an option of it, found an unknown one; it has mu
+    """
+    name, _, rest = text.partition(":")
+    if name not in known:
+        close = get_close_matches(name, known, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise InputError(f"expected one of {', '.join(known)}, found {brief(name)}{hint}", key=key)
+    entry = known[name]
+    kind, fixed = entry if isinstance(entry, tuple) else (entry, {})
+    own = declared(kind)
+    fixed = {**fixed, **{option: value for option, value in (given or {}).items() if option in own}}
+    own = {option: each for option, each in own.items() if option not in fixed}
+    values: dict[str, Any] = {}
+    try:
+        for part in rest.split(",") if rest else ():
+            option, equals, typed = part.partition("=")
+            if option not in own:
+                raise InputError(f"expected an option of it, found an unknown one; it has {_listed(own)}", key=option)
+            if not equals or option in values:
+                raise InputError(f"expected {option}={own[option].expected}, once, found {brief(part)}", key=option)
+            values[option] = own[option].from_text(typed)
+        for option, each in own.items():
+            if option not in values and each.default is MISSING:
+                raise InputError(f"expected {each.expected}, found none; write {name}:{option}=…", key=option)
+        return kind(**fixed, **values)
+    except InputError as error:
+        raise InputError(f"{name}: {error}", key=key) from error
+
+
+def typed(name: str, chosen: Any, *, hidden: Collection[str] = ()) -> str:
+    """The text with which `choose` makes a dataclass again: its name, and the options that are not at their defaults.
+
+    Args:
+        name: Name of the dataclass among those to choose from.
+        chosen: Dataclass.
+        hidden: Options that are given and not typed.
+    """
+    values = {
+        option: getattr(chosen, option)
+        for option, each in declared(chosen.__class__).items()
+        if option not in hidden and getattr(chosen, option) != each.default
+    }
+    options = ",".join(
+        f"{option}={value:g}" if isinstance(value, float) else f"{option}={value}" for option, value in values.items()
+    )
+    return f"{name}:{options}" if options else name
+
+
+def _listed(names: Collection[str]) -> str:
+    return ", ".join(names) or "none"

@@ -1,0 +1,3 @@
+"""Version of this release."""
+
+VERSION = "0.2.0"
