@@ -36,7 +36,7 @@ class TrainConfig(Schedule):
         save_steps: Number of steps after which to save as well; None for by time only.
 
     Raises:
-        InputError: a value is out of its range.
+        InputError: A value is out of its range.
     """
 
     epochs: int = option(1, minimum=1, maximum=1 << 20, help="Local epochs.")
@@ -84,7 +84,7 @@ class TrainConfig(Schedule):
         return NONE if adjustment.is_none else adjustment
 
     def is_save_due(self, *, seconds: float, steps: int) -> bool:
-        """Whether to save the progress, so long and so many steps after the last time."""
+        """Whether to save the progress, `seconds` and `steps` after the last time."""
         return seconds >= self.save_seconds or (self.save_steps is not None and steps >= self.save_steps)
 
     def decisive(self) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class TrainCall(TrainConfig):
         threads: Threads of the engine; None for one per core.
 
     Raises:
-        InputError: a value is out of its range.
+        InputError: A value is out of its range.
     """
 
     codec: str = option(

@@ -132,7 +132,7 @@ def predict(model: Path | str, data: Path | str, *, batch_size: int = 256, threa
 
     Raises:
         InputError: The model or the data is missing, damaged or does not fit, or onnxruntime is not installed.
-        FedparaError: onnxruntime fails.
+        FedparaError: The runtime fails.
     """
     predictor = Predictor(Path(model), threads=threads)
     return predict_all(predictor, open_inputs(Path(data), predictor.spec), batch_size)

@@ -29,7 +29,7 @@ class Schedule:
         lr_decay: Factor for every round already behind the weights, in (0, 1]; FedPara's experiments use 0.992.
 
     Raises:
-        InputError: a value is out of its range.
+        InputError: A value is out of its range.
     """
 
     lr: float = option(0.05, above=0, help="Learning rate, the peak of its schedule.")

@@ -237,8 +237,8 @@ def open_state(folder: Path, fingerprint: str) -> Iterator[DeviceState]:
         fingerprint: Fingerprint of the bundle whose state it keeps.
 
     Raises:
-        BusyError: Another process uses it.
-        InputError: It can't be made or locked.
+        BusyError: Another process uses the folder.
+        InputError: The folder can't be made or locked.
     """
     try:
         folder.mkdir(exist_ok=True)

@@ -1,15 +1,15 @@
 """Local training: from a bundle, weights and local data to an update, and personal tensors that stay.
 
-A call is deterministic: bundle, weights, data, config, engine, codec, name of the client, what its state folder keeps
-and, for scaffold, the server's control variate decide every tensor of the update, however often the call was
+A call is deterministic: bundle, weights, data, config, engine, codec, client name, the content of the state folder
+and, for scaffold, the server's control variate determine every tensor of the update, however often the call was
 interrupted and resumed (`device_runtime.state`).
 
 Error feedback: what a lossy codec leaves out of an update is kept in the state folder and added to the next change, so
-that in the long run nothing is lost (Seide et al. 2014; Karimireddy et al., arXiv 1901.09847). Without a state folder
-a codec that can (`Encoder.unbiased`) rounds at random instead, right in expectation; what others leave out is lost.
+that in the long run nothing is lost (Seide et al. 2014; Karimireddy et al., arXiv 1901.09847). Without a state folder,
+codecs that can (`Encoder.unbiased`) round at random instead, exact in expectation; what the others leave out is lost.
 
-What an algorithm keeps for the next round (`fedpara_edge.algorithms.local`) is a group in the state folder as well, and
-refers to the change as readers of the update decode it.
+What an algorithm keeps for the next round (`fedpara_edge.algorithms.client`) is a group in the state folder as well,
+and refers to the change as readers of the update decode it.
 """
 
 from __future__ import annotations
@@ -52,17 +52,17 @@ PERSONAL, RESIDUAL = "personal", "residual"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What `train` did.
+    """Result of a training call.
 
     Args:
-        client: name in the update.
-        round: of the weights it started from.
-        examples: local examples.
-        steps: steps of the whole call.
-        resumed_from_step: steps that an earlier, interrupted run of the call had taken; 0 if there was none.
-        seconds: time that all steps took, earlier runs included.
-        losses: mean training loss of each epoch.
-        update_bytes: size of the update file.
+        client: Name of the client in the update.
+        round: Round of the weights from which the call started.
+        examples: Number of local examples.
+        steps: Number of steps in the whole call.
+        resumed_from_step: Steps that an earlier, interrupted run of the call had taken; 0 if there was none.
+        seconds: Time that all steps took, earlier runs included, in seconds.
+        losses: Mean training loss of each epoch.
+        update_bytes: Size of the update file in bytes.
     """
 
     client: str
@@ -98,7 +98,7 @@ def train(
         engine: New engine, which holds initial personal tensors and a fresh optimizer, of the bundle to train.
         dataset: Local examples, opened for that bundle.
         weights: Weights file to start from.
-        config: How to train.
+        config: Training configuration.
         output: Update file to write.
         encoder: Codec of the change (`fedpara_edge.codecs.find_encoder`).
         state: State folder of the device; needed if the bundle has personal tensors or the algorithm keeps something.
@@ -112,10 +112,10 @@ def train(
         InputError: An argument does not fit, or the algorithm does not work with the bundle's optimizer.
         OutputExistsError: `output` exists.
         BusyError: Another process uses the state folder.
-        WrongBundleError: the weights, the state folder or the server state belong to another bundle or round.
-        DivergedError: the training diverged.
-        FedparaError: the disk refuses a write.
-        KeyboardInterrupt: interrupted.
+        WrongBundleError: The weights, the state folder or the server state belong to another bundle or round.
+        DivergedError: The training diverged.
+        FedparaError: The disk refuses a write.
+        KeyboardInterrupt: SIGINT or SIGTERM arrived.
     """
     weights, output = Path(weights), Path(output)
     state, server_state = (None if path is None else Path(path) for path in (state, server_state))
@@ -197,7 +197,7 @@ def _identity(
     config: TrainConfig,
     server_state: Path | None,
 ) -> dict[str, Any]:
-    """All that decides the outcome of a call, plain JSON data (`device_runtime.state`)."""
+    """Identity of a call: everything that decides its outcome, as plain JSON data (`device_runtime.state`)."""
     return {
         "round": origin.round,
         "base": origin.base,
@@ -223,9 +223,9 @@ def _after(
     algorithm: ClientAlgorithm,
     start: Start,
 ) -> dict[str, Mapping[str, NDArray[Any]]]:
-    """The groups that the device keeps after a call.
+    """Groups that the device keeps after a call.
 
-    What another algorithm keeps stays, as its server still counts on it.
+    Those of other algorithms stay, as their servers still count on them.
     """
     after = {**before, PERSONAL: {name: trained[name] for name in personal}}
     after[RESIDUAL] = {name: change[name] - tensor for name, tensor in sent.items()}
@@ -267,7 +267,7 @@ def _change(
 
 
 def _rounding_seed(config: TrainConfig, header: UpdateHeader) -> int:
-    # Of every client another one, so that their errors average out.
+    # A different seed for every client, so that their errors average out.
     client = zlib.crc32(header.client.encode())
     return int(np.random.SeedSequence([config.seed, header.round, client], spawn_key=(2,)).generate_state(1)[0])
 
@@ -326,7 +326,7 @@ def _run(
 
 
 def _in_six_digits(losses: Sequence[float]) -> dict[str, float]:
-    """The mean losses of the last epoch, and of the first if that is another, in no more bytes than anybody reads."""
+    """Mean losses of the last epoch and, if there are several, of the first, in as many digits as anybody reads."""
     ends = {"loss": losses[-1], "first_epoch_loss": losses[0]} if len(losses) > 1 else {"loss": losses[0]}
     return {name: float(f"{loss:.6g}") for name, loss in ends.items()}
 

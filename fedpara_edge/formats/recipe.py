@@ -41,13 +41,13 @@ class ExportConfig:
         optimizer: Optimizer of the devices.
         momentum: Momentum of SGD; None for 0.
         weight_decay: Weight decay of AdamW; None for 0.01.
-        jacobian_correction: λ of the Jacobian correction (`export.step.jacobian`), for the engine onnxruntime alone.
+        jacobian_correction: Strength λ of the Jacobian correction (`export.step.jacobian`); engine onnxruntime only.
         batch_size: Batch size for which the graphs are optimized; any other works as well.
         engines: Engines to write the training step for.
         seed: Seed of the initial weights and of the batches used for verification.
 
     Raises:
-        InputError: a value is out of its range, or two don't go together.
+        InputError: A value is out of its range, or two values don't go together.
     """
 
     name: str = option("model", help="Name of the model.")
@@ -124,7 +124,7 @@ class Recipe(ExportConfig, Factorization):
         pretrained: State dict, `.safetensors` or `.pt`, that the factors are fitted to.
 
     Raises:
-        InputError: a value is out of its range, or two don't go together.
+        InputError: A value is out of its range, or two values don't go together.
     """
 
     name: str = option(help="Model of the zoo, package.module:factory or file.py:factory.")
