@@ -153,7 +153,7 @@ def compare(folder: Path, updates: int, repetitions: int) -> dict[str, Any]:
 
 
 def report(results: Sequence[Mapping[str, Any]]) -> str:
-    """The results as a table."""
+    """Table of the results."""
     lines = ["updates  parameters  aggregate s  reads s  read_bytes s  x reads  x read_bytes  peak MiB"]
     for result in results:
         seconds = result["seconds"]
@@ -181,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, help="folder in which to make the temporary folder")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     parser.add_argument("--kept", type=Path, help="file that keeps what was measured")
-    parser.add_argument("--again", action="store_true", help="measure what is kept again")
+    parser.add_argument("--again", action="store_true", help="measure again what is kept")
     parser.add_argument("--measure", choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument("--write", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

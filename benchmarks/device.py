@@ -119,7 +119,7 @@ def measure_steps(model: str, threads: int, folder: Path, repetitions: int) -> d
 
 
 def measure_start(model: str, engine: str, folder: Path) -> dict[str, Any]:
-    """Cold starts of the FedPara model."""
+    """Measure cold starts of the FedPara model."""
     path = folder / f"{model}-cold"
     if not path.exists():
         export(model, path)

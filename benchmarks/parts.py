@@ -1,7 +1,7 @@
 """Benchmarks measured part by part: each part is printed and kept as soon as it is done, and not measured again.
 
 The file that keeps them is JSON: `settings` of all parts, the machine among them; `parts` by name, each with the time
-at which it was measured, the seconds that it took and its result; and `text`, the report of what there is.
+at which it was measured, the seconds that it took and its result; and `text`, the report on the parts so far.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PACKAGES = ("fedpara-edge", "numpy", "torch", "onnx", "onnxruntime-training-cpu"
 
 
 def machine() -> str:
-    """Processor, cores, memory, system and versions, in two lines."""
+    """Description of the machine in two lines: processor, cores, memory and system, then versions."""
     processor = platform.processor() or platform.machine()
     memory = ""
     if sys.platform == "linux":
@@ -39,9 +39,9 @@ def machine() -> str:
 
 
 def keep_options(function: Function) -> Function:
-    """The options `--kept` and `--again` of a benchmark."""
+    """Decorator that adds the options `--kept` and `--again` to a benchmark."""
     kept = click.option("--kept", type=click.Path(path_type=Path), help="File that keeps what was measured.")
-    again = click.option("--again", is_flag=True, help="Measure what is kept again.")
+    again = click.option("--again", is_flag=True, help="Measure again what is kept.")
     return kept(again(function))
 
 
@@ -58,17 +58,17 @@ def measure_parts(
     Args:
         parts: Measurement of each part by its name; the result must be fit for JSON.
         report: Text about the results of some parts, by name.
-        settings: Whatever the results depend on besides the machine; with others nothing is taken from `kept`.
-        kept: File to go on from and to keep the results in.
+        settings: Settings that the results depend on besides the machine; with others, nothing is taken from `kept`.
+        kept: File to resume from and to keep the results in.
         again: Whether to measure everything again.
 
     Returns:
-        The result of every part by name.
+        Results of all parts by name.
     """
     settings = {"machine": machine(), **json.loads(json.dumps(settings))}
     found = _read(kept) if kept is not None and not again else {}
     if found and found["settings"] != settings:
-        click.echo(f"{kept}: of other settings or another machine: everything is measured again")
+        click.echo(f"{kept}: measured with other settings or on another machine; measuring everything again")
         found = {}
     done = dict(found.get("parts", {}))
     for name, measure in parts.items():
@@ -92,7 +92,7 @@ def measure_parts(
 
 
 def figures(result: Any) -> list[str]:
-    """The numbers of a result in words, a line for each row of it.
+    """Lines that list the numbers of a result, one for each of its rows.
 
     >>> figures([{"layer": "conv1", "ms": {"torch": 1.23456, "ours": 20000.0}}, {"layer": "fc", "ms": {}}])
     ['layer conv1, ms torch 1.23, ms ours 20000', 'layer fc']

@@ -4,8 +4,8 @@ python benchmarks/run.py                    # writes benchmarks/results.md
 python benchmarks/run.py device.py          # one of them; the other sections stay
 python benchmarks/run.py --quick            # small sizes, in less than 5 minutes, into benchmarks/.kept/quick.md
 
-Each figure is printed and the results file written as soon as a part is measured. Stopped in between, the same command
-goes on with the first part that is missing; `--again` measures all parts again.
+Each figure is printed and the results file written as soon as a part is measured. If stopped in between, the same
+command resumes at the first missing part; `--again` measures all parts again.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def sections_of(text: str) -> dict[str, str]:
 
 
 def run_script(title: str, script: str, options: Sequence[str], kept: Path, output: Path) -> int:
-    """Run a benchmark, print its lines as they come, and write its section whenever there is more of it.
+    """Run a benchmark, print its lines as they come, and write its section whenever it has grown.
 
     Returns:
         Exit code of the benchmark.
@@ -62,7 +62,7 @@ def run_script(title: str, script: str, options: Sequence[str], kept: Path, outp
 
 
 def write_section(title: str, script: str, options: Sequence[str], kept: Path, output: Path) -> None:
-    """Put the report of what is kept of a benchmark in its place in the results file."""
+    """Write the report on the kept parts of a benchmark to its section of the results file."""
     if not kept.exists():
         return
     sections = sections_of(output.read_text(encoding="utf-8")) if output.exists() else {}
@@ -83,7 +83,7 @@ def _write(output: Path, sections: Mapping[str, str]) -> None:
 @click.command()
 @click.argument("scripts", nargs=-1, type=click.Choice(sorted(SCRIPTS.values())))
 @click.option("--quick", is_flag=True, help="Small sizes, in less than 5 minutes on two cores.")
-@click.option("--again", is_flag=True, help="Measure again what is kept from before.")
+@click.option("--again", is_flag=True, help="Measure again what is kept from earlier runs.")
 @click.option("--output", type=click.Path(path_type=Path), help="[default: results.md, with --quick .kept/quick.md]")
 def main(scripts: tuple[str, ...], quick: bool, again: bool, output: Path | None) -> None:
     """Run SCRIPTS, all by default, and write what they report; the sections of the others stay."""
@@ -99,7 +99,7 @@ def main(scripts: tuple[str, ...], quick: bool, again: bool, output: Path | None
             failed.append(script)
     click.echo(f"written to {output}")
     if failed:
-        raise click.ClickException(f"{', '.join(failed)}: ended with an error; the same command goes on from there")
+        raise click.ClickException(f"{', '.join(failed)}: ended with an error; run the same command again to resume")
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def __getattr__(name: str) -> Any:
     """Import a name of the public API from the packages of this installation.
 
     Raises:
-        InputError: a package of ours is shadowed by another module of its name.
+        InputError: A package of ours is shadowed by another module of its name.
     """
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,14 +19,11 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("fedpara_edge", "export", "device_runtime")
 PENDING = (
     "device_runtime",
-    "fedpara_edge/aggregation",
-    "fedpara_edge/algorithms",
     "fedpara_edge/cli",
     "fedpara_edge/formats",
     "fedpara_edge/options.py",
     "fedpara_edge/report",
     "fedpara_edge/simulation",
-    "fedpara_edge/storage",
 )
 """Folders and modules whose docstrings are still to be rewritten."""
 
