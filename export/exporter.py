@@ -181,8 +181,10 @@ def _input_spec(config: ExportConfig) -> ArraySpec:
 
 
 def _constants(config: ExportConfig) -> dict[str, Any]:
-    given = {"momentum": config.momentum, "weight_decay": config.weight_decay}
+    given = {name: getattr(config, name) for name in ("momentum", "weight_decay", "eps")}
     constants = {name: value for name, value in given.items() if value is not None}
+    if config.betas is not None:
+        constants["betas"] = list(config.betas)
     return optimizer_constants(config.optimizer, jacobian_correction=config.jacobian_correction, **constants)
 
 

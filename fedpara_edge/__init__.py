@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fedpara_edge.version import VERSION
+from fedpara_edge._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from device_runtime.config import TrainConfig
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from fedpara_edge.nn.convert import convert
     from fedpara_edge.report import read_metrics, write_report
     from fedpara_edge.simulation.runner import simulate
-
-__version__ = VERSION
 
 _ERRORS = (
     "DivergedError",

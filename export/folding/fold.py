@@ -17,13 +17,13 @@ from onnxruntime import InferenceSession, SessionOptions
 from export.folding.composing import Composed, compose_layers
 from export.folding.half import to_float16
 from export.folding.inference import inference_graph, replace
+from fedpara_edge._version import __version__
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError
 from fedpara_edge.formats.accuracy import count_correct
 from fedpara_edge.formats.bundle import Bundle, Loss, Manifest
 from fedpara_edge.formats.folded import METADATA_KEY, FoldedSpec, Precision
 from fedpara_edge.formats.weights import Weights
 from fedpara_edge.storage.atomic import check_output, replacing_file
-from fedpara_edge.version import VERSION
 
 IR_VERSION = 10  # the newest that onnxruntime 1.19 and 1.20 read
 TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "float16": 0.05, "int8": 0.5}
@@ -169,7 +169,7 @@ def _calibration(data: Examples) -> NDArray[Any]:
 def _serialized(model: onnx.ModelProto, spec: FoldedSpec) -> bytes:
     """Content of the file: the model with our metadata entry, for the oldest runtime that is supported."""
     model.ir_version = IR_VERSION
-    model.producer_name, model.producer_version = "fedpara-edge", VERSION
+    model.producer_name, model.producer_version = "fedpara-edge", __version__
     model.graph.name = "fedpara-edge folded"
     shape: list[str | int] = ["batch", *spec.output.shape]
     replace(model.graph.output, [helper.make_tensor_value_info(spec.output.name, TensorProto.FLOAT, shape)])

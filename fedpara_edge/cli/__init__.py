@@ -13,13 +13,13 @@ from typing import Any
 
 import click
 
+from fedpara_edge._version import __version__
 from fedpara_edge.cli import log
 from fedpara_edge.cli.command import Group
 from fedpara_edge.cli.output import note
 from fedpara_edge.errors import EXIT_CODES, INTERRUPTED, FedparaError, InputError
 from fedpara_edge.installation import check_package
 from fedpara_edge.options import check_keys
-from fedpara_edge.version import VERSION
 
 COMMANDS = {
     "export": "Make a bundle from a PyTorch model.",
@@ -122,7 +122,7 @@ def _start_log(_: click.Context, __: click.Parameter, target: str | None) -> Non
 @click.group(
     cls=LazyGroup, context_settings={"auto_envvar_prefix": "FEDPARA_EDGE", "help_option_names": ["-h", "--help"]}
 )
-@click.version_option(VERSION, prog_name="fedpara-edge")
+@click.version_option(__version__, prog_name="fedpara-edge")
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
@@ -144,7 +144,7 @@ def fedpara_edge() -> None:
     An option on the command line takes precedence over the environment variable FEDPARA_EDGE_<COMMAND>_<OPTION>, that
     over --config, and that over the default.
     """
-    log.event("command_started", argv=log.without_secrets(sys.argv[1:]), version=VERSION)
+    log.event("command_started", argv=log.without_secrets(sys.argv[1:]), version=__version__)
 
 
 def main() -> None:

@@ -8,12 +8,12 @@ from importlib import metadata
 
 import click
 
+from fedpara_edge._version import __version__
 from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.installed import CAPABILITIES, engines, find
 from fedpara_edge.cli.output import emit, json_option
 from fedpara_edge.errors import InputError
 from fedpara_edge.installation import OWN_PACKAGES, check_package, raspberry_pi_lines
-from fedpara_edge.version import VERSION
 
 
 @click.command("doctor", cls=Command)
@@ -23,7 +23,7 @@ def command(json: bool) -> None:
     findings = [find(capability) for capability in CAPABILITIES]
     clash = sorted({name for name in ("onnxruntime", "onnxruntime-training", "onnxruntime-training-cpu") if _has(name)})
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    lines = [f"fedpara-edge {VERSION} on {machine}"]
+    lines = [f"fedpara-edge {__version__} on {machine}"]
     for finding in findings:
         capability = finding.capability
         commands = ", ".join(capability.commands)
@@ -43,7 +43,7 @@ def command(json: bool) -> None:
     if len(clash) > 1:
         lines.append(f"warning: {' and '.join(clash)} overwrite each other: keep one and reinstall it")
     result = {
-        "version": VERSION,
+        "version": __version__,
         "python": platform.python_version(),
         "system": platform.system(),
         "machine": platform.machine(),

@@ -66,7 +66,7 @@ class Finding:
         capability: The capability.
         versions: Version of each distribution that is there.
         missing: Distributions that are not.
-        obstacle: Why pip can't install them here, with the remedy; empty if nothing is known against it.
+        obstacle: Reason why pip can't install them here, with the remedy; empty if nothing is known against it.
     """
 
     capability: Capability

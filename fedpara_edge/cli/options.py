@@ -74,7 +74,7 @@ class Typed(ParamType):
         """The value that a text stands for; an error has the option's key.
 
         Raises:
-            InputError: the text does not fit.
+            InputError: The text does not fit.
         """
         return self._each.from_text(value) if isinstance(value, str) else value
 

@@ -86,6 +86,18 @@ class ExportConfig:
     weight_decay: float | None = option(
         None, minimum=0, only=("optimizer", ("adamw",)), unset="0.01", help="Weight decay of AdamW."
     )
+    betas: tuple[float, float] | None = option(
+        None,
+        minimum=0,
+        below=1,
+        only=("optimizer", ("adamw",)),
+        unset="0.9,0.999",
+        metavar="NUMBERS",
+        help="Decays of AdamW's moments.",
+    )
+    eps: float | None = option(
+        None, minimum=0, only=("optimizer", ("adamw",)), unset="1e-8", help="Number added to AdamW's denominators."
+    )
     jacobian_correction: float = option(
         0.0,
         minimum=0,

@@ -31,7 +31,7 @@ def bind(
         hidden: Further options that no table may set; they keep their defaults.
 
     Raises:
-        InputError: an unknown, former or missing key, a value of another type, or one that the dataclass refuses.
+        InputError: An unknown, former or missing key, a value of another type, or one that the dataclass refuses.
 
     >>> from dataclasses import dataclass
     >>> from fedpara_edge.options import option
@@ -68,7 +68,7 @@ def check_keys(table: Mapping[str, Any], known: Collection[str], *, former: Mapp
         former: Present names of keys that were renamed, by the former ones.
 
     Raises:
-        InputError: it has another; the message has the nearest key, or all of them.
+        InputError: It has another; the message has the nearest key, or all of them.
     """
     for name in table:
         if name in known:

@@ -21,7 +21,7 @@ def choose(known: Mapping[str, Any], text: str, *, key: str, given: Mapping[str,
         given: Values of further options, if the dataclass has them; the text can't set them.
 
     Raises:
-        InputError: there is none of that name, an option is unknown, comes twice or is missing, or a value is refused.
+        InputError: There is none of that name, an option is unknown, comes twice or is missing, or a value is refused.
 
     >>> from dataclasses import dataclass
     >>> from fedpara_edge.options import option
@@ -75,10 +75,13 @@ def typed(name: str, chosen: Any, *, hidden: Collection[str] = ()) -> str:
         for option, each in declared(chosen.__class__).items()
         if option not in hidden and getattr(chosen, option) != each.default
     }
-    options = ",".join(
-        f"{option}={value:g}" if isinstance(value, float) else f"{option}={value}" for option, value in values.items()
-    )
+    options = ",".join(f"{option}={_shortest(value)}" for option, value in values.items())
     return f"{name}:{options}" if options else name
+
+
+def _shortest(value: Any) -> str:
+    """The text of a value, with no more digits than it takes to read it back."""
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
 def _listed(names: Collection[str]) -> str:

@@ -110,7 +110,7 @@ def check(options: Any) -> None:
     """Refuse a dataclass with a value that is not of its type or out of its range; lists become tuples.
 
     Raises:
-        InputError: one is, or an option has no effect beside the others; the key is the field.
+        InputError: One is, or an option has no effect beside the others; the key is the field.
     """
     for name, each in declared(type(options)).items():
         value = getattr(options, name)

@@ -23,7 +23,7 @@ class Option:
         choices: Values of a string whose type does not list them.
         unset: Meaning of None, for `--help`.
         metavar: Placeholder of the value in `--help`.
-        words: What a value has to be, in words, where the type and the range don't say it well.
+        words: Description of the values, where the type and the range don't say it well.
         only: Another option, and the values of it with which this one has an effect; it is refused with others.
         was: Former names, which are refused with the present one.
     """
@@ -119,7 +119,7 @@ def _items(hint: Any, count: int) -> list[Any]:
     """The types of the elements of a tuple of that length.
 
     Raises:
-        ValueError: a tuple of this type has another length.
+        ValueError: A tuple of this type has another length.
     """
     arguments = get_args(hint)
     if arguments[-1] is Ellipsis:

@@ -28,7 +28,7 @@ class Report:
         page: Path of `report.html`.
         figures: Paths of the PNGs.
         notes: Arms and seeds that are missing or unfinished, one line each.
-        left_out: Why there are no figures, with the line to type; None if there are.
+        left_out: Reason why there are no figures, with the line to type; None if there are.
     """
 
     page: Path

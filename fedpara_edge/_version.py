@@ -1,3 +1,3 @@
 """Version of this release."""
 
-VERSION = "0.2.0"
+__version__ = "0.2.0"
