@@ -796,7 +796,7 @@ def test_a_lossy_downlink_sends_what_it_left_out(
         change, options = tmp_path / f"{round}.change", ("--algorithm", algorithm, "--state", server)
         if state is not None:
             ended = person.aggregate(round, *options)
-            assert (ended.code, "downlink_codec: expected one as in the round before" in ended.err) == (2, True)
+            assert (ended.code, "--downlink-codec: expected one as in the round before" in ended.err) == (2, True)
         ended = person.aggregate(round, *options, "--downlink-codec", codec, "--change", change)
         assert ended.code == 0, ended.err
         assert ended.json["change_bytes"] == change.stat().st_size
@@ -872,8 +872,8 @@ def test_commands_that_do_not_fit_say_so(run: Command, small_bundle: SmallBundle
             ("--algorithm", "scaffold", "--state", server),
             "scaffold: clients: expected an integer of at least 1, found none",
         ),
-        (("--downlink-codec", "float32"), "change: expected a file for the change with downlink_codec, found none"),
-        (("--change", server), f"downlink_codec: expected a codec for the change {server}, found none"),
+        (("--downlink-codec", "float32"), "--change: expected a file for the published change, found none"),
+        (("--change", server), f"--downlink-codec: expected a codec for the change {server}, found none"),
     ):
         ended = person.aggregate(0, *options)
         assert (ended.code, message in ended.err) == (2, True), ended.err

@@ -244,9 +244,9 @@ UNFIT: dict[str, tuple[AggregateConfig, dict[str, Any], str]] = {
     "no folder for the downlink": (
         AggregateConfig(downlink_codec="int8"),
         {"change": "c"},
-        "state: expected a folder for what downlink_codec int8 keeps, found none",
+        "state: expected a folder for what the downlink's codec int8 keeps, found none",
     ),
-    "no change": (LOSSY, {"state": "s"}, "change: expected a file for the change with downlink_codec, found none"),
+    "no change": (LOSSY, {"state": "s"}, "change: expected a file for the published change, found none"),
     "no codec": (AggregateConfig(), {"change": "c"}, "downlink_codec: expected a codec for the change"),
     "keep of 1": (
         LOSSY,

@@ -151,7 +151,7 @@ def _check_options(config: AggregateConfig, *, state: Path | None, change: Path 
     if config.downlink_codec is None and change is not None:
         raise InputError(f"expected a codec for the change {change}, found none; give one", key="downlink_codec")
     if config.downlink_codec is not None and change is None:
-        raise InputError("expected a file for the change with downlink_codec, found none; give one", key="change")
+        raise InputError("expected a file for the published change, found none; give one", key="change")
     keeper = _keeper(config.server_algorithm, config.downlink_codec)
     if state is None and keeper is not None:
         raise InputError(f"expected a folder for what {keeper} keeps, found none; give one", key="state")
@@ -165,7 +165,7 @@ def _keeper(algorithm: ServerAlgorithm, downlink_codec: str | None) -> str | Non
     """What needs a state folder."""
     if algorithm.groups:
         return f"algorithm {algorithm.name}"
-    return None if downlink_codec is None else f"downlink_codec {downlink_codec}"
+    return None if downlink_codec is None else f"the downlink's codec {downlink_codec}"
 
 
 def _check_outputs(
