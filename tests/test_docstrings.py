@@ -17,9 +17,6 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("fedpara_edge", "export", "device_runtime")
-PENDING: tuple[str, ...] = ()
-"""Folders and modules whose docstrings are still to be rewritten."""
-
 PREPOSITIONS = {"of", "for", "to", "with", "within", "without", "in", "into", "on", "from", "by", "as", "than"}
 CLAUSES = {"that", "which", "who", "whom", "whose", "how", "what", "where", "when", "why"}
 PRONOUNS = {"it", "its", "they", "them", "their", "those", "likewise"}
@@ -106,14 +103,10 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def is_pending(path: Path) -> bool:
-    return any(path.is_relative_to(ROOT / pending) for pending in PENDING)
-
-
 EVERY = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if path.name != "__main__.py")
 
 
-@pytest.mark.parametrize("path", [path for path in EVERY if not is_pending(path)], ids=name_of)
+@pytest.mark.parametrize("path", EVERY, ids=name_of)
 def test_docstrings_stand_alone(path: Path) -> None:
     found = [f"{name}: {fault}" for name, value in definitions(import_module(name_of(path))) for fault in faults(value)]
     assert not found, "\n".join(found)

@@ -257,7 +257,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     write_server_state(path, make_state(small_round.start_round(tmp_path)))
     whole = path.read_bytes()
     for content, found in {
-        b"": "expected fedpara-edge/server-state, found an empty file",
+        b"": "expected a whole safetensors file, found an empty file",
         whole[:7]: "expected a whole safetensors file",
         whole[:-1]: "expected a whole safetensors file",
         whole + b"0": "expected a whole safetensors file",

@@ -45,7 +45,7 @@ def event(name: str, *, level: int = logging.INFO, **fields: Any) -> None:
     Args:
         name: Name of the event.
         level: Level of Python's `logging`.
-        fields: Values that the event has besides, as JSON has it; other values as text.
+        fields: Further values, in types of JSON; others are written as text.
     """
     LOGGER.log(level, name, extra={"fields": fields})
 

@@ -1,10 +1,11 @@
-"""A plan: which federations to simulate, as a TOML file says it.
+"""A plan: the federations to simulate, as a TOML file states them.
 
-    name            of the plan
-    rounds          of each federation whose arm does not say otherwise
-    seeds           list; each arm is run once for each. Decides clients, initial weights, participants, order of rows
+    name            name of the plan
+    rounds          rounds of each federation whose arm has none of its own
+    seeds           list of seeds, for each of which every arm is run; a seed decides clients, initial weights,
+                    participants and the order of rows
     participants    clients drawn for each round; all where it is left out
-    evaluate_every  rounds; the last is always evaluated
+    evaluate_every  rounds between evaluations; the last round is always evaluated
     target          accuracy whose bytes the report compares
     reference       arm that the report compares with; where it is left out "dense", or else the first, of those that
                     are not local_only
@@ -12,9 +13,9 @@
     [model]         `fedpara_edge.formats.recipe.Recipe`, but for what [train] and the seeds decide
     [train]         `TrainPlan`
     [aggregate]     `AggregatePlan`
-    [arms.NAME]     one table for each federation to compare: `model.…`, `train.…` and `aggregate.…` set keys of those
-                    three tables anew for this arm, `rounds` the setting of that name, and `local_only = true` has
-                    every client train on its own
+    [arms.NAME]     one table for each federation to compare: `model.…`, `train.…` and `aggregate.…` replace keys of
+                    those three tables in this arm, `rounds` the setting of that name, and with `local_only = true`
+                    every client trains on its own
 
 All arms of a plan see the same clients with the same rows and the same participants in each round. Nothing is trained
 before the whole plan was found good.
@@ -52,10 +53,10 @@ UNPLANNED = ("seed", "threads", "save_seconds", "save_steps", "clients", "min_up
 
 @dataclass(frozen=True, kw_only=True)
 class TrainPlan(TrainCall):
-    """The [train] table: what `fedpara-edge train` is told, but for `UNPLANNED`.
+    """The [train] table: the options of `fedpara-edge train`, but for `UNPLANNED`.
 
     Raises:
-        InputError: a value is out of its range; the error has its key.
+        InputError: A value is out of its range; the error has its key.
     """
 
     engine: str = option("onnxruntime", choices=tuple(ENGINES), help="Engine that trains.")
@@ -71,14 +72,14 @@ class TrainPlan(TrainCall):
 
 @dataclass(frozen=True, kw_only=True)
 class AggregatePlan(AggregateConfig):
-    """The [aggregate] table: what `fedpara-edge aggregate` is told, but for `UNPLANNED`.
+    """The [aggregate] table: the options of `fedpara-edge aggregate`, but for `UNPLANNED`.
 
     Args:
         snapshot_every: Rounds between whole weights for devices that have none or old ones; 0 for whole weights of
             every round. Only with a downlink_codec other than float32.
 
     Raises:
-        InputError: a value is out of its range; the error has its key.
+        InputError: A value is out of its range; the error has its key.
     """
 
     snapshot_every: int = option(0, minimum=0, help="Rounds between whole weights, with a downlink codec.")
@@ -117,18 +118,18 @@ class AggregatePlan(AggregateConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One federation of the plan.
+    """A federation of the plan.
 
     Args:
-        name: of the arm.
-        rounds: of the federation.
-        model: what its bundle is made of, but for the seed.
-        train: what its devices do.
-        aggregate: what its server does.
-        local_only: whether there is no server: every client trains on its own from the common start.
+        name: Name of the arm.
+        rounds: Rounds of the federation.
+        model: Recipe of its bundle, but for the seed.
+        train: Options of its devices.
+        aggregate: Options of its server.
+        local_only: Whether there is no server, and every client trains on its own from the common start.
 
     Raises:
-        InputError: the parts don't go together; the message starts with a key.
+        InputError: The parts don't go together; the error has a key.
     """
 
     name: str
@@ -177,7 +178,7 @@ class Plan:
     """A whole plan; the fields are described in the module.
 
     Raises:
-        InputError: a value is out of range; the message starts with its key.
+        InputError: A value is out of range; the error has its key.
     """
 
     name: str = option(help="Name of the plan.")
@@ -209,7 +210,7 @@ class Plan:
 
     @property
     def evaluated_on(self) -> Literal["common", "own"]:
-        """On which examples accuracy is measured, for all arms alike: the common test set, or each client's own share.
+        """The examples of every evaluation, in all arms alike: the common test set, or each client's own share.
 
         Own shares are taken where they are all there is, and where an arm has models of the clients' own.
         """
@@ -225,7 +226,7 @@ class Plan:
         """The arm of that name.
 
         Raises:
-            InputError: there is none.
+            InputError: There is none.
         """
         for arm in self.arms:
             if arm.name == name:
@@ -237,7 +238,7 @@ def read_tables(path: Path) -> dict[str, Any]:
     """The tables of a plan, as they are in the file.
 
     Raises:
-        InputError: it can't be read or is no TOML.
+        InputError: The file can't be read, or is no TOML.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -251,7 +252,7 @@ def read_plan(path: Path) -> Plan:
     """Read and check a plan.
 
     Raises:
-        InputError: it can't be read, or a key is unknown, missing or of no good value; the message names file and key.
+        InputError: The file can't be read, or a key is unknown, missing or of no good value; the message names both.
     """
     tables = read_tables(path)
     try:
