@@ -17,6 +17,7 @@ test: $(VENV)/ready  ## formatting, lint, strict types, all tests and docs examp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q
+	rm -rf $(VENV)/wheel
 	$(BIN)/python -m build --quiet --wheel --outdir $(VENV)/wheel .
 	sh tests/try_wheel.sh $(BIN)/python $(VENV)/wheel
 

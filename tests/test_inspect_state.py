@@ -21,7 +21,7 @@ def server(tmp_path: Path) -> Path:
     for number in (1, 10, 2):
         weights = Weights("ff", number, layout, {"a": np.zeros(2, np.float32)})
         groups = {"momentum": {"a": np.ones(2, np.float32)}}
-        write_server_state(state_path(tmp_path, number), state_of(weights, find_server("fedavgm", {}), groups))
+        write_server_state(state_path(tmp_path, number), state_of(weights, find_server("fedavgm"), groups))
     return tmp_path
 
 

@@ -88,7 +88,7 @@ from pathlib import Path
 import numpy as np
 
 from fedpara_edge.codecs.codec import in_order
-from fedpara_edge.formats.codecbench import open_encoded, read_change
+from fedpara_edge.formats.encoded import open_encoded, read_change
 from fedpara_edge.formats.weights import read_weights
 
 TOLERANCE = 1e-4
