@@ -1,6 +1,7 @@
 """Settings of all tests, and what is slow to make and shared by several."""
 
 import functools
+import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Executor
@@ -19,6 +20,14 @@ from fedpara_edge.simulation import runner
 from fedpara_edge.simulation.tasks.engines import bundle_at
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fast_disk() -> Iterator[None]:
+    """No waiting for the disk; what happens where a sync fails is tested with `failing_disk`."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -55,11 +55,6 @@ Tensors = dict[str, NDArray[Any]]
 every_engine = pytest.mark.parametrize("engine", ENGINES)
 
 
-@pytest.fixture(autouse=True)
-def _fast_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.fsync", lambda _: None)
-
-
 def write_data(path: Path, client: int) -> Path:
     """Data that lean to other classes on each client."""
     generator = np.random.default_rng(client)

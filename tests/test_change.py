@@ -24,11 +24,6 @@ LAYOUT = Layout(
 )
 
 
-@pytest.fixture(autouse=True)
-def _fast_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.fsync", lambda _: None)
-
-
 def next_target(weights: Weights, *, deviation: float = 0.1) -> Weights:
     """What an aggregation would make of them."""
     step = small_round.random_tensors(weights.layout, weights.round + 100, deviation)

@@ -30,7 +30,6 @@ LAYOUT = Layout(
 
 @pytest.fixture
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Weights:
-    monkeypatch.setattr("os.fsync", lambda _: None)
     monkeypatch.chdir(tmp_path)
     return small_round.start_round(tmp_path, LAYOUT)
 

@@ -90,11 +90,6 @@ def check_refused(what: str, path: Path, arrays: Arrays, codec: Mapping[str, Any
     assert message.isprintable()
 
 
-@pytest.fixture(autouse=True)
-def _fast_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.fsync", lambda _: None)
-
-
 @pytest.mark.parametrize(("name", "version"), OPENERS, ids=str)
 def test_files_that_do_not_fit_are_refused_when_they_are_opened(name: str, version: int, tmp_path: Path) -> None:
     check_opener(name, version, tmp_path / "file")

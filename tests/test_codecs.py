@@ -1,6 +1,5 @@
 """What every codec owes: one decoded change for all, no bias or a contraction, and nothing lost in the long run."""
 
-import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -41,11 +40,6 @@ LEFT_OF_GAUSSIAN = {
 }
 """What may be left over of Gaussian changes, over their norm: a twentieth more than was measured. For one of the finest
 steps and for Lloyd's quantizers of 3, 7 and 15 levels theory has a little less: 0.0029, 0.44, 0.21, 0.11."""
-
-
-@pytest.fixture(autouse=True)
-def _fast_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 def bits(values: NDArray[np.float32]) -> NDArray[np.uint32]:

@@ -1,6 +1,5 @@
 """The bytes of every codec, pinned by hand, and every refusal of bytes that are not theirs."""
 
-import os
 import struct
 import tracemalloc
 from pathlib import Path
@@ -18,11 +17,6 @@ from fedpara_edge.errors import InvalidUpdateError
 from fedpara_edge.storage.tensorfile import TensorFile
 
 SPECS = encoded.tensors(2, 5)
-
-
-@pytest.fixture(autouse=True)
-def _fast_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 CHANGE = np.array([1, -2, 0.5, 0, -0.25, 4, 0.125], np.float32)

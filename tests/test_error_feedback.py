@@ -1,6 +1,5 @@
 """Error feedback on a device: over many rounds nothing that was learned is lost, whatever happens to the device."""
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from failing_disk import PowerCutError
 from softmax_regression import SoftmaxRegression, make_bundle, write_npz
 
 from device_runtime import TrainConfig, open_data, train
@@ -21,15 +21,6 @@ from fedpara_edge.formats.weights import Weights, read_weights, write_weights
 CONFIG = TrainConfig(epochs=2, batch_size=5, lr=0.2, seed=7, save_steps=3)
 ROUNDS = 8
 CODECS = ["int2:block=16", "rotated:bits=2,block=16", "uniform:step=3", "topk:share=0.1", "adaptive:bytes=20"]
-
-
-class PowerCutError(BaseException):
-    """Nothing catches it, and nothing is saved."""
-
-
-@pytest.fixture(autouse=True)
-def _fast_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture(scope="module")

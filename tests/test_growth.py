@@ -1,7 +1,6 @@
 """Runs that grow: to the metrics of one that was made at once, and in no other way than by rounds, arms and seeds."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from failing_disk import power_cut
 from small_net import without_verification
 from tiny_plan import measured, write_data
 
@@ -152,22 +152,9 @@ def test_a_run_that_grew_has_the_metrics_of_one_made_at_once(
         assert evaluated == {3, 4, 5}
 
 
-class KilledError(BaseException):
-    """Stands for the end of the process."""
-
-
 @pytest.mark.usefixtures("_with_few_exports")
-def test_a_growth_cut_short_at_any_write_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place, fsync, left = tmp_path / "plan", os.fsync, 1 << 30
-
-    def sync(handle: int) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise KilledError
-        fsync(handle)
-
-    monkeypatch.setattr(os, "fsync", sync)
+def test_a_growth_cut_short_at_any_write_ends_the_same(tmp_path: Path) -> None:
+    place = tmp_path / "plan"
     before = write(place, SMALL)
     simulate(before, tmp_path / "begun")
     grown = write(place, SMALL, ALONE, rounds=3)
@@ -176,12 +163,9 @@ def test_a_growth_cut_short_at_any_write_ends_the_same(tmp_path: Path, monkeypat
     for allowed in (*range(10), 20, 40, 80):
         run = tmp_path / f"run-{allowed}"
         shutil.copytree(tmp_path / "begun", run)
-        left = allowed
-        try:
+        with power_cut(after=allowed) as power:
             simulate(grown, run, workers=1)
-        except KilledError:
-            cuts += 1
-        left = 1 << 30
+        cuts += power.was_cut
         simulate(grown, run, workers=1)
         assert measured(run) == measured(tmp_path / "once"), f"cut short after {allowed} writes"
         shutil.rmtree(run)

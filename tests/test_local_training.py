@@ -1,7 +1,6 @@
 """Local training: however it is interrupted, the same call gives the same bytes."""
 
 import io
-import os
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from failing_disk import PowerCutError
 from softmax_regression import SoftmaxRegression, make_bundle, write_npz
 
 from device_runtime import TrainConfig, open_data, progress_bar, train
@@ -25,11 +25,6 @@ from fedpara_edge.storage.tensorfile import TensorFile
 
 CONFIG = TrainConfig(epochs=3, batch_size=5, lr=0.2, seed=7, schedule="cosine", save_steps=4)
 STEPS = 15  # 23 examples in batches of 5, 3 epochs
-
-
-@pytest.fixture(autouse=True)
-def _fast_disk(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture(scope="module")
@@ -184,10 +179,6 @@ def test_training_works_outside_the_main_thread(inputs, expected, tmp_path):
     thread.start()
     thread.join()
     assert device.result() == expected
-
-
-class PowerCutError(BaseException):
-    """The machine lost its power."""
 
 
 class PowerCut:

@@ -2,13 +2,13 @@
 
 import itertools
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import small_round
+from failing_disk import full_disk, power_cut
 
 from fedpara_edge.aggregation import AggregateConfig, Round, aggregate, run_round
 from fedpara_edge.algorithms import SERVER
@@ -26,11 +26,6 @@ def base(tmp_path: Path) -> Path:
     """Weights of round 0."""
     small_round.start_round(tmp_path, number=0)
     return tmp_path / "base.safetensors"
-
-
-@pytest.fixture(autouse=True)
-def _fast_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 def updates_for(folder: Path, weights: Path, clients: str = "abc") -> list[Path]:
@@ -102,12 +97,8 @@ def test_published_weights_are_those_that_devices_get(tmp_path: Path, base: Path
         weights = done.output
 
 
-class KilledError(BaseException):
-    """Stands for the end of the process."""
-
-
 def test_cut_short_at_any_write_a_round_leaves_no_weights_or_all_that_belongs_with_them(
-    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, base: Path
 ) -> None:
     (before,) = run_rounds(tmp_path, base, 1)
     updates = updates_for(tmp_path, before.output)
@@ -124,20 +115,10 @@ def test_cut_short_at_any_write_a_round_leaves_no_weights_or_all_that_belongs_wi
     for allowed in itertools.count():
         for path in files:
             path.unlink()
-        left = iter(range(allowed))
-
-        def sync(_: int, left: Any = left) -> None:
-            if next(left, None) is None:
-                raise KilledError
-
-        monkeypatch.setattr(os, "fsync", sync)
-        try:
+        with power_cut(after=allowed) as power:
             again()
+        if not power.was_cut:
             break
-        except KilledError:
-            pass
-        finally:
-            monkeypatch.setattr(os, "fsync", lambda _: None)
         if files[0].exists():
             complete += 1
             assert [path.read_bytes() for path in files] == expected
@@ -151,31 +132,23 @@ def test_cut_short_at_any_write_a_round_leaves_no_weights_or_all_that_belongs_wi
     assert complete == 1, "of the folder, after the rename"
 
 
-def test_old_states_are_removed_after_the_commit_alone(
-    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_old_states_are_removed_after_the_commit_alone(tmp_path: Path, base: Path) -> None:
     *_, last = run_rounds(tmp_path, base, 4)
     assert states(tmp_path) == [f"round-{number}.safetensors" for number in (1, 2, 3, 4)]
     (tmp_path / "state" / "round-01.safetensors").touch()
     (tmp_path / "state" / "notes").touch()
-
-    def refuse(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "fsync", refuse)
-        updates = [tmp_path / f"3-{client}.update" for client in "abc"]
-        with pytest.raises(FedparaError, match="No space left"):
-            run_round(
-                updates,
-                tmp_path / "3.weights",
-                tmp_path / "new",
-                LOSSY,
-                change=tmp_path / "c",
-                state=tmp_path / "state",
-                keep=2,
-                overwrite=True,
-            )
+    updates = [tmp_path / f"3-{client}.update" for client in "abc"]
+    with full_disk(), pytest.raises(FedparaError, match="No space left"):
+        run_round(
+            updates,
+            tmp_path / "3.weights",
+            tmp_path / "new",
+            LOSSY,
+            change=tmp_path / "c",
+            state=tmp_path / "state",
+            keep=2,
+            overwrite=True,
+        )
     assert len(states(tmp_path)) == 6
     run_rounds(tmp_path, last.output, 1, keep=3)
     others = ["notes", "round-01.safetensors"]

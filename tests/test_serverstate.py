@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import small_round
+from failing_disk import full_disk
 from safetensors.numpy import load_file, save_file
 
 from fedpara_edge.algorithms.adaptive import FedAdam
@@ -271,17 +272,12 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
             read_server_state(wrong)
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "state"
     weights = Weights("ff", 0, Layout((), (small_round.tensor("a", (2,)),)), {"a": np.ones(2, np.float32)})
     write_server_state(path, state_of(weights, FedAvgM(), {"momentum": weights.tensors}))
     before = path.read_bytes()
-
-    def refuse(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", refuse)
-    with pytest.raises(FedparaError, match="No space left on device"):
+    with full_disk(), pytest.raises(FedparaError, match="No space left on device"):
         write_server_state(path, state_of(weights, FedAvgM(momentum=0.5), {"momentum": weights.tensors}))
     assert path.read_bytes() == before
     assert sorted(file.name for file in tmp_path.iterdir()) == ["state"]

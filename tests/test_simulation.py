@@ -1,6 +1,5 @@
 """Simulations: what a plan may say, and that a run measures what its files are, whoever runs it and however often."""
 
-import errno
 import io
 import json
 import os
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import Command
+from failing_disk import full_disk, power_cut
 from small_net import SHAPE, SmallBundle, without_verification
 from tiny_plan import ARMS, PLAN, measured, write_data, write_plan
 
@@ -453,42 +453,21 @@ def test_weights_that_cannot_be_sent_end_the_arm_and_other_errors_name_it(
     assert [line["arm"] for line in measured(run) if line["event"] == "done"] == ["dense", "changes"]
 
 
-class KilledError(BaseException):
-    """Stands for the end of the process."""
-
-
 @pytest.mark.usefixtures("in_this_process")
-def test_a_run_cut_short_at_any_write_goes_on_to_the_same_metrics(
-    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fsync, left = os.fsync, 1 << 30
-    written = 0
-
-    def sync(handle: int) -> None:
-        nonlocal left, written
-        left, written = left - 1, written + 1
-        if left < 0:
-            raise KilledError
-        fsync(handle)
-
-    monkeypatch.setattr(os, "fsync", sync)
+def test_a_run_cut_short_at_any_write_goes_on_to_the_same_metrics(done: Path, tmp_path: Path) -> None:
     plan = write_plan(tmp_path)
     cuts = 0
     for allowed in (*range(1, 120, 17), 1 << 30):
         run = tmp_path / f"run-{allowed}"
         run.mkdir()
         with_bundles_of(done, run)
-        left = allowed
-        try:
+        with power_cut(after=allowed) as power:
             simulate(plan, run, workers=1)
-        except KilledError:
-            cuts += 1
-        left = 1 << 30
+        cuts += power.was_cut
         simulate(plan, run, workers=1)
         assert measured(run) == measured(done), f"cut short after {allowed} writes"
         shutil.rmtree(run)
     assert cuts >= 6
-    assert written > 150
 
 
 def test_a_run_that_is_killed_goes_on_to_the_same_metrics(done: Path, tmp_path: Path) -> None:
@@ -540,17 +519,13 @@ def test_sorted_lines_are_read_back_whole(tmp_path: Path) -> None:
     assert Journal(tmp_path / "metrics.jsonl").events == journal.events
 
 
-def test_what_could_not_be_appended_whole_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
+def test_what_could_not_be_appended_whole_is_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     journal, event = Journal(path), {"event": "arm", "arm": "a", "seed": 0}
     journal.append(event)
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "fsync", full)
-        with pytest.raises(FedparaError, match=r"metrics\.jsonl: expected to append to it, found No space left"):
-            journal.append(event | {"arm": "b"})
+    refusal = r"metrics\.jsonl: expected to append to it, found No space left"
+    with full_disk(), pytest.raises(FedparaError, match=refusal):
+        journal.append(event | {"arm": "b"})
     assert path.read_text() == json.dumps(event) + "\n"
     journal.append(event | {"arm": "c"})
     assert Journal(path).events == journal.events == [event, event | {"arm": "c"}]
