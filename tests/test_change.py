@@ -10,6 +10,7 @@ import pytest
 import small_round
 from command_line import Command
 from encoded import EVERY
+from norms import norm
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -113,10 +114,7 @@ def test_a_smaller_error_than_without_feedback(tmp_path: Path) -> None:
         with_feedback.publish()
         without.publish()
         without.residual = None
-    off = [
-        np.linalg.norm(small_round.flat(server.weights[-1].tensors) - server.wanted)
-        for server in (with_feedback, without)
-    ]
+    off = [norm(small_round.flat(server.weights[-1].tensors) - server.wanted) for server in (with_feedback, without)]
     assert off[0] < 0.8 * off[1]
 
 

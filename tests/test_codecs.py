@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import small_round
 from encoded import EVERY, SIZES, UNBIASED
+from norms import norm
 from numpy.typing import NDArray
 
 from fedpara_edge.aggregation import aggregate
@@ -44,10 +45,6 @@ steps and for Lloyd's quantizers of 3, 7 and 15 levels theory has a little less:
 
 def bits(values: NDArray[np.float32]) -> NDArray[np.uint32]:
     return values.view(np.uint32)
-
-
-def norm(values: NDArray[np.floating]) -> float:
-    return float(np.linalg.norm(values.astype(np.float64)))
 
 
 @pytest.mark.parametrize("seed", [None, 5])

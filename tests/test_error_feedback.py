@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_round
 from failing_disk import PowerCutError
+from norms import norm
 from softmax_regression import SoftmaxRegression, make_bundle, write_npz
 
 from device_runtime import TrainConfig, open_data, train
@@ -112,11 +114,7 @@ def test_what_was_sent_and_what_is_left_are_what_was_learned(bundle: Bundle, tmp
         tolerance = 2.0**-24 * 2 * ROUNDS * max(np.abs(learned).max(), np.abs(residual[name]).max())
         np.testing.assert_allclose(device.sent[name] + residual[name], learned, rtol=0, atol=tolerance)
         assert np.abs(residual[name]).max() > 100 * tolerance  # else it would be a lossless codec that passes
-    assert size_of(device.sent) > 0.3 * size_of(device.learned)
-
-
-def size_of(tensors: dict[str, np.ndarray]) -> float:
-    return float(np.linalg.norm([np.linalg.norm(tensor) for tensor in tensors.values()]))
+    assert norm(small_round.flat(device.sent)) > 0.3 * norm(small_round.flat(device.learned))
 
 
 def cut_power_then_repeat(device: Rounds) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from norms import norm
 from onnx import numpy_helper
 from torch import nn
 from torch.nn import functional as F
@@ -250,7 +251,7 @@ def test_initial_weights_can_be_small(tmp_path: Path) -> None:
     assert small.manifest.fingerprint == exact.manifest.fingerprint
     start = read_weights(small.file(WEIGHTS))
     for name, tensor in read_weights(exact.file(WEIGHTS)).tensors.items():
-        assert np.linalg.norm(start.tensors[name] - tensor) <= 0.2 * np.linalg.norm(tensor)
+        assert norm(start.tensors[name] - tensor) <= 0.2 * norm(tensor)
     images, labels = np.zeros((8, 1, 28, 28), np.uint8), np.arange(8)
     engine = open_engine(small, "onnxruntime", threads=1)
     engine.load(start.tensors)

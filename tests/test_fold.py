@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from norms import relative_error
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
@@ -54,10 +55,6 @@ def run(path: Path, x: NDArray[Any]) -> NDArray[Any]:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     output: NDArray[Any] = session.run(["logits"], {"x": x})[0]
     return output
-
-
-def relative(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    return float(np.linalg.norm(found.astype(np.float64) - expected) / np.linalg.norm(expected))
 
 
 def assert_plain(path: Path) -> None:
@@ -145,7 +142,7 @@ def test_every_kind_of_layer(engine: str, contract: bool, tmp_path: Path) -> Non
     assert_dense(path, bundle, {name: value.numpy() for name, value in model.state_dict().items()})
     for batch in (1, 2, 7):
         x = np.random.default_rng(batch).standard_normal((batch, 2, 20, 20), np.float32)
-        assert relative(run(path, x), model.eval()(torch.from_numpy(x)).detach().numpy()) <= TOLERANCE
+        assert relative_error(run(path, x), model.eval()(torch.from_numpy(x)).detach().numpy()) <= TOLERANCE
     operators = [node.op_type for node in onnx.load(path).graph.node]
     assert (operators.count("Gemm"), operators.count("MatMul")) == (6, 2)
 
@@ -172,7 +169,7 @@ def test_zoo(name: str, engine: str, operators: dict[str, int], tmp_path: Path) 
     assert_dense(path, bundle, {name: value.numpy() for name, value in model.state_dict().items()})
     x = np.random.default_rng(0).integers(0, 256, (3, *entry.input_shape)).astype(np.uint8)
     deployed = Deployed(model, input_shape=entry.input_shape, **preprocessing).eval()
-    assert relative(run(path, x), deployed(torch.from_numpy(x)).detach().numpy()) <= TOLERANCE
+    assert relative_error(run(path, x), deployed(torch.from_numpy(x)).detach().numpy()) <= TOLERANCE
     found = [node.op_type for node in onnx.load(path).graph.node]
     assert {
         operator: found.count(operator) for operator in ("Conv", "Gemm", "MatMul") if operator in found
@@ -219,7 +216,7 @@ def test_tokens_and_reused_weights(engine: str, tmp_path: Path) -> None:
         path = tmp_path / f"{precision}.onnx"
         fold(bundle, initial_weights(bundle), path, precision=precision)  # type: ignore[arg-type]
         x = np.random.default_rng(0).integers(0, 20, (5, 4))
-        assert relative(run(path, x), model(torch.from_numpy(x)).detach().numpy()) <= tolerance
+        assert relative_error(run(path, x), model(torch.from_numpy(x)).detach().numpy()) <= tolerance
     shapes = {name: array.shape for name, array in initializers(tmp_path / "float32.onnx").items()}
     assert shapes["inner.weight.transposed"] == (6, 6)
     assert shapes["embedding.weight"] == (20, 6)
@@ -245,7 +242,7 @@ def test_names_of_a_step_may_be_those_of_parameters(engine: str, tmp_path: Path)
     bundle = quick_export(model, tmp_path / "bundle", (12,), engine)
     fold(bundle, initial_weights(bundle), tmp_path / "model.onnx")
     x = np.random.default_rng(0).standard_normal((4, 12), np.float32)
-    assert relative(run(tmp_path / "model.onnx", x), model(torch.from_numpy(x)).detach().numpy()) <= TOLERANCE
+    assert relative_error(run(tmp_path / "model.onnx", x), model(torch.from_numpy(x)).detach().numpy()) <= TOLERANCE
 
 
 def linear_layout(layer: LayerSpec) -> Layout:
@@ -315,7 +312,7 @@ def test_a_contracted_layer_becomes_one_product(gemm: bool) -> None:
     np.testing.assert_allclose(arrays[name], value, rtol=1e-6)
     assert [node.op_type for node in composed.model.graph.node] == (["Gemm"] if gemm else ["MatMul", "Add"])
     session = onnxruntime.InferenceSession(composed.model.SerializeToString(), providers=["CPUExecutionProvider"])
-    assert relative(session.run(None, {"x": x})[0], x @ weight.T + tensors["fc.bias"]) <= TOLERANCE
+    assert relative_error(session.run(None, {"x": x})[0], x @ weight.T + tensors["fc.bias"]) <= TOLERANCE
 
 
 def test_personal_tensors(tmp_path: Path) -> None:
@@ -327,11 +324,11 @@ def test_personal_tensors(tmp_path: Path) -> None:
     x = np.random.default_rng(0).standard_normal((4, 12), np.float32)
     fold(bundle, weights, tmp_path / "initial.onnx")
     fold(bundle, weights, tmp_path / "own.onnx", personal=personal)
-    assert relative(run(tmp_path / "initial.onnx", x), model(torch.from_numpy(x)).detach().numpy()) <= TOLERANCE
+    assert relative_error(run(tmp_path / "initial.onnx", x), model(torch.from_numpy(x)).detach().numpy()) <= TOLERANCE
     with torch.no_grad():
         model[0].x2.mul_(2)
         model[0].y2.mul_(2)
-    assert relative(run(tmp_path / "own.onnx", x), model(torch.from_numpy(x)).detach().numpy()) <= TOLERANCE
+    assert relative_error(run(tmp_path / "own.onnx", x), model(torch.from_numpy(x)).detach().numpy()) <= TOLERANCE
     assert [read_folded(tmp_path / name).personal for name in ("initial.onnx", "own.onnx")] == [False, True]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import Command
+from norms import relative_error
 from numpy.typing import NDArray
 from small_net import OPTIMIZERS, OPTIONS, torch_optimizer, without_verification
 from step_models import IMAGE, VECTOR, batch, net, run_step, weights_of
@@ -229,10 +230,6 @@ def norm(tensors: Mapping[str, torch.Tensor]) -> float:
     return math.sqrt(sum(tensor.square().sum().item() for tensor in tensors.values()))
 
 
-def relative(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
-
-
 @every_model
 def test_the_gradient_is_that_of_torch_on_any_batch(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -247,7 +244,7 @@ def test_the_gradient_is_that_of_torch_on_any_batch(name: str, tmp_path: Path) -
         found = pieces(bundle, step["gradient"])
         assert found.keys() == plain.keys()
         for tensor, gradient in found.items():
-            assert relative(gradient, (plain[tensor] + correction[tensor]).numpy()) < TOLERANCE, tensor
+            assert relative_error(gradient, (plain[tensor] + correction[tensor]).numpy()) < TOLERANCE, tensor
         factors = {f"{layer}.{part}" for layer in reference.corrected for part in reference._factors(layer)}
         corrected = factors & plain.keys()
         assert {tensor for tensor, gradient in correction.items() if gradient.any()} == corrected
@@ -278,7 +275,7 @@ def test_steps_follow_torch(optimizer: str, tmp_path: Path) -> None:
             found = engine.step(x, y, learning_rate=rate, seed=0, adjustment=adjustment)
             assert found == pytest.approx(loss, rel=TOLERANCE)
         for tensor, value in engine.read().items():
-            assert relative(value, reference.tensors[tensor].detach().numpy()) < TOLERANCE, tensor
+            assert relative_error(value, reference.tensors[tensor].detach().numpy()) < TOLERANCE, tensor
 
 
 def small() -> nn.Module:
@@ -306,7 +303,7 @@ def test_layers_are_composed_that_would_be_contracted(tmp_path: Path) -> None:
     x, y = batch(VECTOR, 5)
     _, plain, correction = reference.gradients(x, y, RATE)
     for name, gradient in pieces(bundle, step_of(bundle, x, y, RATE)["gradient"]).items():
-        assert relative(gradient, (plain[name] + correction[name]).numpy()) < TOLERANCE, name
+        assert relative_error(gradient, (plain[name] + correction[name]).numpy()) < TOLERANCE, name
 
 
 def test_the_export_verifies_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

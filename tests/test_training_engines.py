@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_round
 import torch
+from norms import relative_error
 from small_net import OPTIMIZERS, SHAPE, Batches, SmallBundle, batches, small_net
 from torch import nn
 from zoo_training import (
@@ -71,7 +73,7 @@ def test_fifty_steps_agree_with_torch(
             assert engine.step(x, y, **settings) == pytest.approx(expected, rel=TOLERANCE), engine.name
     for engine in engines:
         for name, tensor in engine.read().items():
-            assert relative(tensor, model.state_dict()[name].numpy()) < TOLERANCE, (engine.name, name)
+            assert relative_error(tensor, model.state_dict()[name].numpy()) < TOLERANCE, (engine.name, name)
     if reference.norms:
         assert min(reference.norms) < adjustment.max_norm < max(reference.norms)
 
@@ -123,7 +125,7 @@ def test_fifty_steps_of_the_zoo_in_a_row_agree_with_torch(name: str, optimizer: 
     # is compared as well.
     bundle, model = zoo_bundle(name, optimizer), zoo_model(name)
     rate = ZOO_CASES[name].small_rate * SMALL_RATES[optimizer]
-    initial = flat(dict(model.state_dict()))
+    initial = small_round.flat(dict(model.state_dict()))
     reference = Torch(model, optimizer, rate)
     engines = [open_engine(bundle, engine, threads=1) for engine in ENGINES]
     for x, y in zoo_batches(name, STEPS):
@@ -131,19 +133,11 @@ def test_fifty_steps_of_the_zoo_in_a_row_agree_with_torch(name: str, optimizer: 
         for engine in engines:
             loss = engine.step(x, y, learning_rate=rate, seed=0)
             assert loss == pytest.approx(expected, rel=TOLERANCE), engine.name
-    trained = flat(dict(model.state_dict()))
+    trained = small_round.flat(dict(model.state_dict()))
     for engine in engines:
-        found = flat(engine.read())
-        assert relative(found, trained) < TOLERANCE, engine.name
-        assert relative(found - initial, trained - initial) < 0.05, engine.name
-
-
-def flat(tensors: dict[str, Any]) -> np.ndarray:
-    return np.concatenate([np.ravel(tensors[name]) for name in sorted(tensors)]).astype(np.float64)
-
-
-def relative(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+        found = small_round.flat(engine.read())
+        assert relative_error(found, trained) < TOLERANCE, engine.name
+        assert relative_error(found - initial, trained - initial) < 0.05, engine.name
 
 
 def run(engine: Engine, data: Batches, first: int = 0, **settings: Any) -> list[float]:

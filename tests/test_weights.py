@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import small_round
+from norms import norm
 from safetensors.numpy import load_file, save_file
 
 from fedpara_edge.codecs import find_encoder
@@ -175,7 +176,7 @@ def test_encoded_weights_are_those_that_every_reader_gets(tmp_path: Path, codec:
     for name, tensor in weights.tensors.items():
         assert read.tensors[name].dtype == np.float32
         assert np.array_equal(read.tensors[name], written.tensors[name])
-        assert np.linalg.norm(read.tensors[name] - tensor) <= 0.3 * np.linalg.norm(tensor)
+        assert norm(read.tensors[name] - tensor) <= 0.3 * norm(tensor)
     assert (read.base == weights.base) == (codec == "float32")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from norms import norm
 from small_net import OPTIONS, torch_optimizer, without_verification
 from torch import nn
 from torch.nn import functional as F
@@ -177,9 +178,9 @@ def step_error(found: Changes, expected: Changes) -> float:
 
     A change that is nearly zero is compared on the scale of 1e-3 times that of all tensors together.
     """
-    sizes = {name: _norm(change) for name, change in expected.items()}
+    sizes = {name: norm(change) for name, change in expected.items()}
     floor = _NEGLIGIBLE * math.hypot(*sizes.values())
-    return max(_norm(found[name] - change) / max(sizes[name], floor) for name, change in expected.items())
+    return max(norm(found[name] - change) / max(sizes[name], floor) for name, change in expected.items())
 
 
 class Rounding:
@@ -215,7 +216,3 @@ class Rounding:
             after = double.values()
             self._changes[seed] = {name: value.astype(np.float32) - before[name] for name, value in after.items()}
         return self._changes[seed]
-
-
-def _norm(values: np.ndarray) -> float:
-    return math.sqrt(float(np.square(values).sum()))  # np.linalg.norm would start threads
