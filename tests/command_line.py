@@ -1,7 +1,9 @@
 """What `fedpara-edge` answers in a test of a command; the fixture `run` in conftest.py calls it."""
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -16,3 +18,21 @@ class Ended(NamedTuple):
 
 
 Command = Callable[..., Ended]
+
+Bad = tuple[Callable[[Path], object] | None, Sequence[str], int, str]
+"""A function that prepares the working directory, arguments that are refused there, the exit code, and words of why."""
+
+
+def check_refused(run: Command, here: Path, bad: Bad) -> None:
+    """Bad input is one line and a code, and writes nothing."""
+    prepare, arguments, code, words = bad
+    if prepare is not None:
+        prepare(here)
+    before = sorted(here.iterdir())
+    ended = run(*arguments)
+    assert ended.code == code, ended.err
+    (line,) = ended.err.splitlines()
+    assert line.startswith("Error: ")
+    assert re.search(words, line), line
+    assert ended.out == ""
+    assert sorted(here.iterdir()) == before

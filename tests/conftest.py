@@ -6,8 +6,10 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_plan
 import torch
@@ -54,6 +56,17 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return Ended(int(ended.value.code or 0), captured.out, captured.err)
 
     return call
+
+
+@pytest.fixture
+def here(small_bundle: SmallBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with the small bundle and data for it, `d.npz`."""
+    monkeypatch.chdir(tmp_path)
+    bundle = small_bundle()
+    Path("bundle").symlink_to(bundle.path)
+    shape = bundle.manifest.input.shape
+    np.savez("d.npz", x=np.random.default_rng(0).random((8, *shape), np.float32), y=np.arange(8) % 3)
+    return tmp_path
 
 
 @pytest.fixture

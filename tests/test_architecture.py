@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from source_tree import PACKAGES, ROOT, modules, name_of
 
 from device_runtime.engines.registry import ENGINES
 
-ROOT = Path(__file__).parent.parent
-PACKAGES = ("fedpara_edge", "export", "device_runtime")
 FACE = ROOT / "fedpara_edge" / "__init__.py"
 """The public API, whose names are loaded when they are used."""
 STANDARD = sys.stdlib_module_names
@@ -101,16 +100,7 @@ def is_lazy(node: ast.AST) -> bool:
     return for_types or isinstance(node, ast.FunctionDef)
 
 
-def modules(folder: str) -> list[Path]:
-    return sorted((ROOT / folder).rglob("*.py"))
-
-
-def name_of(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-EVERY = [path for package in PACKAGES for path in modules(package)]
+EVERY = modules(*PACKAGES)
 
 
 def floor_of(house: tuple[set[str], ...], name: str) -> tuple[int, str] | None:

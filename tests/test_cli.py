@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import Command
+from command_line import Bad, Command, check_refused
+from norms import norm, relative_error
 
 from fedpara_edge import installation
 from fedpara_edge.cli import COMMANDS, installed
@@ -194,8 +195,8 @@ def test_engines_train_and_evaluate_alike_clipped_and_in_parts(run: Command, her
     engines = ("onnxruntime", "ort-training")
     settings = ("--micro-batches", "2", "--clip-norm", "0.5")
     portable, ort_training = (change("--engine", engine, *settings) for engine in engines)
-    assert np.linalg.norm(portable - ort_training) < 1e-3 * np.linalg.norm(ort_training)
-    assert np.linalg.norm(portable) < 0.8 * np.linalg.norm(change())
+    assert relative_error(portable, ort_training) < 1e-3
+    assert norm(portable) < 0.8 * norm(change())
     evaluation = ("evaluate", "bundle", "--data", "test.npz", "--json", "--engine")
     losses = [run(*evaluation, engine).json["loss"] for engine in engines]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
@@ -280,7 +281,7 @@ net = lambda: Net(4, 2)
 X, Y = np.zeros((4, 1, 28, 28), np.uint8), np.arange(4)
 TRAIN = ("train", "bundle", "-o", "out.safetensors", "--data")
 AGGREGATE = ("aggregate", "--weights", "bundle/weights.safetensors", "-o", "out.safetensors")
-BAD = {
+BAD: dict[str, Bad] = {
     "no command": (None, ("tarin",), 2, "No such command"),
     "missing bundle": (None, ("train", "nowhere", "--data", "device-0.npz", "-o", "out.safetensors"), 2, "nowhere"),
     "no parts": (
@@ -380,18 +381,7 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_line_and_a_code_and_writes_nothing(name: str, run: Command, here: Path) -> None:
-    prepare, arguments, code, words = BAD[name]
-    if prepare is not None:
-        prepare(here)
-    before = sorted(here.iterdir())
-    ended = run(*arguments)
-    assert ended.code == code, ended.err
-    last = ended.err.splitlines()[-1]
-    assert last.startswith("Error: ")
-    assert len(ended.err.splitlines()) == 1, ended.err
-    assert re.search(words, last), last
-    assert ended.out == ""
-    assert sorted(here.iterdir()) == before
+    check_refused(run, here, BAD[name])
 
 
 def test_a_bad_update_is_named_and_does_not_stop_the_others(run: Command, here: Path) -> None:

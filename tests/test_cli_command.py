@@ -9,10 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-import numpy as np
 import pytest
 from command_line import Command, Ended
-from small_net import SmallBundle
 
 from fedpara_edge import cli
 from fedpara_edge.cli.command import Command as OurCommand
@@ -21,17 +19,6 @@ from fedpara_edge.errors import EXIT_CODES, BusyError, FedparaError, InputError,
 
 WEIGHTS = "bundle/weights.safetensors"
 TRAIN = ("train", "bundle", "--data", "d.npz", "--client", "a", "-o", "u")
-
-
-@pytest.fixture
-def here(small_bundle: SmallBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, with a bundle and data."""
-    monkeypatch.chdir(tmp_path)
-    bundle = small_bundle()
-    Path("bundle").symlink_to(bundle.path)
-    shape = bundle.manifest.input.shape
-    np.savez("d.npz", x=np.random.default_rng(0).random((8, *shape), np.float32), y=np.arange(8) % 3)
-    return tmp_path
 
 
 @click.command("trial", cls=OurCommand, renamed={"--parts": "--micro-batches"})

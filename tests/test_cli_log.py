@@ -8,10 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from command_line import Command
-from small_net import SmallBundle
 
 from fedpara_edge import __version__
 from fedpara_edge.cli import log
@@ -19,17 +17,6 @@ from fedpara_edge.cli import log
 TRAIN = ("train", "bundle", "--data", "d.npz", "--client", "a\n1", "--state", "s", "-o")
 WEIGHTS = ("--weights", "bundle/weights.safetensors", "-o", "w")
 FORGED = '{"event": "command_ended", "exit_code": 0}'
-
-
-@pytest.fixture
-def here(small_bundle: SmallBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, with a bundle and data."""
-    monkeypatch.chdir(tmp_path)
-    bundle = small_bundle()
-    Path("bundle").symlink_to(bundle.path)
-    shape = bundle.manifest.input.shape
-    np.savez("d.npz", x=np.random.default_rng(0).random((8, *shape), np.float32), y=np.arange(8) % 3)
-    return tmp_path
 
 
 def lines(text: str) -> list[dict[str, Any]]:

@@ -14,9 +14,8 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
+from source_tree import PACKAGES, modules, name_of
 
-ROOT = Path(__file__).parent.parent
-PACKAGES = ("fedpara_edge", "export", "device_runtime")
 PREPOSITIONS = {"of", "for", "to", "with", "within", "without", "in", "into", "on", "from", "by", "as", "than"}
 CLAUSES = {"that", "which", "who", "whom", "whose", "how", "what", "where", "when", "why"}
 PRONOUNS = {"it", "its", "they", "them", "their", "those", "likewise"}
@@ -98,12 +97,7 @@ def definitions(module: ModuleType) -> Iterator[tuple[str, Any]]:
                 yield f"{name}.{member}", method
 
 
-def name_of(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-EVERY = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if path.name != "__main__.py")
+EVERY = [path for path in modules(*PACKAGES) if path.name != "__main__.py"]
 
 
 @pytest.mark.parametrize("path", EVERY, ids=name_of)

@@ -1,7 +1,6 @@
 """Predictions of folded models, and what they say of themselves; `fold` and `predict` as a user meets them."""
 
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from command_line import Command
+from command_line import Bad, Command, check_refused
 from onnx import TensorProto, helper, numpy_helper
 
 from device_runtime import Predictor
@@ -313,7 +312,7 @@ def save_with_model(**arrays: Any) -> Callable[[Path], None]:
 
 X = np.zeros((4, 1, 28, 28), np.uint8)
 PREDICT = ("predict", "model.onnx", "-o", "p.npz", "--data")
-BAD: dict[str, tuple[Callable[[Path], None] | None, tuple[str, ...], int, str]] = {
+BAD: dict[str, Bad] = {
     "missing bundle": (None, ("fold", "nowhere", "-o", "model.onnx"), 2, "nowhere"),
     "missing weights": (None, ("fold", "bundle", "--weights", "nowhere", "-o", "model.onnx"), 2, "nowhere"),
     "weights of another bundle": (
@@ -356,17 +355,7 @@ BAD: dict[str, tuple[Callable[[Path], None] | None, tuple[str, ...], int, str]] 
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_line_and_a_code_and_writes_nothing(name: str, run: Command, here: Path) -> None:
-    prepare, arguments, code, words = BAD[name]
-    if prepare is not None:
-        prepare(here)
-    before = sorted(here.iterdir())
-    ended = run(*arguments)
-    assert ended.code == code, ended.err
-    (line,) = ended.err.splitlines()
-    assert line.startswith("Error: ")
-    assert re.search(words, line), line
-    assert ended.out == ""
-    assert sorted(here.iterdir()) == before
+    check_refused(run, here, BAD[name])
 
 
 def test_predicting_needs_neither_torch_nor_onnx(model: Path) -> None:
