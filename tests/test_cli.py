@@ -233,6 +233,9 @@ def test_options_over_environment_over_config_over_defaults(
         "Error: config.toml: train.batch-size: expected a key of this table, found an unknown one; did you mean "
         "batch_size?\n"
     )
+    (here / "config.toml").write_text("[train]\nparts = 2\n")
+    refused = run("--config", "config.toml", "train", "bundle")
+    assert "config.toml: train.parts: expected micro_batches, the present name of this key" in refused.err
     (here / "config.toml").write_text("[train]\nbatch_size = 100\n")
     assert steps(config=False) == 7
     assert steps() == 2

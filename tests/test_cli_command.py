@@ -126,7 +126,7 @@ def test_an_error_names_its_parameter_as_it_was_given(attempt: Command, monkeypa
 
 def test_an_error_names_the_key_of_the_configuration(attempt: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(cli.fedpara_edge.context_settings, "default_map", {"trial": {"micro_batches": 5}})
-    assert attempt("--key", "micro_batches").err == "Error: micro-batches in --config: expected another, found 5\n"
+    assert attempt("--key", "micro_batches").err == "Error: micro_batches in --config: expected another, found 5\n"
 
 
 def test_if_missing_skips_what_is_there(attempt: Command, tmp_path: Path) -> None:

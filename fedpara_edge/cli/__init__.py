@@ -15,7 +15,7 @@ import click
 
 from fedpara_edge._version import __version__
 from fedpara_edge.cli import log
-from fedpara_edge.cli.command import Group
+from fedpara_edge.cli.command import Command, Group
 from fedpara_edge.cli.output import note
 from fedpara_edge.errors import EXIT_CODES, INTERRUPTED, FedparaError, InputError
 from fedpara_edge.installation import check_package
@@ -93,10 +93,17 @@ def _checked(ctx: click.Context, path: Path, group: click.Group, name: str, tabl
         return _tables(ctx, path, command, table)
     known = {str(parameter.name): parameter for parameter in command.params if not parameter.is_eager}
     try:
-        check_keys(table, known)
+        check_keys(table, known, former=_former_keys(command))
     except InputError as error:
         raise click.UsageError(f"{path}: {error.under(name)}") from error
     return {key: _as_typed(known[key], value) for key, value in table.items()}
+
+
+def _former_keys(command: click.Command) -> dict[str, str]:
+    """Present keys of a command's options by the former ones."""
+    renamed = command.renamed.items() if isinstance(command, Command) else ()
+    keys = [tuple(option.lstrip("-").replace("-", "_") for option in pair) for pair in renamed]
+    return {old: new for old, new in keys if new.isidentifier()}
 
 
 def _as_typed(parameter: click.Parameter, value: Any) -> Any:

@@ -125,7 +125,7 @@ def _as_given(ctx: click.Context, parameter: click.Parameter) -> str:
     source = ctx.get_parameter_source(str(parameter.name))
     if source is ParameterSource.ENVIRONMENT:
         return _variable(ctx, option)
-    return f"{option.lstrip('-')} in --config" if source is ParameterSource.DEFAULT_MAP else option
+    return f"{parameter.name} in --config" if source is ParameterSource.DEFAULT_MAP else option
 
 
 def _variable(ctx: click.Context, option: str) -> str:
