@@ -81,5 +81,5 @@ def test_the_images_are_written_for_a_session_of_ones_own(run: Command, tmp_path
         "y_test": ((2_000,), "int64"),
     }
     again = run("demo", "--images", path)
-    assert again.code == 2
+    assert again.code == 7
     assert str(path) in again.err

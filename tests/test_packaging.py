@@ -70,7 +70,7 @@ def of_checkout(*folders: str) -> set[str]:
 
 def is_made(path: Path) -> bool:
     in_plans = path.parts[0] == "plans" and path.suffix in (".html", ".npz", ".png")
-    return in_plans or path.suffix == ".pyc" or "_build" in path.parts
+    return in_plans or path.suffix == ".pyc" or bool({"_build", ".kept"} & set(path.parts))
 
 
 def test_the_wheel_has_the_three_packages_and_nothing_else(built: Built) -> None:
