@@ -19,6 +19,7 @@ extensions = [
     "sphinx_copybutton",
     "commands",
     "docstrings",
+    "options",
     "public",
     "specification",
 ]

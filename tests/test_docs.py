@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
-import fedpara_edge.codecs as codecs
+import fedpara_edge
+from fedpara_edge import codecs, nn
 from fedpara_edge.codecs import ENCODERS, OPENERS, find_encoder
+from fedpara_edge.errors import EXIT_CODES
+from fedpara_edge.simulation.plan.plan import read_plan
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -45,6 +48,27 @@ def test_every_format_is_specified() -> None:
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in with_version}
     assert len(names) >= 7
     assert names <= specified("docs/reference/files.md")
+
+
+def test_every_exit_code_is_listed() -> None:
+    rows = re.findall(r"^\| (\d+) \| (.*?) \|", read("docs/reference/exit-codes.md"), re.MULTILINE)
+    stated = {int(code): meaning for code, meaning in rows}
+    assert stated.keys() == EXIT_CODES.keys()
+    assert [code for code, outcome in EXIT_CODES.items() if not stated[code].startswith(outcome)] == []
+
+
+def test_every_public_name_is_documented_once() -> None:
+    groups = re.findall(r"^```\{public\} (.+)$", read("docs/reference/api.md"), re.MULTILINE)
+    assert sorted(name for group in groups for name in group.split()) == sorted(fedpara_edge.__all__)
+    layers = re.findall(r"^\.\. \S+:: fedpara_edge\.nn\.(\w+)$", read("docs/reference/nn.md"), re.MULTILINE)
+    assert sorted(layers) == sorted(nn.__all__)
+
+
+def test_the_plan_that_a_page_shows_is_good(tmp_path: Path) -> None:
+    (text,) = re.findall(r"^```toml\n(.*?)^```", read("docs/howto/simulation.md"), re.MULTILINE | re.DOTALL)
+    path = tmp_path / "codecs.toml"
+    path.write_text(text, encoding="utf-8")
+    assert [arm.name for arm in read_plan(path).arms] == ["float32", "uniform"]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,7 +1,8 @@
 """What the README and the documentation print runs as printed: commands succeed and print the lines shown.
 
 Numbers are not compared: a session says which of its digits vary by machine. A command that is shown without output
-only has to succeed. Pages go on from the README's session, each in a copy of its folder.
+only has to succeed, and a block of text is what the Python before it prints. Pages go on from the README's session,
+each in a copy of its folder.
 """
 
 import os
@@ -52,13 +53,17 @@ def commands(block: str) -> list[tuple[str, str]]:
 def run_page(path: Path, folder: Path) -> list[str]:
     """Run all blocks of a page in a folder; the commands that it showed."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    shown = []
+    shown: list[str] = []
+    printed = ""
     for language, text, name in blocks(path):
         if name is not None:
             (folder / name).write_text(text, encoding="utf-8")
         if language == "python":
             done = subprocess.run([sys.executable, "-c", text], cwd=folder, capture_output=True, text=True, check=False)
             assert done.returncode == 0, f"{text}\n{done.stderr}"
+            printed = done.stdout
+        if language == "text":
+            assert masked(printed) == masked(text)
         if language == "console":
             for command, expected in commands(text):
                 done = subprocess.run(

@@ -29,6 +29,8 @@ class Specification(SphinxDirective):
         name = self.arguments[0]
         path = ROOT / Path(*name.split("."))
         path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if not path.is_file():
+            raise self.error(f"{name}: expected a module, found none")
         self.env.note_dependency(str(path))
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
         if text is None:
