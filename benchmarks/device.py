@@ -53,7 +53,8 @@ def export(model: str, folder: Path, **factory: Any) -> tuple[Bundle, torch.nn.M
     torch.manual_seed(0)
     entry = ZOO[model]
     module = entry.factory(**factory)
-    bundle, _ = export_bundle(module, folder, ExportConfig(name=model, input_shape=entry.input_shape))
+    config = ExportConfig(name=model, input_shape=entry.input_shape, input_dtype=entry.input_dtype)
+    bundle, _ = export_bundle(module, folder, config)
     return bundle, module
 
 
@@ -118,12 +119,12 @@ def measure_steps(model: str, threads: int, folder: Path, repetitions: int) -> d
     }
 
 
-def measure_start(model: str, engine: str, folder: Path) -> dict[str, Any]:
+def measure_start(model: str, engine: str, folder: Path, repetitions: int) -> dict[str, Any]:
     """Measure cold starts of the FedPara model."""
     path = folder / f"{model}-cold"
     if not path.exists():
         export(model, path)
-    measured = measure_process(model, path, engine, 5)
+    measured = measure_process(model, path, engine, repetitions)
     return {"model": model, "limit_mb": MEMORY_LIMITS_MB.get(model), **measured}
 
 
@@ -228,7 +229,9 @@ def main(models: str, repetitions: int, json_file: Path | None, kept: Path | Non
         }
         for model in names:
             for engine in ("onnxruntime", "ort-training"):
-                parts[f"start of {model}, {engine}"] = partial(measure_start, model, engine, folder)
+                parts[f"start of {model}, {engine}"] = partial(
+                    measure_start, model, engine, folder, min(repetitions, 5)
+                )
         if "vgg16" in names:
             for label, factory in GROWTH.items():
                 parts[f"vgg16, {label}"] = partial(measure_growth, label, factory, folder, repetitions)

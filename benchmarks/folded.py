@@ -51,7 +51,9 @@ def contenders(model: str, threads: int, folder: Path) -> dict[str, Callable[[An
     for kind in ("fedpara", "dense"):
         torch.manual_seed(0)
         entry = ZOO[model]
-        options = ExportConfig(name=model, input_shape=entry.input_shape, engines=("onnxruntime",))
+        options = ExportConfig(
+            name=model, input_shape=entry.input_shape, input_dtype=entry.input_dtype, engines=("onnxruntime",)
+        )
         bundles[kind], _ = export_bundle(entry.factory(kind=kind), folder / f"{model}-{kind}", options)
     engine = open_engine(bundles["fedpara"], "onnxruntime", threads=threads)
     precisions: Sequence[Precision] = get_args(Precision)

@@ -107,6 +107,31 @@ def test_former_spellings_name_the_new_ones(attempt: Command, monkeypatch: pytes
     assert ended == (2, "", "Error: FEDPARA_EDGE_TRIAL_PARTS is now FEDPARA_EDGE_TRIAL_MICRO_BATCHES\n")
 
 
+def test_former_keys_name_the_new_ones(here: Path, run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    for table, message in (
+        ("force = true", "train.force is now overwrite"),
+        ("server-state = 'x'\nparts = 3", "train.parts is now micro_batches"),
+        ("mu = 0.1", 'train.mu is now algorithm = "fedprox:mu=…"'),
+    ):
+        (here / "c.toml").write_text(f"[train]\n{table}\n")
+        assert run("--config", "c.toml", *TRAIN) == (2, "", f"Error: c.toml: {message}\n")
+    monkeypatch.setenv("FEDPARA_EDGE_TRAIN_MU", "0.1")
+    assert run(*TRAIN).err == "Error: FEDPARA_EDGE_TRAIN_MU is now FEDPARA_EDGE_TRAIN_ALGORITHM=fedprox:mu=…\n"
+
+
+def test_a_variable_that_is_no_option_is_not_passed_over(attempt: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDPARA_EDGE_TRIAL_MICRO_BATCHS", "2")
+    assert attempt() == (
+        2,
+        "",
+        "Error: FEDPARA_EDGE_TRIAL_MICRO_BATCHS: expected the name of an option of trial; did you mean "
+        "FEDPARA_EDGE_TRIAL_MICRO_BATCHES?\n",
+    )
+    monkeypatch.delenv("FEDPARA_EDGE_TRIAL_MICRO_BATCHS")
+    monkeypatch.setenv("FEDPARA_EDGE_OTHER_X", "2")
+    assert attempt().code == 0
+
+
 def test_force_is_unknown_where_nothing_is_replaced(run: Command) -> None:
     assert run("doctor", "--force").err.startswith("Error: No such option '--force'")
 

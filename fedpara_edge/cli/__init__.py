@@ -92,6 +92,10 @@ def _checked(ctx: click.Context, path: Path, group: click.Group, name: str, tabl
     if isinstance(command, click.Group):
         return _tables(ctx, path, command, table)
     known = {str(parameter.name): parameter for parameter in command.params if not parameter.is_eager}
+    assert isinstance(command, Command)
+    for key in table:
+        if present := command.present_key(key):
+            raise click.UsageError(f"{path}: {name}.{key} is now {present}")
     try:
         check_keys(table, known, former=_former_keys(command))
     except InputError as error:

@@ -7,7 +7,7 @@ is an error with the nearest one, and a group without a command prints its help.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,9 +42,8 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse as click does; a former spelling, here or in the environment, is an error with the new one."""
-        for old, new in self.renamed.items():
-            if (variable := _variable(ctx, old)) in os.environ and not ctx.resilient_parsing:
-                raise click.UsageError(f"{variable} is now {_variable(ctx, new)}", ctx)
+        if not ctx.resilient_parsing:
+            self._check_environment(ctx)
         try:
             with self._naming(ctx):
                 return super().parse_args(ctx, args)
@@ -52,6 +51,26 @@ class Command(click.Command):
             if error.option_name not in self.renamed:
                 raise
             raise click.UsageError(f"{error.option_name} is now {self.renamed[error.option_name]}", ctx) from error
+
+    def present_key(self, key: str) -> str | None:
+        """Present key of the configuration file for a former one; None if it is none."""
+        for old, new in self.renamed.items():
+            if _named(old)[0] == key.replace("-", "_"):
+                name, value = _named(new)
+                return f'{name} = "{value}"' if value else name
+        return None
+
+    def _check_environment(self, ctx: click.Context) -> None:
+        """Refuse a variable that begins as those of the options do, and is none of them: it would be passed over."""
+        known = {_variable(ctx, option) for parameter in self.params for option in parameter.opts}
+        former = {_variable(ctx, old): _variable(ctx, new) for old, new in self.renamed.items()}
+        for variable in sorted(os.environ):
+            if variable in former:
+                raise click.UsageError(f"{variable} is now {former[variable]}", ctx)
+            if variable.startswith(f"{ctx.auto_envvar_prefix}_") and variable not in known:
+                nearest = _nearest(variable, known)
+                remedy = f"did you mean {nearest}?" if nearest else "unset it"
+                raise click.UsageError(f"{variable}: expected the name of an option of {ctx.info_name}; {remedy}", ctx)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an error about one of its parameters names it as it was given."""
@@ -110,10 +129,8 @@ class Group(click.Group):
         name, known = args[0], self.list_commands(ctx)
         if name in known or name.startswith("-") or ctx.resilient_parsing:
             return super().resolve_command(ctx, args)
-        from difflib import get_close_matches  # 10 ms that no other command spends
-
-        nearest = get_close_matches(name, known, n=1)
-        remedy = f"Did you mean {nearest[0]!r}?" if nearest else f"There are {', '.join(known)}."
+        nearest = _nearest(name, known)
+        remedy = f"Did you mean {nearest!r}?" if nearest else f"There are {', '.join(known)}."
         raise click.UsageError(f"No such command {name!r}. {remedy}", ctx)
 
 
@@ -129,5 +146,19 @@ def _as_given(ctx: click.Context, parameter: click.Parameter) -> str:
 
 
 def _variable(ctx: click.Context, option: str) -> str:
-    """The environment variable of an option."""
-    return f"{ctx.auto_envvar_prefix}_{option.lstrip('-').replace('-', '_').upper()}"
+    """The environment variable of an option; with its value, if it has one."""
+    name, value = _named(option)
+    return f"{ctx.auto_envvar_prefix}_{name.upper()}" + (f"={value}" if value else "")
+
+
+def _named(option: str) -> tuple[str, str]:
+    """The name of an option as Python spells it, and its value, as in `--algorithm fedprox:mu=1`."""
+    name, _, value = option.lstrip("-").partition(" ")
+    return name.replace("-", "_"), value
+
+
+def _nearest(name: str, known: Collection[str]) -> str | None:
+    """The known name that is most like another; None if none is."""
+    from difflib import get_close_matches  # 10 ms that a command without a mistake need not spend
+
+    return next(iter(get_close_matches(name, known, n=1)), None)
