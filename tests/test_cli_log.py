@@ -116,7 +116,7 @@ def test_without_the_option_nothing_is_logged(here: Path, run: Command, monkeypa
     before = {path: path.stat().st_size for path in here.rglob("*")}
     ended = run("aggregate", "gone", *WEIGHTS)
     rejected, error = ended.err.splitlines()
-    assert rejected == "rejected [unreadable] gone: expected a readable file, found No such file or directory"
+    assert rejected.startswith("rejected [unreadable] gone: expected a readable file, found No such file")
     assert error.startswith("Error: expected at least 1 valid update, found 0")
     assert {path: path.stat().st_size for path in here.rglob("*")} == before
 

@@ -12,7 +12,6 @@ from click.core import ParameterSource
 from fedpara_edge.cli import COMMANDS, fedpara_edge
 from fedpara_edge.cli.options import Typed
 from fedpara_edge.errors import InputError
-from fedpara_edge.options import from_text
 
 PREFIX = "FEDPARA_EDGE"
 
@@ -41,10 +40,9 @@ def example(parameter: click.Parameter) -> str:
     if getattr(parameter, "is_flag", False):
         return "true"
     if isinstance(kind, Typed):
-        declared = kind._each
-        for text in (*kind.get_metavar(parameter).strip("[]").split("|"), "1", "0.5", "mlp", "uniform", "1,2"):
+        for text in (*kind.get_metavar(parameter).strip("[]").split("|"), "1", "0.5", "0.5,0.5", "uniform"):
             try:
-                from_text(declared, text)
+                kind.convert(text, parameter, None)
             except InputError:
                 continue
             return text
