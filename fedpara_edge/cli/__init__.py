@@ -97,17 +97,10 @@ def _checked(ctx: click.Context, path: Path, group: click.Group, name: str, tabl
         if present := command.present_key(key):
             raise click.UsageError(f"{path}: {name}.{key} is now {present}")
     try:
-        check_keys(table, known, former=_former_keys(command))
+        check_keys(table, known)
     except InputError as error:
         raise click.UsageError(f"{path}: {error.under(name)}") from error
     return {key: _as_typed(known[key], value) for key, value in table.items()}
-
-
-def _former_keys(command: click.Command) -> dict[str, str]:
-    """Present keys of a command's options by the former ones."""
-    renamed = command.renamed.items() if isinstance(command, Command) else ()
-    keys = [tuple(option.lstrip("-").replace("-", "_") for option in pair) for pair in renamed]
-    return {old: new for old, new in keys if new.isidentifier()}
 
 
 def _as_typed(parameter: click.Parameter, value: Any) -> Any:
