@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedpara_edge import codecs
-from fedpara_edge.aggregation import Aggregation, aggregate, screening, stepping, stream
+from fedpara_edge.aggregation import Aggregation, aggregate, screening
+from fedpara_edge.aggregation.effort import USUAL, Effort
 from fedpara_edge.algorithms import ServerAlgorithm
 from fedpara_edge.algorithms.adaptive import FedAdagrad, FedAdam
 from fedpara_edge.algorithms.fedavg import FedAvgServer
@@ -41,11 +42,12 @@ def weights(tmp_path: Path) -> Weights:
     return small_round.start_round(tmp_path)
 
 
-@pytest.fixture(params=["as they are", "small blocks and pieces"])
-def _sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param != "as they are":
-        monkeypatch.setattr(stream, "BLOCK_FILES", 3)
-        monkeypatch.setattr(codec, "CHUNK_ENTRIES", 16)
+@pytest.fixture(params=["as they are", "small blocks and chunks"])
+def effort(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Effort:
+    if request.param == "as they are":
+        return USUAL
+    monkeypatch.setattr(codec, "CHUNK_ENTRIES", 16)
+    return Effort(block_files=3)
 
 
 def written(folder: Path, result: Aggregation) -> bytes:
@@ -68,9 +70,8 @@ def forge_value(folder: Path, weights: Weights, client: str, value: float, name:
     return small_round.forge(folder / f"{client}.update", weights, tensors=change, client=client)
 
 
-@pytest.mark.usefixtures("_sizes")
 @pytest.mark.parametrize("count", [1, 2, 7, 45])
-def test_the_mean_is_that_of_float64(tmp_path: Path, weights: Weights, count: int) -> None:
+def test_the_mean_is_that_of_float64(tmp_path: Path, weights: Weights, count: int, effort: Effort) -> None:
     examples = [1 + 37 * number % 1000 for number in range(count)]
     examples[0] = 1 << 40 if count == 2 else examples[0]
     changes = [small_round.random_tensors(weights.layout, number, 0.1) for number in range(count)]
@@ -78,13 +79,13 @@ def test_the_mean_is_that_of_float64(tmp_path: Path, weights: Weights, count: in
         small_round.send(tmp_path, weights, f"c{number}", change=change, examples=examples[number])
         for number, change in enumerate(changes)
     ]
-    result = aggregate(paths, weights)
+    result = aggregate(paths, weights, effort=effort)
     shares = np.array(examples) / sum(examples)
     flat = np.stack([small_round.flat(change) for change in changes])
     base = small_round.flat(weights.tensors)
     expected = base + shares @ flat
     # The stated bound of the mean, and the rounding of the result.
-    bound = (stream.BLOCK_FILES + 1) * UNIT * (shares @ np.abs(flat)) + UNIT * np.abs(expected)
+    bound = (effort.block_files + 1) * UNIT * (shares @ np.abs(flat)) + UNIT * np.abs(expected)
     assert (np.abs(small_round.flat(result.weights.tensors) - expected) <= bound).all()
 
 
@@ -134,11 +135,11 @@ def test_nothing_is_changed_in_place(tmp_path: Path, weights: Weights) -> None:
     assert [path.read_bytes() for path in paths] == content
 
 
-def test_progress_is_told_block_by_block(tmp_path: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "BLOCK_FILES", 3)
+def test_progress_is_told_block_by_block(tmp_path: Path, weights: Weights) -> None:
     calls: list[tuple[int, int]] = []
     paths = [small_round.send(tmp_path, weights, f"c{number}") for number in range(7)]
-    aggregate(paths, weights, on_progress=lambda done, total: calls.append((done, total)))
+    effort = Effort(block_files=3)
+    aggregate(paths, weights, on_progress=lambda done, total: calls.append((done, total)), effort=effort)
     assert calls == [(3, 7), (6, 7), (7, 7)]
 
 
@@ -207,13 +208,12 @@ def test_order_changes_no_byte(everything: Round, data: st.DataObject) -> None:
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(paths=st.data())
-@pytest.mark.usefixtures("_sizes")
-def test_bad_updates_are_named_and_leave_no_trace(everything: Round, paths: st.DataObject) -> None:
+def test_bad_updates_are_named_and_leave_no_trace(everything: Round, paths: st.DataObject, effort: Effort) -> None:
     bad = paths.draw(st.lists(st.sampled_from(sorted(everything.bad)), unique=True))
     if any(code == "conflict" for code, _ in map(everything.bad.__getitem__, bad)):
         bad = sorted({*bad, everything.folder / "one.update", everything.folder / "two.update"})
-    result = aggregate(paths.draw(st.permutations([*everything.good, *bad])), everything.weights)
-    alone = aggregate(everything.good, everything.weights)
+    result = aggregate(paths.draw(st.permutations([*everything.good, *bad])), everything.weights, effort=effort)
+    alone = aggregate(everything.good, everything.weights, effort=effort)
     assert written(everything.folder, result) == written(everything.folder, alone)
     assert result.accepted == alone.accepted
     assert result.gap == alone.gap
@@ -298,30 +298,27 @@ def test_different_contents_of_one_client_are_all_refused(tmp_path: Path, weight
         assert codes(result.rejected) == dict.fromkeys(("1.update", "2.update", "3.update", "4"), "conflict")
 
 
-@pytest.mark.usefixtures("_sizes")
-def test_huge_values_that_cancel_are_nobodys_fault(tmp_path: Path, weights: Weights) -> None:
+def test_huge_values_that_cancel_are_nobodys_fault(tmp_path: Path, weights: Weights, effort: Effort) -> None:
     changes = {"a": HUGE, "b": -HUGE, "c": HUGE, "d": -HUGE, "e": 0.5}
     paths = [small_round.send(tmp_path, weights, c, change=constant(weights, v)) for c, v in changes.items()]
-    result = aggregate(paths, weights)
+    result = aggregate(paths, weights, effort=effort)
     assert result.rejected == ()
     moved = small_round.flat(result.weights.tensors) - small_round.flat(weights.tensors)
     assert np.abs(moved).max() <= 21 * UNIT * HUGE
 
 
-@pytest.mark.usefixtures("_sizes")
-def test_the_largest_float32_everywhere_stays_finite(tmp_path: Path) -> None:
+def test_the_largest_float32_everywhere_stays_finite(tmp_path: Path, effort: Effort) -> None:
     layout = Layout((), (small_round.tensor("a", (300,)),))
     path = tmp_path / "base"
     write_weights(path, Weights("0", 0, layout, {"a": np.zeros(300, np.float32)}))
     weights = read_weights(path)
     paths = [small_round.send(tmp_path, weights, c, change=constant(weights, HUGE)) for c in "abcdefg"]
-    result = aggregate(paths, weights)
+    result = aggregate(paths, weights, effort=effort)
     assert result.rejected == ()
     np.testing.assert_allclose(result.weights.tensors["a"], HUGE, rtol=1e-6)
 
 
-@pytest.mark.usefixtures("_sizes")
-def test_a_change_that_makes_weights_infinite_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_change_that_makes_weights_infinite_is_refused_by_name(tmp_path: Path, effort: Effort) -> None:
     layout = Layout((), (small_round.tensor("a", (300,)), small_round.tensor("b", (3,))))
     path = tmp_path / "base"
     base = {"a": np.zeros(300, np.float32), "b": np.full(3, 0.9 * HUGE, np.float32)}
@@ -333,25 +330,24 @@ def test_a_change_that_makes_weights_infinite_is_refused_by_name(tmp_path: Path)
         change = small_round.random_tensors(layout, 3)
         change["b"][1] = HUGE
         bad.append(small_round.send(tmp_path, weights, client, change=change))
-    result = aggregate([*good, *bad], weights)
+    result = aggregate([*good, *bad], weights, effort=effort)
     assert codes(result.rejected) == {"b.update": "overflow", "d.update": "overflow"}
     assert "tensor 'b': expected a change that leaves the weights finite" in result.rejected[0].reason
-    assert written(tmp_path, result) == written(tmp_path, aggregate(good, weights))
+    assert written(tmp_path, result) == written(tmp_path, aggregate(good, weights, effort=effort))
     with pytest.raises(InvalidUpdateError, match="too large for float32"):
-        aggregate([*good, *bad], weights, strict=True)
+        aggregate([*good, *bad], weights, strict=True, effort=effort)
 
 
-@pytest.mark.usefixtures("_sizes")
-def test_nan_among_huge_values_is_the_fault_of_one(tmp_path: Path, weights: Weights) -> None:
+def test_nan_among_huge_values_is_the_fault_of_one(tmp_path: Path, weights: Weights, effort: Effort) -> None:
     huge = [
         small_round.send(tmp_path, weights, client, change=constant(weights, value))
         for client, value in (("a", 1e38), ("c", -1e38))
     ]
     bad = [forge_value(tmp_path, weights, client, np.nan) for client in ("b", "d", "e", "f")]
-    result = aggregate([*huge, *bad], weights)
+    result = aggregate([*huge, *bad], weights, effort=effort)
     assert [update.client for update in result.accepted] == ["a", "c"]
     assert set(codes(result.rejected).values()) == {"not_finite"}
-    assert written(tmp_path, result) == written(tmp_path, aggregate(huge, weights))
+    assert written(tmp_path, result) == written(tmp_path, aggregate(huge, weights, effort=effort))
 
 
 def test_weights_that_are_not_finite_are_not_the_updates_fault(tmp_path: Path, weights: Weights) -> None:
@@ -363,14 +359,12 @@ def test_weights_that_are_not_finite_are_not_the_updates_fault(tmp_path: Path, w
         aggregate([path], broken)
 
 
-def test_bad_updates_cost_one_pass_more_and_not_one_each(
-    tmp_path: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stream, "BLOCK_FILES", 2)
+def test_bad_updates_cost_one_pass_more_and_not_one_each(tmp_path: Path, weights: Weights) -> None:
     paths = [small_round.send(tmp_path, weights, f"good-{number}") for number in range(5)]
     paths += [forge_value(tmp_path, weights, f"bad-{number}", np.inf) for number in range(5)]
     totals: list[int] = []
-    result = aggregate(paths, weights, on_progress=lambda _, total: totals.append(total))
+    effort = Effort(block_files=2)
+    result = aggregate(paths, weights, on_progress=lambda _, total: totals.append(total), effort=effort)
     assert (len(result.accepted), len(result.rejected)) == (5, 5)
     assert totals == [10] * 5 + [5] * 3
 
@@ -400,11 +394,8 @@ CHANGES: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("kind", CHANGES)
-def test_a_file_that_changes_after_its_header_was_read_is_refused(
-    tmp_path: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+def test_a_file_that_changes_after_its_header_was_read_is_refused(tmp_path: Path, weights: Weights, kind: str) -> None:
     change, code = CHANGES[kind]
-    monkeypatch.setattr(stream, "BLOCK_FILES", 2)
     good = [small_round.send(tmp_path, weights, client) for client in "abc"]
     bad = small_round.send(tmp_path, weights, "d")
 
@@ -412,9 +403,10 @@ def test_a_file_that_changes_after_its_header_was_read_is_refused(
         if (done, total) == (2, 4):
             change(bad)
 
-    result = aggregate([bad, *good], weights, on_progress=after_first_block)
+    effort = Effort(block_files=2)
+    result = aggregate([bad, *good], weights, on_progress=after_first_block, effort=effort)
     assert codes(result.rejected) == {"d.update": code}
-    assert written(tmp_path, result) == written(tmp_path, aggregate(good, weights))
+    assert written(tmp_path, result) == written(tmp_path, aggregate(good, weights, effort=effort))
 
 
 @pytest.mark.parametrize("codec_name", ["float32", "int8"])
@@ -423,7 +415,6 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
     tmp_path: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch, kind: str, codec_name: str
 ) -> None:
     monkeypatch.setattr(codec, "CHUNK_ENTRIES", 16)
-    monkeypatch.setattr(stream, "THREADS", 1)
     good = [small_round.send(tmp_path, weights, client, codec=codec_name) for client in "ac"]
     bad = small_round.send(tmp_path, weights, "b", codec=codec_name)
     read_into, reads = TensorFile.read_into, []
@@ -436,7 +427,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
         read_into(self, offset, out)
 
     monkeypatch.setattr(TensorFile, "read_into", change_then_read)
-    result = aggregate([bad, *good], weights)
+    result = aggregate([bad, *good], weights, effort=Effort(threads=1))
     assert len(reads) >= 5
     assert codes(result.rejected) == {"b.update": "truncated" if kind == "truncated" else "changed"}
     assert written(tmp_path, result) == written(tmp_path, aggregate(good, weights))
@@ -465,8 +456,7 @@ def test_the_number_of_threads_changes_no_byte(
     paths = [small_round.send(tmp_path, weights, f"c{number}") for number in range(25)]
     results = []
     for threads in (1, 2, 5):
-        monkeypatch.setattr(stream, "THREADS", threads)
-        result = aggregate(paths, weights)
+        result = aggregate(paths, weights, effort=Effort(threads=threads))
         results.append((written(tmp_path, result), result.gap))
     assert results[0] == results[1] == results[2]
 
@@ -541,13 +531,13 @@ def test_order_and_bad_updates_change_no_byte_with_any_algorithm(
 
 
 @pytest.mark.parametrize("pieces", [5, 1 << 18])
-def test_the_pieces_of_a_step_change_nothing(pieces: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pieces_of_a_step_change_nothing(pieces: int, tmp_path: Path) -> None:
     weights = small_round.start_round(tmp_path)
     paths = [small_round.send(tmp_path, weights, client, metrics=METRICS) for client in "abc"]
     kept = state_of(weights, FedAdam(), {"moment1": weights.tensors, "moment2": constant(weights, 2.0)})
     expected = aggregate(paths, weights, algorithm=FedAdam(), state=kept)
-    monkeypatch.setattr(stepping, "PIECE_ENTRIES", pieces)
-    assert written(tmp_path, aggregate(paths, weights, algorithm=FedAdam(), state=kept)) == written(tmp_path, expected)
+    found = aggregate(paths, weights, algorithm=FedAdam(), state=kept, effort=Effort(piece_entries=pieces))
+    assert written(tmp_path, found) == written(tmp_path, expected)
 
 
 def test_equal_weighting_ignores_the_examples(tmp_path: Path, weights: Weights) -> None:
@@ -626,7 +616,7 @@ def test_more_updates_than_files_may_be_open(tmp_path: Path, weights: Weights) -
     paths = many(tmp_path, weights, 500)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(map(int, os.listdir("/dev/fd")))  # noqa: PTH208
-    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + stream.BLOCK_FILES + 8, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + USUAL.block_files + 8, hard))
     try:
         assert len(aggregate(paths, weights).accepted) == 500
     finally:

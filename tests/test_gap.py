@@ -10,7 +10,6 @@ import small_round
 from numpy.typing import NDArray
 
 from fedpara_edge.aggregation import aggregate
-from fedpara_edge.aggregation import gap as gap_module
 from fedpara_edge.aggregation.gap import Gap, GapEstimator
 from fedpara_edge.aggregation.weightsample import evenly, sample_layer
 from fedpara_edge.codecs.changes import Changes
@@ -35,9 +34,16 @@ def drifting(
     return base, changes
 
 
-def estimated(layout: Layout, base: Tensors, changes: list[Tensors], shares: NDArray[np.float64], piece: int) -> Gap:
+def estimated(
+    layout: Layout,
+    base: Tensors,
+    changes: list[Tensors],
+    shares: NDArray[np.float64],
+    piece: int,
+    **budget: int,
+) -> Gap:
     """The gap as it is gathered: in blocks of three updates, and in pieces of so many entries."""
-    estimator = GapEstimator(layout, base, updates=len(changes))
+    estimator = GapEstimator(layout, base, updates=len(changes), **budget)
     flat = np.stack([small_round.flat(change) for change in changes]).astype(np.float32)
     for first in range(0, len(changes), 3):
         block = flat[first : first + 3]
@@ -159,26 +165,24 @@ def test_a_layer_counts_by_its_size() -> None:
     assert found.relative == pytest.approx(found.layers[1].relative)
 
 
-def test_layers_are_left_out_evenly_where_they_cost_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_are_left_out_evenly_where_they_cost_too_much() -> None:
     layers = [small_round.layer(f"fc{number}", (20, 20), rank=3) for number in range(9)]
     layout = small_round.layout_of(*layers)
     one = sample_layer(layout, layers[0])
     assert one is not None
     assert one.factor_entries == 4 * 16 * 3
     for affordable, kept in ((9, range(9)), (3, [1, 4, 7]), (1, [4]), (0, [4])):
-        monkeypatch.setattr(gap_module, "LEAST_ENTRIES", 0)
-        monkeypatch.setattr(gap_module, "UPDATE_ENTRIES", affordable * one.factor_entries)
-        found = estimated(layout, *drifting(layout, 3, 0.1), equal_shares(3), 100)
+        entries = affordable * one.factor_entries
+        found, *others = (
+            estimated(layout, *drifting(layout, 3, 0.1), equal_shares(3), 100, **budget)
+            for budget in (
+                {"least_entries": 0, "update_entries": entries},
+                {"least_entries": 0, "all_entries": 3 * entries},
+                {"least_entries": entries, "all_entries": 0},
+            )
+        )
         assert [layer.layer for layer in found.layers] == [f"fc{number}" for number in kept]
-        monkeypatch.undo()
-        monkeypatch.setattr(gap_module, "LEAST_ENTRIES", 0)
-        monkeypatch.setattr(gap_module, "ALL_ENTRIES", affordable * one.factor_entries * 3)
-        assert estimated(layout, *drifting(layout, 3, 0.1), equal_shares(3), 100) == found
-        monkeypatch.undo()
-        monkeypatch.setattr(gap_module, "ALL_ENTRIES", 0)
-        monkeypatch.setattr(gap_module, "LEAST_ENTRIES", affordable * one.factor_entries)
-        assert estimated(layout, *drifting(layout, 3, 0.1), equal_shares(3), 100) == found
-        monkeypatch.undo()
+        assert others == [found, found]
 
 
 def test_only_branches_that_travel_are_compared(tmp_path: Path) -> None:

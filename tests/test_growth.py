@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from fedpara_edge.simulation import runner
 from fedpara_edge.simulation.folder import RunFolder, open_run
 from fedpara_edge.simulation.metrics import Journal
 from fedpara_edge.simulation.runner import simulate
-from fedpara_edge.simulation.tasks import measure
 
 HEAD = """
 name = "tiny"
@@ -129,20 +129,18 @@ GROWING: dict[str, Steps] = {
 
 @pytest.mark.usefixtures("_with_few_exports")
 @pytest.mark.parametrize("name", GROWING)
-def test_a_run_that_grew_has_the_metrics_of_one_made_at_once(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(measure, "CHEAP_OPERATIONS", 0)  # so that ranks are of the last round alone
+def test_a_run_that_grew_has_the_metrics_of_one_made_at_once(name: str, tmp_path: Path) -> None:
+    run = partial(simulate, most_rank_operations=0)  # so that ranks are of the last round alone
     steps, place = GROWING[name], tmp_path / "plan"
-    simulate(steps.first(place), tmp_path / "grown")
+    run(steps.first(place), tmp_path / "grown")
     ends = [line for line in measured(tmp_path / "grown") if line["event"] == "round" and line["round"] == 2]
     assert ends
     assert all(line["loss"] is not None and line["ranks"] for line in ends)
     for step in steps.more:
         plan = step(place)
-        outcomes = simulate(plan, tmp_path / "grown")
+        outcomes = run(plan, tmp_path / "grown")
     assert (tmp_path / "grown" / "plan.toml").read_text() == plan.read_text()
-    assert simulate(plan, tmp_path / "once") == outcomes
+    assert run(plan, tmp_path / "once") == outcomes
     assert measured(tmp_path / "grown") == measured(tmp_path / "once")
     ranks = {line["round"] for line in measured(tmp_path / "grown") if line.get("ranks")}
     assert ranks == {4, 5}

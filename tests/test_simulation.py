@@ -655,10 +655,13 @@ def test_a_worker_keeps_engines_open_and_hands_them_out_as_new(small_bundle: Sma
     assert fresh_engine(one) is not engine, "the one that was used longest ago was closed"
 
 
-def test_only_one_process_works_in_a_run(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder, "_PATIENCE_SECONDS", 0.1)
-    with hold(RunFolder(done).lock), pytest.raises(BusyError, match="expected a run that no other process works in"):
-        simulate(done / "plan.toml", done)
+def test_only_one_process_works_in_a_run(done: Path) -> None:
+    with (
+        hold(RunFolder(done).lock),
+        pytest.raises(BusyError, match="expected a run that no other process works in"),
+        folder.open_run(done, done / "plan.toml", patience_seconds=0.1),
+    ):
+        pass
 
 
 def test_the_report_is_made_again_from_what_was_measured(run: Command, done: Path, tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from device_runtime.engines.protocol import NONE, Engine
 from export import export_bundle, exporter
 from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.formats.recipe import ExportConfig
-from fedpara_edge.nn import ZOO, zoo
+from fedpara_edge.nn import ZOO
+from fedpara_edge.nn.zoo import RESNET18_STAGES, VGG16_STAGES
 
 Changes = dict[str, np.ndarray]
 """By tensor, new values less old ones, in double precision."""
@@ -36,20 +37,22 @@ _ROUNDING, _PERTURBATIONS, _LIKENESS = 1e-6, 8, 10.0  # as in export.verify
 class ZooCase:
     """How a model of the zoo is trained.
 
-    `rate` and `small_rate` multiply the learning rates of steps taken one by one, and in a row.
+    `rate` and `small_rate` multiply the learning rates of steps taken one by one, and in a row. `size` makes the deep
+    ones narrower than they are, for speed; whole they are verified in the tests of the export.
     """
 
     rows: int
     shape: tuple[int, ...]
     small_rate: float
     rate: float = 1.0
+    size: Mapping[str, Any] = field(default_factory=dict)
 
 
 ZOO_CASES = {
     "mlp": ZooCase(16, (1, 28, 28), 50.0),
     "cnn": ZooCase(8, (1, 28, 28), 5.0),
-    "resnet18": ZooCase(2, (3, 8, 8), 0.2),
-    "vgg16": ZooCase(2, (3, 32, 32), 0.2),
+    "resnet18": ZooCase(2, (3, 8, 8), 0.2, size={"stages": [n // 2 for n in RESNET18_STAGES]}),
+    "vgg16": ZooCase(2, (3, 32, 32), 0.2, size={"stages": [[n // 2 for n in stage] for stage in VGG16_STAGES]}),
     "char-lstm": ZooCase(2, (6,), 50.0, rate=20.0),
     "har-transformer": ZooCase(4, (20, 6), 5.0),
 }
@@ -118,15 +121,10 @@ def to_torch(x: np.ndarray) -> torch.Tensor:
 
 
 def zoo_model(name: str) -> nn.Module:
-    """A small one, always with the same weights.
-
-    The deep ones have half their channels, for speed; whole they are verified in the tests of the export.
-    """
+    """The model of a case, always with the same weights."""
     torch.manual_seed(0)
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(zoo, "VGG16_STAGES", tuple(tuple(n // 2 for n in stage) for stage in zoo.VGG16_STAGES))
-        monkeypatch.setattr(zoo, "RESNET18_CHANNELS", tuple(n // 2 for n in zoo.RESNET18_CHANNELS))
-        return ZOO[name].factory(classes=ZOO[name].classes, input_shape=ZOO_CASES[name].shape, gamma=0.0)
+    entry, case = ZOO[name], ZOO_CASES[name]
+    return entry.factory(classes=entry.classes, input_shape=case.shape, gamma=0.0, **case.size)
 
 
 def zoo_batches(name: str, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

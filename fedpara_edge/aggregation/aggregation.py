@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from fedpara_edge.aggregation.addition import add_change, find_overflowing, is_finite, limit
 from fedpara_edge.aggregation.config import Merge, check_merge, check_min_updates
+from fedpara_edge.aggregation.effort import USUAL, Effort
 from fedpara_edge.aggregation.gap import Gap, GapEstimator, finite
 from fedpara_edge.aggregation.refit import Refit, refit
 from fedpara_edge.aggregation.screening import Rejected, screen
@@ -135,6 +136,7 @@ def aggregate(
     strict: bool = False,
     min_updates: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
+    effort: Effort = USUAL,
 ) -> Aggregation:
     """Average update files into the next weights.
 
@@ -154,6 +156,7 @@ def aggregate(
         min_updates: Least number of valid updates.
         on_progress: Function that is called now and then with the number of files read and of all to read; it starts
             again if the files must be read twice.
+        effort: Division of the work into blocks, threads and pieces.
 
     Raises:
         TooFewUpdatesError: There are fewer valid updates than `min_updates`; its `rejected` tells of the others.
@@ -176,14 +179,16 @@ def aggregate(
             raise _too_few(min_updates, len(updates), rejected)
         participation = algorithm.participation(len(updates))
         shares = algorithm.shares(_weigh(updates, weighting), [update.header.metrics for update in updates])
-        streamed, gap = _average(updates, shares, weights, on_progress)
+        streamed, gap = _average(updates, shares, weights, on_progress, effort)
         refused, refitted = streamed.refused, None
         if not refused:
             if merge == "refit":
                 with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is compared below
                     refitted = refit(updates, shares[0], weights.layout, weights.tensors, streamed.means[0])
                 streamed.means[0] = refitted.change
-            groups = take_step(algorithm, weights.layout, streamed.means, kept, participation)
+            groups = take_step(
+                algorithm, weights.layout, streamed.means, kept, participation, piece_entries=effort.piece_entries
+            )
             tensors = add_change(weights.tensors, streamed.means[0])
             if not is_finite(tensors) or not all(map(is_finite, groups.values())):
                 largest = [algorithm.largest_change(update.header.metrics) for update in updates]
@@ -236,10 +241,11 @@ def _average(
     shares: NDArray[np.float64],
     weights: Weights,
     on_progress: Callable[[int, int], None] | None,
+    effort: Effort,
 ) -> tuple[StreamedMean, Gap | None]:
     estimator = GapEstimator(weights.layout, weights.tensors, updates=len(updates))
     tensors = weights.layout.shared
-    streamed = stream_mean(updates, tensors, shares=shares, watcher=estimator, on_progress=on_progress)
+    streamed = stream_mean(updates, tensors, shares=shares, watcher=estimator, on_progress=on_progress, effort=effort)
     return streamed, estimator.result(streamed.means[0])
 
 

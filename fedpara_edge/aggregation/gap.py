@@ -84,11 +84,23 @@ class GapEstimator:
         layout: Layout of the model.
         base: Shared tensors that the updates change, by name, float32.
         updates: Number of updates to come.
+        update_entries: Most factor entries to compare of an update.
+        all_entries: Most factor entries to compare of all updates.
+        least_entries: Factor entries of an update to compare however many updates there are.
     """
 
-    def __init__(self, layout: Layout, base: Mapping[str, NDArray[np.float32]], *, updates: int) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        base: Mapping[str, NDArray[np.float32]],
+        *,
+        updates: int,
+        update_entries: int = UPDATE_ENTRIES,
+        all_entries: int = ALL_ENTRIES,
+        least_entries: int = LEAST_ENTRIES,
+    ) -> None:
         samples = [sample for layer in layout.layers if (sample := sample_layer(layout, layer))]
-        budget = max(min(UPDATE_ENTRIES, ALL_ENTRIES // max(updates, 1)), LEAST_ENTRIES)
+        budget = max(min(update_entries, all_entries // max(updates, 1)), least_entries)
         self._layers = _affordable(samples, budget)
         parts = {part.name: part for sample in self._layers for part in sample.parts.values()}
         offset, self._columns, positions = 0, dict[str, slice](), [np.empty(0, np.int64)]

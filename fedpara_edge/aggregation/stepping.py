@@ -11,8 +11,6 @@ from fedpara_edge.algorithms import ServerAlgorithm
 from fedpara_edge.codecs.codec import flatten, in_order, unflatten
 from fedpara_edge.factors.layout import Layout
 
-PIECE_ENTRIES = 1 << 18
-
 
 def take_step(
     algorithm: ServerAlgorithm,
@@ -20,6 +18,8 @@ def take_step(
     means: NDArray[np.float64],
     kept: Mapping[str, Mapping[str, NDArray[np.float32]]],
     participation: float,
+    *,
+    piece_entries: int,
 ) -> dict[str, dict[str, NDArray[np.float32]]]:
     """Turn the mean change into the movement of the weights, in place, and return what the server keeps next.
 
@@ -29,6 +29,7 @@ def take_step(
         means: Means that the algorithm asked for, float64 [means, entries]; the first becomes the movement.
         kept: Groups of the algorithm after the round before, by shared tensor; empty before the first round.
         participation: Share of all clients that are in the means.
+        piece_entries: Number of entries of a piece.
 
     Returns:
         The groups, float32 by shared tensor; infinite where they are too large.
@@ -38,8 +39,8 @@ def take_step(
     old = {group: flatten(tensors, kept[group]) for group in algorithm.groups if kept}
     new = {group: np.empty(entries, np.float32) for group in algorithm.groups}
     with np.errstate(over="ignore", invalid="ignore"):
-        for start in range(0, entries, PIECE_ENTRIES):
-            piece = slice(start, min(start + PIECE_ENTRIES, entries))
+        for start in range(0, entries, piece_entries):
+            piece = slice(start, min(start + piece_entries, entries))
             before = {
                 group: np.asarray(old[group][piece], np.float64)
                 if old

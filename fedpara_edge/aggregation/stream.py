@@ -1,11 +1,11 @@
 """Weighted means of any number of updates, in one pass over the files.
 
-Updates are read in blocks of `BLOCK_FILES`, and a block in the chunks that codecs decode (`codecs.codec`): each is
-decoded into one float32 matrix that stays in the cache, its weighted sum (`codecs.changes`) is the block's part of a
-mean, and the parts are added up in float64. So no more than `BLOCK_FILES` files are open, and memory holds one float64
-copy of the model for each mean and some 20 MiB, however many updates there are.
+Updates are read in blocks (`Effort.block_files`), and a block in the chunks that codecs decode (`codecs.codec`): each
+is decoded into one float32 matrix that stays in the cache, its weighted sum (`codecs.changes`) is the block's part of a
+mean, and the parts are added up in float64. So no more files than those of a block are open, and memory holds one
+float64 copy of the model for each mean and some 20 MiB, however many updates there are.
 
-Accuracy: with u = 2^-24, each entry of the mean is off by at most (BLOCK_FILES + 1) u Σ w_i |d_i|. Rounding the new
+Accuracy: with u = 2^-24, each entry of the mean is off by at most (block_files + 1) u Σ w_i |d_i|. Rounding the new
 weights to float32 costs up to u |weight|, which is more wherever a weight is much larger than its change. The last bits
 depend on the order of the updates, so the caller sorts them.
 
@@ -24,15 +24,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpara_edge.aggregation.effort import USUAL, Effort
 from fedpara_edge.codecs.changes import Changes
 from fedpara_edge.codecs.codec import chunks, name_at
 from fedpara_edge.codecs.decoding import decode_rows
 from fedpara_edge.errors import FedparaError, InvalidUpdateError
 from fedpara_edge.factors.layout import TensorSpec
 from fedpara_edge.formats.update import Update
-
-BLOCK_FILES = 20
-THREADS = 2
 
 
 class Watcher(Protocol):
@@ -78,6 +76,7 @@ def stream_mean(
     shares: NDArray[np.float64],
     watcher: Watcher | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    effort: Effort = USUAL,
 ) -> StreamedMean:
     """Mean changes of `updates`.
 
@@ -89,14 +88,15 @@ def stream_mean(
         shares: Shares of the updates in each mean, float64 [means, updates].
         watcher: Observer of the values as they pass.
         on_progress: Function that is called with the number of files read and of all files after every block.
+        effort: Size of a block, and number of threads.
     """
     tensors = sorted(tensors, key=lambda tensor: tensor.name)
     means = np.zeros((len(shares), sum(tensor.size for tensor in tensors)))
     failures: dict[int, _Failure] = {}
-    scratch = [_Scratch() for _ in range(THREADS)]
-    with ThreadPoolExecutor(THREADS) as pool:
-        for first in range(0, len(updates), BLOCK_FILES):
-            last = min(first + BLOCK_FILES, len(updates))
+    scratch = [_Scratch() for _ in range(effort.threads)]
+    with ThreadPoolExecutor(effort.threads) as pool:
+        for first in range(0, len(updates), effort.block_files):
+            last = min(first + effort.block_files, len(updates))
             block = _Block(updates[first:last], tensors, shares[:, first:last], means, scratch, watcher)
             for number, failure in block.run(pool).items():
                 failures[first + number] = failure
@@ -127,7 +127,7 @@ class _Scratch:
 
 
 class _Block:
-    """Up to `BLOCK_FILES` updates on their way into the means."""
+    """A block of updates on their way into the means, with a scratch for each thread."""
 
     def __init__(
         self,
@@ -154,8 +154,8 @@ class _Block:
                     opened.callback(update.close)
                 except InvalidUpdateError as error:
                     failures[number] = _Failure(-1, error)
-            missing = dict(failures)
-            for found in pool.map(lambda thread: self._add(thread, dict(missing)), range(THREADS)):
+            missing, threads = dict(failures), len(self.scratch)
+            for found in pool.map(lambda thread: self._add(thread, dict(missing)), range(threads)):
                 for number, failure in found.items():
                     if number not in failures or failure.position < failures[number].position:
                         failures[number] = failure
@@ -167,11 +167,11 @@ class _Block:
                         failures[number] = _Failure(-1, error)
             if self.watcher is not None:
                 finish = self.watcher.finish_block
-                list(pool.map(lambda thread: finish(self.shares[0], thread, THREADS), range(THREADS)))
+                list(pool.map(lambda thread: finish(self.shares[0], thread, threads), range(threads)))
         return failures
 
     def _add(self, thread: int, failures: dict[int, _Failure]) -> dict[int, _Failure]:
-        pieces = self.pieces[thread::THREADS]
+        pieces = self.pieces[thread :: len(self.scratch)]
         shares = self.shares.astype(np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             for start, stop in pieces:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,7 +26,7 @@ from fedpara_edge.nn.groupnorm import group_count
 
 VGG16_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 CNN_CHANNELS = (32, 64, 128, 256)
-RESNET18_CHANNELS = (64, 128, 256, 512)
+RESNET18_STAGES = (64, 128, 256, 512)
 
 
 class Factory(Protocol):
@@ -117,6 +118,7 @@ def vgg16(
     classes: int = 10,
     input_shape: tuple[int, ...] = (3, 32, 32),
     *,
+    stages: Sequence[Sequence[int]] = VGG16_STAGES,
     kind: Kind = "fedpara",
     gamma: float = 0.1,
     form: Form = "tensor",
@@ -124,12 +126,14 @@ def vgg16(
 ) -> nn.Module:
     """VGG16 with GroupNorm and three linear layers 512-512-classes that stay dense (section 3.1 and Table 5).
 
+    Each of the five stages is some 3x3 convolutions, by their channels, and 2x2 max pooling.
+
     >>> sum(p.numel() for p in vgg16(classes=10, gamma=0.1).parameters())
     1546620
     """
     channels, height, width = _image_shape("vgg16", input_shape, smallest=32)
     layers: list[tuple[str, nn.Module]] = []
-    for stage, widths in enumerate(VGG16_STAGES, start=1):
+    for stage, widths in enumerate(stages, start=1):
         for index, width_out in enumerate(widths, start=1):
             layers += _conv_block(f"{stage}_{index}", channels, width_out)
             channels = width_out
@@ -149,16 +153,20 @@ def resnet18(
     classes: int = 10,
     input_shape: tuple[int, ...] = (3, 32, 32),
     *,
+    stages: Sequence[int] = RESNET18_STAGES,
     kind: Kind = "fedpara",
     gamma: float = 0.1,
     form: Form = "tensor",
     tanh: bool = False,
 ) -> nn.Module:
-    """ResNet18 with GroupNorm and a 3x3 stem without pooling, for small images; the head stays dense."""
+    """ResNet18 with GroupNorm and a 3x3 stem without pooling, for small images; the head stays dense.
+
+    Each stage is two residual blocks, by their channels; from the second on they halve height and width.
+    """
     channels, _, _ = _image_shape("resnet18", input_shape, smallest=8)
-    width = RESNET18_CHANNELS[0]
+    width = stages[0]
     layers: list[tuple[str, nn.Module]] = _conv_block("0", channels, width, bias=False)
-    for stage, width_out in enumerate(RESNET18_CHANNELS, start=1):
+    for stage, width_out in enumerate(stages, start=1):
         layers.append((f"block{stage}_1", ResidualBlock(width, width_out, stride=1 if stage == 1 else 2)))
         layers.append((f"block{stage}_2", ResidualBlock(width_out, width_out)))
         width = width_out

@@ -40,7 +40,7 @@ if sys.platform != "win32":
 
 PLAN = "plan.toml"
 METRICS = "metrics.jsonl"
-_PATIENCE_SECONDS = 5.0
+PATIENCE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def _number(path: Path) -> int:
 
 
 @contextmanager
-def open_run(path: Path, plan: Path) -> Iterator[RunFolder]:
+def open_run(path: Path, plan: Path, *, patience_seconds: float = PATIENCE_SECONDS) -> Iterator[RunFolder]:
     """Make a run folder or go on in one, for as long as the context lasts.
 
     A run that has measured nothing yet begins again, so that a plan or data that were refused can be corrected; so does
@@ -169,6 +169,7 @@ def open_run(path: Path, plan: Path) -> Iterator[RunFolder]:
     Args:
         path: Run folder.
         plan: Plan file; copied, once it was compared with the copy that is there.
+        patience_seconds: Time that the workers of a run that was killed get to end.
 
     Raises:
         InputError: The folder has something else in it, or the run can't grow to the plan.
@@ -179,7 +180,7 @@ def open_run(path: Path, plan: Path) -> Iterator[RunFolder]:
         raise InputError(f"{path}: expected a new folder or that of an earlier run, found another; choose another name")
     tables = read_tables(plan)
     run.lock.parent.mkdir(parents=True, exist_ok=True)
-    with hold(run.lock, alone=True):
+    with hold(run.lock, alone=True, patience_seconds=patience_seconds):
         is_new = not run.plan.is_file() or first_difference(read_tables(run.plan), tables) is not None
         events = Journal(run.metrics).events
         if is_new and events:
@@ -209,19 +210,20 @@ def _is_leftover(path: Path) -> bool:
 
 
 @contextmanager
-def hold(lock: Path, *, alone: bool = False) -> Iterator[IO[str]]:
+def hold(lock: Path, *, alone: bool = False, patience_seconds: float = PATIENCE_SECONDS) -> Iterator[IO[str]]:
     """Hold the lock of a run, together with others that belong to it.
 
     Args:
         lock: File of the lock.
         alone: Whether nobody else may hold it at first; the workers of a run that was killed get a moment to end.
+        patience_seconds: How long this moment is.
 
     Raises:
         BusyError: Another process works in the folder.
     """
     with lock.open("a") as file:
         if sys.platform != "win32":
-            deadline = time.monotonic() + _PATIENCE_SECONDS
+            deadline = time.monotonic() + patience_seconds
             while alone and not _take(file):
                 if time.monotonic() > deadline:
                     raise BusyError(

@@ -14,6 +14,9 @@ from fedpara_edge.simulation.plan.plan import Arm, Plan
 from fedpara_edge.simulation.sampling import draw_participants
 from fedpara_edge.simulation.tasks.engines import Model
 
+MOST_RANK_OPERATIONS = 2_000_000_000
+"""About 0.3 s of singular values on one core."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -28,6 +31,8 @@ class Job:
         clients: Clients and their rows.
         journal: Metrics of the run.
         kept_engines: Number of engines that a worker keeps open.
+        most_rank_operations: Most multiplications that the ranks of the weights may take in a round that is not the
+            last; in that one they are found at any cost.
     """
 
     plan: Plan
@@ -38,6 +43,7 @@ class Job:
     clients: Clients
     journal: Journal
     kept_engines: int = 1
+    most_rank_operations: int = MOST_RANK_OPERATIONS
 
     @property
     def name(self) -> str:

@@ -6,6 +6,7 @@ round writes before it is committed to the metrics is written again, with the sa
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ from fedpara_edge.simulation.job import Job
 from fedpara_edge.simulation.metrics import Event
 from fedpara_edge.simulation.sampling import client_seed
 from fedpara_edge.simulation.tasks.aggregate import Aggregated, aggregate_round
-from fedpara_edge.simulation.tasks.measure import Measures, are_ranks_cheap, measure_weights
+from fedpara_edge.simulation.tasks.measure import Measures, measure_weights, rank_operations
 from fedpara_edge.simulation.tasks.train import train_alone, train_client
 from fedpara_edge.simulation.traffic import download_bytes
 
@@ -66,7 +67,7 @@ def _without_ending(job: Job, event: Event) -> Event | None:
         if not job.plan.is_evaluated(number, last=job.arm.rounds):
             nothing = dict.fromkeys(("accuracy", "loss", "ranks"))
             return {**event, **nothing} if event["event"] == "round" else None
-        if event["event"] == "round" and not are_ranks_cheap(job.bundle.manifest.layout):
+        if event["event"] == "round" and rank_operations(job.bundle.manifest.layout) > job.most_rank_operations:
             return {**event, "ranks": None}
     return event
 
@@ -184,13 +185,13 @@ def _aggregate(job: Job, pool: Executor, round: int, good: Mapping[str, TrainRes
 def _measure(job: Job, pool: Executor, number: int, *, ranks: bool) -> Future[Measures]:
     """Of the common weights; of the first client's, whoever takes part, where clients have models of their own."""
     client = job.clients.names[0]
+    most_operations = math.inf if number == job.arm.rounds else job.most_rank_operations
     return pool.submit(
         measure_weights,
         bundle=job.bundle.path,
         weights=job.weights_of(client, number),
         state=job.state_of(client),
-        ranks=ranks,
-        at_any_cost=number == job.arm.rounds,
+        most_operations=most_operations if ranks else 0,
     )
 
 

@@ -23,7 +23,7 @@ from fedpara_edge.simulation.bundles import check_bundle, make_model
 from fedpara_edge.simulation.data.clients import Clients, read_clients, write_clients
 from fedpara_edge.simulation.folder import RunFolder, open_run
 from fedpara_edge.simulation.growth import is_finished
-from fedpara_edge.simulation.job import Job
+from fedpara_edge.simulation.job import MOST_RANK_OPERATIONS, Job
 from fedpara_edge.simulation.metrics import Event, Journal
 from fedpara_edge.simulation.plan.plan import Arm, Plan, read_plan
 from fedpara_edge.simulation.processes import open_pool
@@ -68,6 +68,7 @@ def simulate(
     *,
     workers: int | None = None,
     arms: Sequence[str] = (),
+    most_rank_operations: int = MOST_RANK_OPERATIONS,
     on_start: OnStart = lambda _: None,
     on_trained: OnTrained = lambda _: None,
 ) -> list[Outcome]:
@@ -80,6 +81,8 @@ def simulate(
         run: Run folder.
         workers: Number of worker processes; None for as many as there are cores.
         arms: Names of the arms to run; all if none are given.
+        most_rank_operations: Most multiplications that the ranks of the weights may take in a round that is not an
+            arm's last; the same in every call for a run.
         on_start: Function that is called with the number of trainings to do, before the first.
         on_trained: Function that is called with the name of an arm and seed after each training.
 
@@ -101,7 +104,7 @@ def simulate(
         journal = Journal(folder.metrics)
         pairs = [(arm, seed) for seed in found.seeds for arm in wanted if not _is_finished(journal, arm, seed)]
         with _explaining_killed_workers():
-            jobs = _prepare(found, pairs, folder, journal, workers)
+            jobs = _prepare(found, pairs, folder, journal, workers, most_rank_operations)
             journal.revise(partial(_without_early_end, found))
             on_start(sum(len(job.participants(0)) * (job.arm.rounds - job.rounds_done) for job in jobs))
             _run(jobs, folder, workers, on_trained)
@@ -126,7 +129,12 @@ def cores() -> int:
 
 
 def _prepare(
-    plan: Plan, pairs: Sequence[tuple[Arm, int]], folder: RunFolder, journal: Journal, workers: int
+    plan: Plan,
+    pairs: Sequence[tuple[Arm, int]],
+    folder: RunFolder,
+    journal: Journal,
+    workers: int,
+    most_rank_operations: int,
 ) -> list[Job]:
     clients = {seed: _clients(plan, folder, seed) for seed in dict.fromkeys(seed for _, seed in pairs)}
     missing = [(arm, seed) for arm, seed in pairs if not folder.job(arm.name, seed).bundle.exists()]
@@ -155,6 +163,7 @@ def _prepare(
             bundle=_check(arm, seed, folder, clients[seed]),
             clients=clients[seed],
             journal=journal,
+            most_rank_operations=most_rank_operations,
         )
         for arm, seed in pairs
     ]

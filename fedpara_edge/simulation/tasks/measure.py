@@ -17,9 +17,6 @@ from fedpara_edge.factors.layout import FACTORS, LayerSpec, Layout
 from fedpara_edge.formats.weights import read_weights
 from fedpara_edge.simulation.tasks.engines import bundle_at
 
-CHEAP_OPERATIONS = 2_000_000_000
-"""Most that the ranks may cost in a round that is not the last: about 0.3 s of singular values on one core."""
-
 Tensors = Mapping[str, NDArray[Any]]
 """All trained tensors of a model, shared and personal, by name."""
 
@@ -39,15 +36,14 @@ class Measures:
     ranks: Mapping[str, int] | None
 
 
-def measure_weights(*, bundle: Path, weights: Path, state: Path | None, ranks: bool, at_any_cost: bool) -> Measures:
+def measure_weights(*, bundle: Path, weights: Path, state: Path | None, most_operations: float) -> Measures:
     """Measure some weights.
 
     Args:
         bundle: Bundle folder that the weights belong to.
         weights: Weights file.
         state: State folder with a client's personal tensors; None for the initial ones.
-        ranks: Whether to find the ranks, where that is cheap.
-        at_any_cost: Whether to find them where it is not.
+        most_operations: Most multiplications that the ranks may take; 0 to leave them out.
 
     Raises:
         FedparaError: A file is damaged.
@@ -58,12 +54,10 @@ def measure_weights(*, bundle: Path, weights: Path, state: Path | None, ranks: b
     if state is not None and personal:
         personal |= read_personal(opened, state)
     tensors = {**read_weights(weights).tensors, **personal}
-    factored = any(layer.kind != "dense" for layer in layout.layers)
-    wanted = factored and ranks and (at_any_cost or are_ranks_cheap(layout))
     return Measures(
         factor_norm=factor_norm(layout, tensors),
         weight_norm=weight_norm(layout, tensors),
-        ranks=weight_ranks(layout, tensors) if wanted else None,
+        ranks=weight_ranks(layout, tensors) if 0 < rank_operations(layout) <= most_operations else None,
     )
 
 
@@ -92,11 +86,6 @@ def weight_ranks(layout: Layout, tensors: Tensors) -> dict[str, int]:
         for layer in _trained(layout, tensors)
         if layer.kind != "dense"
     }
-
-
-def are_ranks_cheap(layout: Layout) -> bool:
-    """Whether the ranks of a model are measured in every round that is evaluated, and not in the last alone."""
-    return rank_operations(layout) <= CHEAP_OPERATIONS
 
 
 def rank_operations(layout: Layout) -> int:
