@@ -128,8 +128,14 @@ def _write_engines(
     trials: dict[str, Trial] = {}
     trained = layout.with_role("shared", "personal")
     if "ort-training" in config.engines:
-        from export.artifacts import write_artifacts
-
+        try:
+            from export.artifacts import write_artifacts
+        except ImportError as error:
+            raise InputError(
+                f"expected onnxruntime-training-cpu to be installed for ort-training, found none ({error}); install "
+                "it, or export for the engine onnxruntime alone",
+                key="engines",
+            ) from error
         names = [tensor.name for tensor in trained]
         write_artifacts(graph, folder, trainable=names, loss=config.loss, optimizer=optimizer)
         trials["ort-training"] = partial(try_ort_training, folder, graph, trained)

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -423,3 +424,13 @@ def test_existing_bundle_is_kept_unless_overwritten(tmp_path: Path) -> None:
     second, _ = export_bundle(vector_net(nn.Tanh()), folder, options(VECTOR), overwrite=True)
     assert json.loads((folder / "manifest.json").read_text())["fingerprint"] == second.manifest.fingerprint
     assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_an_engine_that_can_not_be_exported_for_here_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "export.artifacts", None)
+    with pytest.raises(InputError, match="engines: expected onnxruntime-training-cpu to be installed") as refused:
+        export_bundle(vector_net(nn.ReLU()), tmp_path / "bundle", options(VECTOR))
+    assert refused.value.key == "engines"
+    assert not (tmp_path / "bundle").exists()
+    bundle, _ = export_bundle(vector_net(nn.ReLU()), tmp_path / "bundle", options(VECTOR, engines=("onnxruntime",)))
+    assert bundle.manifest.engines == ("onnxruntime",)
