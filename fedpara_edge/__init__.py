@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from fedpara_edge.aggregation import AggregateConfig, aggregate, run_round
     from fedpara_edge.codecs import find_encoder
     from fedpara_edge.errors import (
+        BusyError,
         DivergedError,
         FedparaError,
         InputError,
         InvalidUpdateError,
+        OutputExistsError,
         TooFewUpdatesError,
         WrongBundleError,
     )
@@ -41,10 +43,12 @@ if TYPE_CHECKING:
     from fedpara_edge.simulation.runner import simulate
 
 _ERRORS = (
+    "BusyError",
     "DivergedError",
     "FedparaError",
     "InputError",
     "InvalidUpdateError",
+    "OutputExistsError",
     "TooFewUpdatesError",
     "WrongBundleError",
 )
@@ -78,12 +82,14 @@ _PLACES = {
 
 __all__ = [
     "AggregateConfig",
+    "BusyError",
     "DivergedError",
     "ExportConfig",
     "Factorization",
     "FedparaError",
     "InputError",
     "InvalidUpdateError",
+    "OutputExistsError",
     "TooFewUpdatesError",
     "TrainConfig",
     "WrongBundleError",

@@ -46,7 +46,7 @@ def test_by_key_gives_each_owner_its_rows() -> None:
 
 @pytest.mark.parametrize("alpha", [0.1, 0.5, 100.0])
 def test_every_example_goes_to_one_client(alpha: float) -> None:
-    rows = dirichlet(LABELS, clients=7, alpha=alpha, seed=1, least=5)
+    rows = dirichlet(LABELS, clients=7, alpha=alpha, seed=1, min_examples=5)
     assert sorted(np.concatenate(rows).tolist()) == list(range(len(LABELS)))
     assert min(map(len, rows)) >= 5
 
@@ -77,7 +77,7 @@ def test_small_alpha_concentrates_classes() -> None:
 @pytest.mark.parametrize(("clients", "alpha", "least"), [(0, 0.5, 1), (3, 0.0, 1), (10, 0.5, 301), (10, 0.01, 290)])
 def test_impossible_requests_are_refused(clients: int, alpha: float, least: int) -> None:
     with pytest.raises(InputError, match="partition: expected"):
-        dirichlet(LABELS, clients=clients, alpha=alpha, seed=0, least=least)
+        dirichlet(LABELS, clients=clients, alpha=alpha, seed=0, min_examples=least)
 
 
 @pytest.mark.parametrize(("clients", "pieces"), [(0, 1), (1, 0), (-2, -2), (1501, 2)])

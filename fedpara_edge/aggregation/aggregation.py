@@ -153,7 +153,7 @@ def aggregate(
         merge: `mean` for the mean of the factors, `refit` to bring them closer to the mean of the weights, which takes
             a second pass over the files and 12 bytes for each dense weight (`refit`).
         strict: Whether the first bad update, by path, ends the round instead of being left out.
-        min_updates: Least number of valid updates.
+        min_updates: Number of valid updates below which nothing is aggregated.
         on_progress: Function that is called now and then with the number of files read and of all to read; it starts
             again if the files must be read twice.
         effort: Division of the work into blocks, threads and pieces.

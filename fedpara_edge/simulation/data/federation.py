@@ -221,7 +221,7 @@ def _deal(data: DataPlan, columns: Columns, seed: int) -> dict[str, Rows]:
         else:
             assert data.alpha is not None
             fewest = fewest_rows(data.min_examples, data.test_share)
-            rows = dirichlet(classes, clients=clients, alpha=data.alpha, seed=seed, least=fewest)
+            rows = dirichlet(classes, clients=clients, alpha=data.alpha, seed=seed, min_examples=fewest)
     except InputError as error:
         raise InputError(f"{data.path}: {error}") from error
     width = len(str(clients - 1))

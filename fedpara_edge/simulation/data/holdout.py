@@ -36,15 +36,17 @@ def hold_out(sizes: NDArray[np.intp], share: float, generator: np.random.Generat
     return held
 
 
-def fewest_rows(least: int, share: float) -> int:
-    """The fewest rows of which `hold_out` leaves `least`, where each is a group of its own; `least` if share is 0.
+def fewest_rows(min_examples: int, share: float) -> int:
+    """The fewest rows of which `hold_out` leaves `min_examples`, where each row is a group of its own.
+
+    With a share of 0 these are `min_examples`.
 
     >>> fewest_rows(64, 0.2)
     80
     """
     if share == 0:
-        return least
-    rows = least + 1
-    while rows - min(rows - 1, max(1, math.ceil(share * rows - 0.5))) < least:
+        return min_examples
+    rows = min_examples + 1
+    while rows - min(rows - 1, max(1, math.ceil(share * rows - 0.5))) < min_examples:
         rows += 1
     return rows

@@ -86,18 +86,18 @@ def by_key(keys: NDArray[Any]) -> dict[Any, NDArray[np.intp]]:
 
 
 def dirichlet(
-    labels: NDArray[np.integer], *, clients: int, alpha: float, seed: int, least: int = 1
+    labels: NDArray[np.integer], *, clients: int, alpha: float, seed: int, min_examples: int = 1
 ) -> list[NDArray[np.intp]]:
     """Deal every example to one client, each class in proportions drawn from a symmetric Dirichlet(α).
 
-    The smaller α, the fewer classes a client sees. Drawn anew until every client has at least `least` examples.
+    The smaller α, the fewer classes a client sees. Drawn anew until every client has at least `min_examples` examples.
 
     Args:
         labels: Class of each example, int [N].
         clients: Number of clients.
         alpha: Concentration α; 0.5 in the paper's non-iid experiments (section 3.1).
         seed: Seed that decides the result.
-        least: Smallest number of examples of a client.
+        min_examples: Smallest number of examples of a client.
 
     Returns:
         For each client the rows of its examples, ascending.
@@ -109,9 +109,9 @@ def dirichlet(
     >>> sorted(np.concatenate(rows).tolist()) == list(range(100))
     True
     """
-    if clients < 1 or alpha <= 0 or least * clients > len(labels):
+    if clients < 1 or alpha <= 0 or min_examples * clients > len(labels):
         raise InputError(
-            f"partition: expected at least 1 client, a positive α and {least} examples for each client, "
+            f"partition: expected at least 1 client, a positive α and {min_examples} examples for each client, "
             f"found {clients} clients, α {alpha} and {len(labels)} examples"
         )
     generator = np.random.default_rng(seed)
@@ -121,10 +121,10 @@ def dirichlet(
             rows = generator.permutation(np.flatnonzero(labels == label))
             shares = np.cumsum(generator.dirichlet(np.full(clients, alpha)))
             owner[rows] = np.searchsorted(np.round(shares[:-1] * len(rows)), np.arange(len(rows)), side="right")
-        if np.bincount(owner, minlength=clients).min() >= least:
+        if np.bincount(owner, minlength=clients).min() >= min_examples:
             return [np.flatnonzero(owner == client) for client in range(clients)]
     raise InputError(
-        f"partition: expected {least} examples for each of {clients} clients, found none such in {_TRIES} draws; "
+        f"partition: expected {min_examples} examples for each of {clients} clients, found none in {_TRIES} draws; "
         "take fewer clients or a larger α"
     )
 
