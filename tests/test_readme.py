@@ -20,6 +20,8 @@ BLOCK = re.compile(
     r"(?:as\s+`(?P<name>[\w.-]+)`:\n\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```", re.MULTILINE | re.DOTALL
 )
 LINES = 120
+ONE_THREAD = {"FEDPARA_EDGE_TRAIN_THREADS": "1", "FEDPARA_EDGE_EVALUATE_THREADS": "1"}
+"""Of engines, as tests run side by side; no digit that is compared depends on it."""
 PAGES = (
     "quickstart.md",
     "howto/own-model.md",
@@ -52,7 +54,8 @@ def commands(block: str) -> list[tuple[str, str]]:
 
 def run_page(path: Path, folder: Path) -> list[str]:
     """Run all blocks of a page in a folder; the commands that it showed."""
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    path_of_commands = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path_of_commands, **ONE_THREAD}
     shown: list[str] = []
     printed = ""
     for language, text, name in blocks(path):
