@@ -246,8 +246,8 @@ def test_patterns_choose_single_weights(pair: str) -> None:
     model = dense_tagger(PAIRS[pair][1])
     options: dict[str, Any] = {
         "exclude": ["head", "*ih*"],
-        "gammas": {"*_l1": 0.9},
-        "ranks": {"memory.weight_hh_l0": 5},
+        "gamma_of": {"*_l1": 0.9},
+        "rank_of": {"memory.weight_hh_l0": 5},
     }
     converted, _ = convert(model, Factorization(gamma=0.0, **options))
     ranks = {name: weight.spec.rank for name, weight in converted.memory.weights().items()}
