@@ -216,7 +216,7 @@ def hold(lock: Path, *, alone: bool = False, patience_seconds: float = PATIENCE_
     Args:
         lock: File of the lock.
         alone: Whether nobody else may hold it at first; the workers of a run that was killed get a moment to end.
-        patience_seconds: How long this moment is.
+        patience_seconds: Time in seconds this moment is.
 
     Raises:
         BusyError: Another process works in the folder.
