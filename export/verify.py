@@ -7,7 +7,7 @@ they compute, engine by engine.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,7 +111,8 @@ def verify(
         if not excesses:
             return {engine: verified[engine] for engine in trials}
         error, excess = max(excesses)
-        if error > _LIKENESS * _sensitivity(model, batch, loss, optimizer, expected):
+        moves = _moves(model, batch, loss, optimizer, expected)
+        if all(error > _LIKENESS * move for move in moves):
             break
     raise FedparaError(f"{excess}; nothing was written: please report this model")
 
@@ -128,12 +129,11 @@ def _try(engine: str, trial: Trial, batch: Batch) -> Results:
         ) from error
 
 
-def _sensitivity(
+def _moves(
     model: Deployed, batch: Batch, loss: Loss, optimizer: Mapping[str, Any], expected: _Reference
-) -> float:
-    """Largest change of the gradient of any parameter under relative changes of the weights by `_ROUNDING`."""
+) -> Iterator[float]:
+    """Largest change of the gradient of any parameter for each of some changes of the weights by `_ROUNDING`."""
     floor = _NEGLIGIBLE * _norm(expected.gradients)
-    moves = []
     for seed in range(_PERTURBATIONS):
         moved = copy.deepcopy(model)
         generator = torch.Generator().manual_seed(seed)
@@ -141,8 +141,7 @@ def _sensitivity(
             for parameter in moved.parameters():
                 parameter.mul_(1 + _ROUNDING * torch.randn(parameter.shape, generator=generator))
         gradients = _reference(moved, *batch, loss, optimizer).gradients
-        moves += [_relative(gradients[name], gradient, floor=floor) for name, gradient in expected.gradients.items()]
-    return max(moves)
+        yield max(_relative(gradients[name], gradient, floor=floor) for name, gradient in expected.gradients.items())
 
 
 @dataclass(frozen=True)
