@@ -19,7 +19,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,7 @@ from fedpara_edge.codecs import FLOAT32, spelled
 from fedpara_edge.codecs.codec import Encoder
 from fedpara_edge.errors import DivergedError, InputError, InvalidUpdateError
 from fedpara_edge.formats.bundle import Bundle
+from fedpara_edge.formats.serverstate import Group
 from fedpara_edge.formats.update import UpdateHeader, write_update
 from fedpara_edge.formats.weights import Weights
 from fedpara_edge.storage.atomic import check_output, sha256_of
@@ -131,16 +132,8 @@ def train(
         begin = _begin(kept, call, steps=steps, output=output, overwrite=overwrite)
         before = {} if kept is None else kept.groups_for(call)
         personal = load_personal(engine, before)
-        resumed_from_step = begin.step
-        if begin.step:
-            engine.restore(begin.groups["engine"])
-            begin = replace(begin, groups={})
-        start = Start(
-            weights=origin.tensors,
-            kept=before.get(algorithm.group or "", {}),
-            control=control,
-            rate_sum=sum_learning_rates(config, steps=steps, round=origin.round),
-        )
+        begin = _resume(engine, begin)
+        start = _start(origin, before, control, config, steps=steps)
         shared = frozenset(origin.tensors) if personal else None
         adjustment = config.adjustment(algorithm.term(start), shared=shared)
         taken = take_steps(engine, dataset, config, first=begin.step, round=origin.round, adjustment=adjustment)
@@ -154,11 +147,8 @@ def train(
         seed = None if kept is not None else _rounding_seed(config, header)
         sent = write_update(output, header, bundle.manifest.layout, change, encoder=encoder, seed=seed)
         if kept is not None:
-            try:
+            with _withdrawing(output):
                 after = _after(before, personal, trained, change, sent, algorithm, start)
-            except DivergedError:
-                output.unlink()
-                raise
             kept.commit(Committed(call=call, before={**before, PERSONAL: personal}, after=after))
             kept.remove_progress()
     return TrainResult(
@@ -166,7 +156,7 @@ def train(
         round=origin.round,
         examples=dataset.examples,
         steps=steps,
-        resumed_from_step=resumed_from_step,
+        resumed_from_step=begin.step,
         seconds=end.seconds,
         losses=losses,
         update_bytes=output.stat().st_size,
@@ -207,6 +197,32 @@ def _identity(
         **({} if server_state is None else {"control": sha256_of(server_state)}),
         **config.decisive(),
     }
+
+
+def _resume(engine: Engine, begin: Progress) -> Progress:
+    """The progress to begin with, whose groups are in the engine if there is any."""
+    if begin.step:
+        engine.restore(begin.groups["engine"])
+    return replace(begin, groups={})
+
+
+def _start(origin: Weights, before: Groups, control: Group, config: TrainConfig, *, steps: int) -> Start:
+    return Start(
+        weights=origin.tensors,
+        kept=before.get(config.client_algorithm.group or "", {}),
+        control=control,
+        rate_sum=sum_learning_rates(config, steps=steps, round=origin.round),
+    )
+
+
+@contextmanager
+def _withdrawing(output: Path) -> Iterator[None]:
+    """Remove an update if what the device has to keep with it diverged."""
+    try:
+        yield
+    except DivergedError:
+        output.unlink()
+        raise
 
 
 def _save(kept: DeviceState | None, engine: Engine, progress: Progress) -> None:
