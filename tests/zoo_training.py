@@ -51,8 +51,8 @@ class ZooCase:
 ZOO_CASES = {
     "mlp": ZooCase(16, (1, 28, 28), 50.0),
     "cnn": ZooCase(8, (1, 28, 28), 5.0),
-    "resnet18": ZooCase(2, (3, 8, 8), 0.2, size={"stages": [n // 2 for n in RESNET18_STAGES]}),
-    "vgg16": ZooCase(2, (3, 32, 32), 0.2, size={"stages": [[n // 2 for n in stage] for stage in VGG16_STAGES]}),
+    "resnet18": ZooCase(2, (3, 8, 8), 0.2, size={"stages": [n // 4 for n in RESNET18_STAGES]}),
+    "vgg16": ZooCase(2, (3, 32, 32), 0.2, size={"stages": [[n // 8 for n in stage] for stage in VGG16_STAGES]}),
     "char-lstm": ZooCase(2, (6,), 50.0, rate=20.0),
     "har-transformer": ZooCase(4, (20, 6), 5.0),
 }
