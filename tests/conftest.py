@@ -1,6 +1,8 @@
 """Settings of all tests, and what is slow to make and shared by several."""
 
+import copy
 import functools
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ import tiny_plan
 import torch
 from command_line import Command, Ended
 from small_net import SmallBundle, export_small_net
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from fedpara_edge.cli import main
 from fedpara_edge.formats.bundle import Bundle
@@ -22,6 +25,7 @@ from fedpara_edge.simulation import runner
 from fedpara_edge.simulation.tasks.engines import bundle_at
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
+gc.freeze()  # torch is large, stays, and need not be searched for garbage again and again
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,6 +33,21 @@ def _fast_disk() -> Iterator[None]:
     """No waiting for the disk; what happens where a sync fails is tested with `failing_disk`."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fast_exports() -> Iterator[None]:
+    """torch.onnx makes its table of operators anew for each export, which is most of the time of a small one: once."""
+    make = functools.cache(ONNXRegistry.from_torchlib)
+
+    def copied(**options: Any) -> ONNXRegistry:
+        table = copy.copy(make(**options))
+        table.functions = {operator: [*found] for operator, found in table.functions.items()}
+        return table
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ONNXRegistry, "from_torchlib", staticmethod(copied))
         yield
 
 
