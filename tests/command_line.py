@@ -2,9 +2,14 @@
 
 import json
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import pytest
+
+from fedpara_edge.cli import main
 
 
 class Ended(NamedTuple):
@@ -18,6 +23,18 @@ class Ended(NamedTuple):
 
 
 Command = Callable[..., Ended]
+
+
+def succeed(folder: Path, *commands: Sequence[str]) -> None:
+    """Run commands in a folder, in this process, where a fixture lives longer than `run`."""
+    for command in commands:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.chdir(folder)
+            patched.setattr(sys, "argv", ["fedpara-edge", *command])
+            with pytest.raises(SystemExit) as ended:
+                main()
+        assert not ended.value.code, command
+
 
 Bad = tuple[Callable[[Path], object] | None, Sequence[str], int, str]
 """A function that prepares the working directory, arguments that are refused there, the exit code, and words of why."""

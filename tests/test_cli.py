@@ -1,7 +1,6 @@
 """The command line as a user meets it: results, JSON, and one line with an exit code for whatever goes wrong."""
 
 import errno
-import json
 import os
 import re
 import shutil
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import Bad, Command, check_refused
+from command_line import Bad, Command, check_refused, succeed
 from norms import norm, relative_error
 
 from fedpara_edge import installation
@@ -36,18 +35,11 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = slice(200 * device, 200 * (device + 1) - 10 * device)
         np.savez(folder / f"device-{device}.npz", x=x[rows], y=y[rows])
     np.savez(folder / "test.npz", x=x_test[:500], y=y_test[:500])
-    command = [sys.executable, "-m", "fedpara_edge"]
-    subprocess.run([*command, "export", "mlp", "-o", "bundle"], cwd=folder, check=True, capture_output=True)
-    for device in range(3):
-        options = [
-            "--data",
-            f"device-{device}.npz",
-            "--client",
-            f"device-{device}",
-            "-o",
-            f"update-{device}.safetensors",
-        ]
-        subprocess.run([*command, "train", "bundle", *options], cwd=folder, check=True, capture_output=True)
+    succeed(folder, ("export", "mlp", "-o", "bundle"))
+    for name in ("device-0", "device-1", "device-2"):
+        update = name.replace("device", "update")
+        train = ("train", "bundle", "--data", f"{name}.npz", "--client", name, "-o", f"{update}.safetensors")
+        succeed(folder, train)
     return folder
 
 
@@ -421,13 +413,17 @@ def test_full_disk_is_one_line_and_leaves_nothing(run: Command, here: Path, monk
     assert sorted(here.iterdir()) == before
 
 
-def test_interrupted_training_resumes_to_the_same_bytes(here: Path) -> None:
-    command = [sys.executable, "-m", "fedpara_edge", "train", "bundle", "--data", "device-0.npz", "--client", "c"]
-    options = ["--epochs", "400", "--batch-size", "10"]
-    whole = subprocess.run([*command, *options, "-o", "whole.safetensors"], cwd=here, check=False)
-    assert whole.returncode == 0
-    resumable = [*command, *options, "--state", "state", "--save-steps", "20", "-o", "parts.safetensors", "--json"]
-    process = subprocess.Popen(resumable, cwd=here, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def test_interrupted_training_resumes_to_the_same_bytes(run: Command, here: Path) -> None:
+    train = ("train", "bundle", "--data", "device-0.npz", "--client", "c", "--epochs", "50", "--batch-size", "10")
+    assert run(*train, "-o", "whole.safetensors").code == 0
+    resumable = (*train, "--state", "state", "--save-steps", "20", "-o", "parts.safetensors", "--json")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fedpara_edge", *resumable],
+        cwd=here,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     deadline = time.monotonic() + 60
     while not (here / "state" / "progress.safetensors").exists():
         assert time.monotonic() < deadline
@@ -436,8 +432,7 @@ def test_interrupted_training_resumes_to_the_same_bytes(here: Path) -> None:
     out, err = process.communicate()
     assert (process.returncode, out, err.strip()) == (130, "", "Error: interrupted")
     assert not (here / "parts.safetensors").exists()
-    resumed = subprocess.run(resumable, cwd=here, check=True, capture_output=True, text=True)
-    assert json.loads(resumed.stdout)["resumed_from_step"] > 0
+    assert run(*resumable).json["resumed_from_step"] > 0
     assert (here / "parts.safetensors").read_bytes() == (here / "whole.safetensors").read_bytes()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from command_line import Bad, Command, check_refused
+from command_line import Bad, Command, check_refused, succeed
 from onnx import TensorProto, helper, numpy_helper
 
 from device_runtime import Predictor
@@ -222,14 +222,13 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
         np.savez(folder / "train.npz", x=data["x_train"][:1000], y=data["y_train"][:1000])
         np.savez(folder / "test.npz", x=data["x_test"][:500], y=data["y_test"][:500])
         np.savez(folder / "unlabelled.npz", x=data["x_test"][:500])
-    commands = [
-        ["export", "mlp", "--kind", "pfedpara", "--gamma", "0.3", "-o", "bundle"],
-        ["export", "mlp", "--kind", "dense", "--engines", "onnxruntime", "-o", "other"],
-        ["train", "bundle", "--data", "train.npz", "--state", "state", "--lr", "0.1", "-o", "update.safetensors"],
-        ["aggregate", "update.safetensors", "--weights", "bundle/weights.safetensors", "-o", "round-1.safetensors"],
-    ]
-    for command in commands:
-        subprocess.run([sys.executable, "-m", "fedpara_edge", *command], cwd=folder, check=True, capture_output=True)
+    succeed(
+        folder,
+        ("export", "mlp", "--kind", "pfedpara", "--gamma", "0.3", "-o", "bundle"),
+        ("export", "mlp", "--kind", "dense", "--engines", "onnxruntime", "-o", "other"),
+        ("train", "bundle", "--data", "train.npz", "--state", "state", "--lr", "0.1", "-o", "update.safetensors"),
+        ("aggregate", "update.safetensors", "--weights", "bundle/weights.safetensors", "-o", "round-1.safetensors"),
+    )
     return folder
 
 

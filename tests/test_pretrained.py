@@ -1,13 +1,11 @@
 """Starting from weights that were trained dense: read without running code, and fitted by the factors."""
 
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import Command
 from safetensors.torch import save_file
 from torch import nn
 
@@ -82,14 +80,13 @@ def test_fitted_model_is_closer_to_the_dense_one_than_a_fresh_one() -> None:
     assert all(layer.relative_error is not None for layer in report.converted)
 
 
-def test_export_from_pretrained_weights(tmp_path: Path) -> None:
+def test_export_from_pretrained_weights(run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     dense = mlp(kind="dense")
     save_file(dense.state_dict(), tmp_path / "dense.safetensors")
-    command = [sys.executable, "-m", "fedpara_edge", "export", "mlp", "-o", "bundle", "--json"]
-    options = ["--pretrained", "dense.safetensors", "--gamma", "0.5"]
-    done = subprocess.run([*command, *options], cwd=tmp_path, check=True, capture_output=True, text=True)
-    hidden = next(layer for layer in json.loads(done.stdout)["layers"] if layer["name"] == "hidden")
+    found = run("export", "mlp", "-o", "bundle", "--pretrained", "dense.safetensors", "--gamma", "0.5", "--json").json
+    hidden = next(layer for layer in found["layers"] if layer["name"] == "hidden")
     assert 0 < hidden["relative_error"] < 0.7
     tensors = read_weights(tmp_path / "bundle" / WEIGHTS).tensors
     assert (tensors["hidden.bias"] == dense.hidden.bias.detach().numpy()).all()
