@@ -74,11 +74,11 @@ def of(run: Path, event: str, arm: str) -> list[dict[str, Any]]:
     return [line for line in measured(run) if (line["event"], line["arm"]) == (event, arm)]
 
 
-def with_bundles_of(done: Path, run: Path, *, arms: dict[str, str] | None = None) -> Path:
+def with_bundles_of(done: Path, run: Path, *, arms: dict[str, str] | None = None, plan: Path | None = None) -> Path:
     """A run folder in which the bundles are there already: to make them is slow, and they are the same."""
     for arm, source in (arms or dict(zip(ARMS, ARMS, strict=True))).items():
         shutil.copytree(done / "work" / source / "seed-4" / "bundle", run / "work" / arm / "seed-4" / "bundle")
-    shutil.copy(done / "plan.toml", run / "plan.toml")
+    shutil.copy(plan or done / "plan.toml", run / "plan.toml")
     return run
 
 
@@ -471,9 +471,9 @@ def test_a_run_cut_short_at_any_write_goes_on_to_the_same_metrics(done: Path, tm
 
 
 def test_a_run_that_is_killed_goes_on_to_the_same_metrics(done: Path, tmp_path: Path) -> None:
-    plan, run = write_plan(tmp_path), tmp_path / "run"
-    run.mkdir()
-    with_bundles_of(done, run)
+    plan = write_plan(tmp_path, ("rounds = 2", "rounds = 40"))  # so that there is a while to kill it in
+    whole, run = (with_bundles_of(done, tmp_path / name, plan=plan) for name in ("whole", "run"))
+    simulate(plan, whole)
     for how in (signal.SIGKILL, signal.SIGINT):
         before = size_of(run / "metrics.jsonl")
         process = simulating(plan, run, "--workers", 2)
@@ -491,7 +491,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_metrics(done: Path, tmp_path: 
             assert err.strip() == "Error: interrupted"
     process = simulating(plan, run)
     assert json.loads(process.communicate()[0])["outcomes"][0]["arm"] == "dense"
-    assert measured(run) == measured(done)
+    assert measured(run) == measured(whole)
 
 
 def size_of(path: Path) -> int:
