@@ -16,7 +16,7 @@ test: $(VENV)/ready  ## formatting, lint, strict types, all tests and docs examp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 	rm -rf $(VENV)/wheel
 	$(BIN)/python -m build --quiet --wheel --outdir $(VENV)/wheel .
 	sh tests/try_wheel.sh $(BIN)/python $(VENV)/wheel
