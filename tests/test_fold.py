@@ -14,6 +14,7 @@ from norms import relative_error
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
+from zoo_training import NARROW
 
 from device_runtime import Dataset, open_engine
 from device_runtime.batches import epoch_batches
@@ -161,7 +162,7 @@ def test_zoo(name: str, engine: str, operators: dict[str, int], tmp_path: Path) 
     torch.manual_seed(0)
     entry = ZOO[name]
     preprocessing: dict[str, Any] = {"input_dtype": "uint8", "mean": (0.4,), "std": (0.2,)}
-    model = entry.factory()
+    model = entry.factory(**NARROW.get(name, {}))
     bundle = quick_export(model, tmp_path / "bundle", entry.input_shape, engine, **preprocessing)
     path = tmp_path / "model.onnx"
     fold(bundle, initial_weights(bundle), path)

@@ -477,7 +477,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_metrics(done: Path, tmp_path: 
     for how in (signal.SIGKILL, signal.SIGINT):
         before = size_of(run / "metrics.jsonl")
         process = simulating(plan, run, "--workers", 2)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while size_of(run / "metrics.jsonl") == before and time.monotonic() < deadline:
             time.sleep(0.001)
         assert process.poll() is None, process.communicate()
@@ -627,11 +627,10 @@ def test_a_measure_that_is_not_finite_is_null(tmp_path: Path) -> None:
     assert journal.events == [event]
 
 
-def test_progress_in_a_log_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_in_a_log_is_a_line_now_and_then() -> None:
     stream = io.StringIO()
     now = iter([0.0, 10.0, 70.0, 100.0, 131.0])
-    monkeypatch.setattr(cli_simulate.time, "monotonic", lambda: next(now))
-    with cli_simulate._progress(stream) as (on_start, on_trained):
+    with cli_simulate._progress(stream, lambda: next(now)) as (on_start, on_trained):
         on_start(8)
         for _ in range(4):
             on_trained("dense, seed 0")

@@ -6,7 +6,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,22 +37,26 @@ _ROUNDING, _PERTURBATIONS, _LIKENESS = 1e-6, 8, 10.0  # as in export.verify
 class ZooCase:
     """How a model of the zoo is trained.
 
-    `rate` and `small_rate` multiply the learning rates of steps taken one by one, and in a row. `size` makes the deep
-    ones narrower than they are, for speed; whole they are verified in the tests of the export.
+    `rate` and `small_rate` multiply the learning rates of steps taken one by one, and in a row.
     """
 
     rows: int
     shape: tuple[int, ...]
     small_rate: float
     rate: float = 1.0
-    size: Mapping[str, Any] = field(default_factory=dict)
 
+
+NARROW: Mapping[str, Mapping[str, Any]] = {
+    "resnet18": {"stages": [n // 4 for n in RESNET18_STAGES]},
+    "vgg16": {"stages": [[n // 8 for n in stage] for stage in VGG16_STAGES]},
+}
+"""Sizes of the deep models for speed, with all their layers; whole they are verified in the tests of the export."""
 
 ZOO_CASES = {
     "mlp": ZooCase(16, (1, 28, 28), 50.0),
     "cnn": ZooCase(8, (1, 28, 28), 5.0),
-    "resnet18": ZooCase(2, (3, 8, 8), 0.2, size={"stages": [n // 4 for n in RESNET18_STAGES]}),
-    "vgg16": ZooCase(2, (3, 32, 32), 0.2, size={"stages": [[n // 8 for n in stage] for stage in VGG16_STAGES]}),
+    "resnet18": ZooCase(2, (3, 8, 8), 0.2),
+    "vgg16": ZooCase(2, (3, 32, 32), 0.2),
     "char-lstm": ZooCase(2, (6,), 50.0, rate=20.0),
     "har-transformer": ZooCase(4, (20, 6), 5.0),
 }
@@ -124,7 +128,7 @@ def zoo_model(name: str) -> nn.Module:
     """The model of a case, always with the same weights."""
     torch.manual_seed(0)
     entry, case = ZOO[name], ZOO_CASES[name]
-    return entry.factory(classes=entry.classes, input_shape=case.shape, gamma=0.0, **case.size)
+    return entry.factory(classes=entry.classes, input_shape=case.shape, gamma=0.0, **NARROW.get(name, {}))
 
 
 def zoo_batches(name: str, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -92,10 +92,10 @@ def _lines(outcomes: list[Outcome]) -> list[str]:
 class _Lines:
     """What the bar tells, in lines for a log."""
 
-    def __init__(self, length: int, stream: TextIO) -> None:
-        self._length, self._stream = length, stream
+    def __init__(self, length: int, stream: TextIO, clock: Callable[[], float]) -> None:
+        self._length, self._stream, self._clock = length, stream, clock
         self._done = 0
-        self._started = self._told = time.monotonic()
+        self._started = self._told = clock()
 
     def __enter__(self) -> _Lines:
         return self
@@ -105,7 +105,7 @@ class _Lines:
 
     def update(self, count: int, name: str) -> None:
         self._done += count
-        now = time.monotonic()
+        now = self._clock()
         if now - self._told >= SECONDS_BETWEEN_LINES:
             self._told = now
             left = (now - self._started) / self._done * (self._length - self._done)
@@ -113,7 +113,9 @@ class _Lines:
 
 
 @contextmanager
-def _progress(stream: TextIO) -> Iterator[tuple[Callable[[int], None], Callable[[str], None]]]:
+def _progress(
+    stream: TextIO, clock: Callable[[], float] = time.monotonic
+) -> Iterator[tuple[Callable[[int], None], Callable[[str], None]]]:
     """The trainings done, with the time left: a bar on a terminal, elsewhere a line now and then."""
     bar: Any = None
     drawing = threading.Lock()
@@ -125,7 +127,7 @@ def _progress(stream: TextIO) -> Iterator[tuple[Callable[[int], None], Callable[
                 length=trainings, label="training", file=stream, show_pos=True, item_show_func=lambda name: name or ""
             )
         else:
-            bar = _Lines(trainings, stream)
+            bar = _Lines(trainings, stream, clock)
         bar.__enter__()
 
     def on_trained(name: str) -> None:
