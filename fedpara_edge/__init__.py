@@ -42,42 +42,29 @@ if TYPE_CHECKING:
     from fedpara_edge.report import read_metrics, write_report
     from fedpara_edge.simulation.runner import simulate
 
-_ERRORS = (
-    "BusyError",
-    "DivergedError",
-    "FedparaError",
-    "InputError",
-    "InvalidUpdateError",
-    "OutputExistsError",
-    "TooFewUpdatesError",
-    "WrongBundleError",
-)
-_PLACES = {
-    "AggregateConfig": "fedpara_edge.aggregation",
-    "ExportConfig": "fedpara_edge.formats.recipe",
-    "Factorization": "fedpara_edge.factors.factorization",
-    "TrainConfig": "device_runtime.config",
-    **dict.fromkeys(_ERRORS, "fedpara_edge.errors"),
-    "aggregate": "fedpara_edge.aggregation",
-    "apply_change": "fedpara_edge.formats.change",
-    "convert": "fedpara_edge.nn.convert",
-    "evaluate": "device_runtime.evaluation",
-    "export": "export.exporter",
-    "find_encoder": "fedpara_edge.codecs",
-    "fold": "export.folding.fold",
-    "open_bundle": "fedpara_edge.formats.bundle",
-    "open_data": "device_runtime.data",
-    "open_engine": "device_runtime.engines.registry",
-    "predict": "device_runtime.prediction",
-    "publish_change": "fedpara_edge.formats.change",
-    "read_metrics": "fedpara_edge.report",
-    "read_weights": "fedpara_edge.formats.weights",
-    "run_round": "fedpara_edge.aggregation",
-    "simulate": "fedpara_edge.simulation.runner",
-    "train": "device_runtime.training",
-    "write_report": "fedpara_edge.report",
-    "write_weights": "fedpara_edge.formats.weights",
+_MODULES = {
+    "device_runtime.config": "TrainConfig",
+    "device_runtime.data": "open_data",
+    "device_runtime.engines.registry": "open_engine",
+    "device_runtime.evaluation": "evaluate",
+    "device_runtime.prediction": "predict",
+    "device_runtime.training": "train",
+    "export.exporter": "export",
+    "export.folding.fold": "fold",
+    "fedpara_edge.aggregation": "AggregateConfig aggregate run_round",
+    "fedpara_edge.codecs": "find_encoder",
+    "fedpara_edge.errors": "BusyError DivergedError FedparaError InputError InvalidUpdateError OutputExistsError "
+    "TooFewUpdatesError WrongBundleError",
+    "fedpara_edge.factors.factorization": "Factorization",
+    "fedpara_edge.formats.bundle": "open_bundle",
+    "fedpara_edge.formats.change": "apply_change publish_change",
+    "fedpara_edge.formats.recipe": "ExportConfig",
+    "fedpara_edge.formats.weights": "read_weights write_weights",
+    "fedpara_edge.nn.convert": "convert",
+    "fedpara_edge.report": "read_metrics write_report",
+    "fedpara_edge.simulation.runner": "simulate",
 }
+_PLACES = {name: module for module, names in _MODULES.items() for name in names.split()}
 """Module of each name of the public API."""
 
 __all__ = [

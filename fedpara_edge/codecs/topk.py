@@ -32,8 +32,6 @@ from fedpara_edge.factors.layout import TensorSpec
 from fedpara_edge.options import check, option
 from fedpara_edge.storage.tensorfile import TensorFile
 
-_BITS = range(1, 9)
-
 
 @dataclass(frozen=True, kw_only=True)
 class TopK:

@@ -288,11 +288,3 @@ def _refuse(data: DataPlan, client: str, training: Rows, held: Rows) -> NoReturn
         f"{data.path}: {which} {client!r}: expected at least {data.min_examples} examples to train on, found {found}; "
         f"take {remedy}"
     )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _unexpected(key: str, expected: str, found: Any) -> InputError:
-    return InputError(f"{key}: expected {expected}, found {'none' if found is None else repr(found)}")
