@@ -39,10 +39,11 @@ APPLICATIONS: tuple[set[str], ...] = (
 SIMULATION: tuple[set[str], ...] = (
     {"fedpara_edge.simulation.data", "fedpara_edge.simulation.sampling", "fedpara_edge.simulation.traffic"},
     {"fedpara_edge.simulation.plan"},
-    {"fedpara_edge.simulation.metrics", "fedpara_edge.simulation.tasks"},
+    {"fedpara_edge.simulation.metrics"},
     {"fedpara_edge.simulation.growth"},
     {"fedpara_edge.simulation.folder"},
-    {"fedpara_edge.simulation.bundles", "fedpara_edge.simulation.job", "fedpara_edge.simulation.processes"},
+    {"fedpara_edge.simulation.bundles", "fedpara_edge.simulation.processes", "fedpara_edge.simulation.tasks"},
+    {"fedpara_edge.simulation.job"},
     {"fedpara_edge.simulation.evaluating"},
     {"fedpara_edge.simulation.rounds"},
     {"fedpara_edge.simulation.runner"},

@@ -186,7 +186,7 @@ def test_an_arm_overrides_keys_and_keeps_the_others(plans: Path) -> None:
     assert dense.model.input_shape == small.model.input_shape == (1, 4, 4)
     assert (dense.train.codec, small.train.codec, small.train.lr) == ("float32", "int8", 0.1)
     assert (small.local_only, alone.local_only) == (False, True)
-    assert dense.train.config(seed=3).lr_decay == 0.9
+    assert dense.train.lr_decay == 0.9
     assert plan.data.path == plans / "data.npz"
 
 
@@ -332,7 +332,7 @@ def test_a_client_on_its_own_trains_as_if_there_were_no_other(done: Path, tmp_pa
     job, clients = RunFolder(done).job("alone", 4), done / "work" / ".data" / "seed-4" / "clients"
     bundle = open_bundle(job.bundle)
     weights = read_weights(bundle.file(WEIGHTS))
-    config = read_plan(done / "plan.toml").arm("alone").train.config(seed=client_seed(4, 0))
+    config = replace(read_plan(done / "plan.toml").arm("alone").train, seed=client_seed(4, 0))
     for number in took_part:
         weights = replace(weights, round=number)
         write_weights(tmp_path / "w", weights)

@@ -43,14 +43,13 @@ def check_bundle(arm: Arm, folder: Path, clients: Clients) -> Bundle:
     """
     bundle = open_bundle(folder)
     open_engine(bundle, arm.train.engine, threads=1)
-    config = arm.train.config(seed=0)
     try:
-        config.client_algorithm.check_optimizer(bundle.manifest.optimizer)
+        arm.train.client_algorithm.check_optimizer(bundle.manifest.optimizer)
     except InputError as error:
         raise error.under("model") from error
     try:
         for client in clients.clients:
-            count_steps(open_data(clients.train(client.name), bundle.manifest), config)
+            count_steps(open_data(clients.train(client.name), bundle.manifest), arm.train)
             if client.test_examples:
                 open_data(clients.test(client.name), bundle.manifest)
         if clients.test_examples:

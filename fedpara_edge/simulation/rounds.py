@@ -11,8 +11,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from device_runtime.training import TrainResult
 from fedpara_edge.errors import DivergedError, TooFewUpdatesError
@@ -83,8 +83,8 @@ def _run_round(job: Job, pool: Executor, round: int, on_trained: Callable[[str],
     good = {client: result for client, result in trained.items() if isinstance(result, TrainResult)}
     if not good:
         raise next(result for result in trained.values() if isinstance(result, DivergedError))
-    aggregated = Aggregated() if job.arm.local_only else _aggregate(job, pool, round, good)
-    rejected = Counter([DivergedError.code] * (len(trained) - len(good)) + list(aggregated.rejected))
+    aggregated, refused = (Aggregated(), ()) if job.arm.local_only else _aggregate(job, pool, round, good)
+    rejected = Counter([*refused, *[DivergedError.code] * (len(trained) - len(good))])
     is_evaluated = job.plan.is_evaluated(number, last=job.arm.rounds)
     measures = _measure(job, pool, number, ranks=is_evaluated)
     accuracy = loss = None
@@ -105,7 +105,8 @@ def _run_round(job: Job, pool: Executor, round: int, on_trained: Callable[[str],
             participants=len(trained),
             rejected=rejected.total(),
             rejections=dict(sorted(rejected.items())),
-            **_of_weights(measures.result(), aggregated),
+            **vars(aggregated),
+            **vars(measures.result()),
         )
     )
     return events
@@ -119,39 +120,18 @@ def _train(
     futures = {}
     # The longest first, so that no worker is left with a long one at the end.
     for client in sorted(job.participants(round), key=lambda client: -examples[client]):
-        futures[client] = _submit_training(job, pool, round, client, seed=client_seed(job.seed, numbers[client]))
-        futures[client].add_done_callback(lambda _: on_trained(job.name))
-    return {client: _result_or_divergence(futures[client]) for client in job.participants(round)}
-
-
-def _submit_training(job: Job, pool: Executor, round: int, client: str, *, seed: int) -> Future[TrainResult]:
-    folder, config = job.folder, job.arm.train.config(seed=seed)
-    if job.arm.local_only:
-        return pool.submit(
-            train_alone,
-            model=job.model,
+        futures[client] = pool.submit(
+            train_alone if job.arm.local_only else train_client,
+            job.model,
+            job.folder,
+            client=client,
+            round=round,
             data=job.clients.train(client),
             weights=job.weights_of(client, round),
-            round=round,
-            config=config,
-            update=folder.update(client),
-            state=folder.state(client),
-            client=client,
-            output=folder.own_weights(client, round + 1),
+            options=replace(job.arm.train, seed=client_seed(job.seed, numbers[client])),
         )
-    control = folder.control(round)
-    return pool.submit(
-        train_client,
-        model=job.model,
-        data=job.clients.train(client),
-        weights=job.weights_of(client, round),
-        config=config,
-        update=folder.update(client),
-        state=folder.state(client),
-        client=client,
-        codec=job.arm.train.codec,
-        control=control if control.exists() else None,
-    )
+        futures[client].add_done_callback(lambda _: on_trained(job.name))
+    return {client: _result_or_divergence(futures[client]) for client in job.participants(round)}
 
 
 def _result_or_divergence(future: Future[TrainResult]) -> TrainResult | DivergedError:
@@ -161,25 +141,24 @@ def _result_or_divergence(future: Future[TrainResult]) -> TrainResult | Diverged
         return error
 
 
-def _aggregate(job: Job, pool: Executor, round: int, good: Mapping[str, TrainResult]) -> Aggregated:
-    folder, number = job.folder, round + 1
+def _aggregate(
+    job: Job, pool: Executor, round: int, good: Mapping[str, TrainResult]
+) -> tuple[Aggregated, tuple[str, ...]]:
     task = pool.submit(
         aggregate_round,
-        updates=[folder.update(client) for client in good],
+        job.folder,
+        round=round,
+        clients=tuple(good),
         weights=job.weights_of("", round),
         config=job.arm.aggregate.config(clients=len(job.clients.clients)),
-        output=folder.weights(number),
-        state=folder.server,
-        change=folder.change(number),
-        control=folder.control(number),
     )
     try:
         return task.result()
     except DivergedError as error:
-        raise DivergedError(f"round {number}: {error}") from error
+        raise DivergedError(f"round {round + 1}: {error}") from error
     except TooFewUpdatesError as error:
         codes = ", ".join(refused.code for refused in error.rejected)
-        raise DivergedError(f"round {number}: no update could be used ({codes})") from error
+        raise DivergedError(f"round {round + 1}: no update could be used ({codes})") from error
 
 
 def _measure(job: Job, pool: Executor, number: int, *, ranks: bool) -> Future[Measures]:
@@ -229,18 +208,6 @@ def _traffic(job: Job, round: int, good: Mapping[str, TrainResult]) -> dict[str,
     return {
         "up_bytes": sum(result.update_bytes for result in good.values()),
         "down_bytes": sum(downloads) + control_bytes * len(participants),
-    }
-
-
-def _of_weights(measures: Measures, aggregated: Aggregated) -> dict[str, Any]:
-    return {
-        "gap": aggregated.gap,
-        "mean_gap": aggregated.mean_gap,
-        "factor_norm": measures.factor_norm,
-        "weight_norm": measures.weight_norm,
-        "ranks": measures.ranks,
-        "weights_bytes": aggregated.weights_bytes,
-        "change_bytes": aggregated.change_bytes,
     }
 
 

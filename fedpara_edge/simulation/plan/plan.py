@@ -31,7 +31,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from device_runtime.config import TrainCall, TrainConfig
+from device_runtime.config import TrainCall
 from device_runtime.engines.registry import ENGINES
 from fedpara_edge.aggregation.config import COUNTING, AggregateConfig
 from fedpara_edge.algorithms import CLIENT, ServerAlgorithm
@@ -60,14 +60,6 @@ class TrainPlan(TrainCall):
     """
 
     engine: str = option("onnxruntime", choices=tuple(ENGINES), help="Engine that trains.")
-
-    def config(self, *, seed: int) -> TrainConfig:
-        """The configuration of a device.
-
-        Args:
-            seed: Seed of the order of examples and of dropout on this device.
-        """
-        return replace(self, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from device_runtime.config import TrainConfig
 from device_runtime.data import open_data
 from device_runtime.training import TrainResult, train
 from fedpara_edge.aggregation import AggregateConfig, run_round
-from fedpara_edge.codecs import find_encoder
 from fedpara_edge.formats.weights import read_weights, write_weights
+from fedpara_edge.simulation.folder import JobFolder
+from fedpara_edge.simulation.plan.plan import TrainPlan
 from fedpara_edge.simulation.tasks.engines import Model, fresh_engine
 
 START = "start.safetensors"
@@ -18,92 +18,56 @@ START = "start.safetensors"
 
 
 def train_client(
-    *,
-    model: Model,
-    data: Path,
-    weights: Path,
-    config: TrainConfig,
-    update: Path,
-    state: Path,
-    client: str,
-    codec: str,
-    control: Path | None = None,
+    model: Model, folder: JobFolder, *, client: str, round: int, data: Path, weights: Path, options: TrainPlan
 ) -> TrainResult:
     """Train and write the update.
 
     Args:
         model: Model to train.
+        folder: Folder of the federation.
+        client: Name of the client.
+        round: Round that the client trains in, from 0 on.
         data: Folder with the client's training examples.
         weights: Weights file to start from.
-        config: Epochs, learning rate and the like.
-        update: Update file to write.
-        state: State folder of the client.
-        client: Name of the client.
-        codec: Codec of the update.
-        control: Server state file, for an algorithm that needs it.
+        options: Epochs, learning rate and the like, with the seed of the client.
 
     Raises:
         DivergedError: The training diverged.
         FedparaError: A file is damaged or can't be written.
     """
-    engine = fresh_engine(model)
+    engine, control = fresh_engine(model), folder.control(round)
     return train(
         engine,
         open_data(data, engine.bundle.manifest),
         weights,
-        config,
-        output=update,
-        state=state,
+        options,
+        output=folder.update(client),
+        state=folder.state(client),
         client=client,
-        encoder=find_encoder(codec),
-        server_state=control,
+        encoder=options.encoder,
+        server_state=control if control.exists() else None,
         overwrite=True,
     )
 
 
 def train_alone(
-    *,
-    model: Model,
-    data: Path,
-    weights: Path,
-    round: int,
-    config: TrainConfig,
-    update: Path,
-    state: Path,
-    client: str,
-    output: Path,
+    model: Model, folder: JobFolder, *, client: str, round: int, data: Path, weights: Path, options: TrainPlan
 ) -> TrainResult:
     """Train a client that has no server, and write its own next weights.
 
-    Args:
-        model: Model to train.
-        data: Folder with the client's training examples.
-        weights: Weights file to start from, of whatever round the client last took part in.
-        round: Round that the client trains in, from 0 on.
-        config: Epochs, learning rate and the like.
-        update: Update file to write.
-        state: State folder of the client.
-        client: Name of the client.
-        output: Weights file to write.
+    The arguments are those of `train_client`, with weights of whatever round the client last took part in.
 
     Raises:
         DivergedError: The training diverged.
         FedparaError: A file is damaged or can't be written.
     """
+    output = folder.own_weights(client, round + 1)
     start = output.with_name(START)
     write_weights(start, replace(read_weights(weights), round=round))
+    exact = replace(options, codec="float32")
     try:
-        result = train_client(
-            model=model,
-            data=data,
-            weights=start,
-            config=config,
-            update=update,
-            state=state,
-            client=client,
-            codec="float32",
-        )
-        run_round([update], start, output, AggregateConfig(strict=True), overwrite=True)
+        result = train_client(model, folder, client=client, round=round, data=data, weights=start, options=exact)
+        run_round([folder.update(client)], start, output, AggregateConfig(strict=True), overwrite=True)
     finally:
         start.unlink(missing_ok=True)
     return result
