@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from device_runtime.data import Dataset, Inputs, check_inputs, open_inputs
-from fedpara_edge.errors import FedparaError, InputError
+from fedpara_edge.errors import DivergedError, FedparaError, InputError
 from fedpara_edge.formats.accuracy import count_correct, predicted
 from fedpara_edge.formats.folded import read_folded
 from fedpara_edge.installation import install_line
@@ -65,6 +65,7 @@ class Predictor:
         Raises:
             InputError: The inputs have another shape or dtype, NaN, Inf or a token out of range; or the batch size is
                 not positive.
+            DivergedError: An output is not finite.
         """
         inputs = Inputs(path=Path("predict"), x=x, input=self.spec.input)
         check_inputs(inputs)
@@ -75,6 +76,7 @@ class Predictor:
 
         Raises:
             InputError: A row does not fit, or the batch size is not positive.
+            DivergedError: An output is not finite.
             FedparaError: The runtime fails.
         """
         if batch_size < 1:
@@ -82,12 +84,22 @@ class Predictor:
         for start in range(0, data.examples, batch_size):
             x = data.inputs(np.arange(start, min(start + batch_size, data.examples)))
             try:
-                yield self._session.run([self.spec.output.name], {self.spec.input.name: x})[0]
+                outputs = self._session.run([self.spec.output.name], {self.spec.input.name: x})[0]
             except self._errors as error:
                 raise FedparaError(
                     f"{self._path}: rows {start} to {start + len(x) - 1}: expected to run them, found {_line(error)}; "
                     "reduce the batch size"
                 ) from error
+            finite = np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)
+            if not finite.all():
+                remedy = "check the input, or fold weights of an earlier round"
+                if self.spec.precision != "float32":
+                    remedy = f"fold with --precision float32, as {self.spec.precision} may not hold what it computes"
+                raise DivergedError(
+                    f"{self._path}: row {start + int(np.argmin(finite))}: expected finite outputs, found NaN or Inf; "
+                    f"{remedy}"
+                )
+            yield outputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +122,7 @@ def predict_all(predictor: Predictor, data: Inputs, batch_size: int = 256) -> Pr
 
     Raises:
         InputError: A row or a label does not fit, or the batch size is not positive.
+        DivergedError: An output is not finite.
         FedparaError: The runtime fails.
     """
     loss = predictor.spec.loss
@@ -132,6 +145,7 @@ def predict(model: Path | str, data: Path | str, *, batch_size: int = 256, threa
 
     Raises:
         InputError: The model or the data is missing, damaged or does not fit, or onnxruntime is not installed.
+        DivergedError: An output is not finite.
         FedparaError: The runtime fails.
     """
     predictor = Predictor(Path(model), threads=threads)

@@ -22,6 +22,7 @@ from export import export_bundle
 from export.folding.composing import compose_layers
 from export.folding.fold import TOLERANCES, fold
 from export.folding.half import to_float16
+from export.folding.ranges import Ranges
 from export.forward.preprocess import Deployed
 from fedpara_edge.demo import IMAGES
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError
@@ -446,7 +447,7 @@ def test_float16_of_sizes_and_constants_met_on_the_way() -> None:
 def test_a_bad_conversion_is_refused(by_accuracy: bool, precision: Any, trained: Trained, tmp_path: Path) -> None:
     bundle, weights, data = trained
 
-    def broken(model: onnx.ModelProto, _: object) -> onnx.ModelProto:
+    def broken(model: onnx.ModelProto, *_: object) -> onnx.ModelProto:
         head = next(tensor for tensor in model.graph.initializer if tensor.name == "head.weight")
         head.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(head), "head.weight"))
         return model
@@ -515,9 +516,12 @@ def test_a_wrong_graph_is_refused(small: Small, tmp_path: Path) -> None:
         fold(*small, tmp_path / "model.onnx")
 
 
-def test_weights_beyond_float16_are_refused(small: Small, tmp_path: Path) -> None:
+def test_a_float16_that_is_not_finite_is_refused(small: Small, tmp_path: Path) -> None:
     bundle, weights = small
-    with pytest.raises(FedparaError, match="expected finite outputs in float16, found NaN or Inf; nothing was written"):
+    with (
+        patch("export.folding.fold.find_ranges", lambda *_: Ranges()),
+        pytest.raises(FedparaError, match="expected finite outputs in float16, found NaN or Inf; nothing was written"),
+    ):
         fold(bundle, scaled(weights, 1e3), tmp_path / "model.onnx", precision="float16")
 
 

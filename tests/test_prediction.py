@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from device_runtime import Predictor
 from fedpara_edge.demo import IMAGES
-from fedpara_edge.errors import FedparaError, InputError
+from fedpara_edge.errors import DivergedError, FedparaError, InputError
 from fedpara_edge.formats.accuracy import count_correct, predicted
 from fedpara_edge.formats.bundle import ArraySpec
 from fedpara_edge.formats.folded import METADATA_KEY, FoldedSpec, read_folded
@@ -118,6 +118,23 @@ def test_a_failing_runtime_is_one_line(tmp_path: Path) -> None:
     ) as caught:
         Predictor(path).predict(np.zeros((2, 5), np.float32))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("precision", "remedy"),
+    [
+        ("float32", "check the input, or fold weights of an earlier round"),
+        ("float16", "--precision float32, as float16"),
+    ],
+)
+def test_outputs_that_are_not_finite_are_refused(precision: Any, remedy: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(linear_model(changed(precision=precision)), path)
+    x = np.ones((5, 4), np.float32)
+    x[3] = np.copysign(3e38, WEIGHT[:, 0])
+    for batch_size in (1, 2, 256):
+        with pytest.raises(DivergedError, match=rf"row 3: expected finite outputs, found NaN or Inf; .*{remedy}"):
+            Predictor(path).predict(x, batch_size)
 
 
 def test_a_model_that_onnxruntime_refuses_is_one_line(tmp_path: Path) -> None:
@@ -327,6 +344,12 @@ BAD: dict[str, Bad] = {
     "data without labels": (None, (*FOLD, "--data", "unlabelled.npz"), 2, "expected arrays named 'x' and 'y'"),
     "impossible drop": (None, (*FOLD, "--max-drop", "-1"), 2, "max_drop"),
     "folder for a model": (None, ("fold", "bundle", "-o", "state", "--overwrite"), 2, "expected a file"),
+    "outputs that are not finite": (
+        save_with_model(x=np.full((2, 4), 3e38, np.float32)),
+        (*PREDICT, "bad.npz"),
+        1,
+        "row 0: expected finite outputs",
+    ),
     "existing model": (place_model, FOLD, 7, "--overwrite"),
     "missing model": (None, (*PREDICT, "test.npz"), 2, "model.onnx: expected a folded model, found No such file"),
     "no folded model": (

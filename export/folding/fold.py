@@ -17,6 +17,7 @@ from onnxruntime import InferenceSession, SessionOptions
 from export.folding.composing import Composed, compose_layers
 from export.folding.half import to_float16
 from export.folding.inference import inference_graph, replace
+from export.folding.ranges import find_ranges, measure
 from fedpara_edge._version import __version__
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError
 from fedpara_edge.formats.accuracy import count_correct
@@ -128,7 +129,7 @@ def fold(
         output=manifest.output,
         loss=manifest.loss,
     )
-    content = _serialized(_in_precision(composed, precision, data), spec)
+    content = _serialized(_in_precision(composed, precision, random, data), spec)
     sessions = _session(factored.SerializeToString()), _session(content)
     checks = [_compare(*sessions, manifest.loss, [(random, None)])]
     if data is not None:
@@ -148,16 +149,21 @@ def fold(
     )
 
 
-def _in_precision(composed: Composed, precision: Precision, data: Examples | None) -> onnx.ModelProto:
+def _in_precision(
+    composed: Composed, precision: Precision, random: NDArray[Any], data: Examples | None
+) -> onnx.ModelProto:
+    calibration = None if data is None else _calibration(data)
     match precision:
         case "float32":
             return composed.model
         case "float16":
-            return to_float16(composed.model, composed.parameters)
+            inputs = random if calibration is None else np.concatenate([random, calibration])
+            ranges = find_ranges(composed.model, composed.parameters, measure(composed.model, inputs))
+            return to_float16(composed.model, composed.parameters, ranges)
         case "int8":
             from export.folding.quantization import to_int8  # which, in onnxruntime-training, imports torch
 
-            return to_int8(composed.model, None if data is None else _calibration(data))
+            return to_int8(composed.model, calibration)
 
 
 def _calibration(data: Examples) -> NDArray[Any]:
