@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from device_runtime.remedies import remedy_for_dtype, remedy_for_shape
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.bundle import ArraySpec, Loss
 from fedpara_edge.storage.filekind import HEAD_BYTES, recognize
@@ -169,7 +170,7 @@ def check_inputs(data: Inputs, *, values: bool = True) -> None:
     Raises:
         InputError: The inputs do not fit, or there are none.
     """
-    _check_shape(data.path, data.x, data.input)
+    _check_shape(data.path, data.x, data.input, of_input=True)
     _check_dtype(data.path, data.x, data.input, of_input=True)
     if not data.examples:
         raise InputError(f"{data.path}: expected at least one row, found none; add examples")
@@ -181,8 +182,8 @@ def check_inputs(data: Inputs, *, values: bool = True) -> None:
 def _with_labels(path: Path, arrays: Mapping[str, NDArray[Any]], spec: DataSpec) -> Dataset:
     x, y = arrays[spec.input.name], arrays[spec.label.name]
     dataset = Dataset(path=path, x=x, y=y, input=spec.input, label=spec.label, loss=spec.loss)
-    _check_shape(path, x, spec.input)
-    _check_shape(path, y, spec.label)
+    _check_shape(path, x, spec.input, of_input=True)
+    _check_shape(path, y, spec.label, of_input=False)
     _check_dtype(path, y, spec.label, of_input=False)
     if len(x) != len(y):
         raise InputError(
@@ -269,23 +270,19 @@ def _wanted(path: Path, found: set[str], names: tuple[str, ...], optional: str) 
     return (*names, optional) if optional in found else names
 
 
-def _check_shape(path: Path, array: NDArray[Any], spec: ArraySpec) -> None:
+def _check_shape(path: Path, array: NDArray[Any], spec: ArraySpec, *, of_input: bool) -> None:
     if array.ndim == 0 or array.shape[1:] != spec.shape:
         raise InputError(
             f"{path}: array {spec.name!r}: expected shape [{', '.join(('N', *map(str, spec.shape)))}], "
-            f"found {list(array.shape)}; reshape it to what the bundle was exported with"
+            f"found {list(array.shape)}; {remedy_for_shape(array, spec, of_input=of_input)}"
         )
 
 
 def _check_dtype(path: Path, array: NDArray[Any], spec: ArraySpec, *, of_input: bool) -> None:
     found, classes = array.dtype.name, spec.classes is not None
     if not (array.dtype.kind in "iu" if classes else found == spec.dtype):
-        remedy = f"convert it with .astype(numpy.{spec.dtype})"
-        if of_input and {found, spec.dtype} == {"uint8", "float32"}:
-            remedy = f"export the bundle again with --input-dtype {found}"
-        elif classes and not of_input and array.dtype.kind in "US":
-            found = "text"
-            remedy = "number the classes from 0, alike on every device (numpy.unique(labels, return_inverse=True))"
+        found = "text" if array.dtype.kind in "US" else found
+        remedy = remedy_for_dtype(array, spec, of_input=of_input)
         expected = "integers" if classes else spec.dtype
         raise InputError(f"{path}: array {spec.name!r}: expected {expected}, found {found}; {remedy}")
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from device_runtime.batches import batches_per_epoch, epoch_batches
+from device_runtime.batches import batches_per_epoch, epoch_batches, epoch_order
 from device_runtime.config import TrainConfig
 from device_runtime.data import Dataset
 from device_runtime.engines.protocol import Adjustment, Engine
+from device_runtime.nonfinite import cause_in_training
 from device_runtime.schedule import learning_rate_at
 from fedpara_edge.errors import DivergedError, InputError
 
@@ -61,6 +63,7 @@ def take_steps(
     first: int = 0,
     round: int = 0,
     adjustment: Adjustment | None = None,
+    origin: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> Iterator[Step]:
     """Take the steps of a call from number `first` on, each when the iterator is advanced.
 
@@ -75,6 +78,8 @@ def take_steps(
         first: Number of steps already taken.
         round: Round of the weights from which the call started.
         adjustment: Adjustment of the gradients; None for that of the config, without an affine term.
+        origin: Tensors with which the call started, by name, to look for the cause of a loss that is not finite; None
+            for those in the engine.
 
     Raises:
         InputError: A row, or the schedule, does not fit.
@@ -82,6 +87,7 @@ def take_steps(
     """
     steps = count_steps(dataset, config)
     adjustment = config.adjustment() if adjustment is None else adjustment
+    origin = engine.read() if origin is None else origin
     number = first
     while number < steps:
         epoch, batch = divmod(number, steps // config.epochs)
@@ -103,10 +109,13 @@ def take_steps(
                 micro_batches=config.micro_batches,
             )
             if not math.isfinite(loss):
-                raise DivergedError(
-                    f"step {number + 1} of {steps}: expected a finite loss, found {loss}: the training diverged; "
-                    f"lower the learning rate ({learning_rate:g})"
+                order = epoch_order(dataset.examples, seed=config.seed, epoch=round * config.epochs + epoch)
+                place = number % (steps // config.epochs) * config.batch_size
+                rows = order[place : place + config.batch_size]
+                cause = cause_in_training(
+                    engine, dataset, rows, origin=origin, step=number, learning_rate=learning_rate
                 )
+                raise DivergedError(f"step {number + 1} of {steps}: expected a finite loss, found {loss}: {cause}")
             yield Step(number, epoch, loss, len(x))
             number += 1
 

@@ -6,10 +6,13 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from device_runtime.batches import ordered_batches
 from device_runtime.data import Dataset
 from device_runtime.engines.protocol import Engine
 from device_runtime.loading import load_weights
+from device_runtime.nonfinite import cause_in_evaluation
 from fedpara_edge.errors import DivergedError, InputError
 from fedpara_edge.formats.accuracy import count_correct
 
@@ -64,9 +67,10 @@ def evaluate(
     for x, y in ordered_batches(dataset, batch_size):
         loss, outputs = engine.evaluate(x, y)
         if not math.isfinite(loss):
+            rows = np.arange(seen, seen + len(x))
             raise DivergedError(
-                f"{dataset.path}: rows {seen} to {seen + len(x) - 1}: expected a finite loss, found {loss}: "
-                "these weights diverged; use those of an earlier round"
+                f"{dataset.path}: rows {seen} to {rows[-1]}: expected a finite loss, found {loss}: "
+                f"{cause_in_evaluation(engine, dataset, rows)}"
             )
         loss_sum += loss * len(x)
         correct += count_correct(dataset.loss, outputs, y)

@@ -42,11 +42,11 @@ class Predictor:
         self.spec = read_folded(path)
         self._path = path
         try:
-            from device_runtime.engines.ort import ERRORS, InferenceSession, session_options
+            from device_runtime.engines.ort import ERRORS, InferenceSession, remedy_for, session_options
         except ImportError as error:
             remedy = f"type: {install_line('device')}"
             raise InputError(f"predict: expected onnxruntime, found none ({error}); {remedy}") from error
-        self._errors = ERRORS
+        self._errors, self._remedy_for = ERRORS, remedy_for
         try:
             options = session_options(threads, constant_weights=True)
             self._session = InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -88,7 +88,7 @@ class Predictor:
             except self._errors as error:
                 raise FedparaError(
                     f"{self._path}: rows {start} to {start + len(x) - 1}: expected to run them, found {_line(error)}; "
-                    "reduce the batch size"
+                    f"{self._remedy_for(error, len(x))}"
                 ) from error
             finite = np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)
             if not finite.all():

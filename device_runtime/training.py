@@ -136,7 +136,15 @@ def train(
         start = _start(origin, before, control, config, steps=steps)
         shared = frozenset(origin.tensors) if personal else None
         adjustment = config.adjustment(algorithm.term(start), shared=shared)
-        taken = take_steps(engine, dataset, config, first=begin.step, round=origin.round, adjustment=adjustment)
+        taken = take_steps(
+            engine,
+            dataset,
+            config,
+            first=begin.step,
+            round=origin.round,
+            adjustment=adjustment,
+            origin={**origin.tensors, **personal},
+        )
         save = partial(_save, kept, engine)
         end = _run(taken, begin, config, steps=steps, save=save, interrupted=interrupted, on_step=on_step)
         trained = _read_finite(engine)

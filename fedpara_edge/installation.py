@@ -189,6 +189,15 @@ def obstacle(distribution: str) -> str:
     return f"{distribution} has no wheel for {lacking}: use engine onnxruntime, or {remedy}"
 
 
+def known_fault(distribution: str, version: str) -> str:
+    """What is known of a version that can't be imported on this machine, with the remedy; empty if nothing is."""
+    here = (sys.platform, platform.machine().lower())
+    if (distribution, version) != ("onnxruntime", "1.21.0") or here != ("linux", "aarch64"):
+        return ""
+    # github.com/microsoft/onnxruntime/issues/23957 and 24112; 1.20 and 1.22 run there
+    return "its wheel crashes on a Raspberry Pi 4 and older: pip install 'onnxruntime!=1.21.0'"
+
+
 def _direct_url() -> dict[str, dict[str, str]]:
     from importlib import metadata
 

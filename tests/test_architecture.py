@@ -59,9 +59,15 @@ EXPORT: tuple[set[str], ...] = (
     {"export.build"},
 )
 DEVICE: tuple[set[str], ...] = (
-    {"device_runtime.engines", "device_runtime.interrupts", "device_runtime.progress", "device_runtime.schedule"},
+    {
+        "device_runtime.engines",
+        "device_runtime.interrupts",
+        "device_runtime.progress",
+        "device_runtime.remedies",
+        "device_runtime.schedule",
+    },
     {"device_runtime.data", "device_runtime.state", "device_runtime.config"},
-    {"device_runtime.batches", "device_runtime.loading", "device_runtime.prediction"},
+    {"device_runtime.batches", "device_runtime.loading", "device_runtime.nonfinite", "device_runtime.prediction"},
     {"device_runtime.epochs", "device_runtime.evaluation"},
     {"device_runtime.clients", "device_runtime.training"},
 )

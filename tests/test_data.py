@@ -102,10 +102,10 @@ def with_value(array, index, value):
 REFUSED = {
     "names": (CLASSES, {"images": X, "y": Y}, "expected arrays named 'x' and 'y', found 'images', 'y'"),
     "no arrays": (CLASSES, {}, "found none"),
-    "shape": (CLASSES, {"x": X[:, :3], "y": Y}, "array 'x': expected shape [N, 4], found [7, 3]; reshape"),
+    "shape": (CLASSES, {"x": X[:, :3], "y": Y}, "array 'x': expected shape [N, 4], found [7, 3]; bring"),
     "no axis": (CLASSES, {"x": np.float32(1), "y": Y}, "array 'x': expected shape [N, 4], found []"),
     "column of labels": (CLASSES, {"x": X, "y": Y[:, None]}, "array 'y': expected shape [N], found [7, 1]"),
-    "float64": (CLASSES, {"x": X.astype(float), "y": Y}, "expected float32, found float64; convert it with .astype("),
+    "float64": (CLASSES, {"x": X.astype(float), "y": Y}, "expected float32, found float64; convert it with x.astype("),
     "uint8": (CLASSES, {"x": X.astype(np.uint8), "y": Y}, "export the bundle again with --input-dtype uint8"),
     "not uint8": (PIXELS, {"x": X, "y": Y}, "export the bundle again with --input-dtype float32"),
     "objects": (CLASSES, {"x": X.astype(object), "y": Y}, "not as objects"),
@@ -124,7 +124,7 @@ REFUSED = {
     "text": (
         CLASSES,
         {"x": X, "y": np.array(["cat", "dog", "owl"])[Y]},
-        "array 'y': expected integers, found text; number the classes from 0.*numpy.unique(labels, return_inverse=",
+        "array 'y': expected integers, found text; number the classes from 0.*{'cat': 0, 'dog': 1, 'owl': 2}",
     ),
     "huge": (CLASSES, {"x": X, "y": with_value(Y.astype(np.uint64), 2, 1 << 63)}, f"row 2: .*found {1 << 63}"),
     "integer targets": (TARGETS, {"x": X, "y": np.ones((7, 2), int)}, "expected float32, found int64; convert it"),

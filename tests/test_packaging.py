@@ -107,7 +107,7 @@ def test_the_metadata_say_what_it_is(built: Built) -> None:
 
 
 def test_every_file_tells_the_same_version() -> None:
-    (latest, *_) = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    (latest, *_) = re.findall(r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert {latest, citation["version"]} == {__version__}
 

@@ -7,6 +7,7 @@ installed, for Python classes that no engine uses.
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,6 +54,9 @@ ERRORS: tuple[type[Exception], ...] = (
 """Errors that onnxruntime raises; its own classes derive directly from Exception."""
 
 
+_MEMORY = re.compile("bad.?alloc|allocate memory|out of memory", re.IGNORECASE)
+
+
 def message_of(error: Exception) -> str:
     """Message of an error of onnxruntime, in one line."""
     return " ".join(str(error).split())
@@ -67,15 +71,27 @@ def running(graph: Path, rows: int) -> Iterator[None]:
         rows: Number of rows in the batch.
 
     Raises:
-        FedparaError: The runtime fails, usually for lack of memory.
+        FedparaError: The runtime fails, for lack of memory or as the model does not take that many rows.
     """
     try:
         yield
     except ERRORS as error:
         raise FedparaError(
-            f"{graph}: expected to run on {rows} rows, found {message_of(error)}; "
-            "reduce the batch size, or train with more micro-batches"
+            f"{graph}: expected to run on {rows} rows, found {message_of(error)}; {remedy_for(error, rows)}"
         ) from error
+
+
+def remedy_for(error: Exception, rows: int) -> str:
+    """Remedy for an error of onnxruntime on a batch of that many rows.
+
+    >>> remedy_for(RuntimeError("std::bad_alloc"), 32)
+    'reduce the batch size, or train with more micro-batches'
+    >>> remedy_for(RuntimeError("Reshape: the input tensor cannot be reshaped"), 1)
+    'if it runs on other numbers of rows, leave batches of 1 out, or export a model that takes any number'
+    """
+    if _MEMORY.search(str(error)):
+        return "reduce the batch size, or train with more micro-batches"
+    return f"if it runs on other numbers of rows, leave batches of {rows} out, or export a model that takes any number"
 
 
 _FATAL = 4  # among onnxruntime's severities; its errors are raised in any case
@@ -118,6 +134,7 @@ __all__ = [
     "keep_freed_memory",
     "message_of",
     "native",
+    "remedy_for",
     "running",
     "session_options",
     "set_seed",

@@ -10,17 +10,17 @@ import click
 
 from fedpara_edge._version import __version__
 from fedpara_edge.cli.command import Command
-from fedpara_edge.cli.installed import CAPABILITIES, engines, find
+from fedpara_edge.cli.installed import CAPABILITIES, Finding, find_working, working_engines
 from fedpara_edge.cli.output import emit, json_option
 from fedpara_edge.errors import InputError
-from fedpara_edge.installation import OWN_PACKAGES, check_package, raspberry_pi_lines
+from fedpara_edge.installation import OWN_PACKAGES, check_package, known_fault, raspberry_pi_lines
 
 
 @click.command("doctor", cls=Command)
 @json_option
 def command(json: bool) -> None:
     """Tell what this machine can run, and the line to type for what it can't."""
-    findings = [find(capability) for capability in CAPABILITIES]
+    findings = [find_working(capability) for capability in CAPABILITIES]
     clash = sorted({name for name in ("onnxruntime", "onnxruntime-training", "onnxruntime-training-cpu") if _has(name)})
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     lines = [f"fedpara-edge {__version__} on {machine}"]
@@ -28,12 +28,11 @@ def command(json: bool) -> None:
         capability = finding.capability
         commands = ", ".join(capability.commands)
         versions = ", ".join(f"{name} {version}" for name, version in finding.versions.items())
-        if not finding.missing:
+        if finding.available:
             lines.append(f"yes  {capability.name}: {commands} ({versions})")
         else:
-            remedy = finding.obstacle or finding.install
-            lines.append(f"no   {capability.name}: {commands}: missing {', '.join(finding.missing)}: {remedy}")
-    running, on_pi, shadowed = engines(), raspberry_pi_lines(), _shadowed()
+            lines.append(f"no   {capability.name}: {commands}: {_fault(finding)}")
+    running, on_pi, shadowed = working_engines(), raspberry_pi_lines(), _shadowed()
     lines += [
         f"engines here: {', '.join(running) or 'none'}",
         f"on a Raspberry Pi, 64-bit: {on_pi['64-bit']}",
@@ -50,10 +49,11 @@ def command(json: bool) -> None:
         "cores": os.cpu_count(),
         "capabilities": {
             finding.capability.name: {
-                "available": not finding.missing,
+                "available": finding.available,
                 "commands": finding.capability.commands,
                 "versions": finding.versions,
                 "missing": finding.missing,
+                "faults": dict(finding.faults),
                 "install": finding.install,
                 "obstacle": finding.obstacle,
             }
@@ -65,6 +65,16 @@ def command(json: bool) -> None:
         "shadowed": shadowed,
     }
     emit(result, "\n".join(lines), as_json=json)
+
+
+def _fault(finding: Finding) -> str:
+    """What is wrong, and what to type."""
+    if finding.missing:
+        return f"missing {', '.join(finding.missing)}: {finding.obstacle or finding.install}"
+    name, reason = next(iter(finding.faults.items()))
+    version = finding.versions[name]
+    remedy = known_fault(name, version) or "install it again, or another version of it"
+    return f"{name} {version} can't be imported: {reason}; {remedy}"
 
 
 def _shadowed() -> dict[str, str]:

@@ -11,7 +11,7 @@ import click
 from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.options import options_of
 from fedpara_edge.cli.output import emit, if_missing_option, json_option, megabytes, overwrite_option
-from fedpara_edge.formats.bundle import ENGINES
+from fedpara_edge.formats.bundle import ENGINES, Manifest
 from fedpara_edge.formats.recipe import Recipe
 
 
@@ -72,6 +72,7 @@ def command(
     text = "\n".join(
         [
             str(made.report),
+            *_positions(made.bundle.manifest),
             *verified,
             f"an update sends {megabytes(4 * layout.shared_parameters)}, "
             f"{layout.shared_parameters / layout.dense_parameters:.1%} of the dense model's "
@@ -79,3 +80,14 @@ def command(
         ]
     )
     emit(result, text, as_json=json)
+
+
+def _positions(manifest: Manifest) -> list[str]:
+    """Line on labels at several positions, from which it shows if the classes are along another axis than they must."""
+    label = manifest.label
+    if label.classes is None or not label.shape:
+        return []
+    return [
+        f"a label at each of {' x '.join(map(str, label.shape))} positions, of {label.classes} classes along axis 1 of "
+        f"the outputs {['N', *manifest.output.shape]}; if the classes come last, use .movedim(-1, 1)".replace("'", "")
+    ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 
+from fedpara_edge.cli.trial import faults
 from fedpara_edge.errors import InputError
 from fedpara_edge.installation import OWN_PACKAGES, check_package, install_line, obstacle
 
@@ -67,12 +69,19 @@ class Finding:
         versions: Version of each distribution that is there.
         missing: Distributions that are not.
         obstacle: Reason why pip can't install them here, with the remedy; empty if nothing is known against it.
+        faults: Reason why each distribution that is there can't be imported, as far as this was tried.
     """
 
     capability: Capability
     versions: dict[str, str]
     missing: tuple[str, ...]
     obstacle: str
+    faults: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def available(self) -> bool:
+        """Whether nothing is missing or faulty."""
+        return not self.missing and not self.faults
 
     @property
     def install(self) -> str:
@@ -93,9 +102,24 @@ def find(capability: Capability) -> Finding:
     return Finding(capability, versions, tuple(missing), next(filter(None, map(obstacle, missing)), ""))
 
 
+def find_working(capability: Capability) -> Finding:
+    """Look up the distributions of a capability and import each in a process of its own."""
+    found = find(capability)
+    return replace(found, faults=faults(found.versions))
+
+
 def engines() -> tuple[str, ...]:
-    """Names of the engines that run here."""
+    """Names of the engines whose distributions are installed."""
     return tuple(name for name, distributions in ENGINES.items() if _versions(distributions))
+
+
+def working_engines() -> tuple[str, ...]:
+    """Names of the engines that are installed and can be imported."""
+    return tuple(
+        name
+        for name, distributions in ENGINES.items()
+        if (found := _versions(distributions)) and not faults(found) and not faults(distributions[:1])
+    )
 
 
 def require_engine(name: str) -> None:
