@@ -14,6 +14,7 @@ import onnxruntime
 from onnx import TensorProto, helper
 from onnxruntime.training import artifacts, onnxblock
 
+from export.forward.batchnorm import in_plain_operators
 from export.forward.graph import IR_VERSION, LABEL, OUTPUT, ForwardGraph, quiet_stderr
 from export.gradients import DETACH
 from export.gradients.builder import attributes
@@ -49,7 +50,7 @@ def write_artifacts(
         if _is_strided_volume(node):
             raise _no_gradient(graph, "a Conv of three dimensions with groups and strides", node.name)
     model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
+    model.CopyFrom(in_plain_operators(graph.model))
     with naming_operators(graph), quiet_stderr():
         artifacts.generate_artifacts(
             model,

@@ -135,7 +135,7 @@ def test_last_matching_override_counts_and_rank_goes_before_gamma() -> None:
         ({"gamma": 2}, r"gamma: expected a number from 0 to 1, found 2"),
         ({"rank_of": {"head": 0}}, r"rank_of: expected a table with an integer of at least 1 for each key, found"),
         ({"kind": "lowrank", "tanh": True}, r"layer 'body.0': the tanh variant exists for kind 'fedpara' only"),
-        ({"batchnorm": "groups"}, r"batchnorm: expected one of refuse, group, found 'groups'"),
+        ({"batchnorm": "groups"}, r"batchnorm: expected one of refuse, freeze, group, found 'groups'"),
     ],
 )
 def test_refusals(options: dict[str, Any], message: str) -> None:
@@ -217,9 +217,7 @@ def test_mode_dtype_and_options_are_kept() -> None:
 
 def test_batchnorm_is_refused_with_a_remedy() -> None:
     model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.Sequential(nn.BatchNorm2d(64)))
-    with pytest.raises(
-        InputError, match=r"module '1.0': BatchNorm2d keeps .*GroupNorm, or convert with batchnorm='group'"
-    ):
+    with pytest.raises(InputError, match=r"module '1.0': BatchNorm2d keeps running statistics.*batchnorm='group'"):
         convert(model, Factorization(kind="dense"))
 
 

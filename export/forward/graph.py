@@ -203,8 +203,8 @@ def _refuse_modules(model: torch.nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             raise InputError(
-                f"module {name!r}: expected no BatchNorm, whose statistics neither train on the device nor average; "
-                "replace it with GroupNorm (--batchnorm group)"
+                f"module {name!r}: expected no BatchNorm but what `convert` makes of it, found one; fix its statistics "
+                "with --batchnorm freeze, or replace it with GroupNorm with --batchnorm group"
             )
         if isinstance(module, torch.nn.modules.dropout._DropoutNd) and type(module) is not torch.nn.Dropout:
             raise InputError(

@@ -17,6 +17,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from export.forward.batchnorm import in_plain_operators
 from fedpara_edge.errors import InputError
 
 
@@ -68,9 +69,9 @@ def trace(model: onnx.ModelProto, examples: NDArray[Any], trained: Collection[st
 
 
 def _run(model: onnx.ModelProto, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    names = [name for node in model.graph.node for name in node.output if name]
     observed = onnx.ModelProto()
-    observed.CopyFrom(model)
+    observed.CopyFrom(in_plain_operators(model))
+    names = [name for node in observed.graph.node for name in node.output if name]
     del observed.graph.output[:]
     observed.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
     options = onnxruntime.SessionOptions()

@@ -17,6 +17,7 @@ import torch
 from onnx import numpy_helper
 from onnxscript import opset18 as op
 
+from export.forward.batchnorm import without_statistics
 from export.forward.pooling import adaptive_avg_pool2d, avg_pool
 
 
@@ -63,6 +64,13 @@ def group_norm(x: Any, num_groups: int, weight: Any = None, bias: Any = None, ep
 def relu6(x: Any) -> Any:
     """`aten.relu6`: min(max(x, 0), 6) = relu(x) - relu(x - 6)."""
     return op.Sub(op.Relu(x), op.Relu(op.Sub(x, _float(6.0))))
+
+
+def hardtanh(x: Any, min_val: float = -1.0, max_val: float = 1.0) -> Any:
+    """`aten.hardtanh`: relu(x - min) + min, up to max; at min the gradient is 0, as in torch, where Clip's own is 1."""
+    if not min_val:
+        return op.Clip(op.Relu(x), None, _float(max_val))
+    return op.Clip(op.Add(op.Relu(op.Sub(x, _float(min_val))), _float(min_val)), None, _float(max_val))
 
 
 def hardsigmoid(x: Any) -> Any:
@@ -122,6 +130,7 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.group_norm.default: group_norm,
     torch.ops.aten.relu6.default: relu6,
     torch.ops.aten.hardsigmoid.default: hardsigmoid,
+    torch.ops.aten.hardtanh.default: hardtanh,
     torch.ops.aten.hardswish.default: hardswish,
     torch.ops.aten.softplus.default: softplus,
     torch.ops.aten.mish.default: mish,
@@ -130,6 +139,7 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.celu.default: celu,
     torch.ops.aten.instance_norm.default: instance_norm,
     torch.ops.aten.detach.default: detach,
+    torch.ops.aten._native_batch_norm_legit.no_stats: without_statistics,
     torch.ops.aten.avg_pool1d.default: avg_pool,
     torch.ops.aten.avg_pool2d.default: avg_pool,
     torch.ops.aten.avg_pool3d.default: avg_pool,

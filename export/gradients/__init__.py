@@ -11,6 +11,7 @@ from onnx import NodeProto
 from export.gradients import (  # noqa: F401  (each registers its rules)
     activations,
     arithmetic,
+    batch_normalization,
     convolution,
     indexing,
     normalization,

@@ -36,8 +36,8 @@ def _forward_layer(graph: Graph, node: NodeProto) -> None:
     (x, scale, *bias), y = node.input, node.output[0]
     centred = _normalize(graph, x, _normalized_axes(graph, node), attributes(node).get("epsilon", 1e-5), y)
     normal = graph.define(f"{y}.normal", "Mul", centred, f"{y}.inverse")
-    scaled = normal if _is_constant(graph, scale, 1) else graph.op("Mul", normal, scale)
-    shifts = bias and bias[0] and not _is_constant(graph, bias[0], 0)
+    scaled = normal if is_constant(graph, scale, 1) else graph.op("Mul", normal, scale)
+    shifts = bias and bias[0] and not is_constant(graph, bias[0], 0)
     graph.define(y, *(("Add", scaled, bias[0]) if shifts else ("Identity", scaled)))
 
 
@@ -54,7 +54,7 @@ def layer_normalization(graph: Graph, node: NodeProto, gradients: Gradients) -> 
     grad_bias = graph.sum_to(gradient, shape, graph.shape(bias)) if bias in graph.wanted else None
     grad_x = None
     if x in graph.wanted:
-        if not _is_constant(graph, scale, 1):
+        if not is_constant(graph, scale, 1):
             gradient, weighted = graph.op("Mul", gradient, scale), graph.op("Mul", weighted, scale)
         drift, share = (graph.op("ReduceMean", value, graph.ints(*axes)) for value in (gradient, weighted))
         rest = graph.op("Sub", graph.op("Sub", gradient, drift), graph.op("Mul", normal, share))
@@ -149,7 +149,7 @@ def _chain(
     if node.op_type != "LayerNormalization" or len(graph.shape(node.input[0])) != 3:
         return None
     grouping, back = makers.get(node.input[0]), users.get(node.output[0], [])
-    plain = _is_constant(graph, node.input[1], 1) and (len(node.input) < 3 or _is_constant(graph, node.input[2], 0))
+    plain = is_constant(graph, node.input[1], 1) and (len(node.input) < 3 or is_constant(graph, node.input[2], 0))
     if grouping is None or grouping.op_type != "Reshape" or len(users[node.input[0]]) != 1 or not plain:
         return None
     if len(back) != 1 or back[0].op_type != "Reshape":
@@ -196,6 +196,7 @@ def _sizes(graph: Graph, node: NodeProto) -> tuple[int, int, int]:
     return groups, channels // groups, prod(spatial)
 
 
-def _is_constant(graph: Graph, value: str, number: float) -> bool:
+def is_constant(graph: Graph, value: str, number: float) -> bool:
+    """Whether a value never changes and all its entries are one number."""
     array = graph.constant(value) if value else None
     return array is not None and bool(np.all(array == number))

@@ -47,6 +47,7 @@ from export.forward.tracing import Batch, Trace, trace
 from export.gradients import (
     Graph,
     NoGradientError,
+    batch_normalization,
     convolution,
     differentiate,
     normalization,
@@ -70,6 +71,7 @@ _INTERFACE = frozenset((*_SETTINGS, "weights", "momentum", "moment1", "moment2",
 _OPTIONAL_OUTPUTS = ("Dropout", "LayerNormalization", "MaxPool")  # except the first
 
 _LOWERED: dict[str, Callable[[Graph, NodeProto], None]] = {
+    "BatchNormalization": batch_normalization.forward,
     "Conv": convolution.forward,
     "LayerNormalization": normalization.forward,
     normalization.GROUP: normalization.forward,
@@ -77,6 +79,7 @@ _LOWERED: dict[str, Callable[[Graph, NodeProto], None]] = {
     recurrent.LSTM: recurrent.forward,
     recurrent.GRU: recurrent.forward,
 }
+_LOWERED_IN_EVALUATION = {"BatchNormalization": batch_normalization.forward}
 
 
 @dataclass(frozen=True)
@@ -204,13 +207,14 @@ def _append_forward(graph: Graph, forward: onnx.ModelProto, known: Trace, *, tra
     rewrites = (_without_unused, _without_sequences, shaping.join_slices, normalization.fuse, recurrent.split)
     for rewrite in rewrites if training else rewrites[:2]:
         changing = rewrite(graph, changing)
+    lowered = _LOWERED if training else _LOWERED_IN_EVALUATION
     nodes: list[NodeProto] = []
     for node in changing:
         with refusing(node):
             if node.op_type == "Dropout":
                 node = _append_dropout(graph, node, number=len(nodes), training=training)
-            elif training and node.op_type in _LOWERED:
-                _LOWERED[node.op_type](graph, node)
+            elif node.op_type in lowered:
+                lowered[node.op_type](graph, node)
             else:
                 node = _with_static_shape(graph, node, known)
                 graph.nodes.append(node)

@@ -9,7 +9,7 @@ from typing import Literal
 from fedpara_edge.factors.layout import Form, Kind
 from fedpara_edge.options import check, option
 
-BatchNorm = Literal["refuse", "group"]
+BatchNorm = Literal["refuse", "freeze", "group"]
 Init = Literal["composed", "he_fan_in", "he_fan_out"]
 
 
@@ -28,7 +28,8 @@ class Factorization:
         tanh: Whether each Hadamard operand passes through tanh, for kind `fedpara`.
         include: Patterns of the layers to factor.
         exclude: Patterns of layers to leave dense, of those included.
-        batchnorm: `refuse` to fail on a BatchNorm, `group` to replace it with a GroupNorm of the same parameters.
+        batchnorm: Replacement of every BatchNorm (`fedpara_edge.nn.batchnorm`): `refuse` to fail, `freeze` to fix its
+            running statistics, `group` for a GroupNorm of the same parameters.
         init: Initialization of the factors (`fedpara_edge.nn.init`).
 
     Raises:
@@ -47,7 +48,9 @@ class Factorization:
     tanh: bool = option(False, help="Pass each Hadamard operand through tanh.")
     include: tuple[str, ...] = option(("*",), metavar="PATTERN", help="Layers to factor.  [default: all]")
     exclude: tuple[str, ...] = option((), metavar="PATTERN", help="Layers to leave dense.")
-    batchnorm: BatchNorm = option("refuse", help="Refuse a BatchNorm, or replace it with a GroupNorm.")
+    batchnorm: BatchNorm = option(
+        "refuse", help="Refuse a BatchNorm, fix its statistics as they are, or replace it with a GroupNorm."
+    )
     init: Init = option(
         "composed",
         help="Draw the factors for He's variance of the composed weight, or each by He's rule with its own fan.",

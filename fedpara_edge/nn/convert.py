@@ -9,14 +9,13 @@ import copy
 from collections.abc import Mapping
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.factors.factorization import BatchNorm, Factorization
+from fedpara_edge.factors.factorization import Factorization
 from fedpara_edge.factors.layout import LayerSpec
 from fedpara_edge.factors.rank import choose_layer
+from fedpara_edge.nn.batchnorm import replace_batchnorms
 from fedpara_edge.nn.factored import factored_like
-from fedpara_edge.nn.groupnorm import group_norm_like
 from fedpara_edge.nn.layers import FactoredLayer
 from fedpara_edge.nn.report import ConversionReport, LayerReport
 from fedpara_edge.nn.selection import Weight, check_patterns, find_weights, last_match, reason_to_leave
@@ -94,8 +93,8 @@ def convert(
     for layer, layer_specs in factored.items():
         replacements[layer], layer_errors = factored_like(layer, layer_specs, init=init, pretrained=pretrained)
         errors |= layer_errors
-    messages = _replace_batchnorms(result, factorization.batchnorm, replacements)
-    result = _substitute(result, replacements)
+    norms, messages = replace_batchnorms(result, factorization.batchnorm)
+    result = _substitute(result, {**replacements, **norms})
     before, after = _trainable(model), _trainable(result)
     return result, ConversionReport(
         layers=tuple(
@@ -126,24 +125,6 @@ def _check_untied(name: str, weight: Weight, model: nn.Module) -> None:
                     f"layer {name!r}: its weight is also {tied!r}, and a composed weight can't be tied; "
                     f"exclude {name!r}, or give each its own weight"
                 )
-
-
-def _replace_batchnorms(model: nn.Module, choice: BatchNorm, replacements: dict[nn.Module, nn.Module]) -> list[str]:
-    messages = []
-    for name, module in model.named_modules():
-        if not isinstance(module, _BatchNorm):
-            continue
-        if choice == "refuse":
-            raise InputError(
-                f"module {name!r}: {type(module).__name__} keeps running statistics, which neither average over "
-                "clients nor train on every engine; replace it with GroupNorm, or convert with batchnorm='group'"
-            )
-        replacements[module] = norm = group_norm_like(module)
-        groups = f"{norm.num_groups} group{'s' if norm.num_groups > 1 else ''}"
-        messages.append(
-            f"{name}: {type(module).__name__} replaced by GroupNorm with {groups}, running statistics dropped"
-        )
-    return messages
 
 
 def _substitute(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:

@@ -12,9 +12,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from fedpara_edge.errors import InputError
 from fedpara_edge.factors.compose import factor_role
 from fedpara_edge.factors.layout import FACTORS, LayerSpec, Layout, Operator, Part, Role, TensorSpec
+from fedpara_edge.nn.batchnorm import BatchStatisticsNorm, FixedNorm
 from fedpara_edge.nn.layers import FactoredLayer
 
-NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, _NormBase)
+NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, _NormBase, FixedNorm, BatchStatisticsNorm)
 DTYPES = frozenset(("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"))
 
 

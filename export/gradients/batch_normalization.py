@@ -1,0 +1,77 @@
+"""Batch normalization and its gradients, lowered to the fewest passes over the activations.
+
+With x as [N, C, pixels], c = x - mean and y = c · inverse, where mean and variance are those of a channel over the
+whole batch: means over the pixels first, which are contiguous and fast, then over the examples.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+from onnx import NodeProto, TensorProto
+
+from export.gradients.builder import Graph, attributes
+from export.gradients.normalization import is_constant
+from export.gradients.rules import Gradients, rule
+
+
+def forward(graph: Graph, node: NodeProto) -> None:
+    """Append a BatchNormalization in training mode, with its output under the same name."""
+    (x, scale, shift), y = node.input[:3], node.output[0]
+    flat = _by_channel(graph, x, x)
+    mean = _mean(graph, flat)
+    centred = graph.define(f"{y}.centred", "Sub", flat, _column(graph, mean))
+    variance = graph.define(f"{y}.variance", "Identity", _mean(graph, graph.op("Mul", centred, centred)))
+    raised = graph.op("Add", variance, graph.scalar(attributes(node).get("epsilon", 1e-5)))
+    inverse = graph.define(f"{y}.inverse", "Reciprocal", graph.op("Sqrt", raised))
+    slope = inverse if is_constant(graph, scale, 1) else graph.op("Mul", inverse, scale)
+    slope = graph.define(f"{y}.slope", "Identity", _column(graph, slope))
+    result = graph.op("Mul", centred, slope)
+    if not is_constant(graph, shift, 0):
+        result = graph.op("Add", result, _column(graph, shift))
+    static = graph.sizes(x, "pixels of a BatchNormalization")
+    graph.define(y, "Reshape", result, graph.ints(-1, *static))
+
+
+@rule("BatchNormalization")
+def batch_normalization(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
+    """Gradient of x: (g - mean(g) - c · inverse² mean(g c)) · slope."""
+    gradient, (x, scale, shift), y = gradients[0], node.input[:3], node.output[0]
+    if not attributes(node).get("training_mode", 0):
+        raise NotImplementedError("a BatchNormalization by running statistics")
+    assert gradient is not None
+    g, c, inverse = _by_channel(graph, gradient, x), f"{y}.centred", f"{y}.inverse"
+    drift, share = _mean(graph, g), _mean(graph, graph.op("Mul", g, c))
+    grad_x = grad_scale = grad_shift = None
+    if scale in graph.wanted or shift in graph.wanted:
+        count = values_per_channel(graph, x)
+        grad_shift = graph.op("Mul", drift, count)
+        grad_scale = graph.op("Mul", graph.op("Mul", share, inverse), count)
+    if x in graph.wanted:
+        pull = graph.op("Mul", share, graph.op("Mul", inverse, inverse))
+        rest = graph.op("Sub", graph.op("Sub", g, graph.op("Mul", c, _column(graph, pull))), _column(graph, drift))
+        grad_x = graph.reshape_like(graph.op("Mul", rest, f"{y}.slope"), x)
+    return [grad_x, grad_scale, grad_shift]
+
+
+def values_per_channel(graph: Graph, x: str) -> str:
+    """Number of values of a channel in the batch, float32 []."""
+    channels = graph.sizes(x, "channels of a BatchNormalization")[0]
+    size = graph.op("Cast", graph.op("Size", x), to=TensorProto.FLOAT)
+    return graph.op("Mul", size, graph.scalar(1 / channels))
+
+
+def _by_channel(graph: Graph, value: str, like: str) -> str:
+    """A value in the shape of `like` as [N, C, pixels]."""
+    channels, *pixels = graph.sizes(like, "pixels of a BatchNormalization")
+    return graph.op("Reshape", value, graph.ints(-1, channels, prod(pixels)))
+
+
+def _mean(graph: Graph, value: str) -> str:
+    """Mean [C] of a value [N, C, pixels]."""
+    of_examples = graph.op("ReduceMean", value, graph.ints(2), keepdims=0)
+    return graph.op("ReduceMean", of_examples, graph.ints(0), keepdims=0)
+
+
+def _column(graph: Graph, value: str) -> str:
+    return graph.op("Unsqueeze", value, graph.ints(1))
