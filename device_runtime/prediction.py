@@ -39,7 +39,7 @@ class Predictor:
     def __init__(self, path: Path, *, threads: int | None = None) -> None:
         if threads is not None and not 1 <= threads <= MAX_THREADS:
             raise InputError(f"expected an integer from 1 to {MAX_THREADS}, found {threads}", key="threads")
-        self.spec = read_folded(path)
+        self.spec, content = read_folded(path)
         self._path = path
         try:
             from device_runtime.engines.ort import ERRORS, InferenceSession, remedy_for, session_options
@@ -49,7 +49,7 @@ class Predictor:
         self._errors, self._remedy_for = ERRORS, remedy_for
         try:
             options = session_options(threads, constant_weights=True)
-            self._session = InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except ERRORS as error:
             raise InputError(
                 f"{path}: expected a model that onnxruntime loads, found {_line(error)}; fold it again"

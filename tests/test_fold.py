@@ -331,7 +331,7 @@ def test_personal_tensors(tmp_path: Path) -> None:
         model[0].x2.mul_(2)
         model[0].y2.mul_(2)
     assert relative_error(run(tmp_path / "own.onnx", x), model(torch.from_numpy(x)).detach().numpy()) <= TOLERANCE
-    assert [read_folded(tmp_path / name).personal for name in ("initial.onnx", "own.onnx")] == [False, True]
+    assert [read_folded(tmp_path / name)[0].personal for name in ("initial.onnx", "own.onnx")] == [False, True]
 
 
 @pytest.fixture(scope="module")
@@ -391,7 +391,7 @@ def test_precisions_keep_the_accuracy(
     assert_plain(path)
     arrays = initializers(path)
     assert {name: arrays[name].dtype for name in kept} == dict.fromkeys(kept, np.dtype(dtype))
-    assert (read_folded(path).precision, read_folded(path).round) == (precision, 1)
+    assert (read_folded(path)[0].precision, read_folded(path)[0].round) == (precision, 1)
     x, y = data.rows(np.arange(data.examples))
     outputs = run(path, x)
     assert (outputs.dtype, outputs.shape) == (np.float32, (600, 10))

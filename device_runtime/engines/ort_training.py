@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -29,6 +30,7 @@ except ImportError as error:
     message = "the installed onnxruntime cannot train; pip uninstall it first"
     raise ImportError(message, name="onnxruntime") from error
 
+_GRAPHS = ("training_model.onnx", "eval_model.onnx")
 _CPU = native.OrtDevice(native.OrtDevice.cpu(), native.OrtDevice.default_memory(), 0)
 _PIECE = 1 << 15  # entries; the at most 4 vectors that the optimizer needs of a piece fit in a cache of 512 KiB
 
@@ -55,7 +57,10 @@ class OrtTraining:
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
         self.bundle = bundle
         self._tensors = bundle.manifest.layout.with_role("shared", "personal")
-        self._train_model, self._eval_model = (bundle.file(f"{name}_model.onnx") for name in ("training", "eval"))
+        self._train_model, self._eval_model = (bundle.file(name) for name in _GRAPHS)
+        for name in _GRAPHS:
+            bundle.read_graph(name)  # as a check only: the runtime reads the file itself
+        _refuse_more_checkpoint(bundle)
         try:
             self._checkpoint = load_checkpoint(
                 str(bundle.file("checkpoint"))
@@ -153,6 +158,13 @@ class OrtTraining:
         return {
             tensor.name: data.reshape(tensor.shape) for tensor, data in zip(self._tensors, self._whole, strict=True)
         }
+
+
+def _refuse_more_checkpoint(bundle: Bundle) -> None:
+    """Refuse a second file of the checkpoint, which a checkpoint may name, and which we never write."""
+    more = bundle.file("checkpoint.data")
+    if os.path.lexists(more):
+        raise WrongBundleError(f"{more}: expected no such file in a bundle, found one; copy the whole bundle again")
 
 
 def _view(value: Any) -> Vector:

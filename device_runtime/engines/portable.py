@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -122,7 +121,7 @@ class Portable:
 
     def _open(self, name: str) -> _Graph:
         manifest = self.bundle.manifest
-        return _Graph(self.bundle.file(name), (manifest.input.name, manifest.label.name), self._threads)
+        return _Graph(self.bundle, name, (manifest.input.name, manifest.label.name), self._threads)
 
 
 def _fresh_state(optimizer: Mapping[str, Any], weights: Vector) -> dict[str, NDArray[np.float32]]:
@@ -135,14 +134,15 @@ def _fresh_state(optimizer: Mapping[str, Any], weights: Vector) -> dict[str, NDA
 class _Graph:
     """A graph in a session of its own."""
 
-    def __init__(self, path: Path, batch: tuple[str, str], threads: int | None) -> None:
-        self._path, self._batch = path, batch
+    def __init__(self, bundle: Bundle, name: str, batch: tuple[str, str], threads: int | None) -> None:
+        self._path, self._batch = bundle.file(name), batch
+        content = bundle.read_graph(name)
         options = session_options(threads)
         options.enable_mem_pattern = (
             False  # saves no time here, and its single large block takes up to a third more memory
         )
         try:
-            self._session = InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except ERRORS as error:
             raise self.wrong("a graph that onnxruntime loads", message_of(error)) from error
 

@@ -42,7 +42,7 @@ def inference_graph(bundle: Bundle, tensors: Mapping[str, NDArray[Any]]) -> onnx
     source = next((name for name in SOURCES if name in manifest.files), None)
     if source is None:
         raise InputError(f"{bundle.path}: expected {' or '.join(SOURCES)}, found neither; export the bundle again")
-    model = onnx.load(bundle.file(source))
+    model = onnx.load_from_string(bundle.read_graph(source))
     graph = model.graph
     trained = manifest.layout.with_role("shared", "personal")
     values = _pieces(graph, trained) if source == EVAL_STEP else {tensor.name: tensor.name for tensor in trained}

@@ -95,7 +95,7 @@ def _in_counting_order(path: Path) -> list[tuple[int, str]]:
 
 
 def _folded(path: Path) -> dict[str, Any]:
-    spec = read_folded(path)
+    spec, _ = read_folded(path)
     arrays = {"input": vars(spec.input), "label": vars(spec.label), "output": vars(spec.output)}
     return {"path": str(path), "format": FOLDED_FORMAT, **vars(spec), **arrays, "bytes": path.stat().st_size}
 

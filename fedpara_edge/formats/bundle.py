@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 
 from fedpara_edge.errors import InputError, WrongBundleError
 from fedpara_edge.factors.layout import Layout
+from fedpara_edge.formats.graphfile import read_graph
 from fedpara_edge.storage.atomic import sha256_of
 from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
 from fedpara_edge.storage.tensortable import strict_json
@@ -160,6 +161,22 @@ class Bundle:
     def file(self, name: str) -> Path:
         """Path of a file of the bundle."""
         return self.path / name
+
+    def read_graph(self, name: str) -> bytes:
+        """Content of a graph file of the bundle, from which nothing reaches beyond it (`graphfile`).
+
+        Raises:
+            WrongBundleError: The file can't be read, or has something that no release of this project writes.
+        """
+        path = self.file(name)
+        try:
+            return read_graph(path, training=name in ORT_TRAINING_FILES)
+        except OSError as error:
+            raise WrongBundleError(f"{path}: expected a graph, found {error.strerror}; {REMEDY}") from error
+        except ValueError as error:
+            raise WrongBundleError(
+                f"{path}: expected a self-contained graph, found {error}; {REMEDY}, from a source you trust"
+            ) from error
 
     def read_initial_personal(self) -> dict[str, NDArray[Any]]:
         """Initial personal tensors, by name; none if the model has no personal tensors.
