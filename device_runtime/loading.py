@@ -32,27 +32,10 @@ def load_weights(engine: Engine, path: Path, *, state: Path | None = None) -> We
         InputError: The weights or the state folder is missing, or the state is damaged.
         WrongBundleError: The weights are damaged, hold NaN or Inf, or belong to another bundle; or the state does.
     """
-    weights = read_weights_of(engine.bundle, path)
+    weights = read_weights(path, engine.bundle)
     engine.load(weights.tensors)
     if state is not None:
         engine.load(read_personal(engine.bundle, state))
-    return weights
-
-
-def read_weights_of(bundle: Bundle, path: Path) -> Weights:
-    """Read a weights file that must belong to a bundle.
-
-    Raises:
-        InputError: The weights are missing.
-        WrongBundleError: The weights are damaged, hold NaN or Inf, or belong to another bundle.
-    """
-    weights = read_weights(path)
-    expected = bundle.manifest.fingerprint
-    if weights.fingerprint != expected or weights.layout.shared != bundle.manifest.layout.shared:
-        raise WrongBundleError(
-            f"{path}: expected weights of bundle {expected[:12]}…, found those of {weights.fingerprint[:12]}…; "
-            f"use weights that were exported or aggregated with {bundle.path}"
-        )
     return weights
 
 

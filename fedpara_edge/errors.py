@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 
 class FedparaError(Exception):
@@ -150,6 +150,8 @@ class BusyError(FedparaError):
     code = "busy"
 
 
+AnyError = TypeVar("AnyError", bound=FedparaError)
+
 INTERRUPTED = 130
 """Exit code after Ctrl-C or SIGTERM."""
 
@@ -170,6 +172,12 @@ EXIT_CODES: Mapping[int, str] = {
     INTERRUPTED: "interrupted",
 }
 """Meaning of every exit code of the command line."""
+
+
+def detached(error: AnyError) -> AnyError:
+    """An error to keep: without the frames and causes that hold in memory what was being read when it was raised."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def brief(value: Any, *, max_length: int = 60) -> str:

@@ -43,7 +43,7 @@ from fedpara_edge.formats.bundle import WEIGHTS, Bundle, open_bundle
 from fedpara_edge.formats.change import apply_change
 from fedpara_edge.formats.recipe import ExportConfig
 from fedpara_edge.formats.serverstate import ServerState, read_server_state, state_path, write_server_state
-from fedpara_edge.formats.update import Update
+from fedpara_edge.formats.update import open_update
 from fedpara_edge.formats.weights import Weights, read_weights, write_weights
 from fedpara_edge.options import typed
 
@@ -354,7 +354,7 @@ def test_the_first_round_of_scaffold_is_fedavg(engine: str, small_bundle: SmallB
     for name, tensor in plain.weights.tensors.items():
         np.testing.assert_array_equal(scaffold.weights.tensors[name], tensor)
     for path in updates["fedavg"]:
-        update = Update(path, base)
+        update = open_update(path, base)
         update.close()
         assert update.header.metrics.keys() == {"loss", "first_epoch_loss"}
 
@@ -447,7 +447,7 @@ def test_personal_tensors_are_pulled_nowhere(engine: str, small_bundle: SmallBun
         federation = Federation(tmp_path / local.name, small_bundle(), engine, local, FedAvgServer())
         config = replace(CONFIG, epochs=1, batch_size=32, schedule="constant", lr_decay=1.0)
         base = read_weights(federation.weights)
-        update = Update(federation.train(1, config), base)
+        update = open_update(federation.train(1, config), base)
         change = np.empty(base.layout.shared_parameters, np.float32)
         update.decoder.decode(0, change)
         update.close()
@@ -529,7 +529,7 @@ def test_no_personal_tensor_is_in_an_update(
         assert moment["personal"].keys() == names
         for group, tensors in moment.items():
             assert all(needle not in content for needle in bytes_of(tensors)), group
-    update = Update(federation.folder / "1-1.safetensors", read_weights(federation.weights))
+    update = open_update(federation.folder / "1-1.safetensors", read_weights(federation.weights))
     update.close()
     trained = {tensor.name for tensor in bundle.manifest.layout.with_role("shared", "personal")}
     assert set(update.file.entries) == trained - names

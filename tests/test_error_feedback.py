@@ -17,7 +17,7 @@ from device_runtime.epochs import take_steps
 from device_runtime.state import open_state
 from fedpara_edge.codecs import find_encoder
 from fedpara_edge.formats.bundle import Bundle, open_bundle
-from fedpara_edge.formats.update import Update
+from fedpara_edge.formats.update import open_update
 from fedpara_edge.formats.weights import Weights, read_weights, write_weights
 
 CONFIG = TrainConfig(epochs=2, batch_size=5, lr=0.2, seed=7, save_steps=3)
@@ -81,7 +81,7 @@ class Rounds:
         engine = SoftmaxRegression(self.bundle)
         engine.load(self.weights.tensors)
         list(take_steps(engine, self.dataset, CONFIG, round=self.weights.round))
-        update = Update(path, self.weights)
+        update = open_update(path, self.weights)
         flat = np.empty(sum(tensor.size for tensor in self.weights.tensors.values()), np.float32)
         update.decoder.decode(0, flat)
         update.close()

@@ -19,7 +19,7 @@ from device_runtime.state import open_state
 from fedpara_edge.codecs import find_encoder
 from fedpara_edge.errors import BusyError, FedparaError, InputError, WrongBundleError
 from fedpara_edge.formats.bundle import WEIGHTS, open_bundle
-from fedpara_edge.formats.update import Update
+from fedpara_edge.formats.update import open_update
 from fedpara_edge.formats.weights import read_weights, write_weights
 from fedpara_edge.storage.tensorfile import TensorFile
 
@@ -97,7 +97,7 @@ def test_the_update_is_what_the_engine_learned(inputs, tmp_path):
     engine = SoftmaxRegression(device.bundle)
     steps = list(take_steps(engine, device.dataset, CONFIG))
     base = read_weights(device.weights)
-    update = Update(device.output, base)
+    update = open_update(device.output, base)
     change = np.empty(12, np.float32)
     update.decoder.decode(0, change)
     update.close()

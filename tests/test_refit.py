@@ -12,7 +12,7 @@ from fedpara_edge.codecs.codec import in_order
 from fedpara_edge.factors.compose import compose, factor_shapes
 from fedpara_edge.factors.layout import LayerSpec
 from fedpara_edge.factors.linearization import Factors, Linearization
-from fedpara_edge.formats.update import Update
+from fedpara_edge.formats.update import Update, open_update
 from fedpara_edge.formats.weights import Weights
 
 LAYERS = {
@@ -92,7 +92,7 @@ def weights(tmp_path: Path) -> Weights:
 
 
 def opened(folder: Path, weights: Weights, clients: str, **options: object) -> list[Update]:
-    updates = [Update(small_round.send(folder, weights, client, **options), weights) for client in clients]  # type: ignore[arg-type]
+    updates = [open_update(small_round.send(folder, weights, client, **options), weights) for client in clients]  # type: ignore[arg-type]
     for update in updates:
         update.close()
     return updates

@@ -13,7 +13,7 @@ from fedpara_edge.codecs.codec import chunks
 from fedpara_edge.codecs.float32 import Float32
 from fedpara_edge.errors import FedparaError, InputError, InvalidUpdateError, WrongBundleError
 from fedpara_edge.factors.layout import Layout
-from fedpara_edge.formats.update import Update, UpdateHeader, write_update
+from fedpara_edge.formats.update import UpdateHeader, open_update, write_update
 from fedpara_edge.formats.weights import Weights
 
 GOLDEN = (
@@ -32,7 +32,7 @@ def weights(tmp_path: Path) -> Weights:
 
 def refused(path: Path, weights: Weights, code: str, kind: type[FedparaError] = InvalidUpdateError) -> str:
     with pytest.raises(kind) as caught:
-        Update(path, weights)
+        open_update(path, weights)
     assert caught.value.code == code
     message = str(caught.value)
     assert message.startswith(f"{path}: ")
@@ -42,7 +42,7 @@ def refused(path: Path, weights: Weights, code: str, kind: type[FedparaError] = 
 
 
 def decoded(path: Path, weights: Weights) -> np.ndarray:
-    update = Update(path, weights)
+    update = open_update(path, weights)
     change = np.empty(weights.layout.shared_parameters, np.float32)
     for start, stop in chunks(len(change)):
         update.decoder.decode(start, change[start:stop])
@@ -65,7 +65,7 @@ def test_golden_bytes(tmp_path: Path) -> None:
 def test_what_is_written_is_read(tmp_path: Path, weights: Weights) -> None:
     change = small_round.random_tensors(weights.layout, 9)
     path = small_round.send(tmp_path, weights, "phone 7é", change=change, examples=1 << 40)
-    update = Update(path, weights)
+    update = open_update(path, weights)
     assert update.header == small_round.header(weights, "phone 7é", examples=1 << 40)
     assert update.path == path
     update.close()
@@ -165,7 +165,7 @@ def test_a_missing_codec_is_unknown(tmp_path: Path, weights: Weights) -> None:
         ({"fingerprint": "\x1b[2J\n"}, "wrong_fingerprint"),
         ({"round": 2}, "wrong_round"),
         ({"base": "0"}, "wrong_base"),
-        ({"base": "\ud800" * 100_000}, "wrong_base"),
+        ({"base": "\ud800" * 1_000}, "wrong_base"),
     ],
 )
 def test_an_update_of_something_else(tmp_path: Path, weights: Weights, changed: dict[str, Any], code: str) -> None:
@@ -219,7 +219,7 @@ def test_truncated_at_every_byte(tmp_path: Path) -> None:
 
 def test_a_closed_update_goes_on_where_it_was(tmp_path: Path, weights: Weights) -> None:
     path = small_round.send(tmp_path, weights, "a")
-    update = Update(path, weights)
+    update = open_update(path, weights)
     update.close()
     update.reopen()
     update.decoder.decode(0, np.empty(3, np.float32))

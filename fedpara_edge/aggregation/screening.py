@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fedpara_edge.algorithms import ServerAlgorithm
-from fedpara_edge.errors import FedparaError, InputError, InvalidUpdateError, WrongBundleError
-from fedpara_edge.formats.update import FORMAT, Update, is_valid_client_name
+from fedpara_edge.errors import FedparaError, InputError, InvalidUpdateError, WrongBundleError, detached
+from fedpara_edge.formats.update import Update, is_valid_client_name, open_update_file
 from fedpara_edge.formats.weights import Weights
 from fedpara_edge.storage.atomic import sha256_of
 from fedpara_edge.storage.tensorfile import TensorFile
@@ -26,12 +26,16 @@ class Rejected:
     Args:
         path: Update file.
         client: Name of the client as the file states it; None if that can't be read.
-        error: Reason; `fedpara_edge.errors` lists the codes.
+        error: Reason; `fedpara_edge.errors` lists the codes. It is kept for as long as the round lasts, and so it is
+            detached.
     """
 
     path: Path
     client: str | None
     error: FedparaError
+
+    def __post_init__(self) -> None:
+        detached(self.error)
 
     @property
     def code(self) -> str:
@@ -62,13 +66,11 @@ def screen(paths: Iterable[Path], weights: Weights, algorithm: ServerAlgorithm) 
     by_client: dict[str, list[Update]] = {}
     rejected = []
     for path in sorted(paths, key=str):
-        try:
-            update = _open(path, weights, algorithm)
-        except (InvalidUpdateError, WrongBundleError) as error:
-            rejected.append(Rejected(path, _stated_client(path), error))
+        found = _open(path, weights, algorithm)
+        if isinstance(found, Rejected):
+            rejected.append(found)
         else:
-            update.close()
-            by_client.setdefault(update.header.client, []).append(update)
+            by_client.setdefault(found.header.client, []).append(found)
     admitted = []
     for updates in by_client.values():
         one, others = _one_of(updates)
@@ -77,14 +79,25 @@ def screen(paths: Iterable[Path], weights: Weights, algorithm: ServerAlgorithm) 
     return sorted(admitted, key=lambda update: update.header.client), rejected
 
 
-def _open(path: Path, weights: Weights, algorithm: ServerAlgorithm) -> Update:
-    update = Update(path, weights)
+def _open(path: Path, weights: Weights, algorithm: ServerAlgorithm) -> Update | Rejected:
+    """The update in a file, closed again, or why it is refused."""
+    client = None
+    try:
+        file = open_update_file(path, weights)
+        client = _stated_client(file)
+        update = Update(file, weights)
+        update.close()
+        _check_metrics(update, algorithm)
+    except (InvalidUpdateError, WrongBundleError) as error:
+        return Rejected(path, client, error)
+    return update
+
+
+def _check_metrics(update: Update, algorithm: ServerAlgorithm) -> None:
     try:
         algorithm.check_metrics(update.header.metrics)
     except InvalidUpdateError as error:
-        update.close()
-        raise InvalidUpdateError(f"{path}: {error}", code=error.code) from error
-    return update
+        raise InvalidUpdateError(f"{update.path}: {error}", code=error.code) from error
 
 
 def _one_of(updates: Sequence[Update]) -> tuple[list[Update], list[Rejected]]:
@@ -112,10 +125,6 @@ def _reject(update: Update, message: str, code: str) -> Rejected:
     return Rejected(update.path, update.header.client, InvalidUpdateError(message, code=code))
 
 
-def _stated_client(path: Path) -> str | None:
-    try:
-        with TensorFile(path, format=FORMAT, error=InvalidUpdateError) as file:
-            client = file.header.get("client")
-    except InvalidUpdateError:
-        return None
+def _stated_client(file: TensorFile) -> str | None:
+    client = file.header.get("client")
     return client if isinstance(client, str) and is_valid_client_name(client) else None

@@ -44,16 +44,17 @@ def command(
     require("fold")
     import device_runtime.engines.ort  # noqa: F401  # first, so that onnxruntime does not bring in torch
     from device_runtime.data import open_data
-    from device_runtime.loading import read_personal, read_weights_of
+    from device_runtime.loading import read_personal
     from export.folding.fold import fold
     from fedpara_edge.formats.bundle import WEIGHTS, open_bundle
+    from fedpara_edge.formats.weights import read_weights
     from fedpara_edge.storage.atomic import check_output
 
     check_output(output, overwrite=overwrite)
     opened = open_bundle(bundle)
     folding = fold(
         opened,
-        read_weights_of(opened, weights or opened.file(WEIGHTS)),
+        read_weights(weights or opened.file(WEIGHTS), opened),
         output,
         personal=None if state is None else read_personal(opened, state),
         precision=precision,

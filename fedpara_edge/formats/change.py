@@ -31,6 +31,7 @@ from fedpara_edge.codecs import open_codec
 from fedpara_edge.codecs.codec import Encoder, flatten, in_order, name_at, unflatten
 from fedpara_edge.codecs.decoding import decode_all
 from fedpara_edge.errors import DivergedError, InputError, InvalidUpdateError, WrongBundleError, brief, brief_text
+from fedpara_edge.formats.tables import max_table_bytes
 from fedpara_edge.formats.weights import Weights
 from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
 
@@ -129,7 +130,8 @@ def apply_change(weights: Weights, path: Path | str) -> Weights:
         InputError: The codec needs a package that is missing.
     """
     path = Path(path)
-    with TensorFile(path, format=FORMAT, error=InvalidUpdateError, remedy=REMEDY) as file:
+    limit = max_table_bytes(weights.layout)
+    with TensorFile(path, format=FORMAT, error=InvalidUpdateError, remedy=REMEDY, max_table_bytes=limit) as file:
         round_, result = _check_header(file.header, weights, path)
         tensors = in_order(weights.layout.shared)
         change = decode_all(open_codec(file, tensors), weights.layout.shared_parameters)

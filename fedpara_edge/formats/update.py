@@ -10,9 +10,10 @@ Format `fedpara-edge/update`, version 1 (container: `storage.tensorfile`). Heade
     examples      number of local training examples, its weight in the mean; positive
     steps         optimizer steps taken; positive
     codec         {"name", "version", …}: how the change is stored (`codecs`), with the settings of that codec
-    metrics       measured on the device, e.g. {"loss": 0.41}; at most 64 finite numbers
+    metrics       measured on the device, e.g. {"loss": 0.41}; at most 64 finite numbers, with names of at most 100
+                  characters
 
-and the arrays the codec stores. A composed weight, a personal tensor or a training example is never in it.
+no others, and the arrays the codec stores. A composed weight, a personal tensor or a training example is never in it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from fedpara_edge.codecs import open_codec
 from fedpara_edge.codecs.codec import Encoder, flatten, in_order, unflatten
 from fedpara_edge.errors import InvalidUpdateError, WrongBundleError, brief, brief_text
 from fedpara_edge.factors.layout import Layout
+from fedpara_edge.formats.tables import max_table_bytes
 from fedpara_edge.formats.weights import Weights
 from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
 
@@ -38,7 +40,7 @@ REMEDY = "send it again"
 """Remedy for a damaged update, for the device."""
 MAX_EXAMPLES = 1 << 40
 MAX_CLIENT_CHARACTERS = 200
-MAX_METRICS = 64
+MAX_METRICS, MAX_METRIC_CHARACTERS = 64, 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,12 @@ class UpdateHeader:
                 f"metrics: expected at most {MAX_METRICS}, found {len(self.metrics)}", code="header"
             )
         for name, value in self.metrics.items():
+            if len(name) > MAX_METRIC_CHARACTERS:
+                raise InvalidUpdateError(
+                    f"metric {brief(name)}: expected a name of at most {MAX_METRIC_CHARACTERS} characters, found one "
+                    f"of {len(name)}",
+                    code="header",
+                )
             # Compared, not converted: an integer from JSON can be too large for a float.
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not abs(value) <= sys.float_info.max:
@@ -135,11 +143,32 @@ def write_update(
     return unflatten(tensors, encoded.decoded)
 
 
+def open_update(path: Path, weights: Weights) -> Update:
+    """Open an update file and check it in all but its values against the weights that it changes.
+
+    Raises:
+        InvalidUpdateError: The file is missing, truncated or not ours, its codec is unknown, or a tensor or field does
+            not fit.
+        WrongBundleError: The update was trained with another bundle, in another round or from other weights.
+    """
+    return Update(open_update_file(path, weights), weights)
+
+
+def open_update_file(path: Path, weights: Weights) -> TensorFile:
+    """Container of an update of some weights, whose header was read and nothing of it checked yet.
+
+    Raises:
+        InvalidUpdateError: The file is missing, truncated or not ours.
+    """
+    limit = max_table_bytes(weights.layout)
+    return TensorFile(path, format=FORMAT, error=InvalidUpdateError, remedy=REMEDY, max_table_bytes=limit)
+
+
 class Update:
     """An open update file, checked in all but its values against the weights that it changes.
 
     Args:
-        path: File to open.
+        file: Open container, which is closed if anything is wrong.
         weights: Weights from which the update must have been trained.
 
     Attributes:
@@ -148,13 +177,12 @@ class Update:
         decoder: Decoder of the change.
 
     Raises:
-        InvalidUpdateError: The file is missing, truncated or not ours, its codec is unknown, or a tensor or field does
-            not fit.
+        InvalidUpdateError: The codec is unknown, or a tensor or field does not fit.
         WrongBundleError: The update was trained with another bundle, in another round or from other weights.
     """
 
-    def __init__(self, path: Path, weights: Weights) -> None:
-        self.file = TensorFile(path, format=FORMAT, error=InvalidUpdateError, remedy=REMEDY)
+    def __init__(self, file: TensorFile, weights: Weights) -> None:
+        self.file = file
         try:
             self.header = _header_of(self.file)
             self._check_base(weights)
@@ -198,6 +226,12 @@ def _header_of(file: TensorFile) -> UpdateHeader:
     if missing:
         raise InvalidUpdateError(
             f"{file.path}: expected the header fields {', '.join(missing)}, found none; {REMEDY}", code="header"
+        )
+    unknown = file.header.keys() - {*names, "format", "version", "codec"}
+    if unknown:
+        raise InvalidUpdateError(
+            f"{file.path}: expected only header fields of version 1, found {brief(min(unknown))} besides; {REMEDY}",
+            code="header",
         )
     try:
         return UpdateHeader(**{name: file.header[name] for name in names})

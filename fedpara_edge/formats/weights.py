@@ -35,7 +35,10 @@ from fedpara_edge.codecs.decoding import decode_all
 from fedpara_edge.codecs.float32 import Float32
 from fedpara_edge.errors import FedparaError, InputError, InvalidUpdateError, WrongBundleError, brief, brief_text
 from fedpara_edge.factors.layout import Layout
+from fedpara_edge.formats.bundle import Bundle
+from fedpara_edge.formats.tables import max_table_bytes
 from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
+from fedpara_edge.storage.tensortable import MAX_TABLE_BYTES
 
 FORMAT = "fedpara-edge/weights"
 MAX_ROUND = 1 << 40
@@ -107,16 +110,21 @@ def write_weights(path: Path | str, weights: Weights, encoder: Encoder | None = 
     return replace(weights, tensors=unflatten(tensors, encoded.decoded))
 
 
-def read_weights(path: Path | str) -> Weights:
+def read_weights(path: Path | str, bundle: Bundle | None = None) -> Weights:
     """Read and verify a weights file.
 
+    Args:
+        path: Weights file.
+        bundle: Bundle that the weights must belong to, which bounds what is read; None for any.
+
     Raises:
-        WrongBundleError: The file is damaged or of another format, its tensors do not fit its own layout, or a value is
-            not finite.
+        WrongBundleError: The file is damaged or of another format, belongs to another bundle, its tensors do not fit
+            its own layout, or a value is not finite.
         InputError: The file is missing, or its codec needs a package that is.
     """
     path = Path(path)
-    with TensorFile(path, format=FORMAT, error=WrongBundleError, remedy=REMEDY) as file:
+    limit = MAX_TABLE_BYTES if bundle is None else max_table_bytes(bundle.manifest.layout)
+    with TensorFile(path, format=FORMAT, error=WrongBundleError, remedy=REMEDY, max_table_bytes=limit) as file:
         try:
             layout = Layout.from_json(file.header["layout"])
             fingerprint, number = _identity(file.header)
@@ -125,6 +133,8 @@ def read_weights(path: Path | str) -> Weights:
             raise WrongBundleError(
                 f"{path}: expected the header of a weights file, found {brief_text(fault, max_length=200)}; {REMEDY}"
             ) from error
+        if bundle is not None:
+            _check_bundle(path, fingerprint, layout, bundle)
         tensors = in_order(layout.shared)
         entries = sum(tensor.size for tensor in tensors)
         if entries > MAX_ENTRIES_PER_BYTE * file.size_bytes:
@@ -144,6 +154,15 @@ def read_weights(path: Path | str) -> Weights:
             "those of another round"
         )
     return Weights(fingerprint, number, layout, unflatten(tensors, flat))
+
+
+def _check_bundle(path: Path, fingerprint: str, layout: Layout, bundle: Bundle) -> None:
+    expected = bundle.manifest.fingerprint
+    if fingerprint != expected or layout.shared != bundle.manifest.layout.shared:
+        raise WrongBundleError(
+            f"{path}: expected weights of bundle {expected[:12]}…, found those of {fingerprint[:12]}…; "
+            f"use weights that were exported or aggregated with {bundle.path}"
+        )
 
 
 def _identity(header: Mapping[str, Any]) -> tuple[str, int]:

@@ -35,7 +35,14 @@ from safetensors.numpy import save_file
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError, brief_text
 from fedpara_edge.storage.atomic import replacing_file
 from fedpara_edge.storage.filekind import HEAD_BYTES, recognize
-from fedpara_edge.storage.tensortable import TableError, parse_rows, split_metadata, strict_json, table_bytes
+from fedpara_edge.storage.tensortable import (
+    MAX_TABLE_BYTES,
+    TableError,
+    parse_rows,
+    split_metadata,
+    strict_json,
+    table_bytes,
+)
 
 KEY = "fedpara_edge"
 _SHARED_CHARACTERS = 1 << 18
@@ -83,6 +90,7 @@ class TensorFile:
         version: Version of the format that the header must state.
         error: Class of the errors to raise.
         remedy: Remedy for a damaged file, which ends the message.
+        max_table_bytes: Largest table, header included; what is larger is refused unread.
 
     Attributes:
         header: The JSON header.
@@ -104,6 +112,7 @@ class TensorFile:
         version: int = 1,
         error: type[FedparaError],
         remedy: str = "copy it again",
+        max_table_bytes: int = MAX_TABLE_BYTES,
     ) -> None:
         self.path = path
         self.error = error
@@ -114,7 +123,7 @@ class TensorFile:
         try:
             self._stamp = self._current_stamp()
             self.size_bytes = os.fstat(self._file.fileno()).st_size
-            metadata, self.entries = self._read_table()
+            metadata, self.entries = self._read_table(max_table_bytes)
             self.header = self._parse_header(metadata, format, version)
         except BaseException:
             self._file.close()
@@ -214,11 +223,11 @@ class TensorFile:
         except OSError as cause:
             raise self._unreadable(cause) from cause
 
-    def _read_table(self) -> tuple[Mapping[str, str], Mapping[str, Entry]]:
+    def _read_table(self, limit: int) -> tuple[Mapping[str, str], Mapping[str, Entry]]:
         head = np.empty(min(8, self.size_bytes), np.uint8)
         self.read_into(0, head)
         try:
-            text = np.empty(table_bytes(head.tobytes(), self.size_bytes), np.uint8)
+            text = np.empty(table_bytes(head.tobytes(), self.size_bytes, limit=limit), np.uint8)
             self.read_into(8, text)
             self.data_offset = 8 + text.nbytes
             metadata, table = split_metadata(text.tobytes())
@@ -244,6 +253,8 @@ class TensorFile:
 
     def _parse_header(self, metadata: Mapping[str, str], format: str | None, version: int) -> dict[str, Any]:
         try:
+            if len(metadata) != 1:
+                raise ValueError("other metadata than the header")
             header = strict_json(metadata[KEY])
             found, found_version = header["format"], header["version"]
         except (KeyError, TypeError, ValueError) as cause:

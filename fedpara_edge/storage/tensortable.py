@@ -7,7 +7,8 @@ A safetensors file is the length N of its table as a little-endian uint64, the t
 
 with offsets in bytes from the start of the data. This reader is stricter than safetensors 0.8, which accepts repeated
 keys (so that two readers may see two different files in one): no key comes twice, the metadata come first, as
-safetensors writes them, and the tensors lie end to end up to the last byte, without holes or overlap.
+safetensors writes them, and the tensors lie end to end up to the last byte, without holes or overlap. A table
+is at most `MAX_TABLE_BYTES` long and has at most `MAX_VALUES` values.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 MAX_TABLE_BYTES = 16 << 20
+MAX_VALUES = 1 << 18
+"""Bound on the values in a JSON text, each of which may take a hundred times its bytes once it is parsed."""
 MAX_DIMENSIONS = 32
 DTYPES = {
     "F32": "float32",
@@ -69,11 +72,11 @@ class TableError(Exception):
         self.code = code
 
 
-def table_bytes(head: bytes, file_bytes: int) -> int:
+def table_bytes(head: bytes, file_bytes: int, *, limit: int = MAX_TABLE_BYTES) -> int:
     """Length N of the table, from the first 8 bytes of a file of `file_bytes`.
 
     Raises:
-        TableError: The file has no table of that length.
+        TableError: The file has no table of that length, or one of more than `limit` bytes.
 
     >>> table_bytes(b"\\x10" + bytes(7), 100)
     16
@@ -83,6 +86,8 @@ def table_bytes(head: bytes, file_bytes: int) -> int:
     length = int.from_bytes(head, "little")
     if length > MAX_TABLE_BYTES:
         raise TableError("one that does not begin like safetensors")
+    if length > limit:
+        raise TableError(f"a header of {length} bytes where {limit} are enough")
     if 8 + length > file_bytes:
         raise TableError(f"a header of {length} bytes in a file of {file_bytes}", code="truncated")
     return length
@@ -101,6 +106,7 @@ def split_metadata(text: bytes) -> tuple[Mapping[str, str], str]:
         table = text.decode()
         if table.startswith("{") and not table.startswith(_METADATA):
             raise TableError("a header without metadata at its start", code="wrong_format")
+        _check_values(table)
         rest = table.removeprefix(_METADATA).lstrip(" \t\r\n")
         metadata, end = _DECODER.raw_decode(rest)
     except (ValueError, RecursionError) as error:
@@ -143,15 +149,22 @@ def parse_rows(table: str, data_bytes: int) -> tuple[Row, ...]:
 
 
 def strict_json(text: str) -> Any:
-    """Value of a JSON text without repeated keys, NaN or Infinity.
+    """Value of a JSON text without repeated keys, NaN or Infinity, and of at most some `MAX_VALUES` values.
 
     Raises:
         ValueError: The text is something else.
     """
+    _check_values(text)
     try:
         return _DECODER.decode(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def _check_values(text: str) -> None:
+    """Bound what a JSON text costs to parse, by the characters that begin a value; those in strings count as well."""
+    if sum(map(text.count, ",[{")) > MAX_VALUES:
+        raise ValueError(f"JSON of more than {MAX_VALUES} values")
 
 
 def _row(name: str, entry: Any) -> Row:

@@ -1,0 +1,19 @@
+"""Bounds on the tables of files that anyone may have written, from the layout of the model that they are for."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+
+from fedpara_edge.factors.layout import Layout
+
+_ANY_HEADER_BYTES = 1 << 16  # 64 metrics with long names, and what a codec states, take less
+
+
+@lru_cache(maxsize=8)
+def max_table_bytes(layout: Layout) -> int:
+    """Largest table of a file with the shared tensors of a model, in bytes.
+
+    It leaves room for the layout itself, twice escaped, and a row for each tensor.
+    """
+    return _ANY_HEADER_BYTES + 4 * len(json.dumps(layout.to_json()))
