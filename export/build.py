@@ -12,17 +12,25 @@ from export.verify import Verification
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.formats.recipe import Recipe
-from fedpara_edge.nn import ZOO, ConversionReport, convert, load_model, load_pretrained
+from fedpara_edge.nn import ZOO, ConversionReport, Pretrained, convert, load_model, load_pretrained
 from fedpara_edge.storage.atomic import check_output
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltBundle:
-    """Bundle that was made, with the report on its layers and, by engine, the measured errors against torch."""
+    """Bundle that was made, and what was measured and found on the way.
+
+    Args:
+        bundle: The bundle.
+        report: Report on its layers.
+        verification: Errors against torch, by engine.
+        pretrained: Report on the pretrained weights; None without.
+    """
 
     bundle: Bundle
     report: ConversionReport
     verification: dict[str, Verification]
+    pretrained: Pretrained | None
 
 
 def make_bundle(recipe: Recipe, folder: Path, *, overwrite: bool = False) -> BuiltBundle:
@@ -53,10 +61,12 @@ def make_bundle(recipe: Recipe, folder: Path, *, overwrite: bool = False) -> Bui
     tokens = recipe.tokens
     if zoo and dtype == zoo.input_dtype == "int64" and tokens is None:
         tokens = recipe.classes or zoo.classes
+    loaded = None
     if recipe.pretrained is not None:
-        load_pretrained(dense, recipe.pretrained)
+        loaded = load_pretrained(dense, recipe.pretrained, new_head=recipe.new_head)
     factorization = replace(recipe, exclude=(*recipe.exclude, *(zoo.dense_layers if zoo else ())))
-    converted, report = convert(dense, factorization, pretrained=recipe.pretrained is not None)
+    new = () if loaded is None else loaded.new
+    converted, report = convert(dense, factorization, pretrained=loaded is not None, new=new)
     config = replace(recipe, input_shape=shape, input_dtype=dtype, tokens=tokens)
     bundle, verification = export_bundle(converted, folder, config, overwrite=overwrite)
-    return BuiltBundle(bundle=bundle, report=report, verification=verification)
+    return BuiltBundle(bundle=bundle, report=report, verification=verification, pretrained=loaded)

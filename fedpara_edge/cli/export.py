@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ def command(
             for layer in made.report.layers
         ],
         "messages": list(made.report.messages),
+        "pretrained": None if made.pretrained is None else asdict(made.pretrained),
     }
     verified = [
         f"{output}: {name} verified against torch: loss {errors.loss:.1e}, gradients {errors.gradient:.1e}, "
@@ -71,6 +73,7 @@ def command(
     ]
     text = "\n".join(
         [
+            *([] if made.pretrained is None else [str(made.pretrained)]),
             str(made.report),
             *_positions(made.bundle.manifest),
             *verified,

@@ -10,7 +10,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.factors.layout import Layout, TensorSpec
+from fedpara_edge.factors.layout import Layout
 
 
 def keep_personal(layout: Layout, patterns: Sequence[str]) -> Layout:
@@ -18,19 +18,19 @@ def keep_personal(layout: Layout, patterns: Sequence[str]) -> Layout:
 
     Args:
         layout: Layout of a model.
-        patterns: Patterns of names of tensors, or of the layers that hold them, with `*` for any characters.
+        patterns: Patterns of names of tensors, or of the modules that hold them, with `*` for any characters.
 
     Raises:
         InputError: A pattern matches no trained tensor, or no tensor would travel any more.
     """
     for pattern in patterns:
-        if not any(_matches(tensor, pattern) for tensor in layout.with_role("shared", "personal")):
+        if not any(is_named(tensor.name, pattern) for tensor in layout.with_role("shared", "personal")):
             raise InputError(
                 f"personal: expected patterns of layers or trained tensors, found {pattern!r}, which matches none"
             )
     tensors = tuple(
         replace(tensor, role="personal")
-        if tensor.role == "shared" and any(_matches(tensor, pattern) for pattern in patterns)
+        if tensor.role == "shared" and any(is_named(tensor.name, pattern) for pattern in patterns)
         else tensor
         for tensor in layout.tensors
     )
@@ -40,5 +40,11 @@ def keep_personal(layout: Layout, patterns: Sequence[str]) -> Layout:
     return kept
 
 
-def _matches(tensor: TensorSpec, pattern: str) -> bool:
-    return fnmatchcase(tensor.name, pattern) or fnmatchcase(tensor.layer, pattern)
+def is_named(tensor: str, pattern: str) -> bool:
+    """Whether a pattern is that of a tensor, or of a module that holds it.
+
+    >>> [is_named("body.0.conv.weight", pattern) for pattern in ("*.weight", "body.0.conv", "body", "bod")]
+    [True, True, True, False]
+    """
+    parts = tensor.split(".")
+    return any(fnmatchcase(".".join(parts[:count]), pattern) for count in range(1, len(parts) + 1))

@@ -133,7 +133,8 @@ class Recipe(ExportConfig, Factorization):
     Args:
         name: Model of the zoo, `package.module:factory` or `file.py:factory` (`fedpara_edge.nn.load_model`).
         classes: Number of classes of a zoo model; None for its own.
-        pretrained: State dict, `.safetensors` or `.pt`, that the factors are fitted to.
+        pretrained: State dict or checkpoint, `.safetensors` or of `torch.save`, that the factors are fitted to.
+        new_head: Patterns of the tensors, or of the modules that hold them, that are left as initialized.
 
     Raises:
         InputError: A value is out of its range, or two values don't go together.
@@ -144,7 +145,10 @@ class Recipe(ExportConfig, Factorization):
         None, minimum=1, maximum=MAX_SIZE, unset="its own", help="Number of classes of a zoo model."
     )
     pretrained: Path | None = option(
-        None, metavar="FILE", help="State dict (.safetensors or .pt) that the factors are fitted to."
+        None, metavar="FILE", help="State dict or checkpoint (.safetensors or .pt) that the factors are fitted to."
+    )
+    new_head: tuple[str, ...] = option(
+        (), metavar="PATTERN", help="Layers or tensors that are new, and not taken from the pretrained weights."
     )
 
     def __post_init__(self) -> None:
@@ -153,3 +157,5 @@ class Recipe(ExportConfig, Factorization):
             raise InputError(
                 f"expected composed with pretrained, which factors are fitted to, found {self.init}", key="init"
             )
+        if self.new_head and self.pretrained is None:
+            raise InputError("expected with pretrained, found without; leave it out", key="new_head")

@@ -7,7 +7,7 @@ from fedpara_edge.nn.init import he_std, initialize
 from fedpara_edge.nn.layers import Conv2d, FactoredLayer, Linear
 from fedpara_edge.nn.layout_of import layout_of
 from fedpara_edge.nn.load import load_model
-from fedpara_edge.nn.pretrained import load_pretrained
+from fedpara_edge.nn.pretrained import Pretrained, load_pretrained
 from fedpara_edge.nn.recurrent import GRU, LSTM
 from fedpara_edge.nn.report import ConversionReport, LayerReport
 from fedpara_edge.nn.zoo import ZOO, ZooEntry, char_lstm, cnn, har_transformer, mlp, resnet18, vgg16
@@ -22,6 +22,7 @@ __all__ = [
     "Fit",
     "LayerReport",
     "Linear",
+    "Pretrained",
     "ZooEntry",
     "char_lstm",
     "cnn",

@@ -6,7 +6,7 @@ The given model is not touched: a deep copy is converted and returned, with a re
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import nn
 
@@ -24,7 +24,7 @@ DEFAULT = Factorization()
 
 
 def convert(
-    model: nn.Module, factorization: Factorization = DEFAULT, *, pretrained: bool = False
+    model: nn.Module, factorization: Factorization = DEFAULT, *, pretrained: bool = False, new: Collection[str] = ()
 ) -> tuple[nn.Module, ConversionReport]:
     """Replace `nn.Linear`, `nn.Conv2d`, `nn.LSTM` and `nn.GRU` with factored layers, in a copy of the model.
 
@@ -41,6 +41,7 @@ def convert(
         factorization: Layers to factor, and how.
         pretrained: Whether to fit the factors to the weights and keep the biases, instead of drawing new factors and
             zeroing the biases. The biases of recurrent layers, which torch doesn't start at zero, are kept either way.
+        new: Names of the weights that are not pretrained although the others are, such as those of a new head.
 
     Returns:
         Converted copy, and the report.
@@ -91,7 +92,10 @@ def convert(
     replacements: dict[nn.Module, nn.Module] = {}
     errors: dict[str, float] = {}
     for layer, layer_specs in factored.items():
-        replacements[layer], layer_errors = factored_like(layer, layer_specs, init=init, pretrained=pretrained)
+        is_new = any({spec.name, f"{spec.name}.weight".lstrip(".")} & {*new} for spec in layer_specs.values())
+        replacements[layer], layer_errors = factored_like(
+            layer, layer_specs, init=init, pretrained=pretrained and not is_new
+        )
         errors |= layer_errors
     norms, messages = replace_batchnorms(result, factorization.batchnorm)
     result = _substitute(result, {**replacements, **norms})
