@@ -13,6 +13,7 @@ from device_runtime.engines.protocol import Engine
 from device_runtime.evaluation import Evaluation, evaluate
 from device_runtime.loading import load_weights
 from fedpara_edge.errors import InputError
+from fedpara_edge.metrics import Counts, add_counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +92,14 @@ def overall(evaluations: Sequence[Evaluation]) -> Evaluation:
     examples = sum(evaluation.examples for evaluation in evaluations)
     accuracies = [evaluation.accuracy for evaluation in evaluations if evaluation.accuracy is not None]
     shares = [evaluation.examples / examples for evaluation in evaluations]
+    counts: dict[str, Counts] = {}
+    for evaluation in evaluations:
+        add_counts(counts, evaluation.counts)
     return Evaluation(
         loss=sum(share * evaluation.loss for share, evaluation in zip(shares, evaluations, strict=True)),
         accuracy=sum(s * a for s, a in zip(shares, accuracies, strict=True)) if accuracies else None,
         examples=examples,
+        counts=counts,
     )
 
 

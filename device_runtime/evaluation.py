@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from device_runtime.engines.protocol import Engine
 from device_runtime.loading import load_weights
 from device_runtime.nonfinite import cause_in_evaluation
 from fedpara_edge.errors import DivergedError, InputError
-from fedpara_edge.formats.accuracy import count_correct
+from fedpara_edge.formats.accuracy import count_correct, kind_of
+from fedpara_edge.metrics import COUNTERS, Counts, add_counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +27,19 @@ class Evaluation:
         loss: Mean loss over the examples.
         accuracy: Fraction of the labels that are predicted correctly, in [0, 1]; None for `mse`.
         examples: Number of examples.
+        counts: Counts from which all metrics are computed, by the name of the array of labels.
     """
 
     loss: float
     accuracy: float | None
     examples: int
+    counts: Mapping[str, Counts] = field(default_factory=dict, repr=False, compare=False)
+
+    def metric(self, name: str) -> float | None:
+        """Loss or a metric (`fedpara_edge.metrics`); None where the labels have none of that name."""
+        if name in ("loss", "accuracy"):
+            return float(value) if (value := getattr(self, name)) is not None else None
+        return next((found[name] for each in self.counts.values() if name in (found := each.metrics())), None)
 
 
 def evaluate(
@@ -40,7 +50,7 @@ def evaluate(
     weights: Path | str | None = None,
     state: Path | str | None = None,
 ) -> Evaluation:
-    """Mean loss and accuracy over all rows, each counted once.
+    """Mean loss, accuracy and counts for further metrics over all rows, each counted once.
 
     A class is predicted correctly if its output is the largest along axis 1 (`cross_entropy`), a binary label if the
     output is above 0 exactly where the label is above 1/2 (`bce`).
@@ -64,6 +74,7 @@ def evaluate(
     if batch_size < 1:
         raise InputError(f"expected an integer of at least 1, found {batch_size}", key="batch_size")
     loss_sum, correct, labels, seen = 0.0, 0, 0, 0
+    counts: dict[str, Counts] = {}
     for x, y in ordered_batches(dataset, batch_size):
         loss, outputs = engine.evaluate(x, y)
         if not math.isfinite(loss):
@@ -75,6 +86,7 @@ def evaluate(
         loss_sum += loss * len(x)
         correct += count_correct(dataset.loss, outputs, y)
         labels += y.size
+        add_counts(counts, {dataset.label.name: COUNTERS[kind_of(dataset.loss)](outputs, y)})
         seen += len(x)
     accuracy = None if dataset.loss == "mse" else correct / labels
-    return Evaluation(loss=loss_sum / seen, accuracy=accuracy, examples=seen)
+    return Evaluation(loss=loss_sum / seen, accuracy=accuracy, examples=seen, counts=counts)

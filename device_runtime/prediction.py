@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from device_runtime.data import Dataset, Inputs, check_inputs, open_inputs
 from fedpara_edge.errors import DivergedError, FedparaError, InputError
-from fedpara_edge.formats.accuracy import count_correct, predicted
+from fedpara_edge.formats.accuracy import count_correct, kind_of, predicted
 from fedpara_edge.formats.folded import read_folded
 from fedpara_edge.installation import install_line
+from fedpara_edge.metrics import COUNTERS, Counts
 from fedpara_edge.storage.atomic import replacing_file
 
 MAX_THREADS = 1024
@@ -110,11 +111,13 @@ class Predictions:
         outputs: Outputs of the model, float32 [N, *output.shape].
         labels: Predicted labels, int64 [N, ...] (`accuracy.predicted`); None for `mse`.
         accuracy: Fraction of the labels that are predicted correctly, in [0, 1]; None without labels, and for `mse`.
+        counts: Counts from which all metrics are computed, by the name of the array of labels; none without labels.
     """
 
     outputs: NDArray[np.float32]
     labels: NDArray[np.int64] | None
     accuracy: float | None
+    counts: Mapping[str, Counts] = field(default_factory=dict, repr=False, compare=False)
 
 
 def predict_all(predictor: Predictor, data: Inputs, batch_size: int = 256) -> Predictions:
@@ -127,11 +130,12 @@ def predict_all(predictor: Predictor, data: Inputs, batch_size: int = 256) -> Pr
     """
     loss = predictor.spec.loss
     outputs = np.concatenate(list(predictor.outputs(data, batch_size)))
-    accuracy = None
-    if isinstance(data, Dataset) and loss != "mse":
+    accuracy, counts = None, {}
+    if isinstance(data, Dataset):
         y = data.labels(np.arange(data.examples))
-        accuracy = count_correct(loss, outputs, y) / y.size
-    return Predictions(outputs=outputs, labels=predicted(loss, outputs), accuracy=accuracy)
+        accuracy = None if loss == "mse" else count_correct(loss, outputs, y) / y.size
+        counts = {data.label.name: COUNTERS[kind_of(loss)](outputs, y)}
+    return Predictions(outputs=outputs, labels=predicted(loss, outputs), accuracy=accuracy, counts=counts)
 
 
 def predict(model: Path | str, data: Path | str, *, batch_size: int = 256, threads: int | None = None) -> Predictions:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.output import emit, json_option, table
+from fedpara_edge.cli.scores import TABLE, as_json, as_text, check_metrics
+from fedpara_edge.metrics import METRICS
+
+if TYPE_CHECKING:
+    from device_runtime.evaluation import Evaluation
 
 FOLDER_OR_FILE = click.Path(path_type=Path)
 
@@ -30,6 +35,12 @@ FOLDER_OR_FILE = click.Path(path_type=Path)
     multiple=True,
     help="State folder with the personal tensors. With several clients, one for each, in the same order.",
 )
+@click.option(
+    "--metric",
+    multiple=True,
+    metavar="NAME",
+    help=f"Metric to print in place of those that fit the labels: {', '.join(METRICS)}; {TABLE} for the table of all.",
+)
 @click.option("--batch-size", type=int, default=256, show_default=True)
 @click.option("--engine", default="auto", show_default=True, help="onnxruntime, ort-training, or the faster there is.")
 @click.option("--threads", type=int, help="Of the engine.  [default: as many as cores]")
@@ -39,6 +50,7 @@ def command(
     weights: Path | None,
     data: tuple[Path, ...],
     state: tuple[Path, ...],
+    metric: tuple[str, ...],
     batch_size: int,
     engine: str,
     threads: int | None,
@@ -60,24 +72,36 @@ def command(
     running = open_engine(opened, engine, threads=threads)
     found = evaluate_clients(running, weights or opened.file(WEIGHTS), clients, batch_size)
     together = overall(found)
+    check_metrics(metric, together.counts)
+    labels = (opened.label,)
     accuracy = "" if together.accuracy is None else f"accuracy {together.accuracy:.2%}, "
     text = f"{accuracy}loss {together.loss:.4f} on {together.examples} examples"
     if opened.manifest.layout.with_role("personal") and not state:
         text += ", with the personal tensors as exported; pass --state for a device's own"
-    result: dict[str, Any] = asdict(together)
-    if len(clients) > 1:
-        measure = "loss" if together.accuracy is None else "accuracy"
-        spread = distribution([getattr(each, measure) for each in found])
+    result: dict[str, Any] = {**_plain(together), "labels": as_json(together.counts, labels)}
+    several = len(clients) > 1
+    text = "\n".join([text, *as_text(together.counts, labels, asked=metric, with_table=not several)])
+    if several:
+        measure = next((name for name in metric if name != TABLE), "loss" if together.accuracy is None else "accuracy")
+        values = [each.metric(measure) for each in found]
+        spread = distribution([value for value in values if value is not None])
         result["clients"] = [
-            {"data": str(client.data), "state": client.state and str(client.state), **asdict(each)}
+            {"data": str(client.data), "state": client.state and str(client.state), **_plain(each)}
             for client, each in zip(clients, found, strict=True)
         ]
         result["distribution"] = {"of": measure, **asdict(spread)}
         least, first, median, third, largest = (f"{value:.4f}" for value in spread.quartiles)
-        rows = [(str(c.data), f"{getattr(e, measure):.4f}", e.examples) for c, e in zip(clients, found, strict=True)]
+        rows = [
+            (str(client.data), "-" if value is None else f"{value:.4f}", each.examples)
+            for client, value, each in zip(clients, values, found, strict=True)
+        ]
         text = (
             f"{table(('client', measure, 'examples'), rows)}\n\n{text}\n{measure} of {len(clients)} clients: "
             f"mean {spread.mean:.4f}, deviation {spread.deviation:.4f}, least {least}, quartiles {first}, {median}, "
             f"{third}, largest {largest}"
         )
     emit(result, text, as_json=json)
+
+
+def _plain(evaluation: Evaluation) -> dict[str, Any]:
+    return {"loss": evaluation.loss, "accuracy": evaluation.accuracy, "examples": evaluation.examples}

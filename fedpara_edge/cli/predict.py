@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.output import emit, if_missing_option, json_option, overwrite_option
+from fedpara_edge.cli.scores import as_json, as_text
 
 FILE = click.Path(path_type=Path)
 
@@ -38,6 +40,9 @@ def command(
     predictions = predict_all(predictor, inputs, batch_size)
     write_predictions(output, predictions, predictor.spec.output.name)
     accuracy = predictions.accuracy
-    result = {"predictions": str(output), "examples": inputs.examples, "accuracy": accuracy}
+    result: dict[str, Any] = {"predictions": str(output), "examples": inputs.examples, "accuracy": accuracy}
     text = f"{output}: {inputs.examples} examples" + ("" if accuracy is None else f", accuracy {accuracy:.2%}")
-    emit(result, text, as_json=json)
+    labels = (predictor.spec.label,)
+    if predictions.counts:
+        result["labels"] = as_json(predictions.counts, labels)
+    emit(result, "\n".join([text, *as_text(predictions.counts, labels, with_table=False)]), as_json=json)

@@ -8,6 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.formats.bundle import Loss
+from fedpara_edge.metrics import Kind
+
+_KINDS: dict[Loss, Kind] = {"cross_entropy": "classes", "bce": "probabilities", "mse": "numbers"}
+
+
+def kind_of(loss: Loss) -> Kind:
+    """Kind of the labels that a loss takes."""
+    return _KINDS[loss]
 
 
 def predicted(loss: Loss, outputs: NDArray[Any]) -> NDArray[np.int64] | None:
