@@ -298,12 +298,6 @@ class TwoOutputs(nn.Linear):
 BAD = {
     "no gradient": (lambda: image_net(nn.Upsample(scale_factor=2)), IMAGE, {}, r"module '1': .* found Resize"),
     "no gradient, reduction": (lambda: image_net(nn.AdaptiveMaxPool2d(1)), IMAGE, {}, r"module '1': .* ReduceMax"),
-    "padding of an embedding": (
-        lambda: nn.Sequential(nn.Embedding(20, 6, padding_idx=0), nn.Flatten(), nn.Linear(24, 5)),
-        (4,),
-        {"input_dtype": "int64", "tokens": 20},
-        r"module '0': .* without padding_idx",
-    ),
     "dropout of channels": (lambda: image_net(nn.Dropout2d()), IMAGE, {}, r"module '1': .* found Dropout2d"),
     "reflected padding": (
         lambda: image_net(nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")),

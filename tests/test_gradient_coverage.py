@@ -67,8 +67,22 @@ class Case:
     both: bool = True
 
 
-def formula(operators: str, function: Callable[[torch.Tensor], torch.Tensor]) -> Case:
-    return Case(operators, lambda: Formula(function), VECTOR)
+def formula(operators: str, function: Callable[[torch.Tensor], torch.Tensor], *, both: bool = True) -> Case:
+    return Case(operators, lambda: Formula(function), VECTOR, both)
+
+
+class Branches(nn.Module):
+    """Several layers side by side, after a convolution and before a linear layer."""
+
+    def __init__(self, *branches: nn.Module, shape: tuple[int, ...] = IMAGE) -> None:
+        super().__init__()
+        self.first = (nn.Conv2d if len(shape) == 3 else nn.Conv3d)(2, 2, 1)
+        self.branches, self.last = nn.ModuleList(branches), nn.LazyLinear(5)
+        self(torch.zeros(2, *shape))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        return self.last(torch.cat([branch(y).flatten(1) for branch in self.branches], 1))
 
 
 def smooth(x: torch.Tensor) -> torch.Tensor:
@@ -93,6 +107,25 @@ def put(x: torch.Tensor) -> torch.Tensor:
     y = x.scatter(1, x.argsort(1)[:, :3], 2 * x[:, :3]) + torch.slice_scatter(x, x[:, :3] * 2, 1, 2, 5)
     y[:, 1] = x[:, 2] * 3
     return y
+
+
+def curves(x: torch.Tensor) -> torch.Tensor:
+    half = x.tanh() / 2
+    angles = half.tan() + half.asin() + half.acos() + half.atan() + half.atanh()
+    return angles + half.sinh() + half.cosh() + x.asinh() + (x.abs() + 2).acosh() + F.softsign(x)
+
+
+def rows_of_pixels(x: torch.Tensor) -> torch.Tensor:
+    """Pixel shuffle, and pooling of examples without channels."""
+    pixels = F.pixel_shuffle(x.view(-1, 4, 1, 3), 2).flatten(1)
+    pooled = [F.avg_pool1d(x, 3), F.max_pool1d(x, 3), F.adaptive_avg_pool1d(x, 5), F.adaptive_max_pool1d(x, 5)]
+    return torch.cat([pixels, *pooled], 1)
+
+
+def padded(x: torch.Tensor) -> torch.Tensor:
+    images = x.view(-1, 1, 3, 4)
+    modes = ("replicate", "reflect", "circular")
+    return torch.cat([F.pad(images, (3, 2, 1, 2), mode=mode).flatten(1) for mode in modes], 1)
 
 
 def along_the_batch(x: torch.Tensor) -> torch.Tensor:
@@ -148,6 +181,32 @@ CASES = {
         "Conv ReduceMean",
         lambda: net(
             nn.Conv3d(2, 2, (1, 1, 2)), nn.AvgPool3d(2), nn.AvgPool3d(2, 1, 1, divisor_override=3), shape=VOLUME
+        ),
+        VOLUME,
+    ),
+    "extrema along axes": formula(
+        "ReduceMax ReduceMin ReduceProd",
+        lambda x: x.amax(1)[:, None] * x.view(-1, 3, 4).amin((1, 2))[:, None] + x.view(-1, 4, 3).prod(1),
+        both=False,
+    ),
+    "chosen extrema": formula(
+        "GatherElements", lambda x: x.max(1, keepdim=True)[0] * x + x.view(-1, 3, 4).min(2)[0].repeat(1, 4)
+    ),
+    "cumulative sums": formula("CumSum", lambda x: x.cumsum(1) + x.flip(1).cumsum(0), both=False),
+    "curves": formula("Acos Acosh Asin Asinh Atan Atanh Cosh Sinh Softsign Tan", curves, both=False),
+    "pooled rows": formula("DepthToSpace MaxPool ReduceMean", rows_of_pixels, both=False),
+    "padded with copies": formula("Pad", padded, both=False),
+    "pooled to any size": Case(
+        "Gather MatMul MaxPool",
+        lambda: Branches(
+            nn.AdaptiveMaxPool2d(1), nn.AdaptiveMaxPool2d((4, 5)), nn.AdaptiveAvgPool2d((4, 5)), nn.MaxPool2d((9, 10))
+        ),
+        IMAGE,
+    ),
+    "volumes": Case(
+        "Conv Gather MatMul MaxPool",
+        lambda: Branches(
+            nn.AdaptiveMaxPool3d((3, 4, 1)), nn.AdaptiveAvgPool3d((3, 4, 2)), nn.Conv3d(2, 3, 2), shape=VOLUME
         ),
         VOLUME,
     ),

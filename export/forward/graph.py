@@ -223,7 +223,7 @@ def _refuse_modules(model: torch.nn.Module) -> None:
                 )
 
 
-_EMBEDDING_OPTIONS = ("padding_idx", "max_norm", "scale_grad_by_freq", "sparse")
+_EMBEDDING_OPTIONS = ("max_norm", "scale_grad_by_freq", "sparse")
 
 
 def _modules(graph: onnx.GraphProto) -> Iterator[tuple[str, str]]:

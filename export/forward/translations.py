@@ -18,7 +18,10 @@ from onnx import numpy_helper
 from onnxscript import opset18 as op
 
 from export.forward.batchnorm import without_statistics
-from export.forward.pooling import adaptive_avg_pool2d, avg_pool
+from export.forward.detaching import detach
+from export.forward.embeddings import embedding, embedding_bag
+from export.forward.extrema import max_dim, min_dim
+from export.forward.pooling import adaptive_avg_pool, adaptive_max_pool, avg_pool, max_pool
 
 
 def layer_norm(
@@ -120,11 +123,6 @@ def instance_norm(x: Any, weight: Any = None, bias: Any = None, mean: Any = None
     return group_norm(x, int(x.shape[1]), weight, bias, eps)
 
 
-def detach(x: Any) -> Any:
-    """`aten.detach`, in the form that `export.gradients` recognizes."""
-    return op.Mean(x) if x.dtype.is_floating_point() else op.Identity(x)
-
-
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.layer_norm.default: layer_norm,
     torch.ops.aten.group_norm.default: group_norm,
@@ -140,10 +138,23 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.instance_norm.default: instance_norm,
     torch.ops.aten.detach.default: detach,
     torch.ops.aten._native_batch_norm_legit.no_stats: without_statistics,
-    torch.ops.aten.avg_pool1d.default: avg_pool,
-    torch.ops.aten.avg_pool2d.default: avg_pool,
-    torch.ops.aten.avg_pool3d.default: avg_pool,
-    torch.ops.aten.adaptive_avg_pool2d.default: adaptive_avg_pool2d,
+    torch.ops.aten.embedding.default: embedding,
+    torch.ops.aten.embedding_bag.default: embedding_bag,
+    torch.ops.aten.embedding_bag.padding_idx: embedding_bag,
+    torch.ops.aten.max.dim: max_dim,
+    torch.ops.aten.min.dim: min_dim,
+    torch.ops.aten.avg_pool1d.default: avg_pool(1),
+    torch.ops.aten.avg_pool2d.default: avg_pool(2),
+    torch.ops.aten.avg_pool3d.default: avg_pool(3),
+    torch.ops.aten.adaptive_avg_pool1d.default: adaptive_avg_pool(1),
+    torch.ops.aten.adaptive_avg_pool2d.default: adaptive_avg_pool(2),
+    torch.ops.aten.adaptive_avg_pool3d.default: adaptive_avg_pool(3),
+    torch.ops.aten.max_pool1d.default: max_pool(1),
+    torch.ops.aten.max_pool2d.default: max_pool(2),
+    torch.ops.aten.max_pool3d.default: max_pool(3),
+    torch.ops.aten.adaptive_max_pool1d.default: adaptive_max_pool(1),
+    torch.ops.aten.adaptive_max_pool2d.default: adaptive_max_pool(2),
+    torch.ops.aten.adaptive_max_pool3d.default: adaptive_max_pool(3),
 }
 
 

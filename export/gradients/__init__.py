@@ -13,11 +13,13 @@ from export.gradients import (  # noqa: F401  (each registers its rules)
     arithmetic,
     batch_normalization,
     convolution,
+    functions,
     indexing,
     normalization,
     pooling,
     products,
     recurrent,
+    reductions,
     resizing,
     shaping,
 )

@@ -58,7 +58,7 @@ def reciprocal(graph: Graph, node: NodeProto, gradient: str) -> str:
     return graph.op("Neg", graph.op("Mul", gradient, square))
 
 
-@rule("Sign", "Floor", "Ceil", "Round")
+@rule("Sign", "Floor", "Ceil", "Round", "Hardmax")
 def steps(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     """Gradient zero, as in torch."""
     assert gradients[0] is not None

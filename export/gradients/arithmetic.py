@@ -1,20 +1,23 @@
-"""Gradients of arithmetic with broadcasting, of choices between two values, and of sums and means."""
+"""Gradients of arithmetic with broadcasting, and of choices between values."""
 
 from __future__ import annotations
 
-import numpy as np
 from onnx import NodeProto, TensorProto
 
-from export.forward.tracing import Batch
-from export.gradients.builder import Graph, attributes
+from export.gradients.builder import Graph
 from export.gradients.rules import Gradients, rule
-
-_TINY = float(np.finfo(np.float32).tiny)
 
 
 @rule("Add", "Sum")
 def add(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     return [_summed(graph, node, gradients[0], name) for name in node.input]
+
+
+@rule("Mean")
+def mean(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
+    assert gradients[0] is not None
+    share = graph.op("Mul", gradients[0], graph.scalar(1 / len(node.input)))
+    return [_summed(graph, node, share, name) for name in node.input]
 
 
 @rule("Sub")
@@ -93,50 +96,6 @@ def where(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     grad_left = graph.op("Mul", gradient, graph.op("Cast", condition, to=TensorProto.FLOAT))
     grad_right = graph.op("Sub", gradient, grad_left)
     return [None, _summed(graph, node, grad_left, left), _summed(graph, node, grad_right, right)]
-
-
-@rule("ReduceL2", "ReduceLogSumExp")
-def reduce_curved(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
-    """Gradients g x / |x|, zero for x = 0, and g exp(x - y)."""
-    (gradient,), x, y = gradients, node.input[0], node.output[0]
-    assert gradient is not None
-    if not attributes(node).get("keepdims", 1):
-        gradient, y = (_with_reduced_axes(graph, node, value) for value in (gradient, y))
-    if node.op_type == "ReduceL2":
-        return [graph.op("Mul", x, graph.op("Div", gradient, graph.op("Max", y, graph.scalar(_TINY))))]
-    return [graph.op("Mul", gradient, graph.op("Exp", graph.op("Sub", x, y)))]
-
-
-@rule("ReduceSum", "ReduceMean")
-def reduce(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
-    (gradient,) = gradients
-    assert gradient is not None
-    shape, listed = graph.shape(node.input[0]), _reduced_axes(graph, node)
-    if not attributes(node).get("keepdims", 1):
-        gradient = _with_reduced_axes(graph, node, gradient)
-    if node.op_type == "ReduceMean":
-        static = [dim for axis in listed if isinstance(dim := shape[axis], int)]
-        gradient = graph.op("Mul", gradient, graph.scalar(1 / float(np.prod(static))))
-        for axis in listed:
-            if isinstance(shape[axis], Batch):
-                size = graph.op("Shape", node.input[0], start=axis, end=axis + 1)
-                gradient = graph.op("Div", gradient, graph.op("Cast", size, to=TensorProto.FLOAT))
-    return [graph.op("Expand", gradient, graph.op("Shape", node.input[0]))]
-
-
-def _reduced_axes(graph: Graph, node: NodeProto) -> list[int]:
-    rank = len(graph.shape(node.input[0]))
-    given = graph.constant(node.input[1]) if len(node.input) > 1 and node.input[1] else np.array([])
-    if given is None:
-        raise NotImplementedError(f"a {node.op_type} over axes that are not constant")
-    everything = range(0 if attributes(node).get("noop_with_empty_axes", 0) else rank)
-    return [int(axis) % rank for axis in np.ravel(given)] or list(everything)
-
-
-def _with_reduced_axes(graph: Graph, node: NodeProto, value: str) -> str:
-    """Value of the output's shape with the reduced axes put back, of size 1."""
-    listed = _reduced_axes(graph, node)
-    return graph.op("Unsqueeze", value, graph.ints(*listed)) if listed else value
 
 
 def _summed(graph: Graph, node: NodeProto, gradient: str | None, name: str) -> str | None:

@@ -22,6 +22,7 @@ from onnx import NodeProto
 
 from export.gradients.builder import Graph, attributes, static
 from export.gradients.rules import Gradients, rule
+from export.gradients.windows import window_padding
 
 MERGED_PIXELS = 36  # most pixels of y (6 x 6) with which the batch is merged into one image; measured
 
@@ -55,16 +56,7 @@ class Convolution:
         groups = given.get("group", 1)
         strides = given.get("strides", [1] * len(kernel))
         dilations = given.get("dilations", [1] * len(kernel))
-        pads = given.get("pads", [0] * 2 * len(kernel))
-        before, after = list(pads[: len(kernel)]), list(pads[len(kernel) :])
-        if given.get("auto_pad", "NOTSET").startswith("SAME"):
-            total = [
-                max((t - 1) * s + d * (k - 1) + 1 - n, 0)
-                for t, s, d, k, n in zip(out, strides, dilations, kernel, size, strict=True)
-            ]
-            upper = given["auto_pad"] == "SAME_UPPER"
-            before = [n // 2 if upper else n - n // 2 for n in total]
-            after = [n - b for n, b in zip(total, before, strict=True)]
+        before, after = window_padding(given, size, out, kernel)
         return Convolution(channels * groups, filters, groups, size, out, kernel, strides, dilations, before, after)
 
     @staticmethod

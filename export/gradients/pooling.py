@@ -4,7 +4,7 @@ onnxruntime's MaxPool is many times slower where it has to return the indices, s
 P the 0/1 matrices that pick, for every position of the kernel, the rows and the columns that this position has in all
 windows, R x P holds the k1 k2 candidates of every window as k1 k2 images of the output's size. In their order, each
 candidate takes what is left of the gradient where it attains the maximum; Rᵀ and Pᵀ put that back in its place, and sum
-where windows overlap. Only volumes, with three spatial axes, are pooled with indices.
+where windows overlap. Only volumes, with three spatial axes, and large kernels are pooled with indices.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from onnx import NodeProto, TensorProto, helper
 
 from export.gradients.builder import Graph, attributes
 from export.gradients.rules import Gradients, rule
+from export.gradients.windows import window_padding
 
+_CANDIDATES = 64  # most candidates that are compared one by one
 _LOWEST = float(np.finfo(np.float32).min)  # 0 when multiplied by 0, unlike -inf
 
 
@@ -43,14 +45,35 @@ class _Axis:
 
 def forward(graph: Graph, node: NodeProto) -> None:
     """Append a MaxPool of the forward graph, with its indices only where they are needed."""
-    outputs = list(node.output)
-    if len(graph.shape(node.input[0])) > 4:
-        outputs = [outputs[0], _indices(node)]
-    graph.nodes.append(helper.make_node("MaxPool", node.input, outputs, name=node.name, **attributes(node)))
+    given, outputs, own = attributes(node), list(node.output), _indices(node)
+    by_column = given.pop("storage_order", 0)
+    if len(outputs) > 1 and by_column:  # these indices are of use to others, but not here
+        others, outputs = outputs[1], outputs[:1]
+        graph.ops("MaxPool", *node.input, outputs=1, storage_order=1, **given)
+        graph.nodes[-1].output.append(others)
+    if _by_indices(graph, node) and len(outputs) == 1:
+        outputs.append(own)
+    graph.nodes.append(helper.make_node("MaxPool", node.input, outputs, name=node.name, **given))
+
+
+def _by_indices(graph: Graph, node: NodeProto) -> bool:
+    """Whether a MaxPool's gradient is found by its indices."""
+    if _is_global(graph, node):
+        return False
+    return len(graph.shape(node.input[0])) > 4 or prod(attributes(node)["kernel_shape"]) > _CANDIDATES
+
+
+def _is_global(graph: Graph, node: NodeProto) -> bool:
+    """Whether a MaxPool has a single window, which is the whole image."""
+    given = attributes(node)
+    padded = any(given.get("pads", ())) or given.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    return not padded and list(graph.shape(node.input[0])[2:]) == given["kernel_shape"]
 
 
 def _indices(node: NodeProto) -> str:
-    return node.output[1] if len(node.output) > 1 else f"{node.output[0]}.indices"
+    """Name of the indices that count the entries row by row."""
+    by_row = len(node.output) > 1 and not attributes(node).get("storage_order", 0)
+    return node.output[1] if by_row else f"{node.output[0]}.indices"
 
 
 @rule("GlobalAveragePool")
@@ -62,13 +85,23 @@ def global_average_pool(graph: Graph, node: NodeProto, gradients: Gradients) -> 
     return [graph.op("Expand", share, graph.op("Shape", x))]
 
 
+@rule("GlobalMaxPool")
+def global_max_pool(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
+    """Gradient to the first largest pixel of every channel."""
+    gradient, x = gradients[0], node.input[0]
+    assert gradient is not None
+    return [_grad_of_one_window(graph, x, gradient)]
+
+
 @rule("MaxPool")
 def max_pool(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     gradient, x, y = gradients[0], node.input[0], node.output[0]
     assert gradient is not None
     channels, *pixels = graph.sizes(x, "channels or pixels of a MaxPool")
-    if len(pixels) > 2:
-        return [_grad_volumes(graph, node, gradient)]
+    if _is_global(graph, node):
+        return [_grad_of_one_window(graph, x, gradient)]
+    if _by_indices(graph, node):
+        return [_grad_by_indices(graph, node, gradient)]
     rows, columns = _axes(graph, node, pixels)
     value = graph.op("Reshape", x, graph.ints(-1, channels, rows.size, columns.size))
     spare = rows.size - len(rows.pick)
@@ -111,8 +144,17 @@ def max_pool(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     return [graph.reshape_like(grad_x, x)]
 
 
-def _grad_volumes(graph: Graph, node: NodeProto, gradient: str) -> str:
-    """Gradient of volumes by the indices, which count the entries of the whole input."""
+def _grad_of_one_window(graph: Graph, x: str, gradient: str) -> str:
+    """Gradient of channels each of which is a single window."""
+    channels, *pixels = graph.sizes(x, "channels or pixels of a MaxPool")
+    flat = graph.op("Reshape", x, graph.ints(-1, channels, prod(pixels)))
+    place = graph.op("ArgMax", flat, axis=2)
+    given = graph.op("Reshape", gradient, graph.ints(-1, channels, 1))
+    return graph.reshape_like(graph.op("ScatterElements", graph.zeros_like(flat), place, given, axis=2), x)
+
+
+def _grad_by_indices(graph: Graph, node: NodeProto, gradient: str) -> str:
+    """Gradient by the indices, which count the entries of the whole input."""
     x = node.input[0]
     flat = graph.zeros(graph.op("Reshape", graph.op("Size", x), graph.ints(1)))
     places, given = (graph.op("Reshape", value, graph.ints(-1)) for value in (_indices(node), gradient))
@@ -123,10 +165,10 @@ def _axes(graph: Graph, node: NodeProto, sizes: list[int]) -> tuple[_Axis, _Axis
     given: dict[str, Any] = attributes(node)
     rank, counts = len(sizes), graph.sizes(node.output[0], "windows of a MaxPool")[1:]
     strides, dilations = (given.get(name, [1] * rank) for name in ("strides", "dilations"))
-    pads = given.get("pads", [0] * 2 * rank)
+    pads, _ = window_padding(given, sizes, counts, given["kernel_shape"])
     axes = []
     for size, windows, positions, stride, dilation, before in zip(
-        sizes, counts, given["kernel_shape"], strides, dilations, pads, strict=False
+        sizes, counts, given["kernel_shape"], strides, dilations, pads, strict=True
     ):
         entries = dilation * np.arange(positions)[:, None] + stride * np.arange(windows)
         after = max(int(entries.max()) + 1 - before - size, 0)

@@ -162,13 +162,79 @@ def put_back(graph: Graph, gradient: str, axis: int, positions: NDArray[Any], si
     return graph.op("Gather", padded, graph.array(source), axis=axis)
 
 
+@rule("DepthToSpace")
+def depth_to_space(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
+    gradient, given = gradients[0], attributes(node)
+    assert gradient is not None
+    block = given["blocksize"]
+    if given.get("mode", "DCR") == "DCR":
+        return [graph.op("SpaceToDepth", gradient, blocksize=block)]
+    channels, height, width = graph.sizes(node.input[0], "channels or pixels of a DepthToSpace")
+    apart = graph.op("Reshape", gradient, graph.ints(-1, channels // block**2, height, block, width, block))
+    return [graph.reshape_like(graph.transpose(apart, [0, 1, 3, 5, 2, 4]), node.input[0])]
+
+
+@rule("SpaceToDepth")
+def space_to_depth(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
+    assert gradients[0] is not None
+    return [graph.op("DepthToSpace", gradients[0], blocksize=attributes(node)["blocksize"])]
+
+
 @rule("Pad")
 def pad(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
-    (gradient,) = gradients
+    """Gradient of what was kept, and of the copies of it that were added around it."""
+    gradient, mode = gradients[0], attributes(node).get("mode", "constant")
     assert gradient is not None
+    pads, axes = padding(graph, node)
+    if mode == "constant":
+        opposite = (-before for before, _ in pads), (-after for _, after in pads)
+        return [graph.op("Pad", gradient, graph.ints(*opposite[0], *opposite[1]), "", graph.ints(*axes))]
+    for axis, (before, after) in zip(axes, pads, strict=True):
+        if not before and not after:
+            continue
+        size = graph.shape(node.input[0])[axis]
+        if isinstance(size, Batch) or min(before, after) < 0 or max(before, after) > size:
+            raise NotImplementedError(f"a Pad by {before} and {after} of {size} entries with mode {mode}")
+        gradient = _fold_padding(graph, gradient, axis, (before, size, after), mode)
+    return [gradient]
+
+
+def padding(graph: Graph, node: NodeProto) -> tuple[list[tuple[int, int]], list[int]]:
+    """Entries that a Pad adds before and after, for each of the axes that it lists, and these axes.
+
+    Raises:
+        NotImplementedError: They are not constant.
+    """
     pads, rank = graph.constant(node.input[1]), len(graph.shape(node.input[0]))
     axes = graph.constant(node.input[3]) if len(node.input) > 3 and node.input[3] else np.arange(rank)
-    if attributes(node).get("mode", "constant") != "constant" or pads is None or axes is None:
+    if pads is None or axes is None:
         raise NotImplementedError("a Pad with anything but constants")
-    opposite = graph.array(-np.asarray(pads, np.int64))
-    return [graph.op("Pad", gradient, opposite, "", graph.array(np.asarray(axes, np.int64)))]
+    before, after = pads.reshape(2, -1).tolist()
+    return list(zip(before, after, strict=True)), [int(axis) % rank for axis in axes]
+
+
+def padded_entries(size: int, before: int, after: int, mode: str) -> NDArray[Any]:
+    """Entry of an axis that each entry of the padded axis is a copy of, by the mode of a Pad.
+
+    >>> padded_entries(4, 2, 1, "reflect").tolist(), padded_entries(4, 2, 1, "wrap").tolist()
+    ([2, 1, 0, 1, 2, 3, 2], [2, 3, 0, 1, 2, 3, 0])
+    """
+    return np.pad(np.arange(size), (before, after), mode=mode)  # type: ignore[call-overload,no-any-return]
+
+
+def _fold_padding(graph: Graph, gradient: str, axis: int, sizes: tuple[int, int, int], mode: str) -> str:
+    """Gradient along one axis, that of every copy added to that of its original."""
+    before, size, after = sizes
+    entries = padded_entries(size, before, after, mode)
+    pieces = graph.ops("Split", gradient, graph.ints(*sizes), outputs=3, axis=axis)
+    total = pieces[1]
+    for piece, copies in ((pieces[0], entries[:before]), (pieces[2], entries[before + size :])):
+        if not len(copies):
+            continue
+        if len(set(copies.tolist())) == 1:
+            piece, copies = graph.sum(piece, [axis], keepdims=True), copies[:1]
+        elif copies[0] > copies[-1]:
+            backwards = graph.ints(len(copies) - 1), graph.ints(-len(copies) - 1), graph.ints(axis), graph.ints(-1)
+            piece, copies = graph.op("Slice", piece, *backwards), copies[::-1]
+        total = graph.op("Add", total, put_back(graph, piece, axis, copies, size))
+    return total

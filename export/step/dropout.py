@@ -17,6 +17,28 @@ _FACTORS = 0x21F0AAAD, 0x735A2D97  # below 2^31, so that a product with 32 bits 
 _SHIFTS = 16, 15, 15
 
 
+def drops(graph: Graph, node: NodeProto) -> bool:
+    """Whether a Dropout of the forward graph drops anything in training.
+
+    Raises:
+        NotImplementedError: Its ratio or its mode is not constant.
+    """
+    name = node.input[2] if len(node.input) > 2 else ""
+    mode = graph.constant(name) if name else np.array(False)
+    if mode is None:
+        raise NotImplementedError("a Dropout whose mode is not constant")
+    return bool(mode) and _ratio(graph, node) > 0
+
+
+def _ratio(graph: Graph, node: NodeProto) -> float:
+    """Ratio of a Dropout; one half where it is left out, as the standard has it."""
+    name = node.input[1] if len(node.input) > 1 else ""
+    ratio = graph.constant(name) if name else np.array(0.5)
+    if ratio is None:
+        raise NotImplementedError("a Dropout whose ratio is not constant")
+    return float(ratio)
+
+
 def dropout(graph: Graph, node: NodeProto, number: int, seed: str) -> str:
     """Append x · mask / (1 - ratio) in place of a Dropout of the forward graph; return the factor.
 
@@ -25,13 +47,11 @@ def dropout(graph: Graph, node: NodeProto, number: int, seed: str) -> str:
 
     Args:
         graph: Graph to append to.
-        node: Dropout node, of x and the ratio, a constant.
+        node: Dropout node that `drops`.
         number: Number of this layer, which no other dropout of the graph has.
         seed: Name of an int64 scalar of the graph.
     """
-    ratio = graph.constant(node.input[1])
-    assert ratio is not None
-    keep = 1.0 - float(ratio)
+    keep = 1.0 - _ratio(graph, node)
     limit = graph.initialize(node.output[0] + LIMIT, np.array(round(keep * 2**32), np.int64))
     scale = graph.initialize(node.output[0] + SCALE, np.array(1 / keep if keep else 0.0, np.float32))
     low = graph.op("BitwiseAnd", seed, _int(graph, _MASK))

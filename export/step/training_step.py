@@ -57,7 +57,7 @@ from export.gradients import (
     shaping,
 )
 from export.gradients.builder import attributes, initializers_of, needed, static
-from export.step.dropout import dropout
+from export.step.dropout import dropout, drops
 from export.step.jacobian import ComposedWeight, append_correction, composed_weights
 from export.step.losses import LOSSES
 from export.step.weight_update import CORRECTION, append_update, state_shapes
@@ -223,10 +223,9 @@ def _append_forward(graph: Graph, forward: onnx.ModelProto, known: Trace, *, tra
 
 
 def _append_dropout(graph: Graph, node: NodeProto, *, number: int, training: bool) -> NodeProto:
-    ratio, mode = (graph.constant(name) for name in node.input[1:3])
     if len(node.output) > 1:
         raise NotImplementedError("a Dropout whose mask is in use")
-    if not training or not mode or not ratio:
+    if not training or not drops(graph, node):
         graph.define(node.output[0], "Identity", node.input[0])
     else:
         graph.set_shape(dropout(graph, node, number, "seed"), graph.shape(node.input[0]))

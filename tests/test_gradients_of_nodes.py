@@ -1,0 +1,86 @@
+"""Gradients of nodes as other exporters than torch's write them, in the engine onnxruntime."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from step_models import run_step
+from torch.nn import functional as F
+
+from export.forward.graph import IR_VERSION, LABEL, OPSET, OUTPUT, ForwardGraph
+from export.step.training_step import StepSpec, write_steps
+from export.step.weight_update import optimizer_constants
+from fedpara_edge.factors.layout import TensorSpec
+from fedpara_edge.formats.bundle import ArraySpec
+
+SIZE = 6
+
+
+def write(folder: Path, *nodes: onnx.NodeProto, shape: tuple[int, ...], entries: int) -> None:
+    """Write the steps of nodes from `scaled`, which is x · weight, to `result`, whose rows are the outputs."""
+    forward = [
+        helper.make_node("Mul", ["x", "weight"], ["scaled"], name="scale"),
+        *nodes,
+        helper.make_node("Reshape", ["result", "rows"], [OUTPUT], name="rows"),
+    ]
+    arrays = {"weight": np.ones((1, *shape), np.float32), "rows": np.array([-1, entries])}
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * rank)
+        for name, rank in (("x", len(shape) + 1), (OUTPUT, 2))
+    ]
+    initializers = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    graph = helper.make_graph(forward, "forward", ends[:1], ends[1:], initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    tensor = TensorSpec(name="weight", shape=(1, *shape), dtype="float32", layer="", part="other", role="shared")
+    spec = StepSpec([tensor], ArraySpec(LABEL, (entries,), "float32"), "mse", optimizer_constants("sgd"))
+    write_steps(ForwardGraph(model, {}, (entries,)), folder, spec, np.ones((3, *shape), np.float32))
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("options", "around"),
+    [
+        ({"auto_pad": "SAME_UPPER", "strides": 2}, (0, 1)),
+        ({"auto_pad": "SAME_LOWER", "strides": 2}, (1, 0)),
+        ({"auto_pad": "SAME_LOWER", "strides": 1}, (1, 1)),
+        ({"auto_pad": "VALID", "strides": 2}, (0, 0)),
+        ({"storage_order": 1, "strides": 1}, (0, 0)),
+    ],
+)
+def test_max_pool_in_all_its_forms(axes: int, options: dict[str, Any], around: tuple[int, int], tmp_path: Path) -> None:
+    shape, kernel = (2, *[SIZE] * axes), [3] * axes
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((4, *shape), dtype=np.float32)
+    scale = torch.ones(1, *shape, dtype=torch.float64, requires_grad=True)
+    filled = F.pad(torch.from_numpy(x).double() * scale, around * axes, value=-np.inf)
+    expected = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[axes - 1](filled, 3, options["strides"]).flatten(1)
+    y = generator.standard_normal(expected.shape, dtype=np.float32)
+    F.mse_loss(expected, torch.from_numpy(y).double()).backward()
+    given = {**options, "strides": [options["strides"]] * axes, "kernel_shape": kernel}
+    outputs = ["result", "places"] if "storage_order" in options else ["result"]
+    node = helper.make_node("MaxPool", ["scaled"], outputs, name="pool", **given)
+    write(tmp_path, node, shape=shape, entries=y.shape[1])
+    found = run_step(tmp_path / "train_step.onnx", x, y, weights=np.ones(x[0].size, np.float32))["gradient"]
+    np.testing.assert_allclose(found, scale.grad.numpy().ravel(), rtol=1e-5, atol=1e-7)
+
+
+def test_a_dropout_without_ratio_drops_half(tmp_path: Path) -> None:
+    train = helper.make_node("Constant", [], ["train"], name="train", value=numpy_helper.from_array(np.array(True)))
+    node = helper.make_node("Dropout", ["scaled", "", "train"], ["result"], name="dropout")
+    write(tmp_path, train, node, shape=(1000,), entries=1000)
+    x, y = np.ones((1, 1000), np.float32), np.zeros((1, 1000), np.float32)
+    gradient = run_step(tmp_path / "train_step.onnx", x, y, weights=np.ones(1000, np.float32))["gradient"] * 1000
+    assert abs((gradient > 0).mean() - 0.5) < 0.07  # four standard deviations
+    np.testing.assert_allclose(gradient[gradient > 0], 2 / 0.5**2, rtol=1e-5)
+
+
+def test_a_dropout_without_mode_drops_nothing(tmp_path: Path) -> None:
+    node = helper.make_node("Dropout", ["scaled"], ["result"], name="dropout")
+    write(tmp_path, node, shape=(50,), entries=50)
+    x, y = np.ones((1, 50), np.float32), np.zeros((1, 50), np.float32)
+    gradient = run_step(tmp_path / "train_step.onnx", x, y, weights=np.ones(50, np.float32))["gradient"]
+    np.testing.assert_allclose(gradient, 2 / 50, rtol=1e-6)
