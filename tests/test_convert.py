@@ -116,7 +116,7 @@ def test_last_matching_override_counts_and_rank_goes_before_gamma() -> None:
         Net(), Factorization(gamma_of={"*": 0.2, "body.*": 0.5, "blocks.fc": 0}, rank_of={"body.3": 7, "blocks.*": 5})
     )
     ranks = {layer.name: layer.spec.rank for layer in report.converted if layer.spec}
-    _, expected = convert(Net(), Factorization(gamma=0.5))
+    _, expected = convert(Net(), Factorization(gamma_of={"*": 0.5}))
     assert ranks == {
         "body.0": next(layer.spec.rank for layer in expected.layers if layer.name == "body.0" and layer.spec),
         "body.3": 7,
@@ -280,5 +280,5 @@ def test_pretrained_weights_are_fitted(kind: Kind) -> None:
 
 
 def test_the_report_warns_of_a_rank_that_stays_low() -> None:
-    _, report = convert(nn.Sequential(nn.Conv2d(1, 32, 3)), Factorization(gamma=0))
+    _, report = convert(nn.Sequential(nn.Conv2d(1, 32, 3)), Factorization(gamma=0, rank_schedule="paper"))
     assert str(report.layers[0]) == "0: fedpara R=1, 288 -> 84 entries, rank of the weight at most 1 of 9"

@@ -164,7 +164,9 @@ def test_in_vgg16_he_by_factor_is_far_too_small_or_about_right() -> None:
     ratios: dict[Init, list[float]] = {}
     for init in HE:
         torch.manual_seed(0)
-        model, _ = convert(vgg16(kind="dense"), Factorization(gamma=0.1, init=init, include=("conv*",)))
+        model, _ = convert(
+            vgg16(kind="dense"), Factorization(gamma=0.1, init=init, include=("conv*",), rank_schedule="paper")
+        )
         layers = [module for module in model.modules() if isinstance(module, Conv2d)]
         assert len(layers) == 13
         ratios[init] = [rms(layer.compose()) / he_std(layer.spec) for layer in layers]

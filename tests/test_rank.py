@@ -6,9 +6,10 @@ from itertools import pairwise
 import pytest
 
 from fedpara_edge.errors import InputError
+from fedpara_edge.factors.choice import choose_layer
 from fedpara_edge.factors.compose import attainable_rank, factor_count
 from fedpara_edge.factors.layout import KINDS, Form, Kind, LayerSpec
-from fedpara_edge.factors.rank import choose_layer, equal_size_rank, maximum_rank, minimum_rank, scheduled_rank
+from fedpara_edge.factors.rank import equal_size_rank, maximum_rank, minimum_rank, scheduled_rank
 
 VGG16_CONVOLUTIONS = [
     (outputs, inputs, 3, 3)
@@ -32,7 +33,8 @@ def count(kind: Kind, shape: tuple[int, ...], rank: int, form: Form = "tensor") 
 
 
 def vgg16_millions(classes: int, *, kind: Kind, gamma: float = 0.1) -> float:
-    weights = sum(factor_count(choose_layer("", s, kind=kind, gamma=gamma).spec) for s in VGG16_CONVOLUTIONS)
+    layers = [choose_layer("", s, kind=kind, gamma=gamma, schedule="paper").spec for s in VGG16_CONVOLUTIONS]
+    weights = sum(map(factor_count, layers))
     biases_and_norms = 3 * sum(shape[0] for shape in VGG16_CONVOLUTIONS)
     dense_head = 2 * (512 * 512 + 512) + 512 * classes + classes
     return (weights + biases_and_norms + dense_head) / 1e6
@@ -116,7 +118,7 @@ def test_half_is_rounded_up() -> None:
 def test_a_chosen_layer_is_smaller_than_dense_or_says_why_not(
     shape: tuple[int, ...], gamma: float, form: Form, kind: Kind
 ) -> None:
-    spec, reason = choose_layer("body.layer", shape, kind=kind, form=form, gamma=gamma)
+    spec, reason, _ = choose_layer("body.layer", shape, kind=kind, form=form, gamma=gamma)
     assert (spec.name, spec.shape) == ("body.layer", shape)
     if spec.kind == "dense":
         assert bool(reason) == (kind != "dense")
@@ -133,7 +135,7 @@ def test_a_chosen_layer_is_smaller_than_dense_or_says_why_not(
 
 def test_an_explicit_rank_is_taken_unless_it_does_not_shrink() -> None:
     assert choose_layer("fc", (256, 784), rank=5, gamma=0.9).spec.rank == 5
-    spec, reason = choose_layer("fc", (256, 784), rank=500)
+    spec, reason, _ = choose_layer("fc", (256, 784), rank=500)
     assert (spec.kind, spec.rank) == ("dense", 0)
     assert "1040000" in reason
     assert "200704" in reason

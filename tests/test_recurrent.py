@@ -26,9 +26,9 @@ from export.folding.fold import fold
 from export.verify import TOLERANCE
 from fedpara_edge.aggregation.weightsample import sample_layer
 from fedpara_edge.errors import InputError
+from fedpara_edge.factors.choice import choose_layer
 from fedpara_edge.factors.factorization import Factorization
 from fedpara_edge.factors.layout import KINDS, Kind, Layout
-from fedpara_edge.factors.rank import choose_layer
 from fedpara_edge.formats.bundle import WEIGHTS, Bundle
 from fedpara_edge.formats.recipe import ExportConfig
 from fedpara_edge.formats.weights import read_weights

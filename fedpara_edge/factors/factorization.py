@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from fedpara_edge.factors.choice import RankSchedule
 from fedpara_edge.factors.layout import Form, Kind
 from fedpara_edge.options import check, option
 
@@ -24,6 +25,8 @@ class Factorization:
         gamma: γ of the rank schedule, from the smallest rank (0) to the largest (1) (`fedpara_edge.factors.rank`).
         gamma_of: γ of the layers that match a pattern; the last pattern that matches counts.
         rank_of: Rank of the layers that match a pattern; overrides any γ.
+        rank_schedule: `full` to factor a layer at full rank, or to leave it dense where that saves next to nothing;
+            `paper` to take every rank as in the paper (`fedpara_edge.factors.choice`).
         form: Factors of convolutions: `tensor` (Proposition 3) or `matrix` (Proposition 1).
         tanh: Whether each Hadamard operand passes through tanh, for kind `fedpara`.
         include: Patterns of the layers to factor.
@@ -43,6 +46,11 @@ class Factorization:
     )
     rank_of: Mapping[str, int] = option(
         {}, minimum=1, metavar="PATTERN=R", was=("ranks",), help="Rank of the layers that match a pattern."
+    )
+    rank_schedule: RankSchedule = option(
+        "full",
+        help="Factor layers at full rank, or leave them dense where that saves next to nothing (full); or take every "
+        "rank as in the paper, with which first convolutions lose theirs (paper).",
     )
     form: Form = option("tensor", help="Factors of convolutions: Proposition 3 (tensor) or 1 (matrix).")
     tanh: bool = option(False, help="Pass each Hadamard operand through tanh.")

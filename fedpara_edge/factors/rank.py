@@ -13,18 +13,10 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import NamedTuple
 
 from fedpara_edge.errors import InputError
 from fedpara_edge.factors.compose import factor_count
 from fedpara_edge.factors.layout import Form, Kind, LayerSpec, Operator
-
-
-class LayerChoice(NamedTuple):
-    """Specification of a layer and, if it stays dense although a factored kind was requested, the reason."""
-
-    spec: LayerSpec
-    reason: str = ""
 
 
 def minimum_rank(shape: tuple[int, ...], *, form: Form = "tensor") -> int:
@@ -32,12 +24,12 @@ def minimum_rank(shape: tuple[int, ...], *, form: Form = "tensor") -> int:
 
     (m, n) is (O, I) for a linear layer and for the tensor form, as in the paper, and (O, I K1 K2) for the matrix form
     of a convolution. In tensor form the kernel does not count: with I = 1 the result is 1, and all filters of a layer
-    of that rank are multiples of one another. Such a first layer is better left dense.
+    of that rank are multiples of one another (`fedpara_edge.factors.choice` sees to such layers).
 
     >>> minimum_rank((256, 256)), minimum_rank((64, 3, 3, 3)), minimum_rank((64, 3, 3, 3), form="matrix")
     (16, 2, 6)
     """
-    rows, columns = _layer(shape, kind="dense", form=form, rank=0).matrix_shape
+    rows, columns = layer_spec(shape, kind="dense", form=form, rank=0).matrix_shape
     return _ceil_sqrt(min(rows, columns if form == "matrix" else shape[1]))
 
 
@@ -76,86 +68,23 @@ def equal_size_rank(shape: tuple[int, ...], *, rank: int, form: Form = "tensor")
     >>> equal_size_rank((256, 256), rank=16), equal_size_rank((256, 256, 3, 3), rank=16)
     (32, 27)
     """
-    budget = factor_count(_layer(shape, kind="fedpara", form=form, rank=rank))
+    budget = factor_count(layer_spec(shape, kind="fedpara", form=form, rank=rank))
     return _largest_rank(shape, kind="lowrank", form=form, budget=budget)
-
-
-def choose_layer(
-    name: str,
-    shape: tuple[int, ...],
-    *,
-    kind: Kind = "fedpara",
-    form: Form = "tensor",
-    gamma: float = 0.1,
-    rank: int | None = None,
-    tanh: bool = False,
-) -> LayerChoice:
-    """Layer of the given kind, or a dense one where factors would not be smaller than the weight.
-
-    `fedpara` and `pfedpara` take the rank of the schedule, `lowrank` the rank of equal size to FedPara at the same γ.
-    A layer whose r_max is below its r_min has no rank that is both small and expressive enough, and stays dense.
-
-    Args:
-        name: Dotted module path, for the spec and for errors.
-        shape: Shape of the dense weight: [O, I] makes a linear layer, [O, I, K1, K2] a conv2d.
-        kind: Kind of the layer.
-        form: Form of the factors of a conv2d; ignored for a linear layer, which has the matrix form only.
-        gamma: Parameter γ of the schedule, in [0, 1].
-        rank: Rank to use instead of the schedule's.
-        tanh: Whether to use the variant with tanh, for `fedpara` only.
-
-    Returns:
-        Spec of the layer, and the reason why it is dense although `kind` is not ("" if it is as requested).
-
-    Raises:
-        InputError: `gamma`, `rank` or `shape` is out of range, or `tanh` is requested for a kind other than `fedpara`.
-
-    >>> choose_layer("fc", (256, 784), gamma=0.5).spec.rank
-    56
-    >>> choose_layer("head", (2, 16)).reason
-    'full rank needs R = 2, whose 72 factor entries are more than the 32 of the dense weight'
-    """
-    form = "matrix" if len(shape) == 2 else form
-    dense = _layer(shape, name=name, kind="dense", form=form, rank=0)
-    if kind == "dense":
-        return LayerChoice(dense)
-    if rank is not None:
-        if rank < 1:
-            raise InputError(f"layer {name!r}: expected a rank of at least 1, found {rank}")
-        spec = _layer(shape, name=name, kind=kind, form=form, rank=rank, tanh=tanh)
-        not_smaller = _not_smaller(spec)
-        return LayerChoice(dense, not_smaller) if not_smaller else LayerChoice(spec)
-    scheduled, low = scheduled_rank(shape, gamma=gamma, form=form), minimum_rank(shape, form=form)
-    if maximum_rank(shape, form=form) < low:
-        count = factor_count(_layer(shape, kind="fedpara", form=form, rank=low))
-        reason = f"full rank needs R = {low}, whose {count} factor entries are more than "
-        return LayerChoice(dense, f"{reason}the {dense.dense_parameters} of the dense weight")
-    not_smaller = _not_smaller(_layer(shape, kind="fedpara", form=form, rank=scheduled))
-    chosen = equal_size_rank(shape, rank=scheduled, form=form) if kind == "lowrank" else scheduled
-    if not_smaller or chosen == 0:
-        return LayerChoice(dense, not_smaller or "not even rank 1 is as small as the FedPara factors")
-    return LayerChoice(_layer(shape, name=name, kind=kind, form=form, rank=chosen, tanh=tanh))
-
-
-def _not_smaller(spec: LayerSpec) -> str:
-    count = factor_count(spec)
-    if count < spec.dense_parameters:
-        return ""
-    return f"rank {spec.rank} needs {count} factor entries, the dense weight has {spec.dense_parameters}"
 
 
 def _largest_rank(shape: tuple[int, ...], *, kind: Kind, form: Form, budget: int) -> int:
     low, high = 0, budget + 1  # the count at `low` fits, that at `high` does not: each rank adds at least 1
     while high - low > 1:
         middle = (low + high) // 2
-        fits = factor_count(_layer(shape, kind=kind, form=form, rank=middle)) <= budget
+        fits = factor_count(layer_spec(shape, kind=kind, form=form, rank=middle)) <= budget
         low, high = (middle, high) if fits else (low, middle)
     return low
 
 
-def _layer(
+def layer_spec(
     shape: tuple[int, ...], *, kind: Kind, form: Form, rank: int, name: str = "", tanh: bool = False
 ) -> LayerSpec:
+    """Specification of a layer whose operator follows from its shape, [O, I] or [O, I, K1, K2]."""
     operator: Operator = "linear" if len(shape) == 2 else "conv2d"
     form = "matrix" if operator == "linear" else form
     return LayerSpec(name=name, operator=operator, kind=kind, form=form, shape=shape, rank=rank, tanh=tanh)

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 from torch import nn
 
 from fedpara_edge.errors import InputError
+from fedpara_edge.factors.choice import LayerChoice, choose_layer, least_savings
+from fedpara_edge.factors.compose import factor_count
 from fedpara_edge.factors.factorization import Factorization
 from fedpara_edge.factors.layout import LayerSpec
-from fedpara_edge.factors.rank import choose_layer
 from fedpara_edge.nn.batchnorm import replace_batchnorms
 from fedpara_edge.nn.factored import factored_like
 from fedpara_edge.nn.layers import FactoredLayer
@@ -66,29 +68,21 @@ def convert(
         check_patterns(option, getattr(factorization, option), weights)
     specs: dict[str, LayerSpec | None] = {}
     reasons: dict[str, str] = {}
-    factored: dict[nn.Module, dict[str, LayerSpec]] = {}
+    choices: dict[str, LayerChoice] = {}
     for name, weight in weights.items():
         reason = reason_to_leave(name, weight, include=factorization.include, exclude=exclude)
-        parameter = weight.parameter
-        if reason or parameter is None:
-            specs[name], reasons[name] = _spec_now(name, weight), reason
+        specs[name], reasons[name] = _spec_now(name, weight), reason
+        if not reason and weight.parameter is not None:
+            choices[name] = _choose(name, tuple(weight.parameter.shape), factorization)
+    choices |= _small_ones(choices, factorization, _trainable(model))
+    factored: dict[nn.Module, dict[str, LayerSpec]] = {}
+    for name, choice in choices.items():
+        specs[name], reasons[name] = choice.spec, choice.reason
+        if choice.spec.kind == "dense":
+            reasons[name] = choice.reason or "kind is dense"
             continue
-        layer_gamma = last_match(name, factorization.gamma_of)
-        spec, reason = choose_layer(
-            name,
-            tuple(parameter.shape),
-            kind=factorization.kind,
-            form=factorization.form,
-            gamma=factorization.gamma if layer_gamma is None else layer_gamma,
-            rank=last_match(name, factorization.rank_of),
-            tanh=factorization.tanh,
-        )
-        specs[name], reasons[name] = spec, reason
-        if spec.kind == "dense":
-            reasons[name] = reason or "kind is dense"
-            continue
-        _check_untied(name, weight, result)
-        factored.setdefault(weight.layer, {})[weight.part] = spec
+        _check_untied(name, weights[name], result)
+        factored.setdefault(weights[name].layer, {})[weights[name].part] = choice.spec
     replacements: dict[nn.Module, nn.Module] = {}
     errors: dict[str, float] = {}
     for layer, layer_specs in factored.items():
@@ -102,13 +96,54 @@ def convert(
     before, after = _trainable(model), _trainable(result)
     return result, ConversionReport(
         layers=tuple(
-            LayerReport(name=name, spec=spec, reason=reasons[name], relative_error=errors.get(name))
+            LayerReport(
+                name=name,
+                spec=spec,
+                reason=reasons[name],
+                note=choices[name].note if name in choices else "",
+                relative_error=errors.get(name),
+            )
             for name, spec in specs.items()
         ),
         messages=tuple(messages),
         parameters=before,
         parameters_after=after,
     )
+
+
+def _choose(name: str, shape: tuple[int, ...], factorization: Factorization) -> LayerChoice:
+    gamma = last_match(name, factorization.gamma_of)
+    return choose_layer(
+        name,
+        shape,
+        kind=factorization.kind,
+        form=factorization.form,
+        gamma=factorization.gamma if gamma is None else gamma,
+        rank=last_match(name, factorization.rank_of),
+        tanh=factorization.tanh,
+        schedule=factorization.rank_schedule,
+    )
+
+
+def _small_ones(
+    choices: Mapping[str, LayerChoice], factorization: Factorization, parameters: int
+) -> dict[str, LayerChoice]:
+    """Choices of the factored layers that save so little that they stay dense, but for those with a γ or rank given."""
+    if factorization.rank_schedule == "paper":
+        return {}
+    savings = {}
+    for name, (spec, *_) in choices.items():
+        given = last_match(name, factorization.rank_of) or last_match(name, factorization.gamma_of) is not None
+        if spec.kind != "dense" and not given:
+            fedpara = _choose(name, spec.shape, replace(factorization, kind="fedpara")).spec
+            savings[name] = spec.dense_parameters - factor_count(fedpara)
+    return {
+        name: LayerChoice(
+            choose_layer(name, choices[name].spec.shape, kind="dense").spec,
+            f"factors of full rank would save {savings[name]:,} of the model's {parameters:,} parameters",
+        )
+        for name in least_savings(savings, parameters)
+    }
 
 
 def _spec_now(name: str, weight: Weight) -> LayerSpec | None:

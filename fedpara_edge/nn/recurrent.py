@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fedpara_edge.errors import InputError
+from fedpara_edge.factors.choice import choose_layer
 from fedpara_edge.factors.factorization import Init
 from fedpara_edge.factors.layout import Kind, LayerSpec
-from fedpara_edge.factors.rank import choose_layer
 from fedpara_edge.nn.layers import FactoredLayer
 
 

@@ -16,21 +16,23 @@ class LayerReport:
         name: Dotted module path.
         spec: Spec of the layer as it is now; None where this package describes none (grouped, or a subclass).
         reason: Reason why the layer was left as it was; "" if it was converted.
+        note: Reason why its form or rank are others than requested; "" if they are not.
         relative_error: ‖W - composed‖_F / ‖W‖_F, for a layer converted with `pretrained=True`.
     """
 
     name: str
     spec: LayerSpec | None
     reason: str = ""
+    note: str = ""
     relative_error: float | None = None
 
     def __str__(self) -> str:
         if self.spec is None or self.reason:
             return f"{self.name}: unchanged: {self.reason}"
         spec, full = self.spec, min(self.spec.matrix_shape)
-        reach = (
-            "" if attainable_rank(spec) == full else f", rank of the weight at most {attainable_rank(spec)} of {full}"
-        )
+        reach = f", {self.note}" if self.note else ""
+        if attainable_rank(spec) < full:
+            reach += f", rank of the weight at most {attainable_rank(spec)} of {full}"
         error = "" if self.relative_error is None else f", relative error {self.relative_error:.3f}"
         counts = f"{spec.dense_parameters:,} -> {factor_count(spec):,} entries"
         return f"{self.name}: {spec.kind} R={spec.rank}, {counts}{reach}{error}"
