@@ -92,7 +92,7 @@ def measure(
         x, y = (generator.standard_normal((batch, size), np.float32) for size in (inputs, outputs))
         steps = {way: partial(engine.step, x, y, learning_rate=RATE, seed=0) for way, engine in engines.items()}
         ms = median_ms(steps, repetitions)
-        chosen = "contracted" if contract_layers(free, torch.zeros(2, inputs), batch) else "composed"
+        chosen = "contracted" if contract_layers(free, [torch.zeros(2, inputs)], batch) else "composed"
         yield {
             "kind": spec.kind,
             "shape": spec.shape,

@@ -1,7 +1,8 @@
-"""Local data: arrays on disk, the inputs x [N, ...] and usually the labels y [N, ...], read batch by batch.
+"""Local data: arrays on disk, the inputs [N, ...] and usually the labels [N, ...], read batch by batch.
 
 They come as one `.npz`, which is read whole, or as a folder with `x.npy` and `y.npy`, which are memory-mapped: of
-inputs larger than memory only the rows of a batch are read. The arrays have the names of the bundle's input and label.
+inputs larger than memory only the rows of a batch are read. The arrays have the names of the bundle's inputs and
+labels: x and y, unless it has several.
 """
 
 from __future__ import annotations
@@ -10,21 +11,23 @@ import hashlib
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from device_runtime.engines.protocol import Arrays
 from device_runtime.remedies import remedy_for_dtype, remedy_for_shape
 from fedpara_edge.errors import InputError
-from fedpara_edge.formats.bundle import ArraySpec, Loss
+from fedpara_edge.formats.interface import ArraySpec, Head, Interface
 from fedpara_edge.storage.filekind import HEAD_BYTES, recognize
 
-Batch = tuple[NDArray[Any], NDArray[Any]]
+Batch = tuple[Arrays, Arrays]
+"""Inputs and labels of some rows."""
 BLOCK_BYTES = 1 << 22
 SAMPLED_ROWS = 64
 # Errors that numpy and zipfile raise on damaged files, as found by flipping bytes.
@@ -35,42 +38,32 @@ class DataSpec(Protocol):
     """Specification that data must fit: a bundle's manifest, or the description of a folded model."""
 
     @property
-    def input(self) -> ArraySpec:
-        """Input of the model; tokens if it has `classes`."""
-        ...
-
-    @property
-    def label(self) -> ArraySpec:
-        """Label of the model."""
-        ...
-
-    @property
-    def loss(self) -> Loss:
-        """Loss of the model; `bce` needs labels in [0, 1]."""
+    def interface(self) -> Interface:
+        """Inputs and labels of the model."""
         ...
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Inputs:
-    """Examples on disk or in memory without their labels, of the shape and dtype that a model expects.
+    """Examples on disk or in memory without their labels, of the shapes and dtypes that a model expects.
 
     Args:
         path: Source of the examples, for messages.
-        x: Inputs [N, *input.shape], of dtype `input.dtype`, or any integers for tokens.
-        input: Input of the model; tokens if it has `classes`.
+        arrays: Inputs [N, *shape] by name, of their dtypes, or any integers for tokens.
+        interface: Interface of the model.
     """
 
     path: Path
-    x: NDArray[Any]
-    input: ArraySpec
+    arrays: Arrays
+    interface: Interface
 
     @property
     def examples(self) -> int:
         """Number of rows N."""
-        return len(self.x)
+        return len(self.arrays[self.interface.inputs[0].name])
 
-    def inputs(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """Copies of some rows, x [B, *input.shape], C-ordered in the model's dtype.
+    def inputs(self, rows: NDArray[Any]) -> Arrays:
+        """Copies of some rows of the inputs [B, ...], C-ordered in the model's dtypes.
 
         Args:
             rows: Row numbers, integers [B] in [0, N).
@@ -78,7 +71,7 @@ class Inputs:
         Raises:
             InputError: A row holds NaN or Inf, or a token out of range.
         """
-        return _read(self.path, self.x, self.input, rows)
+        return {spec.name: _read(self.path, self.arrays[spec.name], spec, rows) for spec in self.interface.inputs}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -86,17 +79,11 @@ class Dataset(Inputs):
     """Examples on disk or in memory, of the shapes and dtypes that a model expects.
 
     Args:
-        y: Labels [N, *label.shape], of dtype `label.dtype`, or any integers for classes.
-        label: Label of the model.
-        loss: Loss of the model; `bce` needs labels in [0, 1].
+        arrays: The inputs, and labels [N, *shape] of their dtypes, or any integers for classes.
     """
 
-    y: NDArray[Any]
-    label: ArraySpec
-    loss: Loss
-
     def rows(self, rows: NDArray[Any]) -> Batch:
-        """Copies of some rows, x [B, *input.shape] and y [B, *label.shape], C-ordered in the bundle's dtypes.
+        """Copies of some rows of inputs and labels [B, ...], C-ordered in the bundle's dtypes.
 
         Args:
             rows: Row numbers, integers [B] in [0, N).
@@ -106,16 +93,22 @@ class Dataset(Inputs):
         """
         return self.inputs(rows), self.labels(rows)
 
-    def labels(self, rows: NDArray[Any]) -> NDArray[Any]:
+    def labels(self, rows: NDArray[Any]) -> Arrays:
         """Copies of the labels of some rows, as `rows` returns them."""
-        return _read(self.path, self.y, self.label, rows, probabilities=self.loss == "bce")
+        return {head.label.name: _read_labels(self.path, self.arrays, head, rows) for head in self.interface.heads}
+
+    def slice(self, start: int, end: int) -> Dataset:
+        """Dataset of consecutive rows, from `start` to before `end`."""
+        return replace(self, arrays={name: array[start:end] for name, array in self.arrays.items()})
 
     def digest(self) -> str:
         """Hexadecimal SHA-256 of shapes, dtypes and at most 64 evenly spaced rows, to tell datasets apart cheaply."""
-        found = hashlib.sha256(f"{self.x.shape} {self.x.dtype} {self.y.shape} {self.y.dtype}".encode())
+        specs = (*self.interface.inputs, *self.interface.labels)
+        arrays = [self.arrays[spec.name] for spec in specs]
+        found = hashlib.sha256(" ".join(f"{array.shape} {array.dtype}" for array in arrays).encode())
         for row in np.unique(np.arange(SAMPLED_ROWS) * (self.examples - 1) // (SAMPLED_ROWS - 1)):
-            found.update(self.x[row].tobytes())
-            found.update(self.y[row].tobytes())
+            for array in arrays:
+                found.update(array[row].tobytes())
         return found.hexdigest()
 
 
@@ -132,8 +125,8 @@ def open_data(path: Path | str, spec: DataSpec) -> Dataset:
         InputError: A file is missing, damaged or foreign, or names, shapes, dtypes, row counts or values do not fit.
     """
     path = Path(path)
-    arrays = open_arrays(path, (spec.input.name, spec.label.name))
-    return _with_labels(path, arrays, spec)
+    names = [array.name for array in (*spec.interface.inputs, *spec.interface.labels)]
+    return _with_labels(path, open_arrays(path, names), spec.interface)
 
 
 def open_inputs(path: Path, spec: DataSpec) -> Inputs:
@@ -142,21 +135,23 @@ def open_inputs(path: Path, spec: DataSpec) -> Inputs:
     Raises:
         InputError: A file is missing, damaged or foreign, or names, shapes, dtypes, row counts or values do not fit.
     """
-    arrays = open_arrays(path, (spec.input.name,), optional=spec.label.name)
-    if spec.label.name in arrays:
-        return _with_labels(path, arrays, spec)
-    inputs = Inputs(path=path, x=arrays[spec.input.name], input=spec.input)
+    interface = spec.interface
+    labels = [label.name for label in interface.labels]
+    arrays = open_arrays(path, [array.name for array in interface.inputs], optional=labels)
+    if arrays.keys() >= {*labels}:
+        return _with_labels(path, arrays, interface)
+    inputs = Inputs(path=path, arrays=arrays, interface=interface)
     check_inputs(inputs, values=not path.is_dir())
     return inputs
 
 
-def open_arrays(path: Path, names: tuple[str, ...], *, optional: str = "") -> dict[str, NDArray[Any]]:
+def open_arrays(path: Path, names: Sequence[str], *, optional: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
     """Arrays by name from an `.npz`, loaded, or from a folder of `.npy` files, memory-mapped.
 
     Args:
         path: File `.npz`, or folder of `.npy` files.
         names: Names of the arrays that must be there.
-        optional: Name of an array to read if it is there.
+        optional: Names of arrays to read where they are there.
 
     Raises:
         InputError: A file is missing, damaged or foreign, or an array is missing.
@@ -165,37 +160,51 @@ def open_arrays(path: Path, names: tuple[str, ...], *, optional: str = "") -> di
 
 
 def check_inputs(data: Inputs, *, values: bool = True) -> None:
-    """Check shape, dtype and number of the inputs, and every value if `values` is set.
+    """Check shapes, dtypes and number of the inputs, and every value if `values` is set.
 
     Raises:
         InputError: The inputs do not fit, or there are none.
     """
-    _check_shape(data.path, data.x, data.input, of_input=True)
-    _check_dtype(data.path, data.x, data.input, of_input=True)
+    for spec in data.interface.inputs:
+        _check_shape(data.path, data.arrays[spec.name], spec, of_input=True)
+        _check_dtype(data.path, data.arrays[spec.name], spec, of_input=True)
     if not data.examples:
         raise InputError(f"{data.path}: expected at least one row, found none; add examples")
+    _check_rows(data.path, data.arrays)
     if values:
-        for rows in _blocks(data.x):
+        for rows in _blocks(data.arrays.values()):
             data.inputs(rows)
 
 
-def _with_labels(path: Path, arrays: Mapping[str, NDArray[Any]], spec: DataSpec) -> Dataset:
-    x, y = arrays[spec.input.name], arrays[spec.label.name]
-    dataset = Dataset(path=path, x=x, y=y, input=spec.input, label=spec.label, loss=spec.loss)
-    _check_shape(path, x, spec.input, of_input=True)
-    _check_shape(path, y, spec.label, of_input=False)
-    _check_dtype(path, y, spec.label, of_input=False)
-    if len(x) != len(y):
-        raise InputError(
-            f"{path}: expected as many rows in {spec.input.name!r} as in {spec.label.name!r}, found {len(x)} and "
-            f"{len(y)}; save inputs and labels together"
-        )
+def _with_labels(path: Path, arrays: Arrays, interface: Interface) -> Dataset:
+    dataset = Dataset(path=path, arrays=arrays, interface=interface)
+    for label in interface.labels:
+        _check_shape(path, arrays[label.name], label, of_input=False)
+        _check_dtype(path, arrays[label.name], label, of_input=False)
     check_inputs(dataset, values=not path.is_dir())
-    if not path.is_dir() or spec.label.classes is not None:
-        _check_first_class(path, y, spec.label)
-        for rows in _blocks(y):
-            dataset.labels(rows)
+    for head in interface.heads:
+        labels = arrays[head.label.name]
+        if not path.is_dir() or head.label.classes is not None:
+            _check_first_class(path, labels, head.label)
+            for rows in _blocks([labels]):
+                _read_labels(path, arrays, head, rows)
     return dataset
+
+
+def _check_rows(path: Path, arrays: Arrays) -> None:
+    """Check that all arrays have as many rows."""
+    (first, array), *others = arrays.items()
+    for name, other in others:
+        if len(array) != len(other):
+            raise InputError(
+                f"{path}: expected as many rows in {first!r} as in {name!r}, found {len(array)} and {len(other)}; "
+                "save inputs and labels together"
+            )
+
+
+def _read_labels(path: Path, arrays: Arrays, head: Head, rows: NDArray[Any]) -> NDArray[Any]:
+    probabilities = head.loss.labels == "probabilities"
+    return _read(path, arrays[head.label.name], head.label, rows, probabilities=probabilities)
 
 
 def _read(
@@ -217,7 +226,7 @@ def _read(
     return np.ascontiguousarray(values, dtype=spec.dtype)
 
 
-def _map_folder(path: Path, names: tuple[str, ...], optional: str) -> dict[str, NDArray[Any]]:
+def _map_folder(path: Path, names: Sequence[str], optional: Sequence[str]) -> dict[str, NDArray[Any]]:
     wanted = _wanted(path, {file.stem for file in path.glob("*.npy") if file.is_file()}, names, optional)
     arrays = {}
     for name in wanted:
@@ -226,7 +235,7 @@ def _map_folder(path: Path, names: tuple[str, ...], optional: str) -> dict[str, 
     return arrays
 
 
-def _load_npz(path: Path, names: tuple[str, ...], optional: str) -> dict[str, NDArray[Any]]:
+def _load_npz(path: Path, names: Sequence[str], optional: Sequence[str]) -> dict[str, NDArray[Any]]:
     if not path.is_file():
         found = "a pipe or device" if path.exists() else "nothing"
         raise InputError(f"{path}: expected an .npz file or a folder with .npy files, found {found}; check the path")
@@ -261,13 +270,14 @@ def _explaining(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _wanted(path: Path, found: set[str], names: tuple[str, ...], optional: str) -> tuple[str, ...]:
+def _wanted(path: Path, found: set[str], names: Sequence[str], optional: Sequence[str]) -> tuple[str, ...]:
     """Names of the arrays to read."""
     if not found.issuperset(names):
         listed = ", ".join(repr(name) for name in sorted(found)) or "none"
-        expected = " and ".join(repr(name) for name in names)
+        *first, last = (repr(name) for name in names)
+        expected = " and ".join([", ".join(first), last] if first else [last])
         raise InputError(f"{path}: expected arrays named {expected}, found {listed}; save them under these names")
-    return (*names, optional) if optional in found else names
+    return (*names, *(name for name in optional if name in found))
 
 
 def _check_shape(path: Path, array: NDArray[Any], spec: ArraySpec, *, of_input: bool) -> None:
@@ -298,7 +308,9 @@ def _check_first_class(path: Path, y: NDArray[Any], label: ArraySpec) -> None:
         )
 
 
-def _blocks(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    size = max(1, BLOCK_BYTES * len(array) // max(1, array.nbytes))
-    for start in range(0, len(array), size):
-        yield np.arange(start, min(start + size, len(array)))
+def _blocks(arrays: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+    arrays = list(arrays)
+    count = len(arrays[0])
+    size = max(1, BLOCK_BYTES * count // max(1, sum(array.nbytes for array in arrays)))
+    for start in range(0, count, size):
+        yield np.arange(start, min(start + size, count))

@@ -116,7 +116,7 @@ def take_steps(
                     engine, dataset, rows, origin=origin, step=number, learning_rate=learning_rate
                 )
                 raise DivergedError(f"step {number + 1} of {steps}: expected a finite loss, found {loss}: {cause}")
-            yield Step(number, epoch, loss, len(x))
+            yield Step(number, epoch, loss, len(next(iter(x.values()))))
             number += 1
 
 

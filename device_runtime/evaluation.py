@@ -15,7 +15,7 @@ from device_runtime.engines.protocol import Engine
 from device_runtime.loading import load_weights
 from device_runtime.nonfinite import cause_in_evaluation
 from fedpara_edge.errors import DivergedError, InputError
-from fedpara_edge.formats.accuracy import count_correct, kind_of
+from fedpara_edge.formats.accuracy import count_correct
 from fedpara_edge.metrics import COUNTERS, Counts, add_counts
 
 
@@ -25,7 +25,7 @@ class Evaluation:
 
     Args:
         loss: Mean loss over the examples.
-        accuracy: Fraction of the labels that are predicted correctly, in [0, 1]; None for `mse`.
+        accuracy: Fraction of the labels that are predicted correctly, in [0, 1]; None if all labels are numbers.
         examples: Number of examples.
         counts: Counts from which all metrics are computed, by the name of the array of labels.
     """
@@ -76,17 +76,20 @@ def evaluate(
     loss_sum, correct, labels, seen = 0.0, 0, 0, 0
     counts: dict[str, Counts] = {}
     for x, y in ordered_batches(dataset, batch_size):
-        loss, outputs = engine.evaluate(x, y)
-        if not math.isfinite(loss):
-            rows = np.arange(seen, seen + len(x))
+        outcome = engine.evaluate(x, y)
+        rows = np.arange(seen, seen + len(next(iter(x.values()))))
+        if not math.isfinite(outcome.loss):
             raise DivergedError(
-                f"{dataset.path}: rows {seen} to {rows[-1]}: expected a finite loss, found {loss}: "
+                f"{dataset.path}: rows {seen} to {rows[-1]}: expected a finite loss, found {outcome.loss}: "
                 f"{cause_in_evaluation(engine, dataset, rows)}"
             )
-        loss_sum += loss * len(x)
-        correct += count_correct(dataset.loss, outputs, y)
-        labels += y.size
-        add_counts(counts, {dataset.label.name: COUNTERS[kind_of(dataset.loss)](outputs, y)})
-        seen += len(x)
-    accuracy = None if dataset.loss == "mse" else correct / labels
+        loss_sum += outcome.loss * len(rows)
+        for head in dataset.interface.heads:
+            outputs, label = outcome.outputs[head.output.name], y[head.label.name]
+            add_counts(counts, {head.label.name: COUNTERS[head.loss.labels](outputs, label)})
+            if head.loss.labels != "numbers":
+                correct += count_correct(head.loss, outputs, label)
+                labels += label.size
+        seen += len(rows)
+    accuracy = correct / labels if labels else None
     return Evaluation(loss=loss_sum / seen, accuracy=accuracy, examples=seen, counts=counts)

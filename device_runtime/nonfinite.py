@@ -76,7 +76,7 @@ def _rows_alone(engine: Engine, dataset: Dataset, rows: NDArray[Any]) -> str:
 
 def _bad_rows(engine: Engine, dataset: Dataset, rows: NDArray[Any]) -> Iterator[int]:
     """Rows whose loss is not finite by itself, found by halves."""
-    if math.isfinite(engine.evaluate(*dataset.rows(rows))[0]):
+    if math.isfinite(engine.evaluate(*dataset.rows(rows)).loss):
         return
     if len(rows) == 1:
         yield int(rows[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from device_runtime.data import Dataset, Inputs, check_inputs, open_inputs
+from device_runtime.engines.protocol import Given, named
 from fedpara_edge.errors import DivergedError, FedparaError, InputError
-from fedpara_edge.formats.accuracy import count_correct, kind_of, predicted
+from fedpara_edge.formats.accuracy import count_correct, predicted
 from fedpara_edge.formats.folded import read_folded
 from fedpara_edge.installation import install_line
 from fedpara_edge.metrics import COUNTERS, Counts
@@ -56,11 +57,11 @@ class Predictor:
                 f"{path}: expected a model that onnxruntime loads, found {_line(error)}; fold it again"
             ) from error
 
-    def predict(self, x: NDArray[Any], batch_size: int = 256) -> NDArray[np.float32]:
-        """Outputs [N, *output.shape] of raw inputs.
+    def predict(self, x: Given, batch_size: int = 256) -> dict[str, NDArray[np.float32]]:
+        """Outputs [N, ...] of raw inputs, by name.
 
         Args:
-            x: Inputs [N, *input.shape] with N at least 1, of the input's dtype, or any integers for tokens.
+            x: Inputs [N, ...] by name, or the only one, with N at least 1, of their dtypes, or any integers for tokens.
             batch_size: Rows at a time.
 
         Raises:
@@ -68,12 +69,13 @@ class Predictor:
                 not positive.
             DivergedError: An output is not finite.
         """
-        inputs = Inputs(path=Path("predict"), x=x, input=self.spec.input)
+        interface = self.spec.interface
+        inputs = Inputs(path=Path("predict"), arrays=named(x, interface.inputs), interface=interface)
         check_inputs(inputs)
-        return np.concatenate(list(self.outputs(inputs, batch_size)))
+        return self.outputs(inputs, batch_size)
 
-    def outputs(self, data: Inputs, batch_size: int) -> Iterator[NDArray[np.float32]]:
-        """Outputs of all rows in their order, batch by batch.
+    def outputs(self, data: Inputs, batch_size: int) -> dict[str, NDArray[np.float32]]:
+        """Outputs [N, ...] of all rows in their order, by name.
 
         Raises:
             InputError: A row does not fit, or the batch size is not positive.
@@ -82,16 +84,19 @@ class Predictor:
         """
         if batch_size < 1:
             raise InputError(f"expected an integer of at least 1, found {batch_size}", key="batch_size")
+        names = [spec.name for spec in self.spec.interface.outputs]
+        found: list[list[NDArray[np.float32]]] = []
         for start in range(0, data.examples, batch_size):
-            x = data.inputs(np.arange(start, min(start + batch_size, data.examples)))
+            rows = np.arange(start, min(start + batch_size, data.examples))
+            inputs = data.inputs(rows)
             try:
-                outputs = self._session.run([self.spec.output.name], {self.spec.input.name: x})[0]
+                outputs = self._session.run(names, dict(inputs))
             except self._errors as error:
                 raise FedparaError(
-                    f"{self._path}: rows {start} to {start + len(x) - 1}: expected to run them, found {_line(error)}; "
-                    f"{self._remedy_for(error, len(x))}"
+                    f"{self._path}: rows {start} to {rows[-1]}: expected to run them, found {_line(error)}; "
+                    f"{self._remedy_for(error, len(rows))}"
                 ) from error
-            finite = np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)
+            finite = np.all([np.isfinite(part.reshape(len(rows), -1)).all(axis=1) for part in outputs], axis=0)
             if not finite.all():
                 remedy = "check the input, or fold weights of an earlier round"
                 if self.spec.precision != "float32":
@@ -100,7 +105,8 @@ class Predictor:
                     f"{self._path}: row {start + int(np.argmin(finite))}: expected finite outputs, found NaN or Inf; "
                     f"{remedy}"
                 )
-            yield outputs
+            found.append(outputs)
+        return {name: np.concatenate(parts) for name, parts in zip(names, zip(*found, strict=True), strict=True)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,14 +114,16 @@ class Predictions:
     """Predictions of a model for a dataset.
 
     Args:
-        outputs: Outputs of the model, float32 [N, *output.shape].
-        labels: Predicted labels, int64 [N, ...] (`accuracy.predicted`); None for `mse`.
-        accuracy: Fraction of the labels that are predicted correctly, in [0, 1]; None without labels, and for `mse`.
+        outputs: Outputs of the model by name, float32 [N, ...].
+        labels: Predicted labels by the name of their array, int64 [N, ...] (`accuracy.predicted`); without those that
+            are numbers.
+        accuracy: Fraction of the labels that are predicted correctly, in [0, 1]; None without labels, and if all are
+            numbers.
         counts: Counts from which all metrics are computed, by the name of the array of labels; none without labels.
     """
 
-    outputs: NDArray[np.float32]
-    labels: NDArray[np.int64] | None
+    outputs: Mapping[str, NDArray[np.float32]]
+    labels: Mapping[str, NDArray[np.int64]]
     accuracy: float | None
     counts: Mapping[str, Counts] = field(default_factory=dict, repr=False, compare=False)
 
@@ -128,14 +136,25 @@ def predict_all(predictor: Predictor, data: Inputs, batch_size: int = 256) -> Pr
         DivergedError: An output is not finite.
         FedparaError: The runtime fails.
     """
-    loss = predictor.spec.loss
-    outputs = np.concatenate(list(predictor.outputs(data, batch_size)))
-    accuracy, counts = None, {}
+    heads = predictor.spec.interface.heads
+    outputs = predictor.outputs(data, batch_size)
+    counts: dict[str, Counts] = {}
+    correct, count = 0, 0
     if isinstance(data, Dataset):
         y = data.labels(np.arange(data.examples))
-        accuracy = None if loss == "mse" else count_correct(loss, outputs, y) / y.size
-        counts = {data.label.name: COUNTERS[kind_of(loss)](outputs, y)}
-    return Predictions(outputs=outputs, labels=predicted(loss, outputs), accuracy=accuracy, counts=counts)
+        for head in heads:
+            output, label = outputs[head.output.name], y[head.label.name]
+            counts[head.label.name] = COUNTERS[head.loss.labels](output, label)
+            if head.loss.labels != "numbers":
+                correct += count_correct(head.loss, output, label)
+                count += label.size
+    labels = {head.label.name: predicted(head.loss, outputs[head.output.name]) for head in heads}
+    return Predictions(
+        outputs=outputs,
+        labels={name: found for name, found in labels.items() if found is not None},
+        accuracy=correct / count if count else None,
+        counts=counts,
+    )
 
 
 def predict(model: Path | str, data: Path | str, *, batch_size: int = 256, threads: int | None = None) -> Predictions:
@@ -156,15 +175,17 @@ def predict(model: Path | str, data: Path | str, *, batch_size: int = 256, threa
     return predict_all(predictor, open_inputs(Path(data), predictor.spec), batch_size)
 
 
-def write_predictions(path: Path, predictions: Predictions, output: str) -> None:
-    """Write an `.npz` with the outputs under the name `output`, and the predicted labels, if any, as `predicted`.
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    """Write an `.npz` with the outputs under their names, and the predicted labels.
+
+    Labels, if any, are called `predicted`; where there are several, `predicted_` and the name of the array of labels.
 
     Raises:
         FedparaError: The disk refuses the write.
     """
-    arrays: dict[str, Any] = {output: predictions.outputs}
-    if predictions.labels is not None:
-        arrays[LABELS] = predictions.labels
+    several = len(predictions.labels) > 1
+    labels = {f"{LABELS}_{name}" if several else LABELS: found for name, found in predictions.labels.items()}
+    arrays: dict[str, Any] = {**predictions.outputs, **labels}
     with replacing_file(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
 

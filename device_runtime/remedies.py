@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.formats.bundle import ArraySpec
+from fedpara_edge.formats.interface import ArraySpec
 
 MOST_AXES = 5
 MOST_NAMES = 10

@@ -9,21 +9,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 from onnxruntime.training import artifacts, onnxblock
 
 from export.forward.batchnorm import in_plain_operators
-from export.forward.graph import IR_VERSION, LABEL, OUTPUT, ForwardGraph, quiet_stderr
+from export.forward.graph import IR_VERSION, ForwardGraph, quiet_stderr
 from export.gradients import DETACH
 from export.gradients.builder import attributes
 from fedpara_edge.errors import InputError
-from fedpara_edge.formats.bundle import Loss
+from fedpara_edge.formats.interface import Head
 
 
 def write_artifacts(
-    graph: ForwardGraph, folder: Path, *, trainable: Sequence[str], loss: Loss, optimizer: Mapping[str, Any]
+    graph: ForwardGraph, folder: Path, *, trainable: Sequence[str], heads: Sequence[Head], optimizer: Mapping[str, Any]
 ) -> None:
     """Differentiate `graph` and write the artifacts into `folder`.
 
@@ -32,7 +33,7 @@ def write_artifacts(
         folder: Folder that receives `training_model.onnx`, `eval_model.onnx`, `checkpoint` and, for an optimizer that
             onnxruntime-training has, `optimizer_model.onnx`.
         trainable: Names of the parameters to differentiate with respect to.
-        loss: Loss to minimize over outputs and labels.
+        heads: Outputs to train, with their labels and losses.
         optimizer: Constants of the optimizer (`export.step.weight_update`).
 
     Raises:
@@ -49,15 +50,16 @@ def write_artifacts(
             raise _no_gradient(graph, "detach", node.name)
         if _is_strided_volume(node):
             raise _no_gradient(graph, "a Conv of three dimensions with groups and strides", node.name)
+    (head,) = heads
     model = onnx.ModelProto()
     model.CopyFrom(in_plain_operators(graph.model))
     with naming_operators(graph), quiet_stderr():
         artifacts.generate_artifacts(
             model,
             requires_grad=list(trainable),
-            loss=_LOSSES[loss](),
+            loss=_LOSSES[head.loss.name](head),
             optimizer=_optimizer_block(optimizer),
-            additional_output_names=[OUTPUT],
+            additional_output_names=list(graph.outputs),
             artifact_directory=folder,
         )
     for name in ("training_model", "eval_model", "optimizer_model"):
@@ -135,39 +137,47 @@ def _optimizer_block(constants: Mapping[str, Any]) -> Any:
     )
 
 
-class _CrossEntropy(onnxblock.Block):  # type: ignore[misc]
+class _Loss(onnxblock.Block):  # type: ignore[misc]
+    """Loss of a head; the label becomes an input of the graph."""
+
+    def __init__(self, head: Head) -> None:
+        super().__init__()
+        self.head = head
+
+    def add_label(self) -> str:
+        """Add the label as an input, and return its name."""
+        label = self.head.label
+        dtype = helper.np_dtype_to_tensor_dtype(np.dtype(label.dtype))
+        batch = self.base.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+        self.base.graph.input.append(helper.make_tensor_value_info(label.name, dtype, (batch, *label.shape)))
+        return label.name
+
+
+class _CrossEntropy(_Loss):
     """Loss of outputs [B, C, ...] and labels [B, ...]; onnxruntime's own takes the last axis for the classes."""
 
-    def build(self, output: str, *_: str) -> str:
-        graph = self.base.graph
-        onnxblock.blocks.InputLike(output)(LABEL)
-        label = next(value for value in graph.input if value.name == LABEL).type.tensor_type
-        label.elem_type = TensorProto.INT64
-        del label.shape.dim[1]
-        outputs = ["loss", "cross_entropy.log_prob"]
-        graph.node.append(
-            helper.make_node(
-                "SoftmaxCrossEntropyLoss", [output, LABEL], outputs, name="cross_entropy", reduction="mean"
-            )
+    def build(self, *_: str) -> str:
+        inputs, outputs = [self.head.output.name, self.add_label()], ["loss", "cross_entropy.log_prob"]
+        self.base.graph.node.append(
+            helper.make_node("SoftmaxCrossEntropyLoss", inputs, outputs, name="cross_entropy", reduction="mean")
         )
         return "loss"
 
 
-class _MeanSquaredError(onnxblock.Block):  # type: ignore[misc]
-    def build(self, output: str, *_: str) -> str:
-        return onnxblock.loss.MSELoss()(output, LABEL)  # type: ignore[no-any-return]
+class _MeanSquaredError(_Loss):
+    def build(self, *_: str) -> str:
+        return onnxblock.loss.MSELoss()(self.head.output.name, self.head.label.name)  # type: ignore[no-any-return]
 
 
-class _BinaryCrossEntropy(onnxblock.Block):  # type: ignore[misc]
+class _BinaryCrossEntropy(_Loss):
     """Loss mean(relu(z) - z y + log(1 + exp(-|z|))); onnxruntime's own takes log(sigmoid(z)), -inf for large |z|."""
 
-    def build(self, output: str, *_: str) -> str:
-        graph = self.base.graph
-        onnxblock.blocks.InputLike(output)(LABEL)
+    def build(self, *_: str) -> str:
+        graph, output, label = self.base.graph, self.head.output.name, self.add_label()
         graph.initializer.append(helper.make_tensor("bce.one", TensorProto.FLOAT, [], [1.0]))
         steps = [
             ("Relu", [output], "bce.relu"),
-            ("Mul", [output, LABEL], "bce.product"),
+            ("Mul", [output, label], "bce.product"),
             ("Sub", ["bce.relu", "bce.product"], "bce.linear"),
             ("Abs", [output], "bce.abs"),
             ("Neg", ["bce.abs"], "bce.neg"),
@@ -181,7 +191,7 @@ class _BinaryCrossEntropy(onnxblock.Block):  # type: ignore[misc]
         return "loss"
 
 
-_LOSSES: dict[Loss, type[Any]] = {
+_LOSSES: dict[str, type[_Loss]] = {
     "cross_entropy": _CrossEntropy,
     "mse": _MeanSquaredError,
     "bce": _BinaryCrossEntropy,

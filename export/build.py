@@ -52,21 +52,22 @@ def make_bundle(recipe: Recipe, folder: Path, *, overwrite: bool = False) -> Bui
     torch.manual_seed(recipe.seed)
     dense = load_model(recipe.name, classes=recipe.classes, input_shape=recipe.input_shape if zoo else None)
     shape = recipe.input_shape or (zoo.input_shape if zoo else None)
-    if shape is None:
+    if shape is None and not recipe.input:
         raise InputError(
             "expected the shape of an example of your own model, such as 1,28,28, found none; give it",
             key="input_shape",
         )
-    dtype = recipe.input_dtype or (zoo.input_dtype if zoo else "float32")
-    tokens = recipe.tokens
-    if zoo and dtype == zoo.input_dtype == "int64" and tokens is None:
-        tokens = recipe.classes or zoo.classes
-    loaded = None
+    config, loaded = recipe, None
+    if not recipe.input:
+        dtype = recipe.input_dtype or (zoo.input_dtype if zoo else "float32")
+        tokens = recipe.tokens
+        if zoo and dtype == zoo.input_dtype == "int64" and tokens is None:
+            tokens = recipe.classes or zoo.classes
+        config = replace(recipe, input_shape=shape, input_dtype=dtype, tokens=tokens)
     if recipe.pretrained is not None:
         loaded = load_pretrained(dense, recipe.pretrained, new_head=recipe.new_head)
     factorization = replace(recipe, exclude=(*recipe.exclude, *(zoo.dense_layers if zoo else ())))
     new = () if loaded is None else loaded.new
     converted, report = convert(dense, factorization, pretrained=loaded is not None, new=new)
-    config = replace(recipe, input_shape=shape, input_dtype=dtype, tokens=tokens)
     bundle, verification = export_bundle(converted, folder, config, overwrite=overwrite)
     return BuiltBundle(bundle=bundle, report=report, verification=verification, pretrained=loaded)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from export.forward.graph import INPUT, LABEL, OUTPUT, ForwardGraph, forward_graph
-from export.forward.preprocess import TORCH_DTYPES, Deployed
-from export.step.training_step import StepSpec, write_steps
+from export.forward.graph import INPUT, LABEL, ForwardGraph, forward_graph
+from export.forward.outputs import Chosen
+from export.forward.preprocess import TORCH_DTYPES, Argument, Deployed, Preprocessing
+from export.step.training_step import INTERFACE, StepSpec, write_steps
 from export.step.weight_update import CORRECTION, optimizer_constants
 from export.trials import Batch, Trial, try_onnxruntime, try_ort_training
 from export.verify import Verification, check_parameters, verify
@@ -27,20 +28,20 @@ from fedpara_edge.formats.bundle import (
     INITIAL_PERSONAL,
     MANIFEST,
     WEIGHTS,
-    ArraySpec,
     Bundle,
-    Loss,
     Manifest,
     open_bundle,
     write_initial_personal,
     write_manifest,
 )
-from fedpara_edge.formats.recipe import ExportConfig, InputDtype
+from fedpara_edge.formats.inputs import Input, find_input
+from fedpara_edge.formats.interface import ArraySpec, Head, Interface
+from fedpara_edge.formats.recipe import ExportConfig
 from fedpara_edge.formats.weights import Weights, write_weights
+from fedpara_edge.losses import Loss, find_loss
 from fedpara_edge.nn import layout_of
 from fedpara_edge.storage.atomic import check_output, replacing_folder, sha256_of
 
-DEFAULT_DTYPE: InputDtype = "float32"
 _VERIFICATION_BATCHES = 20
 _LARGEST_LOSS = 0.5  # of an initial tensor, relative: beyond it, whole rows of factors may become zero and never train
 _EXAMPLES = 4  # batch size of tracing and verification; torch.export would fix a batch of 0 or 1
@@ -72,32 +73,30 @@ def export_bundle(
     if not layout.shared:
         raise InputError("model: expected trainable parameters, found none; nothing would travel")
     layout = keep_personal(layout, config.personal)
-    raw, optimizer = _input_spec(config), _constants(config)
-    deployed = Deployed(
-        copy.deepcopy(model),  # tracing switches modes
-        input_dtype=config.input_dtype or DEFAULT_DTYPE,
-        input_shape=raw.shape,
-        mean=config.mean,
-        std=config.std,
-    )
-    example = _random_input(raw, np.random.default_rng(config.seed))
+    inputs, optimizer = _inputs(config), _constants(config)
+    specs = tuple(ArraySpec(name, each.shape, each.dtype, each.tokens) for name, each in inputs.items())
+    arguments = [
+        _argument(name, each) if config.input else Argument(None, _preprocessing(each)) for name, each in inputs.items()
+    ]
+    deployed = Deployed(copy.deepcopy(model), arguments, Chosen(config.output_name))  # tracing switches modes
+    example = _random_inputs(specs, np.random.default_rng(config.seed))
     graph = forward_graph(deployed, example, batch_size=config.batch_size, contracting=CORRECTION not in optimizer)
-    label = _label_spec(config.loss, graph.output_shape)
+    interface = _interface(specs, find_loss(config.loss), graph.outputs)
     trained = layout.with_role("shared", "personal")
     check_parameters(graph, trained)
     tensors = {name: value.detach().numpy() for name, value in model.state_dict().items()}
     with replacing_folder(folder) as making:
-        trials = _write_engines(making, graph, example, layout, config, label, optimizer, tensors)
+        trials = _write_engines(making, graph, example, layout, config, interface, optimizer, tensors)
         verification = verify(
             trials,
             deployed,
-            loss=config.loss,
+            heads=interface.heads,
             optimizer=optimizer,
-            batches=_random_batches(raw, label, config.seed),
+            batches=_random_batches(interface, config.seed),
         )
         write_initial_personal(making, {tensor.name: tensors[tensor.name] for tensor in layout.with_role("personal")})
         local = sha256_of(making / INITIAL_PERSONAL) if (making / INITIAL_PERSONAL).exists() else None
-        manifest = _manifest(config, layout, graph, raw, label, optimizer, local)
+        manifest = _manifest(config, layout, graph, interface, optimizer, local)
         initial = {tensor.name: tensors[tensor.name] for tensor in layout.shared}
         stored = write_weights(
             making / WEIGHTS, Weights(manifest.fingerprint, 0, layout, initial), find_encoder(config.initial_codec)
@@ -117,10 +116,10 @@ def export_bundle(
 def _write_engines(
     folder: Path,
     graph: ForwardGraph,
-    example: torch.Tensor,
+    example: Mapping[str, torch.Tensor],
     layout: Layout,
     config: ExportConfig,
-    label: ArraySpec,
+    interface: Interface,
     optimizer: dict[str, Any],
     tensors: dict[str, NDArray[Any]],
 ) -> dict[str, Trial]:
@@ -137,11 +136,11 @@ def _write_engines(
                 key="engines",
             ) from error
         names = [tensor.name for tensor in trained]
-        write_artifacts(graph, folder, trainable=names, loss=config.loss, optimizer=optimizer)
+        write_artifacts(graph, folder, trainable=names, heads=interface.heads, optimizer=optimizer)
         trials["ort-training"] = partial(try_ort_training, folder, graph, trained)
     if "onnxruntime" in config.engines:
-        spec = StepSpec(trained, label, config.loss, optimizer, layout)
-        write_steps(graph, folder, spec, example.numpy())
+        spec = StepSpec(trained, interface.heads, optimizer, layout)
+        write_steps(graph, folder, spec, {name: x.numpy() for name, x in example.items()})
         trials["onnxruntime"] = partial(try_onnxruntime, folder, trained, tensors, optimizer)
     return trials
 
@@ -155,18 +154,14 @@ def _manifest(
     config: ExportConfig,
     layout: Layout,
     graph: ForwardGraph,
-    raw: ArraySpec,
-    label: ArraySpec,
+    interface: Interface,
     optimizer: dict[str, Any],
     local: str | None,
 ) -> Manifest:
     return Manifest(
         model=config.name,
         layout=layout,
-        input=raw,
-        label=label,
-        output=ArraySpec(OUTPUT, graph.output_shape, "float32"),
-        loss=config.loss,
+        interface=interface,
         optimizer=optimizer,
         engines=config.engines,
         graph=graph.digest({tensor.name for tensor in layout.with_role("shared", "personal")}),
@@ -175,15 +170,43 @@ def _manifest(
     )
 
 
-def _input_spec(config: ExportConfig) -> ArraySpec:
-    dtype = config.input_dtype or DEFAULT_DTYPE
+def _inputs(config: ExportConfig) -> dict[str, Input]:
+    """Inputs of the model by name."""
+    if config.input:
+        return dict(find_input(text) for text in config.input)
     if not config.input_shape:
         raise InputError("expected the shape of an example, such as 1,28,28, found none; give it", key="input_shape")
+    dtype = config.input_dtype or "float32"
     if (dtype == "int64") != (config.tokens is not None):
         raise InputError(
             f"expected with input_dtype int64 and only then, found {config.tokens} for {dtype}", key="tokens"
         )
-    return ArraySpec(INPUT, config.input_shape, dtype, config.tokens)
+    return {INPUT: Input(shape=config.input_shape, dtype=dtype, tokens=config.tokens, mean=config.mean, std=config.std)}
+
+
+def _argument(name: str, each: Input) -> Argument:
+    try:
+        return Argument(name, _preprocessing(each))
+    except InputError as error:
+        raise InputError(f"{name}: {error}", key="input") from error
+
+
+def _preprocessing(each: Input) -> Preprocessing:
+    return Preprocessing(each.dtype, each.shape, mean=each.mean, std=each.std)
+
+
+def _interface(inputs: tuple[ArraySpec, ...], loss: Loss, outputs: Mapping[str, tuple[int, ...]]) -> Interface:
+    """Interface of a model: the first output is trained, the others are only predicted."""
+    first, *others = (ArraySpec(name, shape, "float32") for name, shape in outputs.items())
+    heads = (Head(first, _label_spec(loss, first.shape), loss),)
+    names = [array.name for array in (*inputs, *(head.label for head in heads), first, *others)]
+    for number, name in enumerate(names):
+        if name in INTERFACE or name in names[:number]:
+            raise InputError(
+                f"{name!r}: expected another name than those of labels ({LABEL}), outputs and what a training step "
+                f"takes, found one in use; rename that argument or output of the model"
+            )
+    return Interface(inputs=inputs, heads=heads, others=tuple(others))
 
 
 def _constants(config: ExportConfig) -> dict[str, Any]:
@@ -194,28 +217,33 @@ def _constants(config: ExportConfig) -> dict[str, Any]:
     return optimizer_constants(config.optimizer, jacobian_correction=config.jacobian_correction, **constants)
 
 
-def _label_spec(loss: Loss, output_shape: Sequence[int]) -> ArraySpec:
-    if loss != "cross_entropy":
-        return ArraySpec(LABEL, tuple(output_shape), "float32")
+def _label_spec(loss: Loss, output_shape: tuple[int, ...]) -> ArraySpec:
+    if loss.labels != "classes":
+        return ArraySpec(LABEL, output_shape, "float32")
     if not output_shape:
         raise InputError(
-            "loss cross_entropy: expected outputs [batch, classes], or [batch, classes, positions] for a label at each "
+            f"loss {loss.name}: expected outputs [batch, classes], or [batch, classes, positions] for a label at each "
             "position, found [batch]; choose another loss"
         )
-    return ArraySpec(LABEL, tuple(output_shape[1:]), "int64", output_shape[0])
+    return ArraySpec(LABEL, output_shape[1:], "int64", output_shape[0])
 
 
-def _random_batches(raw: ArraySpec, label: ArraySpec, seed: int) -> Iterator[Batch]:
+def _random_batches(interface: Interface, seed: int) -> Iterator[Batch]:
     for number in range(_VERIFICATION_BATCHES):
         generator = np.random.default_rng([seed, number])
-        yield _random_input(raw, generator), _random_labels(label, generator)
+        inputs = _random_inputs(interface.inputs, generator)
+        yield inputs, {label.name: _random_labels(label, generator) for label in interface.labels}
+
+
+def _random_inputs(specs: Sequence[ArraySpec], generator: np.random.Generator) -> dict[str, torch.Tensor]:
+    return {spec.name: _random_input(spec, generator) for spec in specs}
 
 
 def _random_input(raw: ArraySpec, generator: np.random.Generator) -> torch.Tensor:
     shape = (_EXAMPLES, *raw.shape)
     if raw.dtype == "float32":
         return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
-    limit = 256 if raw.classes is None else raw.classes
+    limit = {"uint8": 256, "bool": 2}.get(raw.dtype) or raw.classes
     return torch.from_numpy(generator.integers(0, limit, shape)).to(TORCH_DTYPES[raw.dtype])
 
 

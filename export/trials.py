@@ -6,7 +6,7 @@ Dropout is switched off, as its draws can't be compared with torch's.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from export.step.dropout import LIMIT, SCALE
 from export.step.weight_update import state_shapes
 from fedpara_edge.factors.layout import TensorSpec
 
-Batch = tuple[torch.Tensor, torch.Tensor]
+Batch = tuple[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]]
+"""Raw inputs and labels [B, ...] by name, in the order of the graphs."""
 STEP = 0.1
 """Learning rate of the optimizer step."""
 
@@ -34,7 +35,7 @@ class Results:
 
     Attributes:
         loss: Loss of the batch.
-        outputs: Outputs of the model in evaluation.
+        outputs: Outputs of the model in evaluation, all of them flattened, one after the other.
         gradients: Gradients by tensor.
         stepped: Weights after an optimizer step, by tensor; None if the files don't take the step.
     """
@@ -58,7 +59,7 @@ def try_ort_training(folder: Path, graph: ForwardGraph, tensors: Sequence[Tensor
 
     from export.artifacts import naming_operators
 
-    arrays = [tensor.numpy() for tensor in batch]
+    arrays = [tensor.numpy() for part in batch for tensor in part.values()]
     with tempfile.TemporaryDirectory() as scratch:
         training_model = Path(scratch) / "training_model.onnx"
         _copy_without_dropout(folder / "training_model.onnx", training_model)
@@ -66,9 +67,9 @@ def try_ort_training(folder: Path, graph: ForwardGraph, tensors: Sequence[Tensor
         with naming_operators(graph):
             module = Module(training_model, state, folder / "eval_model.onnx", session_options=_quiet())
         module.eval()
-        _, outputs = module(*arrays)
+        _, *outputs = module(*arrays)
         module.train()
-        loss, _ = module(*arrays)
+        loss, *_ = module(*arrays)
         gradients = {tensor.name: np.array(state.parameters[tensor.name].grad) for tensor in tensors}
         stepped = None
         if (folder / "optimizer_model.onnx").exists():
@@ -76,7 +77,7 @@ def try_ort_training(folder: Path, graph: ForwardGraph, tensors: Sequence[Tensor
             optimizer.set_learning_rate(STEP)
             optimizer.step()
             stepped = {tensor.name: np.array(state.parameters[tensor.name].data) for tensor in tensors}
-    return Results(float(loss), outputs, gradients, stepped)
+    return Results(float(loss), flattened(outputs), gradients, stepped)
 
 
 def try_onnxruntime(
@@ -94,7 +95,7 @@ def try_onnxruntime(
             tensor.CopyFrom(numpy_helper.from_array(off, tensor.name))
     flat = np.concatenate([weights[tensor.name].reshape(-1) for tensor in tensors])
     none = np.zeros(1, np.float32)
-    feed = {"x": batch[0].numpy(), "y": batch[1].numpy(), "weights": flat}
+    feed = {name: tensor.numpy() for part in batch for name, tensor in part.items()} | {"weights": flat}
     settings: dict[str, NDArray[Any]] = {
         "seed": np.array(0, np.int64),
         "accumulated": none,
@@ -109,8 +110,13 @@ def try_onnxruntime(
     }
     step = _session(model.SerializeToString())
     loss, gradient, new = step.run(["loss", "gradient", "new_weights"], feed | settings)
-    _, outputs = _session((folder / "eval_step.onnx").read_bytes()).run(None, feed)
-    return Results(float(loss), outputs, _split(gradient, tensors), _split(new, tensors))
+    _, *outputs = _session((folder / "eval_step.onnx").read_bytes()).run(None, feed)
+    return Results(float(loss), flattened(outputs), _split(gradient, tensors), _split(new, tensors))
+
+
+def flattened(outputs: Iterable[NDArray[Any]]) -> NDArray[Any]:
+    """Outputs of a model, all flattened, one after the other."""
+    return np.concatenate([np.ravel(output) for output in outputs])
 
 
 _OFF: dict[str, NDArray[Any]] = {LIMIT: np.array(2**32, np.int64), SCALE: np.array(1.0, np.float32)}

@@ -20,10 +20,10 @@ from export.forward.graph import ForwardGraph
 from export.forward.preprocess import Deployed
 from export.step.jacobian import corrections_in_torch, recording_weights
 from export.step.weight_update import CORRECTION
-from export.trials import STEP, Batch, Results, Trial
+from export.trials import STEP, Batch, Results, Trial, flattened
 from fedpara_edge.errors import FedparaError, InputError
 from fedpara_edge.factors.layout import TensorSpec
-from fedpara_edge.formats.bundle import Loss
+from fedpara_edge.formats.interface import Head
 
 TOLERANCE = 1e-5
 _NEGLIGIBLE = 1e-3
@@ -72,7 +72,7 @@ def verify(
     trials: Mapping[str, Trial],
     model: Deployed,
     *,
-    loss: Loss,
+    heads: Sequence[Head],
     optimizer: Mapping[str, Any],
     batches: Iterable[Batch],
 ) -> dict[str, Verification]:
@@ -87,9 +87,9 @@ def verify(
     Args:
         trials: Functions that run the files on a batch, by engine.
         model: PyTorch model that the files stand for, with the same parameters.
-        loss: Loss of the files.
+        heads: Outputs that the files train, with their labels and losses.
         optimizer: Constants of the optimizer.
-        batches: Raw inputs [B, ...] and labels [B, ...], to try one after the other.
+        batches: Raw inputs and labels [B, ...] by name, to try one after the other.
 
     Returns:
         Errors by engine, on the first batch on which all of them are within `TOLERANCE`.
@@ -100,7 +100,7 @@ def verify(
     """
     verified: dict[str, Verification] = {}
     for number, batch in enumerate(batches, 1):
-        expected = _reference(model, *batch, loss, optimizer)
+        expected = _reference(model, batch, heads, optimizer)
         excesses = []
         for engine in trials.keys() - verified.keys():
             verification, excess = _compare(_try(engine, trials[engine], batch), expected, optimizer)
@@ -111,7 +111,7 @@ def verify(
         if not excesses:
             return {engine: verified[engine] for engine in trials}
         error, excess = max(excesses)
-        moves = _moves(model, batch, loss, optimizer, expected)
+        moves = _moves(model, batch, heads, optimizer, expected)
         if all(error > _LIKENESS * move for move in moves):
             break
     raise FedparaError(f"{excess}; nothing was written: please report this model")
@@ -130,7 +130,7 @@ def _try(engine: str, trial: Trial, batch: Batch) -> Results:
 
 
 def _moves(
-    model: Deployed, batch: Batch, loss: Loss, optimizer: Mapping[str, Any], expected: _Reference
+    model: Deployed, batch: Batch, heads: Sequence[Head], optimizer: Mapping[str, Any], expected: _Reference
 ) -> Iterator[float]:
     """Largest change of the gradient of any parameter for each of some changes of the weights by `_ROUNDING`."""
     floor = _NEGLIGIBLE * _norm(expected.gradients)
@@ -140,7 +140,7 @@ def _moves(
         with torch.no_grad():
             for parameter in moved.parameters():
                 parameter.mul_(1 + _ROUNDING * torch.randn(parameter.shape, generator=generator))
-        gradients = _reference(moved, *batch, loss, optimizer).gradients
+        gradients = _reference(moved, batch, heads, optimizer).gradients
         yield max(_relative(gradients[name], gradient, floor=floor) for name, gradient in expected.gradients.items())
 
 
@@ -183,14 +183,12 @@ def _compare(found: Results, expected: _Reference, optimizer: Mapping[str, Any])
     return verification, ""
 
 
-def _reference(
-    model: Deployed, x: torch.Tensor, y: torch.Tensor, loss: Loss, optimizer: Mapping[str, Any]
-) -> _Reference:
+def _reference(model: Deployed, batch: Batch, heads: Sequence[Head], optimizer: Mapping[str, Any]) -> _Reference:
     double = copy.deepcopy(model).double().eval()
     double.dtype = torch.float64
     with recording_weights(double) as weights:
-        outputs = double(x)
-    value = LOSS_FUNCTIONS[loss](outputs, y if y.dtype == torch.int64 else y.double())
+        outputs = double.by_name(*batch[0].values())
+    value = loss_in_torch(heads, outputs, batch[1])
     names = {name: parameter for name, parameter in double.model.named_parameters() if parameter.requires_grad}
     gradients = torch.autograd.grad(value, list(names.values()), retain_graph=True)
     corrections: dict[torch.nn.Parameter, torch.Tensor] = {}
@@ -198,7 +196,7 @@ def _reference(
         corrections = corrections_in_torch(value, weights, strength=optimizer[CORRECTION], learning_rate=STEP)
     return _Reference(
         loss=value.item(),
-        outputs=outputs.detach().numpy(),
+        outputs=flattened(output.detach().numpy() for output in outputs.values()),
         gradients={
             name: (gradient + corrections.get(parameter, 0)).numpy()
             for (name, parameter), gradient in zip(names.items(), gradients, strict=True)
@@ -207,7 +205,16 @@ def _reference(
     )
 
 
-LOSS_FUNCTIONS: dict[Loss, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+def loss_in_torch(
+    heads: Sequence[Head], outputs: Mapping[str, torch.Tensor], labels: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
+    """Loss [] of outputs and labels by name, as torch computes it, in the dtype of the outputs."""
+    (head,) = heads
+    output, y = outputs[head.output.name], labels[head.label.name]
+    return _LOSS_FUNCTIONS[head.loss.name](output, y.to(output.dtype) if y.is_floating_point() else y)
+
+
+_LOSS_FUNCTIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "cross_entropy": F.cross_entropy,
     "mse": F.mse_loss,
     "bce": F.binary_cross_entropy_with_logits,

@@ -83,7 +83,7 @@ def here(small_bundle: SmallBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     bundle = small_bundle()
     Path("bundle").symlink_to(bundle.path)
-    shape = bundle.manifest.input.shape
+    shape = bundle.interface.inputs[0].shape
     np.savez("d.npz", x=np.random.default_rng(0).random((8, *shape), np.float32), y=np.arange(8) % 3)
     return tmp_path
 

@@ -13,19 +13,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from device_runtime.engines.protocol import NONE, Adjustment
+from device_runtime.engines.protocol import NONE, Adjustment, Given, Outcome, named
 from fedpara_edge.factors.layout import LayerSpec, Layout, TensorSpec
 from fedpara_edge.formats.bundle import (
     WEIGHTS,
-    ArraySpec,
     Bundle,
-    Loss,
     Manifest,
     open_bundle,
     write_initial_personal,
     write_manifest,
 )
+from fedpara_edge.formats.interface import ArraySpec, Head, Interface
 from fedpara_edge.formats.weights import Weights, read_weights, write_weights
+from fedpara_edge.losses import find_loss
 
 FEATURES, CLASSES = 4, 3
 
@@ -47,7 +47,7 @@ def make_bundle(folder: Path, *, personal: bool = True, seed: int = 0) -> Bundle
 def make_manifest(
     *,
     personal: bool = False,
-    loss: Loss = "cross_entropy",
+    loss: str = "cross_entropy",
     x: tuple[int, ...] = (FEATURES,),
     y: tuple[int, ...] = (),
     dtype: str = "float32",
@@ -70,10 +70,16 @@ def make_manifest(
     return Manifest(
         model="softmax regression",
         layout=Layout((layer,), (weight, bias)),
-        input=ArraySpec("x", x, dtype),
-        label=ArraySpec("y", y, "float32" if classes is None else "int64", classes),
-        output=ArraySpec("output", (CLASSES,), "float32"),
-        loss=loss,
+        interface=Interface(
+            inputs=(ArraySpec("x", x, dtype),),
+            heads=(
+                Head(
+                    ArraySpec("output", (CLASSES,), "float32"),
+                    ArraySpec("y", y, "float32" if classes is None else "int64", classes),
+                    find_loss(loss),
+                ),
+            ),
+        ),
         optimizer={"name": "sgd", "momentum": 0.9},
         engines=(),
         graph=graph,
@@ -108,8 +114,8 @@ class SoftmaxRegression:
 
     def step(
         self,
-        x: NDArray[Any],
-        y: NDArray[Any],
+        x: Given,
+        y: Given,
         *,
         learning_rate: float,
         seed: int,
@@ -117,8 +123,10 @@ class SoftmaxRegression:
         micro_batches: int = 1,
     ) -> float:
         self.settings = (adjustment, micro_batches)
+        x, y = self.arrays(x, y)
         kept = x * (np.random.default_rng(seed).random(x.shape) > 0.2).astype(np.float32)
-        loss, output = self.evaluate(kept, y)
+        outcome = self.evaluate(kept, y)
+        (loss,), output = outcome.losses, outcome.outputs["output"]
         error = np.exp(output - output.max(axis=1, keepdims=True))
         error /= error.sum(axis=1, keepdims=True)
         error[np.arange(len(y)), y] -= 1
@@ -132,11 +140,17 @@ class SoftmaxRegression:
         self.steps_taken += 1
         return loss
 
-    def evaluate(self, x: NDArray[Any], y: NDArray[Any]) -> tuple[float, NDArray[np.float32]]:
+    def evaluate(self, x: Given, y: Given) -> Outcome:
+        x, y = self.arrays(x, y)
         output = x @ self.tensors["fc.weight"].T + self.tensors["fc.bias"]
         peak = output.max(axis=1, keepdims=True)
         log_sum = np.log(np.exp(output - peak).sum(axis=1)) + peak[:, 0]
-        return float((log_sum - output[np.arange(len(y)), y]).mean()), output
+        return Outcome((float((log_sum - output[np.arange(len(y)), y]).mean()),), {"output": output})
+
+    def arrays(self, x: Given, y: Given) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Input and label."""
+        interface = self.bundle.interface
+        return named(x, interface.inputs)["x"], named(y, interface.labels)["y"]
 
     def read(self) -> dict[str, NDArray[np.float32]]:
         return {name: tensor.copy() for name, tensor in self.tensors.items()}

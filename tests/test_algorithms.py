@@ -155,7 +155,7 @@ class Reference:
             for x, y in epoch_batches(dataset, **order):
                 rate = learning_rate_at(CONFIG, step=number, steps=steps, epochs=CONFIG.epochs, round=round)
                 model.zero_grad()
-                F.cross_entropy(model(torch.from_numpy(x).double()), torch.from_numpy(y)).backward()
+                F.cross_entropy(model(torch.from_numpy(x["x"]).double()), torch.from_numpy(y["y"])).backward()
                 with torch.no_grad():
                     for name, parameter in model.named_parameters():
                         gradient = parameter.grad

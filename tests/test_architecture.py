@@ -25,7 +25,7 @@ LIGHT = {"numpy", "safetensors", "click"}
 LIBRARY: tuple[set[str], ...] = (
     {"fedpara_edge.errors", "fedpara_edge._version"},
     {"fedpara_edge.options", "fedpara_edge.installation", "fedpara_edge.metrics"},
-    {"fedpara_edge.factors", "fedpara_edge.storage", "fedpara_edge.algorithms"},
+    {"fedpara_edge.factors", "fedpara_edge.storage", "fedpara_edge.algorithms", "fedpara_edge.losses"},
     {"fedpara_edge.codecs"},
     {"fedpara_edge.formats"},
     {"fedpara_edge.aggregation", "fedpara_edge.nn"},

@@ -13,7 +13,8 @@ from torch import nn
 from device_runtime import open_engine
 from export import export_bundle
 from export.forward.graph import forward_graph
-from export.forward.preprocess import Deployed
+from export.forward.outputs import Chosen
+from export.forward.preprocess import Argument, Deployed, Preprocessing
 from export.verify import TOLERANCE
 from fedpara_edge.errors import InputError
 from fedpara_edge.factors.factorization import Factorization
@@ -173,5 +174,6 @@ def test_running_statistics_need_a_choice() -> None:
     for model in (pretrained(), pretrained().eval()):
         with pytest.raises(InputError, match=r"module '1': BatchNorm2d keeps running statistics.*'freeze'.*'group'"):
             convert(model, BY_DEFAULT)
+    argument = Argument(None, Preprocessing("float32", IMAGE))
     with pytest.raises(InputError, match=r"module '1': expected no BatchNorm but what `convert` makes of it"):
-        forward_graph(Deployed(pretrained(), input_dtype="float32", input_shape=IMAGE), torch.randn(4, *IMAGE))
+        forward_graph(Deployed(pretrained(), [argument], Chosen()), {"x": torch.randn(4, *IMAGE)})

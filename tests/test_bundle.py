@@ -15,22 +15,26 @@ from fedpara_edge.formats.bundle import (
     INITIAL_PERSONAL,
     MANIFEST,
     WEIGHTS,
-    ArraySpec,
     Bundle,
     Manifest,
     open_bundle,
     write_initial_personal,
     write_manifest,
 )
+from fedpara_edge.formats.interface import ArraySpec, Head, Interface
 from fedpara_edge.formats.weights import Weights, write_weights
+from fedpara_edge.losses import find_loss
 
+INTERFACE = Interface(
+    inputs=(ArraySpec("x", (1, 4), "uint8"),),
+    heads=(
+        Head(ArraySpec("logits", (3,), "float32"), ArraySpec("y", (), "int64", classes=3), find_loss("cross_entropy")),
+    ),
+)
 MANIFEST_OF_THE_TEST = Manifest(
     model="tiny",
     layout=small_round.LAYOUT,
-    input=ArraySpec("x", (1, 4), "uint8"),
-    label=ArraySpec("y", (), "int64", classes=3),
-    output=ArraySpec("logits", (3,), "float32"),
-    loss="cross_entropy",
+    interface=INTERFACE,
     optimizer={"name": "sgd"},
     engines=("ort-training",),
     graph="0" * 64,
@@ -114,10 +118,7 @@ def test_what_must_agree_between_devices_is_in_the_fingerprint() -> None:
     same = {"model": "other", "engines": (), "files": {"a": {}}}
     other = {
         "layout": small_round.layout_of(*small_round.LAYERS),
-        "input": ArraySpec("x", (1, 4), "float32"),
-        "label": ArraySpec("y", (), "int64", classes=4),
-        "output": ArraySpec("out", (3,), "float32"),
-        "loss": "mse",
+        "interface": dataclasses.replace(INTERFACE, inputs=(ArraySpec("x", (1, 4), "float32"),)),
         "optimizer": {"name": "adamw"},
         "graph": "1" * 64,
         "local": "2" * 64,
@@ -138,9 +139,9 @@ def test_a_changed_manifest_is_refused(folder: Path, field: str, value: object) 
 
 
 def test_another_schema_is_refused(folder: Path) -> None:
-    for value in (2, "1", None):
+    for value in (3, "1", None):
         edit(folder, lambda data, value=value: data.update(schema=value))
-        refused(folder, f"expected schema 1, found {value}; use the release that exported it")
+        refused(folder, f"expected schema 1 or 2, found {value}; use the release that exported it")
 
 
 @pytest.mark.parametrize(

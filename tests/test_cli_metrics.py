@@ -9,7 +9,7 @@ from command_line import Command
 
 from fedpara_edge.cli.scores import as_json, as_text, check_metrics
 from fedpara_edge.errors import InputError
-from fedpara_edge.formats.bundle import ArraySpec
+from fedpara_edge.formats.interface import ArraySpec
 from fedpara_edge.metrics import COUNTERS
 
 EVALUATE = ("evaluate", "bundle", "--data", "d.npz")

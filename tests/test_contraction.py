@@ -55,10 +55,10 @@ def test_layers_are_chosen_by_the_rows_they_see() -> None:
     model = nn.Sequential(
         Linear(1024, 256, kind="fedpara", rank=8), Linear(256, 256, tanh=True, rank=1), Linear(256, 9, kind="dense")
     )
-    assert contract_layers(model, torch.zeros(4, 1024), batch_size=1) == []
-    assert contract_layers(model, torch.zeros(4, 1024), batch_size=256) == ["0"]
-    assert contract_layers(model, torch.zeros(4, 64, 1024), batch_size=4) == ["0"]  # 64 rows an example
-    assert contract_layers(model, torch.zeros(4, 1024), batch_size=1) == []
+    assert contract_layers(model, [torch.zeros(4, 1024)], batch_size=1) == []
+    assert contract_layers(model, [torch.zeros(4, 1024)], batch_size=256) == ["0"]
+    assert contract_layers(model, [torch.zeros(4, 64, 1024)], batch_size=4) == ["0"]  # 64 rows an example
+    assert contract_layers(model, [torch.zeros(4, 1024)], batch_size=1) == []
 
 
 def test_the_batch_size_of_an_export_decides_and_both_engines_follow(tmp_path: Path) -> None:

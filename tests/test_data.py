@@ -13,7 +13,7 @@ from softmax_regression import make_manifest
 from device_runtime.batches import batches_per_epoch, epoch_batches, epoch_order, ordered_batches
 from device_runtime.data import open_data
 from fedpara_edge.errors import InputError
-from fedpara_edge.formats.bundle import ArraySpec
+from fedpara_edge.formats.interface import ArraySpec
 
 CLASSES = make_manifest()
 PIXELS = make_manifest(dtype="uint8")
@@ -36,6 +36,17 @@ def save(folder, kind, **arrays):
     return path
 
 
+def arrays(batch):
+    """Inputs and labels of a batch."""
+    x, y = batch
+    return x["x"], y["y"]
+
+
+def taking(spec):
+    """The manifest of a classifier with another input."""
+    return replace(CLASSES, interface=replace(CLASSES.interface, inputs=(spec,)))
+
+
 def refusal(action):
     """The one-line message with which an action is refused."""
     with pytest.raises(InputError) as caught:
@@ -49,7 +60,7 @@ def refusal(action):
 @pytest.mark.parametrize("integers", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", ">i4"])
 def test_rows_are_those_of_the_file(tmp_path, kind, integers):
     dataset = open_data(save(tmp_path, kind, x=X, y=Y.astype(integers)), CLASSES)
-    x, y = dataset.rows(np.array([5, 0, 3]))
+    x, y = arrays(dataset.rows(np.array([5, 0, 3])))
     np.testing.assert_array_equal(x, X[[5, 0, 3]])
     np.testing.assert_array_equal(y, Y[[5, 0, 3]])
     assert (x.dtype, y.dtype) == (np.float32, np.int64)
@@ -59,18 +70,18 @@ def test_rows_are_those_of_the_file(tmp_path, kind, integers):
 @pytest.mark.parametrize("array", [np.asfortranarray(X), X.astype(">f4")], ids=["Fortran order", "big-endian"])
 @pytest.mark.parametrize("kind", ["npz", "folder"])
 def test_batches_are_native_and_in_c_order(tmp_path, kind, array):
-    x, _ = open_data(save(tmp_path, kind, x=array, y=Y), CLASSES).rows(np.array([2, 1]))
+    x, _ = arrays(open_data(save(tmp_path, kind, x=array, y=Y), CLASSES).rows(np.array([2, 1])))
     np.testing.assert_array_equal(x, X[[2, 1]])
     assert x.flags.c_contiguous
     assert x.dtype.isnative
 
 
 def test_tokens_are_integers_in_their_range(tmp_path):
-    manifest = replace(CLASSES, input=ArraySpec("x", (4,), "int64", classes=28))
+    manifest = taking(ArraySpec("x", (4,), "int64", classes=28))
     tokens = X.astype(np.uint8)
-    x, _ = open_data(save(tmp_path, "folder", x=tokens, y=Y), manifest).rows(np.array([6]))
+    x, _ = arrays(open_data(save(tmp_path, "folder", x=tokens, y=Y), manifest).rows(np.array([6])))
     np.testing.assert_array_equal(x, tokens[[6]].astype(np.int64), strict=True)
-    short = replace(manifest, input=replace(manifest.input, classes=27))
+    short = taking(ArraySpec("x", (4,), "int64", classes=27))
     path = save(tmp_path, "npz", x=tokens, y=Y)
     assert "array 'x', row 6: expected integers in [0, 27), found 27" in refusal(lambda: open_data(path, short))
     path = save(tmp_path, "npz", x=X, y=Y)
@@ -80,16 +91,17 @@ def test_tokens_are_integers_in_their_range(tmp_path):
 def test_rows_are_copies(tmp_path):
     dataset = open_data(save(tmp_path, "npz", x=X, y=Y), CLASSES)
     rows = np.arange(7)
-    for array in dataset.rows(rows):
+    for array in arrays(dataset.rows(rows)):
         array[...] = 0
-    np.testing.assert_array_equal(dataset.rows(rows)[0], X)
-    np.testing.assert_array_equal(dataset.rows(rows)[1], Y)
+    x, y = arrays(dataset.rows(rows))
+    np.testing.assert_array_equal(x, X)
+    np.testing.assert_array_equal(y, Y)
 
 
 @pytest.mark.parametrize("manifest", [BINARY, TARGETS], ids=["bce", "mse"])
 def test_float_labels_have_the_shape_of_the_bundle(tmp_path, manifest):
     labels = np.linspace(0, 1, 14, dtype=np.float32).reshape(7, 2)
-    _, y = open_data(save(tmp_path, "npz", x=X, y=labels), manifest).rows(np.array([6]))
+    _, y = arrays(open_data(save(tmp_path, "npz", x=X, y=labels), manifest).rows(np.array([6])))
     np.testing.assert_array_equal(y, labels[[6]])
 
 
@@ -212,7 +224,7 @@ def test_every_flipped_byte_is_refused_or_harmless(tmp_path, kind):
         flipped[position] ^= 0x15
         file.write_bytes(flipped)
         try:
-            rows = list(ordered_batches(open_data(path, CLASSES), 3))
+            rows = [arrays(batch) for batch in ordered_batches(open_data(path, CLASSES), 3)]
         except InputError as error:
             assert "\n" not in str(error)  # noqa: PT017
         else:
@@ -239,13 +251,13 @@ def test_orders_are_these():
 
 def test_batches_cover_the_epoch_from_any_of_them_on(tmp_path):
     dataset = open_data(save(tmp_path, "npz", x=X, y=Y), CLASSES)
-    whole = [x for x, _ in epoch_batches(dataset, batch_size=3, seed=0, epoch=0)]
+    whole = [x["x"] for x, _ in epoch_batches(dataset, batch_size=3, seed=0, epoch=0)]
     assert [len(x) for x in whole] == [3, 3, 1]
     np.testing.assert_array_equal(np.concatenate(whole), X[epoch_order(7, seed=0, epoch=0)])
     for first in range(4):
-        rest = [x for x, _ in epoch_batches(dataset, batch_size=3, seed=0, epoch=0, first=first)]
+        rest = [x["x"] for x, _ in epoch_batches(dataset, batch_size=3, seed=0, epoch=0, first=first)]
         assert [x.tobytes() for x in rest] == [x.tobytes() for x in whole[first:]]
-    dropped = [x for x, _ in epoch_batches(dataset, batch_size=3, seed=0, epoch=0, drop_last=True)]
+    dropped = [x["x"] for x, _ in epoch_batches(dataset, batch_size=3, seed=0, epoch=0, drop_last=True)]
     assert [x.tobytes() for x in dropped] == [x.tobytes() for x in whole[:2]]
 
 
@@ -258,7 +270,7 @@ def test_dropping_the_only_batch_is_refused():
 
 def test_evaluation_reads_all_rows_in_order(tmp_path):
     dataset = open_data(save(tmp_path, "npz", x=X, y=Y), CLASSES)
-    xs, ys = zip(*ordered_batches(dataset, 3), strict=True)
+    xs, ys = zip(*map(arrays, ordered_batches(dataset, 3)), strict=True)
     np.testing.assert_array_equal(np.concatenate(xs), X)
     np.testing.assert_array_equal(np.concatenate(ys), Y)
 
@@ -291,7 +303,7 @@ before = peak_mebibytes()
 dataset = open_data(Path(sys.argv[1]), make_manifest(x=(3, 224, 224)))
 dataset.digest()
 for _, (x, y) in zip(range(5), epoch_batches(dataset, batch_size=8, seed=0, epoch=0)):
-    assert not x.any() and not y.any()
+    assert not x["x"].any() and not y["y"].any()
 print(peak_mebibytes() - before)
 """
 

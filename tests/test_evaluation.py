@@ -5,6 +5,7 @@ import pytest
 from softmax_regression import CLASSES, SoftmaxRegression, make_bundle, make_manifest, write_npz
 
 from device_runtime import evaluate, load_weights, open_data
+from device_runtime.engines.protocol import Outcome
 from device_runtime.state import Committed, open_state
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError
 from fedpara_edge.formats.bundle import WEIGHTS
@@ -14,7 +15,7 @@ class Given:
     """An engine whose outputs are the inputs, and whose loss is their mean."""
 
     def evaluate(self, x, y):  # noqa: ARG002
-        return float(x.mean(dtype=np.float64)), x
+        return Outcome((float(x["x"].mean(dtype=np.float64)),), {"output": x["x"]})
 
 
 def evaluated(folder, manifest, x, y, batch_size=3):
@@ -27,11 +28,11 @@ def test_batches_do_not_matter(tmp_path, batch_size):
     bundle = make_bundle(tmp_path / "bundle")
     dataset = open_data(write_npz(tmp_path / "data.npz"), bundle.manifest)
     engine = SoftmaxRegression(bundle)
-    loss, output = engine.evaluate(dataset.x, dataset.y)
+    whole = engine.evaluate(dataset.arrays, dataset.arrays)
     found = evaluate(engine, dataset, batch_size)
     assert found.examples == 23
-    assert found.loss == pytest.approx(loss, rel=1e-6)
-    assert found.accuracy == (output.argmax(axis=1) == dataset.y).mean()
+    assert found.loss == pytest.approx(whole.losses[0], rel=1e-6)
+    assert found.accuracy == (whole.outputs["output"].argmax(axis=1) == dataset.arrays["y"]).mean()
 
 
 def test_classes_of_sequences_lie_along_axis_1(tmp_path):
@@ -58,7 +59,7 @@ def test_regression_has_no_accuracy(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(Given, "evaluate", lambda self, x, y: (float("nan"), x))  # noqa: ARG005
+    monkeypatch.setattr(Given, "evaluate", lambda self, x, y: Outcome((float("nan"),), x))  # noqa: ARG005
     with pytest.raises(FedparaError, match="rows 0 to 2: expected a finite loss, found nan: these weights diverged"):
         evaluated(tmp_path, make_manifest(), np.ones((4, 4), np.float32), np.zeros(4, int))
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from device_runtime.engines.registry import open_engine
 from export import export_bundle, exporter, make_bundle
-from export.forward.preprocess import Deployed
+from export.forward.preprocess import Preprocessing
 from export.verify import TOLERANCE
 from fedpara_edge.errors import FedparaError, InputError
 from fedpara_edge.factors.factorization import Factorization
@@ -161,7 +161,7 @@ def test_losses_and_optimizers(loss: str, optimizer: str, constants: dict, tmp_p
     chosen = options(VECTOR, loss=loss, optimizer=optimizer, **constants)
     bundle, verification = export_bundle(vector_net(nn.ReLU()), tmp_path / "bundle", chosen)
     assert worst(verification) <= TOLERANCE
-    label = bundle.manifest.label
+    (label,) = bundle.interface.labels
     assert ("optimizer_model.onnx" in bundle.manifest.files) == (not constants.get("momentum"))
     assert (label.dtype, label.shape) == (("int64", ()) if loss == "cross_entropy" else ("float32", (5,)))
 
@@ -191,7 +191,7 @@ def test_zoo_of_sequences(model: str, shape: tuple[int, ...], tmp_path: Path) ->
     chosen = options(shape, input_dtype=entry.input_dtype, **more)
     bundle, verification = export_bundle(entry.factory(input_shape=shape), tmp_path / "bundle", chosen)
     assert worst(verification) <= TOLERANCE
-    label = bundle.manifest.label
+    (label,) = bundle.interface.labels
     assert (label.shape, label.classes) == (((12,), 80) if model == "char-lstm" else ((), 5))
 
 
@@ -200,13 +200,13 @@ def test_channels_are_the_first_dimension_or_else_the_last() -> None:
     for shape, by_channel in (((3, 8, 8), (3, 1, 1)), ((8, 3), (1, 3)), ((3, 3), (3, 1)), ((3,), (3,))):
         x = torch.randn(2, *shape)
         expected = (x - torch.tensor(mean).reshape(by_channel)) / torch.tensor(std).reshape(by_channel)
-        deployed = Deployed(nn.Identity(), input_dtype="float32", input_shape=shape, mean=mean, std=std)
-        torch.testing.assert_close(deployed(x), expected)
+        found = Preprocessing("float32", shape, mean=mean, std=std)(x, torch.float32)
+        torch.testing.assert_close(found, expected)
     for shape in ((8, 3, 8), (8, 4)):
         with pytest.raises(InputError, match=rf"mean: expected 1 number or 8, one for each channel of \({shape[0]}, "):
-            Deployed(nn.Identity(), input_dtype="float32", input_shape=shape, mean=mean, std=std)
+            Preprocessing("float32", shape, mean=mean, std=std)
     with pytest.raises(InputError, match=r"std: expected 1 number or 8, .* found 3"):
-        Deployed(nn.Identity(), input_dtype="float32", input_shape=(8, 3), mean=[0.0] * 8, std=std)
+        Preprocessing("float32", (8, 3), mean=[0.0] * 8, std=std)
 
 
 def test_no_path_of_the_machine_is_in_the_graphs(tmp_path: Path) -> None:

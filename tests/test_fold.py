@@ -23,13 +23,15 @@ from export.folding.composing import compose_layers
 from export.folding.fold import TOLERANCES, fold
 from export.folding.half import to_float16
 from export.folding.ranges import Ranges
-from export.forward.preprocess import Deployed
+from export.forward.outputs import Chosen
+from export.forward.preprocess import Argument, Deployed, Preprocessing
 from fedpara_edge.demo import IMAGES
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError
 from fedpara_edge.factors.compose import compose, factor_role, factor_shapes
 from fedpara_edge.factors.layout import FACTORS, LayerSpec, Layout, TensorSpec
-from fedpara_edge.formats.bundle import WEIGHTS, ArraySpec, Bundle
+from fedpara_edge.formats.bundle import WEIGHTS, Bundle
 from fedpara_edge.formats.folded import read_folded
+from fedpara_edge.formats.interface import ArraySpec
 from fedpara_edge.formats.recipe import ExportConfig
 from fedpara_edge.formats.weights import Weights, read_weights
 from fedpara_edge.nn import ZOO, Conv2d, Linear
@@ -162,15 +164,16 @@ def test_every_kind_of_layer(engine: str, contract: bool, tmp_path: Path) -> Non
 def test_zoo(name: str, engine: str, operators: dict[str, int], tmp_path: Path) -> None:
     torch.manual_seed(0)
     entry = ZOO[name]
-    preprocessing: dict[str, Any] = {"input_dtype": "uint8", "mean": (0.4,), "std": (0.2,)}
+    preprocessing: dict[str, Any] = {"mean": (0.4,), "std": (0.2,)}
     model = entry.factory(**NARROW.get(name, {}))
-    bundle = quick_export(model, tmp_path / "bundle", entry.input_shape, engine, **preprocessing)
+    bundle = quick_export(model, tmp_path / "bundle", entry.input_shape, engine, input_dtype="uint8", **preprocessing)
     path = tmp_path / "model.onnx"
     fold(bundle, initial_weights(bundle), path)
     assert_plain(path)
     assert_dense(path, bundle, {name: value.numpy() for name, value in model.state_dict().items()})
     x = np.random.default_rng(0).integers(0, 256, (3, *entry.input_shape)).astype(np.uint8)
-    deployed = Deployed(model, input_shape=entry.input_shape, **preprocessing).eval()
+    argument = Argument(None, Preprocessing("uint8", entry.input_shape, **preprocessing))
+    deployed = Deployed(model, [argument], Chosen()).eval()
     assert relative_error(run(path, x), deployed(torch.from_numpy(x)).detach().numpy()) <= TOLERANCE
     found = [node.op_type for node in onnx.load(path).graph.node]
     assert {
@@ -303,7 +306,7 @@ def test_a_contracted_layer_becomes_one_product(gemm: bool) -> None:
     random = np.random.default_rng(0)
     tensors = {spec.name: random.standard_normal(spec.shape, np.float32) for spec in layout.tensors}
     x = random.standard_normal((5, 9) if gemm else (5, 3, 9), np.float32)
-    composed = compose_layers(contracted(layout, tensors, gemm=gemm), layout, x[:3])
+    composed = compose_layers(contracted(layout, tensors, gemm=gemm), layout, {"x": x})
     assert composed.layers == ("fc",)
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in composed.model.graph.initializer}
     weight = compose(
@@ -346,11 +349,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Weights, 
         parts = {
             name: Dataset(
                 path=IMAGES,
-                x=data[f"x_{name}"][:count],
-                y=data[f"y_{name}"][:count],
-                input=spec.input,
-                label=spec.label,
-                loss=spec.loss,
+                arrays={"x": data[f"x_{name}"][:count], "y": data[f"y_{name}"][:count]},
+                interface=spec.interface,
             )
             for name, count in (("train", 2500), ("test", 600))
         }
@@ -392,7 +392,7 @@ def test_precisions_keep_the_accuracy(
     arrays = initializers(path)
     assert {name: arrays[name].dtype for name in kept} == dict.fromkeys(kept, np.dtype(dtype))
     assert (read_folded(path)[0].precision, read_folded(path)[0].round) == (precision, 1)
-    x, y = data.rows(np.arange(data.examples))
+    x, y = data.arrays["x"], data.arrays["y"]
     outputs = run(path, x)
     assert (outputs.dtype, outputs.shape) == (np.float32, (600, 10))
     accuracy = float((outputs.argmax(axis=1) == y).mean())
@@ -561,17 +561,16 @@ def test_other_losses(loss: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     bundle = quick_export(nn.Sequential(Linear(12, 5, rank=2)), tmp_path / "bundle", (12,), "onnxruntime", loss=loss)
     random = np.random.default_rng(0)
-    manifest = bundle.manifest
     data = Dataset(
         path=tmp_path,
-        x=random.standard_normal((9, 12), np.float32),
-        y=random.integers(0, 2, (9, 5)).astype(np.float32),
-        input=manifest.input,
-        label=manifest.label,
-        loss=loss,
+        arrays={
+            "x": random.standard_normal((9, 12), np.float32),
+            "y": random.integers(0, 2, (9, 5)).astype(np.float32),
+        },
+        interface=bundle.interface,
     )
     result = fold(bundle, initial_weights(bundle), tmp_path / "model.onnx", data=data)
     assert result.examples == 9
     assert (result.accuracy is None) == (loss == "mse")
     assert result.accuracy == result.factored_accuracy
-    assert result.spec.label == ArraySpec("y", (5,), "float32")
+    assert result.spec.interface.labels == (ArraySpec("y", (5,), "float32"),)

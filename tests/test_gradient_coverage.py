@@ -20,15 +20,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from export import export_bundle
-from export.forward.graph import IR_VERSION, LABEL, OPSET, OUTPUT, ForwardGraph
+from export.forward.graph import INPUT, IR_VERSION, LABEL, OPSET, ForwardGraph
+from export.forward.outputs import OUTPUT
 from export.gradients import RULES
 from export.step.training_step import StepSpec, write_steps
 from export.step.weight_update import optimizer_constants
 from export.verify import TOLERANCE
 from fedpara_edge.errors import InputError
 from fedpara_edge.factors.layout import TensorSpec
-from fedpara_edge.formats.bundle import ArraySpec
+from fedpara_edge.formats.interface import ArraySpec, Head
 from fedpara_edge.formats.recipe import ExportConfig
+from fedpara_edge.losses import find_loss
 
 # What RegisterGradientBuilders of orttraining/core/graph/gradient_builder_registry.cc enters in onnxruntime 1.19.2, but
 # for what is no operator of ONNX; `test_the_list_is_that_of_the_runtime` asks the runtime itself.
@@ -308,8 +310,10 @@ def test_gradients_of_what_the_exporter_does_not_write(operator: str, tmp_path: 
     opsets = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
     trained = [TensorSpec(name="weight", shape=weight.shape, dtype="float32", layer="", part="other", role="shared")]
-    spec = StepSpec(trained, ArraySpec(LABEL, outputs.shape[1:], "float32"), "mse", optimizer_constants("sgd"))
-    write_steps(ForwardGraph(model, {}, tuple(outputs.shape[1:])), tmp_path, spec, x)
+    shape = tuple(outputs.shape[1:])
+    head = Head(ArraySpec(OUTPUT, shape, "float32"), ArraySpec(LABEL, shape, "float32"), find_loss("mse"))
+    spec = StepSpec(trained, (head,), optimizer_constants("sgd"))
+    write_steps(ForwardGraph(model, {}, {OUTPUT: shape}), tmp_path, spec, {INPUT: x})
     found = run_step(tmp_path / "train_step.onnx", x, y, weights=weight.ravel())["gradient"]
     np.testing.assert_allclose(found, expected.grad.numpy().ravel(), rtol=1e-5, atol=1e-7)
 

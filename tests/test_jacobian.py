@@ -298,7 +298,7 @@ def test_it_is_in_the_fingerprint_and_nowhere_if_it_is_not_asked_for(tmp_path: P
 def test_layers_are_composed_that_would_be_contracted(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(Linear(12, 12, rank=1, kind="lowrank"), nn.Tanh(), Linear(12, 5, rank=1))
-    assert contract_layers(copy.deepcopy(model), torch.zeros(4, *VECTOR), 32)
+    assert contract_layers(copy.deepcopy(model), [torch.zeros(4, *VECTOR)], 32)
     bundle, reference = export(model, tmp_path, VECTOR), Reference(model, LAMBDA)
     x, y = batch(VECTOR, 5)
     _, plain, correction = reference.gradients(x, y, RATE)

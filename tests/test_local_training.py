@@ -467,7 +467,7 @@ def test_rounds_and_seeds_draw_their_own_orders_and_masks(inputs):
 
     class Recorder(SoftmaxRegression):
         def step(self, x, y, *, seed, **settings):
-            seen.append((x.tobytes(), seed))
+            seen.append((x["x"].tobytes(), seed))
             return super().step(x, y, seed=seed, **settings)
 
     seen = []

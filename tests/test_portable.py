@@ -44,13 +44,13 @@ def steps_out_of_place(
     losses = []
     for number, (x, y) in enumerate(batches(10)):
         gradient, loss = np.zeros(1, np.float32), 0.0
-        for part in split_batch(x, y, micro_batches=micro_batches, seed=number):
+        for part in split_batch({"x": x}, {"y": y}, micro_batches=micro_batches, seed=number):
             numbers = {"share": part.share, "learning_rate": 0.01, "max_norm": adjustment.max_norm}
             feeds: dict[str, Any] = {name: np.array(value, np.float32) for name, value in numbers.items()}
             feeds |= {"last": np.array(part.last), "adjusted": np.array(True), "seed": np.array(part.seed)}
             feeds |= {
-                "x": part.x,
-                "y": part.y,
+                **part.x,
+                **part.y,
                 "accumulated": gradient,
                 "h": h,
                 **state,
@@ -127,8 +127,8 @@ def test_batches_of_any_size_in_any_order(small_bundle: SmallBundle) -> None:
     engine = open_engine(small_bundle(), threads=1)
     generator = np.random.default_rng(0)
     x, y = generator.standard_normal((40, *SHAPE), np.float32), generator.integers(0, 5, 40)
-    outputs = engine.evaluate(x, y)[1]
+    outputs = engine.evaluate(x, y).outputs["logits"]
     for rows in (1, 40, 3, 17):
-        loss, found = engine.evaluate(x[:rows], y[:rows])
-        np.testing.assert_allclose(found, outputs[:rows], rtol=1e-5, atol=1e-6)
-        assert engine.step(x[:rows], y[:rows], learning_rate=1e-30, seed=0) == pytest.approx(loss, rel=1e-6)
+        found = engine.evaluate(x[:rows], y[:rows])
+        np.testing.assert_allclose(found.outputs["logits"], outputs[:rows], rtol=1e-5, atol=1e-6)
+        assert engine.step(x[:rows], y[:rows], learning_rate=1e-30, seed=0) == pytest.approx(found.losses[0], rel=1e-6)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +18,28 @@ from device_runtime import Predictor
 from fedpara_edge.demo import IMAGES
 from fedpara_edge.errors import DivergedError, FedparaError, InputError
 from fedpara_edge.formats.accuracy import count_correct, predicted
-from fedpara_edge.formats.bundle import ArraySpec
 from fedpara_edge.formats.folded import METADATA_KEY, FoldedSpec, read_folded
+from fedpara_edge.formats.interface import ArraySpec, Head, Interface
+from fedpara_edge.losses import find_loss
 
+INTERFACE = Interface(
+    inputs=(ArraySpec("x", (4,), "float32"),),
+    heads=(Head(ArraySpec("logits", (3,), "float32"), ArraySpec("y", (), "int64", 3), find_loss("cross_entropy")),),
+)
 SPEC = FoldedSpec(
     model="linear",
     fingerprint="f" * 64,
     round=3,
     precision="float32",
     personal=False,
-    input=ArraySpec("x", (4,), "float32"),
-    label=ArraySpec("y", (), "int64", 3),
-    output=ArraySpec("logits", (3,), "float32"),
-    loss="cross_entropy",
+    interface=INTERFACE,
 )
 WEIGHT = np.random.default_rng(0).standard_normal((4, 3), np.float32)
 
 
 def linear_model(spec: FoldedSpec | None = SPEC, *, metadata: dict[str, str] | None = None) -> onnx.ModelProto:
     """A folded model of one product, x W; with tokens, the sum of the rows of W that they name."""
-    tokens = spec is not None and spec.input.dtype == "int64"
+    tokens = spec is not None and spec.interface.inputs[0].dtype == "int64"
     nodes = [helper.make_node("MatMul", ["x", "w"], ["logits"])]
     constants = [numpy_helper.from_array(WEIGHT, "w")]
     if tokens:
@@ -65,23 +68,23 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
-def changed(**fields: Any) -> FoldedSpec:
-    return FoldedSpec(**{**vars(SPEC), **fields})
+def taking(spec: ArraySpec) -> FoldedSpec:
+    return replace(SPEC, interface=replace(INTERFACE, inputs=(spec,)))
 
 
 def test_batches_do_not_matter(model: Path) -> None:
     x = np.random.default_rng(1).standard_normal((23, 4), np.float32)
     predictor = Predictor(model, threads=1)
     for batch_size in (1, 7, 23, 100):
-        np.testing.assert_allclose(predictor.predict(x, batch_size), x @ WEIGHT, rtol=1e-5)
-    assert predictor.predict(x).dtype == np.float32
+        np.testing.assert_allclose(predictor.predict(x, batch_size)["logits"], x @ WEIGHT, rtol=1e-5)
+    assert predictor.predict(x)["logits"].dtype == np.float32
 
 
 def test_tokens_may_be_any_integers(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    onnx.save(linear_model(changed(input=ArraySpec("x", (4,), "int64", 4))), path)
+    onnx.save(linear_model(taking(ArraySpec("x", (4,), "int64", 4))), path)
     x = np.array([[0, 1, 2, 3], [3, 3, 0, 0]], np.uint8)
-    np.testing.assert_allclose(Predictor(path).predict(x), WEIGHT[x].sum(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(Predictor(path).predict(x)["logits"], WEIGHT[x].sum(axis=1), rtol=1e-5)
     with pytest.raises(InputError, match=r"row 1: expected integers in \[0, 4\), found 4"):
         Predictor(path).predict(np.array([[0, 1, 2, 3], [4, 3, 0, 0]]))
 
@@ -112,7 +115,7 @@ def test_numbers_out_of_range(name: str, value: int, model: Path) -> None:
 
 def test_a_failing_runtime_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    onnx.save(linear_model(changed(input=ArraySpec("x", (5,), "float32"))), path)
+    onnx.save(linear_model(taking(ArraySpec("x", (5,), "float32"))), path)
     with pytest.raises(
         FedparaError, match=r"rows 0 to 1: expected to run them, found .*Got invalid dimensions"
     ) as caught:
@@ -129,7 +132,7 @@ def test_a_failing_runtime_is_one_line(tmp_path: Path) -> None:
 )
 def test_outputs_that_are_not_finite_are_refused(precision: Any, remedy: str, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    onnx.save(linear_model(changed(precision=precision)), path)
+    onnx.save(linear_model(replace(SPEC, precision=precision)), path)
     x = np.ones((5, 4), np.float32)
     x[3] = np.copysign(3e38, WEIGHT[:, 0])
     for batch_size in (1, 2, 256):
@@ -201,14 +204,15 @@ def spoil(**fields: Any) -> str:
         (None, "no entry 'fedpara_edge'"),
         ("{", "Expecting"),
         ("[]", "another format"),
-        (spoil(version=2), "another format"),
+        (spoil(version=3), "another format"),
+        (spoil(version=2), "other fields"),
         (spoil(format="fedpara-edge/weights"), "another format"),
         (spoil(more=1), "other fields"),
         (spoil(input=3), "other fields"),
         (spoil(input={"name": "x", "shape": [4], "dtype": "object"}), "an array of object"),
         (spoil(input={"name": "x", "shape": [-4], "dtype": "uint8"}), r"an array of uint8 \[-4\]"),
         (spoil(round="3"), "other values"),
-        (spoil(loss="hinge"), "other values"),
+        (spoil(loss="hinge"), "other fields .*expected one of cross_entropy, .* found 'hinge'"),
         (spoil(precision=8), "other values"),
         ("[" * 100_000, "nested too deeply"),
         (" " * (1 << 20), "an entry of 1048"),
@@ -223,12 +227,12 @@ def test_foreign_entries_are_refused(entry: str | None, words: str, tmp_path: Pa
 
 def test_labels_that_outputs_stand_for() -> None:
     outputs = np.array([[0.5, -1.0], [0.0, 2.0]], np.float32)
-    assert predicted("cross_entropy", outputs).tolist() == [0, 1]  # type: ignore[union-attr]
-    assert predicted("bce", outputs).tolist() == [[1, 0], [0, 1]]  # type: ignore[union-attr]
-    assert predicted("mse", outputs) is None
-    assert count_correct("cross_entropy", outputs, np.array([0, 0])) == 1
-    assert count_correct("bce", outputs, np.array([[1.0, 0.4], [0.6, 1.0]])) == 3
-    assert count_correct("mse", outputs, outputs) == 0
+    assert predicted(find_loss("cross_entropy"), outputs).tolist() == [0, 1]  # type: ignore[union-attr]
+    assert predicted(find_loss("bce"), outputs).tolist() == [[1, 0], [0, 1]]  # type: ignore[union-attr]
+    assert predicted(find_loss("mse"), outputs) is None
+    assert count_correct(find_loss("cross_entropy"), outputs, np.array([0, 0])) == 1
+    assert count_correct(find_loss("bce"), outputs, np.array([[1.0, 0.4], [0.6, 1.0]])) == 3
+    assert count_correct(find_loss("mse"), outputs, outputs) == 0
 
 
 @pytest.fixture(scope="module")

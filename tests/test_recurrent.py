@@ -381,9 +381,9 @@ def test_both_engines_agree_with_torch(pair: str, options: dict[str, Any], tmp_p
     bundle, verification = export_bundle(tagger(pair, **options), tmp_path / "bundle", chosen)
     assert verification.keys() == ENGINES.keys()
     assert max(errors.worst for errors in verification.values()) <= TOLERANCE
-    label = bundle.manifest.label
+    (label,) = bundle.interface.labels
     assert (label.shape, label.dtype, label.classes) == ((6,), "int64", 5)
-    assert bundle.manifest.output.shape == (5, 6)
+    assert bundle.interface.outputs[0].shape == (5, 6)
     graph = onnx.load(bundle.file("eval_model.onnx")).graph
     operators = [node.op_type for node in graph.node]
     assert operators.count(pair.upper()) == options.get("num_layers", 2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from device_runtime.remedies import remedy_for_dtype, remedy_for_shape
-from fedpara_edge.formats.bundle import ArraySpec
+from fedpara_edge.formats.interface import ArraySpec
 
 IMAGES = ArraySpec("x", (3, 8, 6), "float32")
 LABELS = ArraySpec("y", (), "int64", 3)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+from device_runtime.engines.protocol import Arrays
 
 
 @dataclass(frozen=True)
@@ -18,43 +18,43 @@ class MicroBatch:
     """Consecutive rows of a batch.
 
     Args:
-        x: Inputs of these rows.
-        y: Labels of these rows.
+        x: Inputs of these rows, by name.
+        y: Labels of these rows, by name.
         share: Fraction of the batch's rows, in (0, 1]; the weight of their mean loss and of its gradient.
         seed: Seed of everything random in this micro-batch.
         first: Whether this is the first micro-batch of its batch.
         last: Whether this is the last micro-batch of its batch.
     """
 
-    x: NDArray[Any]
-    y: NDArray[Any]
+    x: Arrays
+    y: Arrays
     share: float
     seed: int
     first: bool
     last: bool
 
 
-def split_batch(x: NDArray[Any], y: NDArray[Any], *, micro_batches: int, seed: int) -> Iterator[MicroBatch]:
+def split_batch(x: Arrays, y: Arrays, *, micro_batches: int, seed: int) -> Iterator[MicroBatch]:
     """Split a batch into micro-batches whose sizes differ by at most one row, the larger ones first, none empty.
 
     Args:
-        x: Inputs [B, ...].
-        y: Labels [B, ...].
+        x: Inputs [B, ...], by name.
+        y: Labels [B, ...], by name.
         micro_batches: Number of micro-batches; a batch with fewer rows is split into B.
         seed: Seed of the step.
 
-    >>> rows = np.arange(7)
-    >>> [(part.x.tolist(), round(part.share, 2)) for part in split_batch(rows, rows, micro_batches=3, seed=0)]
+    >>> x, y = {"x": np.arange(7)}, {"y": np.arange(7)}
+    >>> [(part.x["x"].tolist(), round(part.share, 2)) for part in split_batch(x, y, micro_batches=3, seed=0)]
     [([0, 1, 2], 0.43), ([3, 4], 0.29), ([5, 6], 0.29)]
     """
-    rows = len(x)
+    rows = len(next(iter(x.values())))
     count = min(micro_batches, rows)
     start = 0
     for number in range(count):
         end = start + rows // count + (number < rows % count)
         yield MicroBatch(
-            x[start:end],
-            y[start:end],
+            {name: array[start:end] for name, array in x.items()},
+            {name: array[start:end] for name, array in y.items()},
             share=(end - start) / rows,
             seed=micro_batch_seed(seed, number),
             first=number == 0,

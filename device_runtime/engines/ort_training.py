@@ -19,7 +19,7 @@ from device_runtime.engines.affine import AffineTerm
 from device_runtime.engines.micro_batches import split_batch
 from device_runtime.engines.optimizers import adjust, make_optimizer
 from device_runtime.engines.ort import keep_freed_memory, message_of, native, running, session_options, set_seed
-from device_runtime.engines.protocol import NONE, Adjustment
+from device_runtime.engines.protocol import NONE, Adjustment, Given, Outcome, named
 from device_runtime.engines.vector import Vector, assign, pieces
 from fedpara_edge.errors import WrongBundleError
 from fedpara_edge.formats.bundle import Bundle
@@ -93,8 +93,8 @@ class OrtTraining:
 
     def step(
         self,
-        x: NDArray[Any],
-        y: NDArray[Any],
+        x: Given,
+        y: Given,
         *,
         learning_rate: float,
         seed: int,
@@ -112,12 +112,16 @@ class OrtTraining:
             self._optimizer.step(self._weights, self._gradients, learning_rate)
         return loss
 
-    def evaluate(self, x: NDArray[Any], y: NDArray[Any]) -> tuple[float, NDArray[np.float32]]:
-        """Mean loss and outputs of a batch, without dropout."""
+    def evaluate(self, x: Given, y: Given) -> Outcome:
+        """Mean losses and outputs of a batch, without dropout."""
+        interface = self.bundle.interface
+        inputs, labels = named(x, interface.inputs), named(y, interface.labels)
         fetches = native.OrtValueVector()
-        with running(self._eval_model, len(x)):
-            self._module.eval_step([x, y], fetches)
-        return float(fetches[0].numpy()), fetches[1].numpy()
+        batch = [*inputs.values(), *labels.values()]
+        with running(self._eval_model, len(batch[0])):
+            self._module.eval_step(batch, fetches)
+        outputs = {head.output.name: fetches[1 + number].numpy() for number, head in enumerate(interface.heads)}
+        return Outcome((float(fetches[0].numpy()),), outputs)
 
     def read(self) -> dict[str, NDArray[np.float32]]:
         """Copies of the trained tensors, by name."""
@@ -134,18 +138,21 @@ class OrtTraining:
         for name, tensor in self._optimizer.state.items():
             tensor[...] = state[name]
 
-    def _take_gradients(self, x: NDArray[Any], y: NDArray[Any], *, seed: int, micro_batches: int) -> float:
+    def _take_gradients(self, x: Given, y: Given, *, seed: int, micro_batches: int) -> float:
         """Leave the gradient of the batch in `_gradients`; return its mean loss."""
+        interface = self.bundle.interface
+        inputs, labels = named(x, interface.inputs), named(y, interface.labels)
         self._module.lazy_reset_grad()
         loss, weight = 0.0, 1.0
-        for micro_batch in split_batch(x, y, micro_batches=micro_batches, seed=seed):
+        for micro_batch in split_batch(inputs, labels, micro_batches=micro_batches, seed=seed):
             if not micro_batch.first:
                 self._scale(weight / micro_batch.share)  # the runtime adds the next gradient to this one unscaled
             weight = micro_batch.share
             set_seed(micro_batch.seed)  # the generator of dropout masks
             fetches = native.OrtValueVector()
-            with running(self._train_model, len(micro_batch.x)):
-                self._module.train_step([micro_batch.x, micro_batch.y], fetches)
+            batch = [*micro_batch.x.values(), *micro_batch.y.values()]
+            with running(self._train_model, len(batch[0])):
+                self._module.train_step(batch, fetches)
             loss += micro_batch.share * float(fetches[0].numpy())
         self._scale(weight)
         return loss

@@ -23,10 +23,11 @@ from device_runtime.engines.ort import (
     running,
     session_options,
 )
-from device_runtime.engines.protocol import NONE, Adjustment
+from device_runtime.engines.protocol import NONE, Adjustment, Arrays, Given, Outcome, named
 from device_runtime.engines.vector import Vector, assign, views, zeros
 from fedpara_edge.errors import InputError, WrongBundleError
-from fedpara_edge.formats.bundle import ONNXRUNTIME_FILES, WEIGHTS, ArraySpec, Bundle
+from fedpara_edge.formats.bundle import ONNXRUNTIME_FILES, WEIGHTS, Bundle
+from fedpara_edge.formats.interface import Interface
 from fedpara_edge.formats.weights import read_weights
 
 TRAIN_STEP, EVAL_STEP = ONNXRUNTIME_FILES
@@ -73,8 +74,8 @@ class Portable:
 
     def step(
         self,
-        x: NDArray[Any],
-        y: NDArray[Any],
+        x: Given,
+        y: Given,
         *,
         learning_rate: float,
         seed: int,
@@ -90,13 +91,16 @@ class Portable:
             )
         self._trainer.adjust(adjustment)
         loss = 0.0
-        for micro_batch in split_batch(x, y, micro_batches=micro_batches, seed=seed):
+        interface = self.bundle.interface
+        inputs, labels = named(x, interface.inputs), named(y, interface.labels)
+        for micro_batch in split_batch(inputs, labels, micro_batches=micro_batches, seed=seed):
             loss += micro_batch.share * self._trainer.run(micro_batch, learning_rate)
         return loss
 
-    def evaluate(self, x: NDArray[Any], y: NDArray[Any]) -> tuple[float, NDArray[np.float32]]:
-        """Mean loss and outputs of a batch, without dropout."""
-        return self._evaluator.run(x, y)
+    def evaluate(self, x: Given, y: Given) -> Outcome:
+        """Mean losses and outputs of a batch, without dropout."""
+        interface = self.bundle.interface
+        return self._evaluator.run(named(x, interface.inputs), named(y, interface.labels))
 
     def read(self) -> dict[str, NDArray[np.float32]]:
         """Copies of the trained tensors, by name."""
@@ -117,11 +121,10 @@ class Portable:
 
     @cached_property
     def _evaluator(self) -> _Evaluator:
-        return _Evaluator(self._open(EVAL_STEP), self._weights, self.bundle.manifest.output)
+        return _Evaluator(self._open(EVAL_STEP), self._weights, self.bundle.interface)
 
     def _open(self, name: str) -> _Graph:
-        manifest = self.bundle.manifest
-        return _Graph(self.bundle, name, (manifest.input.name, manifest.label.name), self._threads)
+        return _Graph(self.bundle, name, self._threads)
 
 
 def _fresh_state(optimizer: Mapping[str, Any], weights: Vector) -> dict[str, NDArray[np.float32]]:
@@ -134,8 +137,9 @@ def _fresh_state(optimizer: Mapping[str, Any], weights: Vector) -> dict[str, NDA
 class _Graph:
     """A graph in a session of its own."""
 
-    def __init__(self, bundle: Bundle, name: str, batch: tuple[str, str], threads: int | None) -> None:
-        self._path, self._batch = bundle.file(name), batch
+    def __init__(self, bundle: Bundle, name: str, threads: int | None) -> None:
+        interface = bundle.interface
+        self._path, self._batch = bundle.file(name), [spec.name for spec in (*interface.inputs, *interface.labels)]
         content = bundle.read_graph(name)
         options = session_options(threads)
         options.enable_mem_pattern = (
@@ -169,16 +173,16 @@ class _Graph:
             _bind(binding.bind_output, name, array)
         return binding
 
-    def run(self, binding: IOBinding, x: NDArray[Any], y: NDArray[Any]) -> None:
+    def run(self, binding: IOBinding, x: Arrays, y: Arrays) -> None:
         """Run on a batch; the results are then in the bound arrays.
 
         Raises:
             FedparaError: The runtime fails, usually for lack of memory.
         """
-        batch = [np.ascontiguousarray(array) for array in (x, y)]
-        for name, array in zip(self._batch, batch, strict=True):
+        batch = {name: np.ascontiguousarray(array) for name, array in {**x, **y}.items()}
+        for name, array in batch.items():
             _bind(binding.bind_input, name, array)
-        with running(self._path, len(x)):
+        with running(self._path, _rows(x)):
             self._session.run_with_iobinding(binding)
 
     def wrong(self, expected: str, found: str) -> WrongBundleError:
@@ -262,14 +266,20 @@ class _Trainer:
 class _Evaluator:
     """Runner of `eval_step.onnx`."""
 
-    def __init__(self, graph: _Graph, weights: Vector, output: ArraySpec) -> None:
-        self._graph, self._output = graph, output
+    def __init__(self, graph: _Graph, weights: Vector, interface: Interface) -> None:
+        self._graph, self._interface = graph, interface
         self._loss = np.zeros((), np.float32)
         self._binding = graph.bind({"weights": weights}, {"loss": self._loss})
 
-    def run(self, x: NDArray[Any], y: NDArray[Any]) -> tuple[float, NDArray[np.float32]]:
-        """Mean loss and outputs [B, ...] of a batch."""
-        outputs = np.empty((len(x), *self._output.shape), np.float32)
-        _bind(self._binding.bind_output, self._output.name, outputs)
+    def run(self, x: Arrays, y: Arrays) -> Outcome:
+        """Mean losses and outputs [B, ...] of a batch."""
+        heads = [head.output for head in self._interface.heads]
+        outputs = {spec.name: np.empty((_rows(x), *spec.shape), np.float32) for spec in heads}
+        for name, array in outputs.items():
+            _bind(self._binding.bind_output, name, array)
         self._graph.run(self._binding, x, y)
-        return float(self._loss), outputs
+        return Outcome((float(self._loss),), outputs)
+
+
+def _rows(x: Arrays) -> int:
+    return len(next(iter(x.values())))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,6 +12,12 @@ from numpy.typing import NDArray
 
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.bundle import Bundle
+from fedpara_edge.formats.interface import ArraySpec
+
+Arrays = Mapping[str, NDArray[Any]]
+"""Arrays by name, with as many rows each."""
+Given = NDArray[Any] | Arrays
+"""Arrays by name, or the array itself where the model has only one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +62,41 @@ class Adjustment:
 NONE = Adjustment()
 
 
+def named(given: Given, specs: Sequence[ArraySpec]) -> Arrays:
+    """Arrays by name, in the order of their specifications.
+
+    Raises:
+        InputError: There is one array for several specifications, or an array of one is missing.
+
+    >>> x = np.zeros(2)
+    >>> named(x, [ArraySpec("x", (), "float32")]) == {"x": x}
+    True
+    """
+    arrays = given if isinstance(given, Mapping) else {spec.name: given for spec in specs[:1]}
+    missing = [repr(spec.name) for spec in specs if spec.name not in arrays]
+    if missing:
+        raise InputError(f"expected arrays by name, found none of {', '.join(missing)}; pass them in a dict")
+    return {spec.name: arrays[spec.name] for spec in specs}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of an evaluation of one batch.
+
+    Args:
+        losses: Mean loss of each head times its weight, in the order of the bundle's interface.
+        outputs: Outputs [B, ...] of the heads by name.
+    """
+
+    losses: tuple[float, ...]
+    outputs: Mapping[str, NDArray[np.float32]]
+
+    @property
+    def loss(self) -> float:
+        """Loss of the batch, the sum over the heads."""
+        return math.fsum(self.losses)
+
+
 class Engine(Protocol):
     """Engine that trains and evaluates one bundle, and holds the weights and the state of the optimizer.
 
@@ -76,8 +117,8 @@ class Engine(Protocol):
 
     def step(
         self,
-        x: NDArray[Any],
-        y: NDArray[Any],
+        x: Given,
+        y: Given,
         *,
         learning_rate: float,
         seed: int,
@@ -87,8 +128,8 @@ class Engine(Protocol):
         """Take one optimizer step on a batch, and return the batch's mean loss before it.
 
         Args:
-            x: Inputs [B, ...].
-            y: Labels [B, ...].
+            x: Inputs [B, ...] by name, or the only one.
+            y: Labels [B, ...] by name, or the only one.
             learning_rate: Learning rate of this step.
             seed: Seed of everything random in the step (dropout), in [0, 2³¹).
             adjustment: Adjustment of the gradient.
@@ -97,8 +138,8 @@ class Engine(Protocol):
         """
         ...
 
-    def evaluate(self, x: NDArray[Any], y: NDArray[Any]) -> tuple[float, NDArray[np.float32]]:
-        """Mean loss of a batch and outputs [B, ...] of the model, without dropout and without gradients."""
+    def evaluate(self, x: Given, y: Given) -> Outcome:
+        """Mean losses of a batch and outputs of the model, without dropout and without gradients."""
         ...
 
     def read(self) -> dict[str, NDArray[np.float32]]:

@@ -47,13 +47,13 @@ class Composed:
     parameters: frozenset[str]
 
 
-def compose_layers(source: onnx.ModelProto, layout: Layout, examples: NDArray[Any]) -> Composed:
+def compose_layers(source: onnx.ModelProto, layout: Layout, examples: Mapping[str, NDArray[Any]]) -> Composed:
     """Compose the weights of a forward graph.
 
     Args:
         source: Model from `inference.inference_graph`; not modified.
         layout: Layout of the model's tensors.
-        examples: Raw inputs [3, ...].
+        examples: Raw inputs [N, ...] by name, with N at least 3.
 
     Raises:
         InputError: A size in the graph does not grow in proportion to the batch.

@@ -21,8 +21,9 @@ from export.folding.ranges import find_ranges, measure
 from fedpara_edge._version import __version__
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError
 from fedpara_edge.formats.accuracy import count_correct
-from fedpara_edge.formats.bundle import Bundle, Loss, Manifest
+from fedpara_edge.formats.bundle import Bundle, Manifest
 from fedpara_edge.formats.folded import METADATA_KEY, FoldedSpec, Precision
+from fedpara_edge.formats.interface import ArraySpec, Interface
 from fedpara_edge.formats.weights import Weights
 from fedpara_edge.storage.atomic import check_output, replacing_file
 
@@ -34,6 +35,10 @@ _RANDOM_EXAMPLES, _CALIBRATION_EXAMPLES, _BATCH = 16, 512, 256
 _SEED = 0
 
 
+Arrays = Mapping[str, NDArray[Any]]
+"""Arrays by name, with as many rows each."""
+
+
 class Examples(Protocol):
     """Examples to verify with; `device_runtime.Dataset` is one."""
 
@@ -42,8 +47,8 @@ class Examples(Protocol):
         """Number of examples."""
         ...
 
-    def rows(self, rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Inputs and labels of the examples with given numbers."""
+    def rows(self, rows: NDArray[Any]) -> tuple[Arrays, Arrays]:
+        """Inputs and labels of the examples with given numbers, by name."""
         ...
 
 
@@ -58,8 +63,9 @@ class Folding:
         error: ‖outputs - factored outputs‖ / ‖factored outputs‖, over the examples if there are any, else over random
             inputs.
         examples: Number of examples; 0 without data.
-        accuracy: Accuracy of the folded model on the examples, in [0, 1]; None without data, and for `mse`.
-        factored_accuracy: Accuracy of the factored model on the examples, in [0, 1]; None without data, and for `mse`.
+        accuracy: Accuracy of the folded model on the examples, in [0, 1]; None without data, and without labels to
+            predict.
+        factored_accuracy: Accuracy of the factored model on the examples, likewise.
     """
 
     spec: FoldedSpec
@@ -117,23 +123,20 @@ def fold(
     initial = {name: value for name, value in bundle.read_initial_personal().items() if name in local}
     factored = inference_graph(bundle, {**weights.tensors, **initial, **(personal or {})})
     random = _random_inputs(manifest)
-    composed = compose_layers(factored, manifest.layout, random[:3])
+    composed = compose_layers(factored, manifest.layout, random)
     spec = FoldedSpec(
         model=manifest.model,
         fingerprint=manifest.fingerprint,
         round=weights.round,
         precision=precision,
         personal=bool(personal),
-        input=manifest.input,
-        label=manifest.label,
-        output=manifest.output,
-        loss=manifest.loss,
+        interface=manifest.interface,
     )
     content = _serialized(_in_precision(composed, precision, random, data), spec)
     sessions = _session(factored.SerializeToString()), _session(content)
-    checks = [_compare(*sessions, manifest.loss, [(random, None)])]
+    checks = [_compare(*sessions, manifest.interface, [(random, None)])]
     if data is not None:
-        checks.append(_compare(*sessions, manifest.loss, _batches(data)))
+        checks.append(_compare(*sessions, manifest.interface, _batches(data)))
     _refuse_if_far(path, spec, checks, max_drop)
     with replacing_file(path) as temporary:
         temporary.write_bytes(content)
@@ -149,16 +152,14 @@ def fold(
     )
 
 
-def _in_precision(
-    composed: Composed, precision: Precision, random: NDArray[Any], data: Examples | None
-) -> onnx.ModelProto:
+def _in_precision(composed: Composed, precision: Precision, random: Arrays, data: Examples | None) -> onnx.ModelProto:
     calibration = None if data is None else _calibration(data)
+    examples = [random] if calibration is None else [random, calibration]
     match precision:
         case "float32":
             return composed.model
         case "float16":
-            inputs = random if calibration is None else np.concatenate([random, calibration])
-            ranges = find_ranges(composed.model, composed.parameters, measure(composed.model, inputs))
+            ranges = find_ranges(composed.model, composed.parameters, measure(composed.model, examples))
             return to_float16(composed.model, composed.parameters, ranges)
         case "int8":
             from export.folding.quantization import to_int8  # which, in onnxruntime-training, imports torch
@@ -166,7 +167,7 @@ def _in_precision(
             return to_int8(composed.model, calibration)
 
 
-def _calibration(data: Examples) -> NDArray[Any]:
+def _calibration(data: Examples) -> Arrays:
     """Inputs of evenly spaced examples, as the data may be in the order of its labels."""
     count = min(data.examples, _CALIBRATION_EXAMPLES)
     return data.rows(np.arange(count) * data.examples // count)[0]
@@ -177,23 +178,33 @@ def _serialized(model: onnx.ModelProto, spec: FoldedSpec) -> bytes:
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version = "fedpara-edge", __version__
     model.graph.name = "fedpara-edge folded"
-    shape: list[str | int] = ["batch", *spec.output.shape]
-    replace(model.graph.output, [helper.make_tensor_value_info(spec.output.name, TensorProto.FLOAT, shape)])
+    replace(
+        model.graph.output,
+        [
+            helper.make_tensor_value_info(output.name, TensorProto.FLOAT, ["batch", *output.shape])
+            for output in spec.interface.outputs
+        ],
+    )
     helper.set_model_props(model, {METADATA_KEY: spec.to_json()})
     onnx.checker.check_model(model, full_check=True)
     content: bytes = model.SerializeToString(deterministic=True)
     return content
 
 
-def _random_inputs(manifest: Manifest) -> NDArray[Any]:
+def _random_inputs(manifest: Manifest) -> Arrays:
     generator = np.random.default_rng(_SEED)
-    shape = (_RANDOM_EXAMPLES, *manifest.input.shape)
-    if manifest.input.dtype == "float32":
+    return {spec.name: _random_input(spec, generator) for spec in manifest.interface.inputs}
+
+
+def _random_input(spec: ArraySpec, generator: np.random.Generator) -> NDArray[Any]:
+    shape = (_RANDOM_EXAMPLES, *spec.shape)
+    if spec.dtype == "float32":
         return generator.standard_normal(shape, np.float32)
-    return generator.integers(0, manifest.input.classes or 256, shape).astype(manifest.input.dtype)
+    limit = 2 if spec.dtype == "bool" else spec.classes or 256
+    return generator.integers(0, limit, shape).astype(spec.dtype)
 
 
-def _batches(data: Examples) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+def _batches(data: Examples) -> Iterator[tuple[Arrays, Arrays]]:
     for start in range(0, data.examples, _BATCH):
         yield data.rows(np.arange(start, min(start + _BATCH, data.examples)))
 
@@ -216,8 +227,8 @@ class _Comparison:
 def _compare(
     factored: InferenceSession,
     folded: InferenceSession,
-    loss: Loss,
-    batches: Iterable[tuple[NDArray[Any], NDArray[Any] | None]],
+    interface: Interface,
+    batches: Iterable[tuple[Arrays, Arrays | None]],
 ) -> _Comparison:
     """Run both models on the same batches.
 
@@ -226,24 +237,27 @@ def _compare(
     """
     difference = norm = 0.0
     correct, factored_correct, labels = 0, 0, 0
-    name = factored.get_inputs()[0].name
+    names = [output.name for output in interface.outputs]
     for x, y in batches:
-        expected, found = (session.run(None, {name: x})[0] for session in (factored, folded))
-        if not np.isfinite(expected).all():
+        expected, found = (dict(zip(names, session.run(names, dict(x)), strict=True)) for session in (factored, folded))
+        if not all(np.isfinite(output).all() for output in expected.values()):
             raise FedparaError(
                 "factored model: expected finite outputs, found NaN or Inf: these weights diverged; take those of an "
                 "earlier round (nothing was written)"
             )
-        if not np.isfinite(found).all():
+        if not all(np.isfinite(output).all() for output in found.values()):
             return _Comparison(math.inf, None, None)
-        difference += float(np.sum((found.astype(np.float64) - expected) ** 2))
-        norm += float(np.sum(expected.astype(np.float64) ** 2))
-        if y is not None:
-            correct += count_correct(loss, found, y)
-            factored_correct += count_correct(loss, expected, y)
-            labels += y.size
+        for name, output in expected.items():
+            difference += float(np.sum((found[name].astype(np.float64) - output) ** 2))
+            norm += float(np.sum(output.astype(np.float64) ** 2))
+        for head in interface.heads:
+            if y is not None and head.loss.labels != "numbers":
+                label = y[head.label.name]
+                correct += count_correct(head.loss, found[head.output.name], label)
+                factored_correct += count_correct(head.loss, expected[head.output.name], label)
+                labels += label.size
     error = math.sqrt(difference / max(norm, 1e-30))
-    if loss == "mse" or not labels:
+    if not labels:
         return _Comparison(error, None, None)
     return _Comparison(error, correct / labels, factored_correct / labels)
 

@@ -32,11 +32,11 @@ def inference_graph(bundle: Bundle, tensors: Mapping[str, NDArray[Any]]) -> onnx
         tensors: All trained tensors (shared and personal) by name, float32.
 
     Returns:
-        Model from the bundle's input to its output, with all trained and frozen tensors as initializers by their names.
+        Model from the bundle's inputs to its outputs, with all trained and frozen tensors as initializers by name.
 
     Raises:
         InputError: The bundle has none of the graphs.
-        WrongBundleError: The graph lacks the input, the output or a tensor of the manifest.
+        WrongBundleError: The graph lacks an input, an output or a tensor of the manifest.
     """
     manifest = bundle.manifest
     source = next((name for name in SOURCES if name in manifest.files), None)
@@ -46,13 +46,16 @@ def inference_graph(bundle: Bundle, tensors: Mapping[str, NDArray[Any]]) -> onnx
     graph = model.graph
     trained = manifest.layout.with_role("shared", "personal")
     values = _pieces(graph, trained) if source == EVAL_STEP else {tensor.name: tensor.name for tensor in trained}
-    inputs = [info for info in graph.input if info.name == manifest.input.name]
-    outputs = [info for info in graph.output if info.name == manifest.output.name]
+    input_names = [spec.name for spec in manifest.interface.inputs]
+    output_names = [spec.name for spec in manifest.interface.outputs]
+    inputs = [info for info in graph.input if info.name in input_names]
+    outputs = [info for info in graph.output if info.name in output_names]
     known = {info.name for info in graph.input} | {name for node in graph.node for name in node.output}
-    if len(inputs) != 1 or len(outputs) != 1 or set(values.values()) != tensors.keys() or not known >= values.keys():
+    whole = [info.name for info in inputs] == input_names and [info.name for info in outputs] == output_names
+    if not whole or set(values.values()) != tensors.keys() or not known >= values.keys():
         raise WrongBundleError(
-            f"{bundle.file(source)}: expected {manifest.input.name!r}, {manifest.output.name!r} and the tensors of the "
-            "manifest, found other values; export the bundle again"
+            f"{bundle.file(source)}: expected {', '.join(map(repr, (*input_names, *output_names)))} and the tensors of "
+            "the manifest, found other values; export the bundle again"
         )
     replace(graph.input, inputs)
     replace(graph.output, outputs)

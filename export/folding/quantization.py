@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ _QUANTIZED = ["Conv", "Gemm", "MatMul"]
 _CALIBRATION_BATCH = 32
 
 
-def to_int8(model: onnx.ModelProto, calibration: NDArray[Any] | None) -> onnx.ModelProto:
+def to_int8(model: onnx.ModelProto, calibration: Mapping[str, NDArray[Any]] | None) -> onnx.ModelProto:
     """Quantize the weights of convolutions and matrix products to 8 bits, one scale for each output channel.
 
     The weights of LSTM and GRU are stored likewise, but computed with in float32: quantized, these operators would not
@@ -30,7 +30,7 @@ def to_int8(model: onnx.ModelProto, calibration: NDArray[Any] | None) -> onnx.Mo
 
     Args:
         model: Model in float32.
-        calibration: Raw inputs [N, ...] whose activations fix the ranges of activations (QuantizeLinear and
+        calibration: Raw inputs [N, ...] by name, whose activations fix the ranges of activations (QuantizeLinear and
             DequantizeLinear around every operator). Without them, the range is determined anew for each batch
             (DynamicQuantizeLinear, ConvInteger, MatMulInteger), so that a row's outputs depend a little on the others.
     """
@@ -45,7 +45,7 @@ def to_int8(model: onnx.ModelProto, calibration: NDArray[Any] | None) -> onnx.Mo
             quantize_static(
                 source,
                 target,
-                _Batches(model.graph.input[0].name, calibration),
+                _Batches(calibration),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
@@ -96,9 +96,11 @@ def _with_own_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 class _Batches(CalibrationDataReader):  # type: ignore[misc]
     """Inputs of a calibration, batch by batch."""
 
-    def __init__(self, name: str, inputs: NDArray[Any]) -> None:
-        starts = range(0, len(inputs), _CALIBRATION_BATCH)
-        self._feeds = ({name: inputs[start : start + _CALIBRATION_BATCH]} for start in starts)
+    def __init__(self, inputs: Mapping[str, NDArray[Any]]) -> None:
+        starts = range(0, len(next(iter(inputs.values()))), _CALIBRATION_BATCH)
+        self._feeds = (
+            {name: array[start : start + _CALIBRATION_BATCH] for name, array in inputs.items()} for start in starts
+        )
 
     def get_next(self) -> dict[str, NDArray[Any]] | None:
         """Next batch; None after the last."""

@@ -99,12 +99,12 @@ def float_values(model: onnx.ModelProto) -> set[str]:
     return floats | {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
 
 
-def measure(model: onnx.ModelProto, inputs: NDArray[Any]) -> dict[str, float]:
+def measure(model: onnx.ModelProto, examples: Iterable[Mapping[str, NDArray[Any]]]) -> dict[str, float]:
     """Largest finite magnitude of every value that a model computes, by name.
 
     Args:
         model: Model in float32.
-        inputs: Raw inputs [N, ...].
+        examples: Sets of raw inputs [N, ...] by name.
     """
     names = [name for node in model.graph.node for name in node.output if name]
     observed = onnx.ModelProto()
@@ -116,9 +116,13 @@ def measure(model: onnx.ModelProto, inputs: NDArray[Any]) -> dict[str, float]:
     options.log_severity_level = 4
     session = InferenceSession(observed.SerializeToString(), options, providers=["CPUExecutionProvider"])
     largest = dict.fromkeys(names, 0.0)
-    for start in range(0, len(inputs), _BATCH):
-        results = session.run(names, {model.graph.input[0].name: inputs[start : start + _BATCH]})
-        for name, value in zip(names, results, strict=True):
+    batches = (
+        {name: array[start : start + _BATCH] for name, array in inputs.items()}
+        for inputs in examples
+        for start in range(0, len(next(iter(inputs.values()))), _BATCH)
+    )
+    for batch in batches:
+        for name, value in zip(names, session.run(names, batch), strict=True):
             if isinstance(value, np.ndarray) and value.dtype == np.float32:
                 finite = np.abs(value[np.isfinite(value)])
                 largest[name] = max(largest[name], float(finite.max(initial=0.0)))

@@ -13,6 +13,7 @@ it attains full rank, mostly low-rank layers and small ranks gain.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,12 +42,12 @@ def step_cost(layer: LayerSpec, rows: int, *, contracted: bool) -> float:
     return (m + n) * (by_row + 6 * columns * rows / _OPERATIONS_IN_NS)
 
 
-def contract_layers(model: nn.Module, example: torch.Tensor, batch_size: int) -> list[str]:
+def contract_layers(model: nn.Module, inputs: Sequence[torch.Tensor], batch_size: int) -> list[str]:
     """Contract the linear layers of a model for which that is cheaper.
 
     Args:
-        model: Model that runs on `example`.
-        example: Raw input batch [B, ...], from which the rows that a layer sees for each example are counted.
+        model: Model that runs on `inputs`.
+        inputs: Raw input batches [B, ...], from which the rows that a layer sees for each example are counted.
         batch_size: Number of examples in a training batch.
 
     Returns:
@@ -63,12 +64,12 @@ def contract_layers(model: nn.Module, example: torch.Tensor, batch_size: int) ->
 
     handles = [layer.register_forward_pre_hook(counting(name)) for name, layer in layers.items()]
     with torch.no_grad():
-        model(example)
+        model(*inputs)
     for handle in handles:
         handle.remove()
     for name, layer in layers.items():
         if layer.spec.kind != "dense" and not layer.spec.tanh:
-            seen = rows[name] * batch_size // len(example)
+            seen = rows[name] * batch_size // len(inputs[0])
             costs = [step_cost(layer.spec, seen, contracted=contracted) for contracted in (False, True)]
             layer.contracted = costs[1] < costs[0]
     return [name for name, layer in layers.items() if layer.contracted]

@@ -29,7 +29,8 @@ from fedpara_edge.errors import InputError
 
 OPSET = 18
 IR_VERSION = 10  # the newest that onnxruntime-training 1.19.2 reads
-INPUT, LABEL, OUTPUT = "x", "y", "logits"
+INPUT, LABEL = "x", "y"
+"""Names of the input and the label of a model with one of each."""
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _TRUE = "training_mode"
 _OUTPUTS_NEEDED = {"Dropout": 2, "MaxPool": 2, "LayerNormalization": 3}
@@ -42,12 +43,12 @@ class ForwardGraph:
     Attributes:
         model: Model of opset 18 and IR 10 with a dynamic batch; parameters are initializers under their own names.
         module_of: Module that each node came from, by the node's name.
-        output_shape: Shape of the output of one example.
+        outputs: Shapes of the outputs of one example, by name.
     """
 
     model: onnx.ModelProto
     module_of: dict[str, str]
-    output_shape: tuple[int, ...]
+    outputs: Mapping[str, tuple[int, ...]]
 
     def place_of(self, node: onnx.NodeProto) -> str:
         """Name of a node's place for errors: the module that it came from, or else the node itself."""
@@ -65,38 +66,39 @@ class ForwardGraph:
 
 
 def forward_graph(
-    model: Deployed, example: torch.Tensor, *, batch_size: int = 32, contracting: bool = True
+    model: Deployed, example: Mapping[str, torch.Tensor], *, batch_size: int = 32, contracting: bool = True
 ) -> ForwardGraph:
     """Export `model` in training mode (dropout stays) with a dynamic batch.
 
     Args:
         model: Model with its preprocessing.
-        example: Raw input batch [B, ...] with B > 1.
+        example: Raw input batches [B, ...] with B > 1, by the names that they get in the graph, in the model's order.
         batch_size: Batch size of the training, which decides whether linear layers are contracted or composed.
         contracting: Whether linear layers may be contracted.
 
     Raises:
-        InputError: The model does not run on the example, does not return one tensor with the batch first, fixes the
-            batch size, or uses BatchNorm, `torch.no_grad()`, random numbers other than Dropout's, or an operator
-            without an ONNX translation.
+        InputError: The model does not run on the example, does not return the chosen tensors with the batch first,
+            fixes the batch size, or uses BatchNorm, `torch.no_grad()`, random numbers other than Dropout's, or an
+            operator without an ONNX translation.
     """
     _refuse_modules(model.model)
-    shape = _output_shape(model, example)
+    inputs = tuple(example.values())
+    shapes = _output_shapes(model, inputs)
     if contracting:
-        contract_layers(model, example, batch_size)
+        contract_layers(model, inputs, batch_size)
     if not model.model.training:  # the wrapper is new, and always in training mode
         model.train()
     try:
         with quiet_stderr():
             program = torch.onnx.export(
                 model,
-                (example,),
+                inputs,
                 dynamo=True,
                 optimize=False,  # constant folding would compose the factors into dense weights
                 opset_version=OPSET,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                input_names=list(example),
+                output_names=list(shapes),
+                dynamic_shapes=(({0: torch.export.Dim("batch")},) * len(inputs),),
                 custom_translation_table=dict(TRANSLATIONS),
                 verbose=False,
             )
@@ -104,7 +106,7 @@ def forward_graph(
             proto = program.model_proto
     except Exception as error:  # whatever goes wrong here lies in the user's model
         raise InputError(f"model: expected one that torch.onnx can export, found {_gist(error)}") from error
-    graph = _finish(proto, shape, _names(model.model))
+    graph = _finish(proto, shapes, _names(model.model, {*example, *shapes}))
     _refuse_random(graph)
     return graph
 
@@ -124,7 +126,7 @@ def quiet_stderr() -> Iterator[None]:
             os.close(terminal)
 
 
-def _finish(model: onnx.ModelProto, output_shape: tuple[int, ...], names: Mapping[str, str]) -> ForwardGraph:
+def _finish(model: onnx.ModelProto, outputs: Mapping[str, tuple[int, ...]], names: Mapping[str, str]) -> ForwardGraph:
     model.ir_version = IR_VERSION
     module_of = dict(_modules(model.graph))
     _strip_metadata(model)
@@ -138,27 +140,32 @@ def _finish(model: onnx.ModelProto, output_shape: tuple[int, ...], names: Mappin
     if any(_TRUE in node.input for node in model.graph.node):
         model.graph.initializer.append(numpy_helper.from_array(np.array(True), _TRUE))
     onnx.checker.check_model(model)
-    return ForwardGraph(model, module_of, output_shape)
+    return ForwardGraph(model, module_of, outputs)
 
 
-def _output_shape(model: Deployed, example: torch.Tensor) -> tuple[int, ...]:
+def _output_shapes(model: Deployed, inputs: tuple[torch.Tensor, ...]) -> dict[str, tuple[int, ...]]:
     watch = _StoppedGradients()
     try:
         with torch.enable_grad(), watch:
-            output = copy.deepcopy(model).eval()(example)
+            outputs = copy.deepcopy(model).eval().by_name(*inputs)
+    except InputError:
+        raise
     except Exception as error:
-        raise InputError(
-            f"model: expected to take {example.dtype} {list(example.shape)}, found {_gist(error)}; check --input-shape"
-        ) from error
-    if not isinstance(output, torch.Tensor) or output.dim() < 1 or len(output) != len(example):
-        found = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise InputError(f"model: expected one output tensor [{len(example)}, ...], batch first, found {found}")
+        taken = " and ".join(f"{x.dtype} {list(x.shape)}" for x in inputs)
+        raise InputError(f"model: expected to take {taken}, found {_gist(error)}; check --input-shape") from error
+    for name, output in outputs.items():
+        if output.dim() < 1 or len(output) != len(inputs[0]):
+            which = "" if len(outputs) == 1 else f" as {name!r}"
+            raise InputError(
+                f"model: expected one output tensor [{len(inputs[0])}, ...]{which}, batch first, "
+                f"found {list(output.shape)}"
+            )
     if watch.function is not None:
         raise InputError(
             f"model: expected gradients through all it computes, found {watch.function} of trained values within "
             "torch.no_grad(), which the export would not keep; use .detach() instead (nothing was written)"
         )
-    return tuple(output.shape[1:])
+    return {name: tuple(output.shape[1:]) for name, output in outputs.items()}
 
 
 class _StoppedGradients(TorchFunctionMode):
@@ -241,12 +248,16 @@ def _strip_metadata(model: onnx.ModelProto) -> None:
         owner.doc_string = ""
 
 
-def _names(model: torch.nn.Module) -> dict[str, str]:
-    """Name in the graph of every parameter and buffer; one that is held twice has its first name."""
+def _names(model: torch.nn.Module, others: set[str]) -> dict[str, str]:
+    """Name in the graph of every parameter and buffer; one that is held twice has its first name.
+
+    Raises:
+        InputError: One has the name of another value in the graph.
+    """
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     first: dict[int, str] = {}
     names = {f"model.{name}": first.setdefault(id(tensor), name) for name, tensor in tensors}
-    taken = {INPUT, OUTPUT, LABEL, "loss"} & set(names.values())
+    taken = {*others, LABEL, "loss"} & set(names.values())
     if taken:
         raise InputError(f"parameter {min(taken)!r}: expected a name that the graph does not use; rename it")
     return names

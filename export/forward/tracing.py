@@ -47,18 +47,18 @@ class Trace:
     constants: Mapping[str, NDArray[Any]]
 
 
-def trace(model: onnx.ModelProto, examples: NDArray[Any], trained: Collection[str]) -> Trace:
+def trace(model: onnx.ModelProto, examples: Mapping[str, NDArray[Any]], trained: Collection[str]) -> Trace:
     """Run a forward graph on the first two and the first three of some examples.
 
     Args:
-        model: Model with one input, the batch, and its parameters as initializers.
-        examples: Raw inputs [3, ...].
+        model: Model with its parameters as initializers; what else it takes is the batch.
+        examples: Raw inputs [N, ...] by name, with N at least 3.
         trained: Names of the parameters that training changes.
 
     Raises:
         InputError: The graph does not run in onnxruntime, or a dimension grows with the batch, but not in proportion.
     """
-    two, three = (_run(model, examples[:size]) for size in (2, 3))
+    two, three = (_run(model, {name: array[:size] for name, array in examples.items()}) for size in (2, 3))
     shapes = {name: _shape(name, value.shape, three[name].shape) for name, value in two.items()}
     changing = _changing(model.graph, trained)
     constants = {
@@ -68,7 +68,7 @@ def trace(model: onnx.ModelProto, examples: NDArray[Any], trained: Collection[st
     return Trace(shapes, {name: value.dtype for name, value in two.items()}, constants)
 
 
-def _run(model: onnx.ModelProto, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
+def _run(model: onnx.ModelProto, batch: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     observed = onnx.ModelProto()
     observed.CopyFrom(in_plain_operators(model))
     names = [name for node in observed.graph.node for name in node.output if name]
@@ -77,20 +77,18 @@ def _run(model: onnx.ModelProto, batch: NDArray[Any]) -> dict[str, NDArray[Any]]
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
-    feed = model.graph.input[0].name
     try:
         session = onnxruntime.InferenceSession(
             observed.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        results = session.run(names, {feed: batch})
+        results = session.run(names, dict(batch))
     except Exception as error:  # the exceptions of onnxruntime have no common base
         raise InputError(
             f"model: expected one that onnxruntime runs on any batch, found {' '.join(str(error).split())[-300:]}; "
             "take the batch size from x.shape[0], not from len(x)"
         ) from error
     values = {name: value for name, value in zip(names, results, strict=True) if isinstance(value, np.ndarray)}
-    values[feed] = batch
-    return values | {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    return values | dict(batch) | {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 
 
 def _shape(name: str, two: tuple[int, ...], three: tuple[int, ...]) -> Shape:
@@ -106,7 +104,7 @@ def _shape(name: str, two: tuple[int, ...], three: tuple[int, ...]) -> Shape:
 
 def _changing(graph: onnx.GraphProto, trained: Collection[str]) -> set[str]:
     """Values that depend on the content of the input, on a trained parameter, or on chance."""
-    changing = {graph.input[0].name, *trained}
+    changing = {*(info.name for info in graph.input), *trained}
     for node in graph.node:
         if node.op_type == "Dropout" or (node.op_type not in ("Shape", "Size") and changing & set(node.input)):
             changing.update(node.output)

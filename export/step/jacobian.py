@@ -55,7 +55,7 @@ class ComposedWeight:
 
 
 def composed_weights(
-    forward: onnx.ModelProto, examples: NDArray[Any], layout: Layout, *, inner: Callable[[str], str]
+    forward: onnx.ModelProto, examples: Mapping[str, NDArray[Any]], layout: Layout, *, inner: Callable[[str], str]
 ) -> list[ComposedWeight]:
     """Find the composed weights of all layers with trained factors.
 
@@ -64,16 +64,16 @@ def composed_weights(
 
     Args:
         forward: Forward pass.
-        examples: At least three raw inputs to run the forward pass on.
+        examples: Raw inputs [N, ...] by name, with N at least 3, to run the forward pass on.
         layout: Layout of the model.
         inner: Function from the name of a tensor in the layout to its name in the graph.
 
     Raises:
         InputError: No layer is factored, or the weight of a factored layer is nowhere in the graph.
     """
-    known = trace(forward, examples[:3], ()).constants
+    known = trace(forward, examples, ()).constants
     trained = {inner(tensor.name) for tensor in layout.with_role("shared", "personal")}
-    origins = _origins(forward.graph, {*trained, forward.graph.input[0].name})
+    origins = _origins(forward.graph, {*trained, *(info.name for info in forward.graph.input)})
     found = []
     for layer in layout.layers:
         tensors = layout.parts(layer)

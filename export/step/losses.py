@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from onnx import TensorProto
 
 from export.gradients import Graph
-from fedpara_edge.formats.bundle import Loss
+from fedpara_edge.formats.interface import Head
 
 LossBuilder = Callable[[Graph, str, str], tuple[str, str]]
 """Function from outputs [B, ...] and labels to the mean loss [] and its gradient by the outputs [B, ...]."""
@@ -46,7 +46,20 @@ def bce(graph: Graph, outputs: str, labels: str) -> tuple[str, str]:
     return loss, graph.op("Div", graph.op("Sub", graph.op("Sigmoid", outputs), labels), count)
 
 
-LOSSES: dict[Loss, LossBuilder] = {"cross_entropy": cross_entropy, "mse": mse, "bce": bce}
+LOSSES: dict[str, LossBuilder] = {"cross_entropy": cross_entropy, "mse": mse, "bce": bce}
+
+
+def append_losses(graph: Graph, heads: Sequence[Head], share: str | None = None) -> tuple[str, dict[str, str]]:
+    """Append the losses of the heads; return the loss, and the gradients of the outputs by their names.
+
+    Args:
+        graph: Graph with the outputs.
+        heads: Outputs to train, with their labels and losses.
+        share: Name of the share of this micro-batch, by which the gradients are multiplied; None for 1.
+    """
+    (head,) = heads
+    loss, gradient = LOSSES[head.loss.name](graph, head.output.name, head.label.name)
+    return loss, {head.output.name: gradient if share is None else graph.op("Mul", gradient, share)}
 
 
 def _count(graph: Graph, value: str) -> str:

@@ -42,7 +42,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
-from export.forward.graph import IR_VERSION, LABEL, OPSET, OUTPUT, ForwardGraph
+from export.forward.graph import IR_VERSION, OPSET, ForwardGraph
 from export.forward.tracing import Batch, Trace, trace
 from export.gradients import (
     Graph,
@@ -59,15 +59,16 @@ from export.gradients import (
 from export.gradients.builder import attributes, initializers_of, needed, static
 from export.step.dropout import dropout, drops
 from export.step.jacobian import ComposedWeight, append_correction, composed_weights
-from export.step.losses import LOSSES
+from export.step.losses import append_losses
 from export.step.weight_update import CORRECTION, append_update, state_shapes
 from fedpara_edge.errors import InputError
 from fedpara_edge.factors.layout import Layout, TensorSpec
-from fedpara_edge.formats.bundle import ArraySpec, Loss
+from fedpara_edge.formats.interface import Head
 
 _FLOAT, _BOOL, _INT64 = TensorProto.FLOAT, TensorProto.BOOL, TensorProto.INT64
 _SETTINGS = ("seed", "share", "last", "learning_rate", "adjusted", "mu", "max_norm", "accumulated", "h")
-_INTERFACE = frozenset((*_SETTINGS, "weights", "momentum", "moment1", "moment2", "steps", "gradient"))
+INTERFACE = frozenset((*_SETTINGS, "weights", "momentum", "moment1", "moment2", "steps", "gradient", "loss"))
+"""Names in the graphs that are none of the model's own."""
 _OPTIONAL_OUTPUTS = ("Dropout", "LayerNormalization", "MaxPool")  # except the first
 
 _LOWERED: dict[str, Callable[[Graph, NodeProto], None]] = {
@@ -88,15 +89,13 @@ class StepSpec:
 
     Args:
         tensors: Trained tensors, in the layout's order.
-        label: Name of the labels, their shape for one example, and their dtype.
-        loss: Loss to minimize.
+        heads: Outputs to train, with their labels and losses.
         optimizer: Constants of the optimizer.
         layout: Layout of the model; needed for the Jacobian correction only.
     """
 
     tensors: Sequence[TensorSpec]
-    label: ArraySpec
-    loss: Loss
+    heads: Sequence[Head]
     optimizer: Mapping[str, Any]
     layout: Layout | None = None
 
@@ -106,21 +105,21 @@ class StepSpec:
         return sum(tensor.size for tensor in self.tensors)
 
 
-def write_steps(graph: ForwardGraph, folder: Path, spec: StepSpec, examples: NDArray[Any]) -> None:
+def write_steps(graph: ForwardGraph, folder: Path, spec: StepSpec, examples: Mapping[str, NDArray[Any]]) -> None:
     """Write `train_step.onnx` and `eval_step.onnx` into `folder`.
 
     Args:
         graph: Forward pass.
         folder: Folder to write to.
         spec: Specification of the graphs.
-        examples: At least three raw inputs to trace the shapes with.
+        examples: Raw inputs [N, ...] by name, with N at least 3, to trace the shapes with.
 
     Raises:
         InputError: An operator can't be differentiated (it is named with the module it came from), or there is nothing
             to apply the Jacobian correction to.
     """
     forward = _without_clashes(graph.model)
-    known = trace(forward, examples[:3], [_inner(tensor.name) for tensor in spec.tensors])
+    known = trace(forward, examples, [_inner(tensor.name) for tensor in spec.tensors])
     weights: list[ComposedWeight] = []
     if CORRECTION in spec.optimizer:
         assert spec.layout is not None
@@ -143,10 +142,10 @@ def _train_step(
     graph = Graph(known)
     _append_parameters(graph, spec)
     nodes = _append_forward(graph, forward, known, training=True)
-    loss, grad_outputs = LOSSES[spec.loss](graph, OUTPUT, LABEL)
+    loss, seeds = append_losses(graph, spec.heads, "share")
     names = [_inner(tensor.name) for tensor in spec.tensors]
     by = [*names, *(value for weight in corrected for value in weight.values)]
-    gradients = differentiate(graph, nodes, {OUTPUT: graph.op("Mul", grad_outputs, "share")}, by)
+    gradients = differentiate(graph, nodes, seeds, by)
     missing = [name for name in names if name not in gradients]
     if missing:
         raise InputError(f"parameter {missing[0]!r}: expected the loss to depend on it, found that it does not")
@@ -182,10 +181,10 @@ def _eval_step(forward: onnx.ModelProto, known: Trace, spec: StepSpec) -> onnx.M
     graph = Graph(known)
     _append_parameters(graph, spec)
     _append_forward(graph, forward, known, training=False)
-    loss, _ = LOSSES[spec.loss](graph, OUTPUT, LABEL)
+    loss, _ = append_losses(graph, spec.heads)
     graph.define("loss", "Identity", loss)
     inputs = [*_batch_inputs(forward, spec), _info("weights", _FLOAT, (spec.parameters,))]
-    return _model(graph, "eval_step", inputs, [_info("loss", _FLOAT, ()), forward.graph.output[0]])
+    return _model(graph, "eval_step", inputs, [_info("loss", _FLOAT, ()), *forward.graph.output])
 
 
 def _append_parameters(graph: Graph, spec: StepSpec) -> None:
@@ -322,8 +321,10 @@ def _append_adjustment(graph: Graph, parameters: int) -> str:
 
 
 def _batch_inputs(forward: onnx.ModelProto, spec: StepSpec) -> list[onnx.ValueInfoProto]:
-    dtype = helper.np_dtype_to_tensor_dtype(np.dtype(spec.label.dtype))
-    return [forward.graph.input[0], _info(LABEL, dtype, ("batch", *spec.label.shape))]
+    labels = [head.label for head in spec.heads]
+    dtypes = [helper.np_dtype_to_tensor_dtype(np.dtype(label.dtype)) for label in labels]
+    infos = [_info(label.name, dtype, ("batch", *label.shape)) for label, dtype in zip(labels, dtypes, strict=True)]
+    return [*forward.graph.input, *infos]
 
 
 def _info(name: str, dtype: int, shape: Sequence[int | str]) -> onnx.ValueInfoProto:
@@ -342,7 +343,7 @@ def _model(
 
 def _inner(name: str) -> str:
     """Name inside the graph of a value of the forward pass, whose own name may be that of an input of the graph."""
-    return f"model.{name}" if name in _INTERFACE or name.startswith("new_") else name
+    return f"model.{name}" if name in INTERFACE or name.startswith("new_") else name
 
 
 def _without_clashes(model: onnx.ModelProto) -> onnx.ModelProto:

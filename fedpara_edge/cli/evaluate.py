@@ -73,7 +73,7 @@ def command(
     found = evaluate_clients(running, weights or opened.file(WEIGHTS), clients, batch_size)
     together = overall(found)
     check_metrics(metric, together.counts)
-    labels = (opened.label,)
+    labels = opened.interface.labels
     accuracy = "" if together.accuracy is None else f"accuracy {together.accuracy:.2%}, "
     text = f"{accuracy}loss {together.loss:.4f} on {together.examples} examples"
     if opened.manifest.layout.with_role("personal") and not state:

@@ -12,7 +12,8 @@ import click
 from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.options import options_of
 from fedpara_edge.cli.output import emit, if_missing_option, json_option, megabytes, overwrite_option
-from fedpara_edge.formats.bundle import ENGINES, Manifest
+from fedpara_edge.formats.bundle import ENGINES
+from fedpara_edge.formats.interface import Interface
 from fedpara_edge.formats.recipe import Recipe
 
 
@@ -75,7 +76,7 @@ def command(
         [
             *([] if made.pretrained is None else [str(made.pretrained)]),
             str(made.report),
-            *_positions(made.bundle.manifest),
+            *_positions(made.bundle.interface),
             *verified,
             f"an update sends {megabytes(4 * layout.shared_parameters)}, "
             f"{layout.shared_parameters / layout.dense_parameters:.1%} of the dense model's "
@@ -85,12 +86,13 @@ def command(
     emit(result, text, as_json=json)
 
 
-def _positions(manifest: Manifest) -> list[str]:
-    """Line on labels at several positions, from which it shows if the classes are along another axis than they must."""
-    label = manifest.label
-    if label.classes is None or not label.shape:
-        return []
+def _positions(interface: Interface) -> list[str]:
+    """Lines on labels at several positions, which show if the classes are along another axis than they must."""
     return [
-        f"a label at each of {' x '.join(map(str, label.shape))} positions, of {label.classes} classes along axis 1 of "
-        f"the outputs {['N', *manifest.output.shape]}; if the classes come last, use .movedim(-1, 1)".replace("'", "")
+        f"a label at each of {' x '.join(map(str, head.label.shape))} positions, of {head.label.classes} classes along "
+        f"axis 1 of the outputs {['N', *head.output.shape]}; if the classes come last, use .movedim(-1, 1)".replace(
+            "'", ""
+        )
+        for head in interface.heads
+        if head.label.classes is not None and head.label.shape
     ]

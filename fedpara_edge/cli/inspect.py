@@ -62,10 +62,7 @@ def _bundle(path: Path) -> dict[str, Any]:
         "format": "bundle",
         "model": manifest.model,
         "fingerprint": manifest.fingerprint,
-        "input": vars(manifest.input),
-        "label": vars(manifest.label),
-        "output": vars(manifest.output),
-        "loss": manifest.loss,
+        **manifest.interface.to_json(),
         "optimizer": dict(manifest.optimizer),
         "engines": list(manifest.engines),
         "files": {name: entry["bytes"] for name, entry in manifest.files.items()},
@@ -96,8 +93,7 @@ def _in_counting_order(path: Path) -> list[tuple[int, str]]:
 
 def _folded(path: Path) -> dict[str, Any]:
     spec, _ = read_folded(path)
-    arrays = {"input": vars(spec.input), "label": vars(spec.label), "output": vars(spec.output)}
-    return {"path": str(path), "format": FOLDED_FORMAT, **vars(spec), **arrays, "bytes": path.stat().st_size}
+    return {"path": str(path), "format": FOLDED_FORMAT, **spec.to_plain(), "bytes": path.stat().st_size}
 
 
 def _file(path: Path) -> dict[str, Any]:
@@ -254,7 +250,8 @@ def _value(value: Any, depth: int = 4) -> str:
         items = ((key, item) for key, item in value.items() if item is not None)
         return ", ".join(f"{_printable(key)} {_value(item, depth - 1)}" for key, item in items)
     if isinstance(value, list):
-        between = "x" if all(isinstance(item, int) for item in value) else ", "
+        kinds = {Mapping if isinstance(item, Mapping) else type(item) for item in value}
+        between = "x" if kinds <= {int} else "; " if Mapping in kinds else ", "
         return between.join(_value(item, depth - 1) for item in value)
     return _printable(str(value))
 

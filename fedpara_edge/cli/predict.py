@@ -38,11 +38,11 @@ def command(
     predictor = Predictor(model, threads=threads)
     inputs = open_inputs(data, predictor.spec)
     predictions = predict_all(predictor, inputs, batch_size)
-    write_predictions(output, predictions, predictor.spec.output.name)
+    write_predictions(output, predictions)
     accuracy = predictions.accuracy
     result: dict[str, Any] = {"predictions": str(output), "examples": inputs.examples, "accuracy": accuracy}
     text = f"{output}: {inputs.examples} examples" + ("" if accuracy is None else f", accuracy {accuracy:.2%}")
-    labels = (predictor.spec.label,)
+    labels = predictor.spec.interface.labels
     if predictions.counts:
         result["labels"] = as_json(predictions.counts, labels)
     emit(result, "\n".join([text, *as_text(predictions.counts, labels, with_table=False)]), as_json=json)

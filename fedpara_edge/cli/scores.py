@@ -7,7 +7,7 @@ from typing import Any
 
 from fedpara_edge.cli.output import table
 from fedpara_edge.errors import InputError
-from fedpara_edge.formats.bundle import ArraySpec
+from fedpara_edge.formats.interface import ArraySpec
 from fedpara_edge.metrics import METRICS, SHARES, ClassCounts, Counts
 
 TABLE = "classes"

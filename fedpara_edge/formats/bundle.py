@@ -9,15 +9,13 @@
                             onnxruntime-training's artifacts, under the names that its own applications expect; without
                             optimizer_model.onnx for SGD with momentum, which onnxruntime-training lacks
 
-`manifest.json`, UTF-8 JSON, schema version 1:
+`manifest.json`, UTF-8 JSON:
 
-    schema        1
+    schema        1 where the first entries of `formats.interface` can describe the model, 2 otherwise
     model         name given at export
     layout        layers and tensors (`layout.Layout.to_json`)
-    input         {"name", "shape" without the batch, "dtype"}; preprocessing is inside the graphs
-    label         {"name", "shape" without the batch, "dtype", "classes" or null}
-    output        {"name", "shape" without the batch}
-    loss          cross_entropy, mse or bce
+    input, label, output, loss; with schema 2 inputs, heads, others
+                  entries of `formats.interface`; preprocessing is inside the graphs
     optimizer     {"name": "sgd" | "adamw", and its constants}
     engines       names of the engines whose files are present
     graph         sha256 of the forward graph without its parameters
@@ -31,15 +29,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from numpy.typing import NDArray
 
 from fedpara_edge.errors import InputError, WrongBundleError
 from fedpara_edge.factors.layout import Layout
 from fedpara_edge.formats.graphfile import read_graph
+from fedpara_edge.formats.interface import Interface
 from fedpara_edge.storage.atomic import sha256_of
 from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
 from fedpara_edge.storage.tensortable import strict_json
@@ -56,25 +55,7 @@ ENGINES = ("ort-training", "onnxruntime")
 REMEDY = "copy the whole bundle again"
 """Remedy for a bundle whose files are missing, damaged or changed."""
 
-Loss = Literal["cross_entropy", "mse", "bce"]
-
-
-@dataclass(frozen=True)
-class ArraySpec:
-    """Description of the input, the label or the output of a model.
-
-    Args:
-        name: Name in the graphs and in data files.
-        shape: Shape of one example, without the batch.
-        dtype: Name of the numpy dtype.
-        classes: Number of classes of a class label, or of tokens of an input, which lie in [0, classes); None for
-            anything else.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    classes: int | None = None
+SCHEMAS = (1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +64,7 @@ class Manifest:
 
     model: str
     layout: Layout
-    input: ArraySpec
-    label: ArraySpec
-    output: ArraySpec
-    loss: Loss
+    interface: Interface
     optimizer: Mapping[str, Any]
     engines: tuple[str, ...]
     graph: str
@@ -103,13 +81,10 @@ class Manifest:
 
     def _plain(self) -> dict[str, Any]:
         return {
-            "schema": 1,
+            "schema": 1 if self.interface.is_first else 2,
             "model": self.model,
             "layout": self.layout.to_json(),
-            "input": asdict(self.input),
-            "label": asdict(self.label),
-            "output": asdict(self.output),
-            "loss": self.loss,
+            **self.interface.to_json(),
             "optimizer": dict(self.optimizer),
             "engines": list(self.engines),
             "graph": self.graph,
@@ -144,19 +119,9 @@ class Bundle:
     manifest: Manifest
 
     @property
-    def input(self) -> ArraySpec:
-        """Raw input of the model."""
-        return self.manifest.input
-
-    @property
-    def label(self) -> ArraySpec:
-        """Label of one example."""
-        return self.manifest.label
-
-    @property
-    def loss(self) -> Loss:
-        """Loss that is minimized."""
-        return self.manifest.loss
+    def interface(self) -> Interface:
+        """Inputs, outputs and labels of the model."""
+        return self.manifest.interface
 
     def file(self, name: str) -> Path:
         """Path of a file of the bundle."""
@@ -230,17 +195,14 @@ def _read_manifest(path: Path) -> Manifest:
         ) from error
     except ValueError as error:
         raise WrongBundleError(f"{path}: expected JSON, found {error}; {REMEDY}") from error
-    if not isinstance(data, dict) or data.get("schema") != 1:
-        found = data.get("schema") if isinstance(data, dict) else type(data).__name__
-        raise WrongBundleError(f"{path}: expected schema 1, found {found}; use the release that exported it")
+    schema = data.get("schema") if isinstance(data, dict) else type(data).__name__
+    if schema not in SCHEMAS:
+        raise WrongBundleError(f"{path}: expected schema 1 or 2, found {schema}; use the release that exported it")
     try:
         manifest = Manifest(
             model=data["model"],
             layout=Layout.from_json(data["layout"]),
-            input=_array_spec(data["input"]),
-            label=_array_spec(data["label"]),
-            output=_array_spec(data["output"]),
-            loss=data["loss"],
+            interface=Interface.from_json(data, first=schema == 1),
             optimizer=data["optimizer"],
             engines=tuple(data["engines"]),
             graph=data["graph"],
@@ -249,7 +211,9 @@ def _read_manifest(path: Path) -> Manifest:
         )
         fingerprint, stated = manifest.fingerprint, data["fingerprint"]
     except (AttributeError, KeyError, TypeError, ValueError, InputError) as error:
-        raise WrongBundleError(f"{path}: expected the fields of schema 1, found {_fault(error)}; {REMEDY}") from error
+        raise WrongBundleError(
+            f"{path}: expected the fields of schema {schema}, found {_fault(error)}; {REMEDY}"
+        ) from error
     if fingerprint != stated:
         raise WrongBundleError(
             f"{path}: expected fingerprint {fingerprint[:12]}…, found {str(stated)[:12]}…: it was changed; {REMEDY}"
@@ -259,10 +223,6 @@ def _read_manifest(path: Path) -> Manifest:
 
 def _fault(error: Exception) -> str:
     return f"no field {error}" if isinstance(error, KeyError) else str(error)
-
-
-def _array_spec(data: Mapping[str, Any]) -> ArraySpec:
-    return ArraySpec(**{**data, "shape": tuple(data["shape"])})
 
 
 def _canonical(data: Any) -> bytes:

@@ -4,13 +4,13 @@ It takes the bundle's raw input and gives its outputs [B, ...] in float32, with 
 `metadata_props` is ours: its key is `fedpara_edge`, its value canonical JSON (sorted keys, no spaces, UTF-8):
 
     format        fedpara-edge/folded
-    version       1
+    version       1 where the first entries of `formats.interface` can describe the model, 2 otherwise
     model         name given at export
     fingerprint   hexadecimal; of the bundle from which it was folded
     round         of its weights
     precision     float32, float16 or int8: the type in which its weights are stored
     personal      whether it contains a device's own personal tensors
-    input, label, output, loss
+    input, label, output, loss; in version 2 inputs, heads, others
                   as in the bundle's manifest
 
 The entry is read here without onnx or onnxruntime. An ONNX file is a protobuf message (`storage.protobuf`). Field 14 of
@@ -22,13 +22,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.formats.bundle import ArraySpec, Loss
 from fedpara_edge.formats.graphfile import check_graph, read_content
+from fedpara_edge.formats.interface import Interface
 from fedpara_edge.storage.protobuf import fields
 from fedpara_edge.storage.tensortable import strict_json
 
@@ -50,14 +50,17 @@ class FoldedSpec:
     round: int
     precision: Precision
     personal: bool
-    input: ArraySpec
-    label: ArraySpec
-    output: ArraySpec
-    loss: Loss
+    interface: Interface
 
     def to_json(self) -> str:
         """Value of the entry `fedpara_edge`."""
-        return json.dumps({"format": FORMAT, "version": 1, **asdict(self)}, sort_keys=True, separators=(",", ":"))
+        data = {"format": FORMAT, "version": 1 if self.interface.is_first else 2, **self.to_plain()}
+        return json.dumps(data, sort_keys=True, separators=(",", ":"))
+
+    def to_plain(self) -> dict[str, Any]:
+        """Fields as plain data, without format and version."""
+        own = {name: value for name, value in vars(self).items() if name != "interface"}
+        return {**own, **self.interface.to_json()}
 
     @staticmethod
     def from_json(text: str) -> FoldedSpec:
@@ -67,27 +70,20 @@ class FoldedSpec:
             ValueError: The text is not JSON, has another format or version, or a field is missing or unknown.
         """
         data = strict_json(text)
-        if not isinstance(data, dict) or (data.pop("format", None), data.pop("version", None)) != (FORMAT, 1):
-            raise ValueError(f"another format than {FORMAT} version 1")
+        if not isinstance(data, dict) or data.get("format") != FORMAT or data.get("version") not in (1, 2):
+            raise ValueError(f"another format than {FORMAT} version 1 or 2")
+        own = ("model", "fingerprint", "round", "precision", "personal")
         try:
-            arrays = {name: _array_spec(data[name]) for name in ("input", "label", "output")}
-            spec = FoldedSpec(**{**data, **arrays})
-        except (KeyError, TypeError) as error:
+            interface = Interface.from_json(data, first=data["version"] == 1)
+            spec = FoldedSpec(**{name: data[name] for name in own}, interface=interface)
+        except (AttributeError, KeyError, TypeError, InputError) as error:
             raise ValueError(f"other fields ({error})") from error
-        known = spec.precision in get_args(Precision) and spec.loss in get_args(Loss)
+        if data.keys() != spec.to_plain().keys() | {"format", "version"}:
+            raise ValueError("other fields")
+        known = spec.precision in get_args(Precision)
         if not known or type(spec.round) is not int or type(spec.personal) is not bool:
             raise ValueError("fields with other values")
         return spec
-
-
-def _array_spec(data: Any) -> ArraySpec:
-    spec = ArraySpec(**{**data, "shape": tuple(data["shape"])})
-    if spec.dtype not in _DTYPES or not all(type(size) is int and size > 0 for size in spec.shape):
-        raise ValueError(f"an array of {spec.dtype} {list(spec.shape)}")
-    return spec
-
-
-_DTYPES = ("uint8", "float32", "int64")
 
 
 def read_folded(path: Path) -> tuple[FoldedSpec, bytes]:

@@ -12,13 +12,14 @@ from typing import Literal
 from fedpara_edge.codecs import find_encoder
 from fedpara_edge.errors import InputError
 from fedpara_edge.factors.factorization import Factorization
-from fedpara_edge.formats.bundle import ENGINES, Loss
-from fedpara_edge.options import check, option
+from fedpara_edge.formats.bundle import ENGINES
+from fedpara_edge.formats.inputs import MAX_SIZE, InputDtype, find_input
+from fedpara_edge.losses import LOSSES, find_loss
+from fedpara_edge.options import check, declared, option
 
-InputDtype = Literal["uint8", "float32", "int64"]
 Optimizer = Literal["sgd", "adamw"]
-MAX_SIZE = 1 << 20
-"""Largest dimension of an input, and largest number of classes."""
+SINGLE = ("input_shape", "input_dtype", "tokens", "mean", "std")
+"""Options for a model of one input, which several inputs have each for themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +31,16 @@ class ExportConfig:
         personal: Patterns of the layers or tensors that stay on the device (`fedpara_edge.factors.roles`).
         initial_codec: Codec in which the bundle stores the shared initial weights; devices start from what it decodes
             to.
-        input_shape: Shape of one raw example, such as (1, 28, 28); needed but for models of the zoo.
+        input: Inputs of a model with several, each as `find_input` takes it: the name of an argument of `forward`, and
+            its options.
+        input_shape: Shape of one raw example, such as (1, 28, 28); needed for a model of one input that is not of the
+            zoo.
         input_dtype: Dtype of the raw input: `uint8` (scaled to [0, 1] in the graph), `float32`, or `int64` tokens; None
             for the zoo model's own, or else float32.
         tokens: Number of different tokens, for int64 input; None for the classes of a zoo model.
         mean: Mean that is subtracted from the scaled input, one number or one per channel.
         std: Standard deviation by which it is then divided, likewise.
+        output_name: Outputs of the model, for one that returns several: the one to train, and others to predict.
         loss: Loss to minimize: `cross_entropy` over outputs [B, C] and labels int64 [B], or [B, C, T] and [B, T] for
             a label at each of T positions; `mse` or `bce` (with logits) over float32 labels of the outputs' shape.
         optimizer: Optimizer of the devices.
@@ -58,6 +63,12 @@ class ExportConfig:
         help="Codec of the initial weights in weights.safetensors; int4 does no harm to random ones. "
         "onnxruntime-training's files have them in float32 in any case.",
     )
+    input: tuple[str, ...] = option(
+        (),
+        metavar="NAME:OPTION=VALUE,...",
+        help="Input of a model with several, by the name of an argument of its forward: shape, dtype (float32, uint8, "
+        "int64 or bool), tokens, mean and std, as in x:shape=3,32,32,mean=0.5 or day:dtype=int64,tokens=7.",
+    )
     input_shape: tuple[int, ...] | None = option(
         None,
         minimum=1,
@@ -78,7 +89,13 @@ class ExportConfig:
         help="Mean subtracted from the scaled input, by channel: along the first dimension, or else the last.",
     )
     std: tuple[float, ...] = option((1.0,), metavar="NUMBERS", help="Standard deviation that it is then divided by.")
-    loss: Loss = option("cross_entropy", help="Loss to minimize.")
+    output_name: tuple[str, ...] = option(
+        (),
+        metavar="NAME",
+        help="Output to train, of a model that returns a dict, a dataclass or a tuple (output_0, output_1, ...); "
+        "further ones are given by predict.",
+    )
+    loss: str = option("cross_entropy", metavar="LOSS", help=f"Loss to minimize: {', '.join(LOSSES)}.")
     optimizer: Optimizer = option("sgd", help="Optimizer of the devices.")
     momentum: float | None = option(
         None, minimum=0, below=1, only=("optimizer", ("sgd",)), unset="0", help="Momentum of SGD."
@@ -116,6 +133,16 @@ class ExportConfig:
             find_encoder(self.initial_codec)
         except InputError as error:
             raise error.about("initial_codec") from error
+        find_loss(self.loss)
+        names = [find_input(text)[0] for text in self.input]
+        if len({*names}) < len(names):
+            raise InputError(f"expected different names, found {', '.join(names)}", key="input")
+        given = [name for name in SINGLE if getattr(self, name) != declared(ExportConfig)[name].default]
+        if self.input and given:
+            raise InputError(
+                f"expected with one input alone, found beside {names[0]!r}; write it after its name, in input",
+                key=given[0],
+            )
         if not self.engines:
             raise InputError(f"expected some of {', '.join(ENGINES)}, found none", key="engines")
         if self.jacobian_correction and "ort-training" in self.engines:

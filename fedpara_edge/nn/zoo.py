@@ -19,7 +19,7 @@ from torch import nn
 from fedpara_edge.errors import InputError
 from fedpara_edge.factors.factorization import Factorization
 from fedpara_edge.factors.layout import Form, Kind
-from fedpara_edge.formats.recipe import InputDtype
+from fedpara_edge.formats.inputs import InputDtype
 from fedpara_edge.nn.blocks import STEPS_IN_A_PATCH, NextCharacter, ResidualBlock, SensorTransformer, SpatialMean
 from fedpara_edge.nn.convert import convert
 from fedpara_edge.nn.groupnorm import group_count

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_origin
 
 from fedpara_edge.errors import InputError, brief
-from fedpara_edge.options.declaration import declared
+from fedpara_edge.options.declaration import Declared, declared
 
 
 def choose(known: Mapping[str, Any], text: str, *, key: str, given: Mapping[str, Any] | None = None) -> Any:
@@ -30,6 +30,12 @@ def choose(known: Mapping[str, Any], text: str, *, key: str, given: Mapping[str,
     ...     mu: float = option(0.1, minimum=0)
     >>> choose({"fedprox": Prox}, "fedprox:mu=0.5", key="algorithm").mu
     0.5
+    >>> @dataclass(frozen=True, kw_only=True)
+    ... class Adam:
+    ...     betas: tuple[float, ...] = option((0.9, 0.99))
+    ...     eps: float = option(1e-8)
+    >>> choose({"adam": Adam}, "adam:betas=0.5,0.6,eps=1", key="algorithm")
+    Adam(betas=(0.5, 0.6), eps=1.0)
     >>> choose({"fedprox": Prox}, "fedprox:nu=0.5", key="algorithm")
     Traceback (most recent call last):
     ...
@@ -47,7 +53,7 @@ def choose(known: Mapping[str, Any], text: str, *, key: str, given: Mapping[str,
     own = {option: each for option, each in own.items() if option not in fixed}
     values: dict[str, Any] = {}
     try:
-        for part in rest.split(",") if rest else ():
+        for part in _parts(rest, own):
             option, equals, typed = part.partition("=")
             if option not in own:
                 raise InputError(f"expected an option of it, found an unknown one; it has {_listed(own)}", key=option)
@@ -60,6 +66,18 @@ def choose(known: Mapping[str, Any], text: str, *, key: str, given: Mapping[str,
         return kind(**fixed, **values)
     except InputError as error:
         raise InputError(f"{name}: {error}", key=key) from error
+
+
+def _parts(rest: str, own: Mapping[str, Declared]) -> list[str]:
+    """Parts between the commas; a part without a value goes on with the list in the part before it."""
+    parts: list[str] = []
+    for part in rest.split(",") if rest else ():
+        before = own.get(parts[-1].partition("=")[0]) if parts else None
+        if "=" not in part and before is not None and get_origin(before.kind) is tuple:
+            parts[-1] += f",{part}"
+        else:
+            parts.append(part)
+    return parts
 
 
 def typed(name: str, chosen: Any, *, hidden: Collection[str] = ()) -> str:
@@ -81,6 +99,8 @@ def typed(name: str, chosen: Any, *, hidden: Collection[str] = ()) -> str:
 
 def _shortest(value: Any) -> str:
     """The text of a value, with no more digits than it takes to read it back."""
+    if isinstance(value, tuple):
+        return ",".join(_shortest(item) for item in value)
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 

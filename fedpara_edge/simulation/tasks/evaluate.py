@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +77,17 @@ def evaluate_weights(
     bundle, engine = bundle_at(model.bundle), fresh_engine(model)
     dataset = open_data(data, bundle.manifest)
     if rows is not None:
-        dataset = replace(dataset, x=dataset.x[slice(*rows)], y=dataset.y[slice(*rows)])
+        dataset = dataset.slice(*rows)
     load_weights(engine, weights, state=state)
+    heads = bundle.interface.heads
+    labels = sum(dataset.arrays[head.label.name].size for head in heads if head.loss.labels != "numbers")
     try:
         found = evaluate(engine, dataset, BATCH_ROWS)
     except DivergedError:
-        return Tally(examples=dataset.examples, loss_sum=None, correct=None, labels=dataset.y.size)
+        return Tally(examples=dataset.examples, loss_sum=None, correct=None, labels=labels)
     return Tally(
         examples=found.examples,
         loss_sum=found.loss * found.examples,
-        correct=None if found.accuracy is None else round(found.accuracy * dataset.y.size),
-        labels=dataset.y.size,
+        correct=None if found.accuracy is None else round(found.accuracy * labels),
+        labels=labels,
     )
