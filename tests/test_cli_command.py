@@ -14,7 +14,7 @@ from command_line import Command, Ended
 
 from fedpara_edge import cli
 from fedpara_edge.cli.command import Command as OurCommand
-from fedpara_edge.cli.output import if_missing_option, json_option, overwrite_option
+from fedpara_edge.cli.output import output_options
 from fedpara_edge.errors import EXIT_CODES, BusyError, FedparaError, InputError, OutputExistsError
 
 WEIGHTS = "bundle/weights.safetensors"
@@ -27,9 +27,7 @@ TRAIN = ("train", "bundle", "--data", "d.npz", "--client", "a", "-o", "u")
 @click.option("--key")
 @click.option("-o", "--output", type=click.Path(path_type=Path))
 @click.option("--state", type=click.Path(path_type=Path))
-@overwrite_option
-@if_missing_option
-@json_option
+@output_options
 def trial(
     bundle: str,
     micro_batches: int,

@@ -47,8 +47,8 @@ def test_a_federation_runs_by_commands_and_learns(tmp_path: Path) -> None:
 
 
 def test_a_command_that_fails_ends_the_demo(tmp_path: Path) -> None:
-    federation = Federation(folder=tmp_path / "run", model="nonesuch")
-    with pytest.raises(FedparaError, match=r"fedpara-edge export: expected it to end with 0, found 2: .*'nonesuch'"):
+    federation = Federation(folder=tmp_path / "run", clients=10_001)
+    with pytest.raises(FedparaError, match=r"fedpara-edge split: expected it to end with 0, found 2: .*found 10001"):
         run_demo(federation, SILENT)
 
 

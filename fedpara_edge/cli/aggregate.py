@@ -14,14 +14,13 @@ import click
 from fedpara_edge.aggregation.config import AggregateConfig
 from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.log import event
-from fedpara_edge.cli.options import options_of
-from fedpara_edge.cli.output import emit, if_missing_option, json_option, megabytes, note, overwrite_option
+from fedpara_edge.cli.options import PATH, options_of
+from fedpara_edge.cli.output import emit, megabytes, note, output_options
 from fedpara_edge.errors import FedparaError, TooFewUpdatesError
 
 if TYPE_CHECKING:
     from fedpara_edge.aggregation import Round
 
-FOLDER_OR_FILE = click.Path(path_type=Path)
 RENAMED = {
     "--server-lr": "--algorithm NAME:lr=…",
     **{f"--{name}": f"--algorithm NAME:{name}=…" for name in ("momentum", "beta1", "beta2", "tau", "alpha")},
@@ -30,18 +29,14 @@ RENAMED = {
 
 
 @click.command("aggregate", cls=Command, renamed=RENAMED)
-@click.argument("updates", nargs=-1, type=FOLDER_OR_FILE)
-@click.option("--weights", type=FOLDER_OR_FILE, required=True, help="Weights the updates started from.")
-@click.option("-o", "--output", type=FOLDER_OR_FILE, required=True, help="Next weights to write.")
+@click.argument("updates", nargs=-1, type=PATH)
+@click.option("--weights", type=PATH, required=True, help="Weights the updates started from.")
+@click.option("-o", "--output", type=PATH, required=True, help="Next weights to write.")
 @options_of(AggregateConfig)
-@click.option(
-    "--state", type=FOLDER_OR_FILE, help="The server's state folder: what the algorithm or the downlink keeps."
-)
+@click.option("--state", type=PATH, help="The server's state folder: what the algorithm or the downlink keeps.")
 @click.option("--keep", type=int, metavar="N", help="Rounds, from 2 on, whose state stays in --state.  [default: all]")
-@click.option("--change", type=FOLDER_OR_FILE, help="Change file to write; with --downlink-codec.")
-@overwrite_option
-@if_missing_option
-@json_option
+@click.option("--change", type=PATH, help="Change file to write; with --downlink-codec.")
+@output_options
 def command(
     updates: tuple[Path, ...],
     weights: Path,

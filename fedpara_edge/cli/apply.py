@@ -7,18 +7,15 @@ from pathlib import Path
 import click
 
 from fedpara_edge.cli.command import Command
-from fedpara_edge.cli.output import emit, if_missing_option, json_option, megabytes, overwrite_option
-
-FILE = click.Path(path_type=Path)
+from fedpara_edge.cli.options import PATH
+from fedpara_edge.cli.output import emit, megabytes, output_options
 
 
 @click.command("apply", cls=Command)
-@click.argument("weights", type=FILE)
-@click.argument("changes", nargs=-1, required=True, type=FILE, metavar="CHANGE...")
-@click.option("-o", "--output", type=FILE, required=True, help="Weights file to write.")
-@overwrite_option
-@if_missing_option
-@json_option
+@click.argument("weights", type=PATH)
+@click.argument("changes", nargs=-1, required=True, type=PATH, metavar="CHANGE...")
+@click.option("-o", "--output", type=PATH, required=True, help="Weights file to write.")
+@output_options
 def command(weights: Path, changes: tuple[Path, ...], output: Path, overwrite: bool, json: bool) -> None:
     """Apply each CHANGE that the server published to WEIGHTS, in the order of their rounds.
 

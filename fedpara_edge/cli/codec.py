@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fedpara_edge.cli.command import Group
+from fedpara_edge.cli.options import PATH
 from fedpara_edge.cli.output import emit, json_option, megabytes, overwrite_option, table
 from fedpara_edge.errors import InputError
 from fedpara_edge.installation import install_line
@@ -17,7 +18,6 @@ from fedpara_edge.installation import install_line
 if TYPE_CHECKING:
     from fedpara_edge.formats.codecbench import Measured
 
-FILE = click.Path(path_type=Path)
 PICTURES = (".png", ".svg", ".pdf")
 MAX_SECONDS = 60
 
@@ -28,11 +28,11 @@ def command() -> None:
 
 
 @command.command("bench")
-@click.argument("file", type=FILE)
-@click.option("--weights", type=FILE, required=True, help="Weights of the same bundle, which tell the tensors.")
+@click.argument("file", type=PATH)
+@click.option("--weights", type=PATH, required=True, help="Weights of the same bundle, which tell the tensors.")
 @click.option("--codec", multiple=True, help="Codec to compare, several times.  [default: the usual ones]")
 @click.option("--seconds", type=float, default=0.1, show_default=True, help="For the speed of each codec, each way.")
-@click.option("--plot", type=FILE, help="Picture of error against bits to write: .png, .svg or .pdf.")
+@click.option("--plot", type=PATH, help="Picture of error against bits to write: .png, .svg or .pdf.")
 @overwrite_option
 @json_option
 def bench(

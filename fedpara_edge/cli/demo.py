@@ -4,49 +4,30 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 from fedpara_edge.cli.command import Command
+from fedpara_edge.cli.options import PATH, options_of
 from fedpara_edge.cli.output import emit, json_option, overwrite_option, table
+from fedpara_edge.demo import IMAGES
+from fedpara_edge.demo.federation import ALPHA, KINDS, Federation, Listener, Outcome, run_demo
+from fedpara_edge.storage.atomic import check_output, replacing_file
 
-if TYPE_CHECKING:
-    from fedpara_edge.demo.federation import Federation, Outcome
-
-PATH = click.Path(path_type=Path)
-COUNT = click.IntRange(min=1)
-RATES = {"cnn": 0.1, "mlp": 0.05}
-"""Models, each with a learning rate at which all three kinds of it train."""
 HEADER = ("model", "parameters", "accuracy", "MB a round", "of dense")
 
 
 @click.command("demo", cls=Command)
 @click.option("-o", "--output", type=PATH, default=Path("demo-run"), show_default=True, help="Folder for all files.")
-@click.option("--model", type=click.Choice(list(RATES)), default="cnn", show_default=True, help="Model of the zoo.")
-@click.option("--clients", type=COUNT, default=10, show_default=True, help="Number of devices.")
-@click.option("--rounds", type=COUNT, default=6, show_default=True, help="Rounds of each federation.")
-@click.option("--epochs", type=COUNT, default=1, show_default=True, help="Local epochs of a round.")
-@click.option("--lr", type=float, help="Learning rate of the first round.  [default: 0.1 for cnn, 0.05 for mlp]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random.")
+@options_of(Federation, without=("folder",))
 @click.option("--images", type=PATH, help="Run nothing; write the images, x_train to y_test, to this .npz.")
 @overwrite_option
 @json_option
-def command(
-    output: Path,
-    model: str,
-    clients: int,
-    rounds: int,
-    epochs: int,
-    lr: float | None,
-    seed: int,
-    images: Path | None,
-    overwrite: bool,
-    json: bool,
-) -> None:
+def command(output: Path, options: Mapping[str, Any], images: Path | None, overwrite: bool, json: bool) -> None:
     """Run one federation on real images for three kinds of model and print how they compare.
 
     Ten devices train on 10,000 images of Fashion-MNIST, dealt unevenly, with the commands that you would type; the
@@ -56,14 +37,10 @@ def command(
         _write_images(images, overwrite=overwrite, as_json=json)
         return
     from fedpara_edge.cli.installed import require
-    from fedpara_edge.demo.federation import Federation, Listener, run_demo
 
     require("export")
     started = time.monotonic()
-    rate = RATES[model] if lr is None else lr
-    federation = Federation(
-        folder=output, model=model, clients=clients, rounds=rounds, epochs=epochs, lr=rate, seed=seed
-    )
+    federation = Federation(folder=output, **options)
     silent = json and not sys.stderr.isatty()
 
     def tell(line: str, colour: str | None = None) -> None:
@@ -86,8 +63,6 @@ def command(
 
 def summary(federation: Federation, outcomes: Sequence[Outcome], *, seconds: float) -> str:
     """The table of the outcomes, between what was run and how long it took."""
-    from fedpara_edge.demo.federation import ALPHA, KINDS
-
     dense = next(outcome.megabytes_per_round for outcome in outcomes if outcome.kind == "dense")
     rows = [
         (
@@ -108,9 +83,6 @@ def summary(federation: Federation, outcomes: Sequence[Outcome], *, seconds: flo
 
 
 def _write_images(path: Path, *, overwrite: bool, as_json: bool) -> None:
-    from fedpara_edge.demo import IMAGES
-    from fedpara_edge.storage.atomic import check_output, replacing_file
-
     check_output(path, overwrite=overwrite)
     with replacing_file(path) as temporary:
         temporary.write_bytes(IMAGES.read_bytes())

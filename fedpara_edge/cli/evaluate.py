@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedpara_edge.cli.command import Command
+from fedpara_edge.cli.options import PATH
 from fedpara_edge.cli.output import emit, json_option, table
 from fedpara_edge.cli.scores import TABLE, as_json, as_text, check_metrics
 from fedpara_edge.metrics import METRICS
@@ -16,22 +17,20 @@ from fedpara_edge.metrics import METRICS
 if TYPE_CHECKING:
     from device_runtime.evaluation import Evaluation
 
-FOLDER_OR_FILE = click.Path(path_type=Path)
-
 
 @click.command("evaluate", cls=Command)
-@click.argument("bundle", type=FOLDER_OR_FILE)
-@click.option("--weights", type=FOLDER_OR_FILE, help="Weights to evaluate.  [default: the bundle's]")
+@click.argument("bundle", type=PATH)
+@click.option("--weights", type=PATH, help="Weights to evaluate.  [default: the bundle's]")
 @click.option(
     "--data",
-    type=FOLDER_OR_FILE,
+    type=PATH,
     required=True,
     multiple=True,
     help=".npz with x and y, or a folder with x.npy and y.npy. Several for several clients.",
 )
 @click.option(
     "--state",
-    type=FOLDER_OR_FILE,
+    type=PATH,
     multiple=True,
     help="State folder with the personal tensors. With several clients, one for each, in the same order.",
 )

@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from fedpara_edge.cli.command import Command
-from fedpara_edge.cli.options import options_of
-from fedpara_edge.cli.output import emit, if_missing_option, json_option, megabytes, overwrite_option
+from fedpara_edge.cli.options import PATH, options_of
+from fedpara_edge.cli.output import emit, megabytes, output_options
 from fedpara_edge.formats.bundle import ENGINES
 from fedpara_edge.formats.interface import Interface
 from fedpara_edge.formats.recipe import Recipe
@@ -19,11 +19,9 @@ from fedpara_edge.formats.recipe import Recipe
 
 @click.command("export", cls=Command)
 @click.argument("model")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Bundle folder to write.")
+@click.option("-o", "--output", type=PATH, required=True, help="Bundle folder to write.")
 @options_of(Recipe, without=("name",))
-@overwrite_option
-@if_missing_option
-@json_option
+@output_options
 def command(
     model: str,
     output: Path,

@@ -8,25 +8,22 @@ from typing import Any, get_args
 import click
 
 from fedpara_edge.cli.command import Command
-from fedpara_edge.cli.output import emit, if_missing_option, json_option, megabytes, overwrite_option
+from fedpara_edge.cli.options import PATH
+from fedpara_edge.cli.output import emit, megabytes, output_options
 from fedpara_edge.formats.folded import Precision
-
-FOLDER_OR_FILE = click.Path(path_type=Path)
 
 
 @click.command("fold", cls=Command)
-@click.argument("bundle", type=FOLDER_OR_FILE)
-@click.option("-o", "--output", type=FOLDER_OR_FILE, required=True, help="ONNX model to write.")
-@click.option("--weights", type=FOLDER_OR_FILE, help="Weights to fold.  [default: the bundle's]")
-@click.option("--state", type=FOLDER_OR_FILE, help="State folder with a device's personal tensors.")
+@click.argument("bundle", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="ONNX model to write.")
+@click.option("--weights", type=PATH, help="Weights to fold.  [default: the bundle's]")
+@click.option("--state", type=PATH, help="State folder with a device's personal tensors.")
 @click.option("--precision", type=click.Choice(get_args(Precision)), default="float32", show_default=True)
-@click.option("--data", type=FOLDER_OR_FILE, help="x and y to measure the accuracy with, and to calibrate int8.")
+@click.option("--data", type=PATH, help="x and y to measure the accuracy with, and to calibrate int8.")
 @click.option(
     "--max-drop", type=float, default=1.0, show_default=True, help="Points of accuracy that may be lost on the data."
 )
-@overwrite_option
-@if_missing_option
-@json_option
+@output_options
 def command(
     bundle: Path,
     output: Path,

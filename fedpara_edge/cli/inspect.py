@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from fedpara_edge.cli.command import Command
+from fedpara_edge.cli.options import PATH
 from fedpara_edge.cli.output import emit, json_option, megabytes, table
 from fedpara_edge.codecs.codec import in_order
 from fedpara_edge.errors import InputError, InvalidUpdateError, brief
@@ -27,10 +28,10 @@ from fedpara_edge.storage.tensorfile import TensorFile
 
 
 @click.command("inspect", cls=Command)
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=PATH)
 @click.option(
     "--weights",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Weights of the same bundle, which name the tensors of an update or a change.",
 )
 @json_option

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 import click
@@ -14,6 +15,8 @@ from fedpara_edge.errors import InputError, brief
 from fedpara_edge.options import Declared, declared
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+PATH = click.Path(path_type=Path)
 
 if TYPE_CHECKING:
     ParamType = click.ParamType[Any]

@@ -11,23 +11,14 @@ import click
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def json_option(function: Function) -> Function:
-    """The option `--json`."""
-    return click.option("--json", is_flag=True, help="Print one JSON object to stdout and nothing else there.")(
-        function
-    )
+json_option = click.option("--json", is_flag=True, help="Print one JSON object to stdout and nothing else there.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an existing output.")
 
 
-def overwrite_option(function: Function) -> Function:
-    """The option `--overwrite`."""
-    return click.option("--overwrite", is_flag=True, help="Replace an existing output.")(function)
-
-
-def if_missing_option(function: Function) -> Function:
-    """The option `--if-missing` of a command with `-o`; `cli.command.Command` handles it."""
-    return click.option("--if-missing", is_flag=True, help="Do nothing if the output is there, and end with 0.")(
-        function
-    )
+def output_options(function: Function) -> Function:
+    """The options `--overwrite`, `--if-missing` (which `cli.command.Command` handles) and `--json` beside `-o`."""
+    if_missing = click.option("--if-missing", is_flag=True, help="Do nothing if the output is there, and end with 0.")
+    return overwrite_option(if_missing(json_option(function)))
 
 
 def emit(result: Mapping[str, Any], text: str, *, as_json: bool) -> None:

@@ -8,21 +8,18 @@ from typing import Any
 import click
 
 from fedpara_edge.cli.command import Command
-from fedpara_edge.cli.output import emit, if_missing_option, json_option, overwrite_option
+from fedpara_edge.cli.options import PATH
+from fedpara_edge.cli.output import emit, output_options
 from fedpara_edge.cli.scores import as_json, as_text
-
-FILE = click.Path(path_type=Path)
 
 
 @click.command("predict", cls=Command)
-@click.argument("model", type=FILE)
-@click.option("--data", type=FILE, required=True, help=".npz with x, or a folder with x.npy; y gives the accuracy.")
-@click.option("-o", "--output", type=FILE, required=True, help=".npz to write: the outputs and the predicted labels.")
+@click.argument("model", type=PATH)
+@click.option("--data", type=PATH, required=True, help=".npz with x, or a folder with x.npy; y gives the accuracy.")
+@click.option("-o", "--output", type=PATH, required=True, help=".npz to write: the outputs and the predicted labels.")
 @click.option("--batch-size", type=int, default=256, show_default=True)
 @click.option("--threads", type=int, help="Of onnxruntime.  [default: as many as cores]")
-@overwrite_option
-@if_missing_option
-@json_option
+@output_options
 def command(
     model: Path, data: Path, output: Path, batch_size: int, threads: int | None, overwrite: bool, json: bool
 ) -> None:

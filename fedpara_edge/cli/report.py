@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from fedpara_edge.cli.command import Command
+from fedpara_edge.cli.options import PATH
 from fedpara_edge.cli.output import emit, json_option, note, overwrite_option
 
-PATH = click.Path(path_type=Path)
 STDOUT = Path("-")
 
 

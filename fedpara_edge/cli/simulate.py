@@ -15,19 +15,19 @@ import click
 
 from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.log import event
+from fedpara_edge.cli.options import PATH
 from fedpara_edge.cli.output import emit, json_option, megabytes, note, table
 
 if TYPE_CHECKING:
     from fedpara_edge.simulation.runner import Outcome
 
-FOLDER_OR_FILE = click.Path(path_type=Path)
 SECONDS_BETWEEN_LINES = 60.0
 HEADER = ("arm", "seed", "parameters", "rounds", "accuracy", "loss", "up", "down")
 
 
 @click.command("simulate", cls=Command, renamed={"--report-only": "the command report; type: fedpara-edge report RUN"})
-@click.argument("plan", type=FOLDER_OR_FILE)
-@click.option("-o", "--output", type=FOLDER_OR_FILE, required=True, help="Run folder to make, or to go on in.")
+@click.argument("plan", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="Run folder to make, or to go on in.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: as many as cores]")
 @click.option("--arm", multiple=True, metavar="NAME", help="Run this arm only; for several, repeat it.")
 @json_option

@@ -9,21 +9,17 @@ from typing import Any
 import click
 
 from fedpara_edge.cli.command import Command
-from fedpara_edge.cli.options import options_of
-from fedpara_edge.cli.output import emit, if_missing_option, json_option, overwrite_option
+from fedpara_edge.cli.options import PATH, options_of
+from fedpara_edge.cli.output import emit, output_options
 from fedpara_edge.simulation.data.federation import DataPlan
-
-FOLDER_OR_FILE = click.Path(path_type=Path)
 
 
 @click.command("split", cls=Command)
-@click.argument("data", type=FOLDER_OR_FILE)
-@click.option("-o", "--output", type=FOLDER_OR_FILE, required=True, help="Folder to write.")
+@click.argument("data", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="Folder to write.")
 @options_of(DataPlan, without=("path",))
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@overwrite_option
-@if_missing_option
-@json_option
+@output_options
 def command(
     data: Path,
     output: Path,

@@ -12,10 +12,9 @@ import click
 from device_runtime.config import TrainCall
 from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.log import event
-from fedpara_edge.cli.options import options_of
-from fedpara_edge.cli.output import emit, if_missing_option, json_option, megabytes, note, overwrite_option
+from fedpara_edge.cli.options import PATH, options_of
+from fedpara_edge.cli.output import emit, megabytes, note, output_options
 
-FOLDER_OR_FILE = click.Path(path_type=Path)
 RENAMED = {
     "--control": "--server-state",
     "--mu": "--algorithm fedprox:mu=…",
@@ -24,21 +23,15 @@ RENAMED = {
 
 
 @click.command("train", cls=Command, renamed=RENAMED)
-@click.argument("bundle", type=FOLDER_OR_FILE)
-@click.option("--data", type=FOLDER_OR_FILE, required=True, help=".npz with x and y, or a folder with x.npy and y.npy.")
-@click.option("--weights", type=FOLDER_OR_FILE, help="Weights to start from.  [default: the bundle's]")
-@click.option("-o", "--output", type=FOLDER_OR_FILE, required=True, help="Update file to write.")
-@click.option(
-    "--state", type=FOLDER_OR_FILE, help="The device's state folder: personal tensors, and what a resume needs."
-)
+@click.argument("bundle", type=PATH)
+@click.option("--data", type=PATH, required=True, help=".npz with x and y, or a folder with x.npy and y.npy.")
+@click.option("--weights", type=PATH, help="Weights to start from.  [default: the bundle's]")
+@click.option("-o", "--output", type=PATH, required=True, help="Update file to write.")
+@click.option("--state", type=PATH, help="The device's state folder: personal tensors, and what a resume needs.")
 @options_of(TrainCall)
-@click.option(
-    "--server-state", type=FOLDER_OR_FILE, help="Server state of the weights' round; scaffold needs it after round 0."
-)
+@click.option("--server-state", type=PATH, help="Server state of the weights' round; scaffold needs it after round 0.")
 @click.option("--client", help="Name of this device in the update.  [default: kept in the state folder, or random]")
-@overwrite_option
-@if_missing_option
-@json_option
+@output_options
 def command(
     bundle: Path,
     data: Path,

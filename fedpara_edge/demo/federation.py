@@ -21,9 +21,12 @@ from typing import Any
 
 from fedpara_edge.demo import IMAGES
 from fedpara_edge.errors import FedparaError, InputError
+from fedpara_edge.options import check, option
 
 KINDS = {"fedpara": "FedPara, γ 0.1", "dense": "dense original", "lowrank": "low-rank, same size"}
 """Kinds of model that are compared, and how a table calls them."""
+RATES = {"cnn": 0.1, "mlp": 0.05}
+"""Models, each with a learning rate at which all three kinds of it train."""
 ALPHA, MIN_EXAMPLES = 0.5, 64
 MARK = "written-by-the-demo"
 RESULT = "result.json"
@@ -39,17 +42,25 @@ class Federation:
         clients: Number of devices.
         rounds: Rounds of each federation.
         epochs: Local epochs of a round.
-        lr: Learning rate of the first round.
+        lr: Learning rate of the first round; None for one at which all three kinds of the model train.
         seed: Seed of the split, the initial weights and the order of the rows.
+
+    Raises:
+        InputError: A value is out of its range.
     """
 
     folder: Path
-    model: str = "cnn"
-    clients: int = 10
-    rounds: int = 6
-    epochs: int = 1
-    lr: float = 0.1
-    seed: int = 0
+    model: str = option("cnn", choices=tuple(RATES), help="Model of the zoo.")
+    clients: int = option(10, minimum=1, help="Number of devices.")
+    rounds: int = option(6, minimum=1, help="Rounds of each federation.")
+    epochs: int = option(1, minimum=1, help="Local epochs of a round.")
+    lr: float | None = option(
+        None, above=0, unset="0.1 for cnn, 0.05 for mlp", help="Learning rate of the first round."
+    )
+    seed: int = option(0, minimum=0, help="Seed of everything random.")
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +131,7 @@ def _federate(federation: Federation, kind: str, listener: Listener) -> Outcome:
         return _call(words, folder)
 
     folder, megabytes, accuracy = federation.folder, 0.0, 0.0
+    lr = RATES[federation.model] if federation.lr is None else federation.lr
     (folder / kind).mkdir()
     model = ["--kind", kind, "--gamma", 0.1, "--mean", 0.286, "--std", 0.353, "--seed", federation.seed]
     exported = call(["export", federation.model, *model, "-o", f"{kind}/bundle"])
@@ -130,7 +142,7 @@ def _federate(federation: Federation, kind: str, listener: Listener) -> Outcome:
         update = f"{kind}/update-{number}-{client}.safetensors"
         files = [f"{kind}/bundle", "--data", f"data/train/{devices[client]}.npz", "--weights", weights, "-o", update]
         device = ["--client", f"device-{client}", "--state", f"{kind}/state-{client}", "--threads", 1]
-        recipe = ["--epochs", federation.epochs, "--batch-size", 16, "--lr", federation.lr, "--lr-decay", 0.9]
+        recipe = ["--epochs", federation.epochs, "--batch-size", 16, "--lr", lr, "--lr-decay", 0.9]
         words = ["train", *files, *device, *recipe, "--seed", federation.seed + client]
         call(words, show=number == 1 and client == 0)
         return update
