@@ -1,6 +1,5 @@
 """The commands that show what codecs do: `codec bench`, and `inspect` of what was encoded."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from fedpara_edge.formats.codecbench import USUAL, Measured, compare
 from fedpara_edge.formats.encoded import bits_by_tensor, open_encoded, read_change
 from fedpara_edge.formats.update import write_update
 from fedpara_edge.formats.weights import Weights, write_weights
-from fedpara_edge.installation import install_line
+from fedpara_edge.report import figures
 from fedpara_edge.storage.tensorfile import write_tensors
 
 LAYOUT = Layout(
@@ -95,10 +94,12 @@ def test_bench_refuses_what_it_cannot_compare(weights: Weights, run: Command, mo
     for name in ("p.xyz", "p"):
         picture = run("codec", "bench", "nowhere", *known, "--plot", name)  # before anything is read
         assert (picture.code, ".png, .svg, .pdf" in picture.err) == (2, True)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.delitem(sys.modules, "fedpara_edge.report.codecplots", raising=False)
+    monkeypatch.setattr(figures, "find_spec", lambda _: None)
     without = run("codec", "bench", update, *known, "--plot", "p.png")
-    assert (without.code, f"found none; type: {install_line('report')}" in without.err) == (2, True)
+    assert (
+        without.code,
+        f"plot: expected matplotlib to be installed, found none; type: {figures.INSTALL}" in without.err,
+    ) == (2, True)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

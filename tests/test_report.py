@@ -692,7 +692,7 @@ def test_one_figure_is_a_file(run: Command, run_folder: Path, tmp_path: Path, su
     [
         (("--figure", "losses", "-o", "a.svg"), "figure: expected one of this run's figures, accuracy-by-round, "),
         (("--figure", "gap"), "--output: expected a file for the figure, found none; add -o FILE.svg"),
-        (("--figure", "gap", "-o", "a.jpg"), "ends in .svg, .png, .pdf"),
+        (("--figure", "gap", "-o", "a.jpg"), "ends in .png, .svg, .pdf"),
         (("--figure", "gap", "-o", "a.svg", "--arm", "tiny"), "arm: expected one of the run's arms"),
         (("--figure", "gap", "-o", "a.svg", "--target", 86), "target: expected an accuracy between 0 and 1, found 86"),
         (("--figure", "gap", "-o", "a.svg", "--csv", "a.csv"), "--csv: expected without --figure"),

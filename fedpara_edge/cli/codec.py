@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +13,10 @@ from fedpara_edge.cli.command import Group
 from fedpara_edge.cli.options import PATH
 from fedpara_edge.cli.output import emit, json_option, megabytes, overwrite_option, table
 from fedpara_edge.errors import InputError
-from fedpara_edge.installation import install_line
 
 if TYPE_CHECKING:
     from fedpara_edge.formats.codecbench import Measured
 
-PICTURES = (".png", ".svg", ".pdf")
 MAX_SECONDS = 60
 
 
@@ -51,12 +49,11 @@ def bench(
 
     if not 0 <= seconds <= MAX_SECONDS:  # NaN neither
         raise InputError(f"seconds: expected a number from 0 to {MAX_SECONDS}, found {seconds}")
-    write_picture = None
     if plot is not None:
-        if plot.suffix.lower() not in PICTURES:
-            raise InputError(f"{plot}: expected a picture's name that ends in {', '.join(PICTURES)}; rename it")
+        from fedpara_edge.report.figures import check_picture
+
+        check_picture(plot, key="plot")
         check_output(plot, overwrite=overwrite)
-        write_picture = _drawing()
     base = read_weights(weights)
     with open_encoded(file, base) as opened:
         tensors = in_order(base.layout.shared)
@@ -73,7 +70,9 @@ def bench(
         rows.extend(measured)
     left_out = [name for name in names if name not in {row.codec for row in rows}]
     dense = 4 * base.layout.dense_parameters
-    if plot is not None and write_picture is not None:
+    if plot is not None:
+        from fedpara_edge.report.codecplots import write_picture
+
         write_picture(plot, rows, file.name)
     text = (
         f"{file}: {len(change):,} parameters, {megabytes(4 * len(change))} in float32, of a dense model of "
@@ -101,13 +100,3 @@ def _table(rows: Sequence[Measured], dense: int) -> str:
         for row in rows
     ]
     return table(header, cells)
-
-
-def _drawing() -> Callable[[Path, Sequence[Measured], str], None]:
-    try:
-        from fedpara_edge.report.codecplots import write_picture
-    except ImportError as error:
-        raise InputError(
-            f"expected matplotlib to be installed, found none; type: {install_line('report')}", key="plot"
-        ) from error
-    return write_picture

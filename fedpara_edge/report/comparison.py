@@ -24,38 +24,26 @@ def arms_table(summary: Summary) -> Table:
     """What each arm is, how much it sends and the accuracy it ends with."""
     reference = summary.arm(summary.reference)
     has_personal = any(arm.about.get("personal_parameters") for arm in summary.arms)
-    personal = ["kept on the device"] if has_personal else []
-    header = [
-        "arm",
-        "model",
-        "parameters sent",
-        *personal,
-        "of dense",
-        "sent a round",
-        "rounds × seeds",
-        "accuracy",
-        "points",
-    ]
     rows = []
     for arm in summary.arms:
         shared, dense = number_of(arm.about, "shared_parameters"), number_of(arm.about, "dense_parameters")
-        kept = number_of(arm.about, "personal_parameters")
+        kept = {"kept on the device": _count(number_of(arm.about, "personal_parameters"))} if has_personal else {}
         sent = 0.0 if arm.sends_nothing else shared
         difference = None
         if arm.final and arm.is_complete and reference.is_complete and arm is not reference:
             difference = 100 * (fmean(arm.final) - fmean(reference.final))
         rows.append(
-            [
-                arm.name,
-                _model(arm),
-                _count(sent),
-                *([_count(kept)] if has_personal else []),
-                NONE if sent is None or not dense else percent(sent / dense),
-                _bytes(arm.round_bytes),
-                _rounds(arm),
-                f"{accuracy(arm.final)}{'' if arm.accuracy is None else _seeds(len(arm.final), arm)}",
-                NONE if difference is None else _signed(difference),
-            ]
+            {
+                "arm": arm.name,
+                "model": _model(arm),
+                "parameters sent": _count(sent),
+                **kept,
+                "of dense": NONE if sent is None or not dense else percent(sent / dense),
+                "sent a round": _bytes(arm.round_bytes),
+                "rounds × seeds": _rounds(arm),
+                "accuracy": f"{accuracy(arm.final)}{'' if arm.accuracy is None else _seeds(len(arm.final), arm)}",
+                "points": NONE if difference is None else _signed(difference),
+            }
         )
     ends = sorted({arm.last_round for arm in summary.arms})
     when = f"after round {ends[0]}" if len(ends) == 1 else "after the last round of the arm"
@@ -64,7 +52,7 @@ def arms_table(summary: Summary) -> Table:
         f"that got there. Points: difference in accuracy from {summary.reference}, where all seeds got there."
         + ("" if len(ends) == 1 else " Arms have different numbers of rounds.")
     )
-    return Table(header, rows, caption, summary.reference, text=(1,))
+    return Table.of(rows, caption, summary.reference, text=(1,))
 
 
 def accuracy_table(summary: Summary) -> Table | None:
@@ -92,47 +80,37 @@ def accuracy_table(summary: Summary) -> Table | None:
 
 def bytes_tables(summary: Summary) -> list[Table]:
     """For each target, the rounds and bytes that every arm needed, and the ratio of the bytes to the reference's."""
-    tables = []
-    for target in summary.targets:
-        rows = []
-        for arm in summary.arms:
-            found = summary.reached(arm, target)
-            if found is None:
-                rows.append([arm.name, _shortfall(arm, target), NONE, NONE])
-                continue
-            rows.append(
-                [
-                    arm.name,
-                    f"{found.round:.1f}{_seeds(found.seeds, arm)}",
-                    _bytes(found.bytes),
-                    NONE if found.ratio is None else ratio(found.ratio),
-                ]
-            )
-        header = [f"to {percent(target)}", "rounds", "bytes", f"bytes of {summary.reference} over these"]
-        tables.append(Table(header, rows, reference=summary.reference))
-    return tables
+    return [_bytes_table(summary, target) for target in summary.targets]
+
+
+def _bytes_table(summary: Summary, target: float) -> Table:
+    header = [f"to {percent(target)}", "rounds", "bytes", f"bytes of {summary.reference} over these"]
+    rows = []
+    for arm in summary.arms:
+        cells = [_shortfall(arm, target), NONE, NONE]
+        if (found := summary.reached(arm, target)) is not None:
+            rounds = f"{found.round:.1f}{_seeds(found.seeds, arm)}"
+            cells = [rounds, _bytes(found.bytes), NONE if found.ratio is None else ratio(found.ratio)]
+        rows.append([arm.name, *cells])
+    return Table(header, rows, reference=summary.reference)
 
 
 def time_table(summary: Summary) -> Table | None:
     """Seconds per round of one participant, as in the paper's Tables 7 and 8."""
     if all(arm.train_seconds is None for arm in summary.arms):
         return None
-    header = [
-        "seconds a round",
-        "computing",
-        *(f"{rate} Mbit/s {what}" for rate in RATES_MBPS for what in ("sending", "total")),
-    ]
     rows = []
     reference = summary.arm(summary.reference)
     for arm in summary.arms:
-        cells = [arm.name, _seconds(arm.train_seconds)]
+        cells = {"seconds a round": arm.name, "computing": _seconds(arm.train_seconds)}
         for rate in RATES_MBPS:
             total, of_reference = arm.round_seconds(rate), reference.round_seconds(rate)
             faster = f" ({ratio(of_reference / total)})" if total and of_reference and arm is not reference else ""
-            cells += [_seconds(arm.sending_seconds(rate)), f"{_seconds(total)}{faster}"]
+            cells[f"{rate} Mbit/s sending"] = _seconds(arm.sending_seconds(rate))
+            cells[f"{rate} Mbit/s total"] = f"{_seconds(total)}{faster}"
         rows.append(cells)
     caption = "In parentheses: how many times faster than the reference."
-    return Table(header, rows, caption, summary.reference)
+    return Table.of(rows, caption, summary.reference)
 
 
 def clients_table(summary: Summary) -> Table | None:

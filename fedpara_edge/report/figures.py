@@ -23,7 +23,7 @@ CAPTIONS = {
     "norms": "Frobenius norms by round, mean over the seeds, with a band of one standard deviation.",
 }
 """Captions of the figures, by name."""
-FORMATS = (".svg", ".png", ".pdf")
+FORMATS = (".png", ".svg", ".pdf")
 INSTALL = "pip install 'matplotlib>=3.8'"
 
 
@@ -32,6 +32,22 @@ def why_left_out() -> str | None:
     if find_spec("matplotlib") is not None:
         return None
     return f"figures were left out: they need matplotlib, which is not installed here; type: {INSTALL}"
+
+
+def check_picture(path: Path, *, key: str) -> None:
+    """Refuse a picture that can't be drawn here, before any work is done for it.
+
+    Args:
+        path: File to write.
+        key: Option that asks for the picture.
+
+    Raises:
+        InputError: The file's suffix is none of `FORMATS`, or matplotlib is not installed.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise InputError(f"{path}: expected a picture's name that ends in {', '.join(FORMATS)}; rename it")
+    if why_left_out() is not None:
+        raise InputError(f"expected matplotlib to be installed, found none; type: {INSTALL}", key=key)
 
 
 def write_pngs(folder: Path, summary: Summary) -> Mapping[str, Figure]:
@@ -69,11 +85,7 @@ def write_one(path: Path, name: str, summary: Summary, *, title: str = "") -> No
         InputError: The suffix is another, the run has measured nothing for this figure, or matplotlib is not installed.
         FedparaError: The disk refuses the write.
     """
-    suffix = path.suffix.lower()
-    if suffix not in FORMATS:
-        raise InputError(f"{path}: expected a picture's name that ends in {', '.join(FORMATS)}; rename it")
-    if why_left_out() is not None:
-        raise InputError(f"expected matplotlib to be installed, found none; type: {INSTALL}", key="figure")
+    check_picture(path, key="figure")
     from fedpara_edge.report.plots.drawing import draw, draw_one
     from fedpara_edge.report.plots.style import to_pdf, to_png, to_svg
 
@@ -81,14 +93,13 @@ def write_one(path: Path, name: str, summary: Summary, *, title: str = "") -> No
     if drawn is None:
         there = ", ".join(draw(summary))
         raise InputError(f"expected one of this run's figures, {there}, found {name!r}", key="figure")
-    match suffix:
+    match path.suffix.lower():
         case ".svg":
-            content = to_svg(drawn, title or CAPTIONS[name])
+            _write(path, to_svg(drawn, title or CAPTIONS[name]))
         case ".pdf":
-            content = to_pdf(drawn)
+            _write(path, to_pdf(drawn))
         case _:
-            content = to_png(drawn)
-    _write(path, content)
+            _write(path, to_png(drawn))
 
 
 def _write(path: Path, content: bytes) -> None:

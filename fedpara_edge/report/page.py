@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -56,6 +56,13 @@ class Table:
     caption: str = ""
     reference: str = ""
     text: Sequence[int] = ()
+
+    @classmethod
+    def of(
+        cls, rows: Sequence[Mapping[str, str]], caption: str = "", reference: str = "", text: Sequence[int] = ()
+    ) -> Table:
+        """Table of rows that each have their cells by the same columns."""
+        return cls(list(rows[0]), [list(row.values()) for row in rows], caption, reference, text)
 
     def to_html(self) -> str:
         """The HTML element."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -89,16 +90,16 @@ def read_results(run: Path) -> Results:
     if not folder.plan.is_file():
         raise InputError(f"{run}: expected a run folder with {PLAN} and {METRICS}, found no {PLAN}; check the path")
     plan = read_plan(folder.plan)
-    found: dict[str, dict[int, _Lines]] = {}
+    found: dict[str, dict[int, list[Line]]] = {}
     for line in _lines(folder.metrics):
         arm, seed = line.get("arm"), line.get("seed")
         if isinstance(arm, str) and isinstance(seed, int):
-            found.setdefault(arm, {}).setdefault(seed, _Lines()).add(line)
+            found.setdefault(arm, {}).setdefault(seed, []).append(line)
     if not found:
         raise InputError(f"{folder.metrics}: expected lines about arms, found none; let the simulation run first")
     planned = [arm.name for arm in plan.arms if arm.name in found]
     names = [*planned, *(name for name in found if name not in planned)]
-    arms = tuple(ArmRun(name, tuple(lines.run(seed) for seed, lines in sorted(found[name].items()))) for name in names)
+    arms = tuple(ArmRun(name, tuple(starmap(_seed_run, sorted(found[name].items())))) for name in names)
     return Results(plan, arms)
 
 
@@ -114,38 +115,39 @@ def number_of(line: Line, field: str) -> float | None:
     return float(value)
 
 
+def numbers_of(line: Line, field: str) -> dict[str, float]:
+    """Finite values of a nested field by name; empty where it is missing, null or not nested."""
+    values = line.get(field)
+    names = values if isinstance(values, dict) else {}
+    return {name: value for name in names if (value := number_of(names, name)) is not None}
+
+
 def round_bytes(line: Line) -> int | None:
     """Bytes that all participants of a round sent, up and down; None if one of them was not measured."""
     up, down = number_of(line, "up_bytes"), number_of(line, "down_bytes")
     return None if up is None or down is None else int(up + down)
 
 
-@dataclass
-class _Lines:
-    """Lines about one arm and seed, as far as they were read."""
-
-    about: Line = field(default_factory=dict)
-    rounds: dict[int, Line] = field(default_factory=dict)
-    clients: dict[int, dict[str, Line]] = field(default_factory=dict)
+def _seed_run(seed: int, lines: Iterable[Line]) -> SeedRun:
+    about: Line = {}
+    rounds: dict[int, Line] = {}
+    clients: dict[int, dict[str, Line]] = {}
     done: Line | None = None
-
-    def add(self, line: Line) -> None:
-        number, clients = line.get("round"), line.get("clients")
+    for line in lines:
+        number, of = line.get("round"), line.get("clients")
         match line.get("event"):
             case "arm":
-                self.about = line
+                about = line
             case "round" if isinstance(number, int):
-                self.rounds[number] = line
-                self.done = None  # a run that was over has been given more rounds
-            case "clients" if isinstance(number, int) and isinstance(clients, dict):
-                self.clients[number] = {name: of for name, of in clients.items() if isinstance(of, dict)}
+                rounds[number] = line
+                done = None  # a run that was over has been given more rounds
+            case "clients" if isinstance(number, int) and isinstance(of, dict):
+                clients[number] = {name: each for name, each in of.items() if isinstance(each, dict)}
             case "done":
-                self.done = line
-
-    def run(self, seed: int) -> SeedRun:
-        # An interrupted round may have left a line about its clients.
-        last = max((number for number in self.clients if number in self.rounds), default=None)
-        return SeedRun(seed, self.about, self.rounds, {} if last is None else self.clients[last], self.done)
+                done = line
+    # An interrupted round may have left a line about its clients.
+    last = max(clients.keys() & rounds.keys(), default=None)
+    return SeedRun(seed, about, rounds, {} if last is None else clients[last], done)
 
 
 def _lines(path: Path) -> Iterator[Line]:

@@ -23,7 +23,7 @@ import numpy as np
 
 from fedpara_edge.errors import InputError
 from fedpara_edge.report.curve import Curve, curve_of
-from fedpara_edge.report.results import ArmRun, Line, Results, SeedRun, number_of, round_bytes
+from fedpara_edge.report.results import ArmRun, Line, Results, SeedRun, number_of, numbers_of, round_bytes
 from fedpara_edge.report.summary import ArmSummary, Summary
 from fedpara_edge.simulation.plan.plan import Plan
 
@@ -138,7 +138,7 @@ def _summarize(arm: ArmRun, last: int, end: int) -> ArmSummary:
         train_seconds=mean(lambda line: number_of(line, "train_seconds")),
         clients=np.array([accuracy for accuracy in clients if accuracy is not None], np.float64),
         ranks={name: fmean(found[name] for found in ranks) for name in shared},
-        full_ranks=_full_ranks(arm.about),
+        full_ranks={name: int(rank) for name, rank in numbers_of(arm.about, "full_ranks").items()},
     )
 
 
@@ -160,14 +160,5 @@ def _participant_bytes(line: Line) -> float | None:
 
 
 def _last_ranks(seed: SeedRun) -> dict[str, float]:
-    for _, line in sorted(seed.rounds.items(), reverse=True):
-        ranks = line.get("ranks")
-        if isinstance(ranks, dict) and ranks:
-            return {name: rank for name in ranks if (rank := number_of(ranks, name)) is not None}
-    return {}
-
-
-def _full_ranks(about: Line) -> dict[str, int]:
-    found = about.get("full_ranks")
-    ranks = found if isinstance(found, dict) else {}
-    return {name: int(rank) for name in ranks if (rank := number_of(ranks, name)) is not None}
+    by_round = (numbers_of(line, "ranks") for _, line in sorted(seed.rounds.items(), reverse=True))
+    return next(filter(None, by_round), {})

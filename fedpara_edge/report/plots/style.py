@@ -47,18 +47,12 @@ STYLE: Any = {
 
 def to_png(figure: Figure) -> bytes:
     """The figure as PNG, on white."""
-    file = io.BytesIO()
-    with mpl.rc_context(STYLE):
-        figure.savefig(file, format="png", dpi=PNG_DPI, facecolor=PAPER, metadata={"Software": None})
-    return file.getvalue()
+    return _saved(figure, "png", PAPER, dpi=PNG_DPI, metadata={"Software": None})
 
 
 def to_pdf(figure: Figure) -> bytes:
     """The figure as PDF, on white."""
-    file = io.BytesIO()
-    with mpl.rc_context(STYLE):
-        figure.savefig(file, format="pdf", facecolor=PAPER, metadata={"CreationDate": None})
-    return file.getvalue()
+    return _saved(figure, "pdf", PAPER, metadata={"CreationDate": None})
 
 
 def to_svg(figure: Figure, title: str) -> bytes:
@@ -83,9 +77,13 @@ def to_element(figure: Figure, name: str, title: str) -> str:
 
 
 def _svg(figure: Figure, background: str) -> str:
-    file = io.StringIO()
+    return _saved(figure, "svg", background, metadata={"Date": None}).decode()
+
+
+def _saved(figure: Figure, form: str, background: str, **options: Any) -> bytes:
+    file = io.BytesIO()
     with mpl.rc_context(STYLE):
-        figure.savefig(file, format="svg", facecolor=background, metadata={"Date": None})
+        figure.savefig(file, format=form, facecolor=background, **options)
     return file.getvalue()
 
 
