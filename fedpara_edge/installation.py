@@ -1,13 +1,12 @@
 """How fedpara-edge is installed: which packages are its own, where it came from, and what to type for more of it.
 
 `export` and `device_runtime` are general names at the top of site-packages, so that a file `export.py` in the folder of
-a script, or in the working directory of `python -m fedpara_edge`, is found instead. `own_package` refuses that one
+a script, or in the working directory of `python -m fedpara_edge`, is found instead. `check_package` refuses that one
 before it runs.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import platform
 import shlex
@@ -17,7 +16,6 @@ import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from urllib.parse import urlsplit
 
 from fedpara_edge.errors import InputError
@@ -31,16 +29,6 @@ POINTER_BITS = 8 * struct.calcsize("P")
 
 _PLACE = Path(__file__).resolve().parents[1]
 _CPU_TORCH = "CPU_INDEX is the index of PyTorch's install page for pip and CPU; the default one has CUDA, 5.6 GB"
-
-
-def own_package(name: str) -> ModuleType:
-    """Import `export` or `device_runtime` of this installation.
-
-    Raises:
-        InputError: Another module of that name is found first, which is not run, or none is.
-    """
-    check_package(name)
-    return importlib.import_module(name)
 
 
 def check_package(name: str) -> None:
@@ -114,10 +102,7 @@ def install_line(extra: str = "", *, torch: bool = False) -> str:
         torch: Whether PyTorch is to be installed with it, whose default build for Linux brings CUDA along.
     """
     origin = find_origin()
-    constraints, requirement = _options(origin, extra)
-    remark = ""
-    if not origin.is_here:
-        constraints, requirement, remark = _options_elsewhere(origin, extra)
+    constraints, requirement, remark = _options(origin, extra, elsewhere=not origin.is_here)
     line = f"{_pip()} install {constraints}{requirement}"
     if torch and sys.platform == "linux":
         # Without its dependencies, as the CPU index need not have the pinned versions of them.
@@ -133,8 +118,8 @@ def raspberry_pi_lines() -> dict[str, str]:
     Debian's there too, so the tested versions do not apply.
     """
     origin = find_origin()
-    constraints, requirement, remark = _options_elsewhere(origin, "device")
-    _, bare, _ = _options_elsewhere(origin, "")
+    constraints, requirement, remark = _options(origin, "device", elsewhere=True)
+    _, bare, _ = _options(origin, "", elsewhere=True)
     remark = f" # {remark}" if remark else ""
     return {
         "64-bit": f"pip install {constraints}{requirement}{remark}",
@@ -143,28 +128,23 @@ def raspberry_pi_lines() -> dict[str, str]:
     }
 
 
-def _options(origin: Origin, extra: str) -> tuple[str, str]:
-    """The option of `pip install` for the tested versions, with a space after it, and the requirement."""
-    name = _with_extra(DISTRIBUTION, extra)
-    if origin.checkout is None:
-        return "", shlex.quote(f"{name} @ {origin.url}" if origin.url else name)
-    constraints = f"-c {shlex.quote(str(origin.checkout / 'constraints.txt'))} "
-    folder = shlex.quote(_with_extra(str(origin.checkout), extra))
-    return constraints, f"-e {folder}" if origin.editable else folder
+def _options(origin: Origin, extra: str, *, elsewhere: bool) -> tuple[str, str, str]:
+    """The option of `pip install` for the tested versions, with a space after it, the requirement, and a remark.
 
-
-def _options_elsewhere(origin: Origin, extra: str) -> tuple[str, str, str]:
-    """The same where the checkout or the file has to be brought first, and a remark that says so."""
+    Args:
+        origin: Origin of this installation.
+        extra: Name of the extra; empty for none.
+        elsewhere: Whether the checkout or the file has to be brought first, which the remark then says.
+    """
+    suffix = f"[{extra}]" if extra else ""
     if origin.checkout is not None:
-        return "-c constraints.txt ", shlex.quote(_with_extra(".", extra)), "in a copy of the checkout"
-    if origin.url.startswith("file:"):
-        file = f"./{_path_of(origin.url).name}"
-        return "", shlex.quote(_with_extra(file, extra)), "beside a copy of that file"
-    return *_options(origin, extra), ""
-
-
-def _with_extra(requirement: str, extra: str) -> str:
-    return f"{requirement}[{extra}]" if extra else requirement
+        if elsewhere:
+            return "-c constraints.txt ", shlex.quote(f".{suffix}"), "in a copy of the checkout"
+        constraints = f"-c {shlex.quote(str(origin.checkout / 'constraints.txt'))} "
+        return constraints, f"{'-e ' if origin.editable else ''}{shlex.quote(f'{origin.checkout}{suffix}')}", ""
+    if elsewhere and origin.url.startswith("file:"):
+        return "", shlex.quote(f"./{_path_of(origin.url).name}{suffix}"), "beside a copy of that file"
+    return "", shlex.quote(f"{DISTRIBUTION}{suffix}" + (f" @ {origin.url}" if origin.url else "")), ""
 
 
 def _path_of(url: str) -> Path:

@@ -13,7 +13,7 @@ import pytest
 from fedpara_edge import installation
 from fedpara_edge.cli.installed import require_engine
 from fedpara_edge.errors import InputError
-from fedpara_edge.installation import check_package, find_package, install_line, obstacle, own_package
+from fedpara_edge.installation import check_package, find_package, install_line, obstacle
 
 ROOT = Path(__file__).parents[1]
 PIP = f"{sys.executable} -m pip install"
@@ -142,7 +142,7 @@ def test_onnxruntime_training_is_recommended_only_where_it_has_a_wheel(
 def test_the_packages_are_those_beside_this_one() -> None:
     for name in installation.OWN_PACKAGES:
         assert find_package(name) == ROOT / name
-        assert own_package(name) is importlib.import_module(name)
+        check_package(name)
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def shadowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_another_module_of_the_name_is_refused_before_it_runs(shadowed: Path) -> None:
     for name, path in (("export", shadowed / "export.py"), ("device_runtime", shadowed / "device_runtime")):
         with pytest.raises(InputError) as caught:
-            own_package(name)
+            check_package(name)
         assert str(caught.value).startswith(f"{path}: expected no module with the name of fedpara-edge's package")
         assert f"shadows {ROOT / name}; rename it" in str(caught.value)
         assert name not in sys.modules
@@ -177,7 +177,8 @@ def test_another_module_of_the_name_that_was_imported_before_is_refused(shadowed
 
 def test_a_mere_folder_of_the_name_shadows_nothing(tmp_path: Path) -> None:
     (tmp_path / "export").mkdir()
-    code = "from fedpara_edge.installation import own_package\nprint(own_package('export').__path__[0])"
+    code = "from fedpara_edge.installation import check_package\ncheck_package('export')\n"
+    code += "import export\nprint(export.__path__[0])"
     command = [sys.executable, "-c", f"import sys\nsys.path[:0] = ['.', {str(ROOT)!r}]\n{code}"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(ROOT / "export")

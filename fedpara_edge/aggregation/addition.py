@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.codecs.codec import chunks, name_at
+from fedpara_edge.codecs.codec import chunks, flatten, in_order, name_at, not_finite
 from fedpara_edge.errors import FedparaError, InvalidUpdateError, WrongBundleError
 from fedpara_edge.formats.update import Update
 from fedpara_edge.formats.weights import Weights
@@ -38,11 +38,6 @@ def add_change(base: Mapping[str, NDArray[np.float32]], change: NDArray[np.float
     return {name: moved[name] for name in base}
 
 
-def is_finite(tensors: Mapping[str, NDArray[np.float32]]) -> bool:
-    """Whether all entries of all tensors are finite."""
-    return all(np.isfinite(tensor).all() for tensor in tensors.values())
-
-
 def limit(tensors: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
     """The tensors with the largest float32 in place of infinity, to which only rounding led."""
     return {name: np.clip(tensor, -_LARGEST, _LARGEST) for name, tensor in tensors.items()}
@@ -61,10 +56,10 @@ def find_overflowing(updates: Sequence[Update], weights: Weights, largest: Seque
     Raises:
         WrongBundleError: The weights themselves are not finite, and no update is to blame.
     """
-    if not is_finite(weights.tensors):
+    if not_finite(weights.tensors) is not None:
         raise WrongBundleError("weights: expected finite tensors, found NaN or Inf; start from the round before")
-    tensors = sorted(weights.layout.shared, key=lambda tensor: tensor.name)
-    base = np.concatenate([weights.tensors[tensor.name].reshape(-1) for tensor in tensors])
+    tensors = in_order(weights.layout.shared)
+    base = flatten(tensors, weights.tensors)
     refused: dict[int, FedparaError] = {}
     for number, update in enumerate(updates):
         try:

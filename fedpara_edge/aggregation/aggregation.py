@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.aggregation.addition import add_change, find_overflowing, is_finite, limit
+from fedpara_edge.aggregation.addition import add_change, find_overflowing, limit
 from fedpara_edge.aggregation.config import Merge, check_merge, check_min_updates
 from fedpara_edge.aggregation.effort import USUAL, Effort
 from fedpara_edge.aggregation.gap import Gap, GapEstimator, finite
@@ -32,6 +32,7 @@ from fedpara_edge.aggregation.stepping import take_step
 from fedpara_edge.aggregation.stream import StreamedMean, stream_mean
 from fedpara_edge.algorithms import ServerAlgorithm, Weighting
 from fedpara_edge.algorithms.fedavg import FedAvgServer
+from fedpara_edge.codecs.codec import not_finite
 from fedpara_edge.errors import DivergedError, InputError, TooFewUpdatesError
 from fedpara_edge.formats.serverstate import ServerState, state_of
 from fedpara_edge.formats.update import Update
@@ -190,7 +191,7 @@ def aggregate(
                 algorithm, weights.layout, streamed.means, kept, participation, piece_entries=effort.piece_entries
             )
             tensors = add_change(weights.tensors, streamed.means[0])
-            if not is_finite(tensors) or not all(map(is_finite, groups.values())):
+            if any(not_finite(each) is not None for each in (tensors, *groups.values())):
                 largest = [algorithm.largest_change(update.header.metrics) for update in updates]
                 refused = find_overflowing(updates, weights, largest)
                 tensors = limit(tensors) if algorithm.convex and merge == "mean" else tensors
@@ -251,12 +252,11 @@ def _average(
 
 def _check_finite(groups: Mapping[str, Mapping[str, NDArray[np.float32]]], algorithm: ServerAlgorithm) -> None:
     for group, tensors in groups.items():
-        for name, tensor in tensors.items():
-            if not np.isfinite(tensor).all():
-                raise DivergedError(
-                    f"tensor {name!r}: expected finite {group} after the step of algorithm {algorithm.name}, found one "
-                    "beyond float32; lower the server's lr, or begin again from an earlier round"
-                )
+        if (bad := not_finite(tensors)) is not None:
+            raise DivergedError(
+                f"tensor {bad!r}: expected finite {group} after the step of algorithm {algorithm.name}, found one "
+                "beyond float32; lower the server's lr, or begin again from an earlier round"
+            )
 
 
 def _file_bytes(paths: Iterable[Path]) -> int:

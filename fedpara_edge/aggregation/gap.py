@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from fedpara_edge.aggregation.weightsample import LayerSample, evenly, sample_layer
 from fedpara_edge.codecs.changes import Changes
+from fedpara_edge.codecs.codec import in_order
 from fedpara_edge.factors.layout import Layout
 
 UPDATE_ENTRIES = 1 << 17
@@ -104,7 +105,7 @@ class GapEstimator:
         self._layers = _affordable(samples, budget)
         parts = {part.name: part for sample in self._layers for part in sample.parts.values()}
         offset, self._columns, positions = 0, dict[str, slice](), [np.empty(0, np.int64)]
-        for tensor in sorted(layout.shared, key=lambda tensor: tensor.name):
+        for tensor in in_order(layout.shared):
             if tensor.name in parts:
                 first = sum(map(len, positions))
                 positions.append(offset + parts[tensor.name].positions)
@@ -159,12 +160,12 @@ class GapEstimator:
             layers.append(
                 LayerGap(
                     layer=sample.layer.name,
-                    relative=_ratio(errors[-1], moves[-1]),
+                    relative=relative_gap(errors[-1], moves[-1]),
                     entries=move.size,
                     exact=move.size == all_entries,
                 )
             )
-        return Gap(relative=_ratio(sum(errors), sum(moves)), layers=tuple(layers))
+        return Gap(relative=relative_gap(sum(errors), sum(moves)), layers=tuple(layers))
 
     def _compose(self, sample: LayerSample, changes: NDArray[Any]) -> NDArray[np.float64]:
         factors = {}
@@ -182,7 +183,8 @@ def _affordable(samples: Sequence[LayerSample], entries: int) -> Sequence[LayerS
     return [samples[number] for number in evenly(len(samples), 1)]
 
 
-def _ratio(error: float, moved: float) -> float:
+def relative_gap(error: float, moved: float) -> float:
+    """The gap of a squared error and a squared movement: the root of their ratio; 0 without an error."""
     if error == 0:
         return 0.0
     ratio = error / moved if moved > 0 else math.inf

@@ -16,16 +16,16 @@ for each dense weight, whatever the number of updates. Of pFedPara only W1 is re
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpara_edge.aggregation.gap import relative_gap
 from fedpara_edge.codecs.codec import in_order, unflatten
 from fedpara_edge.codecs.decoding import decode_all
-from fedpara_edge.factors.compose import compose, factor_shapes
+from fedpara_edge.factors.compose import compose_named, factor_shapes
 from fedpara_edge.factors.layout import FACTORS, LayerSpec, Layout
 from fedpara_edge.factors.linearization import Array, Factors, Linearization
 from fedpara_edge.formats.update import Update
@@ -71,24 +71,22 @@ def refit(
     """
     layers = [found for layer in layout.layers if (found := _travelling(layout, layer))]
     tensors = in_order(layout.shared)
-    starts = {layer.name: _weight(layer, layout, base) for layer in layers}
+    starts = {layer.name: compose_named(layout, layer, base) for layer in layers}
     means = _mean_moves(updates, shares, layout, layers, base, starts)
     result = mean_change.copy()
-    views = dict(
-        zip((t.name for t in tensors), np.split(result, np.cumsum([t.size for t in tensors])[:-1]), strict=True)
-    )
+    views = unflatten(tensors, result)
     moved = before = after = 0.0
     for layer in layers:
         target = starts[layer.name] + means[layer.name]
         names = {part: tensor.name for part, tensor in layout.parts(layer).items() if part in factor_shapes(layer)}
         origin = {part: np.asarray(base[name], np.float64) for part, name in names.items()}
-        mean = {part: origin[part] + views[name].reshape(origin[part].shape) for part, name in names.items()}
+        mean = {part: origin[part] + views[name] for part, name in names.items()}
         refitted, errors = fit(layer, mean, target)
         for part, name in names.items():
-            views[name][:] = (refitted[part] - origin[part]).reshape(-1)
+            views[name][:] = refitted[part] - origin[part]
         moved += float(np.sum(means[layer.name] ** 2))
         before, after = before + errors[0], after + errors[-1]
-    return Refit(change=result, before=_ratio(before, moved), after=_ratio(after, moved))
+    return Refit(change=result, before=relative_gap(before, moved), after=relative_gap(after, moved))
 
 
 def fit(
@@ -153,12 +151,6 @@ def _travelling(layout: Layout, layer: LayerSpec) -> LayerSpec | None:
     return seen
 
 
-def _weight(layer: LayerSpec, layout: Layout, tensors: Mapping[str, NDArray[np.float32]]) -> Array:
-    parts = layout.parts(layer)
-    factors = {part: np.asarray(tensors[parts[part].name], np.float64) for part in factor_shapes(layer)}
-    return np.asarray(compose(layer, factors, np.tanh), np.float64)
-
-
 def _mean_moves(
     updates: Sequence[Update],
     shares: NDArray[np.float64],
@@ -177,15 +169,9 @@ def _mean_moves(
             update.close()
         trained = {name: base[name] + view for name, view in unflatten(tensors, change).items()}
         for layer in layers:
-            means[layer.name] += share * (_weight(layer, layout, trained) - starts[layer.name])
+            means[layer.name] += share * (compose_named(layout, layer, trained) - starts[layer.name])
     return means
 
 
 def _squared(factors: Factors) -> float:
     return sum(float(np.sum(array**2)) for array in factors.values())
-
-
-def _ratio(error: float, moved: float) -> float:
-    if error == 0:
-        return 0.0
-    return math.sqrt(error / moved) if moved > 0 else math.inf

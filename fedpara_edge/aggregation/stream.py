@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from fedpara_edge.aggregation.effort import USUAL, Effort
 from fedpara_edge.codecs.changes import Changes
-from fedpara_edge.codecs.codec import chunks, name_at
+from fedpara_edge.codecs.codec import chunks, in_order, name_at
 from fedpara_edge.codecs.decoding import decode_rows
 from fedpara_edge.errors import FedparaError, InvalidUpdateError
 from fedpara_edge.factors.layout import TensorSpec
@@ -90,7 +90,7 @@ def stream_mean(
         on_progress: Function that is called with the number of files read and of all files after every block.
         effort: Size of a block, and number of threads.
     """
-    tensors = sorted(tensors, key=lambda tensor: tensor.name)
+    tensors = in_order(tensors)
     means = np.zeros((len(shares), sum(tensor.size for tensor in tensors)))
     failures: dict[int, _Failure] = {}
     scratch = [_Scratch() for _ in range(effort.threads)]

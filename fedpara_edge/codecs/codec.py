@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ from fedpara_edge.factors.layout import TensorSpec
 from fedpara_edge.storage.tensorfile import TensorFile
 
 CHUNK_ENTRIES = 1 << 16
+
+Number = TypeVar("Number", bound=np.number)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +114,11 @@ def name_at(tensors: Sequence[TensorSpec], position: int) -> str:
     return tensors[int(np.searchsorted(ends, position, side="right"))].name
 
 
+def not_finite(tensors: Mapping[str, NDArray[Any]]) -> str | None:
+    """Name of the first tensor with an entry that is NaN or infinite; None if all are finite."""
+    return next((name for name, tensor in tensors.items() if not np.isfinite(tensor).all()), None)
+
+
 def chunks(entries: int) -> Iterator[tuple[int, int]]:
     """Ranges (start, stop) of all chunks of a flat change.
 
@@ -128,7 +135,7 @@ def flatten(tensors: Sequence[TensorSpec], values: Mapping[str, NDArray[Any]]) -
     return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
 
-def unflatten(tensors: Sequence[TensorSpec], flat: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+def unflatten(tensors: Sequence[TensorSpec], flat: NDArray[Number]) -> dict[str, NDArray[Number]]:
     """Inverse of `flatten`: views of a flat vector, by tensor name."""
     ends = np.cumsum([tensor.size for tensor in tensors])
     parts = np.split(flat, ends[:-1]) if tensors else []

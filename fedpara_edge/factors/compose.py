@@ -21,7 +21,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fedpara_edge.factors.layout import LayerSpec, Role
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpara_edge.factors.layout import LayerSpec, Layout, Role
 
 
 def factor_shapes(layer: LayerSpec) -> dict[str, tuple[int, ...]]:
@@ -107,6 +110,19 @@ def compose(layer: LayerSpec, factors: Mapping[str, Any], tanh: Callable[[Any], 
         return factors["weight"]
     w1 = compose_branch(layer, factors, 1)
     return w1 if layer.kind == "lowrank" else combine(layer, w1, compose_branch(layer, factors, 2), tanh)
+
+
+def compose_named(layout: Layout, layer: LayerSpec, tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
+    """Weight of a layer in double precision, composed of the tensors of a model.
+
+    Args:
+        layout: Layout of the model.
+        layer: Layer that the weight belongs to, or the same as far as it is to be composed.
+        tensors: Tensors by name, at least the layer's factors.
+    """
+    parts = layout.parts(layer)
+    factors = {part: np.asarray(tensors[parts[part].name], np.float64) for part in factor_shapes(layer)}
+    return np.asarray(compose(layer, factors, np.tanh))
 
 
 def contraction(

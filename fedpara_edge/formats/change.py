@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.codecs import open_codec
-from fedpara_edge.codecs.codec import Encoder, flatten, in_order, name_at, unflatten
+from fedpara_edge.codecs.codec import Encoder, flatten, in_order, not_finite, unflatten
 from fedpara_edge.codecs.decoding import decode_all
 from fedpara_edge.errors import DivergedError, InputError, InvalidUpdateError, WrongBundleError, brief, brief_text
 from fedpara_edge.formats.tables import max_table_bytes
@@ -90,18 +90,17 @@ def publish_change(
         delta = flatten(tensors, target.tensors) - old
         if residual is not None:
             delta += flatten(tensors, residual)
-    bad = np.flatnonzero(~np.isfinite(delta))
-    if bad.size:
+    if (bad := not_finite(unflatten(tensors, delta))) is not None:
         raise DivergedError(
-            f"{path}: tensor {name_at(tensors, int(bad[0]))!r}: expected a finite change of the weights, found NaN or "
-            "Inf; nothing was written: use weights that did not diverge"
+            f"{path}: tensor {bad!r}: expected a finite change of the weights, found NaN or Inf; nothing was written: "
+            "use weights that did not diverge"
         )
     encoded = encoder.encode(tensors, delta, seed=None)
-    weights, bad_tensor = _moved(base, old, encoded.decoded, target.round)
-    if bad_tensor is not None:
+    weights = _moved(base, old, encoded.decoded, target.round)
+    if (bad := not_finite(weights.tensors)) is not None:
         raise DivergedError(
-            f"{path}: tensor {bad_tensor!r}: expected finite weights after the change, found NaN or Inf; nothing was "
-            "written: use weights that did not diverge"
+            f"{path}: tensor {bad!r}: expected finite weights after the change, found NaN or Inf; nothing was written: "
+            "use weights that did not diverge"
         )
     header = {
         "format": FORMAT,
@@ -136,10 +135,10 @@ def apply_change(weights: Weights, path: Path | str) -> Weights:
         tensors = in_order(weights.layout.shared)
         change = decode_all(open_codec(file, tensors), weights.layout.shared_parameters)
         file.check_unchanged()
-    moved, bad_tensor = _moved(weights, flatten(tensors, weights.tensors), change, round_)
-    if bad_tensor is not None:
+    moved = _moved(weights, flatten(tensors, weights.tensors), change, round_)
+    if (bad := not_finite(moved.tensors)) is not None:
         raise InvalidUpdateError(
-            f"{path}: tensor {bad_tensor!r}: expected finite weights after the change, found NaN or Inf; {REMEDY}",
+            f"{path}: tensor {bad!r}: expected finite weights after the change, found NaN or Inf; {REMEDY}",
             code="not_finite",
         )
     if moved.base != result:
@@ -175,14 +174,8 @@ def _check_header(header: Mapping[str, Any], weights: Weights, path: Path) -> tu
     return round_, str(found["result"])
 
 
-def _moved(
-    base: Weights, old: NDArray[np.float32], change: NDArray[np.float32], round_: int
-) -> tuple[Weights, str | None]:
-    """Weights after a flat change, and the name of the first tensor that is then not finite, if any."""
-    tensors = in_order(base.layout.shared)
+def _moved(base: Weights, old: NDArray[np.float32], change: NDArray[np.float32], round_: int) -> Weights:
+    """Weights after a flat change."""
     with np.errstate(over="ignore", invalid="ignore"):
-        new = old + change
-    bad = np.flatnonzero(~np.isfinite(new))
-    moved = unflatten(tensors, new)
-    weights = Weights(base.fingerprint, round_, base.layout, {name: moved[name] for name in base.tensors})
-    return weights, name_at(tensors, int(bad[0])) if bad.size else None
+        new = unflatten(in_order(base.layout.shared), old + change)
+    return Weights(base.fingerprint, round_, base.layout, {name: new[name] for name in base.tensors})

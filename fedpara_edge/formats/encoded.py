@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.codecs import open_codec
-from fedpara_edge.codecs.codec import chunks, name_at
+from fedpara_edge.codecs.codec import chunks, not_finite, unflatten
 from fedpara_edge.codecs.decoding import decode_all
 from fedpara_edge.codecs.payload import PayloadDecoder
 from fedpara_edge.errors import InvalidUpdateError, WrongBundleError, brief_text
@@ -51,10 +51,9 @@ def read_change(file: TensorFile, tensors: Sequence[TensorSpec]) -> NDArray[np.f
         InvalidUpdateError: The codec is unknown, or the stored data does not fit, is damaged or not finite.
     """
     change = decode_all(open_codec(file, tensors), sum(tensor.size for tensor in tensors))
-    bad = np.flatnonzero(~np.isfinite(change))
-    if bad.size:
+    if (bad := not_finite(unflatten(tensors, change))) is not None:
         raise InvalidUpdateError(
-            f"{file.path}: tensor {name_at(tensors, int(bad[0]))!r}: expected a finite change, found NaN or Inf; "
+            f"{file.path}: tensor {bad!r}: expected a finite change, found NaN or Inf; "
             "use an update of a training that did not diverge",
             code="not_finite",
         )

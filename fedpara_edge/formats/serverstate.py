@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.algorithms import SERVER, ServerAlgorithm
+from fedpara_edge.codecs.codec import not_finite
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError, brief_text
 from fedpara_edge.formats.weights import Weights
 from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
@@ -130,11 +131,8 @@ def write_server_state(path: Path, state: ServerState) -> None:
         FedparaError: A value is not finite, or the disk refuses the write.
     """
     tensors = {f"{group}/{name}": tensor for group, named in state.groups.items() for name, tensor in named.items()}
-    for name, tensor in tensors.items():
-        if not np.isfinite(tensor).all():
-            raise FedparaError(
-                f"{path}: tensor {name!r}: expected a finite state, found NaN or Inf; nothing was written"
-            )
+    if (bad := not_finite(tensors)) is not None:
+        raise FedparaError(f"{path}: tensor {bad!r}: expected a finite state, found NaN or Inf; nothing was written")
     header = {
         "format": FORMAT,
         "version": 1,

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.codecs import open_codec
-from fedpara_edge.codecs.codec import Encoder, flatten, in_order, unflatten
+from fedpara_edge.codecs.codec import Encoder, flatten, in_order, not_finite, unflatten
 from fedpara_edge.errors import InvalidUpdateError, WrongBundleError, brief, brief_text
 from fedpara_edge.factors.layout import Layout
 from fedpara_edge.formats.tables import max_table_bytes
@@ -126,12 +126,11 @@ def write_update(
         FedparaError: The disk refuses the write.
     """
     tensors = in_order(layout.shared)
-    for tensor in tensors:
-        if not np.isfinite(change[tensor.name]).all():
-            raise InvalidUpdateError(
-                f"tensor {tensor.name!r}: expected a finite change, found NaN or Inf: the training diverged; "
-                "lower the learning rate"
-            )
+    if (bad := not_finite({tensor.name: change[tensor.name] for tensor in tensors})) is not None:
+        raise InvalidUpdateError(
+            f"tensor {bad!r}: expected a finite change, found NaN or Inf: the training diverged; lower the learning "
+            "rate"
+        )
     encoded = encoder.encode(tensors, flatten(tensors, change), seed=seed)
     fields = {
         "format": FORMAT,

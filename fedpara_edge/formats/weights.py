@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.codecs import open_codec
-from fedpara_edge.codecs.codec import Encoder, flatten, in_order, name_at, unflatten
+from fedpara_edge.codecs.codec import Encoder, flatten, in_order, not_finite, unflatten
 from fedpara_edge.codecs.decoding import decode_all
 from fedpara_edge.codecs.float32 import Float32
 from fedpara_edge.errors import FedparaError, InputError, InvalidUpdateError, WrongBundleError, brief, brief_text
@@ -90,12 +90,11 @@ def write_weights(path: Path | str, weights: Weights, encoder: Encoder | None = 
     """
     path = Path(path)
     tensors = in_order(weights.layout.shared)
-    for name, tensor in weights.tensors.items():
-        if not np.isfinite(tensor).all():
-            raise FedparaError(
-                f"{path}: tensor {name!r}: expected finite weights, found NaN or Inf; nothing was written: use "
-                "weights that did not diverge"
-            )
+    if (bad := not_finite(weights.tensors)) is not None:
+        raise FedparaError(
+            f"{path}: tensor {bad!r}: expected finite weights, found NaN or Inf; nothing was written: use weights that "
+            "did not diverge"
+        )
     encoded = (encoder or Float32()).encode(tensors, flatten(tensors, weights.tensors), seed=None)
     header = {
         "format": FORMAT,
@@ -144,16 +143,14 @@ def read_weights(path: Path | str, bundle: Bundle | None = None) -> Weights:
             )
         file.header.setdefault("codec", {"name": Float32.name, "version": Float32.version})
         try:
-            flat = decode_all(open_codec(file, tensors), entries)
+            values = unflatten(tensors, decode_all(open_codec(file, tensors), entries))
         except InvalidUpdateError as error:
             raise WrongBundleError(str(error)) from error
-    bad = np.flatnonzero(~np.isfinite(flat))
-    if bad.size:
+    if (bad := not_finite(values)) is not None:
         raise WrongBundleError(
-            f"{path}: tensor {brief(name_at(tensors, int(bad[0])))}: expected finite weights, found NaN or Inf; use "
-            "those of another round"
+            f"{path}: tensor {brief(bad)}: expected finite weights, found NaN or Inf; use those of another round"
         )
-    return Weights(fingerprint, number, layout, unflatten(tensors, flat))
+    return Weights(fingerprint, number, layout, values)
 
 
 def _check_bundle(path: Path, fingerprint: str, layout: Layout, bundle: Bundle) -> None:

@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 
 from fedpara_edge.errors import FedparaError, InputError
-from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.simulation.bundles import check_bundle, make_model
 from fedpara_edge.simulation.data.clients import Clients, read_clients, write_clients
 from fedpara_edge.simulation.folder import RunFolder, open_run
@@ -154,19 +153,24 @@ def _prepare(
             for arm, future in made:
                 with _naming(arm, arm.name):
                     future.result()
-    return [
-        Job(
-            plan=plan,
-            arm=arm,
-            seed=seed,
-            folder=folder.job(arm.name, seed),
-            bundle=_check(arm, seed, folder, clients[seed]),
-            clients=clients[seed],
-            journal=journal,
-            most_rank_operations=most_rank_operations,
+    jobs = []
+    for arm, seed in pairs:
+        job = folder.job(arm.name, seed)
+        with _naming(arm, arm.name):
+            bundle = check_bundle(arm, job.bundle, clients[seed])
+        jobs.append(
+            Job(
+                plan=plan,
+                arm=arm,
+                seed=seed,
+                folder=job,
+                bundle=bundle,
+                clients=clients[seed],
+                journal=journal,
+                most_rank_operations=most_rank_operations,
+            )
         )
-        for arm, seed in pairs
-    ]
+    return jobs
 
 
 def _clients(plan: Plan, folder: RunFolder, seed: int) -> Clients:
@@ -177,11 +181,6 @@ def _clients(plan: Plan, folder: RunFolder, seed: int) -> Clients:
     if plan.participants is not None and plan.participants > there:
         raise InputError(f"participants: expected at most the {there} clients there are, found {plan.participants}")
     return clients
-
-
-def _check(arm: Arm, seed: int, folder: RunFolder, clients: Clients) -> Bundle:
-    with _naming(arm, arm.name):
-        return check_bundle(arm, folder.job(arm.name, seed).bundle, clients)
 
 
 def _run(jobs: Sequence[Job], folder: RunFolder, workers: int, on_trained: OnTrained) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from device_runtime.loading import read_personal
-from fedpara_edge.factors.compose import compose, factor_shapes
+from fedpara_edge.factors.compose import compose_named, factor_shapes
 from fedpara_edge.factors.layout import FACTORS, LayerSpec, Layout
 from fedpara_edge.formats.weights import read_weights
 from fedpara_edge.simulation.tasks.engines import bundle_at
@@ -75,14 +75,14 @@ def weight_norm(layout: Layout, tensors: Tensors) -> float:
         for tensor in layout.with_role("shared", "personal")
         if tensor.part not in FACTORS and not (tensor.part == "weight" and tensor.layer in layers)
     ]
-    composed = sum(_square(_compose(layout, layer, tensors)) for layer in _trained(layout, tensors))
+    composed = sum(_square(compose_named(layout, layer, tensors)) for layer in _trained(layout, tensors))
     return math.sqrt(composed + sum(_square(tensors[tensor.name]) for tensor in rest))
 
 
 def weight_ranks(layout: Layout, tensors: Tensors) -> dict[str, int]:
     """Numerical rank of every composed weight as a matrix [O, I K1 K2], by layer; composed in double precision."""
     return {
-        layer.name: int(np.linalg.matrix_rank(_compose(layout, layer, tensors).reshape(layer.matrix_shape)))
+        layer.name: int(np.linalg.matrix_rank(compose_named(layout, layer, tensors).reshape(layer.matrix_shape)))
         for layer in _trained(layout, tensors)
         if layer.kind != "dense"
     }
@@ -103,13 +103,6 @@ def _trained(layout: Layout, tensors: Tensors) -> list[LayerSpec]:
         for layer in layout.layers
         if all(layout.parts(layer)[part].name in tensors for part in factor_shapes(layer))
     ]
-
-
-def _compose(layout: Layout, layer: LayerSpec, tensors: Tensors) -> NDArray[np.float64]:
-    names = {part: tensor.name for part, tensor in layout.parts(layer).items()}
-    parts = {part: tensors[names[part]].astype(np.float64) for part in factor_shapes(layer)}
-    weight: NDArray[np.float64] = compose(layer, parts, np.tanh)
-    return weight
 
 
 def _square(tensor: NDArray[Any]) -> float:
