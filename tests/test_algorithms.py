@@ -42,10 +42,11 @@ from fedpara_edge.errors import FedparaError, InputError, TooFewUpdatesError, Wr
 from fedpara_edge.formats.bundle import WEIGHTS, Bundle, open_bundle
 from fedpara_edge.formats.change import apply_change
 from fedpara_edge.formats.recipe import ExportConfig
-from fedpara_edge.formats.serverstate import ServerState, read_server_state, state_path, write_server_state
+from fedpara_edge.formats.serverstate import ServerState, read_server_state, write_server_state
 from fedpara_edge.formats.update import open_update
 from fedpara_edge.formats.weights import Weights, read_weights, write_weights
 from fedpara_edge.options import typed
+from fedpara_edge.storage.rounds import round_path
 
 TOLERANCE = 1e-5
 EXAMPLES = (8, 20, 13)  # of the clients: 1, 3 and 2 batches an epoch
@@ -97,7 +98,7 @@ class Federation:
     ) -> Path:
         """One client's call; its update."""
         base = read_weights(self.weights)
-        control = state_path(self.folder / "server", base.round)
+        control = round_path(self.folder / "server", base.round)
         data = write_data(self.folder / f"{client}.npz", client)
         output = self.folder / f"{client}-{base.round}.safetensors"
         train(
@@ -124,7 +125,7 @@ class Federation:
         return done.aggregation.weights
 
     def server_state(self) -> ServerState:
-        return read_server_state(state_path(self.folder / "server", read_weights(self.weights).round))
+        return read_server_state(round_path(self.folder / "server", read_weights(self.weights).round))
 
 
 class Reference:
@@ -307,7 +308,7 @@ def test_server_optimizers_agree_with_numpy(server: ServerAlgorithm, weighting: 
         weights = read_weights(path)
         expected = adaptive_reference(server, initial, deltas)
         assert relative_error(small_round.flat(weights.tensors) - initial, expected - initial) < TOLERANCE
-    assert set(read_server_state(state_path(tmp_path / "state", 5)).groups) == set(server.groups)
+    assert set(read_server_state(round_path(tmp_path / "state", 5)).groups) == set(server.groups)
 
 
 def test_the_learning_rate_of_the_server_multiplies_the_mean(tmp_path: Path) -> None:
@@ -636,7 +637,7 @@ def test_an_algorithm_that_keeps_something_needs_a_folder(tmp_path: Path) -> Non
 def test_a_device_takes_the_control_variate_of_its_round_only(small_bundle: SmallBundle, tmp_path: Path) -> None:
     federation = Federation(tmp_path / "files", small_bundle(), "onnxruntime", *PAIRS["scaffold"])
     federation.round((0, 1))
-    path = state_path(federation.folder / "server", 1)
+    path = round_path(federation.folder / "server", 1)
     good = read_server_state(path)
     path.unlink()
     with pytest.raises(
@@ -787,7 +788,7 @@ def test_a_lossy_downlink_sends_what_it_left_out(
     for round, codec in enumerate(codecs):
         assert person.train(0, round).code == 0
         base, updates = read_weights(person.weights(round)), [tmp_path / f"{round}-0.update"]
-        state = read_server_state(state_path(server, round)) if round else None
+        state = read_server_state(round_path(server, round)) if round else None
         change, options = tmp_path / f"{round}.change", ("--algorithm", algorithm, "--state", server)
         if state is not None:
             ended = person.aggregate(round, *options)
@@ -798,7 +799,7 @@ def test_a_lossy_downlink_sends_what_it_left_out(
         published = read_weights(person.weights(round + 1))
         write_weights(tmp_path / "applied", apply_change(base, change))
         assert (tmp_path / "applied").read_bytes() == person.weights(round + 1).read_bytes()
-        kept = read_server_state(state_path(server, round + 1))
+        kept = read_server_state(round_path(server, round + 1))
         kept.check_weights(published)
         meant = aggregate(updates, base, algorithm=find_server(algorithm), state=state).weights.tensors
         residual = kept.groups.get("residual")

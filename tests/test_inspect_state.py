@@ -9,8 +9,9 @@ from command_line import Command
 
 from fedpara_edge.algorithms import find_server
 from fedpara_edge.factors.layout import Layout
-from fedpara_edge.formats.serverstate import state_of, state_path, write_server_state
+from fedpara_edge.formats.serverstate import state_of, write_server_state
 from fedpara_edge.formats.weights import Weights
+from fedpara_edge.storage.rounds import round_path
 from fedpara_edge.storage.tensorfile import write_tensors
 
 
@@ -21,7 +22,7 @@ def server(tmp_path: Path) -> Path:
     for number in (1, 10, 2):
         weights = Weights("ff", number, layout, {"a": np.zeros(2, np.float32)})
         groups = {"momentum": {"a": np.ones(2, np.float32)}}
-        write_server_state(state_path(tmp_path, number), state_of(weights, find_server("fedavgm"), groups))
+        write_server_state(round_path(tmp_path, number), state_of(weights, find_server("fedavgm"), groups))
     return tmp_path
 
 

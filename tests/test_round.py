@@ -14,9 +14,10 @@ from fedpara_edge.aggregation import AggregateConfig, Round, aggregate, run_roun
 from fedpara_edge.algorithms import SERVER
 from fedpara_edge.errors import FedparaError, InputError, TooFewUpdatesError, WrongBundleError
 from fedpara_edge.formats.change import apply_change
-from fedpara_edge.formats.serverstate import RESIDUAL, read_server_state, state_path
+from fedpara_edge.formats.serverstate import RESIDUAL, read_server_state
 from fedpara_edge.formats.weights import read_weights, write_weights
 from fedpara_edge.options import declared
+from fedpara_edge.storage.rounds import round_path
 
 LOSSY = AggregateConfig(algorithm="fedavgm", downlink_codec="int4")
 
@@ -71,7 +72,7 @@ def test_a_round_is_what_aggregate_makes_of_the_updates(tmp_path: Path, base: Pa
     assert calls == [(3, 3)]
     assert (done.number, done.output, done.change, done.change_bytes) == (1, tmp_path / "next", None, None)
     assert done.weights_bytes == done.output.stat().st_size
-    assert done.state == state_path(tmp_path / "state", 1)
+    assert done.state == round_path(tmp_path / "state", 1)
     assert read_server_state(done.state).base == read_weights(done.output).base
     plain = json.loads(json.dumps(done.to_json(), allow_nan=False))
     assert (plain["output"], plain["state"], "change" in plain) == (str(done.output), str(done.state), False)
@@ -102,7 +103,7 @@ def test_cut_short_at_any_write_a_round_leaves_no_weights_or_all_that_belongs_wi
 ) -> None:
     (before,) = run_rounds(tmp_path, base, 1)
     updates = updates_for(tmp_path, before.output)
-    files = tmp_path / "2.weights", tmp_path / "2.change", state_path(tmp_path / "state", 2)
+    files = tmp_path / "2.weights", tmp_path / "2.change", round_path(tmp_path / "state", 2)
 
     def again(**options: Any) -> Round:
         return run_round(
@@ -122,7 +123,7 @@ def test_cut_short_at_any_write_a_round_leaves_no_weights_or_all_that_belongs_wi
         if files[0].exists():
             complete += 1
             assert [path.read_bytes() for path in files] == expected
-        assert state_path(tmp_path / "state", 1).exists()
+        assert round_path(tmp_path / "state", 1).exists()
         if any(path.exists() for path in files):
             with pytest.raises(InputError, match="expected a new output, found an existing one"):
                 again()

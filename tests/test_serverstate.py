@@ -27,10 +27,10 @@ from fedpara_edge.formats.serverstate import (
     read_server_state,
     read_state_for,
     state_of,
-    state_path,
     write_server_state,
 )
 from fedpara_edge.formats.weights import Weights
+from fedpara_edge.storage.rounds import round_path
 
 GOLDEN = (
     rb'{"__metadata__":{"fedpara_edge":"{\"algorithm\":{\"name\":\"fedavgm\",\"options\":{\"lr\":1.0,'
@@ -60,7 +60,7 @@ def test_golden_bytes(tmp_path: Path) -> None:
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     weights = small_round.start_round(tmp_path)
     state = make_state(weights)
-    path = state_path(tmp_path, weights.round)
+    path = round_path(tmp_path, weights.round)
     write_server_state(path, state)
     found = read_server_state(path)
     assert replace(found, groups={}) == replace(state, groups={})
@@ -78,7 +78,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 def test_nothing_to_keep_is_kept_too(tmp_path: Path) -> None:
     weights = small_round.start_round(tmp_path)
-    write_server_state(state_path(tmp_path, 3), state_of(weights, FedAvgServer(), {}))
+    write_server_state(round_path(tmp_path, 3), state_of(weights, FedAvgServer(), {}))
     found = read_state_for(tmp_path, weights)
     assert found is not None
     assert found.groups == {}
@@ -94,16 +94,16 @@ def test_once_begun_the_folder_has_a_file_for_every_round(tmp_path: Path) -> Non
     for name in ("round-x.safetensors", "round-01.safetensors", "round-4.safetensors"):
         (tmp_path / name).touch()
     assert read_state_for(tmp_path, later) is None
-    state_path(tmp_path, 5).touch()
+    round_path(tmp_path, 5).touch()
     with pytest.raises(InputError, match=r"of round 3, found those from round 4 to 5: older ones were removed; go on"):
         read_state_for(tmp_path, later)
     assert read_state_for(tmp_path, first) is None
-    write_server_state(state_path(tmp_path, 2), make_state(first))
+    write_server_state(round_path(tmp_path, 2), make_state(first))
     with pytest.raises(
         InputError, match=r"round-3.safetensors: expected the server state of round 3, found that of round 2; aggr"
     ):
         read_state_for(tmp_path, later)
-    write_server_state(state_path(tmp_path, 3), make_state(first))
+    write_server_state(round_path(tmp_path, 3), make_state(first))
     with pytest.raises(WrongBundleError, match=r"round-3.safetensors: server state: round: expected 3 as the weights"):
         read_state_for(tmp_path, later)
 

@@ -28,7 +28,7 @@ from fedpara_edge.formats.bundle import WEIGHTS, open_bundle
 from fedpara_edge.formats.weights import read_weights, write_weights
 from fedpara_edge.simulation import folder
 from fedpara_edge.simulation.data.clients import write_clients
-from fedpara_edge.simulation.folder import JobFolder, RunFolder, hold, newest_before
+from fedpara_edge.simulation.folder import JobFolder, RunFolder, hold, newest_until
 from fedpara_edge.simulation.metrics import Journal
 from fedpara_edge.simulation.plan.plan import ARM_NAME, first_difference, read_plan, read_tables
 from fedpara_edge.simulation.runner import simulate
@@ -254,7 +254,6 @@ def test_bytes_are_those_of_the_files_and_no_file_is_left_over(
         clear(self, number)
 
     monkeypatch.setattr(JobFolder, "clear", count)
-    (run).mkdir()
     with_bundles_of(done, run)
     simulate(plan, run)
     assert measured(run) == measured(done), "one process and two workers must find the same"
@@ -274,10 +273,7 @@ def test_bytes_are_those_of_the_files_and_no_file_is_left_over(
 def test_changes_are_sent_where_they_are_fewer_bytes(done: Path, tmp_path: Path) -> None:
     more = '[arms.changes]\nmodel.gamma = 0.5\ntrain.codec = "int8"\naggregate.downlink_codec = "int8"\n'
     plan = write_plan(tmp_path, ("rounds = 2", "rounds = 4"), more=more)
-    run = tmp_path / "run"
-    run.mkdir()
-    with_bundles_of(done, run, arms={"changes": "small"})
-    shutil.copy(plan, run)
+    run = with_bundles_of(done, tmp_path / "run", arms={"changes": "small"}, plan=plan)
     simulate(plan, run, arms=["changes"])
     rounds = of(run, "round", "changes")
     names = ("client-0", "client-1", "client-2")
@@ -308,10 +304,8 @@ aggregate.merge = "refit"
 
 @pytest.mark.usefixtures("in_this_process")
 def test_what_devices_need_besides_the_weights_is_counted_and_merge_is_passed_on(done: Path, tmp_path: Path) -> None:
-    plan, run = write_plan(tmp_path, more=SCAFFOLD), tmp_path / "run"
-    run.mkdir()
-    with_bundles_of(done, run, arms={"scaffold": "small", "refit": "small"})
-    shutil.copy(plan, run)
+    plan = write_plan(tmp_path, more=SCAFFOLD)
+    run = with_bundles_of(done, tmp_path / "run", arms={"scaffold": "small", "refit": "small"}, plan=plan)
     simulate(plan, run, arms=["scaffold", "refit"])
     job = RunFolder(run).job("scaffold", 4)
     control, whole = job.control(2).stat().st_size, (job.bundle / WEIGHTS).stat().st_size
@@ -366,7 +360,8 @@ def test_clients_on_their_own_are_evaluated_one_by_one_and_the_first_is_measured
     (last,) = of(done, "round", "alone")[1:]
     for client in ("client-0", "client-1", "client-2"):
         engine = open_engine(bundle, "onnxruntime", threads=1)
-        weights = newest_before(job.own_weights(client, 2).parent, 3) or bundle.file(WEIGHTS)
+        newest = newest_until(job.own_weights(client, 2).parent, 2)
+        weights = job.own_weights(client, newest) if newest else bundle.file(WEIGHTS)
         load_weights(engine, weights)
         scores.append(evaluate(engine, open_data(common, bundle.manifest), 256))
         if client == "client-0":
@@ -416,10 +411,7 @@ def test_personal_tensors_are_each_clients_own_when_it_is_evaluated(tmp_path: Pa
 @pytest.mark.usefixtures("in_this_process")
 def test_an_arm_that_diverges_ends_early_and_the_others_go_on(done: Path, tmp_path: Path) -> None:
     plan = write_plan(tmp_path, more='[arms.wild]\nmodel.kind = "dense"\ntrain.lr = 1e30\n')
-    run = tmp_path / "run"
-    run.mkdir()
-    with_bundles_of(done, run, arms={"wild": "dense", "dense": "dense"})
-    shutil.copy(plan, run)
+    run = with_bundles_of(done, tmp_path / "run", arms={"wild": "dense", "dense": "dense"}, plan=plan)
     outcomes = {outcome.arm: outcome for outcome in simulate(plan, run, arms=["wild", "dense"])}
     assert "diverged" in str(outcomes["wild"].diverged)
     assert outcomes["wild"].rounds < 2
@@ -437,10 +429,8 @@ def test_weights_that_cannot_be_sent_end_the_arm_and_other_errors_name_it(
 
     monkeypatch.setattr("fedpara_edge.aggregation.round.publish_change", publish)
     more = '[arms.changes]\nmodel.gamma = 0.5\naggregate.downlink_codec = "int8"\n'
-    plan, run = write_plan(tmp_path, more=more), tmp_path / "run"
-    run.mkdir()
-    with_bundles_of(done, run, arms={"changes": "small", "dense": "dense"})
-    shutil.copy(plan, run)
+    plan = write_plan(tmp_path, more=more)
+    run = with_bundles_of(done, tmp_path / "run", arms={"changes": "small", "dense": "dense"}, plan=plan)
     raised: FedparaError = FedparaError("disk: full", code="disk")
     with pytest.raises(FedparaError, match=r"^arms\.changes, seed 4: disk: full$") as found:
         simulate(plan, run, arms=["changes"])
@@ -458,9 +448,7 @@ def test_a_run_cut_short_at_any_write_goes_on_to_the_same_metrics(done: Path, tm
     plan = write_plan(tmp_path)
     cuts = 0
     for allowed in (*range(1, 120, 17), 1 << 30):
-        run = tmp_path / f"run-{allowed}"
-        run.mkdir()
-        with_bundles_of(done, run)
+        run = with_bundles_of(done, tmp_path / f"run-{allowed}")
         with power_cut(after=allowed) as power:
             simulate(plan, run, workers=1)
         cuts += power.was_cut

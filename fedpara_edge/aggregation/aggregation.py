@@ -29,7 +29,7 @@ from fedpara_edge.aggregation.gap import Gap, GapEstimator, finite
 from fedpara_edge.aggregation.refit import Refit, refit
 from fedpara_edge.aggregation.screening import Rejected, screen
 from fedpara_edge.aggregation.stepping import take_step
-from fedpara_edge.aggregation.stream import StreamedMean, stream_mean
+from fedpara_edge.aggregation.stream import stream_mean
 from fedpara_edge.algorithms import ServerAlgorithm, Weighting
 from fedpara_edge.algorithms.fedavg import FedAvgServer
 from fedpara_edge.codecs.codec import not_finite
@@ -58,6 +58,12 @@ class Accepted:
     steps: int
     metrics: Mapping[str, float]
     bytes: int
+
+    @classmethod
+    def of(cls, update: Update) -> Accepted:
+        """The facts about an open or closed update."""
+        header = update.header
+        return cls(update.path, header.client, header.examples, header.steps, header.metrics, update.file.size_bytes)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""
@@ -180,7 +186,11 @@ def aggregate(
             raise _too_few(min_updates, len(updates), rejected)
         participation = algorithm.participation(len(updates))
         shares = algorithm.shares(_weigh(updates, weighting), [update.header.metrics for update in updates])
-        streamed, gap = _average(updates, shares, weights, on_progress, effort)
+        gap = GapEstimator(weights.layout, weights.tensors, updates=len(updates))
+        streamed = stream_mean(
+            updates, weights.layout.shared, shares=shares, watcher=gap, on_progress=on_progress, effort=effort
+        )
+        measured = gap.result(streamed.means[0])
         refused, refitted = streamed.refused, None
         if not refused:
             if merge == "refit":
@@ -200,17 +210,18 @@ def aggregate(
         rejected += [Rejected(updates[n].path, updates[n].header.client, error) for n, error in refused.items()]
         updates = [update for number, update in enumerate(updates) if number not in refused]
     _check_finite({"weights": tensors, **groups}, algorithm)
+    unused = {update.path for update in rejected} - {update.path for update in updates}
     moved = Weights(weights.fingerprint, weights.round + 1, weights.layout, tensors)
     return Aggregation(
         weights=moved,
         state=state_of(moved, algorithm, groups) if groups else None,
         algorithm=algorithm,
         weighting=weighting,
-        accepted=tuple(map(_accept, updates)),
+        accepted=tuple(map(Accepted.of, updates)),
         rejected=tuple(rejected),
-        rejected_bytes=_file_bytes({r.path for r in rejected} - {update.path for update in updates}),
+        rejected_bytes=sum(path.stat().st_size for path in unused if path.is_file()),
         dense_bytes=4 * weights.layout.dense_parameters * len(updates),
-        gap=gap,
+        gap=measured,
         refit=refitted,
     )
 
@@ -237,19 +248,6 @@ def _weigh(updates: Sequence[Update], weighting: Weighting) -> NDArray[np.float6
     return np.array([update.header.examples / examples for update in updates])
 
 
-def _average(
-    updates: Sequence[Update],
-    shares: NDArray[np.float64],
-    weights: Weights,
-    on_progress: Callable[[int, int], None] | None,
-    effort: Effort,
-) -> tuple[StreamedMean, Gap | None]:
-    estimator = GapEstimator(weights.layout, weights.tensors, updates=len(updates))
-    tensors = weights.layout.shared
-    streamed = stream_mean(updates, tensors, shares=shares, watcher=estimator, on_progress=on_progress, effort=effort)
-    return streamed, estimator.result(streamed.means[0])
-
-
 def _check_finite(groups: Mapping[str, Mapping[str, NDArray[np.float32]]], algorithm: ServerAlgorithm) -> None:
     for group, tensors in groups.items():
         if (bad := not_finite(tensors)) is not None:
@@ -257,15 +255,6 @@ def _check_finite(groups: Mapping[str, Mapping[str, NDArray[np.float32]]], algor
                 f"tensor {bad!r}: expected finite {group} after the step of algorithm {algorithm.name}, found one "
                 "beyond float32; lower the server's lr, or begin again from an earlier round"
             )
-
-
-def _file_bytes(paths: Iterable[Path]) -> int:
-    return sum(path.stat().st_size for path in paths if path.is_file())
-
-
-def _accept(update: Update) -> Accepted:
-    header = update.header
-    return Accepted(update.path, header.client, header.examples, header.steps, header.metrics, update.file.size_bytes)
 
 
 def _too_few(expected: int, found: int, rejected: Sequence[Rejected]) -> TooFewUpdatesError:

@@ -16,21 +16,18 @@ from typing import Any
 
 from fedpara_edge.aggregation.aggregation import Aggregation, aggregate
 from fedpara_edge.aggregation.config import AggregateConfig
-from fedpara_edge.algorithms import ServerAlgorithm
-from fedpara_edge.codecs import find_encoder
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.change import publish_change
 from fedpara_edge.formats.serverstate import (
     RESIDUAL,
     ServerState,
     read_state_for,
-    remove_states_before,
     state_of,
-    state_path,
     write_server_state,
 )
 from fedpara_edge.formats.weights import Weights, read_weights, write_weights
 from fedpara_edge.storage.atomic import check_output
+from fedpara_edge.storage.rounds import remove_rounds_before, round_path
 
 LEAST_KEPT = 2
 """Fewest states to keep: the newest, and the one before it, from which the newest round can be aggregated again."""
@@ -120,7 +117,7 @@ def run_round(
     state, change = (None if path is None else Path(path) for path in (state, change))
     _check_options(config, state=state, change=change, keep=keep)
     base = read_weights(Path(weights))
-    target = None if state is None else state_path(state, base.round + 1)
+    target = None if state is None else round_path(state, base.round + 1)
     _check_outputs(output, change, target, folder=state, overwrite=overwrite)
     kept = None if state is None else _read_state(state, base, config)
     aggregation = aggregate(
@@ -136,7 +133,7 @@ def run_round(
     )
     written = _write(aggregation, base, kept, output=output, change=change, state=target, config=config)
     if state is not None and keep is not None:
-        remove_states_before(state, base.round + 2 - keep)
+        remove_rounds_before(state, base.round + 2 - keep)
     return Round(
         aggregation=written,
         output=output,
@@ -152,20 +149,15 @@ def _check_options(config: AggregateConfig, *, state: Path | None, change: Path 
         raise InputError(f"expected a codec for the change {change}, found none; give one", key="downlink_codec")
     if config.downlink_codec is not None and change is None:
         raise InputError("expected a file for the published change, found none; give one", key="change")
-    keeper = _keeper(config.server_algorithm, config.downlink_codec)
+    keeper = None if config.downlink_codec is None else f"the downlink's codec {config.downlink_codec}"
+    if config.server_algorithm.groups:
+        keeper = f"algorithm {config.server_algorithm.name}"
     if state is None and keeper is not None:
         raise InputError(f"expected a folder for what {keeper} keeps, found none; give one", key="state")
     if keep is not None and (type(keep) is not int or keep < LEAST_KEPT):
         raise InputError(f"expected a number of rounds, at least {LEAST_KEPT}, found {keep!r}", key="keep")
     if keep is not None and state is None:
         raise InputError("expected with a state folder, found none; give one, or leave keep out", key="keep")
-
-
-def _keeper(algorithm: ServerAlgorithm, downlink_codec: str | None) -> str | None:
-    """What needs a state folder."""
-    if algorithm.groups:
-        return f"algorithm {algorithm.name}"
-    return None if downlink_codec is None else f"the downlink's codec {downlink_codec}"
 
 
 def _check_outputs(
@@ -197,7 +189,7 @@ def _read_state(folder: Path, base: Weights, config: AggregateConfig) -> ServerS
     if state is not None and RESIDUAL in state.groups and config.downlink_codec is None:
         raise InputError(
             f"expected one as in the round before, whose change left something to send "
-            f"({state_path(folder, base.round)}), found none; float32 leaves nothing",
+            f"({round_path(folder, base.round)}), found none; float32 leaves nothing",
             key="downlink_codec",
         )
     return state
@@ -216,8 +208,7 @@ def _write(
     """Write the files of a round; the aggregation with the weights and the state that are in them."""
     weights = aggregation.weights
     groups = {} if aggregation.state is None else dict(aggregation.state.groups)
-    if change is not None and config.downlink_codec is not None:
-        encoder = find_encoder(config.downlink_codec)
+    if change is not None and (encoder := config.downlink_encoder) is not None:
         residual = None if kept is None else kept.groups.get(RESIDUAL)
         published = publish_change(change, base, weights, encoder, residual=residual)
         weights = published.weights

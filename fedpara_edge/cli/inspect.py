@@ -155,13 +155,8 @@ def _layout(layout: Layout) -> dict[str, Any]:
 
 def _layer(layout: Layout, layer: LayerSpec) -> dict[str, Any]:
     return {
-        "name": layer.name,
-        "operator": layer.operator,
-        "kind": layer.kind,
-        "form": layer.form,
-        "tanh": layer.tanh,
+        **vars(layer),
         "shape": list(layer.shape),
-        "rank": layer.rank,
         "attainable_rank": attainable_rank(layer),
         "full_rank": min(layer.matrix_shape),
         "parameters": factor_count(layer),

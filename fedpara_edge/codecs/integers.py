@@ -128,17 +128,7 @@ class Integers:
 
 @dataclass(frozen=True, kw_only=True)
 class Rotated(Integers):
-    """Encoder of integers with one scale per block, after a randomized rotation of the blocks.
-
-    Args:
-        name: Codec name stored in file headers.
-        bits: Bits per integer before entropy coding.
-        block: Block size in entries.
-        entropy: 1 to entropy-code the integers; 0 to skip that, for a server with more bandwidth than time.
-
-    Raises:
-        InputError: An option is out of range, or the package zstandard is missing.
-    """
+    """Encoder as `Integers`, after a randomized rotation of the blocks."""
 
     name: str = "rotated"
     bits: int = option(4, minimum=_BITS[0], maximum=_BITS[-1], help="Bits per integer, before entropy coding.")
@@ -172,7 +162,6 @@ def open_integers(
     require_zstandard()
     packing = _packing(_largest(bits or found["bits"]), version)
     products = _Products(packing, found["block"], found.get("seed"))
-
     return open_payload(file, tensors, products, block=found["block"])
 
 

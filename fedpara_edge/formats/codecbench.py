@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.codecs import find_encoder, open_codec
-from fedpara_edge.codecs.codec import Encoded, Encoder
+from fedpara_edge.codecs.codec import Encoder
 from fedpara_edge.codecs.decoding import decode_all
 from fedpara_edge.errors import DivergedError, InvalidUpdateError
 from fedpara_edge.factors.layout import TensorSpec
@@ -104,7 +104,8 @@ def _measure(
 ) -> Measured:
     encode_seconds, encoded = _time(lambda: encoder.encode(tensors, change, seed=None), seconds)
     drawn = encoder.encode(tensors, change, seed=_SEED)
-    _write(path, encoder, encoded)
+    stated = {"name": encoder.name, "version": encoder.version, **encoded.settings}
+    write_tensors(path, encoded.arrays, {"format": _FORMAT, "version": 1, "codec": stated})
     with TensorFile(path, format=_FORMAT, error=InvalidUpdateError) as file:
         decoder = open_codec(file, tensors)
         decode_seconds, _ = _time(lambda: decode_all(decoder, len(change)), seconds)
@@ -119,11 +120,6 @@ def _measure(
         encode_mb_per_s=change.nbytes / 1e6 / encode_seconds,
         decode_mb_per_s=change.nbytes / 1e6 / decode_seconds,
     )
-
-
-def _write(path: Path, encoder: Encoder, encoded: Encoded) -> None:
-    stated = {"name": encoder.name, "version": encoder.version, **encoded.settings}
-    write_tensors(path, encoded.arrays, {"format": _FORMAT, "version": 1, "codec": stated})
 
 
 def _time(call: Callable[[], Any], seconds: float) -> tuple[float, Any]:

@@ -31,6 +31,7 @@ from fedpara_edge.algorithms import SERVER, ServerAlgorithm
 from fedpara_edge.codecs.codec import not_finite
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError, brief_text
 from fedpara_edge.formats.weights import Weights
+from fedpara_edge.storage.rounds import round_path, rounds_in
 from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
 
 FORMAT = "fedpara-edge/server-state"
@@ -178,15 +179,6 @@ def read_server_state(path: Path, *, only: Collection[str] | None = None) -> Ser
     return replace(header, groups=groups)
 
 
-def state_path(folder: Path, round: int) -> Path:
-    """Path of the state of a round in a server's state folder.
-
-    >>> state_path(Path("server"), 3).as_posix()
-    'server/round-3.safetensors'
-    """
-    return folder / f"round-{round}.safetensors"
-
-
 def read_state_for(folder: Path, weights: Weights) -> ServerState | None:
     """The state in a folder that belongs with some weights; None if the folder's states begin after them.
 
@@ -194,9 +186,9 @@ def read_state_for(folder: Path, weights: Weights) -> ServerState | None:
         InputError: The state is missing, though those of earlier rounds are there, or it was removed.
         WrongBundleError: The state is damaged, or belongs with other weights.
     """
-    path, number = state_path(folder, weights.round), weights.round
+    path, number = round_path(folder, weights.round), weights.round
     if not path.exists():
-        rounds = _rounds_in(folder)
+        rounds = rounds_in(folder)
         earlier = [round for round in rounds if round < number]
         if earlier:
             raise InputError(
@@ -216,19 +208,6 @@ def read_state_for(folder: Path, weights: Weights) -> ServerState | None:
     except WrongBundleError as error:
         raise WrongBundleError(f"{path}: {error}") from error
     return state
-
-
-def remove_states_before(folder: Path, round: int) -> None:
-    """Remove the states of the rounds before `round` from a server's state folder."""
-    for number in _rounds_in(folder):
-        if number < round:
-            state_path(folder, number).unlink(missing_ok=True)
-
-
-def _rounds_in(folder: Path) -> list[int]:
-    """The rounds of which a folder has the state."""
-    numbers = (path.stem.removeprefix("round-") for path in folder.glob("round-*.safetensors"))
-    return [int(number) for number in numbers if number.isdecimal() and str(int(number)) == number]
 
 
 def _header_of(file: TensorFile) -> ServerState:

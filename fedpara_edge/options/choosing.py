@@ -56,7 +56,8 @@ def choose(known: Mapping[str, Any], text: str, *, key: str, given: Mapping[str,
         for part in _parts(rest, own):
             option, equals, typed = part.partition("=")
             if option not in own:
-                raise InputError(f"expected an option of it, found an unknown one; it has {_listed(own)}", key=option)
+                known_ones = ", ".join(own) or "none"
+                raise InputError(f"expected an option of it, found an unknown one; it has {known_ones}", key=option)
             if not equals or option in values:
                 raise InputError(f"expected {option}={own[option].expected}, once, found {brief(part)}", key=option)
             values[option] = own[option].from_text(typed)
@@ -102,7 +103,3 @@ def _shortest(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(_shortest(item) for item in value)
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
-
-
-def _listed(names: Collection[str]) -> str:
-    return ", ".join(names) or "none"

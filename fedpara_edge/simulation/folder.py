@@ -34,6 +34,7 @@ from fedpara_edge.simulation.growth import check_growth
 from fedpara_edge.simulation.metrics import Event, Journal
 from fedpara_edge.simulation.plan.plan import first_difference, read_tables
 from fedpara_edge.storage.atomic import replacing_file
+from fedpara_edge.storage.rounds import remove_rounds_before, round_path, rounds_in
 
 if sys.platform != "win32":
     import fcntl
@@ -94,7 +95,7 @@ class JobFolder:
 
     def weights(self, number: int) -> Path:
         """Weights after `number` rounds, from 1 on."""
-        return self.path / "weights" / f"round-{number}.safetensors"
+        return round_path(self.path / "weights", number)
 
     @property
     def server(self) -> Path:
@@ -103,11 +104,11 @@ class JobFolder:
 
     def change(self, number: int) -> Path:
         """Change from the weights of the round before to those after `number` rounds."""
-        return self.path / "changes" / f"round-{number}.safetensors"
+        return round_path(self.path / "changes", number)
 
     def control(self, number: int) -> Path:
         """Server state that devices need for scaffold besides the weights after `number` rounds."""
-        return self.path / "control" / f"round-{number}.safetensors"
+        return round_path(self.path / "control", number)
 
     def update(self, client: str) -> Path:
         """A client's update of the round under way."""
@@ -119,7 +120,7 @@ class JobFolder:
 
     def own_weights(self, client: str, number: int) -> Path:
         """A client's own weights after `number` rounds, in an arm that is local_only."""
-        return self.path / "clients" / client / f"round-{number}.safetensors"
+        return round_path(self.path / "clients" / client, number)
 
     def make(self, clients: tuple[str, ...]) -> None:
         """Make the folders that are missing."""
@@ -133,30 +134,15 @@ class JobFolder:
         shutil.rmtree(self.path / "updates", ignore_errors=True)
         (self.path / "updates").mkdir()
         for name in ("weights", "server", "control", "changes"):
-            remove_before(self.path / name, number)
+            remove_rounds_before(self.path / name, number)
         for client in (self.path / "clients").iterdir():
             # A client's own may be older: of the round that it last took part in.
-            newest = newest_before(client, number + 1)
-            if newest is not None:
-                remove_before(client, _number(newest))
+            remove_rounds_before(client, newest_until(client, number))
 
 
-def newest_before(folder: Path, number: int) -> Path | None:
-    """The file `round-<n>.safetensors` of a folder with the largest n below `number`, if there is one."""
-    found = {_number(path): path for path in folder.glob("round-*.safetensors")}
-    below = [n for n in found if n < number]
-    return found[max(below)] if below else None
-
-
-def remove_before(folder: Path, number: int) -> None:
-    """Remove the files `round-<n>.safetensors` of a folder with n below `number`."""
-    for path in folder.glob("round-*.safetensors"):
-        if _number(path) < number:
-            path.unlink()
-
-
-def _number(path: Path) -> int:
-    return int(path.stem.partition("-")[2])
+def newest_until(folder: Path, number: int) -> int:
+    """The newest round up to one of which a folder has the file; 0 if there is none."""
+    return max((found for found in rounds_in(folder) if found <= number), default=0)
 
 
 @contextmanager
