@@ -30,7 +30,7 @@ is refused, as they stand in reports:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -202,3 +202,14 @@ def brief_text(value: Any, *, max_length: int = 60) -> str:
     if not isinstance(value, str) or not value.isprintable() or not value.strip():
         return brief(value, max_length=max_length)
     return value if len(value) <= max_length else f"{value[:max_length]}…"
+
+
+def nearest(name: str, known: Collection[str]) -> str | None:
+    """The known name that is most like a mistaken one, for the message that refuses it; None if none is.
+
+    >>> nearest("trian", ("train", "aggregate"))
+    'train'
+    """
+    from difflib import get_close_matches  # 10 ms that a command without a mistake need not spend
+
+    return next(iter(get_close_matches(name, known, n=1)), None)

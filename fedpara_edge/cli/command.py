@@ -7,7 +7,7 @@ is an error with the nearest one, and a group without a command prints its help.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ import click
 from click.core import ParameterSource
 
 from fedpara_edge.cli.output import emit
-from fedpara_edge.errors import InputError, OutputExistsError
+from fedpara_edge.errors import InputError, OutputExistsError, nearest
 
 RENAMED = {"--force": "--overwrite"}
 """Former spellings of options that several commands share."""
@@ -68,8 +68,8 @@ class Command(click.Command):
             if variable in former:
                 raise click.UsageError(f"{variable} is now {former[variable]}", ctx)
             if variable.startswith(f"{ctx.auto_envvar_prefix}_") and variable not in known:
-                nearest = _nearest(variable, known)
-                remedy = f"did you mean {nearest}?" if nearest else "unset it"
+                close = nearest(variable, known)
+                remedy = f"did you mean {close}?" if close else "unset it"
                 raise click.UsageError(f"{variable}: expected the name of an option of {ctx.info_name}; {remedy}", ctx)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -129,8 +129,8 @@ class Group(click.Group):
         name, known = args[0], self.list_commands(ctx)
         if name in known or name.startswith("-") or ctx.resilient_parsing:
             return super().resolve_command(ctx, args)
-        nearest = _nearest(name, known)
-        remedy = f"Did you mean {nearest!r}?" if nearest else f"There are {', '.join(known)}."
+        close = nearest(name, known)
+        remedy = f"Did you mean {close!r}?" if close else f"There are {', '.join(known)}."
         raise click.UsageError(f"No such command {name!r}. {remedy}", ctx)
 
 
@@ -155,10 +155,3 @@ def _named(option: str) -> tuple[str, str]:
     """The name of an option as Python spells it, and its value, as in `--algorithm fedprox:mu=1`."""
     name, _, value = option.lstrip("-").partition(" ")
     return name.replace("-", "_"), value
-
-
-def _nearest(name: str, known: Collection[str]) -> str | None:
-    """The known name that is most like another; None if none is."""
-    from difflib import get_close_matches  # 10 ms that a command without a mistake need not spend
-
-    return next(iter(get_close_matches(name, known, n=1)), None)

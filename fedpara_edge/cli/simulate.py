@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -97,12 +97,6 @@ class _Lines:
         self._done = 0
         self._started = self._told = clock()
 
-    def __enter__(self) -> _Lines:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
     def update(self, count: int, name: str) -> None:
         self._done += count
         now = self._clock()
@@ -119,23 +113,23 @@ def _progress(
     """The trainings done, with the time left: a bar on a terminal, elsewhere a line now and then."""
     bar: Any = None
     drawing = threading.Lock()
+    with ExitStack() as shown:
 
-    def on_start(trainings: int) -> None:
-        nonlocal bar
-        if stream.isatty():
-            bar = click.progressbar(
-                length=trainings, label="training", file=stream, show_pos=True, item_show_func=lambda name: name or ""
-            )
-        else:
+        def on_start(trainings: int) -> None:
+            nonlocal bar
             bar = _Lines(trainings, stream, clock)
-        bar.__enter__()
+            if stream.isatty():
+                bar = click.progressbar(
+                    length=trainings,
+                    label="training",
+                    file=stream,
+                    show_pos=True,
+                    item_show_func=lambda name: name or "",
+                )
+                shown.enter_context(bar)
 
-    def on_trained(name: str) -> None:
-        with drawing:
-            bar.update(1, name)
+        def on_trained(name: str) -> None:
+            with drawing:
+                bar.update(1, name)
 
-    try:
         yield on_start, on_trained
-    finally:
-        if bar is not None:
-            bar.__exit__(None, None, None)

@@ -29,16 +29,16 @@ from numpy.typing import NDArray
 
 from fedpara_edge.codecs import open_codec
 from fedpara_edge.codecs.codec import Encoder, flatten, in_order, not_finite, unflatten
-from fedpara_edge.errors import InvalidUpdateError, WrongBundleError, brief, brief_text
+from fedpara_edge.errors import InputError, InvalidUpdateError, WrongBundleError, brief, brief_text
 from fedpara_edge.factors.layout import Layout
 from fedpara_edge.formats.tables import max_table_bytes
 from fedpara_edge.formats.weights import Weights
+from fedpara_edge.options import check, option
 from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
 
 FORMAT = "fedpara-edge/update"
 REMEDY = "send it again"
 """Remedy for a damaged update, for the device."""
-MAX_EXAMPLES = 1 << 40
 MAX_CLIENT_CHARACTERS = 200
 MAX_METRICS, MAX_METRIC_CHARACTERS = 64, 100
 
@@ -47,33 +47,29 @@ MAX_METRICS, MAX_METRIC_CHARACTERS = 64, 100
 class UpdateHeader:
     """Header of an update file, without format and codec; the module describes the fields."""
 
-    fingerprint: str
-    round: int
-    base: str
-    client: str
-    examples: int
-    steps: int
+    fingerprint: str = option(words="text")
+    round: int = option(minimum=0, maximum=1 << 40)
+    base: str = option(words="text")
+    client: str = option(words="text")
+    examples: int = option(minimum=1, maximum=1 << 40)
+    steps: int = option(minimum=1, maximum=1 << 40)
     metrics: Mapping[str, float]
 
     def __post_init__(self) -> None:
-        for name, kind in (("fingerprint", str), ("base", str), ("client", str), ("metrics", dict)):
-            if not isinstance(getattr(self, name), kind):
-                expected = "text" if kind is str else "a mapping from names to numbers"
-                raise InvalidUpdateError(
-                    f"{name}: expected {expected}, found {brief(getattr(self, name))}", code="header"
-                )
+        try:
+            check(self)
+        except InputError as error:
+            code = "examples" if error.key == "examples" else "header"
+            raise InvalidUpdateError(str(error), code=code) from error
         if not is_valid_client_name(self.client):
             raise InvalidUpdateError(
                 f"client: expected 1 to {MAX_CLIENT_CHARACTERS} printable characters, found {brief(self.client)}",
                 code="header",
             )
-        for name, lowest, highest in (("round", 0, 1 << 40), ("examples", 1, MAX_EXAMPLES), ("steps", 1, 1 << 40)):
-            value = getattr(self, name)
-            if type(value) is not int or not lowest <= value <= highest:
-                raise InvalidUpdateError(
-                    f"{name}: expected an integer from {lowest} to {highest}, found {brief(value)}",
-                    code="examples" if name == "examples" else "header",
-                )
+        if not isinstance(self.metrics, dict):
+            raise InvalidUpdateError(
+                f"metrics: expected a mapping from names to numbers, found {brief(self.metrics)}", code="header"
+            )
         if len(self.metrics) > MAX_METRICS:
             raise InvalidUpdateError(
                 f"metrics: expected at most {MAX_METRICS}, found {len(self.metrics)}", code="header"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING
-from difflib import get_close_matches
 from typing import Any, TypeVar
 
-from fedpara_edge.errors import InputError
+from fedpara_edge.errors import InputError, nearest
 from fedpara_edge.options.declaration import declared
 
 Made = TypeVar("Made")
@@ -77,6 +76,6 @@ def check_keys(table: Mapping[str, Any], known: Collection[str], *, former: Mapp
             raise InputError(
                 f"expected {former[name]}, the present name of this key, found the former one; rename it", key=name
             )
-        close = get_close_matches(name, known, 1)
-        hint = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(known) or 'none'}"
+        close = nearest(name, known)
+        hint = f"did you mean {close}?" if close else f"the keys are {', '.join(known) or 'none'}"
         raise InputError(f"expected a key of this table, found an unknown one; {hint}", key=name)

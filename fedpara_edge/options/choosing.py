@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING
-from difflib import get_close_matches
 from typing import Any, get_origin
 
-from fedpara_edge.errors import InputError, brief
+from fedpara_edge.errors import InputError, brief, nearest
 from fedpara_edge.options.declaration import Declared, declared
 
 
@@ -43,8 +42,8 @@ def choose(known: Mapping[str, Any], text: str, *, key: str, given: Mapping[str,
     """
     name, _, rest = text.partition(":")
     if name not in known:
-        close = get_close_matches(name, known, 1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        close = nearest(name, known)
+        hint = f"; did you mean {close}?" if close else ""
         raise InputError(f"expected one of {', '.join(known)}, found {brief(name)}{hint}", key=key)
     entry = known[name]
     kind, fixed = entry if isinstance(entry, tuple) else (entry, {})

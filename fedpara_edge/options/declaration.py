@@ -65,7 +65,7 @@ class Declared:
         """
         try:
             return converted(self.kind, value)
-        except (TypeError, ValueError) as error:
+        except (OverflowError, TypeError, ValueError) as error:
             raise self.refuse(value) from error
 
     def refuse(self, value: Any) -> InputError:

@@ -280,34 +280,32 @@ def _flat(tables: Tables, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _plan(tables: Tables, folder: Path) -> Plan:
     settings = list(declared(Plan))
     check_keys(tables, (*settings, "data", *PARTS, "arms"))
-    for name in ("data", *PARTS, "arms"):
-        _check_table(name, tables.get(name, {}))
+    common = {name: _table(tables, name) for name in ("data", *PARTS, "arms")}
     with _under("data"):
-        data = bind(DataPlan, tables.get("data", {}))
-    arms = tuple(_arm(name, table, tables, folder) for name, table in tables.get("arms", {}).items())
+        data = bind(DataPlan, common["data"])
+    arms = tuple(_arm(name, tables, common, folder) for name in common["arms"])
     own = {name: tables[name] for name in settings if name in tables}
     return bind(Plan, own, given={"arms": arms, "data": replace(data, path=folder / data.path)})
 
 
-def _arm(name: str, table: Any, tables: Tables, folder: Path) -> Arm:
+def _arm(name: str, tables: Tables, common: Mapping[str, Tables], folder: Path) -> Arm:
     where = f"arms.{name}"
     if not ARM_NAME.fullmatch(name):
         raise InputError(
             f"expected a name of up to 60 letters, digits, '_', '-', '+' and '.', found {name!r}", key=where
         )
-    _check_table(where, table)
+    with _under("arms"):
+        table = _table(common["arms"], name)
     with _under(where):
         check_keys(table, ("local_only", "rounds", *PARTS))
-        for part in PARTS:
-            _check_table(part, table.get(part, {}))
+        changed = {part: _table(table, part) for part in PARTS}
 
     def made(kind: type[Made], part: str, given: Tables | None = None) -> Made:
-        own = table.get(part, {})
         try:
-            return bind(kind, {**tables.get(part, {}), **own}, given=given, hidden=UNPLANNED)
+            return bind(kind, {**common[part], **changed[part]}, given=given, hidden=UNPLANNED)
         except InputError as error:
             found = error.under(part)
-            raise (found.under(where) if error.key in own else found) from error
+            raise (found.under(where) if error.key in changed[part] else found) from error
 
     train = made(TrainPlan, "train")
     given = {"batch_size": train.batch_size, "engines": (train.engine,), "seed": 0}
@@ -329,9 +327,12 @@ def _beside(folder: Path, model: Recipe) -> Recipe:
     return replace(model, name=f"{folder / where}:{factory}") if where.endswith(".py") else model
 
 
-def _check_table(key: str, value: Any) -> None:
-    if not isinstance(value, dict):
-        raise InputError(f"expected a table, found {value!r}", key=key)
+def _table(tables: Tables, key: str) -> Tables:
+    """A table among others; empty where it is left out."""
+    table = tables.get(key, {})
+    if not isinstance(table, dict):
+        raise InputError(f"expected a table, found {table!r}", key=key)
+    return table
 
 
 @contextmanager
