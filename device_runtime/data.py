@@ -8,11 +8,7 @@ labels: x and y, unless it has several.
 from __future__ import annotations
 
 import hashlib
-import tokenize
-import zipfile
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,14 +20,12 @@ from device_runtime.engines.protocol import Arrays
 from device_runtime.remedies import remedy_for_dtype, remedy_for_shape
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.interface import ArraySpec, Head, Interface
-from fedpara_edge.storage.filekind import HEAD_BYTES, recognize
+from fedpara_edge.storage.arrayfile import open_arrays
 
 Batch = tuple[Arrays, Arrays]
 """Inputs and labels of some rows."""
 BLOCK_BYTES = 1 << 22
 SAMPLED_ROWS = 64
-# Errors that numpy and zipfile raise on damaged files, as found by flipping bytes.
-DAMAGED = (OSError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, tokenize.TokenError)
 
 
 class DataSpec(Protocol):
@@ -145,20 +139,6 @@ def open_inputs(path: Path, spec: DataSpec) -> Inputs:
     return inputs
 
 
-def open_arrays(path: Path, names: Sequence[str], *, optional: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
-    """Arrays by name from an `.npz`, loaded, or from a folder of `.npy` files, memory-mapped.
-
-    Args:
-        path: File `.npz`, or folder of `.npy` files.
-        names: Names of the arrays that must be there.
-        optional: Names of arrays to read where they are there.
-
-    Raises:
-        InputError: A file is missing, damaged or foreign, or an array is missing.
-    """
-    return _map_folder(path, names, optional) if path.is_dir() else _load_npz(path, names, optional)
-
-
 def check_inputs(data: Inputs, *, values: bool = True) -> None:
     """Check shapes, dtypes and number of the inputs, and every value if `values` is set.
 
@@ -224,60 +204,6 @@ def _read(
             "correct or remove this row"
         )
     return np.ascontiguousarray(values, dtype=spec.dtype)
-
-
-def _map_folder(path: Path, names: Sequence[str], optional: Sequence[str]) -> dict[str, NDArray[Any]]:
-    wanted = _wanted(path, {file.stem for file in path.glob("*.npy") if file.is_file()}, names, optional)
-    arrays = {}
-    for name in wanted:
-        with _explaining(path / f"{name}.npy"):
-            arrays[name] = np.asarray(np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False))
-    return arrays
-
-
-def _load_npz(path: Path, names: Sequence[str], optional: Sequence[str]) -> dict[str, NDArray[Any]]:
-    if not path.is_file():
-        found = "a pipe or device" if path.exists() else "nothing"
-        raise InputError(f"{path}: expected an .npz file or a folder with .npy files, found {found}; check the path")
-    if path.suffix != ".npz" and not zipfile.is_zipfile(path):
-        with _explaining(path), path.open("rb") as file:
-            found = recognize(file.read(HEAD_BYTES), path.suffix) or "another file"
-        raise InputError(
-            f"{path}: expected an .npz file or a folder with .npy files, found {found}; "
-            f"save it with numpy.savez(path, {', '.join(f'{name}=…' for name in names)})"
-        )
-    with _explaining(path), path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in _wanted(path, set(archive.files), names, optional)}
-        for name, array in arrays.items():
-            if not isinstance(array, np.ndarray):
-                raise ValueError(f"{name} is not a .npy file")
-    return arrays
-
-
-@contextmanager
-def _explaining(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except MemoryError as error:
-        raise InputError(
-            f"{path}: expected arrays that fit in memory, found larger ones; save them as .npy files in a folder"
-        ) from error
-    except DAMAGED as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(
-            f"{path}: expected whole numpy arrays of numbers, found damaged or foreign ones ({reason}); "
-            "save them again with numpy, not as objects"
-        ) from error
-
-
-def _wanted(path: Path, found: set[str], names: Sequence[str], optional: Sequence[str]) -> tuple[str, ...]:
-    """Names of the arrays to read."""
-    if not found.issuperset(names):
-        listed = ", ".join(repr(name) for name in sorted(found)) or "none"
-        *first, last = (repr(name) for name in names)
-        expected = " and ".join([", ".join(first), last] if first else [last])
-        raise InputError(f"{path}: expected arrays named {expected}, found {listed}; save them under these names")
-    return (*names, *(name for name in optional if name in found))
 
 
 def _check_shape(path: Path, array: NDArray[Any], spec: ArraySpec, *, of_input: bool) -> None:

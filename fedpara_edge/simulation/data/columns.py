@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from device_runtime.data import open_arrays
 from fedpara_edge.errors import InputError
+from fedpara_edge.storage.arrayfile import open_arrays
 
 Keys = NDArray[Any]
 
