@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from export.batches import Batches
 from export.forward.graph import INPUT, LABEL, ForwardGraph, forward_graph
 from export.forward.outputs import Chosen
-from export.forward.preprocess import TORCH_DTYPES, Argument, Deployed, Preprocessing
+from export.forward.preprocess import Argument, Deployed, Preprocessing
+from export.reference import Reference
 from export.step.training_step import INTERFACE, StepSpec, write_steps
 from export.step.weight_update import CORRECTION, optimizer_constants
-from export.trials import Batch, Trial, try_onnxruntime, try_ort_training
+from export.trials import OnnxruntimeTrial, OpenTrial, OrtTrainingTrial
 from export.verify import Verification, check_parameters, verify
 from fedpara_edge.codecs import find_encoder
 from fedpara_edge.errors import InputError
@@ -42,13 +45,22 @@ from fedpara_edge.losses import Loss, find_loss
 from fedpara_edge.nn import layout_of
 from fedpara_edge.storage.atomic import check_output, replacing_folder, sha256_of
 
-_VERIFICATION_BATCHES = 20
 _LARGEST_LOSS = 0.5  # of an initial tensor, relative: beyond it, whole rows of factors may become zero and never train
-_EXAMPLES = 4  # batch size of tracing and verification; torch.export would fix a batch of 0 or 1
+_EXAMPLES = 4  # batch size of tracing; torch.export would fix a batch of 0 or 1
+
+
+def _quietly(_: str) -> None:
+    """Say nothing."""
 
 
 def export_bundle(
-    model: nn.Module, folder: Path | str, config: ExportConfig, *, overwrite: bool = False
+    model: nn.Module,
+    folder: Path | str,
+    config: ExportConfig,
+    *,
+    overwrite: bool = False,
+    examples: Mapping[str, NDArray[Any]] | None = None,
+    on_step: Callable[[str], None] = _quietly,
 ) -> tuple[Bundle, dict[str, Verification]]:
     """Write a bundle that trains `model`, after verifying it against torch.
 
@@ -58,6 +70,8 @@ def export_bundle(
         folder: Folder of the bundle to write, which appears whole or not at all.
         config: Input, loss, optimizer and engines.
         overwrite: Whether to replace an existing bundle.
+        examples: Real rows of inputs or labels by name, to verify with; what is missing is drawn at random.
+        on_step: Function that is called with what is being done, in words.
 
     Returns:
         Bundle, and the measured relative errors by engine.
@@ -79,20 +93,28 @@ def export_bundle(
         _argument(name, each) if config.input else Argument(None, _preprocessing(each)) for name, each in inputs.items()
     ]
     deployed = Deployed(copy.deepcopy(model), arguments, Chosen(config.output_name))  # tracing switches modes
-    example = _random_inputs(specs, np.random.default_rng(config.seed))
+    batches = Batches(
+        inputs=specs,
+        preprocessings=[argument.preprocessing for argument in arguments],
+        seed=config.seed,
+        examples=examples or {},
+    )
+    example = {name: torch.from_numpy(array) for name, array in batches.draw(_EXAMPLES).inputs.items()}
+    on_step("exporting the forward pass")
     graph = forward_graph(deployed, example, batch_size=config.batch_size, contracting=CORRECTION not in optimizer)
     interface = _interface(specs, find_loss(config.loss), graph.outputs)
     trained = layout.with_role("shared", "personal")
     check_parameters(graph, trained)
     tensors = {name: value.detach().numpy() for name, value in model.state_dict().items()}
     with replacing_folder(folder) as making:
-        trials = _write_engines(making, graph, example, layout, config, interface, optimizer, tensors)
+        openers = _write_engines(making, graph, example, layout, config, interface, optimizer, tensors, on_step)
         verification = verify(
-            trials,
-            deployed,
-            heads=interface.heads,
+            openers,
+            Reference(deployed, outputs=graph.outputs, heads=interface.heads, optimizer=optimizer),
+            graph=graph,
             optimizer=optimizer,
-            batches=_random_batches(interface, config.seed),
+            draw=replace(batches, labels=interface.labels).draw,
+            on_step=on_step,
         )
         write_initial_personal(making, {tensor.name: tensors[tensor.name] for tensor in layout.with_role("personal")})
         local = sha256_of(making / INITIAL_PERSONAL) if (making / INITIAL_PERSONAL).exists() else None
@@ -122,11 +144,13 @@ def _write_engines(
     interface: Interface,
     optimizer: dict[str, Any],
     tensors: dict[str, NDArray[Any]],
-) -> dict[str, Trial]:
-    """Write the files of every requested engine; return functions that try them, by engine."""
-    trials: dict[str, Trial] = {}
+    on_step: Callable[[str], None],
+) -> dict[str, OpenTrial]:
+    """Write the files of every requested engine; return functions that load them to try them, by engine."""
+    openers: dict[str, OpenTrial] = {}
     trained = layout.with_role("shared", "personal")
     if "ort-training" in config.engines:
+        on_step("differentiating for ort-training")
         try:
             from export.artifacts import write_artifacts
         except ImportError as error:
@@ -137,12 +161,13 @@ def _write_engines(
             ) from error
         names = [tensor.name for tensor in trained]
         write_artifacts(graph, folder, trainable=names, heads=interface.heads, optimizer=optimizer)
-        trials["ort-training"] = partial(try_ort_training, folder, graph, trained)
+        openers["ort-training"] = partial(OrtTrainingTrial, folder, graph, trained)
     if "onnxruntime" in config.engines:
+        on_step("differentiating for onnxruntime")
         spec = StepSpec(trained, interface.heads, optimizer, layout)
         write_steps(graph, folder, spec, {name: x.numpy() for name, x in example.items()})
-        trials["onnxruntime"] = partial(try_onnxruntime, folder, trained, tensors, optimizer)
-    return trials
+        openers["onnxruntime"] = partial(OnnxruntimeTrial, folder, trained, tensors, optimizer)
+    return openers
 
 
 def _check_replaceable(folder: Path) -> None:
@@ -226,28 +251,3 @@ def _label_spec(loss: Loss, output_shape: tuple[int, ...]) -> ArraySpec:
             "position, found [batch]; choose another loss"
         )
     return ArraySpec(LABEL, output_shape[1:], "int64", output_shape[0])
-
-
-def _random_batches(interface: Interface, seed: int) -> Iterator[Batch]:
-    for number in range(_VERIFICATION_BATCHES):
-        generator = np.random.default_rng([seed, number])
-        inputs = _random_inputs(interface.inputs, generator)
-        yield inputs, {label.name: _random_labels(label, generator) for label in interface.labels}
-
-
-def _random_inputs(specs: Sequence[ArraySpec], generator: np.random.Generator) -> dict[str, torch.Tensor]:
-    return {spec.name: _random_input(spec, generator) for spec in specs}
-
-
-def _random_input(raw: ArraySpec, generator: np.random.Generator) -> torch.Tensor:
-    shape = (_EXAMPLES, *raw.shape)
-    if raw.dtype == "float32":
-        return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
-    limit = {"uint8": 256, "bool": 2}.get(raw.dtype) or raw.classes
-    return torch.from_numpy(generator.integers(0, limit, shape)).to(TORCH_DTYPES[raw.dtype])
-
-
-def _random_labels(label: ArraySpec, generator: np.random.Generator) -> torch.Tensor:
-    if label.classes is not None:
-        return torch.from_numpy(generator.integers(0, label.classes, (_EXAMPLES, *label.shape)))
-    return torch.from_numpy(generator.random((_EXAMPLES, *label.shape), dtype=np.float32))

@@ -1,4 +1,4 @@
-"""Trials of written files, engine by engine: one batch through training step, evaluation and optimizer step.
+"""Trials of written files, engine by engine: opened once, and run on batches as a device would.
 
 Dropout is switched off, as its draws can't be compared with torch's.
 """
@@ -6,117 +6,160 @@ Dropout is switched off, as its draws can't be compared with torch's.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnxruntime import InferenceSession, SessionOptions
 
+from export.batches import Batch
 from export.forward.graph import ForwardGraph
 from export.step.dropout import LIMIT, SCALE
 from export.step.weight_update import state_shapes
 from fedpara_edge.factors.layout import TensorSpec
 
-Batch = tuple[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]]
-"""Raw inputs and labels [B, ...] by name, in the order of the graphs."""
 STEP = 0.1
 """Learning rate of the optimizer step."""
+
+Tensors = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class Results:
-    """Results of a trial.
+    """Results of a batch.
 
     Attributes:
         loss: Loss of the batch.
-        outputs: Outputs of the model in evaluation, all of them flattened, one after the other.
+        outputs: Outputs of the model in evaluation, by name.
         gradients: Gradients by tensor.
-        stepped: Weights after an optimizer step, by tensor; None if the files don't take the step.
     """
 
     loss: float
-    outputs: NDArray[Any]
-    gradients: dict[str, NDArray[Any]]
-    stepped: dict[str, NDArray[Any]] | None
+    outputs: Tensors
+    gradients: Tensors
 
 
-Trial = Callable[[Batch], Results]
+class Trial(Protocol):
+    """The files of an engine, ready to run."""
+
+    def run(self, batch: Batch) -> Results:
+        """Run training step and evaluation on a batch, both with the initial weights."""
+        ...
+
+    def step(self) -> Tensors | None:
+        """Weights by tensor after one optimizer step from the last batch; None if the files don't take the step.
+
+        Call it once, at the end.
+        """
+        ...
 
 
-def try_ort_training(folder: Path, graph: ForwardGraph, tensors: Sequence[TensorSpec], batch: Batch) -> Results:
-    """Try the four artifacts in onnxruntime-training.
+OpenTrial = Callable[[], Trial]
+"""Function that loads the files of an engine."""
+
+
+class OrtTrainingTrial:
+    """The four artifacts in onnxruntime-training.
+
+    Args:
+        folder: Folder of the artifacts.
+        graph: Forward pass that they were made from, for errors.
+        tensors: Trained tensors.
 
     Raises:
         InputError: An operator has no kernel for its gradient.
     """
-    from onnxruntime.training.api import CheckpointState, Module, Optimizer
 
-    from export.artifacts import naming_operators
+    def __init__(self, folder: Path, graph: ForwardGraph, tensors: Sequence[TensorSpec]) -> None:
+        from onnxruntime.training.api import CheckpointState, Module
 
-    arrays = [tensor.numpy() for part in batch for tensor in part.values()]
-    with tempfile.TemporaryDirectory() as scratch:
-        training_model = Path(scratch) / "training_model.onnx"
-        _copy_without_dropout(folder / "training_model.onnx", training_model)
-        state = CheckpointState.load_checkpoint(folder / "checkpoint")
-        with naming_operators(graph):
-            module = Module(training_model, state, folder / "eval_model.onnx", session_options=_quiet())
-        module.eval()
-        _, *outputs = module(*arrays)
-        module.train()
-        loss, *_ = module(*arrays)
-        gradients = {tensor.name: np.array(state.parameters[tensor.name].grad) for tensor in tensors}
-        stepped = None
-        if (folder / "optimizer_model.onnx").exists():
-            optimizer = Optimizer(folder / "optimizer_model.onnx", module)
-            optimizer.set_learning_rate(STEP)
-            optimizer.step()
-            stepped = {tensor.name: np.array(state.parameters[tensor.name].data) for tensor in tensors}
-    return Results(float(loss), flattened(outputs), gradients, stepped)
+        from export.artifacts import naming_operators
 
+        self._optimizer = folder / "optimizer_model.onnx"
+        self._names, self._outputs = [tensor.name for tensor in tensors], list(graph.outputs)
+        self._state = CheckpointState.load_checkpoint(folder / "checkpoint")
+        with tempfile.TemporaryDirectory() as scratch:
+            training_model = Path(scratch) / "training_model.onnx"
+            _copy_without_dropout(folder / "training_model.onnx", training_model)
+            with naming_operators(graph):
+                self._module = Module(training_model, self._state, folder / "eval_model.onnx", session_options=_quiet())
 
-def try_onnxruntime(
-    folder: Path,
-    tensors: Sequence[TensorSpec],
-    weights: Mapping[str, NDArray[Any]],
-    optimizer: Mapping[str, Any],
-    batch: Batch,
-) -> Results:
-    """Try the step and the evaluation in standard operators, in onnxruntime."""
-    model = onnx.load(folder / "train_step.onnx")
-    for tensor in model.graph.initializer:
-        off = next((value for suffix, value in _OFF.items() if tensor.name.endswith(suffix)), None)
-        if off is not None:
-            tensor.CopyFrom(numpy_helper.from_array(off, tensor.name))
-    flat = np.concatenate([weights[tensor.name].reshape(-1) for tensor in tensors])
-    none = np.zeros(1, np.float32)
-    feed = {name: tensor.numpy() for part in batch for name, tensor in part.items()} | {"weights": flat}
-    settings: dict[str, NDArray[Any]] = {
-        "seed": np.array(0, np.int64),
-        "accumulated": none,
-        "share": np.array(1, np.float32),
-        "last": np.array(True),
-        "learning_rate": np.array(STEP, np.float32),
-        "adjusted": np.array(False),
-        "mu": none,
-        "h": none,
-        "max_norm": np.array(np.inf, np.float32),
-        **{name: np.zeros(shape, np.float32) for name, shape in state_shapes(optimizer, len(flat)).items()},
-    }
-    step = _session(model.SerializeToString())
-    loss, gradient, new = step.run(["loss", "gradient", "new_weights"], feed | settings)
-    _, *outputs = _session((folder / "eval_step.onnx").read_bytes()).run(None, feed)
-    return Results(float(loss), flattened(outputs), _split(gradient, tensors), _split(new, tensors))
+    def run(self, batch: Batch) -> Results:
+        """Run training step and evaluation on a batch."""
+        self._module.eval()
+        _, *outputs = self._module(*batch.arrays)
+        self._module.train()
+        self._module.lazy_reset_grad()
+        loss, *_ = self._module(*batch.arrays)
+        gradients = {name: np.array(self._state.parameters[name].grad) for name in self._names}
+        return Results(float(loss), dict(zip(self._outputs, outputs, strict=True)), gradients)
+
+    def step(self) -> Tensors | None:
+        """Weights after one optimizer step from the last batch; None where the runtime has no such optimizer."""
+        from onnxruntime.training.api import Optimizer
+
+        if not self._optimizer.exists():
+            return None
+        optimizer = Optimizer(self._optimizer, self._module)
+        optimizer.set_learning_rate(STEP)
+        optimizer.step()
+        return {name: np.array(self._state.parameters[name].data) for name in self._names}
 
 
-def flattened(outputs: Iterable[NDArray[Any]]) -> NDArray[Any]:
-    """Outputs of a model, all flattened, one after the other."""
-    return np.concatenate([np.ravel(output) for output in outputs])
+class OnnxruntimeTrial:
+    """The step and the evaluation in standard operators, in onnxruntime.
+
+    Args:
+        folder: Folder of the two graphs.
+        tensors: Trained tensors.
+        weights: Initial weights by tensor.
+        optimizer: Constants of the optimizer.
+    """
+
+    def __init__(
+        self, folder: Path, tensors: Sequence[TensorSpec], weights: Tensors, optimizer: Mapping[str, Any]
+    ) -> None:
+        model = onnx.load(folder / "train_step.onnx")
+        for tensor in model.graph.initializer:
+            off = next((value for suffix, value in _OFF.items() if tensor.name.endswith(suffix)), None)
+            if off is not None:
+                tensor.CopyFrom(numpy_helper.from_array(off, tensor.name))
+        flat = np.concatenate([weights[tensor.name].reshape(-1) for tensor in tensors])
+        none = np.zeros(1, np.float32)
+        self._tensors = tensors
+        self._stepped: NDArray[Any] = flat
+        self._weights = {"weights": flat}
+        self._settings: dict[str, NDArray[Any]] = {
+            "seed": np.array(0, np.int64),
+            "accumulated": none,
+            "share": np.array(1, np.float32),
+            "last": np.array(True),
+            "learning_rate": np.array(STEP, np.float32),
+            "adjusted": np.array(False),
+            "mu": none,
+            "h": none,
+            "max_norm": np.array(np.inf, np.float32),
+            **{name: np.zeros(shape, np.float32) for name, shape in state_shapes(optimizer, len(flat)).items()},
+        }
+        self._train = _session(model.SerializeToString())
+        self._evaluate = _session((folder / "eval_step.onnx").read_bytes())
+
+    def run(self, batch: Batch) -> Results:
+        """Run training step and evaluation on a batch."""
+        feed = {**batch.inputs, **batch.labels, **self._weights}
+        loss, gradient, self._stepped = self._train.run(["loss", "gradient", "new_weights"], feed | self._settings)
+        _, *outputs = self._evaluate.run(None, feed)
+        names = [output.name for output in self._evaluate.get_outputs()[1:]]
+        return Results(float(loss), dict(zip(names, outputs, strict=True)), _split(gradient, self._tensors))
+
+    def step(self) -> Tensors:
+        """Weights after one optimizer step from the last batch."""
+        return _split(self._stepped, self._tensors)
 
 
 _OFF: dict[str, NDArray[Any]] = {LIMIT: np.array(2**32, np.int64), SCALE: np.array(1.0, np.float32)}
@@ -128,11 +171,11 @@ def _session(model: bytes) -> InferenceSession:
 
 def _quiet() -> SessionOptions:
     options = SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     return options
 
 
-def _split(vector: NDArray[Any], tensors: Sequence[TensorSpec]) -> dict[str, NDArray[Any]]:
+def _split(vector: NDArray[Any], tensors: Sequence[TensorSpec]) -> Tensors:
     ends = np.cumsum([tensor.size for tensor in tensors])
     pieces = np.split(vector, ends[:-1])
     return {tensor.name: piece.reshape(tensor.shape) for tensor, piece in zip(tensors, pieces, strict=True)}

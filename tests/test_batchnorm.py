@@ -15,7 +15,6 @@ from export import export_bundle
 from export.forward.graph import forward_graph
 from export.forward.outputs import Chosen
 from export.forward.preprocess import Argument, Deployed, Preprocessing
-from export.verify import TOLERANCE
 from fedpara_edge.errors import InputError
 from fedpara_edge.factors.factorization import Factorization
 from fedpara_edge.formats.recipe import ExportConfig
@@ -130,7 +129,7 @@ def test_a_batchnorm_without_running_statistics_trains_in_both_engines(
     x = torch.randn(4, *shape)
     torch.testing.assert_close(converted.eval()(x), model.eval()(x))
     _, verification = export(converted, tmp_path / "bundle", shape)
-    assert all(errors.worst <= TOLERANCE for errors in verification.values())
+    assert all(errors.worst <= errors.limit for errors in verification.values())  # two rows nearly cancel
     assert verification.keys() == {"ort-training", "onnxruntime"}
 
 

@@ -352,7 +352,7 @@ def test_a_wrong_graph_fails_the_verification(
         _another_activation(folder / name)
 
     monkeypatch.setattr(writer, sabotaged)
-    with pytest.raises(FedparaError, match=r"expected torch's result within 1e-05 .* on batch 1;"):
+    with pytest.raises(FedparaError, match=r"expected torch's result within 1e-05 .* on batch 1 of 5 rows;"):
         export_bundle(vector_net(nn.ReLU()), tmp_path / "bundle", options(VECTOR))
     assert list(tmp_path.iterdir()) == []
 
@@ -406,7 +406,9 @@ def test_vgg16_agrees_whatever_the_seed(seed: int, tmp_path: Path) -> None:
     entry = ZOO["vgg16"]
     chosen = options(entry.input_shape, input_dtype="uint8", seed=seed)
     _, verification = export_bundle(entry.factory(), tmp_path / "bundle", chosen)
-    assert worst(verification) <= TOLERANCE
+    rounding = max(errors.rounding for errors in verification.values())
+    assert rounding <= 1e-4  # no rectifier on the other side, which makes 1e-3 or more
+    assert all(errors.worst <= errors.limit for errors in verification.values())
 
 
 def test_existing_bundle_is_kept_unless_overwritten(tmp_path: Path) -> None:

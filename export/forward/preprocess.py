@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from export.forward.outputs import Chosen
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.inputs import InputDtype
-
-TORCH_DTYPES = {"uint8": torch.uint8, "float32": torch.float32, "int64": torch.int64, "bool": torch.bool}
 
 
 class Preprocessing:
@@ -66,6 +67,16 @@ class Preprocessing:
         if any(self.shift):
             x = x + self._constant(self.shift, dtype)
         return x
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether a mean or a standard deviation was declared."""
+        return any(self.shift) or len(set(self.scale)) > 1 or self.scale[0] not in (1.0, 1.0 / 255.0)
+
+    def raw(self, preprocessed: NDArray[Any]) -> NDArray[Any]:
+        """Raw input [B, ...], in double precision and not rounded, whose preprocessing gives these values."""
+        scale, shift = (np.reshape(values, self.channel_shape) for values in (self.scale, self.shift))
+        return np.asarray((preprocessed - shift) / scale)
 
     def _constant(self, values: list[float], dtype: torch.dtype) -> torch.Tensor | float:
         if len(values) == 1:

@@ -22,6 +22,7 @@ from export.forward.detaching import detach
 from export.forward.embeddings import embedding, embedding_bag
 from export.forward.extrema import max_dim, min_dim
 from export.forward.pooling import adaptive_avg_pool, adaptive_max_pool, avg_pool, max_pool
+from export.forward.squeezing import squeeze
 
 
 def layer_norm(
@@ -137,6 +138,9 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.celu.default: celu,
     torch.ops.aten.instance_norm.default: instance_norm,
     torch.ops.aten.detach.default: detach,
+    torch.ops.aten.squeeze.default: squeeze,
+    torch.ops.aten.squeeze.dim: squeeze,
+    torch.ops.aten.squeeze.dims: squeeze,
     torch.ops.aten._native_batch_norm_legit.no_stats: without_statistics,
     torch.ops.aten.embedding.default: embedding,
     torch.ops.aten.embedding_bag.default: embedding_bag,

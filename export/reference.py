@@ -1,0 +1,168 @@
+"""The model in torch, as the reference of a verification: exactly, in float32, and with rounding drawn at random.
+
+How far float32 may be off is measured rather than assumed. `Reference.rounded` computes in double precision and rounds
+the result of every operator, forward and backward, at random: each entry by up to a unit of its own size, and all
+entries of a result in one direction by another (the random directions of CESTAC). The first makes what float32 makes of
+most values; the second is what remains of a sum whose terms cancel, as the gradient of a bias before a normalization:
+unit · Σ|terms|, while the sum itself is zero. Sources: Parker, Monte Carlo Arithmetic (1997); Vignes, A stochastic
+arithmetic for reliable scientific computation (1993).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from export.batches import Batch
+from export.forward.preprocess import Deployed
+from export.step.jacobian import corrections_in_torch, recording_weights
+from export.step.weight_update import CORRECTION
+from export.trials import STEP, Results, Tensors
+from fedpara_edge.errors import InputError
+from fedpara_edge.formats.interface import Head
+
+UNIT = 2.0**-24
+"""Largest relative error of rounding to float32."""
+
+
+class Reference:
+    """The model in torch.
+
+    Args:
+        model: Model that the files stand for, with the same parameters.
+        outputs: Shapes of the outputs of one example, by name.
+        heads: Outputs that the files train, with their labels and losses.
+        optimizer: Constants of the optimizer.
+
+    Attributes:
+        weights: Trained weights by tensor, in double precision.
+    """
+
+    def __init__(
+        self,
+        model: Deployed,
+        *,
+        outputs: Mapping[str, tuple[int, ...]],
+        heads: Sequence[Head],
+        optimizer: Mapping[str, Any],
+    ) -> None:
+        self._single = copy.deepcopy(model).eval()
+        self._double = copy.deepcopy(self._single).double()
+        self._double.dtype = torch.float64
+        self._shapes, self._heads, self._optimizer = outputs, heads, optimizer
+        self.weights: Tensors = {name: parameter.detach().numpy() for name, parameter in _trained(self._double)}
+
+    def exact(self, batch: Batch) -> Results:
+        """Results in double precision."""
+        return self._run(self._double, batch)
+
+    def single(self, batch: Batch) -> Results:
+        """Results in float32."""
+        return self._run(self._single, batch)
+
+    def rounded(self, batch: Batch, seed: int, unit: float = UNIT) -> Results:
+        """Results in double precision, with the result of every operator rounded at random."""
+        with _Rounding(seed, unit):
+            return self._run(self._double, batch)
+
+    def _run(self, model: Deployed, batch: Batch) -> Results:
+        """Results on a batch.
+
+        A single row, which `squeeze()` mistakes for no batch, runs as two equal ones where torch itself would fail or
+        lose the row: the means of loss and gradient are the same.
+        """
+        if batch.rows > 1:
+            return self._results(model, batch)
+        try:
+            return self._results(model, batch)
+        except (RuntimeError, ValueError, IndexError, InputError):  # of torch, which has no common base for them
+            found = self._results(model, batch.twice())
+        return Results(found.loss, {name: output[:1] for name, output in found.outputs.items()}, found.gradients)
+
+    def _results(self, model: Deployed, batch: Batch) -> Results:
+        inputs, labels = (
+            {name: torch.from_numpy(array) for name, array in arrays.items()} for arrays in (batch.inputs, batch.labels)
+        )
+        with torch.enable_grad(), recording_weights(model) as weights:
+            outputs = model.by_name(*inputs.values())
+            for name, shape in self._shapes.items():
+                if tuple(outputs[name].shape) != (batch.rows, *shape):
+                    raise InputError(
+                        f"model: expected {name!r} {[batch.rows, *shape]} for {batch.rows} rows, "
+                        f"found {list(outputs[name].shape)}; keep the batch first"
+                    )
+            value = loss_in_torch(self._heads, outputs, labels)
+            trained = _trained(model)
+            gradients = torch.autograd.grad(value, [parameter for _, parameter in trained], retain_graph=True)
+        corrections: dict[torch.nn.Parameter, torch.Tensor] = {}
+        if CORRECTION in self._optimizer:
+            corrections = corrections_in_torch(value, weights, strength=self._optimizer[CORRECTION], learning_rate=STEP)
+        return Results(
+            value.item(),
+            {name: output.detach().numpy() for name, output in outputs.items()},
+            {
+                name: np.asarray((gradient + corrections.get(parameter, 0)).numpy())
+                for (name, parameter), gradient in zip(trained, gradients, strict=True)
+            },
+        )
+
+
+def loss_in_torch(
+    heads: Sequence[Head], outputs: Mapping[str, torch.Tensor], labels: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
+    """Loss [] of outputs and labels by name, as torch computes it, in the dtype of the outputs."""
+    (head,) = heads
+    output, y = outputs[head.output.name], labels[head.label.name]
+    return _LOSS_FUNCTIONS[head.loss.name](output, y.to(output.dtype) if y.is_floating_point() else y)
+
+
+_LOSS_FUNCTIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "cross_entropy": F.cross_entropy,
+    "mse": F.mse_loss,
+    "bce": F.binary_cross_entropy_with_logits,
+}
+
+
+def _trained(model: Deployed) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, parameter) for name, parameter in model.model.named_parameters() if parameter.requires_grad]
+
+
+class _Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Rounding of the results of operators: by up to `unit` of each entry, and by `unit` of all in one direction."""
+
+    def __init__(self, seed: int, unit: float) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._generator, self._unit = torch.Generator().manual_seed(seed), unit
+        self._noise = 2 * torch.rand(_NOISE, generator=self._generator, dtype=torch.float64) - 1
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        del types
+        found = func(*args, **(kwargs or {}))
+        if not any(entry.alias_info is not None for entry in func._schema.returns):
+            for value in found if isinstance(found, tuple | list) else (found,):
+                if isinstance(value, torch.Tensor) and value.dtype == torch.float64 and value.numel():
+                    self._round(value)
+        return found
+
+    def _round(self, value: torch.Tensor) -> None:
+        direction = self._unit if torch.rand((), generator=self._generator) < 0.5 else -self._unit
+        magnitude = value.abs()
+        if value.is_contiguous():
+            start = int(torch.randint(_NOISE // 2, (), generator=self._generator))
+            for piece in value.view(-1).split(_NOISE // 2):  # type: ignore[no-untyped-call]
+                piece.addcmul_(piece, self._noise[start : start + len(piece)], value=self._unit)
+        else:
+            value.mul_(1 + self._unit * (2 * torch.rand(value.shape, generator=self._generator) - 1).double())
+        value.add_(magnitude, alpha=direction)
+
+
+_NOISE = 1 << 21
+"""Entries of the noise, of which each result takes a part: drawn anew for each, noise would take most of the time."""
