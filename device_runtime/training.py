@@ -134,7 +134,7 @@ def train(
         personal = load_personal(engine, before)
         begin = _resume(engine, begin)
         start = _start(origin, before, control, config, steps=steps)
-        shared = frozenset(origin.tensors) if personal else None
+        shared = frozenset(start.weights) if personal else None
         adjustment = config.adjustment(algorithm.term(start), shared=shared)
         taken = take_steps(
             engine,
@@ -215,8 +215,9 @@ def _resume(engine: Engine, begin: Progress) -> Progress:
 
 
 def _start(origin: Weights, before: Groups, control: Group, config: TrainConfig, *, steps: int) -> Start:
+    trained = {tensor.name for tensor in origin.layout.trained}
     return Start(
-        weights=origin.tensors,
+        weights={name: tensor for name, tensor in origin.tensors.items() if name in trained},
         kept=before.get(config.client_algorithm.group or "", {}),
         control=control,
         rate_sum=sum_learning_rates(config, steps=steps, round=origin.round),
@@ -256,7 +257,7 @@ def _after(
     if not any(tensor.any() for tensor in after[RESIDUAL].values()):
         del after[RESIDUAL]
     if algorithm.group is not None:
-        after[algorithm.group] = algorithm.keep(start, sent)
+        after[algorithm.group] = algorithm.keep(start, {name: sent[name] for name in start.weights})
     return after
 
 

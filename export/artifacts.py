@@ -15,7 +15,8 @@ import onnxruntime
 from onnx import TensorProto, helper
 from onnxruntime.training import artifacts, onnxblock
 
-from export.forward.batchnorm import in_plain_operators
+from export.folding.inference import prune
+from export.forward.batchnorm import by_running_statistics, in_plain_operators
 from export.forward.graph import IR_VERSION, ForwardGraph, quiet_stderr
 from export.gradients import DETACH
 from export.gradients.builder import attributes
@@ -59,7 +60,8 @@ def write_artifacts(
             requires_grad=list(trainable),
             loss=_LOSSES[head.loss.name](head),
             optimizer=_optimizer_block(optimizer),
-            additional_output_names=list(graph.outputs),
+            frozen_params=list(graph.statistics),
+            additional_output_names=[*graph.outputs, *graph.statistics.values()],
             artifact_directory=folder,
         )
     for name in ("training_model", "eval_model", "optimizer_model"):
@@ -68,6 +70,10 @@ def write_artifacts(
             continue
         written = onnx.load(path)
         written.ir_version = IR_VERSION  # onnx stamps its newest on every model it makes
+        if name == "eval_model" and graph.statistics:
+            del written.graph.output[1 + len(graph.outputs) :]
+            by_running_statistics(written.graph, graph.model)
+            prune(written.graph)
         if name == "optimizer_model":
             _correct_optimizer(written.graph)
         onnx.save(written, path)

@@ -103,8 +103,7 @@ def export_bundle(
     on_step("exporting the forward pass")
     graph = forward_graph(deployed, example, batch_size=config.batch_size, contracting=CORRECTION not in optimizer)
     interface = _interface(specs, find_loss(config.loss), graph.outputs)
-    trained = layout.with_role("shared", "personal")
-    check_parameters(graph, trained)
+    check_parameters(graph, layout.trained)
     tensors = {name: value.detach().numpy() for name, value in model.state_dict().items()}
     with replacing_folder(folder) as making:
         openers = _write_engines(making, graph, example, layout, config, interface, optimizer, tensors, on_step)
@@ -148,7 +147,7 @@ def _write_engines(
 ) -> dict[str, OpenTrial]:
     """Write the files of every requested engine; return functions that load them to try them, by engine."""
     openers: dict[str, OpenTrial] = {}
-    trained = layout.with_role("shared", "personal")
+    trained = layout.trained
     if "ort-training" in config.engines:
         on_step("differentiating for ort-training")
         try:
@@ -164,9 +163,9 @@ def _write_engines(
         openers["ort-training"] = partial(OrtTrainingTrial, folder, graph, trained)
     if "onnxruntime" in config.engines:
         on_step("differentiating for onnxruntime")
-        spec = StepSpec(trained, interface.heads, optimizer, layout)
+        spec = StepSpec(trained, interface.heads, optimizer, layout, layout.statistics)
         write_steps(graph, folder, spec, {name: x.numpy() for name, x in example.items()})
-        openers["onnxruntime"] = partial(OnnxruntimeTrial, folder, trained, tensors, optimizer)
+        openers["onnxruntime"] = partial(OnnxruntimeTrial, folder, layout, tensors, optimizer)
     return openers
 
 

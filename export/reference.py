@@ -11,7 +11,9 @@ arithmetic for reliable scientific computation (1993).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from export.step.weight_update import CORRECTION
 from export.trials import STEP, Results, Tensors
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.interface import Head
+from fedpara_edge.nn.batchnorm import normalize_by_batches, running_statistics
 
 UNIT = 2.0**-24
 """Largest relative error of rounding to float32."""
@@ -75,7 +78,7 @@ class Reference:
         """Results on a batch.
 
         A single row, which `squeeze()` mistakes for no batch, runs as two equal ones where torch itself would fail or
-        lose the row: the means of loss and gradient are the same.
+        lose the row: the means of loss and gradient are the same, and running statistics, which are not, are left out.
         """
         if batch.rows > 1:
             return self._results(model, batch)
@@ -83,13 +86,14 @@ class Reference:
             return self._results(model, batch)
         except (RuntimeError, ValueError, IndexError, InputError):  # of torch, which has no common base for them
             found = self._results(model, batch.twice())
-        return Results(found.loss, {name: output[:1] for name, output in found.outputs.items()}, found.gradients)
+        return replace(found, outputs={name: output[:1] for name, output in found.outputs.items()}, statistics={})
 
     def _results(self, model: Deployed, batch: Batch) -> Results:
         inputs, labels = (
             {name: torch.from_numpy(array) for name, array in arrays.items()} for arrays in (batch.inputs, batch.labels)
         )
-        with torch.enable_grad(), recording_weights(model) as weights:
+        evaluated = _evaluated(model, inputs)
+        with torch.enable_grad(), _normalizing_by_batches(model) as statistics, recording_weights(model) as weights:
             outputs = model.by_name(*inputs.values())
             for name, shape in self._shapes.items():
                 if tuple(outputs[name].shape) != (batch.rows, *shape):
@@ -100,17 +104,42 @@ class Reference:
             value = loss_in_torch(self._heads, outputs, labels)
             trained = _trained(model)
             gradients = torch.autograd.grad(value, [parameter for _, parameter in trained], retain_graph=True)
+            kept = {name: statistic.numpy().copy() for name, statistic in statistics.items()}
         corrections: dict[torch.nn.Parameter, torch.Tensor] = {}
         if CORRECTION in self._optimizer:
             corrections = corrections_in_torch(value, weights, strength=self._optimizer[CORRECTION], learning_rate=STEP)
         return Results(
             value.item(),
-            {name: output.detach().numpy() for name, output in outputs.items()},
+            {name: output.detach().numpy() for name, output in (evaluated or outputs).items()},
             {
                 name: np.asarray((gradient + corrections.get(parameter, 0)).numpy())
                 for (name, parameter), gradient in zip(trained, gradients, strict=True)
             },
+            kept,
         )
+
+
+def _evaluated(model: Deployed, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor] | None:
+    """Outputs by running statistics; None if there are none, so that training and evaluation give the same outputs."""
+    if not running_statistics(model.model):
+        return None
+    with torch.no_grad():
+        return model.by_name(*inputs.values())
+
+
+@contextmanager
+def _normalizing_by_batches(model: Deployed) -> Iterator[dict[str, torch.Tensor]]:
+    """Context in which BatchNorms are in training mode, and after which running statistics are as they were."""
+    statistics = running_statistics(model.model)
+    arrays = {name: statistic.numpy() for name, statistic in statistics.items()}  # which `_Rounding` leaves alone
+    before = {name: array.copy() for name, array in arrays.items()}
+    normalize_by_batches(model)
+    try:
+        yield statistics
+    finally:
+        model.eval()
+        for name, array in arrays.items():
+            array[...] = before[name]
 
 
 def loss_in_torch(

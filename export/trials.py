@@ -21,7 +21,7 @@ from export.batches import Batch
 from export.forward.graph import ForwardGraph
 from export.step.dropout import LIMIT, SCALE
 from export.step.weight_update import state_shapes
-from fedpara_edge.factors.layout import TensorSpec
+from fedpara_edge.factors.layout import Layout, TensorSpec
 
 STEP = 0.1
 """Learning rate of the optimizer step."""
@@ -37,11 +37,13 @@ class Results:
         loss: Loss of the batch.
         outputs: Outputs of the model in evaluation, by name.
         gradients: Gradients by tensor.
+        statistics: Running statistics after the batch, by tensor.
     """
 
     loss: float
     outputs: Tensors
     gradients: Tensors
+    statistics: Tensors
 
 
 class Trial(Protocol):
@@ -82,6 +84,7 @@ class OrtTrainingTrial:
 
         self._optimizer = folder / "optimizer_model.onnx"
         self._names, self._outputs = [tensor.name for tensor in tensors], list(graph.outputs)
+        self._statistics = list(graph.statistics)
         self._state = CheckpointState.load_checkpoint(folder / "checkpoint")
         with tempfile.TemporaryDirectory() as scratch:
             training_model = Path(scratch) / "training_model.onnx"
@@ -95,9 +98,10 @@ class OrtTrainingTrial:
         _, *outputs = self._module(*batch.arrays)
         self._module.train()
         self._module.lazy_reset_grad()
-        loss, *_ = self._module(*batch.arrays)
+        loss, *others = self._module(*batch.arrays)
+        statistics = dict(zip(self._statistics, others[len(self._outputs) :], strict=True))
         gradients = {name: np.array(self._state.parameters[name].grad) for name in self._names}
-        return Results(float(loss), dict(zip(self._outputs, outputs, strict=True)), gradients)
+        return Results(float(loss), dict(zip(self._outputs, outputs, strict=True)), gradients, statistics)
 
     def step(self) -> Tensors | None:
         """Weights after one optimizer step from the last batch; None where the runtime has no such optimizer."""
@@ -116,24 +120,24 @@ class OnnxruntimeTrial:
 
     Args:
         folder: Folder of the two graphs.
-        tensors: Trained tensors.
-        weights: Initial weights by tensor.
+        layout: Layout of the model.
+        weights: Initial weights and statistics by tensor.
         optimizer: Constants of the optimizer.
     """
 
-    def __init__(
-        self, folder: Path, tensors: Sequence[TensorSpec], weights: Tensors, optimizer: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, folder: Path, layout: Layout, weights: Tensors, optimizer: Mapping[str, Any]) -> None:
         model = onnx.load(folder / "train_step.onnx")
         for tensor in model.graph.initializer:
             off = next((value for suffix, value in _OFF.items() if tensor.name.endswith(suffix)), None)
             if off is not None:
                 tensor.CopyFrom(numpy_helper.from_array(off, tensor.name))
-        flat = np.concatenate([weights[tensor.name].reshape(-1) for tensor in tensors])
+        flat = _flat(weights, layout.trained)
         none = np.zeros(1, np.float32)
-        self._tensors = tensors
+        self._layout = layout
         self._stepped: NDArray[Any] = flat
         self._weights = {"weights": flat}
+        if layout.statistics:
+            self._weights["statistics"] = _flat(weights, layout.statistics)
         self._settings: dict[str, NDArray[Any]] = {
             "seed": np.array(0, np.int64),
             "accumulated": none,
@@ -152,14 +156,17 @@ class OnnxruntimeTrial:
     def run(self, batch: Batch) -> Results:
         """Run training step and evaluation on a batch."""
         feed = {**batch.inputs, **batch.labels, **self._weights}
-        loss, gradient, self._stepped = self._train.run(["loss", "gradient", "new_weights"], feed | self._settings)
+        names = ["loss", "gradient", *(f"new_{name}" for name in self._weights)]
+        loss, gradient, self._stepped, *kept = self._train.run(names, feed | self._settings)
+        statistics = _split(kept[0], self._layout.statistics) if kept else {}
         _, *outputs = self._evaluate.run(None, feed)
         names = [output.name for output in self._evaluate.get_outputs()[1:]]
-        return Results(float(loss), dict(zip(names, outputs, strict=True)), _split(gradient, self._tensors))
+        gradients = _split(gradient, self._layout.trained)
+        return Results(float(loss), dict(zip(names, outputs, strict=True)), gradients, statistics)
 
     def step(self) -> Tensors:
         """Weights after one optimizer step from the last batch."""
-        return _split(self._stepped, self._tensors)
+        return _split(self._stepped, self._layout.trained)
 
 
 _OFF: dict[str, NDArray[Any]] = {LIMIT: np.array(2**32, np.int64), SCALE: np.array(1.0, np.float32)}
@@ -173,6 +180,10 @@ def _quiet() -> SessionOptions:
     options = SessionOptions()
     options.log_severity_level = 4
     return options
+
+
+def _flat(weights: Tensors, tensors: Sequence[TensorSpec]) -> NDArray[Any]:
+    return np.concatenate([weights[tensor.name].reshape(-1) for tensor in tensors])
 
 
 def _split(vector: NDArray[Any], tensors: Sequence[TensorSpec]) -> Tensors:

@@ -129,7 +129,7 @@ def verify(
 
 
 Errors = Mapping[str, float]
-"""Relative errors by what is compared: `loss`, `outputs`, and the gradient of each tensor."""
+"""Relative errors by what is compared: `loss`, outputs, and the gradient or the running statistic of each tensor."""
 
 
 class _Rounding:
@@ -235,7 +235,18 @@ def _errors(found: Results, exact: Results) -> Errors:
         for name, gradient in exact.gradients.items()
     }
     outputs = {f"output {name!r}": _relative(found.outputs[name], output) for name, output in exact.outputs.items()}
-    return {"loss": _relative(np.array(found.loss), np.array(exact.loss)), **outputs, **gradients}
+    statistics = {
+        f"statistic {name!r}": _relative(found.statistics[name], kept, floor=_deviation(exact.statistics, name))
+        for name, kept in exact.statistics.items()
+    }
+    loss = _relative(np.array(found.loss), np.array(exact.loss))
+    return {"loss": loss, **outputs, **gradients, **statistics}
+
+
+def _deviation(statistics: Tensors, name: str) -> float:
+    """Norm of the deviations around a running mean, on whose scale it is rounded; 0 for a variance."""
+    variance = statistics.get(name.removesuffix("running_mean") + "running_var")
+    return 0.0 if variance is None or name.endswith("running_var") else float(np.linalg.norm(np.sqrt(variance)))
 
 
 def _summary(errors: Errors, rounding: _Rounding) -> Verification:

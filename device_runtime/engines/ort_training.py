@@ -20,7 +20,7 @@ from device_runtime.engines.micro_batches import split_batch
 from device_runtime.engines.optimizers import adjust, make_optimizer
 from device_runtime.engines.ort import keep_freed_memory, message_of, native, running, session_options, set_seed
 from device_runtime.engines.protocol import NONE, Adjustment, Given, Outcome, named
-from device_runtime.engines.vector import Vector, assign, pieces
+from device_runtime.engines.vector import Vector, assign, pieces, views
 from fedpara_edge.errors import WrongBundleError
 from fedpara_edge.formats.bundle import Bundle
 
@@ -56,7 +56,7 @@ class OrtTraining:
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
         self.bundle = bundle
-        self._tensors = bundle.manifest.layout.with_role("shared", "personal")
+        self._tensors = bundle.manifest.layout.trained
         self._train_model, self._eval_model = (bundle.file(name) for name in _GRAPHS)
         for name in _GRAPHS:
             bundle.read_graph(name)  # as a check only: the runtime reads the file itself
@@ -73,6 +73,7 @@ class OrtTraining:
                 session_options(threads),
             )
             parameters = [self._checkpoint.get_parameter(tensor.name) for tensor in self._tensors]
+            kept = [self._checkpoint.get_parameter(tensor.name).data for tensor in bundle.manifest.layout.statistics]
         except RuntimeError as error:
             raise WrongBundleError(
                 f"{bundle.path}: expected artifacts that onnxruntime-training loads, found {message_of(error)}; "
@@ -84,6 +85,11 @@ class OrtTraining:
         self._whole = [data for data, _ in whole]
         self._weights = [piece for data, _ in whole for piece in _small(data)]
         self._gradients = [piece for _, gradient in whole for piece in _small(gradient)]
+        self._kept = kept
+        self._statistics = {
+            tensor.name: _view(value).reshape(tensor.shape)
+            for tensor, value in zip(bundle.manifest.layout.statistics, kept, strict=True)
+        }
         self._optimizer = make_optimizer(bundle.manifest.optimizer, self._weights)
         self._affine = AffineTerm(self._tensors)
 
@@ -124,17 +130,22 @@ class OrtTraining:
         return Outcome((float(fetches[0].numpy()),), outputs)
 
     def read(self) -> dict[str, NDArray[np.float32]]:
-        """Copies of the trained tensors, by name."""
+        """Copies of the trained tensors and the statistics, by name."""
         return {name: tensor.copy() for name, tensor in self._views().items()}
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Weights and optimizer state, each as one vector [P]."""
-        return {"weights": np.concatenate(self._weights), **{k: v.copy() for k, v in self._optimizer.state.items()}}
+        """Weights, statistics and optimizer state, each as one vector."""
+        kept = [value.reshape(-1) for value in self._statistics.values()]
+        statistics = {"statistics": np.concatenate(kept)} if kept else {}
+        state = {name: vector.copy() for name, vector in self._optimizer.state.items()}
+        return {"weights": np.concatenate(self._weights), **statistics, **state}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Continue from a state that `state` returned."""
         for piece, saved in zip(self._weights, pieces(state["weights"], self._weights), strict=True):
             piece[...] = saved
+        if self._statistics:
+            assign(self._statistics, views(state["statistics"], self.bundle.manifest.layout.statistics))
         for name, tensor in self._optimizer.state.items():
             tensor[...] = state[name]
 
@@ -154,6 +165,8 @@ class OrtTraining:
             with running(self._train_model, len(batch[0])):
                 self._module.train_step(batch, fetches)
             loss += micro_batch.share * float(fetches[0].numpy())
+            for number, old in enumerate(self._statistics.values(), 1 + len(interface.outputs)):
+                old[...] = fetches[number].numpy()
         self._scale(weight)
         return loss
 
@@ -162,9 +175,8 @@ class OrtTraining:
             gradient *= factor
 
     def _views(self) -> dict[str, NDArray[np.float32]]:
-        return {
-            tensor.name: data.reshape(tensor.shape) for tensor, data in zip(self._tensors, self._whole, strict=True)
-        }
+        trained = zip(self._tensors, self._whole, strict=True)
+        return {**{tensor.name: data.reshape(tensor.shape) for tensor, data in trained}, **self._statistics}
 
 
 def _refuse_more_checkpoint(bundle: Bundle) -> None:

@@ -56,9 +56,12 @@ class Portable:
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
         self.bundle, self._threads = bundle, threads
-        self._tensors = bundle.manifest.layout.with_role("shared", "personal")
+        layout = bundle.manifest.layout
+        self._tensors = layout.trained
         self._weights = zeros(self._tensors)
-        self._places = views(self._weights, self._tensors)
+        kept = zeros(layout.statistics)
+        self._statistics = {"statistics": kept} if len(kept) else {}
+        self._places = {**views(self._weights, self._tensors), **views(kept, layout.statistics)}
         self._state = _fresh_state(bundle.manifest.optimizer, self._weights)
         initial = {**read_weights(bundle.file(WEIGHTS)).tensors, **bundle.read_initial_personal()}
         for name in self._places:
@@ -103,25 +106,29 @@ class Portable:
         return self._evaluator.run(named(x, interface.inputs), named(y, interface.labels))
 
     def read(self) -> dict[str, NDArray[np.float32]]:
-        """Copies of the trained tensors, by name."""
+        """Copies of the trained tensors and the statistics, by name."""
         return {name: place.copy() for name, place in self._places.items()}
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Weights and optimizer state, each as one vector [P]."""
-        return {name: array.copy() for name, array in {"weights": self._weights, **self._state}.items()}
+        """Weights, statistics and optimizer state, each as one vector."""
+        return {name: array.copy() for name, array in self._vectors().items()}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Continue from a state that `state` returned."""
-        assign({"weights": self._weights, **self._state}, state)
+        assign(self._vectors(), state)
+
+    def _vectors(self) -> dict[str, NDArray[np.float32]]:
+        """All that a step changes, under the names that it has in the graph."""
+        return {"weights": self._weights, **self._statistics, **self._state}
 
     @cached_property
     def _trainer(self) -> _Trainer:
-        vectors = {"weights": self._weights, **self._state}
-        return _Trainer(self._open(TRAIN_STEP), vectors, AffineTerm(self._tensors))
+        return _Trainer(self._open(TRAIN_STEP), self._vectors(), AffineTerm(self._tensors))
 
     @cached_property
     def _evaluator(self) -> _Evaluator:
-        return _Evaluator(self._open(EVAL_STEP), self._weights, self.bundle.interface)
+        vectors = {"weights": self._weights, **self._statistics}
+        return _Evaluator(self._open(EVAL_STEP), vectors, self.bundle.interface)
 
     def _open(self, name: str) -> _Graph:
         return _Graph(self.bundle, name, self._threads)
@@ -266,10 +273,10 @@ class _Trainer:
 class _Evaluator:
     """Runner of `eval_step.onnx`."""
 
-    def __init__(self, graph: _Graph, weights: Vector, interface: Interface) -> None:
+    def __init__(self, graph: _Graph, vectors: Mapping[str, Vector], interface: Interface) -> None:
         self._graph, self._interface = graph, interface
         self._loss = np.zeros((), np.float32)
-        self._binding = graph.bind({"weights": weights}, {"loss": self._loss})
+        self._binding = graph.bind(vectors, {"loss": self._loss})
 
     def run(self, x: Arrays, y: Arrays) -> Outcome:
         """Mean losses and outputs [B, ...] of a batch."""

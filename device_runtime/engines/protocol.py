@@ -143,7 +143,7 @@ class Engine(Protocol):
         ...
 
     def read(self) -> dict[str, NDArray[np.float32]]:
-        """Copies of all trained tensors (shared and personal), by name."""
+        """Copies of all tensors that training changes (shared and personal, statistics included), by name."""
         ...
 
     def state(self) -> dict[str, NDArray[Any]]:

@@ -29,7 +29,7 @@ def inference_graph(bundle: Bundle, tensors: Mapping[str, NDArray[Any]]) -> onnx
 
     Args:
         bundle: Verified bundle.
-        tensors: All trained tensors (shared and personal) by name, float32.
+        tensors: All tensors that training changes (shared and personal) by name, float32.
 
     Returns:
         Model from the bundle's inputs to its outputs, with all trained and frozen tensors as initializers by name.
@@ -44,8 +44,10 @@ def inference_graph(bundle: Bundle, tensors: Mapping[str, NDArray[Any]]) -> onnx
         raise InputError(f"{bundle.path}: expected {' or '.join(SOURCES)}, found neither; export the bundle again")
     model = onnx.load_from_string(bundle.read_graph(source))
     graph = model.graph
-    trained = manifest.layout.with_role("shared", "personal")
-    values = _pieces(graph, trained) if source == EVAL_STEP else {tensor.name: tensor.name for tensor in trained}
+    layout = manifest.layout
+    values = {tensor.name: tensor.name for tensor in layout.with_role("shared", "personal")}
+    if source == EVAL_STEP:
+        values = {**_pieces(graph, "weights", layout.trained), **_pieces(graph, "statistics", layout.statistics)}
     input_names = [spec.name for spec in manifest.interface.inputs]
     output_names = [spec.name for spec in manifest.interface.outputs]
     inputs = [info for info in graph.input if info.name in input_names]
@@ -100,15 +102,15 @@ def replace(field: Any, entries: Iterable[Any]) -> None:
     field.extend(content)
 
 
-def _pieces(graph: onnx.GraphProto, trained: Sequence[TensorSpec]) -> dict[str, str]:
-    """Names of the trained tensors by the values that hold them, where Slices cut up the vector of weights."""
-    starts = np.cumsum([0, *(tensor.size for tensor in trained)])
-    names = {int(start): tensor.name for start, tensor in zip(starts, trained, strict=False)}
+def _pieces(graph: onnx.GraphProto, vector: str, tensors: Sequence[TensorSpec]) -> dict[str, str]:
+    """Names of the tensors by the values that hold them, where Slices cut up the vector of them."""
+    starts = np.cumsum([0, *(tensor.size for tensor in tensors)])
+    names = {int(start): tensor.name for start, tensor in zip(starts, tensors, strict=False)}
     constants = {tensor.name: tensor for tensor in graph.initializer}
     pieces = {
         node.output[0]: names.get(int(numpy_helper.to_array(constants[node.input[1]])[0]), "")
         for node in graph.node
-        if node.op_type == "Slice" and node.input[0] == "weights"
+        if node.op_type == "Slice" and node.input[0] == vector
     }
     shaped = {node.input[0]: node.output[0] for node in graph.node if node.op_type == "Reshape"}
     return {shaped[piece]: name for piece, name in pieces.items() if piece in shaped}

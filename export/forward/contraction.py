@@ -13,6 +13,7 @@ it attains full rank, mostly low-rank layers and small ranks gain.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,16 +58,16 @@ def contract_layers(model: nn.Module, inputs: Sequence[torch.Tensor], batch_size
     rows: dict[str, int] = dict.fromkeys(layers, 0)
 
     def counting(name: str) -> Any:
-        def count(layer: Linear, inputs: tuple[torch.Tensor, ...]) -> None:
+        def count(layer: Any, inputs: tuple[torch.Tensor, ...]) -> None:
             rows[name] += inputs[0].numel() // layer.in_features
 
         return count
 
-    handles = [layer.register_forward_pre_hook(counting(name)) for name, layer in layers.items()]
+    trial = copy.deepcopy(model).eval()  # running statistics would take the example in
+    for name in layers:
+        trial.get_submodule(name).register_forward_pre_hook(counting(name))
     with torch.no_grad():
-        model(*inputs)
-    for handle in handles:
-        handle.remove()
+        trial(*inputs)
     for name, layer in layers.items():
         if layer.spec.kind != "dense" and not layer.spec.tanh:
             seen = rows[name] * batch_size // len(inputs[0])

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,12 @@ from onnx import helper, numpy_helper
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from export.forward.batchnorm import new_statistics
 from export.forward.contraction import contract_layers
 from export.forward.preprocess import Deployed
 from export.forward.translations import TRANSLATIONS
 from fedpara_edge.errors import InputError
+from fedpara_edge.nn.batchnorm import RunningNorm, normalize_by_batches
 
 OPSET = 18
 IR_VERSION = 10  # the newest that onnxruntime-training 1.19.2 reads
@@ -55,12 +58,17 @@ class ForwardGraph:
         module = self.module_of.get(node.name)
         return f"module {module!r}" if module is not None else f"node {node.name!r}"
 
-    def digest(self, trainable: Collection[str]) -> str:
-        """SHA-256 of the graph without the values of its trainable parameters."""
+    @cached_property
+    def statistics(self) -> dict[str, str]:
+        """Values that hold the running statistics after a batch, by tensor."""
+        return new_statistics(self.model)
+
+    def digest(self, changing: Collection[str]) -> str:
+        """SHA-256 of the graph without the values of the tensors that training changes."""
         bare = onnx.ModelProto()
         bare.CopyFrom(self.model)
         for tensor in bare.graph.initializer:
-            if tensor.name in trainable:
+            if tensor.name in changing:
                 tensor.ClearField("raw_data")
         return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
 
@@ -88,6 +96,7 @@ def forward_graph(
         contract_layers(model, inputs, batch_size)
     if not model.model.training:  # the wrapper is new, and always in training mode
         model.train()
+    normalize_by_batches(model)
     try:
         with quiet_stderr():
             program = torch.onnx.export(
@@ -207,11 +216,17 @@ _RANDOM = frozenset(
 
 def _refuse_modules(model: torch.nn.Module) -> None:
     """Refuse, by name, modules that would export but then train differently from torch."""
-    for name, module in model.named_modules():
+    shared: dict[int, str] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             raise InputError(
-                f"module {name!r}: expected no BatchNorm but what `convert` makes of it, found one; fix its statistics "
-                "with --batchnorm freeze, or replace it with GroupNorm with --batchnorm group"
+                f"module {name!r}: expected no BatchNorm but what `convert` makes of it, found one; convert the model "
+                "with a --batchnorm of your choice"
+            )
+        if isinstance(module, RunningNorm) and shared.setdefault(id(module), name) != name:
+            raise InputError(
+                f"module {name!r}: expected a BatchNorm that is called in one place, found that of "
+                f"{shared[id(module)]!r}; give each place its own"
             )
         if isinstance(module, torch.nn.modules.dropout._DropoutNd) and type(module) is not torch.nn.Dropout:
             raise InputError(

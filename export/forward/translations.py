@@ -17,7 +17,7 @@ import torch
 from onnx import numpy_helper
 from onnxscript import opset18 as op
 
-from export.forward.batchnorm import without_statistics
+from export.forward.batchnorm import with_statistics, without_statistics
 from export.forward.detaching import detach
 from export.forward.embeddings import embedding, embedding_bag
 from export.forward.extrema import max_dim, min_dim
@@ -142,6 +142,7 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.squeeze.dim: squeeze,
     torch.ops.aten.squeeze.dims: squeeze,
     torch.ops.aten._native_batch_norm_legit.no_stats: without_statistics,
+    torch.ops.aten._native_batch_norm_legit_functional.default: with_statistics,
     torch.ops.aten.embedding.default: embedding,
     torch.ops.aten.embedding_bag.default: embedding_bag,
     torch.ops.aten.embedding_bag.padding_idx: embedding_bag,

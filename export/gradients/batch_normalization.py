@@ -1,4 +1,4 @@
-"""Batch normalization and its gradients, lowered to the fewest passes over the activations.
+"""Batch normalization, its gradients and its running statistics, lowered to the fewest passes over the activations.
 
 With x as [N, C, pixels], c = x - mean and y = c · inverse, where mean and variance are those of a channel over the
 whole batch: means over the pixels first, which are contiguous and fast, then over the examples.
@@ -29,8 +29,38 @@ def forward(graph: Graph, node: NodeProto) -> None:
     result = graph.op("Mul", centred, slope)
     if not is_constant(graph, shift, 0):
         result = graph.op("Add", result, _column(graph, shift))
-    static = graph.sizes(x, "pixels of a BatchNormalization")
-    graph.define(y, "Reshape", result, graph.ints(-1, *static))
+    graph.define(y, "Reshape", result, graph.ints(-1, *_static(graph, x)))
+    if graph.constant(node.input[3]) is None:
+        _append_statistics(graph, node, mean, variance)
+
+
+def _append_statistics(graph: Graph, node: NodeProto, mean: str, variance: str) -> None:
+    """Append the running statistics after the batch, of which the variance has a divisor of one less, if that is not 0.
+
+    A lossy codec may have left a variance below zero, which counts as zero.
+    """
+    kept = attributes(node).get("momentum", 0.9)
+    count = values_per_channel(graph, node.input[0])
+    one_less = graph.op("Max", graph.op("Sub", count, graph.scalar(1.0)), graph.scalar(1.0))
+    unbiased = graph.op("Mul", variance, graph.op("Div", count, one_less))
+    pairs = ((node.input[3], mean), (_not_negative(graph, node.input[4]), unbiased))
+    for (old, new), name in zip(pairs, node.output[1:], strict=True):
+        share = graph.op("Mul", new, graph.scalar(1 - kept))
+        graph.define(name, "Add", graph.op("Mul", old, graph.scalar(kept)), share)
+
+
+def evaluate(graph: Graph, node: NodeProto) -> None:
+    """Append a BatchNormalization by its running statistics; by those of the batch if it has none."""
+    if graph.constant(node.input[3]) is not None:
+        forward(graph, node)
+        return
+    x, scale, shift, mean, variance = node.input
+    raised = graph.op("Add", _not_negative(graph, variance), graph.scalar(attributes(node).get("epsilon", 1e-5)))
+    slope = graph.op("Mul", scale, graph.op("Reciprocal", graph.op("Sqrt", raised)))
+    offset = graph.op("Sub", shift, graph.op("Mul", mean, slope))
+    by_channel = graph.ints(-1, *[1] * (len(graph.shape(x)) - 2))
+    slope, offset = (graph.op("Reshape", value, by_channel) for value in (slope, offset))
+    graph.define(node.output[0], "Add", graph.op("Mul", x, slope), offset)
 
 
 @rule("BatchNormalization")
@@ -54,16 +84,24 @@ def batch_normalization(graph: Graph, node: NodeProto, gradients: Gradients) -> 
     return [grad_x, grad_scale, grad_shift]
 
 
+def _static(graph: Graph, x: str) -> list[int]:
+    return graph.sizes(x, "channels or pixels of a BatchNormalization")
+
+
+def _not_negative(graph: Graph, value: str) -> str:
+    return graph.op("Max", value, graph.scalar(0.0))
+
+
 def values_per_channel(graph: Graph, x: str) -> str:
     """Number of values of a channel in the batch, float32 []."""
-    channels = graph.sizes(x, "channels of a BatchNormalization")[0]
+    channels = _static(graph, x)[0]
     size = graph.op("Cast", graph.op("Size", x), to=TensorProto.FLOAT)
     return graph.op("Mul", size, graph.scalar(1 / channels))
 
 
 def _by_channel(graph: Graph, value: str, like: str) -> str:
     """A value in the shape of `like` as [N, C, pixels]."""
-    channels, *pixels = graph.sizes(like, "pixels of a BatchNormalization")
+    channels, *pixels = _static(graph, like)
     return graph.op("Reshape", value, graph.ints(-1, channels, prod(pixels)))
 
 

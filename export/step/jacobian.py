@@ -72,7 +72,7 @@ def composed_weights(
         InputError: No layer is factored, or the weight of a factored layer is nowhere in the graph.
     """
     known = trace(forward, examples, ()).constants
-    trained = {inner(tensor.name) for tensor in layout.with_role("shared", "personal")}
+    trained = {inner(tensor.name) for tensor in layout.trained}
     origins = _origins(forward.graph, {*trained, *(info.name for info in forward.graph.input)})
     found = []
     for layer in layout.layers:

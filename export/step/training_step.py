@@ -8,6 +8,7 @@ Inputs of `train_step.onnx`, float32 unless stated otherwise:
     x, y            the batch, in the manifest's dtypes
     seed            int64 [], decides the masks of dropout
     weights         [P]
+    statistics      [S], running statistics of the layout in order, each flattened; only where there are any
     accumulated     [P], or [1] for none: gradient of the earlier micro-batches, weighted by their shares
     share           [], this micro-batch's share of the batch's rows; 1 for a whole batch, which the Jacobian
                     correction needs
@@ -42,6 +43,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
+from export.forward.batchnorm import new_statistics
 from export.forward.graph import IR_VERSION, OPSET, ForwardGraph
 from export.forward.tracing import Batch, Trace, trace
 from export.gradients import (
@@ -67,7 +69,9 @@ from fedpara_edge.formats.interface import Head
 
 _FLOAT, _BOOL, _INT64 = TensorProto.FLOAT, TensorProto.BOOL, TensorProto.INT64
 _SETTINGS = ("seed", "share", "last", "learning_rate", "adjusted", "mu", "max_norm", "accumulated", "h")
-INTERFACE = frozenset((*_SETTINGS, "weights", "momentum", "moment1", "moment2", "steps", "gradient", "loss"))
+INTERFACE = frozenset(
+    (*_SETTINGS, "weights", "statistics", "momentum", "moment1", "moment2", "steps", "gradient", "loss")
+)
 """Names in the graphs that are none of the model's own."""
 _OPTIONAL_OUTPUTS = ("Dropout", "LayerNormalization", "MaxPool")  # except the first
 
@@ -80,7 +84,7 @@ _LOWERED: dict[str, Callable[[Graph, NodeProto], None]] = {
     recurrent.LSTM: recurrent.forward,
     recurrent.GRU: recurrent.forward,
 }
-_LOWERED_IN_EVALUATION = {"BatchNormalization": batch_normalization.forward}
+_LOWERED_IN_EVALUATION = {"BatchNormalization": batch_normalization.evaluate}
 
 
 @dataclass(frozen=True)
@@ -92,12 +96,19 @@ class StepSpec:
         heads: Outputs to train, with their labels and losses.
         optimizer: Constants of the optimizer.
         layout: Layout of the model; needed for the Jacobian correction only.
+        statistics: Running statistics, in the layout's order.
     """
 
     tensors: Sequence[TensorSpec]
     heads: Sequence[Head]
     optimizer: Mapping[str, Any]
     layout: Layout | None = None
+    statistics: Sequence[TensorSpec] = ()
+
+    @property
+    def vectors(self) -> dict[str, Sequence[TensorSpec]]:
+        """Tensors of each vector that the graphs take apart, by the vector's name."""
+        return {"weights": self.tensors, **({"statistics": self.statistics} if self.statistics else {})}
 
     @property
     def parameters(self) -> int:
@@ -119,7 +130,7 @@ def write_steps(graph: ForwardGraph, folder: Path, spec: StepSpec, examples: Map
             to apply the Jacobian correction to.
     """
     forward = _without_clashes(graph.model)
-    known = trace(forward, examples, [_inner(tensor.name) for tensor in spec.tensors])
+    known = trace(forward, examples, [_inner(t.name) for tensors in spec.vectors.values() for t in tensors])
     weights: list[ComposedWeight] = []
     if CORRECTION in spec.optimizer:
         assert spec.layout is not None
@@ -162,17 +173,18 @@ def _train_step(
     parameters = spec.parameters
     state = {"weights": (parameters,), **state_shapes(spec.optimizer, parameters)}
     _append_if_last(graph, spec, state)
+    statistics = _append_new_statistics(graph, forward, spec)
     inputs = [
         *_batch_inputs(forward, spec),
         *(_info(name, kind, ()) for name, kind in (("seed", _INT64), ("last", _BOOL), ("adjusted", _BOOL))),
         *(_info(name, _FLOAT, ()) for name in ("share", "learning_rate", "max_norm")),
         *(_info(name, _FLOAT, (f"P or 1 ({name})",)) for name in ("accumulated", "mu", "h")),
-        *(_info(name, _FLOAT, shape) for name, shape in state.items()),
+        *(_info(name, _FLOAT, shape) for name, shape in {**state, **statistics}.items()),
     ]
     outputs = [
         _info("loss", _FLOAT, ()),
         _info("gradient", _FLOAT, (parameters,)),
-        *(_info(f"new_{name}", _FLOAT, shape) for name, shape in state.items()),
+        *(_info(f"new_{name}", _FLOAT, shape) for name, shape in {**state, **statistics}.items()),
     ]
     return _model(graph, "train_step", inputs, outputs)
 
@@ -183,21 +195,32 @@ def _eval_step(forward: onnx.ModelProto, known: Trace, spec: StepSpec) -> onnx.M
     _append_forward(graph, forward, known, training=False)
     loss, _ = append_losses(graph, spec.heads)
     graph.define("loss", "Identity", loss)
-    inputs = [*_batch_inputs(forward, spec), _info("weights", _FLOAT, (spec.parameters,))]
+    vectors = {name: sum(tensor.size for tensor in tensors) for name, tensors in spec.vectors.items()}
+    inputs = [*_batch_inputs(forward, spec), *(_info(name, _FLOAT, (size,)) for name, size in vectors.items())]
     return _model(graph, "eval_step", inputs, [_info("loss", _FLOAT, ()), *forward.graph.output])
 
 
 def _append_parameters(graph: Graph, spec: StepSpec) -> None:
-    """Cut the vector of weights into the trained tensors, under their own names.
+    """Cut each vector into its tensors, under their own names.
 
     Uses Slices: onnxruntime 1.23.0 and 1.23.1 refuse a Split whose sizes take more than 127 bytes (16 or more pieces).
     """
-    start = 0
-    for tensor in spec.tensors:
-        end = start + tensor.size
-        piece = graph.op("Slice", "weights", graph.ints(start), graph.ints(end), graph.ints(0))
-        graph.define(_inner(tensor.name), "Reshape", piece, graph.ints(*tensor.shape))
-        start = end
+    for vector, tensors in spec.vectors.items():
+        start = 0
+        for tensor in tensors:
+            end = start + tensor.size
+            piece = graph.op("Slice", vector, graph.ints(start), graph.ints(end), graph.ints(0))
+            graph.define(_inner(tensor.name), "Reshape", piece, graph.ints(*tensor.shape))
+            start = end
+
+
+def _append_new_statistics(graph: Graph, forward: onnx.ModelProto, spec: StepSpec) -> dict[str, tuple[int, ...]]:
+    """Append the vector of the running statistics after the batch; return its shape by its name, if there are any."""
+    if not spec.statistics:
+        return {}
+    values = new_statistics(forward)
+    graph.define("new_statistics", "Concat", *(values[_inner(tensor.name)] for tensor in spec.statistics), axis=0)
+    return {"statistics": (sum(tensor.size for tensor in spec.statistics),)}
 
 
 def _append_forward(graph: Graph, forward: onnx.ModelProto, known: Trace, *, training: bool) -> list[NodeProto]:

@@ -5,6 +5,7 @@
 in steps with a module each: `screening` compares the headers, `stream` averages the values, `stepping` has the
 algorithm (`algorithms`) make a movement of the mean, `addition` adds it to the weights, and `gap` watches the
 values for the distance between the mean of the factors and the mean of the weights, which `refit` lowers if asked to.
+Running statistics are averaged as those of a mixture (`spread`), whatever the algorithm.
 Source: FedPara (arXiv 2108.06098v3), section 2.3, where the server averages the factors themselves.
 
 The result does not depend on the order of the files, to the last bit, and is the same as that of the accepted updates
@@ -28,6 +29,7 @@ from fedpara_edge.aggregation.effort import USUAL, Effort
 from fedpara_edge.aggregation.gap import Gap, GapEstimator, finite
 from fedpara_edge.aggregation.refit import Refit, refit
 from fedpara_edge.aggregation.screening import Rejected, screen
+from fedpara_edge.aggregation.spread import SpreadOfMeans
 from fedpara_edge.aggregation.stepping import take_step
 from fedpara_edge.aggregation.stream import stream_mean
 from fedpara_edge.algorithms import ServerAlgorithm, Weighting
@@ -187,9 +189,16 @@ def aggregate(
         participation = algorithm.participation(len(updates))
         shares = algorithm.shares(_weigh(updates, weighting), [update.header.metrics for update in updates])
         gap = GapEstimator(weights.layout, weights.tensors, updates=len(updates))
+        spread = SpreadOfMeans(weights.layout)
         streamed = stream_mean(
-            updates, weights.layout.shared, shares=shares, watcher=gap, on_progress=on_progress, effort=effort
+            updates,
+            weights.layout.shared,
+            shares=shares,
+            watchers=(gap, spread),
+            on_progress=on_progress,
+            effort=effort,
         )
+        spread.add_to(streamed.means[0], weights.tensors)
         measured = gap.result(streamed.means[0])
         refused, refitted = streamed.refused, None
         if not refused:

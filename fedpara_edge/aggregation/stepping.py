@@ -1,4 +1,7 @@
-"""The step of a server algorithm on a whole model, piece by piece, so that it needs little memory beside its result."""
+"""The step of a server algorithm on a whole model, piece by piece, so that it needs little memory beside its result.
+
+Statistics move by their mean change, whatever the algorithm, which keeps for them what it starts with.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from numpy.typing import NDArray
 
 from fedpara_edge.algorithms import ServerAlgorithm
 from fedpara_edge.codecs.codec import flatten, in_order, unflatten
-from fedpara_edge.factors.layout import Layout
+from fedpara_edge.factors.layout import STATISTICS, Layout
 
 
 def take_step(
@@ -38,6 +41,7 @@ def take_step(
     entries = means.shape[1]
     old = {group: flatten(tensors, kept[group]) for group in algorithm.groups if kept}
     new = {group: np.empty(entries, np.float32) for group in algorithm.groups}
+    statistics = np.flatnonzero(np.repeat([t.part in STATISTICS for t in tensors], [t.size for t in tensors]))
     with np.errstate(over="ignore", invalid="ignore"):
         for start in range(0, entries, piece_entries):
             piece = slice(start, min(start + piece_entries, entries))
@@ -48,7 +52,11 @@ def take_step(
                 for group in algorithm.groups
             }
             movement, after = algorithm.step(means[:, piece], before, participation)
+            first, last = np.searchsorted(statistics, (piece.start, piece.stop))
+            inside = statistics[first:last] - start
+            movement[inside] = means[0, piece][inside]
             means[0, piece] = movement
             for group, values in after.items():
                 new[group][piece] = values
+                new[group][piece][inside] = before[group][inside]
     return {group: unflatten(tensors, values) for group, values in new.items()}

@@ -74,7 +74,7 @@ def stream_mean(
     tensors: Sequence[TensorSpec],
     *,
     shares: NDArray[np.float64],
-    watcher: Watcher | None = None,
+    watchers: Sequence[Watcher] = (),
     on_progress: Callable[[int, int], None] | None = None,
     effort: Effort = USUAL,
 ) -> StreamedMean:
@@ -86,7 +86,7 @@ def stream_mean(
         updates: Closed updates, in canonical order.
         tensors: Shared tensors.
         shares: Shares of the updates in each mean, float64 [means, updates].
-        watcher: Observer of the values as they pass.
+        watchers: Observers of the values as they pass.
         on_progress: Function that is called with the number of files read and of all files after every block.
         effort: Size of a block, and number of threads.
     """
@@ -97,7 +97,7 @@ def stream_mean(
     with ThreadPoolExecutor(effort.threads) as pool:
         for first in range(0, len(updates), effort.block_files):
             last = min(first + effort.block_files, len(updates))
-            block = _Block(updates[first:last], tensors, shares[:, first:last], means, scratch, watcher)
+            block = _Block(updates[first:last], tensors, shares[:, first:last], means, scratch, watchers)
             for number, failure in block.run(pool).items():
                 failures[first + number] = failure
             if on_progress is not None:
@@ -136,17 +136,17 @@ class _Block:
         shares: NDArray[np.float64],
         means: NDArray[np.float64],
         scratch: Sequence[_Scratch],
-        watcher: Watcher | None,
+        watchers: Sequence[Watcher],
     ) -> None:
         self.updates, self.tensors, self.shares = updates, tensors, shares
-        self.means, self.scratch, self.watcher = means, scratch, watcher
+        self.means, self.scratch, self.watchers = means, scratch, watchers
         self.pieces = list(chunks(means.shape[1]))
 
     def run(self, pool: ThreadPoolExecutor) -> dict[int, _Failure]:
         """Add the block to the means; return the failures by number of the update in the block."""
         failures: dict[int, _Failure] = {}
-        if self.watcher is not None:
-            self.watcher.start_block(len(self.updates))
+        for watcher in self.watchers:
+            watcher.start_block(len(self.updates))
         with ExitStack() as opened:
             for number, update in enumerate(self.updates):
                 try:
@@ -165,9 +165,9 @@ class _Block:
                         update.file.check_unchanged()
                     except InvalidUpdateError as error:
                         failures[number] = _Failure(-1, error)
-            if self.watcher is not None:
-                finish = self.watcher.finish_block
-                list(pool.map(lambda thread: finish(self.shares[0], thread, threads), range(threads)))
+            for watcher in self.watchers:
+                finish = watcher.finish_block
+                list(pool.map(finish, [self.shares[0]] * threads, range(threads), [threads] * threads))
         return failures
 
     def _add(self, thread: int, failures: dict[int, _Failure]) -> dict[int, _Failure]:
@@ -184,8 +184,8 @@ class _Block:
                     self._find_guilty(start, values, failures)
                     # What is left is finite: it was a sum of huge values that left float32, which float64 holds.
                     self.means[:, start:stop] += np.einsum("mi,ij->mj", self.shares, values, dtype=np.float64)
-                if self.watcher is not None:
-                    self.watcher.collect(start, changes)
+                for watcher in self.watchers:
+                    watcher.collect(start, changes)
         return failures
 
     def _decode(self, start: int, memory: NDArray[np.float32], failures: dict[int, _Failure]) -> Changes:

@@ -1,8 +1,9 @@
 """The client's half of an algorithm: what a device adds to its gradients, and what it keeps from round to round.
 
 With x the global weights and w those being trained, every algorithm changes the gradient g by an affine term,
-g + μ w + h, on the shared tensors alone; personal ones follow their own gradient. What a device keeps starts at 0 and
-is brought up to date after the last step with Δ, the change as every reader of the update decodes it.
+g + μ w + h, on the trained shared tensors alone; personal ones follow their own gradient, and statistics none. What a
+device keeps starts at 0 and is brought up to date after the last step with Δ, the change as every reader of the update
+decodes it.
 
 The change as decoded, and not as trained, so that the server, which knows nothing else, keeps the exact mean of what
 the devices keep, with lossy codecs as well. No algorithm sends a tensor besides Δ: what the server needs in addition is
@@ -31,7 +32,7 @@ class Start:
     """What a local training starts with.
 
     Args:
-        weights: Global weights x, all shared tensors by name.
+        weights: Global weights x, all shared tensors that are trained, by name.
         kept: Tensors that the device kept in its last round, by name; empty for zeros.
         control: Tensors that the server gives its devices besides the weights, by name; empty for zeros.
         rate_sum: Sum Σ_k η_k of the learning rates of all steps.

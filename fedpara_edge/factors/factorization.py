@@ -10,7 +10,7 @@ from fedpara_edge.factors.choice import RankSchedule
 from fedpara_edge.factors.layout import Form, Kind
 from fedpara_edge.options import check, option
 
-BatchNorm = Literal["refuse", "freeze", "group"]
+BatchNorm = Literal["refuse", "freeze", "train", "local", "group"]
 Init = Literal["composed", "he_fan_in", "he_fan_out"]
 
 
@@ -32,7 +32,8 @@ class Factorization:
         include: Patterns of the layers to factor.
         exclude: Patterns of layers to leave dense, of those included.
         batchnorm: Replacement of every BatchNorm (`fedpara_edge.nn.batchnorm`): `refuse` to fail, `freeze` to fix its
-            running statistics, `group` for a GroupNorm of the same parameters.
+            running statistics, `train` to train and average it, `local` to train it and keep it on the device, `group`
+            for a GroupNorm of the same parameters.
         init: Initialization of the factors (`fedpara_edge.nn.init`).
 
     Raises:
@@ -57,7 +58,9 @@ class Factorization:
     include: tuple[str, ...] = option(("*",), metavar="PATTERN", help="Layers to factor.  [default: all]")
     exclude: tuple[str, ...] = option((), metavar="PATTERN", help="Layers to leave dense.")
     batchnorm: BatchNorm = option(
-        "refuse", help="Refuse a BatchNorm, fix its statistics as they are, or replace it with a GroupNorm."
+        "refuse",
+        help="Refuse a BatchNorm, fix its statistics as they are, train and average them, keep it on the device, or "
+        "replace it with a GroupNorm.",
     )
     init: Init = option(
         "composed",

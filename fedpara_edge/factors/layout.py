@@ -18,7 +18,7 @@ Kind = Literal["fedpara", "pfedpara", "lowrank", "dense"]
 Operator = Literal["linear", "conv2d"]
 Form = Literal["matrix", "tensor"]
 Role = Literal["shared", "personal", "frozen"]
-Part = Literal["x1", "y1", "t1", "x2", "y2", "t2", "weight", "bias", "norm", "other"]
+Part = Literal["x1", "y1", "t1", "x2", "y2", "t2", "weight", "bias", "norm", "mean", "variance", "other"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 OPERATORS: tuple[Operator, ...] = get_args(Operator)
@@ -26,6 +26,8 @@ ROLES: tuple[Role, ...] = get_args(Role)
 PARTS: tuple[Part, ...] = get_args(Part)
 FORMS: tuple[Form, ...] = get_args(Form)
 FACTORS: frozenset[str] = frozenset(("x1", "y1", "t1", "x2", "y2", "t2"))
+STATISTICS: frozenset[str] = frozenset(("mean", "variance"))
+"""Parts that follow the batches of a training instead of a gradient: running statistics."""
 _WEIGHT = FACTORS | {"weight"}
 _MAX_DIMENSIONS = 32
 _MAX_ENTRIES = 1 << 60
@@ -105,9 +107,10 @@ class TensorSpec:
         shape: Shape of the tensor; `()` for a scalar.
         dtype: Name of the numpy dtype; trainable tensors are `float32`.
         layer: Name of the module that holds the tensor.
-        part: Part within that layer: a factor, `weight`, `bias`, `norm` (of a normalization) or `other`.
-        role: `shared` for a tensor that travels, `personal` for one that is trained and stays on the device, `frozen`
-            for one that is not trained.
+        part: Part within that layer: a factor, `weight`, `bias`, `norm` (of a normalization), `mean` or `variance` (its
+            running statistics) or `other`.
+        role: `shared` for a tensor that travels, `personal` for one that changes and stays on the device, `frozen` for
+            one that never changes.
     """
 
     name: str
@@ -139,8 +142,18 @@ class Layout:
 
     @cached_property
     def shared(self) -> tuple[TensorSpec, ...]:
-        """Tensors that travel."""
+        """Tensors that travel, trained ones and statistics."""
         return self.with_role("shared")
+
+    @cached_property
+    def trained(self) -> tuple[TensorSpec, ...]:
+        """Tensors that gradients change, shared and personal."""
+        return tuple(tensor for tensor in self.with_role("shared", "personal") if tensor.part not in STATISTICS)
+
+    @cached_property
+    def statistics(self) -> tuple[TensorSpec, ...]:
+        """Tensors that the batches of a training change, shared and personal."""
+        return tuple(tensor for tensor in self.with_role("shared", "personal") if tensor.part in STATISTICS)
 
     def with_role(self, *roles: Role) -> tuple[TensorSpec, ...]:
         """Tensors of the given roles, in order."""
@@ -164,7 +177,7 @@ class Layout:
 
     @cached_property
     def dense_parameters(self) -> int:
-        """Number of trainable entries of the same model with every layer dense."""
+        """Number of trainable entries, and of statistics, of the same model with every layer dense."""
         trained = self.with_role("shared", "personal")
         weights = {layer.name: layer.dense_parameters for layer in self.layers}
         composed = {t.layer for t in trained if t.layer in weights and t.part in _WEIGHT}

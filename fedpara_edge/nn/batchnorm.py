@@ -1,6 +1,8 @@
-"""Replacement of the BatchNorms of a model (`--batchnorm`): by fixed statistics, by those of a batch, by a GroupNorm.
+"""Replacement of the BatchNorms of a model (`--batchnorm`), each by what trains on a device as the user chose.
 
-Running statistics are neither weights nor constants: every batch of a training changes them, and no gradient does.
+Running statistics are neither weights nor constants: every batch of a training changes them, and no gradient does. They
+stay as they are (`freeze`), travel and are averaged (`train`), or stay on the device together with the affine map
+(`local`: FedBN, Li et al. 2021, arXiv 2102.07623).
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from fedpara_edge.errors import InputError
 from fedpara_edge.factors.factorization import BatchNorm as Choice
 from fedpara_edge.nn.groupnorm import group_norm_like
 
-Fate = Literal["fixed", "batch", "group"]
+Fate = Literal["fixed", "batch", "running", "group"]
 
 
 class FixedNorm(nn.Module):
@@ -78,6 +80,48 @@ class BatchStatisticsNorm(nn.Module):
         return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
 
 
+class RunningNorm(nn.Module):
+    """BatchNorm whose running statistics are state of the training, as torch has it.
+
+    In training, x is normalized by the mean and the variance of the batch, and μ ← (1 - m) μ + m mean,
+    σ² ← (1 - m) σ² + m variance · n / (n - 1), with n values of a channel in the batch; in evaluation, by μ and σ².
+
+    Args:
+        batchnorm: BatchNorm with running statistics, whose parameters and buffers, the very objects, it takes.
+        local: Whether all of it stays on the device.
+    """
+
+    def __init__(self, batchnorm: _BatchNorm, *, local: bool) -> None:
+        super().__init__()
+        self.weight, self.bias = batchnorm.weight, batchnorm.bias
+        self.register_buffer("running_mean", batchnorm.running_mean)
+        self.register_buffer("running_var", batchnorm.running_var)
+        self.eps, self.local = batchnorm.eps, local
+        self.momentum = batchnorm.momentum or 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize x [N, C, ...]."""
+        mean, variance = self.get_buffer("running_mean"), self.get_buffer("running_var")
+        return F.batch_norm(x, mean, variance, self.weight, self.bias, self.training, self.momentum, self.eps)
+
+
+def normalize_by_batches(model: nn.Module) -> None:
+    """Put the BatchNorms with running statistics in training mode, in place, and leave dropout as it is."""
+    for module in model.modules():
+        if isinstance(module, RunningNorm):
+            module.train()
+
+
+def running_statistics(model: nn.Module) -> dict[str, Tensor]:
+    """Running statistics that a training changes, by name."""
+    return {
+        f"{name}.{part}" if name else part: buffer
+        for name, module in model.named_modules()
+        if isinstance(module, RunningNorm)
+        for part, buffer in module.named_buffers()
+    }
+
+
 def replace_batchnorms(model: nn.Module, choice: Choice) -> tuple[dict[nn.Module, nn.Module], list[str]]:
     """Replacements of the BatchNorms of a model, and what to tell the user about them.
 
@@ -94,6 +138,7 @@ def replace_batchnorms(model: nn.Module, choice: Choice) -> tuple[dict[nn.Module
     replacements: dict[nn.Module, nn.Module] = {}
     messages: list[str] = []
     fixed: list[_BatchNorm] = []
+    running: list[_BatchNorm] = []
     for name, module in _batchnorms(model):
         fate = _fate(name, module, choice)
         if fate == "group":
@@ -104,10 +149,13 @@ def replace_batchnorms(model: nn.Module, choice: Choice) -> tuple[dict[nn.Module
         elif fate == "batch":
             replacements[module] = BatchStatisticsNorm(module)
             messages.append(f"{name}: {type(module).__name__} normalizes every batch by its own statistics")
+        elif fate == "running":
+            replacements[module] = RunningNorm(module, local=choice == "local")
+            running.append(module)
         else:
             replacements[module] = FixedNorm(module)
             fixed.append(module)
-    return replacements, [*messages, *_on_fixed(fixed)]
+    return replacements, [*messages, *_on_fixed(fixed), *_on_running(running, choice)]
 
 
 def _batchnorms(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
@@ -128,9 +176,17 @@ def _fate(name: str, module: _BatchNorm, choice: Choice) -> Fate:
         return "batch"
     if choice == "freeze" or not (module.training or _is_trained(module)):
         return "fixed"
+    if choice != "refuse":
+        if module.momentum is None:
+            raise InputError(
+                f"module {name!r}: expected a momentum of the running statistics, found None, which averages all "
+                "batches alike; set one, such as 0.1"
+            )
+        return "running"
     raise InputError(
-        f"module {name!r}: {type(module).__name__} keeps running statistics, which no gradient trains; fix them "
-        "as they are with batchnorm='freeze', or replace it with GroupNorm with batchnorm='group'"
+        f"module {name!r}: {type(module).__name__} keeps running statistics, which no gradient trains; choose "
+        "batchnorm='freeze' to fix pretrained ones, 'train' to average them, 'local' to keep the BatchNorm on the "
+        "device, or 'group' for a GroupNorm"
     )
 
 
@@ -150,6 +206,13 @@ def _on_fixed(norms: list[_BatchNorm]) -> list[str]:
     if all(_is_fresh(norm) for norm in norms):
         lines.append("the fixed statistics are those of a new BatchNorm, 0 and 1; load pretrained ones")
     return lines
+
+
+def _on_running(norms: list[_BatchNorm], choice: Choice) -> list[str]:
+    if not norms:
+        return []
+    fate = "that stay on the device" if choice == "local" else "whose statistics are averaged"
+    return [f"{len(norms)} BatchNorm{'s' * (len(norms) > 1)} {fate}"]
 
 
 def _is_fresh(norm: _BatchNorm) -> bool:

@@ -12,10 +12,11 @@ from torch.nn.modules.batchnorm import _NormBase
 from fedpara_edge.errors import InputError
 from fedpara_edge.factors.compose import factor_role
 from fedpara_edge.factors.layout import FACTORS, LayerSpec, Layout, Operator, Part, Role, TensorSpec
-from fedpara_edge.nn.batchnorm import BatchStatisticsNorm, FixedNorm
+from fedpara_edge.nn.batchnorm import BatchStatisticsNorm, FixedNorm, RunningNorm
 from fedpara_edge.nn.layers import FactoredLayer
 
-NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, _NormBase, FixedNorm, BatchStatisticsNorm)
+NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, _NormBase, FixedNorm, BatchStatisticsNorm, RunningNorm)
+STATISTICS: dict[str, Part] = {"running_mean": "mean", "running_var": "variance"}
 DTYPES = frozenset(("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"))
 
 
@@ -74,19 +75,27 @@ def _layer(name: str, module: nn.Module) -> LayerSpec | None:
 def _tensor_spec(module_name: str, module: nn.Module, layer: LayerSpec | None, name: str, tensor: Tensor) -> TensorSpec:
     full_name = f"{module_name}.{name}" if module_name else name
     dtype = str(tensor.dtype).removeprefix("torch.")
-    role: Role = "frozen"
-    if tensor.requires_grad:
-        role = factor_role(layer, name) if layer is not None else "shared"
-        if tensor.dtype != torch.float32:
-            raise InputError(f"tensor {full_name!r}: trainable tensors are float32, found {dtype}; use model.float()")
+    role, part = _role(module, layer, name, tensor), _part(module, name)
+    if role != "frozen" and tensor.dtype != torch.float32:
+        raise InputError(f"tensor {full_name!r}: trainable tensors are float32, found {dtype}; use model.float()")
     if dtype not in DTYPES:
         expected = ", ".join(sorted(DTYPES))
         raise InputError(f"tensor {full_name!r}: expected a dtype of {expected}, found {dtype}; convert it")
     shape = tuple(tensor.shape)
-    return TensorSpec(name=full_name, shape=shape, dtype=dtype, layer=module_name, part=_part(module, name), role=role)
+    return TensorSpec(name=full_name, shape=shape, dtype=dtype, layer=module_name, part=part, role=role)
+
+
+def _role(module: nn.Module, layer: LayerSpec | None, name: str, tensor: Tensor) -> Role:
+    if isinstance(module, RunningNorm) and (tensor.requires_grad or name in STATISTICS):
+        return "personal" if module.local else "shared"
+    if not tensor.requires_grad:
+        return "frozen"
+    return "shared" if layer is None else factor_role(layer, name)
 
 
 def _part(module: nn.Module, name: str) -> Part:
+    if isinstance(module, RunningNorm) and name in STATISTICS:
+        return STATISTICS[name]
     if isinstance(module, NORMS):
         return "norm" if name in ("weight", "bias") else "other"
     if name in ("weight", "bias") or (name in FACTORS and isinstance(module, FactoredLayer)):

@@ -72,7 +72,7 @@ def weight_norm(layout: Layout, tensors: Tensors) -> float:
     layers = {layer.name for layer in layout.layers}
     rest = [
         tensor
-        for tensor in layout.with_role("shared", "personal")
+        for tensor in layout.trained
         if tensor.part not in FACTORS and not (tensor.part == "weight" and tensor.layer in layers)
     ]
     composed = sum(_square(compose_named(layout, layer, tensors)) for layer in _trained(layout, tensors))
