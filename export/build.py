@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from export.exporter import export_bundle
+from export.example import read_example
+from export.exporter import export_bundle, quietly
 from export.verify import Verification
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.bundle import Bundle
@@ -33,7 +35,9 @@ class BuiltBundle:
     pretrained: Pretrained | None
 
 
-def make_bundle(recipe: Recipe, folder: Path, *, overwrite: bool = False) -> BuiltBundle:
+def make_bundle(
+    recipe: Recipe, folder: Path, *, overwrite: bool = False, on_step: Callable[[str], None] = quietly
+) -> BuiltBundle:
     """Make the model of a recipe, factor it, and write the bundle that trains it, verified against torch.
 
     Seeds torch's global generator, from which the initial weights come.
@@ -42,13 +46,16 @@ def make_bundle(recipe: Recipe, folder: Path, *, overwrite: bool = False) -> Bui
         recipe: Recipe of the bundle.
         folder: Folder of the bundle to write, which appears whole or not at all.
         overwrite: Whether to replace an existing bundle.
+        on_step: Function that is called with what is being done, in words.
 
     Raises:
         InputError: A part of the recipe or the folder does not fit, or an operator has no gradient.
         FedparaError: The verification failed, or the disk refuses the write.
     """
     check_output(folder, overwrite=overwrite, folder=True)
+    recipe, examples = read_example(recipe)
     zoo = ZOO.get(recipe.name)
+    on_step("making the model")
     torch.manual_seed(recipe.seed)
     dense = load_model(recipe.name, classes=recipe.classes, input_shape=recipe.input_shape if zoo else None)
     shape = recipe.input_shape or (zoo.input_shape if zoo else None)
@@ -69,5 +76,7 @@ def make_bundle(recipe: Recipe, folder: Path, *, overwrite: bool = False) -> Bui
     factorization = replace(recipe, exclude=(*recipe.exclude, *(zoo.dense_layers if zoo else ())))
     new = () if loaded is None else loaded.new
     converted, report = convert(dense, factorization, pretrained=loaded is not None, new=new)
-    bundle, verification = export_bundle(converted, folder, config, overwrite=overwrite)
+    bundle, verification = export_bundle(
+        converted, folder, config, overwrite=overwrite, examples=examples, on_step=on_step
+    )
     return BuiltBundle(bundle=bundle, report=report, verification=verification, pretrained=loaded)

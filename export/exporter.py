@@ -49,7 +49,7 @@ _LARGEST_LOSS = 0.5  # of an initial tensor, relative: beyond it, whole rows of 
 _EXAMPLES = 4  # batch size of tracing; torch.export would fix a batch of 0 or 1
 
 
-def _quietly(_: str) -> None:
+def quietly(_: str) -> None:
     """Say nothing."""
 
 
@@ -60,7 +60,7 @@ def export_bundle(
     *,
     overwrite: bool = False,
     examples: Mapping[str, NDArray[Any]] | None = None,
-    on_step: Callable[[str], None] = _quietly,
+    on_step: Callable[[str], None] = quietly,
 ) -> tuple[Bundle, dict[str, Verification]]:
     """Write a bundle that trains `model`, after verifying it against torch.
 

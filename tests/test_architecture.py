@@ -56,7 +56,7 @@ EXPORT: tuple[set[str], ...] = (
     {"export.trials"},
     {"export.reference"},
     {"export.verify"},
-    {"export.exporter"},
+    {"export.exporter", "export.example"},
     {"export.build"},
 )
 DEVICE: tuple[set[str], ...] = (

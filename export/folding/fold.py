@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,13 +17,14 @@ from onnxruntime import InferenceSession, SessionOptions
 from export.folding.composing import Composed, compose_layers
 from export.folding.half import to_float16
 from export.folding.inference import inference_graph, replace
+from export.folding.inputs import random_inputs
 from export.folding.ranges import find_ranges, measure
 from fedpara_edge._version import __version__
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError
 from fedpara_edge.formats.accuracy import count_correct
-from fedpara_edge.formats.bundle import Bundle, Manifest
+from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.formats.folded import METADATA_KEY, FoldedSpec, Precision
-from fedpara_edge.formats.interface import ArraySpec, Interface
+from fedpara_edge.formats.interface import Interface
 from fedpara_edge.formats.weights import Weights
 from fedpara_edge.storage.atomic import check_output, replacing_file
 
@@ -31,8 +32,7 @@ IR_VERSION = 10  # the newest that onnxruntime 1.19 and 1.20 read
 TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "float16": 0.05, "int8": 0.5}
 """Largest relative errors of the outputs: float32 rounds; the others, seen at 4e-4 and at 0.02 to 0.05, are wrong far
 above that."""
-_RANDOM_EXAMPLES, _CALIBRATION_EXAMPLES, _BATCH = 16, 512, 256
-_SEED = 0
+_TRACED_EXAMPLES, _RANDOM_EXAMPLES, _CALIBRATION_EXAMPLES, _BATCH = 3, 16, 512, 256
 
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -96,7 +96,8 @@ def fold(
         path: Path of the `.onnx` file to write, which appears whole or not at all.
         personal: Personal tensors of a device by name; None for the initial ones.
         precision: Precision to compute in; see `half.to_float16` and `quantization.to_int8`.
-        data: Examples to measure error and accuracy on, and to calibrate `int8` with.
+        data: Examples to measure error and accuracy on, and to calibrate `int8` with; None for random inputs around the
+            mean that the model subtracts.
         max_drop: Largest drop in accuracy on the data that float16 or int8 may cause, in percentage points.
         overwrite: Whether to replace an existing file.
 
@@ -122,8 +123,8 @@ def fold(
     local = {tensor.name for tensor in manifest.layout.with_role("personal")}
     initial = {name: value for name, value in bundle.read_initial_personal().items() if name in local}
     factored = inference_graph(bundle, {**weights.tensors, **initial, **(personal or {})})
-    random = _random_inputs(manifest)
-    composed = compose_layers(factored, manifest.layout, random)
+    composed = compose_layers(factored, manifest.layout, random_inputs(manifest.interface, _TRACED_EXAMPLES))
+    random = random_inputs(manifest.interface, _RANDOM_EXAMPLES, composed.model)
     spec = FoldedSpec(
         model=manifest.model,
         fingerprint=manifest.fingerprint,
@@ -134,21 +135,19 @@ def fold(
     )
     content = _serialized(_in_precision(composed, precision, random, data), spec)
     sessions = _session(factored.SerializeToString()), _session(content)
-    checks = [_compare(*sessions, manifest.interface, [(random, None)])]
-    if data is not None:
-        checks.append(_compare(*sessions, manifest.interface, _batches(data)))
-    _refuse_if_far(path, spec, checks, max_drop)
+    batches = [(random, None)] if data is None else _batches(data)
+    check = _compare(*sessions, manifest.interface, batches)
+    _refuse_if_far(path, spec, check, max_drop)
     with replacing_file(path) as temporary:
         temporary.write_bytes(content)
-    last = checks[-1]
     return Folding(
         spec=spec,
         layers=composed.layers,
         bytes=len(content),
-        error=last.error,
+        error=check.error,
         examples=0 if data is None else data.examples,
-        accuracy=last.accuracy,
-        factored_accuracy=last.factored_accuracy,
+        accuracy=check.accuracy,
+        factored_accuracy=check.factored_accuracy,
     )
 
 
@@ -189,19 +188,6 @@ def _serialized(model: onnx.ModelProto, spec: FoldedSpec) -> bytes:
     onnx.checker.check_model(model, full_check=True)
     content: bytes = model.SerializeToString(deterministic=True)
     return content
-
-
-def _random_inputs(manifest: Manifest) -> Arrays:
-    generator = np.random.default_rng(_SEED)
-    return {spec.name: _random_input(spec, generator) for spec in manifest.interface.inputs}
-
-
-def _random_input(spec: ArraySpec, generator: np.random.Generator) -> NDArray[Any]:
-    shape = (_RANDOM_EXAMPLES, *spec.shape)
-    if spec.dtype == "float32":
-        return generator.standard_normal(shape, np.float32)
-    limit = 2 if spec.dtype == "bool" else spec.classes or 256
-    return generator.integers(0, limit, shape).astype(spec.dtype)
 
 
 def _batches(data: Examples) -> Iterator[tuple[Arrays, Arrays]]:
@@ -262,23 +248,22 @@ def _compare(
     return _Comparison(error, correct / labels, factored_correct / labels)
 
 
-def _refuse_if_far(path: Path, spec: FoldedSpec, checks: Sequence[_Comparison], max_drop: float) -> None:
+def _refuse_if_far(path: Path, spec: FoldedSpec, check: _Comparison, max_drop: float) -> None:
     precision = spec.precision
-    for check in checks:
-        if math.isinf(check.error):
-            raise FedparaError(
-                f"{path}: expected finite outputs in {precision}, found NaN or Inf; nothing was written: "
-                "choose another precision"
-            )
-        before, after = check.factored_accuracy, check.accuracy
-        if before is not None and after is not None and 100 * (before - after) > max_drop:
-            raise FedparaError(
-                f"{path}: expected {precision} to cost at most {max_drop:g} points of accuracy, found {before:.2%} "
-                f"before and {after:.2%} after; nothing was written: choose another precision or --max-drop"
-            )
-        if check.error > TOLERANCES[precision]:
-            raise FedparaError(
-                f"{path}: expected the factored model's outputs within {TOLERANCES[precision]:g} relative, "
-                f"found {check.error:.2g}; nothing was written: choose a precision other than {precision}, or "
-                "report this model"
-            )
+    if math.isinf(check.error):
+        raise FedparaError(
+            f"{path}: expected finite outputs in {precision}, found NaN or Inf; nothing was written: "
+            "choose another precision"
+        )
+    before, after = check.factored_accuracy, check.accuracy
+    if before is not None and after is not None and 100 * (before - after) > max_drop:
+        raise FedparaError(
+            f"{path}: expected {precision} to cost at most {max_drop:g} points of accuracy, found {before:.2%} "
+            f"before and {after:.2%} after; nothing was written: choose another precision or --max-drop"
+        )
+    if check.error > TOLERANCES[precision]:
+        raise FedparaError(
+            f"{path}: expected the factored model's outputs within {TOLERANCES[precision]:g} relative, "
+            f"found {check.error:.2g}; nothing was written: choose a precision other than {precision}, or "
+            "report this model"
+        )

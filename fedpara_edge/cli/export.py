@@ -11,7 +11,7 @@ import click
 
 from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.options import PATH, options_of
-from fedpara_edge.cli.output import emit, megabytes, output_options
+from fedpara_edge.cli.output import emit, megabytes, output_options, steps_shown
 from fedpara_edge.formats.bundle import ENGINES
 from fedpara_edge.formats.interface import Interface
 from fedpara_edge.formats.recipe import Recipe
@@ -39,10 +39,12 @@ def command(
     require("export")
     for engine in options.get("engines", ()):
         require_engine(engine)
-    from export import make_bundle
-
     recipe = Recipe(name=model, **{"engines": tuple(name for name in ENGINES if name in engines()), **options})
-    made = make_bundle(recipe, output, overwrite=overwrite)
+    with steps_shown() as on_step:
+        on_step("importing torch")
+        from export import make_bundle
+
+        made = make_bundle(recipe, output, overwrite=overwrite, on_step=on_step)
     layout = made.bundle.manifest.layout
     result = {
         "bundle": str(output),
@@ -68,6 +70,7 @@ def command(
         f"outputs {errors.outputs:.1e}"
         + ("" if errors.step is None else f", {recipe.optimizer} step {errors.step:.1e}")
         + " (relative)"
+        + (f"; rounding to float32 makes {errors.rounding:.1e} of torch itself" if errors.rounding else "")
         for name, errors in made.verification.items()
     ]
     text = "\n".join(

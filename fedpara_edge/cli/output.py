@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
@@ -29,6 +31,23 @@ def emit(result: Mapping[str, Any], text: str, *, as_json: bool) -> None:
 def note(message: str) -> None:
     """Print one line to stderr, whatever is in the message."""
     click.echo(" ".join(message.split()), err=True)
+
+
+@contextmanager
+def steps_shown() -> Iterator[Callable[[str], None]]:
+    """Function that shows what is being done in one line on stderr, if that is a terminal; the line then goes."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+
+    def show(what: str) -> None:
+        sys.stderr.write(f"\r\x1b[K{what}{'…' if what else ''}")
+        sys.stderr.flush()
+
+    try:
+        yield show
+    finally:
+        show("")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -162,6 +162,7 @@ class Recipe(ExportConfig, Factorization):
         classes: Number of classes of a zoo model; None for its own.
         pretrained: State dict or checkpoint, `.safetensors` or of `torch.save`, that the factors are fitted to.
         new_head: Patterns of the tensors, or of the modules that hold them, that are left as initialized.
+        example: Data to verify with, in place of random inputs, and to take shapes and dtypes of inputs from.
 
     Raises:
         InputError: A value is out of its range, or two values don't go together.
@@ -176,6 +177,12 @@ class Recipe(ExportConfig, Factorization):
     )
     new_head: tuple[str, ...] = option(
         (), metavar="PATTERN", help="Layers or tensors that are new, and not taken from the pretrained weights."
+    )
+
+    example: Path | None = option(
+        None,
+        metavar="DATA",
+        help="Data (.npz or folder of .npy) to verify with, from which the inputs' shapes and dtypes are taken too.",
     )
 
     def __post_init__(self) -> None:

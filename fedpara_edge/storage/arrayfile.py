@@ -34,6 +34,18 @@ def open_arrays(path: Path, names: Sequence[str], *, optional: Sequence[str] = (
     return _map_folder(path, names, optional) if path.is_dir() else _load_npz(path, names, optional)
 
 
+def array_names(path: Path) -> list[str]:
+    """Names of all arrays in an `.npz` or a folder of `.npy` files.
+
+    Raises:
+        InputError: The file is missing, damaged or foreign.
+    """
+    if path.is_dir():
+        return sorted(file.stem for file in path.glob("*.npy") if file.is_file())
+    with _archive(path) as archive:
+        return sorted(archive.files)
+
+
 def _map_folder(path: Path, names: Sequence[str], optional: Sequence[str]) -> dict[str, NDArray[Any]]:
     wanted = _wanted(path, {file.stem for file in path.glob("*.npy") if file.is_file()}, names, optional)
     arrays = {}
@@ -44,6 +56,17 @@ def _map_folder(path: Path, names: Sequence[str], optional: Sequence[str]) -> di
 
 
 def _load_npz(path: Path, names: Sequence[str], optional: Sequence[str]) -> dict[str, NDArray[Any]]:
+    with _archive(path, names) as archive:
+        arrays = {name: archive[name] for name in _wanted(path, set(archive.files), names, optional)}
+        for name, array in arrays.items():
+            if not isinstance(array, np.ndarray):
+                raise ValueError(f"{name} is not a .npy file")
+    return arrays
+
+
+@contextmanager
+def _archive(path: Path, names: Sequence[str] = ("x", "y")) -> Iterator[Any]:
+    """Opened `.npz`; `names` are those of the arrays that it should have."""
     if not path.is_file():
         found = "a pipe or device" if path.exists() else "nothing"
         raise InputError(f"{path}: expected an .npz file or a folder with .npy files, found {found}; check the path")
@@ -55,11 +78,7 @@ def _load_npz(path: Path, names: Sequence[str], optional: Sequence[str]) -> dict
             f"save it with numpy.savez(path, {', '.join(f'{name}=…' for name in names)})"
         )
     with _explaining(path), path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in _wanted(path, set(archive.files), names, optional)}
-        for name, array in arrays.items():
-            if not isinstance(array, np.ndarray):
-                raise ValueError(f"{name} is not a .npy file")
-    return arrays
+        yield archive
 
 
 @contextmanager

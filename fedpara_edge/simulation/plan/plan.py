@@ -323,6 +323,8 @@ def _beside(folder: Path, model: Recipe) -> Recipe:
     """The recipe with its files where they are, seen from the plan."""
     if model.pretrained is not None:
         model = replace(model, pretrained=folder / model.pretrained)
+    if model.example is not None:
+        model = replace(model, example=folder / model.example)
     where, _, factory = model.name.rpartition(":")
     return replace(model, name=f"{folder / where}:{factory}") if where.endswith(".py") else model
 
