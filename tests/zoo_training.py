@@ -50,7 +50,12 @@ NARROW: Mapping[str, Mapping[str, Any]] = {
     "resnet18": {"stages": [n // 4 for n in RESNET18_STAGES]},
     "vgg16": {"stages": [[n // 8 for n in stage] for stage in VGG16_STAGES]},
 }
-"""Sizes of the deep models for speed, with all their layers; whole they are verified in the tests of the export."""
+"""Sizes of the deep models for speed, with all their layers; whole they are verified in the tests of the export.
+
+At an eighth of its width and with inputs of 8x8, a step of resnet18 is ill-conditioned, as its last stage has one
+position and GroupNorm few values: over 20 batches, its relative error against torch in double precision was 2e-4 to
+4e-4 in the median and 1e-2 to 6e-2 at most, alike for torch in float32 and both engines; at a quarter, 1e-5 to 3e-5.
+"""
 
 ZOO_CASES = {
     "mlp": ZooCase(16, (1, 28, 28), 50.0),
