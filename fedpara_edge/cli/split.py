@@ -38,7 +38,7 @@ def command(
     check_output(output, overwrite=overwrite, folder=True)
     plan = DataPlan(path=data, **options)
     federation = load_federation(plan, seed)
-    write_federation(federation, output, overwrite=overwrite)
+    write_federation(federation, output)
     sizes = [len(client.train) for client in federation.clients]
     held = sum(len(client.test) for client in federation.clients if client.test is not None)
     result = {

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.codecs.codec import Encoded, unflatten
-from fedpara_edge.codecs.settings import UPDATE
+from fedpara_edge.codecs.settings import read_settings
 from fedpara_edge.errors import InvalidUpdateError
 from fedpara_edge.factors.layout import TensorSpec
 from fedpara_edge.storage.tensorfile import TensorFile
@@ -50,11 +50,7 @@ def open_float32(file: TensorFile, tensors: Sequence[TensorSpec], settings: Mapp
     Raises:
         InvalidUpdateError: A tensor differs, the first of which is named, or there are settings.
     """
-    if settings:
-        raise InvalidUpdateError(
-            f"{file.path}: codec float32: expected no settings, found {str(settings)[:80]}; {UPDATE}",
-            code="unknown_codec",
-        )
+    read_settings(file, "float32", settings)
     expected = [(tensor.name, ("float32", tensor.shape)) for tensor in tensors]
     found = [(name, (entry.dtype, entry.shape)) for name, entry in file.entries.items()]
     if expected != found:

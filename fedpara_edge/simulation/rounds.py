@@ -190,21 +190,17 @@ def _traffic(job: Job, round: int, good: Mapping[str, TrainResult]) -> dict[str,
     control_bytes = control.stat().st_size if control.exists() else 0
     done = job.journal.of(job.arm.name, job.seed, "round")
     weights_bytes = [job.bundle.file(WEIGHTS).stat().st_size, *(event["weights_bytes"] for event in done)]
-    if job.arm.aggregate.sends_changes:
-        change_bytes = [0, *(event["change_bytes"] for event in done)]
-        held = {client: before for before in range(round) for client in job.participants(before)}
-        downloads = [
-            download_bytes(
-                round,
-                held.get(client),
-                weights_bytes=weights_bytes,
-                change_bytes=change_bytes,
-                snapshot_every=job.arm.aggregate.snapshot_every,
-            )
-            for client in participants
-        ]
-    else:
-        downloads = [weights_bytes[round]] * len(participants)
+    held = {client: before for before in range(round) for client in job.participants(before)}
+    downloads = [
+        download_bytes(
+            round,
+            held.get(client) if job.arm.aggregate.sends_changes else None,
+            weights_bytes=weights_bytes,
+            change_bytes=[0, *(event["change_bytes"] for event in done)],
+            snapshot_every=job.arm.aggregate.snapshot_every,
+        )
+        for client in participants
+    ]
     return {
         "up_bytes": sum(result.update_bytes for result in good.values()),
         "down_bytes": sum(downloads) + control_bytes * len(participants),

@@ -21,10 +21,8 @@ import stat
 import sys
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -37,8 +35,9 @@ from fedpara_edge.storage.atomic import replacing_file
 from fedpara_edge.storage.filekind import HEAD_BYTES, recognize
 from fedpara_edge.storage.tensortable import (
     MAX_TABLE_BYTES,
+    Entry,
     TableError,
-    parse_rows,
+    parse_entries,
     split_metadata,
     strict_json,
     table_bytes,
@@ -47,23 +46,6 @@ from fedpara_edge.storage.tensortable import (
 KEY = "fedpara_edge"
 _SHARED_CHARACTERS = 1 << 18
 """Length of the longest table that is cached: that of a thousand tensors and more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """Place of one tensor in a file.
-
-    Args:
-        dtype: Name of the numpy dtype.
-        shape: Shape of the tensor.
-        offset: First byte, counted from the start of the file.
-        nbytes: Number of bytes.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
 
 
 def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> None:
@@ -231,7 +213,7 @@ class TensorFile:
             metadata, table = split_metadata(text.tobytes())
             # Cached because the updates of a round have equal tables: parsing each would cost a third of reading the
             # file. Longer tables are not: parsed, they take ten times their bytes, and anyone may have written them.
-            entries = _shared_entries if len(table) <= _SHARED_CHARACTERS else _entries
+            entries = _shared_entries if len(table) <= _SHARED_CHARACTERS else parse_entries
             return metadata, entries(table, self.data_offset, self.size_bytes - self.data_offset)
         except TableError as cause:
             raise self._refusal(cause) from cause
@@ -274,13 +256,4 @@ class TensorFile:
         return dict(header)
 
 
-def _entries(table: str, data_offset: int, data_bytes: int) -> Mapping[str, Entry]:
-    return MappingProxyType(
-        {
-            row.name: Entry(row.dtype, row.shape, data_offset + row.begin, row.end - row.begin)
-            for row in parse_rows(table, data_bytes)
-        }
-    )
-
-
-_shared_entries = lru_cache(maxsize=8)(_entries)
+_shared_entries = lru_cache(maxsize=8)(parse_entries)

@@ -16,7 +16,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -41,22 +43,21 @@ DTYPES = {
 _ITEM_BYTES = {code: np.dtype(name).itemsize for code, name in DTYPES.items()}
 
 
-class Row(NamedTuple):
-    """Row of a table: one tensor and its place.
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Place of one tensor in a file.
 
     Args:
-        name: Name of the tensor.
         dtype: Name of the numpy dtype.
         shape: Shape of the tensor.
-        begin: First byte, counted from the start of the data.
-        end: Byte after the last one, counted from the start of the data.
+        offset: First byte, counted from the start of the file.
+        nbytes: Number of bytes.
     """
 
-    name: str
     dtype: str
     shape: tuple[int, ...]
-    begin: int
-    end: int
+    offset: int
+    nbytes: int
 
 
 class TableError(Exception):
@@ -116,18 +117,19 @@ def split_metadata(text: bytes) -> tuple[Mapping[str, str], str]:
     return metadata, f"{_METADATA}{{}}{rest[end:]}"
 
 
-def parse_rows(table: str, data_bytes: int) -> tuple[Row, ...]:
-    """Rows of a table, in the order of the data.
+def parse_entries(table: str, data_offset: int, data_bytes: int) -> Mapping[str, Entry]:
+    """Places of the tensors by name, in the order of the data.
 
     Args:
         table: Table as `split_metadata` returned it.
-        data_bytes: Number of bytes that follow it in the file.
+        data_offset: First byte of the data in the file.
+        data_bytes: Number of bytes of the data.
 
     Raises:
         TableError: The table does not describe exactly these data.
 
-    >>> parse_rows('{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', 8)
-    (Row(name='a', dtype='float32', shape=(2,), begin=0, end=8),)
+    >>> dict(parse_entries('{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', 100, 8))
+    {'a': Entry(dtype='float32', shape=(2,), offset=100, nbytes=8)}
     """
     try:
         entries = strict_json(table)
@@ -136,16 +138,18 @@ def parse_rows(table: str, data_bytes: int) -> tuple[Row, ...]:
     if not isinstance(entries, dict):
         raise TableError("a header that is not a JSON object")
     entries.pop("__metadata__", None)
-    rows = sorted((_row(*entry) for entry in entries.items()), key=lambda row: (row.begin, row.end, row.name))
+    found = {name: _entry(name, stated, data_offset) for name, stated in entries.items()}
+    found = dict(sorted(found.items(), key=lambda item: (item[1].offset, item[1].nbytes, item[0])))
     position = 0
-    for row in rows:
-        if row.begin != position:
-            raise TableError(f"tensor {row.name!r} at byte {row.begin} of the data where {position} is next")
-        position = row.end
+    for name, entry in found.items():
+        begin = entry.offset - data_offset
+        if begin != position:
+            raise TableError(f"tensor {name!r} at byte {begin} of the data where {position} is next")
+        position += entry.nbytes
     if position != data_bytes:
         code = "truncated" if position > data_bytes else "not_safetensors"
         raise TableError(f"{data_bytes} bytes of data where the header tells of {position}", code=code)
-    return tuple(rows)
+    return MappingProxyType(found)
 
 
 def strict_json(text: str) -> Any:
@@ -167,9 +171,9 @@ def _check_values(text: str) -> None:
         raise ValueError(f"JSON of more than {MAX_VALUES} values")
 
 
-def _row(name: str, entry: Any) -> Row:
+def _entry(name: str, stated: Any, data_offset: int) -> Entry:
     try:
-        code, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        code, shape, (begin, end) = stated["dtype"], tuple(stated["shape"]), stated["data_offsets"]
         item_bytes = _ITEM_BYTES[code]
     except (KeyError, TypeError, ValueError) as error:
         raise TableError(f"tensor {name!r} without a dtype of {', '.join(DTYPES)}, a shape and two offsets") from error
@@ -179,7 +183,7 @@ def _row(name: str, entry: Any) -> Row:
         raise TableError(f"tensor {name!r} with an impossible shape")
     if end - begin != math.prod(shape) * item_bytes:
         raise TableError(f"tensor {name!r} of shape {list(shape)} and dtype {code} in {end - begin} bytes")
-    return Row(name, DTYPES[code], shape, begin, end)
+    return Entry(DTYPES[code], shape, data_offset + begin, end - begin)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from fedpara_edge.options import check, declared, option
 from fedpara_edge.simulation.data.columns import Columns, Examples, Keys, open_columns, open_keys
 from fedpara_edge.simulation.data.holdout import fewest_rows, hold_out
 from fedpara_edge.simulation.data.partition import by_key, dirichlet, iid, shards
-from fedpara_edge.storage.atomic import check_output, replacing_folder
+from fedpara_edge.storage.atomic import replacing_folder
 
 __all__ = ["ClientData", "DataPlan", "Examples", "Federation", "load_federation", "write_federation"]
 
@@ -181,16 +181,14 @@ def load_federation(data: DataPlan, seed: int) -> Federation:
     return Federation(tuple(clients), test, tuple(small))
 
 
-def write_federation(federation: Federation, folder: Path, *, overwrite: bool = False) -> None:
+def write_federation(federation: Federation, folder: Path) -> None:
     """Write a folder with train/<client>.npz, test/<client>.npz of what is held out, and test.npz of the common test.
 
     Each file has the arrays x and y, as the devices' commands take them.
 
     Raises:
-        InputError: The folder exists and `overwrite` is false, or can't be written.
-        FedparaError: The disk is full.
+        FedparaError: The disk is full or refuses the write.
     """
-    check_output(folder, overwrite=overwrite, folder=True)
     with replacing_folder(folder) as making:
         for client in federation.clients:
             _save(making / "train" / f"{client.name}.npz", client.train)
