@@ -281,6 +281,7 @@ def test_layers_with_a_life_of_their_own_stay() -> None:
     converted, report = convert(model)
     assert {layer.name: layer.reason for layer in report.layers} == {
         **{f"projected.weight_{source}_l0": "projected state (proj_size=5)" for source in ("ih", "hh")},
+        "projected.weight_hr_l0": "a part of its LSTM that is not the weight itself",
         **{
             f"subclass.weight_{source}_l0": "Subclass is a subclass, which may use its weight in its own way"
             for source in ("ih", "hh")
@@ -298,11 +299,14 @@ def test_layers_with_a_life_of_their_own_stay() -> None:
     assert roles["weight_ih_l0.x1"] == "shared"
 
 
-def test_tied_weights_are_refused() -> None:
+def test_tied_weights_stay_tied() -> None:
     layer = nn.LSTM(24, 24, 2)
     layer.weight_hh_l1 = layer.weight_hh_l0
-    with pytest.raises(InputError, match=r"layer 'memory.weight_hh_l0': its weight is also 'memory.weight_hh_l1'"):
-        convert(nn.ModuleDict({"memory": layer}))
+    converted, report = convert(nn.ModuleDict({"memory": layer}))
+    assert converted["memory"].weight_hh_l1.weight is converted["memory"].weight_hh_l0.weight
+    reasons = {layer.name: layer.reason for layer in report.unchanged}
+    assert reasons["memory.weight_hh_l0"].startswith("its weight is also 'memory.weight_hh_l1'")
+    assert set(reasons) == {"memory.weight_hh_l0", "memory.weight_hh_l1"}
 
 
 def test_a_lone_layer() -> None:

@@ -8,6 +8,7 @@ by `torch.onnx.export`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -124,6 +125,17 @@ def instance_norm(x: Any, weight: Any = None, bias: Any = None, mean: Any = None
     return group_norm(x, int(x.shape[1]), weight, bias, eps)
 
 
+def split(x: Any, sizes: int | Sequence[int], dim: int = 0) -> Any:
+    """`aten.split` and `aten.split_with_sizes`: a Slice for each part, not a sequence, which has no gradient."""
+    length = x.shape[dim]
+    if not isinstance(length, int):
+        return op.SplitToSequence(x, op.Constant(value_int=sizes) if isinstance(sizes, int) else _ints(sizes), axis=dim)
+    if isinstance(sizes, int):
+        sizes = [min(sizes, length - start) for start in range(0, length, sizes)]
+    ends = list(itertools.accumulate(sizes))
+    return [op.Slice(x, _ints([end - size]), _ints([end]), _ints([dim])) for size, end in zip(sizes, ends, strict=True)]
+
+
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.layer_norm.default: layer_norm,
     torch.ops.aten.group_norm.default: group_norm,
@@ -137,6 +149,8 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.selu.default: selu,
     torch.ops.aten.celu.default: celu,
     torch.ops.aten.instance_norm.default: instance_norm,
+    torch.ops.aten.split.Tensor: split,
+    torch.ops.aten.split_with_sizes.default: split,
     torch.ops.aten.detach.default: detach,
     torch.ops.aten.squeeze.default: squeeze,
     torch.ops.aten.squeeze.dim: squeeze,

@@ -58,12 +58,17 @@ def command(
                 "kind": layer.spec.kind if layer.spec else None,
                 "rank": layer.spec.rank if layer.spec else None,
                 "reason": layer.reason,
+                "entries": layer.entries,
+                "entries_after": layer.entries_after,
                 "relative_error": layer.relative_error,
             }
             for layer in made.report.layers
         ],
+        "vectors": made.report.vectors,
+        "vectors_after": made.report.vectors_after,
         "messages": list(made.report.messages),
         "pretrained": None if made.pretrained is None else asdict(made.pretrained),
+        "warning": made.report.warning or None,
     }
     verified = [
         f"{output}: {name} verified against torch: loss {errors.loss:.1e}, gradients {errors.gradient:.1e}, "

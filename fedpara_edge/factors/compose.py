@@ -125,6 +125,28 @@ def compose_named(layout: Layout, layer: LayerSpec, tensors: Mapping[str, NDArra
     return np.asarray(compose(layer, factors, np.tanh))
 
 
+def compose_rows(layer: LayerSpec, factors: Mapping[str, Any], tanh: Callable[[Any], Any]) -> Any:
+    """Some rows of the weight of a factored layer in matrix form, from the same rows of X1 and X2.
+
+    Args:
+        layer: Layer [V, D] that the weight belongs to.
+        factors: Arrays (numpy or torch, float) by part, with `x1` and `x2` [..., R] instead of [V, R].
+        tanh: Elementwise tanh of the arrays' library.
+
+    Returns:
+        Rows [..., D].
+
+    >>> import numpy as np
+    >>> layer = LayerSpec(name="e", operator="linear", kind="fedpara", form="matrix", shape=(9, 3), rank=2)
+    >>> factors = {part: np.random.rand(*shape) for part, shape in factor_shapes(layer).items()}
+    >>> some = {part: factor[[5, 7]] if part.startswith("x") else factor for part, factor in factors.items()}
+    >>> np.allclose(compose_rows(layer, some, np.tanh), compose(layer, factors, np.tanh)[[5, 7]])
+    True
+    """
+    w1 = factors["x1"] @ factors["y1"].T
+    return w1 if layer.kind == "lowrank" else combine(layer, w1, factors["x2"] @ factors["y2"].T, tanh)
+
+
 def contraction(
     layer: LayerSpec, factors: Mapping[str, Any], concatenate: Callable[[list[Any]], Any]
 ) -> tuple[Any, Any]:

@@ -149,11 +149,18 @@ def _branch(spec: LayerSpec, weight: Tensor, index: int, noise: torch.Generator)
 
 def _leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Leading left singular vectors [m, rank] and values [rank]; zeros where there are fewer than `rank`."""
-    values, vectors = torch.linalg.eigh((matrix @ matrix.T).double())
+    tall = matrix.shape[0] > matrix.shape[1]
+    small = matrix.T if tall else matrix  # the smaller Gram matrix: that of an embedding's rows would be [V, V]
+    values, vectors = torch.linalg.eigh((small @ small.T).double())
     found = min(rank, *matrix.shape)
     u, singular = matrix.new_zeros(matrix.shape[0], rank), matrix.new_zeros(rank)
-    u[:, :found] = vectors.flip(1)[:, :found].to(matrix.dtype)
+    leading = vectors.flip(1)[:, :found].to(matrix.dtype)
     singular[:found] = values.flip(0)[:found].clamp_min(0).sqrt().to(matrix.dtype)
+    if tall:
+        leading = matrix @ leading
+        singular[:found] = leading.norm(dim=0)
+        leading = torch.where(singular[:found] > 1e-7 * singular[0], leading / singular[:found], 0.0)
+    u[:, :found] = leading
     return u, singular
 
 

@@ -23,7 +23,7 @@ from fedpara_edge.nn.init import initialize
 
 
 class FactoredLayer(nn.Module):
-    """Base of `Linear`, `Conv2d` and the weights of `recurrent`: a spec, its factors, and the composed weight.
+    """Base of all factored layers and weights: a spec, its factors, and the composed weight.
 
     Reading `weight` of a factored layer composes it, for code that reads `layer.weight`; it can't be assigned.
     """
@@ -72,6 +72,25 @@ class FactoredLayer(nn.Module):
         spec = self.spec
         made_of = spec.kind if spec.kind == "dense" else f"{spec.kind}, rank={spec.rank}, form={spec.form}"
         return f"{tuple(spec.shape)}, {made_of}{', tanh' if spec.tanh else ''}, bias={self.bias is not None}"
+
+
+class FactoredWeight(FactoredLayer):
+    """A weight of a layer that has several; called without arguments, it returns the composed weight."""
+
+    def __init__(
+        self,
+        spec: LayerSpec,
+        *,
+        initial_std: float | None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        init: Init = "composed",
+    ) -> None:
+        super().__init__(spec, bias=False, device=device, dtype=dtype, init=init, initial_std=initial_std)
+
+    def forward(self) -> Tensor:
+        """Composed weight, of `spec.shape`."""
+        return self.compose()
 
 
 class Linear(FactoredLayer):

@@ -24,20 +24,7 @@ from fedpara_edge.errors import InputError
 from fedpara_edge.factors.choice import choose_layer
 from fedpara_edge.factors.factorization import Init
 from fedpara_edge.factors.layout import Kind, LayerSpec
-from fedpara_edge.nn.layers import FactoredLayer
-
-
-class RecurrentWeight(FactoredLayer):
-    """One weight of a recurrent layer; called without arguments, it returns the composed weight, of `spec.shape`."""
-
-    def __init__(
-        self, spec: LayerSpec, *, hidden_size: int, device: Any, dtype: torch.dtype | None, init: Init
-    ) -> None:
-        std = 1 / math.sqrt(3 * hidden_size)
-        super().__init__(spec, bias=False, device=device, dtype=dtype, init=init, initial_std=std)
-
-    def forward(self) -> Tensor:
-        return self.compose()
+from fedpara_edge.nn.layers import FactoredWeight
 
 
 class FactoredRecurrent(nn.Module):
@@ -79,16 +66,17 @@ class FactoredRecurrent(nn.Module):
                 spec = choose_layer(full_name, shape, kind=kind, gamma=gamma, tanh=tanh).spec
             else:
                 spec = _linear(full_name, shape, kind=kind, rank=self._rank_of(weight, rank, what), tanh=tanh)
-            made = RecurrentWeight(spec, hidden_size=hidden_size, device=device, dtype=dtype, init=init)
+            std = 1 / math.sqrt(3 * hidden_size)
+            made = FactoredWeight(spec, initial_std=std, device=device, dtype=dtype, init=init)
             self.add_module(weight, made)
         for bias_name in self._bias_names():
             empty = torch.empty(self.gates * hidden_size, device=device, dtype=dtype)
             self.register_parameter(bias_name, nn.Parameter(empty))
         self._reset_biases()
 
-    def weights(self) -> dict[str, RecurrentWeight]:
+    def weights(self) -> dict[str, FactoredWeight]:
         """Modules of all weights by name, in torch's order."""
-        return {name: module for name, module in self.named_children() if isinstance(module, RecurrentWeight)}
+        return {name: module for name, module in self.named_children() if isinstance(module, FactoredWeight)}
 
     def reset_parameters(self) -> None:
         """Redraw all factors and biases."""

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fedpara_edge.errors import InputError
+from fedpara_edge.nn.counterparts import has_weights, is_known, parameter_of, unused_option, weight_names, weight_of
 from fedpara_edge.nn.layers import FactoredLayer
 
 Value = TypeVar("Value")
-LAYER_TYPES = (nn.Linear, nn.Conv2d, FactoredLayer)
-RECURRENT_TYPES = (nn.LSTM, nn.GRU)
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,22 +23,39 @@ class Weight:
 
     Args:
         layer: Module that has the weight.
-        part: Name of the weight in the module: `weight`, or `weight_ih_l0` and so on.
+        part: Name of the weight in the module: `weight`, or `weight_ih_l0`, `q_proj` and so on.
     """
 
     layer: nn.Module
     part: str
 
     @property
-    def parameter(self) -> nn.Parameter | None:
-        """Parameter that holds the weight; None if there is none, as the weight is composed or computed."""
-        return self.layer._parameters.get(self.part)
+    def value(self) -> Tensor | None:
+        """The weight as it is factored; None if there is none, as it is composed or computed."""
+        return None if isinstance(self.layer, FactoredLayer) else weight_of(self.layer, self.part)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Parameters that hold the weight, which for attention are its neighbours' as well, or its factors."""
+        if isinstance(self.layer, FactoredLayer):
+            return list(self.layer.factors().values())
+        parameter = parameter_of(self.layer, self.part)
+        return [] if parameter is None else [parameter]
+
+    @property
+    def trained_entries(self) -> int:
+        """Number of entries that are trained: of the weight, or of its factors."""
+        if not all(parameter.requires_grad for parameter in self.parameters):
+            return sum(parameter.numel() for parameter in self.parameters if parameter.requires_grad)
+        value = self.value
+        return sum(parameter.numel() for parameter in self.parameters) if value is None else value.numel()
 
 
 def find_weights(model: nn.Module) -> dict[str, Weight]:
-    """Weights of all linear, two-dimensional convolution, LSTM and GRU layers by name, each once, in the model's order.
+    """Weights of all layers that can be factored by name, each once, in the model's order.
 
-    The name of a weight is the dotted name of its layer; a recurrent layer has several, each named like its parameter.
+    The name of a weight is the dotted name of its layer; of the several that a recurrent or an attention layer has,
+    each has its own after that.
 
     Raises:
         InputError: A lazy module has no shapes yet.
@@ -52,17 +68,12 @@ def find_weights(model: nn.Module) -> dict[str, Weight]:
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, Weight]]:
     for name, module in model.named_modules():
-        if isinstance(module, LAYER_TYPES):
+        if isinstance(module, FactoredLayer):
             yield name, Weight(module, "weight")
-        elif isinstance(module, RECURRENT_TYPES):
-            for part in recurrent_weights(module):
-                yield f"{name}.{part}" if name else part, Weight(module, part)
-
-
-def recurrent_weights(layer: nn.LSTM | nn.GRU) -> list[str]:
-    """Names of the weights of a recurrent layer, in torch's order."""
-    names: list[str] = [name for group in layer._all_weights for name in group]
-    return [name for name in names if name.startswith(("weight_ih", "weight_hh"))]
+        elif has_weights(module):
+            for part in weight_names(module):
+                own_name = [] if part == "weight" else [part]
+                yield ".".join([*([name] if name else []), *own_name]), Weight(module, part)
 
 
 def check_patterns(option: str, patterns: Iterable[str], names: Iterable[str]) -> None:
@@ -98,7 +109,7 @@ def last_match(name: str, values: Mapping[str, Value]) -> Value | None:
 
 
 def reason_to_leave(name: str, weight: Weight, *, include: Sequence[str], exclude: Sequence[str]) -> str:
-    """Reason not to convert a weight, whatever its size; "" if there is none."""
+    """Reason not to convert a weight, whatever its size and the rest of the model; "" if there is none."""
     layer = weight.layer
     if isinstance(layer, FactoredLayer):
         return "already converted"
@@ -106,20 +117,30 @@ def reason_to_leave(name: str, weight: Weight, *, include: Sequence[str], exclud
         return "not included"
     if any(fnmatchcase(name, pattern) for pattern in exclude):
         return "excluded"
-    if type(layer) not in (nn.Linear, nn.Conv2d, *RECURRENT_TYPES):
+    if not is_known(layer):
         return f"{type(layer).__name__} is a subclass, which may use its weight in its own way"
-    if isinstance(layer, nn.Conv2d) and layer.groups != 1:
-        return f"grouped convolution (groups={layer.groups})"
-    if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
-        return f"padding_mode={layer.padding_mode!r}"
-    if isinstance(layer, nn.LSTM) and layer.proj_size:
-        return f"projected state (proj_size={layer.proj_size})"
-    if isinstance(layer, RECURRENT_TYPES) and any(layer._parameters.get(p) is None for p in recurrent_weights(layer)):
-        return "one of the weights of its layer is computed by a hook"
-    if weight.parameter is None:
-        return "its weight is computed by a hook"
-    if not weight.parameter.requires_grad:
+    if any(parameter_of(layer, part) is None for part in weight_names(layer)):
+        which = "its weight" if weight.part == "weight" else "one of the weights of its layer"
+        return f"{which} is computed by a hook"
+    if not all(parameter.requires_grad for parameter in weight.parameters):
         return "frozen (requires_grad=False)"
     if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
         return "has hooks, which would be lost"
-    return ""
+    return unused_option(layer)
+
+
+def ties(model: nn.Module, weights: Mapping[str, Weight]) -> dict[str, str]:
+    """Names of the parameters that are some weight and belong to another module as well, by the weight's name."""
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module_name, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                full_name = f"{module_name}.{name}" if module_name else name
+                owners.setdefault(id(parameter), []).append((module, full_name))
+    found = {}
+    for name, weight in weights.items():
+        for parameter in weight.parameters:
+            owned = owners[id(parameter)]
+            if len(owned) > 1:
+                found[name] = next((other for module, other in owned if module is not weight.layer), owned[-1][1])
+    return found

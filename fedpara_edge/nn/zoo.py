@@ -234,7 +234,7 @@ ZOO: dict[str, ZooEntry] = {
     "vgg16": ZooEntry(factory=vgg16, input_shape=(3, 32, 32), dense_layers=("linear1", "linear2", "head")),
     "resnet18": ZooEntry(factory=resnet18, input_shape=(3, 32, 32), dense_layers=("head",)),
     "char-lstm": ZooEntry(
-        factory=char_lstm, input_shape=(80,), dense_layers=("head",), input_dtype="int64", classes=80
+        factory=char_lstm, input_shape=(80,), dense_layers=("embedding", "head"), input_dtype="int64", classes=80
     ),
     "har-transformer": ZooEntry(
         factory=har_transformer,
