@@ -40,7 +40,7 @@ def command(weights: Path, changes: tuple[Path, ...], output: Path, overwrite: b
         f"{megabytes(dense)}"
     )
     result = {
-        "output": str(output),
+        "output": output,
         "round": current.round,
         "from_round": first.round,
         "changes": len(changes),

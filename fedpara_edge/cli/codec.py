@@ -80,7 +80,7 @@ def bench(
     )
     if left_out:
         text += f"\n\nleft out, as an entry of this change is too large for them: {', '.join(left_out)}"
-    result = {"file": str(file), "parameters": len(change), "dense_bytes": dense, "left_out": left_out}
+    result = {"file": file, "parameters": len(change), "dense_bytes": dense, "left_out": left_out}
     emit({**result, "codecs": [row.to_json() for row in rows]}, text, as_json=json)
 
 

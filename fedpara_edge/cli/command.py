@@ -106,7 +106,7 @@ class Command(click.Command):
                 if not output.exists():
                     raise
         text = f"{output}: there already, nothing to do"
-        emit({"skipped": True, "output": str(output)}, text, as_json=ctx.params["json"])
+        emit({"skipped": True, "output": output}, text, as_json=ctx.params["json"])
         return None
 
 

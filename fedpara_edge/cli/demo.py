@@ -57,7 +57,7 @@ def command(output: Path, options: Mapping[str, Any], images: Path | None, overw
         ),
     )
     seconds = time.monotonic() - started
-    result = {"folder": str(output), "seconds": seconds, "outcomes": [asdict(outcome) for outcome in outcomes]}
+    result = {"folder": output, "seconds": seconds, "outcomes": [asdict(outcome) for outcome in outcomes]}
     emit(result, summary(federation, outcomes, seconds=seconds), as_json=json)
 
 
@@ -86,5 +86,5 @@ def _write_images(path: Path, *, overwrite: bool, as_json: bool) -> None:
     check_output(path, overwrite=overwrite)
     with replacing_file(path) as temporary:
         temporary.write_bytes(IMAGES.read_bytes())
-    result = {"images": str(path), "x_train": 10_000, "x_test": 2_000}
+    result = {"images": path, "x_train": 10_000, "x_test": 2_000}
     emit(result, f"{path}: Fashion-MNIST, 10000 images to train on, 2000 to test", as_json=as_json)

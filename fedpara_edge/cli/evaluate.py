@@ -85,7 +85,7 @@ def command(
         values = [each.metric(measure) for each in found]
         spread = distribution([value for value in values if value is not None])
         result["clients"] = [
-            {"data": str(client.data), "state": client.state and str(client.state), **_plain(each)}
+            {"data": client.data, "state": client.state, **_plain(each)}
             for client, each in zip(clients, found, strict=True)
         ]
         result["distribution"] = {"of": measure, **asdict(spread)}

@@ -47,7 +47,7 @@ def command(
         made = make_bundle(recipe, output, overwrite=overwrite, on_step=on_step)
     layout = made.bundle.manifest.layout
     result = {
-        "bundle": str(output),
+        "bundle": output,
         "fingerprint": made.bundle.manifest.fingerprint,
         "shared_parameters": layout.shared_parameters,
         "dense_parameters": layout.dense_parameters,

@@ -61,7 +61,7 @@ def command(
     )
     spec = folding.spec
     result = {
-        "model": str(output),
+        "model": output,
         "precision": spec.precision,
         "round": spec.round,
         "fingerprint": spec.fingerprint,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,8 +25,8 @@ def output_options(function: Function) -> Function:
 
 
 def emit(result: Mapping[str, Any], text: str, *, as_json: bool) -> None:
-    """Print the result as JSON or the text."""
-    click.echo(json.dumps(result, allow_nan=False) if as_json else text)
+    """Print the result as JSON, paths as text, or else the text."""
+    click.echo(json.dumps(result, allow_nan=False, default=os.fspath) if as_json else text)
 
 
 def note(message: str) -> None:

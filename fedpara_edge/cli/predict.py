@@ -37,7 +37,7 @@ def command(
     predictions = predict_all(predictor, inputs, batch_size)
     write_predictions(output, predictions)
     accuracy = predictions.accuracy
-    result: dict[str, Any] = {"predictions": str(output), "examples": inputs.examples, "accuracy": accuracy}
+    result: dict[str, Any] = {"predictions": output, "examples": inputs.examples, "accuracy": accuracy}
     text = f"{output}: {inputs.examples} examples" + ("" if accuracy is None else f", accuracy {accuracy:.2%}")
     labels = predictor.spec.interface.labels
     if predictions.counts:

@@ -66,7 +66,7 @@ def command(
             raise click.UsageError("--output: expected a file for the figure, found none; add -o FILE.svg")
         labels = {name: label or name for name, _, label in (text.partition("=") for text in arm)}
         write_figure(run, figure, output, arms=labels or None, target=target, title=title or "", overwrite=overwrite)
-        emit({"run": str(run), "figure": str(output)}, f"figure: {output}", as_json=json)
+        emit({"run": run, "figure": output}, f"figure: {output}", as_json=json)
     else:
         _write_report(run, output, overwrite=overwrite, json=json)
 
@@ -77,8 +77,8 @@ def _write_report(run: Path, output: Path | None, *, overwrite: bool, json: bool
     report = write_report(run, output, overwrite=overwrite)
     for line in (*report.notes, *filter(None, [report.left_out])):
         note(line)
-    files = {"report": str(report.page), "figures": [str(path) for path in report.figures]}
-    result = {"run": str(run), **files, "notes": list(report.notes), "left_out": report.left_out}
+    files = {"report": report.page, "figures": report.figures}
+    result = {"run": run, **files, "notes": list(report.notes), "left_out": report.left_out}
     emit(result, f"report: {report.page}", as_json=json)
 
 
@@ -94,5 +94,5 @@ def _write_table(run: Path, csv: Path, *, overwrite: bool, json: bool) -> None:
     with replacing_file(csv) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         to_csv(rows, file)
     columns = list(rows[0]) if rows else []
-    result = {"run": str(run), "csv": str(csv), "rows": len(rows), "columns": columns}
+    result = {"run": run, "csv": csv, "rows": len(rows), "columns": columns}
     emit(result, f"{len(rows)} rows of {len(columns)} columns: {csv}", as_json=json)

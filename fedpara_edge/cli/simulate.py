@@ -57,8 +57,8 @@ def command(plan: Path, output: Path, workers: int | None, arm: tuple[str, ...],
             note(report.left_out)
     finally:  # what was run is told even if no report can be made of it
         result = {
-            "run": str(output),
-            "report": None if page is None else str(page),
+            "run": output,
+            "report": page,
             "seconds": time.monotonic() - started,
             "outcomes": [asdict(outcome) for outcome in outcomes],
         }

@@ -42,7 +42,7 @@ def command(
     sizes = [len(client.train) for client in federation.clients]
     held = sum(len(client.test) for client in federation.clients if client.test is not None)
     result = {
-        "folder": str(output),
+        "folder": output,
         "clients": {
             client.name: {"train": len(client.train), "test": len(client.test) if client.test else 0}
             for client in federation.clients

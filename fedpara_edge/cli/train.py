@@ -95,4 +95,4 @@ def command(
         f"sends {megabytes(result.update_bytes)}, {result.update_bytes / dense:.1%} of the dense model's "
         f"{megabytes(dense)}"
     )
-    emit({"update": str(output), **asdict(result), "dense_bytes": dense}, text, as_json=json)
+    emit({"update": output, **asdict(result), "dense_bytes": dense}, text, as_json=json)

@@ -57,7 +57,7 @@ def arms_table(summary: Summary) -> Table:
 
 def accuracy_table(summary: Summary) -> Table | None:
     """Accuracy after some of the evaluated rounds, and the best of the smooth curve, by which targets are reached."""
-    curves = [(arm, arm.accuracy) for arm in summary.arms if arm.accuracy is not None]
+    curves = summary.curves(lambda arm: arm.accuracy)
     rounds = sorted({int(number) for _, curve in curves for number in curve.rounds})
     if not rounds:
         return None
@@ -148,7 +148,7 @@ def ranks_table(summary: Summary) -> Table | None:
 
 def gap_table(summary: Summary) -> Table | None:
     """Aggregation gap: mean, largest and last."""
-    curves = [(arm, arm.gap) for arm in summary.arms if arm.gap is not None]
+    curves = summary.curves(lambda arm: arm.gap)
     if not curves:
         return None
     rows = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -123,6 +123,10 @@ class Summary:
     def arm(self, name: str) -> ArmSummary:
         """The arm of that name."""
         return next(arm for arm in self.arms if arm.name == name)
+
+    def curves(self, of: Callable[[ArmSummary], Curve | None]) -> list[tuple[ArmSummary, Curve]]:
+        """The arms that have a measure, each with its curve."""
+        return [(arm, curve) for arm in self.arms if (curve := of(arm)) is not None]
 
     def reached(self, arm: ArmSummary, target: float) -> Reached | None:
         """What an arm needed to reach a target; None if it did not reach it."""

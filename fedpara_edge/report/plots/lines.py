@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -35,19 +35,15 @@ def norms_by_round(summary: Summary) -> Figure | None:
         "norm of all factors": lambda arm: arm.factor_norm,
         "norm of all weights, composed": lambda arm: arm.weight_norm,
     }
-    shown = {name: of for name, of in measures.items() if any(of(arm) for arm in summary.arms)}
+    shown = {name: curves for name, of in measures.items() if (curves := summary.curves(of))}
     if not shown:
         return None
     figure, panels = panels_of(3.3, len(shown))
-    for axes, (name, of) in zip(panels, shown.items(), strict=True):
-        for arm in summary.arms:
-            curve = of(arm)
-            if curve is not None:
-                _line(axes, summary, arm, curve)
+    for axes, (name, curves) in zip(panels, shown.items(), strict=True):
+        _draw(axes, summary, curves, ticks=6)
         axes.set_title(name)
-        axes.set_xlabel("round")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    legend(figure, [key_of(summary, arm) for arm in summary.arms if any(of(arm) for of in shown.values())])
+    arms = {arm.name for curves in shown.values() for arm, _ in curves}
+    legend(figure, [key_of(summary, arm) for arm in summary.arms if arm.name in arms])
     return figure
 
 
@@ -59,20 +55,17 @@ def _by_round(
     from_zero: bool = False,
     highest: float = np.inf,
 ) -> Figure | None:
-    curves = [(arm, curve) for arm in summary.arms if (curve := of(arm)) is not None]
+    curves = summary.curves(of)
     if not curves:
         return None
     longest = max(len(arm.name) for arm, _ in curves)
     is_level = len({float(curve.rounds[-1]) for _, curve in curves}) == 1
     is_direct = is_level and len(curves) <= MOST_DIRECT_LABELS and longest <= LONGEST_DIRECT_LABEL
     figure, (axes,) = panels_of(3.5, right=(0.3 + CHARACTER_INCHES * longest) / WIDTH if is_direct else 0.0)
-    for arm, curve in curves:
-        _line(axes, summary, arm, curve, highest=highest)
+    _draw(axes, summary, curves, ticks=8, highest=highest)
     if from_zero:
         axes.set_ylim(0, 1.08 * max(float((curve.mean + curve.sd).max()) for _, curve in curves) or 1.0)
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     show_percent(axes.yaxis)
-    axes.set_xlabel("round")
     axes.set_ylabel(label)
     if is_direct:
         ends = [(curve.rounds[-1], curve.mean[-1], arm.name, colour_of(summary, arm)) for arm, curve in curves]
@@ -82,8 +75,13 @@ def _by_round(
     return figure
 
 
-def _line(axes: Axes, summary: Summary, arm: ArmSummary, curve: Curve, *, highest: float = np.inf) -> None:
-    """Draw a measure from 0 to `highest`, with a band of one standard deviation where there are several seeds."""
-    style = look(summary, arm)
-    axes.plot(curve.rounds, curve.mean, **style, markevery=-(-len(curve.rounds) // MARKERS_OF_A_LINE), zorder=3)
-    draw_band(axes, curve.rounds, curve, colour=style["color"], highest=highest)
+def _draw(
+    axes: Axes, summary: Summary, curves: Sequence[tuple[ArmSummary, Curve]], *, ticks: int, highest: float = np.inf
+) -> None:
+    """Draw a measure from 0 to `highest`, with bands of one standard deviation where there are several seeds."""
+    for arm, curve in curves:
+        style = look(summary, arm)
+        axes.plot(curve.rounds, curve.mean, **style, markevery=-(-len(curve.rounds) // MARKERS_OF_A_LINE), zorder=3)
+        draw_band(axes, curve.rounds, curve, colour=style["color"], highest=highest)
+    axes.set_xlabel("round")
+    axes.xaxis.set_major_locator(MaxNLocator(ticks, integer=True))

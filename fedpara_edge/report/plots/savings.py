@@ -41,7 +41,7 @@ def accuracy_by_bytes(summary: Summary) -> Figure | None:
     sending = [
         (arm, points) for arm in summary.arms if not arm.sends_nothing and (points := _over_bytes(arm)) is not None
     ]
-    silent = [(arm, arm.accuracy) for arm in summary.arms if arm.sends_nothing and arm.accuracy is not None]
+    silent = summary.curves(lambda arm: arm.accuracy if arm.sends_nothing else None)
     if not sending:
         return None
     figure, (axes,) = panels_of(3.7)
