@@ -12,6 +12,7 @@ from device_runtime.data import open_data
 from device_runtime.engines.protocol import Engine
 from device_runtime.evaluation import Evaluation, evaluate
 from device_runtime.loading import load_weights
+from device_runtime.sources import PLAIN, Reading
 from fedpara_edge.errors import InputError
 from fedpara_edge.metrics import Counts, add_counts
 
@@ -60,7 +61,9 @@ def pair_clients(data: Sequence[Path], states: Sequence[Path]) -> list[Client]:
     return [Client(data=each, state=state) for each, state in zip(data, folders, strict=True)]
 
 
-def evaluate_clients(engine: Engine, weights: Path, clients: Iterable[Client], batch_size: int) -> list[Evaluation]:
+def evaluate_clients(
+    engine: Engine, weights: Path, clients: Iterable[Client], batch_size: int, reading: Reading = PLAIN
+) -> list[Evaluation]:
     """Evaluate shared weights on each device, with its own personal tensors.
 
     Args:
@@ -68,6 +71,7 @@ def evaluate_clients(engine: Engine, weights: Path, clients: Iterable[Client], b
         weights: Weights file.
         clients: Devices to evaluate on.
         batch_size: Rows at a time, which affects the memory needed and nothing else.
+        reading: Options for reading data that are no arrays.
 
     Raises:
         InputError: A dataset or state folder does not fit.
@@ -76,7 +80,7 @@ def evaluate_clients(engine: Engine, weights: Path, clients: Iterable[Client], b
     """
     initial, found = engine.bundle.read_initial_personal(), []
     for client in clients:
-        dataset = open_data(client.data, engine.bundle.manifest)
+        dataset = open_data(client.data, engine.bundle.manifest, reading)
         engine.load(initial)  # replaces those of the previous client; one without a finished call has the initial ones
         load_weights(engine, weights, state=client.state)
         found.append(evaluate(engine, dataset, batch_size))

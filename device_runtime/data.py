@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from device_runtime.engines.protocol import Arrays
+from device_runtime.labels import fitted, numbered
 from device_runtime.remedies import remedy_for_dtype, remedy_for_shape
+from device_runtime.sources import ANY, PLAIN, Reading, Wanted, as_arrays
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.interface import ArraySpec, Head, Interface
 from fedpara_edge.storage.arrayfile import open_arrays
@@ -106,37 +108,52 @@ class Dataset(Inputs):
         return found.hexdigest()
 
 
-def open_data(path: Path | str, spec: DataSpec) -> Dataset:
-    """Open an `.npz` or a folder of `.npy` files and check that it fits a model.
+def open_data(path: Path | str, spec: DataSpec, reading: Reading = PLAIN) -> Dataset:
+    """Open data and check that they fit a model.
 
     Values in memory and class labels are checked at once, those of other memory-mapped arrays when they are read.
 
     Args:
-        path: File `.npz`, or folder of `.npy` files.
+        path: File `.npz`, folder of `.npy` files, or a source that is turned into such a folder
+            (`device_runtime.sources`).
         spec: Specification of the model's data.
+        reading: Options for reading a source.
 
     Raises:
         InputError: A file is missing, damaged or foreign, or names, shapes, dtypes, row counts or values do not fit.
     """
     path = Path(path)
-    names = [array.name for array in (*spec.interface.inputs, *spec.interface.labels)]
-    return _with_labels(path, open_arrays(path, names), spec.interface)
+    return _with_labels(path, _open(path, spec.interface, reading, with_labels=True), spec.interface)
 
 
-def open_inputs(path: Path, spec: DataSpec) -> Inputs:
+def open_inputs(path: Path, spec: DataSpec, reading: Reading = PLAIN) -> Inputs:
     """Open data as `open_data` does, but with or without labels: a `Dataset` exactly if there are labels.
 
     Raises:
         InputError: A file is missing, damaged or foreign, or names, shapes, dtypes, row counts or values do not fit.
     """
     interface = spec.interface
-    labels = [label.name for label in interface.labels]
-    arrays = open_arrays(path, [array.name for array in interface.inputs], optional=labels)
-    if arrays.keys() >= {*labels}:
+    arrays = _open(path, interface, reading, with_labels=False)
+    if arrays.keys() >= {label.name for label in interface.labels}:
         return _with_labels(path, arrays, interface)
     inputs = Inputs(path=path, arrays=arrays, interface=interface)
     check_inputs(inputs, values=not path.is_dir())
     return inputs
+
+
+def _open(path: Path, interface: Interface, reading: Reading, *, with_labels: bool) -> dict[str, NDArray[Any]]:
+    """Inputs and labels by name; labels may be missing unless `with_labels` is set."""
+    one = interface.inputs[0] if len(interface.inputs) == 1 else None
+    place = as_arrays(path, reading, ANY if one is None else Wanted(one.shape, one.dtype))
+    inputs, labels = ([spec.name for spec in specs] for specs in (interface.inputs, interface.labels))
+    arrays = open_arrays(place, inputs + labels if with_labels else inputs, optional=labels)
+    names = open_arrays(place, (), optional=[f"{name}_names" for name in labels])
+    for label in interface.labels:
+        if label.name in arrays:
+            arrays[label.name] = numbered(path, arrays[label.name], names.get(f"{label.name}_names"), label)
+    if place == path:
+        return arrays
+    return fitted(arrays, {spec.name: spec for spec in (*interface.inputs, *interface.labels)})
 
 
 def check_inputs(data: Inputs, *, values: bool = True) -> None:

@@ -57,7 +57,8 @@ def make_bundle(
     zoo = ZOO.get(recipe.name)
     on_step("making the model")
     torch.manual_seed(recipe.seed)
-    dense = load_model(recipe.name, classes=recipe.classes, input_shape=recipe.input_shape if zoo else None)
+    classes = recipe.classes or (len(recipe.class_names) or None if zoo else None)
+    dense = load_model(recipe.name, classes=classes, input_shape=recipe.input_shape if zoo else None)
     shape = recipe.input_shape or (zoo.input_shape if zoo else None)
     if shape is None and not recipe.input:
         raise InputError(
@@ -69,7 +70,7 @@ def make_bundle(
         dtype = recipe.input_dtype or (zoo.input_dtype if zoo else "float32")
         tokens = recipe.tokens
         if zoo and dtype == zoo.input_dtype == "int64" and tokens is None:
-            tokens = recipe.classes or zoo.classes
+            tokens = classes or zoo.classes
         config = replace(recipe, input_shape=shape, input_dtype=dtype, tokens=tokens)
     if recipe.pretrained is not None:
         loaded = load_pretrained(dense, recipe.pretrained, new_head=recipe.new_head)

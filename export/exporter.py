@@ -102,7 +102,7 @@ def export_bundle(
     example = {name: torch.from_numpy(array) for name, array in batches.draw(_EXAMPLES).inputs.items()}
     on_step("exporting the forward pass")
     graph = forward_graph(deployed, example, batch_size=config.batch_size, contracting=CORRECTION not in optimizer)
-    interface = _interface(specs, find_loss(config.loss), graph.outputs)
+    interface = _with_class_names(_interface(specs, find_loss(config.loss), graph.outputs), config.class_names)
     check_parameters(graph, layout.trained)
     tensors = {name: value.detach().numpy() for name, value in model.state_dict().items()}
     with replacing_folder(folder) as making:
@@ -231,6 +231,20 @@ def _interface(inputs: tuple[ArraySpec, ...], loss: Loss, outputs: Mapping[str, 
                 f"takes, found one in use; rename that argument or output of the model"
             )
     return Interface(inputs=inputs, heads=heads, others=tuple(others))
+
+
+def _with_class_names(interface: Interface, names: tuple[str, ...]) -> Interface:
+    """The same with names for the classes of the first label."""
+    if not names:
+        return interface
+    first, *others = interface.heads
+    if len(names) != first.label.classes:
+        found = "none" if first.label.classes is None else first.label.classes
+        raise InputError(
+            f"expected a name for each class of the outputs {list(first.output.shape)}, {found}, found {len(names)}",
+            key="class_names",
+        )
+    return replace(interface, heads=(replace(first, label=replace(first.label, class_names=names)), *others))
 
 
 def _constants(config: ExportConfig) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def example(parameter: click.Parameter) -> str:
     if getattr(parameter, "is_flag", False):
         return "true"
     if isinstance(kind, Typed):
-        for text in (*kind.get_metavar(parameter).strip("[]").split("|"), "1", "0.5", "0.5,0.5", "uniform"):
+        for text in (*kind.get_metavar(parameter).strip("[]").split("|"), "1", "2,2", "0.5", "0.5,0.5", "uniform"):
             try:
                 kind.convert(text, parameter, None)
             except InputError:

@@ -195,8 +195,8 @@ def test_bad_values_on_disk_are_refused_when_read(tmp_path, case):
 
 def test_missing_and_foreign_files_are_refused(tmp_path):
     assert "found nothing" in refusal(lambda: open_data(tmp_path / "none.npz", CLASSES))
-    (tmp_path / "data.csv").write_text("1,2,3,4\n")
-    assert "found a text file; save it with numpy.savez" in refusal(lambda: open_data(tmp_path / "data.csv", CLASSES))
+    (tmp_path / "data.txt").write_text("1,2,3,4\n")
+    assert "found a text file; save it with numpy.savez" in refusal(lambda: open_data(tmp_path / "data.txt", CLASSES))
     (tmp_path / "data.bin").write_bytes(bytes(9))
     assert "found another file; save it" in refusal(lambda: open_data(tmp_path / "data.bin", CLASSES))
     np.save(tmp_path / "x.npy", X)

@@ -25,6 +25,7 @@ ONE_THREAD = {"FEDPARA_EDGE_TRAIN_THREADS": "1", "FEDPARA_EDGE_EVALUATE_THREADS"
 PAGES = (
     "quickstart.md",
     "howto/own-model.md",
+    "howto/data.md",
     "howto/python.md",
     "howto/fewer-bytes.md",
     "howto/personalization.md",

@@ -23,6 +23,7 @@ from fedpara_edge.options import check_keys
 
 COMMANDS = {
     "export": "Make a bundle from a PyTorch model.",
+    "data": "Turn images, sounds and tables into arrays.",
     "split": "Deal the rows of one data file to clients.",
     "train": "Train a bundle on local data and write an update.",
     "aggregate": "Combine updates into the next weights.",
@@ -39,7 +40,7 @@ COMMANDS = {
 }
 
 
-WITH_DEVICE_RUNTIME = ("split", "train", "simulate", "report")
+WITH_DEVICE_RUNTIME = ("data", "split", "train", "evaluate", "predict", "simulate", "report")
 """Commands whose modules import `device_runtime`."""
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from device_runtime.sources import Reading
 from fedpara_edge.cli.command import Command
-from fedpara_edge.cli.options import PATH
+from fedpara_edge.cli.options import DATA, PATH, options_of
 from fedpara_edge.cli.output import emit, json_option, table
 from fedpara_edge.cli.scores import TABLE, as_json, as_text, check_metrics
 from fedpara_edge.metrics import METRICS
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     type=PATH,
     required=True,
     multiple=True,
-    help=".npz with x and y, or a folder with x.npy and y.npy. Several for several clients.",
+    help=f"{DATA} Several for several clients.",
 )
 @click.option(
     "--state",
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     multiple=True,
     help="State folder with the personal tensors. With several clients, one for each, in the same order.",
 )
+@options_of(Reading, into="reading")
 @click.option(
     "--metric",
     multiple=True,
@@ -49,6 +52,7 @@ def command(
     weights: Path | None,
     data: tuple[Path, ...],
     state: tuple[Path, ...],
+    reading: Mapping[str, Any],
     metric: tuple[str, ...],
     batch_size: int,
     engine: str,
@@ -69,7 +73,7 @@ def command(
     clients = pair_clients(data, state)
     opened = open_bundle(bundle)
     running = open_engine(opened, engine, threads=threads)
-    found = evaluate_clients(running, weights or opened.file(WEIGHTS), clients, batch_size)
+    found = evaluate_clients(running, weights or opened.file(WEIGHTS), clients, batch_size, Reading(**reading))
     together = overall(found)
     check_metrics(metric, together.counts)
     labels = opened.interface.labels

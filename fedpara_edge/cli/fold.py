@@ -19,7 +19,7 @@ from fedpara_edge.formats.folded import Precision
 @click.option("--weights", type=PATH, help="Weights to fold.  [default: the bundle's]")
 @click.option("--state", type=PATH, help="State folder with a device's personal tensors.")
 @click.option("--precision", type=click.Choice(get_args(Precision)), default="float32", show_default=True)
-@click.option("--data", type=PATH, help="x and y to measure the accuracy with, and to calibrate int8.")
+@click.option("--data", type=PATH, help="Data to measure the accuracy with, and to calibrate int8.")
 @click.option(
     "--max-drop", type=float, default=1.0, show_default=True, help="Points of accuracy that may be lost on the data."
 )

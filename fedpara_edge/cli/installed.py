@@ -56,6 +56,7 @@ CAPABILITIES = (
         OWN_PACKAGES,
     ),
     Capability("fold", (("onnx",), ("onnxruntime", *_TRAINING)), "export", ("fold",), OWN_PACKAGES),
+    Capability("data", (("pillow",), ("pyarrow",), ("soundfile",)), "data", ("data",), ("device_runtime",)),
     Capability("report", (("matplotlib",),), "report", ("simulate", "codec")),
 )
 

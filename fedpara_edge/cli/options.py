@@ -14,6 +14,8 @@ from click.shell_completion import CompletionItem
 from fedpara_edge.errors import InputError, brief
 from fedpara_edge.options import Declared, declared
 
+DATA = "Images or sounds in a folder for each class, a .csv or .parquet table, or arrays: an .npz or a folder of .npy."
+"""Help of the options that take data."""
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)
@@ -24,15 +26,16 @@ else:
     ParamType = click.ParamType
 
 
-def options_of(kind: type, *, without: Collection[str] = ()) -> Callable[[Function], Function]:
+def options_of(kind: type, *, without: Collection[str] = (), into: str = "options") -> Callable[[Function], Function]:
     """Give a command the options that a dataclass declares.
 
-    The command is called with `options`, a mapping of those that were given to their values, from which it makes the
-    dataclass: what was not given has the dataclass's default.
+    The command is called with a mapping of those that were given to their values, from which it makes the dataclass:
+    what was not given has the dataclass's default.
 
     Args:
         kind: Dataclass.
         without: Names of options that the command doesn't have, or declares itself.
+        into: Name of the mapping among the arguments of the command.
     """
     chosen = [each for name, each in declared(kind).items() if name not in without]
 
@@ -41,12 +44,12 @@ def options_of(kind: type, *, without: Collection[str] = ()) -> Callable[[Functi
         def call(**arguments: Any) -> Any:
             found = {each.name: arguments.pop(each.name) for each in chosen}
             given = {name: value for name, value in found.items() if value not in (None, ())}
-            return function(**arguments, options=given)
+            return function(**arguments, **{into: given})
 
         for each in reversed(chosen):
             call = _option(each)(call)
         former = {spelled(old): spelled(each.name) for each in chosen for old in each.option.was}
-        call.renamed = former  # type: ignore[attr-defined]  # for `cli.command.Command`
+        call.renamed = {**getattr(function, "renamed", {}), **former}  # type: ignore[attr-defined]  # for `cli.command.Command`
         return call  # type: ignore[return-value]
 
     return decorate

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from device_runtime.sources import Reading
 from fedpara_edge.cli.command import Command
-from fedpara_edge.cli.options import PATH
+from fedpara_edge.cli.options import DATA, PATH, options_of
 from fedpara_edge.cli.output import emit, output_options
 from fedpara_edge.cli.scores import as_json, as_text
 
 
 @click.command("predict", cls=Command)
 @click.argument("model", type=PATH)
-@click.option("--data", type=PATH, required=True, help=".npz with x, or a folder with x.npy; y gives the accuracy.")
+@click.option("--data", type=PATH, required=True, help=f"{DATA} Labels give metrics.")
+@options_of(Reading, into="reading")
 @click.option("-o", "--output", type=PATH, required=True, help=".npz to write: the outputs and the predicted labels.")
 @click.option("--batch-size", type=int, default=256, show_default=True)
 @click.option("--threads", type=int, help="Of onnxruntime.  [default: as many as cores]")
 @output_options
 def command(
-    model: Path, data: Path, output: Path, batch_size: int, threads: int | None, overwrite: bool, json: bool
+    model: Path,
+    data: Path,
+    reading: Mapping[str, Any],
+    output: Path,
+    batch_size: int,
+    threads: int | None,
+    overwrite: bool,
+    json: bool,
 ) -> None:
     """Predict data with MODEL, a folded model."""
     from fedpara_edge.cli.installed import require
@@ -33,7 +43,7 @@ def command(
 
     check_output(output, overwrite=overwrite)
     predictor = Predictor(model, threads=threads)
-    inputs = open_inputs(data, predictor.spec)
+    inputs = open_inputs(data, predictor.spec, Reading(**reading))
     predictions = predict_all(predictor, inputs, batch_size)
     write_predictions(output, predictions)
     accuracy = predictions.accuracy

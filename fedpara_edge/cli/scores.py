@@ -1,4 +1,4 @@
-"""How metrics are printed: a line of those of all labels, a table of those of each class, and JSON with all of them."""
+"""Metrics as they are printed: a line of those of all labels, a table of the classes, and JSON with all of them."""
 
 from __future__ import annotations
 
@@ -134,6 +134,6 @@ def _most_confused(confusion: Any, names: Sequence[str]) -> list[str]:
     return [f"most often: {listed}"] if most else []
 
 
-def _names(label: ArraySpec, count: int) -> list[str]:  # noqa: ARG001
+def _names(label: ArraySpec, count: int) -> Sequence[str]:
     """Names of the classes; their numbers if they have none."""
-    return [str(number) for number in range(count)]
+    return label.class_names or [str(number) for number in range(count)]

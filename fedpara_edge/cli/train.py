@@ -10,9 +10,10 @@ from typing import Any
 import click
 
 from device_runtime.config import TrainCall
+from device_runtime.sources import Reading
 from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.log import event
-from fedpara_edge.cli.options import PATH, options_of
+from fedpara_edge.cli.options import DATA, PATH, options_of
 from fedpara_edge.cli.output import emit, megabytes, note, output_options
 
 RENAMED = {
@@ -24,11 +25,12 @@ RENAMED = {
 
 @click.command("train", cls=Command, renamed=RENAMED)
 @click.argument("bundle", type=PATH)
-@click.option("--data", type=PATH, required=True, help=".npz with x and y, or a folder with x.npy and y.npy.")
+@click.option("--data", type=PATH, required=True, help=DATA)
 @click.option("--weights", type=PATH, help="Weights to start from.  [default: the bundle's]")
 @click.option("-o", "--output", type=PATH, required=True, help="Update file to write.")
 @click.option("--state", type=PATH, help="The device's state folder: personal tensors, and what a resume needs.")
 @options_of(TrainCall)
+@options_of(Reading, into="reading")
 @click.option("--server-state", type=PATH, help="Server state of the weights' round; scaffold needs it after round 0.")
 @click.option("--client", help="Name of this device in the update.  [default: kept in the state folder, or random]")
 @output_options
@@ -41,6 +43,7 @@ def command(
     server_state: Path | None,
     client: str | None,
     options: Mapping[str, Any],
+    reading: Mapping[str, Any],
     overwrite: bool,
     json: bool,
 ) -> None:
@@ -59,7 +62,7 @@ def command(
     if state is None and not call.encoder.unbiased:
         note(f"note: without --state, what the codec {call.codec} leaves out of this update is lost")
     opened = open_bundle(bundle)
-    dataset = open_data(data, opened.manifest)
+    dataset = open_data(data, opened.manifest, Reading(**reading))
     with progress_bar() as on_step:
         result = train(
             open_engine(opened, call.engine, threads=call.threads),

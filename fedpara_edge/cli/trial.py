@@ -15,6 +15,8 @@ _IMPORTS = {
     "onnxruntime": "import sys; sys.modules['onnxruntime.training'] = None; import onnxruntime",
     "onnxruntime-training-cpu": "import sys; sys.modules['onnxruntime.training'] = None; import onnxruntime; "
     "from onnxruntime.capi._pybind_state import Module",
+    "pillow": "import PIL.Image",
+    "pyarrow": "import pyarrow.parquet",
 }
 """What to run for a distribution whose module does not have its name, or brings torch along."""
 

@@ -43,6 +43,7 @@ class ExportConfig:
         output_name: Outputs of the model, for one that returns several: the one to train, and others to predict.
         loss: Loss to minimize: `cross_entropy` over outputs [B, C] and labels int64 [B], or [B, C, T] and [B, T] for
             a label at each of T positions; `mse` or `bce` (with logits) over float32 labels of the outputs' shape.
+        class_names: Names of the classes of the label in the order of their numbers; none for numbers alone.
         optimizer: Optimizer of the devices.
         momentum: Momentum of SGD; None for 0.
         weight_decay: Weight decay of AdamW; None for 0.01.
@@ -96,6 +97,12 @@ class ExportConfig:
         "further ones are given by predict.",
     )
     loss: str = option("cross_entropy", metavar="LOSS", help=f"Loss to minimize: {', '.join(LOSSES)}.")
+    class_names: tuple[str, ...] = option(
+        (),
+        metavar="NAMES",
+        unset="their numbers",
+        help="Names of the classes in the order of their numbers, with commas between them; labels may be these.",
+    )
     optimizer: Optimizer = option("sgd", help="Optimizer of the devices.")
     momentum: float | None = option(
         None, minimum=0, below=1, only=("optimizer", ("sgd",)), unset="0", help="Momentum of SGD."
@@ -129,6 +136,10 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        classes = tuple(name.strip() for text in self.class_names for name in text.split(","))
+        object.__setattr__(self, "class_names", classes)
+        if not all(classes) or len({*classes}) < len(classes):
+            raise InputError(f"expected different names, none empty, found {', '.join(classes)}", key="class_names")
         try:
             find_encoder(self.initial_codec)
         except InputError as error:
@@ -159,7 +170,7 @@ class Recipe(ExportConfig, Factorization):
 
     Args:
         name: Model of the zoo, `package.module:factory` or `file.py:factory` (`fedpara_edge.nn.load_model`).
-        classes: Number of classes of a zoo model; None for its own.
+        classes: Number of classes of a zoo model; None for that of the names of classes, or else its own.
         pretrained: State dict or checkpoint, `.safetensors` or of `torch.save`, that the factors are fitted to.
         new_head: Patterns of the tensors, or of the modules that hold them, that are left as initialized.
         example: Data to verify with, in place of random inputs, and to take shapes and dtypes of inputs from.

@@ -104,4 +104,4 @@ def _wanted(path: Path, found: set[str], names: Sequence[str], optional: Sequenc
         *first, last = (repr(name) for name in names)
         expected = " and ".join([", ".join(first), last] if first else [last])
         raise InputError(f"{path}: expected arrays named {expected}, found {listed}; save them under these names")
-    return (*names, *(name for name in optional if name in found))
+    return (*names, *(name for name in optional if name in found and name not in names))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.update import is_valid_client_name
@@ -83,15 +86,15 @@ def write_clients(folder: Path, data: DataPlan, seed: int) -> None:
             if not is_valid_client_name(client.name) or Path(client.name).name != client.name:
                 raise InputError(f"client {client.name!r}: expected a name good for a file, found another; rename it")
             held = client.test if client.test is not None and len(client.test) else None
-            _write(making / "clients" / client.name / "train", client.train)
+            _write(making / "clients" / client.name / "train", client.train, federation.shared)
             if held is not None:
-                _write(making / "clients" / client.name / "test", held)
+                _write(making / "clients" / client.name / "test", held, federation.shared)
             clients.append(
                 Client(name=client.name, examples=len(client.train), test_examples=len(held) if held is not None else 0)
             )
         common = federation.test
         if common is not None:
-            _write(making / COMMON, common)
+            _write(making / COMMON, common, federation.shared)
         index = {
             "clients": [asdict(client) for client in clients],
             "test_examples": len(common) if common else 0,
@@ -107,7 +110,7 @@ def read_clients(folder: Path) -> Clients:
     return Clients(**{**index, "folder": folder, "clients": clients})
 
 
-def _write(folder: Path, examples: Examples) -> None:
+def _write(folder: Path, examples: Examples, shared: Mapping[str, NDArray[Any]]) -> None:
     folder.mkdir(parents=True)
-    np.save(folder / "x.npy", examples.x)
-    np.save(folder / "y.npy", examples.y)
+    for name, array in {"x": examples.x, "y": examples.y, **shared}.items():
+        np.save(folder / f"{name}.npy", array)

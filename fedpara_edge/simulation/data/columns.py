@@ -6,6 +6,7 @@ float32. Three axes of another type are sequences, [N, steps, channels], and sta
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from device_runtime.labels import named
+from device_runtime.sources import PLAIN, Reading, as_arrays
 from fedpara_edge.errors import InputError
 from fedpara_edge.storage.arrayfile import open_arrays
 
@@ -37,12 +40,14 @@ class Columns:
     Args:
         path: The file or folder.
         names: Names of the two arrays, for messages.
+        classes_by_name: Names of the classes in the order of their numbers, strings [C]; None if they have none.
     """
 
     path: Path
     names: tuple[str, str]
     x: NDArray[Any]
     y: NDArray[Any]
+    classes_by_name: NDArray[Any] | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -92,19 +97,22 @@ class Columns:
         return numbers
 
 
-def open_columns(path: Path, names: tuple[str, str], *, option: str) -> Columns:
-    """Open inputs and labels.
+def open_columns(path: Path, names: tuple[str, str], *, option: str, reading: Reading = PLAIN) -> Columns:
+    """Open inputs and labels; labels that are text get numbers, in the order of their names.
 
     Args:
-        path: An `.npz` or a folder of `.npy` files.
+        path: An `.npz`, a folder of `.npy` files, or a source (`device_runtime.sources`).
         names: Names of the two arrays.
         option: Key of the plan that names them, for messages.
+        reading: Options for reading a source.
 
     Raises:
         InputError: A file or array is missing or damaged, is of no numbers, has no rows, or not as many as the other.
     """
-    arrays = _open(path, names, option)
-    x, y = (arrays[name] for name in names)
+    arrays = _open(path, names, option, reading)
+    x, (y, classes) = arrays[names[0]], named(arrays[names[1]])
+    if classes is None:
+        classes = _open(path, (), option, reading, optional=[f"{names[1]}_names"]).get(f"{names[1]}_names")
     for name, array in zip(names, (x, y), strict=True):
         if array.ndim == 0 or array.dtype.kind not in "iuf":
             raise InputError(
@@ -114,22 +122,23 @@ def open_columns(path: Path, names: tuple[str, str], *, option: str) -> Columns:
     if not len(x):
         raise InputError(f"{path}: array {names[0]!r}: expected at least one row, found none; add examples")
     _check_length(path, names[1], y, names[0], len(x))
-    return Columns(path=path, names=names, x=x, y=y)
+    return Columns(path=path, names=names, x=x, y=y, classes_by_name=classes)
 
 
-def open_keys(path: Path, name: str, *, option: str, of: Columns) -> Keys:
+def open_keys(path: Path, name: str, *, option: str, of: Columns, reading: Reading = PLAIN) -> Keys:
     """Open the array with the owner or group of each row, integers or strings [N].
 
     Args:
-        path: An `.npz` or a folder of `.npy` files.
+        path: An `.npz`, a folder of `.npy` files, or a source.
         name: Name of the array.
         option: Key of the plan that names it, for messages.
         of: Examples that it is about.
+        reading: Options for reading a source.
 
     Raises:
         InputError: The array is missing, or does not fit.
     """
-    keys = _open(path, (name,), option)[name]
+    keys = _open(path, (name,), option, reading)[name]
     if keys.ndim != 1 or keys.dtype.kind not in "iuUS":
         raise InputError(
             f"{path}: array {name!r}: expected an integer or a string for each example, found {keys.dtype} "
@@ -139,9 +148,12 @@ def open_keys(path: Path, name: str, *, option: str, of: Columns) -> Keys:
     return np.asarray(keys)
 
 
-def _open(path: Path, names: tuple[str, ...], option: str) -> dict[str, NDArray[Any]]:
+def _open(
+    path: Path, names: Sequence[str], option: str, reading: Reading, *, optional: Sequence[str] = ()
+) -> dict[str, NDArray[Any]]:
+    place = as_arrays(path, reading)
     try:
-        return open_arrays(path, names)
+        return open_arrays(place, names, optional=optional)
     except InputError as error:
         raise InputError(f"{option}: {error}") from error
 

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import re
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from device_runtime.labels import renumbered
+from device_runtime.sources import NAMES, Reading
 from fedpara_edge.errors import InputError
-from fedpara_edge.options import check, declared, option
+from fedpara_edge.options import declared, option
 from fedpara_edge.simulation.data.columns import Columns, Examples, Keys, open_columns, open_keys
 from fedpara_edge.simulation.data.holdout import fewest_rows, hold_out
 from fedpara_edge.simulation.data.partition import by_key, dirichlet, iid, shards
@@ -34,11 +37,12 @@ PAIR = "the names of two arrays, such as x and y"
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataPlan:
-    """The [data] table of a plan.
+class DataPlan(Reading):
+    """The [data] table of a plan; those of its options that are not here tell how a source is read.
 
     Args:
-        path: An `.npz` file, or a folder of `.npy` files; a relative one counts from the working folder.
+        path: Source of the examples (`device_runtime.sources`), `.npz` file, or folder of `.npy` files; a relative one
+            counts from the working folder.
         split: Way to deal the rows to clients.
         clients: Number of clients, for iid, dirichlet and shards.
         alpha: Concentration, for dirichlet.
@@ -56,7 +60,9 @@ class DataPlan:
         InputError: A value is out of range, missing, or without effect; the error has its key.
     """
 
-    path: Path = option(help="An .npz file, or a folder of .npy files.")
+    path: Path = option(
+        help="An .npz file, a folder of .npy files, a folder of images or sounds by class, or a .csv or .parquet table."
+    )
     split: Split = option(
         "iid",
         was=("by",),
@@ -93,7 +99,7 @@ class DataPlan:
     max_examples: int | None = option(None, minimum=1, help="Rows of each client to keep, drawn at random.")
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         for name, each in declared(DataPlan).items():
             only = each.option.only
             if only is not None and self.split in only[1] and getattr(self, name) is None:
@@ -111,6 +117,11 @@ class DataPlan:
                 f"{self.test_share}, found {self.max_examples}",
                 key="max_examples",
             )
+
+    @property
+    def reading(self) -> Reading:
+        """Options for reading a source."""
+        return Reading(**{name: getattr(self, name) for name in declared(Reading)})
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,11 +147,18 @@ class Federation:
         clients: The clients.
         test: Common test set; None if there is none.
         left_out: Names of the owners with too few examples, with split key.
+        class_names: Names of the classes in the order of their numbers, strings [C]; None if they have none.
     """
 
     clients: tuple[ClientData, ...]
     test: Examples | None
     left_out: tuple[str, ...] = ()
+    class_names: NDArray[Any] | None = None
+
+    @property
+    def shared(self) -> dict[str, NDArray[Any]]:
+        """Arrays that stand in the file of every client beside its examples."""
+        return {} if self.class_names is None else {NAMES: self.class_names}
 
 
 def load_federation(data: DataPlan, seed: int) -> Federation:
@@ -157,14 +175,14 @@ def load_federation(data: DataPlan, seed: int) -> Federation:
         raise InputError(f"seed: expected a number from 0 on, found {seed}")
     if not data.path.exists():
         raise InputError(
-            f"data.path: expected an .npz file or a folder with .npy files, found nothing at {data.path}; check the "
+            f"data.path: expected an .npz file or a folder, or a table, found nothing at {data.path}; check the "
             "path (a plan's relative paths count from its own folder, so a copy in a run folder needs others), or "
             "make the file first (plans/data/ has a script for the data of each ready plan)"
         )
-    columns = open_columns(data.path, data.train, option="data.train")
+    columns = open_columns(data.path, data.train, option="data.train", reading=data.reading)
     groups = None
     if data.group is not None:
-        groups = open_keys(data.path, data.group, option="data.group", of=columns)
+        groups = open_keys(data.path, data.group, option="data.group", of=columns, reading=data.reading)
     test = None if data.test is None else _common_test(data, columns)
     divided = {name: _divide(name, rows, groups, data, seed) for name, rows in _deal(data, columns, seed).items()}
     small = [name for name, (training, _) in divided.items() if len(training) < data.min_examples]
@@ -178,35 +196,36 @@ def load_federation(data: DataPlan, seed: int) -> Federation:
     for name in _draw(enough, data.max_clients, seed):
         training, held = divided[name]
         clients.append(ClientData(name, columns.take(training), columns.take(held) if data.test_share else None))
-    return Federation(tuple(clients), test, tuple(small))
+    return Federation(tuple(clients), test, tuple(small), columns.classes_by_name)
 
 
 def write_federation(federation: Federation, folder: Path) -> None:
     """Write a folder with train/<client>.npz, test/<client>.npz of what is held out, and test.npz of the common test.
 
-    Each file has the arrays x and y, as the devices' commands take them.
+    Each file has the arrays x and y, as the devices' commands take them, and `y_names` if the classes have names.
 
     Raises:
         FedparaError: The disk is full or refuses the write.
     """
     with replacing_folder(folder) as making:
         for client in federation.clients:
-            _save(making / "train" / f"{client.name}.npz", client.train)
-            _save(making / "test" / f"{client.name}.npz", client.test)
-        _save(making / "test.npz", federation.test)
+            _save(making / "train" / f"{client.name}.npz", client.train, federation.shared)
+            _save(making / "test" / f"{client.name}.npz", client.test, federation.shared)
+        _save(making / "test.npz", federation.test, federation.shared)
 
 
-def _save(path: Path, examples: Examples | None) -> None:
+def _save(path: Path, examples: Examples | None, shared: Mapping[str, NDArray[Any]]) -> None:
     if examples is not None:
         path.parent.mkdir(exist_ok=True)
-        np.savez(path, x=examples.x, y=examples.y)
+        arrays: dict[str, Any] = {"x": examples.x, "y": examples.y, **shared}
+        np.savez(path, **arrays)
 
 
 def _deal(data: DataPlan, columns: Columns, seed: int) -> dict[str, Rows]:
     """Rows of each client by its name."""
     if data.split == "key":
         assert data.key is not None
-        found = by_key(open_keys(data.path, data.key, option="data.key", of=columns))
+        found = by_key(open_keys(data.path, data.key, option="data.key", of=columns, reading=data.reading))
         return dict(zip(_names(list(found)), found.values(), strict=True))
     assert data.clients is not None
     clients, classes = data.clients, None if data.split == "iid" else columns.classes(data.split)
@@ -240,13 +259,16 @@ def _divide(name: str, rows: Rows, groups: Keys | None, data: DataPlan, seed: in
 
 def _common_test(data: DataPlan, columns: Columns) -> Examples:
     assert data.test is not None
-    held = open_columns(data.path, data.test, option="data.test")
+    held = open_columns(data.path, data.test, option="data.test", reading=data.reading)
     for which, (of_test, of_training) in enumerate(((held.x, columns.x), (held.y, columns.y))):
         if of_test.shape[1:] != of_training.shape[1:]:
             raise InputError(
                 f"{data.path}: array {data.test[which]!r}: expected rows like those of {data.train[which]!r}, "
                 f"{list(of_training.shape[1:])}, found {list(of_test.shape[1:])}; name the arrays that belong together"
             )
+    if held.classes_by_name is not None and columns.classes_by_name is not None:
+        names, known = held.classes_by_name.tolist(), columns.classes_by_name.tolist()
+        held = replace(held, y=renumbered(data.path, held.y, names, known))
     return held.take(np.arange(len(held)))
 
 
