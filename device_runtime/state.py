@@ -3,6 +3,8 @@
     lock                   held by the process that uses the folder; empty
     client                 the device's name, made once: one line of UTF-8
     lasting.safetensors    the committed state: what the last finished call left behind
+    pending.safetensors    the next committed state, of a call whose update is about to be written; absent otherwise
+    pending.json           {"output": absolute path of that update, "update": its header}; absent otherwise
     progress.safetensors   an unfinished call; absent otherwise
 
 Both `.safetensors` files (container: `fedpara_edge.storage.tensorfile`) hold *groups* of tensors, a group being a
@@ -16,34 +18,38 @@ FedDyn's ∇_i (`fedpara_edge.algorithms`).
 `fedpara-edge/progress`, version 1: header `format, version, fingerprint, call, output, step, seconds, loss_sums` as in
 `Progress`; tensors `<group>/<name>`. The group `engine` holds the state of the engine.
 
-A *call* is everything that decides the outcome of a training: round, base weights, data, options. A call ends with four
-commits, each one rename or removal: its last progress, the update, the committed state, the removal of the progress.
-Cut short between any two, the same call again finds its progress, takes no further step and commits the same bytes; cut
-short after the last, it begins from `before` again. So a repeated call never trains the personal tensors twice, and
-never adds to what an algorithm keeps twice.
+A *call* is everything that decides the outcome of a training: round, base weights, data, options. A call ends with some
+commits, each one rename or removal: its last progress, the pending state and what it waits for, the update, the
+committed state, the removal of the rest. Cut short between any two, the same call again finds its progress, takes no
+further step and commits the same bytes; cut short after the last, it begins from `before` again. So a repeated call
+never trains the personal tensors twice, and never adds to what an algorithm keeps twice. Another call first completes
+what is left of the one before: where its update is in place, the server may have it, and the pending state counts.
 """
 
 from __future__ import annotations
 
+import json
 import secrets
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from numpy.typing import NDArray
 
-from fedpara_edge.errors import BusyError, InputError, WrongBundleError
-from fedpara_edge.storage.atomic import replacing_file
+from fedpara_edge.errors import InputError, WrongBundleError
+from fedpara_edge.formats.update import EncodedUpdate, is_update
+from fedpara_edge.storage.atomic import remove_leftovers, replacing_file
+from fedpara_edge.storage.locking import hold
 from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
-
-if sys.platform != "win32":
-    import fcntl
+from fedpara_edge.storage.tensortable import strict_json
 
 COMMITTED_FORMAT = "fedpara-edge/device-state"
 PROGRESS_FORMAT = "fedpara-edge/progress"
+COMMITTED, PENDING, PROMISE = "lasting.safetensors", "pending.safetensors", "pending.json"
+PROGRESS, CLIENT = "progress.safetensors", "client"
 
 Groups = Mapping[str, Mapping[str, NDArray[Any]]]
 
@@ -110,9 +116,11 @@ class DeviceState:
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self.folder = folder
         self._fingerprint = fingerprint
-        self._committed = folder / "lasting.safetensors"
-        self._progress = folder / "progress.safetensors"
-        self._client = folder / "client"
+        self._committed = folder / COMMITTED
+        self._pending = folder / PENDING
+        self._promise = folder / PROMISE
+        self._progress = folder / PROGRESS
+        self._client = folder / CLIENT
 
     def client(self) -> str:
         """Name of the device: 16 random hexadecimal digits, made when first asked for.
@@ -161,14 +169,41 @@ class DeviceState:
             )
         return groups
 
-    def commit(self, committed: Committed) -> None:
-        """Replace the committed state, atomically.
+    def commit(self, committed: Committed, update: EncodedUpdate, output: Path) -> None:
+        """Write the update of a call and commit what the call leaves behind: both or neither.
+
+        Args:
+            committed: State to commit.
+            update: Update to write.
+            output: File to write it to.
 
         Raises:
-            FedparaError: The disk refuses the write.
+            FedparaError: The disk refuses a write.
         """
         moments = {"before": _flat(committed.before), "after": _flat(committed.after)}
-        self._write(self._committed, moments, {"format": COMMITTED_FORMAT, "call": committed.call})
+        self._write(self._pending, moments, {"format": COMMITTED_FORMAT, "call": committed.call})
+        promise = {"output": str(output.absolute()), "update": dict(update.header)}
+        with replacing_file(self._promise) as temporary:
+            temporary.write_text(json.dumps(promise), encoding="utf-8")
+        update.write(output)
+        self.settle()
+
+    def settle(self) -> None:
+        """Commit the pending state, if there is one and its update is in place, and drop it if not."""
+        if not self._promise.exists() and not self._pending.exists():
+            return
+        if self._promise.exists() and self._pending.exists() and self._is_kept():
+            self._pending.replace(self._committed)
+        self._promise.unlink(missing_ok=True)
+        self._pending.unlink(missing_ok=True)
+
+    def _is_kept(self) -> bool:
+        """Whether the promised update is in place."""
+        try:
+            promise = strict_json(self._promise.read_text(encoding="utf-8"))
+            return is_update(Path(promise["output"]), promise["update"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
     def progress(self) -> Progress | None:
         """Progress of an unfinished call; None if there is none.
@@ -242,36 +277,24 @@ def open_state(folder: Path, fingerprint: str) -> Iterator[DeviceState]:
     """
     try:
         folder.mkdir(exist_ok=True)
-        lock = (folder / "lock").open("a")
     except OSError as error:
         raise InputError(
             f"{folder}: expected a writable state folder, found {error.strerror}; choose another"
         ) from error
-    with lock:
-        _lock(folder, lock)
+    with hold(folder / "lock", folder=folder, kind="a state folder"):
         _remove_leftovers(folder)
-        yield DeviceState(folder, fingerprint)
-
-
-def _lock(folder: Path, lock: IO[str]) -> None:
-    if sys.platform != "win32":
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BusyError(
-                f"{folder}: expected a state folder that no other process uses, found it in use; "
-                "wait for that process or choose another folder"
-            ) from error
-        except OSError as error:
-            raise InputError(
-                f"{folder}: expected a folder that can be locked, found {error.strerror}; choose one on a local disk"
-            ) from error
+        state = DeviceState(folder, fingerprint)
+        state.settle()
+        yield state
 
 
 def _remove_leftovers(folder: Path) -> None:
-    # A power cut leaves the temporary file of `replacing_file` behind, as large as a whole progress.
-    for file in folder.iterdir():
-        if file.name.startswith((".lasting.safetensors.", ".progress.safetensors.", ".client.")):
+    """Remove what a power cut left behind, which may be as large as a whole progress."""
+    names = (COMMITTED, PENDING, PROMISE, PROGRESS, CLIENT)
+    for name in names:
+        remove_leftovers(folder / name)
+    for file in folder.glob(".*"):  # of releases up to 0.2
+        if file.is_file() and file.name.startswith((".tmp", *(f".{name}." for name in names))):
             file.unlink()
 
 

@@ -19,7 +19,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -43,7 +43,7 @@ from fedpara_edge.codecs.codec import Encoder
 from fedpara_edge.errors import DivergedError, InputError, InvalidUpdateError
 from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.formats.serverstate import Group
-from fedpara_edge.formats.update import UpdateHeader, write_update
+from fedpara_edge.formats.update import UpdateHeader, encode_update
 from fedpara_edge.formats.weights import Weights
 from fedpara_edge.storage.atomic import check_output, sha256_of
 
@@ -129,7 +129,8 @@ def train(
     folder = nullcontext() if state is None else open_state(state, origin.fingerprint)
     with folder as kept, holding_interrupts() as interrupted:
         header = _header(origin, _name(client, kept), examples=dataset.examples, steps=steps)
-        begin = _begin(kept, call, steps=steps, output=output, overwrite=overwrite)
+        inputs = (weights, dataset.path, server_state)
+        begin = _begin(kept, call, steps=steps, output=output, inputs=inputs, overwrite=overwrite)
         before = {} if kept is None else kept.groups_for(call)
         personal = load_personal(engine, before)
         begin = _resume(engine, begin)
@@ -153,11 +154,12 @@ def train(
         header = replace(header, metrics={**_in_six_digits(losses), **algorithm.metrics(start)})
         change = _change(trained, origin, before.get(RESIDUAL, {}))
         seed = None if kept is not None else _rounding_seed(config, header)
-        sent = write_update(output, header, bundle.manifest.layout, change, encoder=encoder, seed=seed)
-        if kept is not None:
-            with _withdrawing(output):
-                after = _after(before, personal, trained, change, sent, algorithm, start)
-            kept.commit(Committed(call=call, before={**before, PERSONAL: personal}, after=after))
+        update = encode_update(header, bundle.manifest.layout, change, encoder=encoder, seed=seed)
+        if kept is None:
+            update.write(output)
+        else:
+            after = _after(before, personal, trained, change, update.change, algorithm, start)
+            kept.commit(Committed(call=call, before={**before, PERSONAL: personal}, after=after), update, output)
             kept.remove_progress()
     return TrainResult(
         client=header.client,
@@ -224,16 +226,6 @@ def _start(origin: Weights, before: Groups, control: Group, config: TrainConfig,
     )
 
 
-@contextmanager
-def _withdrawing(output: Path) -> Iterator[None]:
-    """Remove an update if what the device has to keep with it diverged."""
-    try:
-        yield
-    except DivergedError:
-        output.unlink()
-        raise
-
-
 def _save(kept: DeviceState | None, engine: Engine, progress: Progress) -> None:
     if kept is not None:
         kept.save_progress(replace(progress, groups={"engine": engine.state()}))
@@ -297,17 +289,29 @@ def _rounding_seed(config: TrainConfig, header: UpdateHeader) -> int:
     return int(np.random.SeedSequence([config.seed, header.round, client], spawn_key=(2,)).generate_state(1)[0])
 
 
-def _begin(kept: DeviceState | None, call: Mapping[str, Any], *, steps: int, output: Path, overwrite: bool) -> Progress:
+def _begin(
+    kept: DeviceState | None,
+    call: Mapping[str, Any],
+    *,
+    steps: int,
+    output: Path,
+    inputs: Sequence[Path | None],
+    overwrite: bool,
+) -> Progress:
     place = str(output.absolute())
     if kept is not None and output.absolute().resolve().parent == kept.folder.resolve():
         raise InputError(f"{output}: expected a place outside the state folder, found one inside; choose another")
     found = None if kept is None else kept.progress()
     if found is not None and found.call == call:
         # With all steps taken, what is at `output` is this call's own update: only the commits after it are missing.
-        check_output(output, overwrite=overwrite or (found.step == steps and found.output == place))
+        is_own = found.step == steps and found.output == place
+        check_output(output, overwrite=overwrite or is_own, inputs=inputs)
         return replace(found, output=place)
-    check_output(output, overwrite=overwrite)
-    if kept is not None and found is not None:
+    check_output(output, overwrite=overwrite, inputs=inputs)
+    committed = None if kept is None else kept.committed()
+    if kept is not None and found is not None and committed is not None and found.call == committed.call:
+        kept.remove_progress()  # the call had ended but for this
+    elif kept is not None and found is not None:
         differing = sorted(key for key in call.keys() | found.call.keys() if call.get(key) != found.call.get(key))
         print(
             f"{kept.folder}: dropped the progress of another call (round {found.call['round']}, {found.step} steps), "

@@ -2,6 +2,9 @@
 
 import errno
 import hashlib
+import signal
+import subprocess
+import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -11,8 +14,8 @@ import pytest
 import small_round
 
 from fedpara_edge.errors import FedparaError, InputError, OutputExistsError
-from fedpara_edge.storage import tensorfile
-from fedpara_edge.storage.atomic import check_output, replacing_file, replacing_folder, sha256_of
+from fedpara_edge.storage import atomic, tensorfile
+from fedpara_edge.storage.atomic import check_output, remove_leftovers, replacing_file, replacing_folder, sha256_of
 
 
 def listing(folder: Path) -> dict[str, bytes | None]:
@@ -51,7 +54,7 @@ def test_a_file_appears_whole_beside_nothing_else(tmp_path: Path) -> None:
     for text in ("one", "two"):
         with replacing_file(path) as temporary:
             temporary.write_text(text)
-            assert temporary.parent == tmp_path
+            assert temporary.parent.parent == tmp_path
         assert listing(tmp_path) == {"file": text.encode()}
     assert path.stat().st_mode & 0o600 == 0o600
 
@@ -123,6 +126,16 @@ def test_sha256(tmp_path: Path) -> None:
             sha256_of(path)
 
 
+def test_a_folder_is_replaced_in_one_step_or_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "folder"
+    for exchange in (atomic._exchange, lambda *_: False):
+        monkeypatch.setattr(atomic, "_exchange", exchange)
+        for name in ("one", "two"):
+            with replacing_folder(folder) as making:
+                (making / name).touch()
+            assert listing(tmp_path) == {"folder": None, f"folder/{name}": b""}
+
+
 def test_interrupted_between_the_renames_of_a_folder_keeps_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,9 +150,82 @@ def test_interrupted_between_the_renames_of_a_folder_keeps_the_old_one(
             raise KeyboardInterrupt
         return rename(self, target)
 
+    monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
     monkeypatch.setattr(Path, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt), replacing_folder(folder) as making:
         (making / "new").touch()
     assert len(renames) == 3
     assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
     assert [entry.name for entry in folder.iterdir()] == ["old"]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from fedpara_edge.storage import atomic
+
+def kill(*_):
+    os.kill(os.getpid(), 9)
+
+what, path = sys.argv[1], Path(sys.argv[2])
+if what == "file":
+    with atomic.replacing_file(path) as making:
+        making.write_bytes(bytes(1000))
+        (making.parent / ".tmp123").write_bytes(bytes(1000))  # as safetensors does
+        kill()
+atomic._exchange = lambda *_: False
+rename = Path.rename
+with atomic.replacing_folder(path) as making:
+    (making / "new").touch()
+    Path.rename = lambda self, target: (rename(self, target), kill())
+"""
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    killed = subprocess.run([sys.executable, "-c", KILLED, "file", path], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(listing(tmp_path)) == 5
+    with replacing_file(path) as busy:
+        busy.write_text("busy")
+        assert set(listing(tmp_path)) == {
+            "file",
+            *(str(p.relative_to(tmp_path)) for p in (busy.parent, busy, busy.parent / "fedpara-edge.lock")),
+        }
+        with replacing_file(path) as second:  # one that is in use is left alone
+            second.write_text("second")
+        assert busy.exists()
+    assert listing(tmp_path) == {"file": b"busy"}
+
+
+def test_a_folder_that_a_killed_process_had_retired_comes_back(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "old").touch()
+    killed = subprocess.run([sys.executable, "-c", KILLED, "folder", folder], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not folder.exists()
+    remove_leftovers(folder)
+    assert listing(tmp_path) == {"folder": None, "folder/old": b""}
+
+
+def test_a_folder_of_somebody_else_is_no_leftover(tmp_path: Path) -> None:
+    (tmp_path / ".file.d").mkdir()
+    (tmp_path / ".file.swp").touch()
+    with replacing_file(tmp_path / "file") as temporary:
+        temporary.write_text("new")
+    assert listing(tmp_path) == {"file": b"new", ".file.d": None, ".file.swp": b""}
+
+
+def test_a_file_with_the_same_content_may_be_there(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for _ in range(2):
+        with replacing_file(path, overwrite=False) as temporary:
+            temporary.write_text("same")
+    with (
+        pytest.raises(OutputExistsError, match="expected a new output, found an existing one"),
+        replacing_file(path, overwrite=False) as temporary,
+    ):
+        temporary.write_text("other")
+    assert listing(tmp_path) == {"file": b"same"}

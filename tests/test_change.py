@@ -237,5 +237,10 @@ def test_the_command_writes_nothing_when_it_refuses(tmp_path: Path, server: Serv
     assert ended.code == 3
     assert ended.err.startswith(f"Error: {forged}: result: expected 000000000000…")
     assert run("apply", tmp_path / "w0", "-o", out).code == 2
-    assert run("apply", tmp_path / "w0", first, "-o", tmp_path / "w0").code == 7
     assert not out.exists()
+    assert run("apply", tmp_path / "w0", first, "-o", tmp_path / "w0", "--overwrite").code == 2
+    write_weights(out, server.weights[0])
+    assert run("apply", tmp_path / "w0", first, "-o", out).code == 7
+    assert read_weights(out).base == server.weights[0].base
+    assert run("apply", tmp_path / "w0", first, "-o", out, "--overwrite").code == 0
+    assert run("apply", tmp_path / "w0", first, "-o", out).code == 0

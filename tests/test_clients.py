@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kept import commit
 from softmax_regression import SoftmaxRegression, make_bundle, write_npz
 
 from device_runtime import evaluate, load_weights, open_data
@@ -24,7 +25,7 @@ def make_client(folder: Path, bundle: Bundle, name: str, *, bias: list[float] | 
     with open_state(state, bundle.manifest.fingerprint) as kept:
         if bias is not None:
             personal = {"personal": {"fc.bias": np.array(bias, np.float32)}}
-            kept.commit(Committed(call={}, before=personal, after=personal))
+            commit(kept, Committed(call={}, before=personal, after=personal))
     return Client(data=data, state=state)
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from kept import commit
 from softmax_regression import CLASSES, SoftmaxRegression, make_bundle, make_manifest, write_npz
 
 from device_runtime import evaluate, load_weights, open_data
@@ -80,7 +81,7 @@ def test_personal_tensors_come_from_the_state(tmp_path):
         load_weights(engine, weights, state=state)
         np.testing.assert_array_equal(engine.read()["fc.bias"], initial)
         before, after = ({"personal": {"fc.bias": bias}} for bias in (initial, mine))
-        kept.commit(Committed(call={}, before=before, after=after))
+        commit(kept, Committed(call={}, before=before, after=after))
         load_weights(engine, weights, state=state)
         np.testing.assert_array_equal(engine.read()["fc.bias"], mine)
     other = make_bundle(tmp_path / "other", seed=1)

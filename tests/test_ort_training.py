@@ -18,10 +18,17 @@ def bundle(small_bundle: SmallBundle, tmp_path: Path) -> Bundle:
     return open_bundle(tmp_path / "bundle")
 
 
-@pytest.mark.parametrize("name", ["training_model.onnx", "eval_model.onnx", "checkpoint"])
-def test_damaged_artifacts_are_refused(name: str, bundle: Bundle) -> None:
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("training_model.onnx", "expected a self-contained graph, found a field of type 6"),
+        ("eval_model.onnx", "expected a self-contained graph, found a field of type 6"),
+        ("checkpoint", "expected artifacts that onnxruntime-training loads, found "),
+    ],
+)
+def test_damaged_artifacts_are_refused(name: str, words: str, bundle: Bundle) -> None:
     bundle.file(name).write_bytes(b"not onnx")
-    with pytest.raises(WrongBundleError, match="expected artifacts that onnxruntime-training loads, found "):
+    with pytest.raises(WrongBundleError, match=words):
         open_engine(bundle)
 
 

@@ -102,7 +102,7 @@ def test_a_damaged_graph_is_refused(content: bytes, bundle: Bundle) -> None:
 def test_a_missing_graph_is_refused(bundle: Bundle) -> None:
     (x, y), *_ = batches(2)
     bundle.file("train_step.onnx").unlink()
-    with pytest.raises(WrongBundleError, match=r"train_step.onnx: expected a graph that onnxruntime loads, found "):
+    with pytest.raises(WrongBundleError, match=r"train_step.onnx: expected a graph, found No such file"):
         open_engine(bundle).step(x, y, learning_rate=0.1, seed=0)
 
 

@@ -280,7 +280,13 @@ def test_fold_predict_and_inspect(run: Command, here: Path) -> None:
     accuracy = evaluated["accuracy"]
     assert (folded.json["accuracy"], folded.json["factored_accuracy"]) == (accuracy, accuracy)
     labelled = run("predict", "model.onnx", "--data", "test.npz", "-o", "labelled.npz", "--json")
-    assert labelled.json == {"predictions": "labelled.npz", "examples": 500, "accuracy": accuracy}
+    assert labelled.json["labels"]["y"]["accuracy"] == accuracy
+    assert {**labelled.json, "labels": None} == {
+        "predictions": "labelled.npz",
+        "examples": 500,
+        "accuracy": accuracy,
+        "labels": None,
+    }
     unlabelled = run("predict", "model.onnx", "--data", "unlabelled.npz", "-o", "unlabelled-p.npz", "--batch-size", "7")
     assert unlabelled.out == "unlabelled-p.npz: 500 examples\n"
     with np.load("labelled.npz") as one, np.load("unlabelled-p.npz") as other, np.load("test.npz") as data:

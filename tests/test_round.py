@@ -11,12 +11,21 @@ import small_round
 from failing_disk import full_disk, power_cut
 
 from fedpara_edge.aggregation import AggregateConfig, Round, aggregate, run_round
+from fedpara_edge.aggregation.round import LOCK
 from fedpara_edge.algorithms import SERVER
-from fedpara_edge.errors import FedparaError, InputError, TooFewUpdatesError, WrongBundleError
+from fedpara_edge.errors import (
+    BusyError,
+    FedparaError,
+    InputError,
+    OutputExistsError,
+    TooFewUpdatesError,
+    WrongBundleError,
+)
 from fedpara_edge.formats.change import apply_change
 from fedpara_edge.formats.serverstate import RESIDUAL, read_server_state
 from fedpara_edge.formats.weights import read_weights, write_weights
 from fedpara_edge.options import declared
+from fedpara_edge.storage.locking import hold
 from fedpara_edge.storage.rounds import round_path
 
 LOSSY = AggregateConfig(algorithm="fedavgm", downlink_codec="int4")
@@ -48,7 +57,7 @@ def run_rounds(folder: Path, weights: Path, count: int, config: AggregateConfig 
 
 
 def states(folder: Path) -> list[str]:
-    return sorted(path.name for path in (folder / "state").iterdir())
+    return sorted(path.name for path in (folder / "state").iterdir() if path.name != LOCK)
 
 
 def test_a_round_is_what_aggregate_makes_of_the_updates(tmp_path: Path, base: Path) -> None:
@@ -124,13 +133,39 @@ def test_cut_short_at_any_write_a_round_leaves_no_weights_or_all_that_belongs_wi
             complete += 1
             assert [path.read_bytes() for path in files] == expected
         assert round_path(tmp_path / "state", 1).exists()
-        if any(path.exists() for path in files):
-            with pytest.raises(InputError, match="expected a new output, found an existing one"):
-                again()
-        again(overwrite=True)
+        again()
         assert [path.read_bytes() for path in files] == expected
     assert allowed >= 6, "two syncs for each of three files"
     assert complete == 1, "of the folder, after the rename"
+
+
+def test_files_of_another_round_or_of_other_updates_are_not_replaced(tmp_path: Path, base: Path) -> None:
+    (first,) = run_rounds(tmp_path, base, 1)
+    updates, written = updates_for(tmp_path, base), first.output.read_bytes()
+    options: dict[str, Any] = {"change": first.change, "state": tmp_path / "state"}
+    run_round(updates, base, first.output, LOSSY, **options)
+    with pytest.raises(OutputExistsError, match="expected a new output, found an existing one"):
+        run_round(updates[1:], base, first.output, LOSSY, **options)
+    with pytest.raises(OutputExistsError):  # before any update is read
+        run_round([tmp_path / "none"], first.output, first.output.with_name("base.safetensors"), AggregateConfig())
+    assert first.output.read_bytes() == written
+
+
+def test_no_input_is_written_over(tmp_path: Path, base: Path) -> None:
+    updates, written = updates_for(tmp_path, base), base.read_bytes()
+    for output in (base, updates[0]):
+        with pytest.raises(InputError, match="expected an output beside its inputs, found one of them"):
+            run_round(updates, base, output, AggregateConfig(), overwrite=True)
+    assert base.read_bytes() == written
+
+
+def test_a_state_folder_is_for_one_round_at_a_time(tmp_path: Path, base: Path) -> None:
+    run_rounds(tmp_path, base, 1)
+    with (
+        hold(tmp_path / "state" / LOCK, folder=tmp_path / "state", kind="a state folder"),
+        pytest.raises(BusyError, match="expected a state folder that no other process uses"),
+    ):
+        run_rounds(tmp_path, tmp_path / "1.weights", 1)
 
 
 def test_old_states_are_removed_after_the_commit_alone(tmp_path: Path, base: Path) -> None:
@@ -228,7 +263,7 @@ UNFIT: dict[str, tuple[AggregateConfig, dict[str, Any], str]] = {
         "keep: expected a number of rounds, at least 2, found 1",
     ),
     "keep of nothing": (AggregateConfig(), {"keep": 2}, "keep: expected with a state folder, found none"),
-    "a file for a folder": (LOSSY, {"state": "base.safetensors", "change": "c"}, "expected a writable state folder"),
+    "a file for a folder": (LOSSY, {"state": "base.safetensors", "change": "c"}, "expected a folder, found another"),
     "no place": (LOSSY, {"state": "s", "change": "nowhere/c"}, "expected an existing folder .*nowhere, found none"),
 }
 

@@ -644,8 +644,8 @@ def test_a_worker_keeps_engines_open_and_hands_them_out_as_new(small_bundle: Sma
 
 def test_only_one_process_works_in_a_run(done: Path) -> None:
     with (
-        hold(RunFolder(done).lock),
-        pytest.raises(BusyError, match="expected a run that no other process works in"),
+        hold(RunFolder(done).lock, folder=done, kind="a run", alone=False),
+        pytest.raises(BusyError, match="expected a run that no other process uses"),
         folder.open_run(done, done / "plan.toml", patience_seconds=0.1),
     ):
         pass

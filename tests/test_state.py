@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from kept import commit
 
 from device_runtime.state import Committed, Progress, open_state
 from fedpara_edge.errors import BusyError, FedparaError, InputError, WrongBundleError
@@ -36,7 +37,7 @@ def test_a_new_folder_is_empty(tmp_path):
 
 def test_saved_then_read_is_the_identity(tmp_path):
     with open_state(tmp_path, FINGERPRINT) as state:
-        state.commit(COMMITTED)
+        commit(state, COMMITTED)
         state.save_progress(PROGRESS)
     with open_state(tmp_path, FINGERPRINT) as state:
         committed, progress = state.committed(), state.progress()
@@ -51,7 +52,7 @@ def test_saved_then_read_is_the_identity(tmp_path):
 
 def test_nothing_to_keep_is_kept_too(tmp_path):
     with open_state(tmp_path, FINGERPRINT) as state:
-        state.commit(Committed(call=CALL, before={"personal": {}}, after={"personal": {}}))
+        commit(state, Committed(call=CALL, before={"personal": {}}, after={"personal": {}}))
         assert state.committed().call == CALL
 
 
@@ -62,7 +63,7 @@ def test_a_repeated_call_begins_where_the_first_one_did():
 
 def test_of_what_is_kept_only_personal_tensors_go_on_in_an_earlier_round(tmp_path, capsys):
     with open_state(tmp_path, FINGERPRINT) as state:
-        state.commit(Committed(call=CALL, before={}, after=GROUPS))
+        commit(state, Committed(call=CALL, before={}, after=GROUPS))
         groups = state.groups_for({**CALL, "round": 0})
     assert_same_groups(groups, {"personal": GROUPS["personal"]})
     assert "dropped residual of round 3, as round 0 begins without them" in capsys.readouterr().err
@@ -103,7 +104,7 @@ def test_one_process_at_a_time(tmp_path):
 
 
 def test_another_bundle_is_refused(tmp_path):
-    for save in (lambda state: state.commit(COMMITTED), lambda state: state.save_progress(PROGRESS)):
+    for save in (lambda state: commit(state, COMMITTED), lambda state: state.save_progress(PROGRESS)):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         with open_state(folder, FINGERPRINT) as state:
             save(state)
@@ -117,7 +118,7 @@ def test_another_bundle_is_refused(tmp_path):
 @pytest.mark.parametrize(("name", "method"), [("lasting", "committed"), ("progress", "progress")])
 def test_a_damaged_file_is_named_with_its_remedy(tmp_path, name, method):
     with open_state(tmp_path, FINGERPRINT) as state:
-        state.commit(COMMITTED)
+        commit(state, COMMITTED)
         state.save_progress(PROGRESS)
         file = tmp_path / f"{name}.safetensors"
         content = file.read_bytes()
@@ -143,13 +144,13 @@ def test_a_place_that_is_no_folder_is_refused(tmp_path):
 
 def test_a_full_disk_leaves_the_old_state(tmp_path, monkeypatch):
     with open_state(tmp_path, FINGERPRINT) as state:
-        state.commit(COMMITTED)
+        commit(state, COMMITTED)
 
         def refuse(*_, **__):
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr("fedpara_edge.storage.tensorfile.save_file", refuse)
         with pytest.raises(FedparaError, match="No space left on device"):
-            state.commit(replace(COMMITTED, call={}))
+            commit(state, replace(COMMITTED, call={}))
         assert state.committed().call == CALL
         assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]

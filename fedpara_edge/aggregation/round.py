@@ -1,7 +1,8 @@
 """A round of the server on its files: what is needed is read, aggregated, and what comes of it is written.
 
 The order of writing is change, state, weights, so that where the weights of a round are, all that belongs with them is.
-States of older rounds are removed only after that.
+States of older rounds are removed only after that. A round is the same whenever it is done, so one that was killed is
+completed by doing it again: files that are there already stay if they are what would be written, byte for byte.
 
 The codec of a downlink decodes to other weights than the server made. These *published* weights are those of the next
 round, and what they lack is kept in the server state and sent with the next change (error feedback).
@@ -9,14 +10,15 @@ round, and what they lack is kept in the server state and sent with the next cha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fedpara_edge.aggregation.aggregation import Aggregation, aggregate
 from fedpara_edge.aggregation.config import AggregateConfig
-from fedpara_edge.errors import InputError
+from fedpara_edge.errors import FedparaError, InputError
 from fedpara_edge.formats.change import publish_change
 from fedpara_edge.formats.serverstate import (
     RESIDUAL,
@@ -27,8 +29,12 @@ from fedpara_edge.formats.serverstate import (
 )
 from fedpara_edge.formats.weights import Weights, read_weights, write_weights
 from fedpara_edge.storage.atomic import check_output
+from fedpara_edge.storage.locking import hold
 from fedpara_edge.storage.rounds import remove_rounds_before, round_path
+from fedpara_edge.storage.tensorfile import TensorFile
 
+LOCK = ".lock"
+"""Name of the lock's file in a state folder."""
 LEAST_KEPT = 2
 """Fewest states to keep: the newest, and the one before it, from which the newest round can be aggregated again."""
 
@@ -91,7 +97,7 @@ def run_round(
     """Aggregate update files and write the next weights, and with them the change and the server state.
 
     What can't be written is refused before any update is read. A process that is killed leaves either no weights at
-    `output` or everything that belongs with them; the same call with `overwrite` does the round again.
+    `output` or everything that belongs with them; the same call completes the round.
 
     Args:
         updates: Update files, in any order.
@@ -102,11 +108,13 @@ def run_round(
             the downlink keeps anything.
         change: Change file to write, with `config.downlink_codec`.
         keep: Number of rounds, from 2 on, whose state stays in the folder; None for all.
-        overwrite: Whether the files to write may exist.
+        overwrite: Whether to replace files that exist with other content.
         on_progress: Function that is called with the number of files read and of all to read.
 
     Raises:
-        InputError: A file exists or can't be written; the weights, the state or an option is missing or does not fit.
+        OutputExistsError: A file exists, and is not what this round writes.
+        BusyError: Another process uses the state folder.
+        InputError: A file can't be written; the weights, the state or an option is missing or does not fit.
         WrongBundleError: The weights or the state are damaged, or do not belong together.
         TooFewUpdatesError: There are fewer valid updates than asked for; its `rejected` tells of the others.
         DivergedError: The next weights would be beyond float32, and no single update is to blame.
@@ -116,24 +124,27 @@ def run_round(
     output = Path(output)
     state, change = (None if path is None else Path(path) for path in (state, change))
     _check_options(config, state=state, change=change, keep=keep)
-    base = read_weights(Path(weights))
+    base, files = read_weights(Path(weights)), tuple(map(Path, updates))
     target = None if state is None else round_path(state, base.round + 1)
-    _check_outputs(output, change, target, folder=state, overwrite=overwrite)
-    kept = None if state is None else _read_state(state, base, config)
-    aggregation = aggregate(
-        map(Path, updates),
-        base,
-        algorithm=config.server_algorithm,
-        state=kept,
-        weighting=config.weighting,
-        merge=config.merge,
-        strict=config.strict,
-        min_updates=config.min_updates,
-        on_progress=on_progress,
-    )
-    written = _write(aggregation, base, kept, output=output, change=change, state=target, config=config)
-    if state is not None and keep is not None:
-        remove_rounds_before(state, base.round + 2 - keep)
+    _check_outputs(output, change, target, base=base, inputs=(Path(weights), *files), overwrite=overwrite)
+    with nullcontext() if state is None else _holding(state):
+        kept = None if state is None else _read_state(state, base, config)
+        aggregation = aggregate(
+            files,
+            base,
+            algorithm=config.server_algorithm,
+            state=kept,
+            weighting=config.weighting,
+            merge=config.merge,
+            strict=config.strict,
+            min_updates=config.min_updates,
+            on_progress=on_progress,
+        )
+        written = _write(
+            aggregation, base, kept, output=output, change=change, state=target, config=config, overwrite=overwrite
+        )
+        if state is not None and keep is not None:
+            remove_rounds_before(state, base.round + 2 - keep)
     return Round(
         aggregation=written,
         output=output,
@@ -142,6 +153,19 @@ def run_round(
         change_bytes=None if change is None else change.stat().st_size,
         state=target,
     )
+
+
+@contextmanager
+def _holding(state: Path) -> Iterator[None]:
+    """Make the state folder if it is missing, and keep other processes from writing rounds there."""
+    try:
+        state.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{state}: expected a writable state folder, found {error.strerror}; choose another"
+        ) from error
+    with hold(state / LOCK, folder=state, kind="a state folder"):
+        yield
 
 
 def _check_options(config: AggregateConfig, *, state: Path | None, change: Path | None, keep: int | None) -> None:
@@ -161,26 +185,38 @@ def _check_options(config: AggregateConfig, *, state: Path | None, change: Path 
 
 
 def _check_outputs(
-    output: Path, change: Path | None, state: Path | None, *, folder: Path | None, overwrite: bool
+    output: Path,
+    change: Path | None,
+    state: Path | None,
+    *,
+    base: Weights,
+    inputs: Sequence[Path],
+    overwrite: bool,
 ) -> None:
-    """Refuse files that would be written over one another, or that can't be written."""
+    """Refuse files that would be written over one another, that can't be written, or that are of another round."""
     files = {"weights": output, "change": change, "server state": state}
     found = {name: path for name, path in files.items() if path is not None}
     names: dict[Path, str] = {}
     for name, path in found.items():
         if (other := names.setdefault(path.absolute().resolve(), name)) != name:
             raise InputError(f"{path}: expected a file of its own for the {name}, found that of the {other}")
-    for file in (output, change):
-        if file is not None:
-            check_output(file, overwrite=overwrite)
-    if folder is not None and state is not None:
-        try:
-            folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"{folder}: expected a writable state folder, found {error.strerror}; choose another"
-            ) from error
-        check_output(state, overwrite=overwrite)
+    written = [path.exists() for path in (change, state, output) if path is not None]
+    was_cut_short = written == sorted(written, reverse=True)
+    for path in found.values():
+        if path == state and not path.parent.is_dir():
+            check_output(path.parent, overwrite=True, folder=True)
+        else:
+            done = was_cut_short and path.is_file() and _is_of_next_round(path, base)
+            check_output(path, overwrite=overwrite or done, inputs=inputs)
+
+
+def _is_of_next_round(path: Path, base: Weights) -> bool:
+    try:
+        with TensorFile(path, format=None, error=FedparaError) as file:
+            found = file.header.get("fingerprint"), file.header.get("round")
+    except FedparaError:
+        return False
+    return found == (base.fingerprint, base.round + 1)
 
 
 def _read_state(folder: Path, base: Weights, config: AggregateConfig) -> ServerState | None:
@@ -204,19 +240,20 @@ def _write(
     change: Path | None,
     state: Path | None,
     config: AggregateConfig,
+    overwrite: bool,
 ) -> Aggregation:
     """Write the files of a round; the aggregation with the weights and the state that are in them."""
     weights = aggregation.weights
     groups = {} if aggregation.state is None else dict(aggregation.state.groups)
     if change is not None and (encoder := config.downlink_encoder) is not None:
         residual = None if kept is None else kept.groups.get(RESIDUAL)
-        published = publish_change(change, base, weights, encoder, residual=residual)
+        published = publish_change(change, base, weights, encoder, residual=residual, overwrite=overwrite)
         weights = published.weights
         if any(tensor.any() for tensor in published.residual.values()):
             groups[RESIDUAL] = published.residual
     following = None
     if state is not None:
         following = state_of(weights, aggregation.algorithm, groups)
-        write_server_state(state, following)
-    write_weights(output, weights)
+        write_server_state(state, following, overwrite=overwrite)
+    write_weights(output, weights, overwrite=overwrite)
     return replace(aggregation, weights=weights, state=following)

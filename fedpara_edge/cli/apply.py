@@ -26,11 +26,11 @@ def command(weights: Path, changes: tuple[Path, ...], output: Path, overwrite: b
     from fedpara_edge.formats.weights import read_weights, write_weights
     from fedpara_edge.storage.atomic import check_output
 
-    check_output(output, overwrite=overwrite)
+    check_output(output, overwrite=True, inputs=(weights, *changes))
     current = first = read_weights(weights)
     for change in changes:
         current = apply_change(current, change)
-    write_weights(output, current)
+    write_weights(output, current, overwrite=overwrite)
     received, whole = sum(change.stat().st_size for change in changes), output.stat().st_size
     dense = 4 * current.layout.dense_parameters
     plural = "s" if len(changes) > 1 else ""

@@ -47,7 +47,7 @@ def command(
     from fedpara_edge.formats.weights import read_weights
     from fedpara_edge.storage.atomic import check_output
 
-    check_output(output, overwrite=overwrite)
+    check_output(output, overwrite=overwrite, inputs=(weights, data))
     opened = open_bundle(bundle)
     folding = fold(
         opened,

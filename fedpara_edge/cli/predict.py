@@ -41,7 +41,7 @@ def command(
     from device_runtime.prediction import Predictor, predict_all, write_predictions
     from fedpara_edge.storage.atomic import check_output
 
-    check_output(output, overwrite=overwrite)
+    check_output(output, overwrite=overwrite, inputs=(model, data))
     predictor = Predictor(model, threads=threads)
     inputs = open_inputs(data, predictor.spec, Reading(**reading))
     predictions = predict_all(predictor, inputs, batch_size)

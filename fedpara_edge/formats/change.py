@@ -61,6 +61,7 @@ def publish_change(
     encoder: Encoder,
     *,
     residual: Mapping[str, NDArray[np.float32]] | None,
+    overwrite: bool = True,
 ) -> Published:
     """Write the change from one round to the next, atomically.
 
@@ -72,8 +73,10 @@ def publish_change(
         target: New weights, of a later round.
         encoder: Encoder from `codecs.find_encoder`, which rounds to the nearest here.
         residual: Residual of the previous call; None before the first.
+        overwrite: Whether to replace an existing file that has other content.
 
     Raises:
+        OutputExistsError: The file exists with other content, and `overwrite` is false.
         InputError: The weights are not of the same bundle, or `target` is not of a later round.
         DivergedError: The new weights would not be finite.
         FedparaError: The disk refuses the write.
@@ -111,7 +114,7 @@ def publish_change(
         "result": weights.base,
         "codec": {"name": encoder.name, "version": encoder.version, **encoded.settings},
     }
-    write_tensors(path, encoded.arrays, header)
+    write_tensors(path, encoded.arrays, header, overwrite=overwrite)
     left = unflatten(tensors, delta - encoded.decoded)
     return Published(weights=weights, residual=left, bytes=path.stat().st_size)
 

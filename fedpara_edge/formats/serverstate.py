@@ -125,10 +125,16 @@ def state_of(weights: Weights, algorithm: ServerAlgorithm, groups: Mapping[str, 
     )
 
 
-def write_server_state(path: Path, state: ServerState) -> None:
+def write_server_state(path: Path, state: ServerState, *, overwrite: bool = True) -> None:
     """Write a server state file, atomically.
 
+    Args:
+        path: File to write.
+        state: State to store.
+        overwrite: Whether to replace an existing file that has other content.
+
     Raises:
+        OutputExistsError: The file exists with other content, and `overwrite` is false.
         FedparaError: A value is not finite, or the disk refuses the write.
     """
     tensors = {f"{group}/{name}": tensor for group, named in state.groups.items() for name, tensor in named.items()}
@@ -142,7 +148,7 @@ def write_server_state(path: Path, state: ServerState) -> None:
         "base": state.base,
         "algorithm": {"name": state.algorithm, "options": dict(state.options)},
     }
-    write_tensors(path, tensors, header)
+    write_tensors(path, tensors, header, overwrite=overwrite)
 
 
 def read_server_state(path: Path, *, only: Collection[str] | None = None) -> ServerState:

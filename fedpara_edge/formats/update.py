@@ -94,32 +94,49 @@ def is_valid_client_name(name: str) -> bool:
     return 1 <= len(name) <= MAX_CLIENT_CHARACTERS and name.isprintable()
 
 
-def write_update(
-    path: Path,
+@dataclass(frozen=True, kw_only=True)
+class EncodedUpdate:
+    """Content of an update file that is still to be written.
+
+    Args:
+        header: Header of the file, plain JSON data.
+        arrays: Arrays that the codec stores, by name.
+        change: Change that every reader of the file will get, float32, by shared tensor.
+    """
+
+    header: Mapping[str, Any]
+    arrays: Mapping[str, NDArray[Any]]
+    change: Mapping[str, NDArray[np.float32]]
+
+    def write(self, path: Path) -> None:
+        """Write the file, atomically.
+
+        Raises:
+            FedparaError: The disk refuses the write.
+        """
+        write_tensors(path, self.arrays, self.header)
+
+
+def encode_update(
     header: UpdateHeader,
     layout: Layout,
     change: Mapping[str, NDArray[np.float32]],
     *,
     encoder: Encoder,
     seed: int | None = None,
-) -> dict[str, NDArray[np.float32]]:
-    """Write an update file, atomically.
+) -> EncodedUpdate:
+    """Encode the change of an update.
 
     Args:
-        path: File to write.
         header: Header of the file.
         layout: Layout of the bundle; its shared tensors, and no others, are written.
         change: Change to send, float32, by name, for at least every shared tensor.
         encoder: Encoder from `codecs.find_encoder`.
         seed: Seed of random rounding; None to round to the nearest (`codecs.codec.Encoder`).
 
-    Returns:
-        Change that every reader of the file will get, float32, by shared tensor.
-
     Raises:
         InvalidUpdateError: The change is not finite, so that no server would take it.
         DivergedError: The change is too large for the codec.
-        FedparaError: The disk refuses the write.
     """
     tensors = in_order(layout.shared)
     if (bad := not_finite({tensor.name: change[tensor.name] for tensor in tensors})) is not None:
@@ -128,14 +145,39 @@ def write_update(
             "rate"
         )
     encoded = encoder.encode(tensors, flatten(tensors, change), seed=seed)
-    fields = {
-        "format": FORMAT,
-        "version": 1,
-        "codec": {"name": encoder.name, "version": encoder.version, **encoded.settings},
-        **asdict(header),
-    }
-    write_tensors(path, encoded.arrays, fields)
-    return unflatten(tensors, encoded.decoded)
+    codec = {"name": encoder.name, "version": encoder.version, **encoded.settings}
+    fields = {"format": FORMAT, "version": 1, "codec": codec, **asdict(header)}
+    return EncodedUpdate(header=fields, arrays=encoded.arrays, change=unflatten(tensors, encoded.decoded))
+
+
+def write_update(
+    path: Path,
+    header: UpdateHeader,
+    layout: Layout,
+    change: Mapping[str, NDArray[np.float32]],
+    *,
+    encoder: Encoder,
+    seed: int | None = None,
+) -> Mapping[str, NDArray[np.float32]]:
+    """Encode an update and write it (`encode_update`, `EncodedUpdate.write`); return the change that readers will get.
+
+    Raises:
+        InvalidUpdateError: The change is not finite, so that no server would take it.
+        DivergedError: The change is too large for the codec.
+        FedparaError: The disk refuses the write.
+    """
+    update = encode_update(header, layout, change, encoder=encoder, seed=seed)
+    update.write(path)
+    return update.change
+
+
+def is_update(path: Path, header: Mapping[str, Any]) -> bool:
+    """Whether a file is an update with this very header."""
+    try:
+        with TensorFile(path, format=FORMAT, error=InvalidUpdateError) as file:
+            return file.header == header
+    except InvalidUpdateError:
+        return False
 
 
 def open_update(path: Path, weights: Weights) -> Update:

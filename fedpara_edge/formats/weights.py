@@ -74,18 +74,22 @@ class Weights:
         return content.hexdigest()
 
 
-def write_weights(path: Path | str, weights: Weights, encoder: Encoder | None = None) -> Weights:
+def write_weights(
+    path: Path | str, weights: Weights, encoder: Encoder | None = None, *, overwrite: bool = True
+) -> Weights:
     """Write a weights file, atomically.
 
     Args:
         path: File to write.
         weights: Weights to store.
         encoder: Encoder from `codecs.find_encoder`, which rounds to the nearest here; None for float32, which is exact.
+        overwrite: Whether to replace an existing file that has other content.
 
     Returns:
         Weights as the file has them.
 
     Raises:
+        OutputExistsError: The file exists with other content, and `overwrite` is false.
         FedparaError: A value is not finite or too large for the codec, or the disk refuses the write.
     """
     path = Path(path)
@@ -105,7 +109,7 @@ def write_weights(path: Path | str, weights: Weights, encoder: Encoder | None = 
     }
     if encoder is not None and encoder.name != Float32.name:
         header["codec"] = {"name": encoder.name, "version": encoder.version, **encoded.settings}
-    write_tensors(path, encoded.arrays, header)
+    write_tensors(path, encoded.arrays, header, overwrite=overwrite)
     return replace(weights, tensors=unflatten(tensors, encoded.decoded))
 
 

@@ -21,23 +21,18 @@ work/               what the federations need; may be deleted when the run is do
 from __future__ import annotations
 
 import shutil
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
-from fedpara_edge.errors import BusyError, InputError
+from fedpara_edge.errors import InputError
 from fedpara_edge.simulation.growth import check_growth
 from fedpara_edge.simulation.metrics import Event, Journal
 from fedpara_edge.simulation.plan.plan import first_difference, read_tables
 from fedpara_edge.storage.atomic import replacing_file
+from fedpara_edge.storage.locking import hold
 from fedpara_edge.storage.rounds import remove_rounds_before, round_path, rounds_in
-
-if sys.platform != "win32":
-    import fcntl
 
 PLAN = "plan.toml"
 METRICS = "metrics.jsonl"
@@ -166,7 +161,7 @@ def open_run(path: Path, plan: Path, *, patience_seconds: float = PATIENCE_SECON
         raise InputError(f"{path}: expected a new folder or that of an earlier run, found another; choose another name")
     tables = read_tables(plan)
     run.lock.parent.mkdir(parents=True, exist_ok=True)
-    with hold(run.lock, alone=True, patience_seconds=patience_seconds):
+    with hold(run.lock, folder=path, kind="a run", patience_seconds=patience_seconds):
         is_new = not run.plan.is_file() or first_difference(read_tables(run.plan), tables) is not None
         events = Journal(run.metrics).events
         if is_new and events:
@@ -193,37 +188,3 @@ def _remove_what_may_have_changed(run: RunFolder, events: Sequence[Event], *, mo
 def _is_leftover(path: Path) -> bool:
     """Whether it is of a run that was cut short before it had a plan: of its copy, or the lock."""
     return path.name.startswith(f".{PLAN}.") or (path.name == "work" and {p.name for p in path.iterdir()} <= {".lock"})
-
-
-@contextmanager
-def hold(lock: Path, *, alone: bool = False, patience_seconds: float = PATIENCE_SECONDS) -> Iterator[IO[str]]:
-    """Hold the lock of a run, together with others that belong to it.
-
-    Args:
-        lock: File of the lock.
-        alone: Whether nobody else may hold it at first; the workers of a run that was killed get a moment to end.
-        patience_seconds: Time in seconds this moment is.
-
-    Raises:
-        BusyError: Another process works in the folder.
-    """
-    with lock.open("a") as file:
-        if sys.platform != "win32":
-            deadline = time.monotonic() + patience_seconds
-            while alone and not _take(file):
-                if time.monotonic() > deadline:
-                    raise BusyError(
-                        f"{lock.parent.parent}: expected a run that no other process works in, found it in use; wait "
-                        "for that one or take another folder"
-                    )
-                time.sleep(0.02)
-            fcntl.flock(file, fcntl.LOCK_SH)
-        yield file
-
-
-def _take(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fedpara_edge.simulation.folder import hold
+from fedpara_edge.storage.locking import hold
 
 Result = TypeVar("Result")
 
@@ -71,7 +71,7 @@ def start_worker(lock: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # but a training stops at it (`device_runtime.interrupts`)
     if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    _holding.enter_context(hold(lock))
+    _holding.enter_context(hold(lock, folder=lock.parent.parent, kind="a run", alone=False))
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

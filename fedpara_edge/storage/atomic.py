@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import ctypes
+import filecmp
+import glob
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedpara_edge.errors import FedparaError, InputError, OutputExistsError
+from fedpara_edge.storage.locking import try_lock
 
 
-def check_output(path: Path, *, overwrite: bool, folder: bool = False) -> None:
+def check_output(path: Path, *, overwrite: bool, folder: bool = False, inputs: Iterable[Path | None] = ()) -> None:
     """Refuse an output that can't or must not be written, before any work is done for it.
+
+    Args:
+        path: Output.
+        overwrite: Whether it may exist.
+        folder: Whether it is a folder.
+        inputs: Files and folders that it is made from, none of which it may replace.
 
     Raises:
         OutputExistsError: `path` exists and `overwrite` is false.
-        InputError: `path` is of another kind (a folder where a file is to be written, a device), or the folder it is in
-            does not exist or can't be written.
+        InputError: `path` is of another kind (a folder where a file is to be written, a device) or one of the inputs,
+            or the folder it is in does not exist or can't be written.
     """
     parent = path.absolute().parent
     if not parent.is_dir():
@@ -28,67 +39,127 @@ def check_output(path: Path, *, overwrite: bool, folder: bool = False) -> None:
         raise InputError(
             f"{path}: expected {'a folder' if folder else 'a file'}, found another kind; choose another name"
         )
+    for source in inputs:
+        if source is not None and path.exists() and source.exists() and path.samefile(source):
+            raise InputError(f"{path}: expected an output beside its inputs, found one of them; choose another name")
     if path.exists() and not overwrite:
-        raise OutputExistsError(
-            f"{path}: expected a new output, found an existing one; choose another name or pass --overwrite"
-        )
+        raise _exists(path)
     if not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"{path}: expected a folder that can be written, found {parent}; choose another place")
 
 
 @contextmanager
-def replacing_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is synced to disk and renamed to `path`.
+def replacing_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
+    """Yield a temporary path; on success it is synced to disk and renamed to `path`.
 
-    On any error, Ctrl-C included, the temporary file is removed and `path` stays as it was.
+    On any error, Ctrl-C included, the temporary file is removed and `path` stays as it was. What a process that was
+    killed left behind is removed by the next one that writes to `path`.
+
+    Args:
+        path: File to write.
+        overwrite: Whether to replace an existing file that has other content; one with the same content stays.
 
     Raises:
+        OutputExistsError: `path` exists with other content, and `overwrite` is false.
         FedparaError: The disk is full or refuses the write.
     """
     path = path.absolute()
-    with _explaining_os_errors(path):
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            yield temporary
-            _sync(temporary)
-            temporary.chmod(0o666 & ~_umask())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    with _explaining_os_errors(path), _beside(path) as folder:
+        temporary = folder / path.name
+        temporary.touch()
+        yield temporary
+        if not overwrite and path.exists():
+            _check_same(temporary, path)
+            return
+        _sync(temporary)
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
         _sync(path.parent)
 
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success it is renamed to `path`, replacing what was there.
+    """Yield a temporary folder; on success it is synced and renamed to `path`, in exchange for what was there.
 
-    On any error, Ctrl-C included, the temporary folder is removed and `path` stays as it was.
+    On any error, Ctrl-C included, the temporary folder is removed and `path` stays as it was. Killed at any moment, a
+    process leaves the old folder or the new one at `path` where the system can exchange two names (Linux); elsewhere
+    the old one may lie beside it, from where the next call brings it back.
 
     Raises:
         FedparaError: The disk is full or refuses the write.
     """
     path = path.absolute()
-    with _explaining_os_errors(path):
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        retired = temporary.with_name(f"{temporary.name}.old")
-        try:
-            yield temporary
-            for file in temporary.rglob("*"):
-                _sync(file)
-            temporary.chmod(0o777 & ~_umask())
-            if path.exists():
-                path.rename(retired)
+    with _explaining_os_errors(path), _beside(path) as folder:
+        temporary = folder / path.name
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.rglob("*"):
+            _sync(file)
+        temporary.chmod(0o777 & ~_umask())
+        if path.exists():
+            _replace_folder(temporary, path)
+        else:
             temporary.rename(path)
-        except BaseException:
-            if retired.exists() and not path.exists():
-                retired.rename(path)
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        shutil.rmtree(retired, ignore_errors=True)
         _sync(path.parent)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what processes that were killed while they wrote to `path` left beside it, as the next write does too.
+
+    A folder that was being replaced, and is gone, is brought back.
+    """
+    for folder in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        with suppress(OSError), (folder / _LOCK).open("r+") as lock:
+            if try_lock(lock):
+                if (folder / _RETIRED).exists() and not path.exists():
+                    (folder / _RETIRED).rename(path)
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`, in which all that comes before the rename is made.
+
+    It is locked while it is in use, so that what others left of theirs is told from what they still write.
+    """
+    remove_leftovers(path)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        with (folder / _LOCK).open("a") as lock:
+            with suppress(OSError):  # on a disk without locks, leftovers stay
+                try_lock(lock)
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _replace_folder(new: Path, old: Path) -> None:
+    """Put a folder in the place of another, which then is where it was, or beside it."""
+    if _exchange(new, old):
+        return
+    retired = new.with_name(_RETIRED)
+    try:
+        old.rename(retired)
+        new.rename(old)
+    except BaseException:
+        if retired.exists() and not old.exists():
+            retired.rename(old)
+        raise
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step, if the system can; whether it did."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    return rename is not None and rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
+
+
+_LOCK, _RETIRED = "fedpara-edge.lock", "retired"
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+
+
+def _check_same(new: Path, old: Path) -> None:
+    if not filecmp.cmp(new, old, shallow=False):
+        raise _exists(old)
 
 
 def sha256_of(path: Path) -> str:
@@ -102,6 +173,12 @@ def sha256_of(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{path}: expected a readable file, found {error.strerror}; check the path") from error
+
+
+def _exists(path: Path) -> OutputExistsError:
+    return OutputExistsError(
+        f"{path}: expected a new output, found an existing one; choose another name or pass --overwrite"
+    )
 
 
 @contextmanager

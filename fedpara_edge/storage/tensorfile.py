@@ -48,15 +48,24 @@ _SHARED_CHARACTERS = 1 << 18
 """Length of the longest table that is cached: that of a thousand tensors and more."""
 
 
-def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], header: Mapping[str, Any]) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, NDArray[Any]], header: Mapping[str, Any], *, overwrite: bool = True
+) -> None:
     """Write tensors and header to `path`, atomically; equal arguments give equal bytes.
 
+    Args:
+        path: File to write.
+        tensors: Tensors by name.
+        header: Header, plain JSON data.
+        overwrite: Whether to replace an existing file that has other content.
+
     Raises:
+        OutputExistsError: `path` exists with other content, and `overwrite` is false.
         FedparaError: The disk is full or refuses the write.
     """
     text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False)
     contiguous = {name: np.ascontiguousarray(tensor).reshape(tensor.shape) for name, tensor in tensors.items()}
-    with replacing_file(path) as temporary:
+    with replacing_file(path, overwrite=overwrite) as temporary:
         try:
             save_file(contiguous, temporary, metadata={KEY: text})
         except SafetensorError as error:
