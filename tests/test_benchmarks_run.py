@@ -9,11 +9,16 @@ from typing import Any
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def rows_of(script: str, numbers: Path, *options: str) -> list[dict[str, Any]]:
+def run(script: str, numbers: Path, *options: str) -> list[dict[str, Any]]:
     command = [sys.executable, BENCHMARKS / script, *options, "--threads", "1", "--repetitions", "1", "--json", numbers]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert done.stderr == ""
-    rows = json.loads(numbers.read_text())["rows"]
+    rows: list[dict[str, Any]] = json.loads(numbers.read_text())["rows"]
+    return rows
+
+
+def rows_of(script: str, numbers: Path, *options: str) -> list[dict[str, Any]]:
+    rows = run(script, numbers, *options)
     for row in rows:
         assert row["chosen"] in row["ms"]
         assert min(row["ms"].values()) > 0
@@ -31,3 +36,12 @@ def test_contraction(tmp_path: Path) -> None:
     (row,) = rows_of("contraction.py", tmp_path / "numbers.json", *options)
     assert row["ms"].keys() == row["predicted_ms"].keys() == {"composed", "contracted"}
     assert row["chosen_over_faster"] >= 1
+
+
+def test_freezing(tmp_path: Path) -> None:
+    rows = run("freezing.py", tmp_path / "numbers.json", "--models", "mlp")
+    assert [row["engine"] for row in rows] == ["ort-training", "onnxruntime"]
+    for row in rows:
+        assert row["update"] < 0.02
+        assert row["time"] < 0.9
+        assert row["memory"] < 1

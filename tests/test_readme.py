@@ -26,6 +26,7 @@ PAGES = (
     "quickstart.md",
     "howto/own-model.md",
     "howto/data.md",
+    "howto/transfer.md",
     "howto/python.md",
     "howto/fewer-bytes.md",
     "howto/personalization.md",

@@ -69,8 +69,10 @@ def contract_layers(model: nn.Module, inputs: Sequence[torch.Tensor], batch_size
     with torch.no_grad():
         trial(*inputs)
     for name, layer in layers.items():
-        # A layer that is never called has its composed weight read by another, as the last one of attention has.
-        if rows[name] and layer.spec.kind != "dense" and not layer.spec.tanh:
+        # A layer that is never called has its composed weight read by another, as the last one of attention has; what
+        # is not trained is composed once.
+        trained = any(factor.requires_grad for factor in layer.factors().values())
+        if rows[name] and trained and layer.spec.kind != "dense" and not layer.spec.tanh:
             seen = rows[name] * batch_size // len(inputs[0])
             costs = [step_cost(layer.spec, seen, contracted=contracted) for contracted in (False, True)]
             layer.contracted = costs[1] < costs[0]

@@ -85,6 +85,8 @@ _LOWERED: dict[str, Callable[[Graph, NodeProto], None]] = {
     recurrent.GRU: recurrent.forward,
 }
 _LOWERED_IN_EVALUATION = {"BatchNormalization": batch_normalization.evaluate}
+_LOWERED_WITHOUT_GRADIENT = {"BatchNormalization": batch_normalization.forward}
+_RECURRENT = ("LSTM", "GRU")
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def _train_step(
 ) -> onnx.ModelProto:
     graph = Graph(known)
     _append_parameters(graph, spec)
-    nodes = _append_forward(graph, forward, known, training=True)
+    nodes = _append_forward(graph, forward, known, spec, training=True)
     loss, seeds = append_losses(graph, spec.heads, "share")
     names = [_inner(tensor.name) for tensor in spec.tensors]
     by = [*names, *(value for weight in corrected for value in weight.values)]
@@ -192,7 +194,7 @@ def _train_step(
 def _eval_step(forward: onnx.ModelProto, known: Trace, spec: StepSpec) -> onnx.ModelProto:
     graph = Graph(known)
     _append_parameters(graph, spec)
-    _append_forward(graph, forward, known, training=False)
+    _append_forward(graph, forward, known, spec, training=False)
     loss, _ = append_losses(graph, spec.heads)
     graph.define("loss", "Identity", loss)
     vectors = {name: sum(tensor.size for tensor in tensors) for name, tensors in spec.vectors.items()}
@@ -223,15 +225,26 @@ def _append_new_statistics(graph: Graph, forward: onnx.ModelProto, spec: StepSpe
     return {"statistics": (sum(tensor.size for tensor in spec.statistics),)}
 
 
-def _append_forward(graph: Graph, forward: onnx.ModelProto, known: Trace, *, training: bool) -> list[NodeProto]:
-    """Append the forward pass; return its nodes as they are to be differentiated."""
+def _append_forward(
+    graph: Graph, forward: onnx.ModelProto, known: Trace, spec: StepSpec, *, training: bool
+) -> list[NodeProto]:
+    """Append the forward pass; return its nodes as they are to be differentiated.
+
+    What nothing trained can change comes first and keeps its operators: those for a gradient may be slower.
+    """
     changing = [node for node in forward.graph.node if not all(n in known.constants for n in node.output if n)]
-    rewrites = (_without_unused, _without_sequences, shaping.join_slices, normalization.fuse, recurrent.split)
-    for rewrite in rewrites if training else rewrites[:2]:
+    for rewrite in (_without_unused, _without_sequences):
         changing = rewrite(graph, changing)
-    lowered = _LOWERED if training else _LOWERED_IN_EVALUATION
+    fixed: list[NodeProto] = []
+    if training:
+        fixed, changing = _apart(changing, [_inner(tensor.name) for tensor in spec.tensors])
+        for rewrite in (shaping.join_slices, normalization.fuse, recurrent.split):
+            changing = rewrite(graph, changing)
     nodes: list[NodeProto] = []
-    for node in changing:
+    for node in (*fixed, *changing):
+        lowered = _LOWERED if training else _LOWERED_IN_EVALUATION
+        if len(nodes) < len(fixed):
+            lowered = _LOWERED_WITHOUT_GRADIENT
         with refusing(node):
             if node.op_type == "Dropout":
                 node = _append_dropout(graph, node, number=len(nodes), training=training)
@@ -242,6 +255,20 @@ def _append_forward(graph: Graph, forward: onnx.ModelProto, known: Trace, *, tra
                 graph.nodes.append(node)
         nodes.append(node)
     return nodes
+
+
+def _apart(nodes: Sequence[NodeProto], trained: Sequence[str]) -> tuple[list[NodeProto], list[NodeProto]]:
+    """Nodes that nothing trained can change, if any of them has operators for a gradient, and the others."""
+    reached, fixed, changing = set(trained), [], []
+    for node in nodes:
+        if reached.isdisjoint(node.input):
+            fixed.append(node)
+        else:
+            reached.update(name for name in node.output if name)
+            changing.append(node)
+    if any(node.op_type in (*_LOWERED, *_RECURRENT) for node in fixed):
+        return fixed, changing
+    return [], list(nodes)
 
 
 def _append_dropout(graph: Graph, node: NodeProto, *, number: int, training: bool) -> NodeProto:

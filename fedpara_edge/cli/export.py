@@ -46,11 +46,14 @@ def command(
 
         made = make_bundle(recipe, output, overwrite=overwrite, on_step=on_step)
     layout = made.bundle.manifest.layout
+    frozen = layout.frozen_parameters
+    whole = layout.dense_parameters + frozen
     result = {
         "bundle": output,
         "fingerprint": made.bundle.manifest.fingerprint,
         "shared_parameters": layout.shared_parameters,
         "dense_parameters": layout.dense_parameters,
+        "frozen_parameters": layout.frozen_parameters,
         "verification": {name: vars(errors) for name, errors in made.verification.items()},
         "layers": [
             {
@@ -84,9 +87,9 @@ def command(
             str(made.report),
             *_positions(made.bundle.interface),
             *verified,
-            f"an update sends {megabytes(4 * layout.shared_parameters)}, "
-            f"{layout.shared_parameters / layout.dense_parameters:.1%} of the dense model's "
-            f"{megabytes(4 * layout.dense_parameters)}",
+            f"an update sends {megabytes(4 * layout.shared_parameters)}, {layout.shared_parameters / whole:.1%} of the "
+            f"dense model's {megabytes(4 * whole)}"
+            + (f", of which {megabytes(4 * frozen)} are frozen, neither trained nor sent" if frozen else ""),
         ]
     )
     emit(result, text, as_json=json)

@@ -31,6 +31,7 @@ class Factorization:
         tanh: Whether each Hadamard operand passes through tanh, for kind `fedpara`.
         include: Patterns of the layers to factor.
         exclude: Patterns of layers to leave dense, of those included.
+        freeze: Patterns of parameters, or of modules that hold them, that are not trained (`fedpara_edge.nn.freezing`).
         batchnorm: Replacement of every BatchNorm (`fedpara_edge.nn.batchnorm`): `refuse` to fail, `freeze` to fix its
             running statistics, `train` to train and average it, `local` to train it and keep it on the device, `group`
             for a GroupNorm of the same parameters.
@@ -57,6 +58,9 @@ class Factorization:
     tanh: bool = option(False, help="Pass each Hadamard operand through tanh.")
     include: tuple[str, ...] = option(("*",), metavar="PATTERN", help="Layers to factor.  [default: all]")
     exclude: tuple[str, ...] = option((), metavar="PATTERN", help="Layers to leave dense.")
+    freeze: tuple[str, ...] = option(
+        (), metavar="PATTERN", help="Layers or tensors that stay as they are, neither trained nor sent."
+    )
     batchnorm: BatchNorm = option(
         "refuse",
         help="Refuse a BatchNorm, fix its statistics as they are, train and average them, keep it on the device, or "

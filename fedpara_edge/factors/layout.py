@@ -176,6 +176,11 @@ class Layout:
         return sum(tensor.size for tensor in self.shared)
 
     @cached_property
+    def frozen_parameters(self) -> int:
+        """Number of entries of weights, biases and normalizations that are not trained."""
+        return sum(tensor.size for tensor in self.with_role("frozen") if tensor.part != "other")
+
+    @cached_property
     def dense_parameters(self) -> int:
         """Number of trainable entries, and of statistics, of the same model with every layer dense."""
         trained = self.with_role("shared", "personal")

@@ -25,8 +25,10 @@ def keep_personal(layout: Layout, patterns: Sequence[str]) -> Layout:
     """
     for pattern in patterns:
         if not any(is_named(tensor.name, pattern) for tensor in layout.with_role("shared", "personal")):
+            frozen = any(is_named(tensor.name, pattern) for tensor in layout.with_role("frozen"))
             raise InputError(
-                f"personal: expected patterns of layers or trained tensors, found {pattern!r}, which matches none"
+                f"personal: expected patterns of layers or trained tensors, found {pattern!r}, which matches "
+                + ("frozen ones only, which never travel; leave it out" if frozen else "none")
             )
     tensors = tuple(
         replace(tensor, role="personal")

@@ -18,6 +18,7 @@ from fedpara_edge.nn.attention import without_nested_tensors
 from fedpara_edge.nn.batchnorm import replace_batchnorms
 from fedpara_edge.nn.decision import Decision, decide
 from fedpara_edge.nn.factored import factored_like
+from fedpara_edge.nn.freezing import freeze
 from fedpara_edge.nn.inventory import take_inventory
 from fedpara_edge.nn.report import ConversionReport, LayerReport
 from fedpara_edge.nn.selection import Weight, check_patterns, find_weights
@@ -31,9 +32,9 @@ def convert(
     """Replace layers with factored ones, in a copy of the model: linear, convolution, recurrent, attention, embedding.
 
     The layers are those of the table in `fedpara_edge.nn.counterparts`. Some are left as they are, and reported with
-    the reason: excluded and frozen layers, subclasses, layers whose weight is tied or computed (weight norm) or that
-    have hooks, and layers that factors would not make smaller. A module used in several places is converted once and
-    stays shared. With kind `dense`, only BatchNorm is considered.
+    the reason: excluded layers, frozen ones without a γ or rank of their own, subclasses, layers whose weight is tied
+    or computed (weight norm) or that have hooks, and layers that factors would not make smaller. A module used in
+    several places is converted once and stays shared. With kind `dense`, only BatchNorm is considered.
 
     A recurrent or an attention layer has several weights, each of which counts as a layer with a name of its own, such
     as `lstm.weight_hh_l0` or `attention.q_proj`; the pattern `lstm.*` matches them all.
@@ -49,8 +50,8 @@ def convert(
         Converted copy, and the report.
 
     Raises:
-        InputError: A pattern matches no layer; a BatchNorm is refused; a lazy module has no shape yet; or `init` is
-            given with `pretrained`.
+        InputError: A pattern matches no layer, or nothing is left to train; a BatchNorm is refused; a lazy module has
+            no shape yet; or `init` is given with `pretrained`.
 
     >>> model = nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 99))
     >>> converted, report = convert(model, Factorization(gamma=0.1))
@@ -67,6 +68,7 @@ def convert(
     weights = find_weights(result)
     for option in ("include", "exclude", "gamma_of", "rank_of"):
         check_patterns(option, getattr(factorization, option), weights)
+    freeze(result, factorization.freeze)
     decisions = decide(result, weights, factorization)
     inventory = take_inventory(result, weights)
     factored: dict[nn.Module, dict[str, LayerSpec]] = {}
@@ -94,7 +96,7 @@ def convert(
             note=decision.note,
             relative_error=errors.get(name),
             entries=entries,
-            entries_after=entries if decision.spec is None or decision.reason else factor_count(decision.spec),
+            entries_after=factor_count(decision.spec) if entries and decision.spec and not decision.reason else entries,
         )
         for name, entries in inventory.entries.items()
         for decision in [decisions.get(name) or Decision(None, inventory.others[name])]

@@ -49,9 +49,12 @@ def factored_like(
         if "bias" in layer._parameters:
             new._parameters["bias"] = layer._parameters["bias"]  # the object itself, which may be tied or frozen
     errors: dict[str, float] = {}
-    if pretrained:
-        for name, made in factored.items():
-            errors |= _fit(made, _weight(layer, name))
+    for name, made in factored.items():
+        weight = _weight(layer, name)
+        if pretrained:
+            errors |= _fit(made, weight)
+        for factor in made.factors().values():
+            factor.requires_grad_(weight.requires_grad)
     return new.train(layer.training), errors
 
 

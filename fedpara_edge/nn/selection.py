@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fedpara_edge.errors import InputError
+from fedpara_edge.factors.factorization import Factorization
 from fedpara_edge.nn.counterparts import has_weights, is_known, parameter_of, unused_option, weight_names, weight_of
 from fedpara_edge.nn.layers import FactoredLayer
 
 Value = TypeVar("Value")
+FROZEN = "frozen (requires_grad=False)"
+"""Reason to leave a weight that is not trained."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +111,12 @@ def last_match(name: str, values: Mapping[str, Value]) -> Value | None:
     return matching[-1] if matching else None
 
 
+def has_own_rank(name: str, factorization: Factorization) -> bool:
+    """Whether a weight is to be factored by name: a pattern other than `*` gives it a γ or a rank."""
+    patterns = {*factorization.gamma_of, *factorization.rank_of} - {"*"}
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
 def reason_to_leave(name: str, weight: Weight, *, include: Sequence[str], exclude: Sequence[str]) -> str:
     """Reason not to convert a weight, whatever its size and the rest of the model; "" if there is none."""
     layer = weight.layer
@@ -123,7 +132,7 @@ def reason_to_leave(name: str, weight: Weight, *, include: Sequence[str], exclud
         which = "its weight" if weight.part == "weight" else "one of the weights of its layer"
         return f"{which} is computed by a hook"
     if not all(parameter.requires_grad for parameter in weight.parameters):
-        return "frozen (requires_grad=False)"
+        return FROZEN
     if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
         return "has hooks, which would be lost"
     return unused_option(layer)
