@@ -22,6 +22,7 @@ from device_runtime.remedies import remedy_for_dtype, remedy_for_shape
 from device_runtime.sources import ANY, PLAIN, Reading, Wanted, as_arrays
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.interface import ArraySpec, Head, Interface
+from fedpara_edge.losses import Loss
 from fedpara_edge.storage.arrayfile import open_arrays
 
 Batch = tuple[Arrays, Arrays]
@@ -200,17 +201,18 @@ def _check_rows(path: Path, arrays: Arrays) -> None:
 
 
 def _read_labels(path: Path, arrays: Arrays, head: Head, rows: NDArray[Any]) -> NDArray[Any]:
-    probabilities = head.loss.labels == "probabilities"
-    return _read(path, arrays[head.label.name], head.label, rows, probabilities=probabilities)
+    return _read(path, arrays[head.label.name], head.label, rows, loss=head.loss)
 
 
 def _read(
-    path: Path, array: NDArray[Any], spec: ArraySpec, rows: NDArray[Any], *, probabilities: bool = False
+    path: Path, array: NDArray[Any], spec: ArraySpec, rows: NDArray[Any], *, loss: Loss | None = None
 ) -> NDArray[Any]:
     values = array[rows]
     if spec.classes is not None:
         expected, good = f"integers in [0, {spec.classes})", (values >= 0) & (values < spec.classes)
-    elif probabilities:
+        if loss is not None and loss.ignored is not None:
+            expected, good = f"{expected} or {loss.ignored}", good | (values == loss.ignored)
+    elif loss is not None and loss.labels == "probabilities":
         expected, good = "numbers in [0, 1]", (values >= 0) & (values <= 1)
     else:
         expected, good = "finite numbers", np.isfinite(values)

@@ -15,7 +15,7 @@ from device_runtime.engines.protocol import Engine
 from device_runtime.loading import load_weights
 from device_runtime.nonfinite import cause_in_evaluation
 from fedpara_edge.errors import DivergedError, InputError
-from fedpara_edge.formats.accuracy import count_correct
+from fedpara_edge.formats.accuracy import count_correct, count_labels, without_ignored
 from fedpara_edge.metrics import COUNTERS, Counts, add_counts
 
 
@@ -24,7 +24,7 @@ class Evaluation:
     """Result of an evaluation.
 
     Args:
-        loss: Mean loss over the examples.
+        loss: Mean loss over the examples, or over the labels that count, each by its weight.
         accuracy: Fraction of the labels that are predicted correctly, in [0, 1]; None if all labels are numbers.
         examples: Number of examples.
         counts: Counts from which all metrics are computed, by the name of the array of labels.
@@ -73,7 +73,9 @@ def evaluate(
         raise InputError(f"expected with weights, found {state} without", key="state")
     if batch_size < 1:
         raise InputError(f"expected an integer of at least 1, found {batch_size}", key="batch_size")
-    loss_sum, correct, labels, seen = 0.0, 0, 0, 0
+    heads = dataset.interface.heads
+    loss_sums, divisors = np.zeros(len(heads)), np.zeros(len(heads))
+    correct, labels, seen = 0, 0, 0
     counts: dict[str, Counts] = {}
     for x, y in ordered_batches(dataset, batch_size):
         outcome = engine.evaluate(x, y)
@@ -83,13 +85,18 @@ def evaluate(
                 f"{dataset.path}: rows {seen} to {rows[-1]}: expected a finite loss, found {outcome.loss}: "
                 f"{cause_in_evaluation(engine, dataset, rows)}"
             )
-        loss_sum += outcome.loss * len(rows)
-        for head in dataset.interface.heads:
+        counted = np.array([head.loss.counted(y[head.label.name]) for head in heads])
+        loss_sums, divisors = loss_sums + counted * outcome.losses, divisors + counted
+        for head in heads:
             outputs, label = outcome.outputs[head.output.name], y[head.label.name]
-            add_counts(counts, {head.label.name: COUNTERS[head.loss.labels](outputs, label)})
-            if head.loss.labels != "numbers":
-                correct += count_correct(head.loss, outputs, label)
-                labels += label.size
+            known = without_ignored(head.loss, label)
+            add_counts(counts, {head.label.name: COUNTERS[head.loss.labels](outputs, known)})
+            correct += count_correct(head.loss, outputs, label)
+            labels += count_labels(head.loss, label)
         seen += len(rows)
-    accuracy = correct / labels if labels else None
-    return Evaluation(loss=loss_sum / seen, accuracy=accuracy, examples=seen, counts=counts)
+    return Evaluation(
+        loss=float(np.sum(loss_sums / np.where(divisors > 0, divisors, 1))),
+        accuracy=correct / labels if labels else None,
+        examples=seen,
+        counts=counts,
+    )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from device_runtime.data import Dataset, Inputs, check_inputs, open_inputs
 from device_runtime.engines.protocol import Given, named
 from fedpara_edge.errors import DivergedError, FedparaError, InputError
-from fedpara_edge.formats.accuracy import count_correct, predicted
+from fedpara_edge.formats.accuracy import count_correct, count_labels, predicted, without_ignored
 from fedpara_edge.formats.folded import read_folded
 from fedpara_edge.installation import install_line
 from fedpara_edge.metrics import COUNTERS, Counts
@@ -144,10 +144,9 @@ def predict_all(predictor: Predictor, data: Inputs, batch_size: int = 256) -> Pr
         y = data.labels(np.arange(data.examples))
         for head in heads:
             output, label = outputs[head.output.name], y[head.label.name]
-            counts[head.label.name] = COUNTERS[head.loss.labels](output, label)
-            if head.loss.labels != "numbers":
-                correct += count_correct(head.loss, output, label)
-                count += label.size
+            counts[head.label.name] = COUNTERS[head.loss.labels](output, without_ignored(head.loss, label))
+            correct += count_correct(head.loss, output, label)
+            count += count_labels(head.loss, label)
     labels = {head.label.name: predicted(head.loss, outputs[head.output.name]) for head in heads}
     return Predictions(
         outputs=outputs,

@@ -18,10 +18,15 @@ from onnxruntime.training import artifacts, onnxblock
 from export.folding.inference import prune
 from export.forward.batchnorm import by_running_statistics, in_plain_operators
 from export.forward.graph import IR_VERSION, ForwardGraph, quiet_stderr
-from export.gradients import DETACH
-from export.gradients.builder import attributes
+from export.forward.tracing import Batch, Trace
+from export.gradients import DETACH, Graph
+from export.gradients.builder import attributes, initializers_of, needed
+from export.step.losses import append_losses
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.interface import Head
+
+LOSSES, SHARE = "losses", "share"
+"""Names of the losses of several heads, and of their shares."""
 
 
 def write_artifacts(
@@ -51,17 +56,20 @@ def write_artifacts(
             raise _no_gradient(graph, "detach", node.name)
         if _is_strided_volume(node):
             raise _no_gradient(graph, "a Conv of three dimensions with groups and strides", node.name)
-    (head,) = heads
     model = onnx.ModelProto()
     model.CopyFrom(in_plain_operators(graph.model))
     with naming_operators(graph), quiet_stderr():
         artifacts.generate_artifacts(
             model,
             requires_grad=list(trainable),
-            loss=_LOSSES[head.loss.name](head),
+            loss=_loss_block(heads),
             optimizer=_optimizer_block(optimizer),
             frozen_params=list(graph.statistics),
-            additional_output_names=[*graph.outputs, *graph.statistics.values()],
+            additional_output_names=[
+                *graph.outputs,
+                *([LOSSES] if len(heads) > 1 else []),
+                *graph.statistics.values(),
+            ],
             artifact_directory=folder,
         )
     for name in ("training_model", "eval_model", "optimizer_model"):
@@ -143,43 +151,72 @@ def _optimizer_block(constants: Mapping[str, Any]) -> Any:
     )
 
 
-class _Loss(onnxblock.Block):  # type: ignore[misc]
-    """Loss of a head; the label becomes an input of the graph."""
+class _Losses(onnxblock.Block):  # type: ignore[misc]
+    """Losses of the heads, of plain operators; the labels become inputs of the graph.
 
-    def __init__(self, head: Head) -> None:
+    With several heads, `share` [H] becomes an input as well: the shares of a micro-batch by which their losses are
+    multiplied before they are added up. The losses themselves [H] are the value `LOSSES`.
+    """
+
+    def __init__(self, heads: Sequence[Head]) -> None:
         super().__init__()
-        self.head = head
+        self.heads = heads
 
-    def add_label(self) -> str:
-        """Add the label as an input, and return its name."""
-        label = self.head.label
-        dtype = helper.np_dtype_to_tensor_dtype(np.dtype(label.dtype))
-        batch = self.base.graph.input[0].type.tensor_type.shape.dim[0].dim_param
-        self.base.graph.input.append(helper.make_tensor_value_info(label.name, dtype, (batch, *label.shape)))
-        return label.name
+    def add_labels(self) -> None:
+        """Add the labels to the inputs of the graph."""
+        inputs = self.base.graph.input
+        batch = inputs[0].type.tensor_type.shape.dim[0].dim_param
+        for label in (head.label for head in self.heads):
+            if all(label.name != info.name for info in inputs):
+                dtype = helper.np_dtype_to_tensor_dtype(np.dtype(label.dtype))
+                inputs.append(helper.make_tensor_value_info(label.name, dtype, (batch, *label.shape)))
+
+    def build(self, *_: str) -> str:
+        self.add_labels()
+        specs = [spec for head in self.heads for spec in (head.output, head.label)]
+        graph = Graph(Trace({spec.name: (Batch(), *spec.shape) for spec in specs}, {}, {}))
+        losses, _gradients = append_losses(graph, self.heads)
+        proto = self.base.graph
+        if len(self.heads) == 1:
+            graph.define("loss", "Identity", losses)
+        else:
+            shape = (len(self.heads),)
+            proto.input.append(helper.make_tensor_value_info(SHARE, TensorProto.FLOAT, shape))
+            proto.value_info.append(helper.make_tensor_value_info(LOSSES, TensorProto.FLOAT, shape))
+            graph.define(LOSSES, "Identity", losses)
+            graph.define("loss", "ReduceSum", graph.op("Mul", LOSSES, SHARE), keepdims=0)
+        nodes = needed(graph.nodes, ["loss"])
+        proto.node.extend(nodes)
+        proto.initializer.extend(initializers_of(nodes, graph.initializers))
+        return "loss"
 
 
-class _CrossEntropy(_Loss):
+class _CrossEntropy(_Losses):
     """Loss of outputs [B, C, ...] and labels [B, ...]; onnxruntime's own takes the last axis for the classes."""
 
     def build(self, *_: str) -> str:
-        inputs, outputs = [self.head.output.name, self.add_label()], ["loss", "cross_entropy.log_prob"]
+        self.add_labels()
+        (head,) = self.heads
+        inputs, outputs = [head.output.name, head.label.name], ["loss", "cross_entropy.log_prob"]
         self.base.graph.node.append(
             helper.make_node("SoftmaxCrossEntropyLoss", inputs, outputs, name="cross_entropy", reduction="mean")
         )
         return "loss"
 
 
-class _MeanSquaredError(_Loss):
+class _MeanSquaredError(_Losses):
     def build(self, *_: str) -> str:
-        return onnxblock.loss.MSELoss()(self.head.output.name, self.head.label.name)  # type: ignore[no-any-return]
+        (head,) = self.heads
+        return onnxblock.loss.MSELoss()(head.output.name, head.label.name)  # type: ignore[no-any-return]
 
 
-class _BinaryCrossEntropy(_Loss):
+class _BinaryCrossEntropy(_Losses):
     """Loss mean(relu(z) - z y + log(1 + exp(-|z|))); onnxruntime's own takes log(sigmoid(z)), -inf for large |z|."""
 
     def build(self, *_: str) -> str:
-        graph, output, label = self.base.graph, self.head.output.name, self.add_label()
+        self.add_labels()
+        (head,) = self.heads
+        graph, output, label = self.base.graph, head.output.name, head.label.name
         graph.initializer.append(helper.make_tensor("bce.one", TensorProto.FLOAT, [], [1.0]))
         steps = [
             ("Relu", [output], "bce.relu"),
@@ -197,8 +234,14 @@ class _BinaryCrossEntropy(_Loss):
         return "loss"
 
 
-_LOSSES: dict[str, type[_Loss]] = {
+_BLOCKS: dict[str, type[_Losses]] = {
     "cross_entropy": _CrossEntropy,
     "mse": _MeanSquaredError,
     "bce": _BinaryCrossEntropy,
 }
+"""Blocks of single losses without options."""
+
+
+def _loss_block(heads: Sequence[Head]) -> _Losses:
+    plain = str(heads[0].loss) if len(heads) == 1 else ""
+    return _BLOCKS.get(plain, _Losses)(heads)

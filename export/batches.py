@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from export.forward.preprocess import Preprocessing
 from fedpara_edge.errors import InputError
-from fedpara_edge.formats.interface import ArraySpec
+from fedpara_edge.formats.interface import ArraySpec, Head
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -54,7 +54,7 @@ class Batches:
     Args:
         inputs: Specs of the inputs.
         preprocessings: Preprocessing of each input.
-        labels: Specs of the labels.
+        heads: Heads, whose labels and losses say what labels there are.
         seed: Seed of what is drawn.
         examples: Real rows of some or all of the inputs and labels, by name; the others are drawn.
 
@@ -64,14 +64,17 @@ class Batches:
 
     inputs: Sequence[ArraySpec]
     preprocessings: Sequence[Preprocessing]
-    labels: Sequence[ArraySpec] = ()
+    heads: Sequence[Head] = ()
     seed: int
     examples: Arrays = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for spec in (*self.inputs, *self.labels):
+        for spec in self.inputs:
             if spec.name in self.examples:
                 _check(self.examples[spec.name], spec)
+        for head in self.heads:
+            if head.label.name in self.examples:
+                _check(self.examples[head.label.name], head.label, ignored=head.loss.ignored)
 
     def draw(self, rows: int, number: int = 0) -> Batch:
         """The batch of that many rows with that number, always the same."""
@@ -82,8 +85,10 @@ class Batches:
             for spec, each in zip(self.inputs, self.preprocessings, strict=True)
         }
         labels = {
-            spec.name: self._real(spec, chosen) if spec.name in self.examples else _labels(spec, rows, generator)
-            for spec in self.labels
+            head.label.name: self._real(head.label, chosen)
+            if head.label.name in self.examples
+            else _labels(head, rows, generator)
+            for head in self.heads
         }
         return Batch(inputs, labels)
 
@@ -101,14 +106,24 @@ def _inputs(spec: ArraySpec, preprocessing: Preprocessing, rows: int, generator:
     return np.clip(np.rint(raw), 0, 255).astype(np.uint8) if spec.dtype == "uint8" else raw.astype(spec.dtype)
 
 
-def _labels(spec: ArraySpec, rows: int, generator: np.random.Generator) -> NDArray[Any]:
-    shape = (rows, *spec.shape)
-    if spec.classes is not None:
-        return generator.integers(0, spec.classes, shape)
-    return generator.random(shape, dtype=np.float32)
+def _labels(head: Head, rows: int, generator: np.random.Generator) -> NDArray[Any]:
+    """Labels of which, if the loss ignores one, about a quarter is that one, and the first is not."""
+    shape = (rows, *head.label.shape)
+    if head.label.classes is None:
+        return generator.random(shape, dtype=np.float32)
+    labels = generator.integers(0, head.label.classes, shape)
+    if head.loss.ignored is not None:
+        labels[generator.random(shape) < _IGNORED] = head.loss.ignored
+        first = labels.reshape(-1)[:1]
+        if first[0] == head.loss.ignored:
+            first[0] = 1 if head.loss.ignored == 0 else 0
+    return labels
 
 
-def _check(array: NDArray[Any], spec: ArraySpec) -> None:
+_IGNORED = 0.25
+
+
+def _check(array: NDArray[Any], spec: ArraySpec, *, ignored: int | None = None) -> None:
     if array.ndim == 0 or array.shape[1:] != spec.shape or not len(array):
         raise InputError(
             f"array {spec.name!r}: expected at least one row of shape {list(spec.shape)}, found {list(array.shape)}; "
@@ -119,7 +134,8 @@ def _check(array: NDArray[Any], spec: ArraySpec) -> None:
         good = array.dtype == spec.dtype and bool(np.isfinite(array).all())
         expected = f"finite {spec.dtype}"
     else:
-        good = array.dtype.kind in "iu" and array.min() >= 0 and array.max() < spec.classes
+        known = array if ignored is None else array[array != ignored]
+        good = array.dtype.kind in "iu" and bool(((known >= 0) & (known < spec.classes)).all())
         expected = f"integers in [0, {spec.classes})"
     if not good:
         found = f"{array.dtype} in [{array.min()}, {array.max()}]" if array.dtype.kind in "iuf" else str(array.dtype)

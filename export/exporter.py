@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,7 @@ from fedpara_edge.formats.inputs import Input, find_input
 from fedpara_edge.formats.interface import ArraySpec, Head, Interface
 from fedpara_edge.formats.recipe import ExportConfig
 from fedpara_edge.formats.weights import Weights, write_weights
-from fedpara_edge.losses import Loss, find_loss
+from fedpara_edge.losses import CrossEntropy, Loss, find_head
 from fedpara_edge.nn import layout_of
 from fedpara_edge.storage.atomic import check_output, replacing_folder, sha256_of
 
@@ -92,7 +92,9 @@ def export_bundle(
     arguments = [
         _argument(name, each) if config.input else Argument(None, _preprocessing(each)) for name, each in inputs.items()
     ]
-    deployed = Deployed(copy.deepcopy(model), arguments, Chosen(config.output_name))  # tracing switches modes
+    losses = dict(find_head(text) for text in config.loss)
+    chosen = Chosen(_output_names(config, losses))
+    deployed = Deployed(copy.deepcopy(model), arguments, chosen)  # tracing switches modes
     batches = Batches(
         inputs=specs,
         preprocessings=[argument.preprocessing for argument in arguments],
@@ -102,7 +104,7 @@ def export_bundle(
     example = {name: torch.from_numpy(array) for name, array in batches.draw(_EXAMPLES).inputs.items()}
     on_step("exporting the forward pass")
     graph = forward_graph(deployed, example, batch_size=config.batch_size, contracting=CORRECTION not in optimizer)
-    interface = _with_class_names(_interface(specs, find_loss(config.loss), graph.outputs), config.class_names)
+    interface = _with_class_names(_interface(specs, [*losses.values()], graph.outputs), config.class_names)
     check_parameters(graph, layout.trained)
     tensors = {name: value.detach().numpy() for name, value in model.state_dict().items()}
     with replacing_folder(folder) as making:
@@ -112,7 +114,7 @@ def export_bundle(
             Reference(deployed, outputs=graph.outputs, heads=interface.heads, optimizer=optimizer),
             graph=graph,
             optimizer=optimizer,
-            draw=replace(batches, labels=interface.labels).draw,
+            draw=replace(batches, heads=interface.heads).draw,
             on_step=on_step,
         )
         write_initial_personal(making, {tensor.name: tensors[tensor.name] for tensor in layout.with_role("personal")})
@@ -219,18 +221,29 @@ def _preprocessing(each: Input) -> Preprocessing:
     return Preprocessing(each.dtype, each.shape, mean=each.mean, std=each.std)
 
 
-def _interface(inputs: tuple[ArraySpec, ...], loss: Loss, outputs: Mapping[str, tuple[int, ...]]) -> Interface:
-    """Interface of a model: the first output is trained, the others are only predicted."""
-    first, *others = (ArraySpec(name, shape, "float32") for name, shape in outputs.items())
-    heads = (Head(first, _label_spec(loss, first.shape), loss),)
-    names = [array.name for array in (*inputs, *(head.label for head in heads), first, *others)]
+def _output_names(config: ExportConfig, losses: Mapping[str | None, Loss]) -> tuple[str, ...]:
+    """Names of the outputs to keep, those that are trained first; none for the only one."""
+    trained = [name for name in losses if name is not None]
+    return (*trained, *(name for name in config.output_name if name not in trained))
+
+
+def _interface(
+    inputs: tuple[ArraySpec, ...], losses: Sequence[Loss], outputs: Mapping[str, tuple[int, ...]]
+) -> Interface:
+    """Interface of a model: an output for each loss is trained, the others are only predicted."""
+    specs = [ArraySpec(name, shape, "float32") for name, shape in outputs.items()]
+    heads = []
+    for loss, output in zip(losses, specs, strict=False):
+        name = LABEL if len(losses) == 1 else f"{LABEL}_{output.name}"
+        heads.append(Head(output, _label_spec(name, loss, output.shape), loss))
+    names = [array.name for array in (*inputs, *(head.label for head in heads), *specs)]
     for number, name in enumerate(names):
         if name in INTERFACE or name in names[:number]:
             raise InputError(
                 f"{name!r}: expected another name than those of labels ({LABEL}), outputs and what a training step "
                 f"takes, found one in use; rename that argument or output of the model"
             )
-    return Interface(inputs=inputs, heads=heads, others=tuple(others))
+    return Interface(inputs=inputs, heads=tuple(heads), others=tuple(specs[len(losses) :]))
 
 
 def _with_class_names(interface: Interface, names: tuple[str, ...]) -> Interface:
@@ -255,12 +268,19 @@ def _constants(config: ExportConfig) -> dict[str, Any]:
     return optimizer_constants(config.optimizer, jacobian_correction=config.jacobian_correction, **constants)
 
 
-def _label_spec(loss: Loss, output_shape: tuple[int, ...]) -> ArraySpec:
+def _label_spec(name: str, loss: Loss, output_shape: tuple[int, ...]) -> ArraySpec:
     if loss.labels != "classes":
-        return ArraySpec(LABEL, output_shape, "float32")
+        return ArraySpec(name, output_shape, "float32")
     if not output_shape:
         raise InputError(
             f"loss {loss.name}: expected outputs [batch, classes], or [batch, classes, positions] for a label at each "
             "position, found [batch]; choose another loss"
         )
-    return ArraySpec(LABEL, output_shape[1:], "int64", output_shape[0])
+    classes = output_shape[0]
+    if isinstance(loss, CrossEntropy) and len(loss.class_weights) not in (0, classes):
+        raise InputError(
+            f"{loss.name}: class_weights: expected a number for each of {classes} classes, found "
+            f"{len(loss.class_weights)}",
+            key="loss",
+        )
+    return ArraySpec(name, output_shape[1:], "int64", classes)

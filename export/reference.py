@@ -11,7 +11,7 @@ arithmetic for reliable scientific computation (1993).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -28,6 +28,7 @@ from export.step.weight_update import CORRECTION
 from export.trials import STEP, Results, Tensors
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.interface import Head
+from fedpara_edge.losses import BinaryCrossEntropy, CrossEntropy, Huber, Loss, MeanAbsoluteError, MeanSquaredError
 from fedpara_edge.nn.batchnorm import normalize_by_batches, running_statistics
 
 UNIT = 2.0**-24
@@ -146,16 +147,33 @@ def loss_in_torch(
     heads: Sequence[Head], outputs: Mapping[str, torch.Tensor], labels: Mapping[str, torch.Tensor]
 ) -> torch.Tensor:
     """Loss [] of outputs and labels by name, as torch computes it, in the dtype of the outputs."""
-    (head,) = heads
-    output, y = outputs[head.output.name], labels[head.label.name]
-    return _LOSS_FUNCTIONS[head.loss.name](output, y.to(output.dtype) if y.is_floating_point() else y)
+    values = []
+    for head in heads:
+        output, y = outputs[head.output.name], labels[head.label.name]
+        values.append(
+            head.loss.weight * _in_torch(head.loss, output, y.to(output.dtype) if y.is_floating_point() else y)
+        )
+    return torch.stack(values).sum() if len(values) > 1 else values[0]
 
 
-_LOSS_FUNCTIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "cross_entropy": F.cross_entropy,
-    "mse": F.mse_loss,
-    "bce": F.binary_cross_entropy_with_logits,
-}
+_NO_CLASS = -100  # torch's own default
+
+
+def _in_torch(loss: Loss, output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    match loss:
+        case CrossEntropy():
+            weights = output.new_tensor(loss.class_weights) if loss.class_weights else None
+            ignored = _NO_CLASS if loss.ignore_index is None else loss.ignore_index
+            return F.cross_entropy(output, y, weights, ignore_index=ignored, label_smoothing=loss.label_smoothing)
+        case MeanSquaredError():
+            return F.mse_loss(output, y)
+        case MeanAbsoluteError():
+            return F.l1_loss(output, y)
+        case Huber():
+            return F.huber_loss(output, y, delta=loss.delta)
+        case BinaryCrossEntropy():
+            return F.binary_cross_entropy_with_logits(output, y, pos_weight=output.new_tensor(loss.pos_weight))
+    raise AssertionError(loss)
 
 
 def _trained(model: Deployed) -> list[tuple[str, torch.nn.Parameter]]:

@@ -94,14 +94,17 @@ class OrtTrainingTrial:
 
     def run(self, batch: Batch) -> Results:
         """Run training step and evaluation on a batch."""
+        heads = len(batch.labels)
+        arrays = batch.arrays if heads == 1 else [*batch.arrays, np.ones(heads, np.float32)]  # shares of the whole
         self._module.eval()
-        _, *outputs = self._module(*batch.arrays)
+        _, *outputs = self._module(*arrays)
         self._module.train()
         self._module.lazy_reset_grad()
-        loss, *others = self._module(*batch.arrays)
-        statistics = dict(zip(self._statistics, others[len(self._outputs) :], strict=True))
+        loss, *others = self._module(*arrays)
+        statistics = dict(zip(self._statistics, others[len(others) - len(self._statistics) :], strict=True))
         gradients = {name: np.array(self._state.parameters[name].grad) for name in self._names}
-        return Results(float(loss), dict(zip(self._outputs, outputs, strict=True)), gradients, statistics)
+        found = dict(zip(self._outputs, outputs[: len(self._outputs)], strict=True))
+        return Results(float(loss), found, gradients, statistics)
 
     def step(self) -> Tensors | None:
         """Weights after one optimizer step from the last batch; None where the runtime has no such optimizer."""
@@ -141,7 +144,6 @@ class OnnxruntimeTrial:
         self._settings: dict[str, NDArray[Any]] = {
             "seed": np.array(0, np.int64),
             "accumulated": none,
-            "share": np.array(1, np.float32),
             "last": np.array(True),
             "learning_rate": np.array(STEP, np.float32),
             "adjusted": np.array(False),
@@ -155,14 +157,16 @@ class OnnxruntimeTrial:
 
     def run(self, batch: Batch) -> Results:
         """Run training step and evaluation on a batch."""
+        heads = len(batch.labels)
         feed = {**batch.inputs, **batch.labels, **self._weights}
+        settings = {**self._settings, "share": np.ones(() if heads == 1 else heads, np.float32)}
         names = ["loss", "gradient", *(f"new_{name}" for name in self._weights)]
-        loss, gradient, self._stepped, *kept = self._train.run(names, feed | self._settings)
+        loss, gradient, self._stepped, *kept = self._train.run(names, feed | settings)
         statistics = _split(kept[0], self._layout.statistics) if kept else {}
         _, *outputs = self._evaluate.run(None, feed)
         names = [output.name for output in self._evaluate.get_outputs()[1:]]
         gradients = _split(gradient, self._layout.trained)
-        return Results(float(loss), dict(zip(names, outputs, strict=True)), gradients, statistics)
+        return Results(float(loss.sum()), dict(zip(names, outputs, strict=True)), gradients, statistics)
 
     def step(self) -> Tensors:
         """Weights after one optimizer step from the last batch."""

@@ -314,7 +314,12 @@ BAD = {
         {},
         r"expected outputs \[batch, classes\]",
     ),
-    "two outputs": (lambda: TwoOutputs(12, 5), VECTOR, {}, r"expected one output tensor"),
+    "two outputs": (
+        lambda: TwoOutputs(12, 5),
+        VECTOR,
+        {},
+        r"expected one output of floating numbers, found output_0, output_1; choose",
+    ),
     "unused parameter": (Unused, VECTOR, {}, r"parameter 'spare.weight'"),
     "nothing to train": (lambda: nn.Sequential(nn.Flatten()), IMAGE, {}, r"expected trainable parameters"),
     "mean by channel": (lambda: image_net(), IMAGE, {"mean": (0.1, 0.2, 0.3)}, r"mean: expected 1 number"),

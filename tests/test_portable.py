@@ -44,8 +44,10 @@ def steps_out_of_place(
     losses = []
     for number, (x, y) in enumerate(batches(10)):
         gradient, loss = np.zeros(1, np.float32), 0.0
-        for part in split_batch({"x": x}, {"y": y}, micro_batches=micro_batches, seed=number):
-            numbers = {"share": part.share, "learning_rate": 0.01, "max_norm": adjustment.max_norm}
+        for part in split_batch(
+            {"x": x}, {"y": y}, heads=bundle.interface.heads, micro_batches=micro_batches, seed=number
+        ):
+            numbers = {"share": part.shares[0], "learning_rate": 0.01, "max_norm": adjustment.max_norm}
             feeds: dict[str, Any] = {name: np.array(value, np.float32) for name, value in numbers.items()}
             feeds |= {"last": np.array(part.last), "adjusted": np.array(True), "seed": np.array(part.seed)}
             feeds |= {
@@ -57,7 +59,7 @@ def steps_out_of_place(
                 "mu": np.full(1, adjustment.mu, np.float32),
             }
             found = session.run(["loss", "gradient", *(f"new_{name}" for name in state)], feeds)
-            loss += part.share * float(found[0])
+            loss += part.shares[0] * float(found[0])
             gradient, state = found[1], dict(zip(state, found[2:], strict=True))
         losses.append(loss)
     return losses, views(state["weights"], trained)

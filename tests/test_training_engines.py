@@ -186,7 +186,7 @@ def test_dropout_follows_the_seed_and_is_off_in_evaluation(engine: str, small_bu
     same, other = (training.step(x, y, learning_rate=1e-30, seed=seed) for seed in (1, 2))
     again = training.step(x, y, learning_rate=1e-30, seed=1)
     assert same == again != other
-    assert training.evaluate(x, y)[0] == training.evaluate(x, y)[0]
+    assert training.evaluate(x, y).losses == training.evaluate(x, y).losses
 
 
 @every_engine
@@ -212,12 +212,12 @@ def test_there_are_at_most_as_many_micro_batches_as_rows(engine: str, small_bund
 def test_loaded_tensors_are_read_back_and_used(engine: str, small_bundle: SmallBundle) -> None:
     training = open_engine(small_bundle(), engine)
     (x, y), *_ = batches(2)
-    before = training.evaluate(x, y)[1]
+    before = training.evaluate(x, y).outputs["logits"]
     tensors = {name: tensor * 2 for name, tensor in training.read().items()}
     training.load(tensors)
     for name, tensor in training.read().items():
         np.testing.assert_array_equal(tensor, tensors[name])
-    assert not np.allclose(training.evaluate(x, y)[1], before)
+    assert not np.allclose(training.evaluate(x, y).outputs["logits"], before)
 
 
 @every_engine

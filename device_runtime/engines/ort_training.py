@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from device_runtime.engines.affine import AffineTerm
 from device_runtime.engines.micro_batches import split_batch
 from device_runtime.engines.optimizers import adjust, make_optimizer
 from device_runtime.engines.ort import keep_freed_memory, message_of, native, running, session_options, set_seed
-from device_runtime.engines.protocol import NONE, Adjustment, Given, Outcome, named
+from device_runtime.engines.protocol import NONE, Adjustment, Arrays, Given, Outcome, named
 from device_runtime.engines.vector import Vector, assign, pieces, views
 from fedpara_edge.errors import WrongBundleError
 from fedpara_edge.formats.bundle import Bundle
@@ -123,11 +123,12 @@ class OrtTraining:
         interface = self.bundle.interface
         inputs, labels = named(x, interface.inputs), named(y, interface.labels)
         fetches = native.OrtValueVector()
-        batch = [*inputs.values(), *labels.values()]
-        with running(self._eval_model, len(batch[0])):
-            self._module.eval_step(batch, fetches)
-        outputs = {head.output.name: fetches[1 + number].numpy() for number, head in enumerate(interface.heads)}
-        return Outcome((float(fetches[0].numpy()),), outputs)
+        heads = interface.heads
+        with running(self._eval_model, len(next(iter(inputs.values())))):
+            self._module.eval_step(self._batch(inputs, labels, [1.0] * len(heads)), fetches)
+        outputs = {head.output.name: fetches[1 + number].numpy() for number, head in enumerate(heads)}
+        losses = fetches[0 if len(heads) == 1 else 1 + len(interface.outputs)].numpy()
+        return Outcome(tuple(losses.reshape(-1).tolist()), outputs)
 
     def read(self) -> dict[str, NDArray[np.float32]]:
         """Copies of the trained tensors and the statistics, by name."""
@@ -154,21 +155,27 @@ class OrtTraining:
         interface = self.bundle.interface
         inputs, labels = named(x, interface.inputs), named(y, interface.labels)
         self._module.lazy_reset_grad()
-        loss, weight = 0.0, 1.0
-        for micro_batch in split_batch(inputs, labels, micro_batches=micro_batches, seed=seed):
-            if not micro_batch.first:
-                self._scale(weight / micro_batch.share)  # the runtime adds the next gradient to this one unscaled
-            weight = micro_batch.share
+        loss, weight, heads = 0.0, 1.0, interface.heads
+        for micro_batch in split_batch(inputs, labels, heads=heads, micro_batches=micro_batches, seed=seed):
+            share = micro_batch.shares[0] if len(heads) == 1 else 1.0  # with several heads, the graph multiplies
+            if share and not micro_batch.first:
+                self._scale(weight / share)  # the runtime adds the next gradient to this one unscaled
             set_seed(micro_batch.seed)  # the generator of dropout masks
             fetches = native.OrtValueVector()
-            batch = [*micro_batch.x.values(), *micro_batch.y.values()]
+            batch = self._batch(micro_batch.x, micro_batch.y, micro_batch.shares)
             with running(self._train_model, len(batch[0])):
                 self._module.train_step(batch, fetches)
-            loss += micro_batch.share * float(fetches[0].numpy())
-            for number, old in enumerate(self._statistics.values(), 1 + len(interface.outputs)):
+            weight = share or weight  # where nothing counts, the gradient is zero
+            loss += share * float(fetches[0].numpy())
+            for number, old in enumerate(self._statistics.values(), len(fetches) - len(self._statistics)):
                 old[...] = fetches[number].numpy()
         self._scale(weight)
         return loss
+
+    def _batch(self, x: Arrays, y: Arrays, shares: Sequence[float]) -> list[NDArray[Any]]:
+        """Arrays that the models take, in their order."""
+        of_heads = [np.array(shares, np.float32)] if len(shares) > 1 else []
+        return [*x.values(), *y.values(), *of_heads]
 
     def _scale(self, factor: float) -> None:
         for gradient in self._gradients if factor != 1 else ():

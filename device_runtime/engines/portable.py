@@ -96,8 +96,9 @@ class Portable:
         loss = 0.0
         interface = self.bundle.interface
         inputs, labels = named(x, interface.inputs), named(y, interface.labels)
-        for micro_batch in split_batch(inputs, labels, micro_batches=micro_batches, seed=seed):
-            loss += micro_batch.share * self._trainer.run(micro_batch, learning_rate)
+        for micro_batch in split_batch(inputs, labels, heads=interface.heads, micro_batches=micro_batches, seed=seed):
+            losses = self._trainer.run(micro_batch, learning_rate)
+            loss += sum(share * each for share, each in zip(micro_batch.shares, losses, strict=True))
         return loss
 
     def evaluate(self, x: Given, y: Given) -> Outcome:
@@ -123,7 +124,8 @@ class Portable:
 
     @cached_property
     def _trainer(self) -> _Trainer:
-        return _Trainer(self._open(TRAIN_STEP), self._vectors(), AffineTerm(self._tensors))
+        heads = len(self.bundle.interface.heads)
+        return _Trainer(self._open(TRAIN_STEP), self._vectors(), AffineTerm(self._tensors), heads)
 
     @cached_property
     def _evaluator(self) -> _Evaluator:
@@ -204,20 +206,23 @@ def _bind(bind: Callable[..., None], name: str, array: NDArray[Any]) -> None:
 class _Trainer:
     """Runner of `train_step.onnx`: all but the batch is bound once, and settings are written where it reads them."""
 
-    def __init__(self, graph: _Graph, vectors: Mapping[str, NDArray[np.float32]], affine: AffineTerm) -> None:
+    def __init__(
+        self, graph: _Graph, vectors: Mapping[str, NDArray[np.float32]], affine: AffineTerm, heads: int
+    ) -> None:
         self._graph, self._affine = graph, affine
-        numbers = ("share", "learning_rate", "max_norm")
+        numbers = ("learning_rate", "max_norm")
         self._nothing = np.zeros(1, np.float32)
         self._inputs: dict[str, NDArray[Any]] = {
             **vectors,
             **{name: np.zeros((), np.float32) for name in numbers},
             **{name: np.zeros((), np.bool_) for name in ("last", "adjusted")},
             "seed": np.zeros((), np.int64),
+            "share": _by_head(heads),
             "accumulated": self._nothing,
             **self._affine_inputs(affine.vectors(NONE)),
         }
-        self._loss = np.zeros((), np.float32)
-        self._outputs = {"loss": self._loss, **{f"new_{name}": vector for name, vector in vectors.items()}}
+        self._losses = _by_head(heads)
+        self._outputs = {"loss": self._losses, **{f"new_{name}": vector for name, vector in vectors.items()}}
         self._whole = graph.bind(self._inputs, self._outputs)
         self._bound = affine.vectors(NONE)
         self._gradient: Vector | None = None
@@ -246,12 +251,13 @@ class _Trainer:
             mu = mu.reshape(())
         return {"mu": mu, "h": self._nothing if affine.h is None else affine.h}
 
-    def run(self, batch: MicroBatch, learning_rate: float) -> float:
-        """Add a micro-batch's gradient to those before it, update the weights after the last; return its loss."""
-        self._write(share=batch.share, last=batch.last, learning_rate=learning_rate, seed=batch.seed)
-        binding = self._whole if batch.share == 1 else self._bind_accumulation(fresh=batch.first)
+    def run(self, batch: MicroBatch, learning_rate: float) -> list[float]:
+        """Add a micro-batch's gradient to those before it, update the weights after the last; return its losses."""
+        self._inputs["share"].reshape(-1)[:] = batch.shares
+        self._write(last=batch.last, learning_rate=learning_rate, seed=batch.seed)
+        binding = self._whole if batch.first and batch.last else self._bind_accumulation(fresh=batch.first)
         self._graph.run(binding, batch.x, batch.y)
-        return float(self._loss)
+        return self._losses.reshape(-1).tolist()
 
     def _bind_accumulation(self, *, fresh: bool) -> IOBinding:
         if self._gradient is None:
@@ -275,8 +281,8 @@ class _Evaluator:
 
     def __init__(self, graph: _Graph, vectors: Mapping[str, Vector], interface: Interface) -> None:
         self._graph, self._interface = graph, interface
-        self._loss = np.zeros((), np.float32)
-        self._binding = graph.bind(vectors, {"loss": self._loss})
+        self._losses = _by_head(len(interface.heads))
+        self._binding = graph.bind(vectors, {"loss": self._losses})
 
     def run(self, x: Arrays, y: Arrays) -> Outcome:
         """Mean losses and outputs [B, ...] of a batch."""
@@ -285,7 +291,12 @@ class _Evaluator:
         for name, array in outputs.items():
             _bind(self._binding.bind_output, name, array)
         self._graph.run(self._binding, x, y)
-        return Outcome((float(self._loss),), outputs)
+        return Outcome(tuple(self._losses.reshape(-1).tolist()), outputs)
+
+
+def _by_head(heads: int) -> NDArray[np.float32]:
+    """Zeros, one for each head: [] for a single one."""
+    return np.zeros(() if heads == 1 else heads, np.float32)
 
 
 def _rows(x: Arrays) -> int:

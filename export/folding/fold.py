@@ -21,7 +21,7 @@ from export.folding.inputs import random_inputs
 from export.folding.ranges import find_ranges, measure
 from fedpara_edge._version import __version__
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError
-from fedpara_edge.formats.accuracy import count_correct
+from fedpara_edge.formats.accuracy import count_correct, count_labels
 from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.formats.folded import METADATA_KEY, FoldedSpec, Precision
 from fedpara_edge.formats.interface import Interface
@@ -237,11 +237,11 @@ def _compare(
             difference += float(np.sum((found[name].astype(np.float64) - output) ** 2))
             norm += float(np.sum(output.astype(np.float64) ** 2))
         for head in interface.heads:
-            if y is not None and head.loss.labels != "numbers":
+            if y is not None:
                 label = y[head.label.name]
                 correct += count_correct(head.loss, found[head.output.name], label)
                 factored_correct += count_correct(head.loss, expected[head.output.name], label)
-                labels += label.size
+                labels += count_labels(head.loss, label)
     error = math.sqrt(difference / max(norm, 1e-30))
     if not labels:
         return _Comparison(error, None, None)

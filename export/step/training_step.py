@@ -10,8 +10,8 @@ Inputs of `train_step.onnx`, float32 unless stated otherwise:
     weights         [P]
     statistics      [S], running statistics of the layout in order, each flattened; only where there are any
     accumulated     [P], or [1] for none: gradient of the earlier micro-batches, weighted by their shares
-    share           [], this micro-batch's share of the batch's rows; 1 for a whole batch, which the Jacobian
-                    correction needs
+    share           [], or [H] for H heads: this micro-batch's share of what the loss divides by, in the batch; 1 for a
+                    whole batch, which the Jacobian correction needs
     last            bool [], whether to update after this micro-batch
     learning_rate   []
     adjusted        bool [], whether the next three are in use
@@ -22,13 +22,13 @@ Inputs of `train_step.onnx`, float32 unless stated otherwise:
 
 Outputs:
 
-    loss            [], mean over this micro-batch
+    loss            [], mean over this micro-batch times the loss's weight; [H] for H heads
     gradient        [P], accumulated + share · gradient, before mu, h and clipping; with the Jacobian correction
                     (`jacobian`), that of the loss and the correction
     new_weights, and new_ with each name of the optimizer's state; unchanged where `last` is false
 
 Every `new_` output may be bound to the memory of its input. `eval_step.onnx` takes x, y and weights and gives loss and
-logits [B, ...], without dropout.
+logits [B, ...], without dropout. x, y and logits stand for the inputs, labels and outputs of the bundle's interface.
 """
 
 from __future__ import annotations
@@ -179,12 +179,13 @@ def _train_step(
     inputs = [
         *_batch_inputs(forward, spec),
         *(_info(name, kind, ()) for name, kind in (("seed", _INT64), ("last", _BOOL), ("adjusted", _BOOL))),
-        *(_info(name, _FLOAT, ()) for name in ("share", "learning_rate", "max_norm")),
+        _info("share", _FLOAT, _loss_shape(spec)),
+        *(_info(name, _FLOAT, ()) for name in ("learning_rate", "max_norm")),
         *(_info(name, _FLOAT, (f"P or 1 ({name})",)) for name in ("accumulated", "mu", "h")),
         *(_info(name, _FLOAT, shape) for name, shape in {**state, **statistics}.items()),
     ]
     outputs = [
-        _info("loss", _FLOAT, ()),
+        _info("loss", _FLOAT, _loss_shape(spec)),
         _info("gradient", _FLOAT, (parameters,)),
         *(_info(f"new_{name}", _FLOAT, shape) for name, shape in {**state, **statistics}.items()),
     ]
@@ -199,7 +200,7 @@ def _eval_step(forward: onnx.ModelProto, known: Trace, spec: StepSpec) -> onnx.M
     graph.define("loss", "Identity", loss)
     vectors = {name: sum(tensor.size for tensor in tensors) for name, tensors in spec.vectors.items()}
     inputs = [*_batch_inputs(forward, spec), *(_info(name, _FLOAT, (size,)) for name, size in vectors.items())]
-    return _model(graph, "eval_step", inputs, [_info("loss", _FLOAT, ()), *forward.graph.output])
+    return _model(graph, "eval_step", inputs, [_info("loss", _FLOAT, _loss_shape(spec)), *forward.graph.output])
 
 
 def _append_parameters(graph: Graph, spec: StepSpec) -> None:
@@ -375,6 +376,10 @@ def _batch_inputs(forward: onnx.ModelProto, spec: StepSpec) -> list[onnx.ValueIn
     dtypes = [helper.np_dtype_to_tensor_dtype(np.dtype(label.dtype)) for label in labels]
     infos = [_info(label.name, dtype, ("batch", *label.shape)) for label, dtype in zip(labels, dtypes, strict=True)]
     return [*forward.graph.input, *infos]
+
+
+def _loss_shape(spec: StepSpec) -> tuple[int, ...]:
+    return () if len(spec.heads) == 1 else (len(spec.heads),)
 
 
 def _info(name: str, dtype: int, shape: Sequence[int | str]) -> onnx.ValueInfoProto:

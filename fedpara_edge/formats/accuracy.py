@@ -32,7 +32,7 @@ def predicted(loss: Loss, outputs: NDArray[Any]) -> NDArray[np.int64] | None:
 def count_correct(loss: Loss, outputs: NDArray[Any], y: NDArray[Any]) -> int:
     """Number of labels y [B, ...] that outputs [B, ...] predict correctly; 0 for a loss whose labels are numbers.
 
-    A label above 1/2 counts as yes.
+    A label above 1/2 counts as yes, and one that the loss ignores not at all.
 
     >>> from fedpara_edge.losses import find_loss
     >>> count_correct(find_loss("bce"), np.array([[2.0], [-1.0], [0.5]]), np.array([[1.0], [1.0], [1.0]]))
@@ -41,4 +41,17 @@ def count_correct(loss: Loss, outputs: NDArray[Any], y: NDArray[Any]) -> int:
     labels = predicted(loss, outputs)
     if labels is None:
         return 0
-    return int(np.count_nonzero(labels.reshape(y.shape) == (y > 0.5 if loss.labels == "probabilities" else y)))
+    wanted = y > 0.5 if loss.labels == "probabilities" else without_ignored(loss, y)
+    return int(np.count_nonzero(labels.reshape(y.shape) == wanted))
+
+
+def count_labels(loss: Loss, y: NDArray[Any]) -> int:
+    """Number of labels y [B, ...] that can be predicted correctly: those that count, and are not numbers."""
+    if loss.labels == "numbers":
+        return 0
+    return y.size if loss.ignored is None else int(np.count_nonzero(y != loss.ignored))
+
+
+def without_ignored(loss: Loss, y: NDArray[Any]) -> NDArray[Any]:
+    """Labels with -1, which is no class, in place of what does not count."""
+    return y if loss.ignored is None else np.where(y == loss.ignored, -1, y.astype(np.int64))

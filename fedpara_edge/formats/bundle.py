@@ -9,7 +9,7 @@
                             onnxruntime-training's artifacts, under the names that its own applications expect; without
                             optimizer_model.onnx for SGD with momentum, which onnxruntime-training lacks
 
-`manifest.json`, UTF-8 JSON:
+`manifest.json`, UTF-8 JSON of schema version 1 or 2:
 
     schema        1 where the first entries of `formats.interface` can describe the model, 2 otherwise
     model         name given at export

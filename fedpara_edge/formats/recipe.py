@@ -14,7 +14,7 @@ from fedpara_edge.errors import InputError
 from fedpara_edge.factors.factorization import Factorization
 from fedpara_edge.formats.bundle import ENGINES
 from fedpara_edge.formats.inputs import MAX_SIZE, InputDtype, find_input
-from fedpara_edge.losses import LOSSES, find_loss
+from fedpara_edge.losses import LOSSES, find_head
 from fedpara_edge.options import check, declared, option
 
 Optimizer = Literal["sgd", "adamw"]
@@ -41,9 +41,10 @@ class ExportConfig:
         mean: Mean that is subtracted from the scaled input, one number or one per channel.
         std: Standard deviation by which it is then divided, likewise.
         output_name: Outputs of the model, for one that returns several: the one to train, and others to predict.
-        loss: Loss to minimize: `cross_entropy` over outputs [B, C] and labels int64 [B], or [B, C, T] and [B, T] for
-            a label at each of T positions; `mse` or `bce` (with logits) over float32 labels of the outputs' shape.
-        class_names: Names of the classes of the label in the order of their numbers; none for numbers alone.
+        loss: Losses to minimize, each as `fedpara_edge.losses.find_head` takes it: `cross_entropy` over outputs [B, C]
+            and labels int64 [B], or [B, C, T] and [B, T] for a label at each of T positions; others, such as `mse`, or
+            `bce` with logits, over float32 labels of the outputs' shape. Several are one for each trained output.
+        class_names: Names of the classes of the first label in the order of their numbers; none for numbers alone.
         optimizer: Optimizer of the devices.
         momentum: Momentum of SGD; None for 0.
         weight_decay: Weight decay of AdamW; None for 0.01.
@@ -96,7 +97,12 @@ class ExportConfig:
         help="Output to train, of a model that returns a dict, a dataclass or a tuple (output_0, output_1, ...); "
         "further ones are given by predict.",
     )
-    loss: str = option("cross_entropy", metavar="LOSS", help=f"Loss to minimize: {', '.join(LOSSES)}.")
+    loss: tuple[str, ...] = option(
+        ("cross_entropy",),
+        metavar="[OUTPUT=]LOSS[:OPTION=VALUE,...]",
+        help=f"Loss to minimize: {', '.join(LOSSES)}, with options such as cross_entropy:label_smoothing=0.1. To train "
+        "several outputs, one for each with its name, such as age=l1:weight=0.5.  [default: cross_entropy]",
+    )
     class_names: tuple[str, ...] = option(
         (),
         metavar="NAMES",
@@ -144,7 +150,13 @@ class ExportConfig:
             find_encoder(self.initial_codec)
         except InputError as error:
             raise error.about("initial_codec") from error
-        find_loss(self.loss)
+        heads = [find_head(text)[0] for text in self.loss]
+        if not heads or (len(heads) > 1 and (None in heads or len({*heads}) < len(heads))):
+            raise InputError(
+                f"expected one, or several with the name of a different output each, as in age=l1, found "
+                f"{', '.join(self.loss) or 'none'}",
+                key="loss",
+            )
         names = [find_input(text)[0] for text in self.input]
         if len({*names}) < len(names):
             raise InputError(f"expected different names, found {', '.join(names)}", key="input")

@@ -107,15 +107,17 @@ def _declared(kind: Any) -> Mapping[str, Declared]:
 
 
 def check(options: Any) -> None:
-    """Refuse a dataclass with a value that is not of its type or out of its range; lists become tuples.
+    """Refuse a dataclass with a value that is not of its type or out of its range.
+
+    Lists become tuples, and a string one of itself where strings are expected.
 
     Raises:
         InputError: One is, or an option has no effect beside the others; the key is the field.
     """
     for name, each in declared(type(options)).items():
         value = getattr(options, name)
-        if isinstance(value, list) and get_origin(each.kind) is tuple:
-            value = tuple(value)
+        if get_origin(each.kind) is tuple and isinstance(value, list | str):
+            value = (value,) if isinstance(value, str) and each.kind == tuple[str, ...] else tuple(value)
             object.__setattr__(options, name, value)
         if not (value is None and is_optional(each.hint)) and not fits(each.kind, value, each.option):
             raise each.refuse(value)

@@ -61,12 +61,16 @@ def parsed(hint: Any, text: str) -> Any:
 def converted(hint: Any, value: Any) -> Any:
     """Value of a type that plain data stands for, as JSON and TOML have it: lists for tuples, strings for paths.
 
+    A string also stands for a tuple of itself.
+
     Raises:
         TypeError: The data is of another type.
         ValueError: It has another length.
     """
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is tuple:
+        if isinstance(value, str) and hint == tuple[str, ...]:
+            return (value,)
         if not isinstance(value, list):
             raise TypeError
         return tuple(converted(kind, item) for kind, item in zip(_items(hint, len(value)), value, strict=True))

@@ -11,6 +11,7 @@ from device_runtime.data import open_data
 from device_runtime.evaluation import evaluate
 from device_runtime.loading import load_weights
 from fedpara_edge.errors import DivergedError
+from fedpara_edge.formats.accuracy import count_labels
 from fedpara_edge.simulation.tasks.engines import Model, bundle_at, fresh_engine
 
 BATCH_ROWS = 256
@@ -79,8 +80,7 @@ def evaluate_weights(
     if rows is not None:
         dataset = dataset.slice(*rows)
     load_weights(engine, weights, state=state)
-    heads = bundle.interface.heads
-    labels = sum(dataset.arrays[head.label.name].size for head in heads if head.loss.labels != "numbers")
+    labels = sum(count_labels(head.loss, dataset.arrays[head.label.name]) for head in bundle.interface.heads)
     try:
         found = evaluate(engine, dataset, BATCH_ROWS)
     except DivergedError:
