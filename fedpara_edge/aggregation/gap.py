@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpara_edge.aggregation.stream import EntryWatcher
 from fedpara_edge.aggregation.weightsample import LayerSample, evenly, sample_layer
-from fedpara_edge.codecs.changes import Changes
 from fedpara_edge.codecs.codec import in_order
 from fedpara_edge.factors.layout import Layout
 
@@ -78,7 +78,7 @@ class Gap:
         }
 
 
-class GapEstimator:
+class GapEstimator(EntryWatcher):
     """A `stream.Watcher` that gathers the gap while updates stream by.
 
     Args:
@@ -112,26 +112,13 @@ class GapEstimator:
                 self._columns[tensor.name] = slice(first, first + len(positions[-1]))
             offset += tensor.size
         # Ascending, as both the tensors and the positions within each are: a piece of the change is a range of them.
-        self._positions = np.concatenate(positions)
-        self._changes = np.empty((0, len(self._positions)), np.float32)
+        super().__init__(np.concatenate(positions))
         self._base = np.empty(len(self._positions))
         for name, columns in self._columns.items():
             self._base[columns] = base[name].reshape(-1)[parts[name].positions]
         # Differences from the weights of the base, so that a layer that nobody moved has moved by exactly nothing.
         self._base_weights = [self._compose(sample, np.zeros((1, len(self._positions))))[0] for sample in self._layers]
         self._mean_moves = [np.zeros(sample.shape) for sample in self._layers]
-
-    def start_block(self, files: int) -> None:
-        """Make room for the samples of `files` updates."""
-        if len(self._changes) < files:
-            self._changes = np.empty((files, len(self._positions)), np.float32)
-
-    def collect(self, start: int, changes: Changes) -> None:
-        """Keep what the samples need of a piece of the flat changes, from entry `start` on."""
-        updates, entries = changes.shape
-        first, last = np.searchsorted(self._positions, (start, start + entries))
-        if first < last:
-            self._changes[:updates, first:last] = changes.at(self._positions[first:last] - start)
 
     def finish_block(self, shares: NDArray[np.float64], thread: int, threads: int) -> None:
         """Compose the samples of a block of updates, every `threads`-th layer, and add them up by `shares`."""

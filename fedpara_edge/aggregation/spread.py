@@ -15,12 +15,12 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.codecs.changes import Changes
+from fedpara_edge.aggregation.stream import EntryWatcher
 from fedpara_edge.codecs.codec import in_order
 from fedpara_edge.factors.layout import Layout, TensorSpec
 
 
-class SpreadOfMeans:
+class SpreadOfMeans(EntryWatcher):
     """Watcher that adds up the squares of the changes of running means (`stream.Watcher`).
 
     Args:
@@ -29,21 +29,8 @@ class SpreadOfMeans:
 
     def __init__(self, layout: Layout) -> None:
         self._pairs = _pairs(layout)
-        self._positions = np.concatenate([np.arange(0), *(_range(mean) for mean, _ in self._pairs)])
-        self._changes = np.empty((0, len(self._positions)), np.float32)
+        super().__init__(np.concatenate([np.arange(0), *(_range(mean) for mean, _ in self._pairs)]))
         self._squares = np.zeros(len(self._positions))
-
-    def start_block(self, files: int) -> None:
-        """Make room for the changes of `files` updates."""
-        if len(self._changes) < files:
-            self._changes = np.empty((files, len(self._positions)), np.float32)
-
-    def collect(self, start: int, changes: Changes) -> None:
-        """Keep the changes of running means in a piece of the flat changes, from entry `start` on."""
-        updates, entries = changes.shape
-        first, last = np.searchsorted(self._positions, (start, start + entries))
-        if first < last:
-            self._changes[:updates, first:last] = changes.at(self._positions[first:last] - start)
 
     def finish_block(self, shares: NDArray[np.float64], thread: int, threads: int) -> None:
         """Add the squares of a block of updates up by `shares`, every `threads`-th entry."""

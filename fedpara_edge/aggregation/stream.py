@@ -55,6 +55,30 @@ class Watcher(Protocol):
         ...
 
 
+class EntryWatcher:
+    """A `Watcher` that gathers the changes of some entries; what is done with a block of them is its subclass's part.
+
+    Args:
+        positions: Positions of the entries in a flat change, ascending.
+    """
+
+    def __init__(self, positions: NDArray[np.int64]) -> None:
+        self._positions = positions
+        self._changes = np.empty((0, len(positions)), np.float32)
+
+    def start_block(self, files: int) -> None:
+        """Make room for the entries of `files` updates."""
+        if len(self._changes) < files:
+            self._changes = np.empty((files, len(self._positions)), np.float32)
+
+    def collect(self, start: int, changes: Changes) -> None:
+        """Keep the entries that are in a piece of the flat changes, from entry `start` on."""
+        updates, entries = changes.shape
+        first, last = np.searchsorted(self._positions, (start, start + entries))
+        if first < last:
+            self._changes[:updates, first:last] = changes.at(self._positions[first:last] - start)
+
+
 @dataclass(frozen=True)
 class StreamedMean:
     """The result of one pass over the updates.
