@@ -9,15 +9,12 @@ import pytest
 from command_line import Command
 
 from fedpara_edge.cli.demo import summary
-from fedpara_edge.demo.federation import KINDS, RESULT, Federation, Listener, Outcome, run_demo
+from fedpara_edge.demo.federation import KINDS, RESULT, Federation, Outcome, run_demo
 from fedpara_edge.errors import FedparaError, InputError
 
 
 def ignore(*_: object) -> None:
     """Take whatever the demo tells."""
-
-
-SILENT = Listener(on_command=ignore, on_round=ignore)
 
 
 def outcome(kind: str, *, megabytes: float) -> Outcome:
@@ -37,7 +34,7 @@ def test_a_federation_runs_by_commands_and_learns(tmp_path: Path) -> None:
         rounds.append((kind, number))
 
     federation = Federation(folder=tmp_path / "run", model="mlp", clients=2, rounds=1)
-    (found,) = run_demo(federation, Listener(on_command=on_command, on_round=on_round), kinds=["dense"])
+    (found,) = run_demo(federation, on_command, on_round, kinds=["dense"])
     assert shown == ["export", "train", "aggregate", "evaluate"]
     assert rounds == [("dense", 1)]
     assert found.accuracy > 0.6
@@ -49,13 +46,13 @@ def test_a_federation_runs_by_commands_and_learns(tmp_path: Path) -> None:
 def test_a_command_that_fails_ends_the_demo(tmp_path: Path) -> None:
     federation = Federation(folder=tmp_path / "run", clients=10_001)
     with pytest.raises(FedparaError, match=r"fedpara-edge split: expected it to end with 0, found 2: .*found 10001"):
-        run_demo(federation, SILENT)
+        run_demo(federation, ignore, ignore)
 
 
 def test_a_folder_of_somebody_else_is_kept(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(InputError, match="expected a new folder or one of an earlier demo"):
-        run_demo(Federation(folder=tmp_path), SILENT)
+        run_demo(Federation(folder=tmp_path), ignore, ignore)
     assert (tmp_path / "thesis.tex").exists()
 
 

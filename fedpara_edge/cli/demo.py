@@ -15,7 +15,7 @@ from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.options import PATH, options_of
 from fedpara_edge.cli.output import emit, json_option, overwrite_option, table
 from fedpara_edge.demo import IMAGES
-from fedpara_edge.demo.federation import ALPHA, KINDS, Federation, Listener, Outcome, run_demo
+from fedpara_edge.demo.federation import ALPHA, KINDS, Federation, Outcome, run_demo
 from fedpara_edge.storage.atomic import check_output, replacing_file
 
 HEADER = ("model", "parameters", "accuracy", "MB a round", "of dense")
@@ -49,11 +49,9 @@ def command(output: Path, options: Mapping[str, Any], images: Path | None, overw
 
     outcomes = run_demo(
         federation,
-        Listener(
-            on_command=lambda words: tell(f"$ fedpara-edge {' '.join(words)}", "blue"),
-            on_round=lambda kind, number, accuracy, seconds: tell(
-                f"  {kind} round {number}: accuracy {accuracy:.1%}, {seconds:.1f} s"
-            ),
+        lambda words: tell(f"$ fedpara-edge {' '.join(words)}", "blue"),
+        lambda kind, number, accuracy, seconds: tell(
+            f"  {kind} round {number}: accuracy {accuracy:.1%}, {seconds:.1f} s"
         ),
     )
     seconds = time.monotonic() - started

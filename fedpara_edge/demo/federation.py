@@ -80,20 +80,15 @@ class Outcome:
     megabytes_per_round: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Listener:
-    """What a demo tells while it runs.
-
-    Args:
-        on_command: Called with the words of a command before it runs, once for each kind of command and model.
-        on_round: Called after each round with kind, number of the round, accuracy and seconds.
-    """
-
-    on_command: Callable[[Sequence[str]], None]
-    on_round: Callable[[str, int, float, float], None]
+OnCommand = Callable[[Sequence[str]], None]
+"""Function called with the words of a command before it runs, once for each kind of command and model."""
+OnRound = Callable[[str, int, float, float], None]
+"""Function called after each round with kind, number of the round, accuracy and seconds."""
 
 
-def run_demo(federation: Federation, listener: Listener, *, kinds: Sequence[str] = tuple(KINDS)) -> list[Outcome]:
+def run_demo(
+    federation: Federation, on_command: OnCommand, on_round: OnRound, *, kinds: Sequence[str] = tuple(KINDS)
+) -> list[Outcome]:
     """Deal the images and run the federation for each kind of model, one after the other.
 
     The folder is made anew if it is one of an earlier demo; the outcomes are in its `result.json` as well.
@@ -109,7 +104,7 @@ def run_demo(federation: Federation, listener: Listener, *, kinds: Sequence[str]
     folder.mkdir(parents=True)
     (folder / MARK).touch()
     _deal(federation)
-    outcomes = [_federate(federation, kind, listener) for kind in kinds]
+    outcomes = [_federate(federation, kind, on_command, on_round) for kind in kinds]
     rows = [asdict(outcome) for outcome in outcomes]
     (folder / RESULT).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     return outcomes
@@ -122,12 +117,12 @@ def _deal(federation: Federation) -> None:
     _call(["split", IMAGES, *arrays, *how, "--seed", federation.seed, "-o", "data"], federation.folder)
 
 
-def _federate(federation: Federation, kind: str, listener: Listener) -> Outcome:
+def _federate(federation: Federation, kind: str, on_command: OnCommand, on_round: OnRound) -> Outcome:
     """Export a model of one kind, then rounds of train, aggregate, evaluate."""
 
     def call(words: Sequence[Any], *, show: bool = True) -> dict[str, Any]:
         if show:
-            listener.on_command([str(word) for word in words])
+            on_command([str(word) for word in words])
         return _call(words, folder)
 
     folder, megabytes, accuracy = federation.folder, 0.0, 0.0
@@ -157,7 +152,7 @@ def _federate(federation: Federation, kind: str, listener: Listener) -> Outcome:
         weights = following
         evaluation = ["evaluate", f"{kind}/bundle", "--weights", weights, "--data", "data/test.npz"]
         accuracy = call(evaluation, show=number == 1)["accuracy"]
-        listener.on_round(kind, number, accuracy, time.monotonic() - started)
+        on_round(kind, number, accuracy, time.monotonic() - started)
     return Outcome(
         kind=kind, parameters=exported["shared_parameters"], accuracy=accuracy, megabytes_per_round=megabytes
     )
