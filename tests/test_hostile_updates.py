@@ -173,3 +173,27 @@ def test_good_updates_count_beside_hostile_ones(tmp_path: Path, weights: Weights
     assert [update.client for update in result.accepted] == ["a", "b"]
     assert len(result.rejected) == len(bad)
     assert result.weights.base == aggregate(good, weights).weights.base
+
+
+@pytest.mark.parametrize("codec", ["float32", "int8"])
+def test_a_bad_update_under_a_clients_name_does_not_push_its_own_out(
+    codec: str, tmp_path: Path, weights: Weights
+) -> None:
+    good = [send(tmp_path, weights, client, codec=codec) for client in "ab"]
+    nothing = {tensor.name: np.full(tensor.shape, np.nan, np.float32) for tensor in weights.layout.shared}
+    bad = [forge(tmp_path / f"nan-{client}", weights, tensors=nothing, client=client) for client in "ab"]
+    damaged = tmp_path / "damaged"
+    damaged.write_bytes(good[0].read_bytes()[:-4])
+    result = aggregate([*bad, damaged, *good], weights)
+    assert [update.path for update in result.accepted] == good
+    assert {update.code for update in result.rejected} == {"not_finite", "truncated"}
+    assert result.weights.base == aggregate(good, weights).weights.base
+
+
+def test_two_good_updates_of_a_client_conflict(tmp_path: Path, weights: Weights) -> None:
+    one = send(tmp_path, weights, "a", name="one")
+    other = send(tmp_path, weights, "a", name="other", examples=11)
+    honest = send(tmp_path, weights, "b")
+    result = aggregate([one, other, honest], weights)
+    assert [update.client for update in result.accepted] == ["b"]
+    assert [update.code for update in result.rejected] == ["conflict", "conflict"]

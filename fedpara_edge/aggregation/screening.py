@@ -1,7 +1,8 @@
 """Screening of update files: which ones go into the mean, as far as their headers tell, and why the others do not.
 
 The verdicts don't depend on the order of the files. Of one client only one update counts: files with the same content
-count once, and where the contents differ all of them are refused, as nothing tells the right one.
+count once, and where the contents differ all of them are refused, as nothing tells the right one. Only updates that are
+good in themselves can conflict, values included, so that a bad one under a client's name does not push its own out.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from fedpara_edge.algorithms import ServerAlgorithm
+from fedpara_edge.codecs.codec import in_order
 from fedpara_edge.errors import FedparaError, InputError, InvalidUpdateError, WrongBundleError, detached
+from fedpara_edge.formats.encoded import read_change
 from fedpara_edge.formats.update import Update, is_valid_client_name, open_update_file
 from fedpara_edge.formats.weights import Weights
 from fedpara_edge.storage.atomic import sha256_of
@@ -73,7 +76,7 @@ def screen(paths: Iterable[Path], weights: Weights, algorithm: ServerAlgorithm) 
             by_client.setdefault(found.header.client, []).append(found)
     admitted = []
     for updates in by_client.values():
-        one, others = _one_of(updates)
+        one, others = _one_of(updates, weights)
         admitted += one
         rejected += others
     return sorted(admitted, key=lambda update: update.header.client), rejected
@@ -100,14 +103,20 @@ def _check_metrics(update: Update, algorithm: ServerAlgorithm) -> None:
         raise InvalidUpdateError(f"{update.path}: {error}", code=error.code) from error
 
 
-def _one_of(updates: Sequence[Update]) -> tuple[list[Update], list[Rejected]]:
+def _one_of(updates: Sequence[Update], weights: Weights) -> tuple[list[Update], list[Rejected]]:
     if len(updates) == 1:
         return list(updates), []
     readable: list[tuple[str, Update]] = []
     rejected = []
+    tensors = in_order(weights.layout.shared)
     for update in updates:
         try:
+            update.reopen()
+            with update.file:
+                read_change(update.file, tensors)
             readable.append((sha256_of(update.path), update))
+        except InvalidUpdateError as error:
+            rejected.append(Rejected(update.path, update.header.client, error))
         except InputError as error:
             rejected.append(_reject(update, str(error), "unreadable"))
     if len({digest for digest, _ in readable}) > 1:
