@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from export.example import read_example
-from export.exporter import export_bundle, quietly
+from export.exporter import deploy, export_bundle, quietly
+from export.fidelity import Fidelity, compare_fit
 from export.verify import Verification
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.bundle import Bundle
@@ -27,12 +28,14 @@ class BuiltBundle:
         report: Report on its layers.
         verification: Errors against torch, by engine.
         pretrained: Report on the pretrained weights; None without.
+        fidelity: Distance of the fitted model from the dense one on the recipe's example; None without either.
     """
 
     bundle: Bundle
     report: ConversionReport
     verification: dict[str, Verification]
     pretrained: Pretrained | None
+    fidelity: Fidelity | None
 
 
 def make_bundle(
@@ -80,4 +83,11 @@ def make_bundle(
     bundle, verification = export_bundle(
         converted, folder, config, overwrite=overwrite, examples=examples, on_step=on_step
     )
-    return BuiltBundle(bundle=bundle, report=report, verification=verification, pretrained=loaded)
+    fidelity = None
+    interface = bundle.interface
+    if loaded is not None and all(spec.name in examples for spec in interface.inputs):
+        on_step("comparing with the pretrained model")
+        first = loaded.new[0].rpartition(".")[0] if loaded.new else None
+        models = deploy(converted, config), deploy(dense, config)
+        fidelity = compare_fit(*models, interface, examples, new=first)
+    return BuiltBundle(bundle=bundle, report=report, verification=verification, pretrained=loaded, fidelity=fidelity)

@@ -89,15 +89,11 @@ def export_bundle(
     layout = keep_personal(layout, config.personal)
     inputs, optimizer = _inputs(config), _constants(config)
     specs = tuple(ArraySpec(name, each.shape, each.dtype, each.tokens) for name, each in inputs.items())
-    arguments = [
-        _argument(name, each) if config.input else Argument(None, _preprocessing(each)) for name, each in inputs.items()
-    ]
     losses = dict(find_head(text) for text in config.loss)
-    chosen = Chosen(_output_names(config, losses))
-    deployed = Deployed(copy.deepcopy(model), arguments, chosen)  # tracing switches modes
+    deployed = deploy(model, config)
     batches = Batches(
         inputs=specs,
-        preprocessings=[argument.preprocessing for argument in arguments],
+        preprocessings=[argument.preprocessing for argument in deployed.arguments],
         seed=config.seed,
         examples=examples or {},
     )
@@ -194,6 +190,16 @@ def _manifest(
         local=local,
         files={},
     )
+
+
+def deploy(model: nn.Module, config: ExportConfig) -> Deployed:
+    """Copy of a model behind the preprocessing of its inputs, and with the outputs that a config chooses."""
+    arguments = [
+        _argument(name, each) if config.input else Argument(None, _preprocessing(each))
+        for name, each in _inputs(config).items()
+    ]
+    chosen = Chosen(_output_names(config, dict(find_head(text) for text in config.loss)))
+    return Deployed(copy.deepcopy(model), arguments, chosen)  # tracing switches modes
 
 
 def _inputs(config: ExportConfig) -> dict[str, Input]:

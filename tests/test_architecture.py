@@ -55,7 +55,7 @@ EXPORT: tuple[set[str], ...] = (
     {"export.gradients", "export.folding"},
     {"export.step"},
     {"export.artifacts", "export.batches"},
-    {"export.trials"},
+    {"export.trials", "export.fidelity"},
     {"export.reference"},
     {"export.verify"},
     {"export.exporter", "export.example"},

@@ -71,6 +71,7 @@ def command(
         "vectors_after": made.report.vectors_after,
         "messages": list(made.report.messages),
         "pretrained": None if made.pretrained is None else asdict(made.pretrained),
+        "fidelity": None if made.fidelity is None else asdict(made.fidelity),
         "warning": made.report.warning or None,
     }
     verified = [
@@ -85,6 +86,7 @@ def command(
         [
             *([] if made.pretrained is None else [str(made.pretrained)]),
             str(made.report),
+            *([] if made.fidelity is None else [str(made.fidelity)]),
             *_positions(made.bundle.interface),
             *verified,
             f"an update sends {megabytes(4 * layout.shared_parameters)}, {layout.shared_parameters / whole:.1%} of the "
