@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: test docs versions versions-quick demo bench bench-quick report figures pi pi-board pi-32 pi-wheel format clean
+.PHONY: test docs versions versions-quick demo bench bench-quick zoo-check report figures pi pi-board pi-32 pi-wheel format clean
 .DELETE_ON_ERROR:
 
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -42,6 +42,9 @@ bench: $(VENV)/ready  ## the numbers of the README, to benchmarks/results.md, fr
 
 bench-quick: $(VENV)/ready  ## the same benchmarks at small sizes, in less than 5 minutes, to benchmarks/.kept/quick.md
 	$(BIN)/python benchmarks/run.py --quick --again $(BENCH)
+
+zoo-check: $(VENV)/ready  ## architectures exported and trained on 5 seeds, to benchmarks/zoo_check.md, from where it stopped
+	$(BIN)/python benchmarks/zoo_check.py $(ZOO)
 
 report: $(VENV)/ready  ## page and figures of every run in plans/results, into build/reports/
 	mkdir -p build/reports

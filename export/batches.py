@@ -38,13 +38,14 @@ class Batch:
         """All inputs, then all labels."""
         return [*self.inputs.values(), *self.labels.values()]
 
-    def twice(self) -> Batch:
-        """Batch with every row twice, on which a mean over the rows is the same."""
-        inputs, labels = (
-            {name: np.concatenate([array, array]) for name, array in arrays.items()}
-            for arrays in (self.inputs, self.labels)
-        )
-        return Batch(inputs, labels)
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Rows of several batches in one."""
+    first = batches[0]
+    return Batch(
+        {name: np.concatenate([batch.inputs[name] for batch in batches]) for name in first.inputs},
+        {name: np.concatenate([batch.labels[name] for batch in batches]) for name in first.labels},
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from export.batches import Batch
+from export.batches import Batch, joined
 from export.forward.preprocess import Deployed
 from export.step.jacobian import corrections_in_torch, recording_weights
 from export.step.weight_update import CORRECTION
@@ -86,7 +86,7 @@ class Reference:
         try:
             return self._results(model, batch)
         except (RuntimeError, ValueError, IndexError, InputError):  # of torch, which has no common base for them
-            found = self._results(model, batch.twice())
+            found = self._results(model, joined([batch, batch]))
         return replace(found, outputs={name: output[:1] for name, output in found.outputs.items()}, statistics={})
 
     def _results(self, model: Deployed, batch: Batch) -> Results:

@@ -183,6 +183,7 @@ def _session(model: bytes) -> InferenceSession:
 def _quiet() -> SessionOptions:
     options = SessionOptions()
     options.log_severity_level = 4
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # they keep the most that any batch took
     return options
 
 
