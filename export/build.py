@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
+from torch import nn
 
+from export.batches import Batches
 from export.example import read_example
 from export.exporter import deploy, export_bundle, quietly
 from export.fidelity import Fidelity, compare_fit
+from export.forward.graph import INPUT
+from export.forward.preprocess import Preprocessing
+from export.stability import StableRates, stable_rates
 from export.verify import Verification
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.bundle import Bundle
+from fedpara_edge.formats.interface import ArraySpec
 from fedpara_edge.formats.recipe import Recipe
 from fedpara_edge.nn import ZOO, ConversionReport, Pretrained, convert, load_model, load_pretrained
 from fedpara_edge.storage.atomic import check_output
+
+_ROWS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +39,7 @@ class BuiltBundle:
         verification: Errors against torch, by engine.
         pretrained: Report on the pretrained weights; None without.
         fidelity: Distance of the fitted model from the dense one on the recipe's example; None without either.
+        rates: Rates that SGD is stable at in the beginning; None where they are not known.
     """
 
     bundle: Bundle
@@ -36,6 +47,7 @@ class BuiltBundle:
     verification: dict[str, Verification]
     pretrained: Pretrained | None
     fidelity: Fidelity | None
+    rates: StableRates | None
 
 
 def make_bundle(
@@ -90,4 +102,25 @@ def make_bundle(
         first = loaded.new[0].rpartition(".")[0] if loaded.new else None
         models = deploy(converted, config), deploy(dense, config)
         fidelity = compare_fit(*models, interface, examples, new=first)
-    return BuiltBundle(bundle=bundle, report=report, verification=verification, pretrained=loaded, fidelity=fidelity)
+    return BuiltBundle(
+        bundle=bundle,
+        report=report,
+        verification=verification,
+        pretrained=loaded,
+        fidelity=fidelity,
+        rates=_rates(converted, dense, config, examples),
+    )
+
+
+def _rates(
+    converted: nn.Module, dense: nn.Module, config: Recipe, examples: Mapping[str, NDArray[Any]]
+) -> StableRates | None:
+    """Stable rates of both models, for SGD on the squared error of a model of one input that is no token."""
+    shape, dtype = config.input_shape, config.input_dtype or "float32"
+    if (config.optimizer, config.loss) != ("sgd", ("mse",)) or config.input or shape is None or dtype == "int64":
+        return None
+    preprocessing = Preprocessing(dtype, shape, mean=config.mean, std=config.std)
+    spec = ArraySpec(INPUT, shape, dtype)
+    known = {name: array for name, array in examples.items() if name == INPUT}
+    drawn = Batches(inputs=(spec,), preprocessings=(preprocessing,), seed=config.seed, examples=known).draw(_ROWS)
+    return stable_rates(converted, dense, preprocessing(torch.from_numpy(drawn.inputs[INPUT]), torch.float32))

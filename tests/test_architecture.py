@@ -54,7 +54,7 @@ EXPORT: tuple[set[str], ...] = (
     {"export.forward"},
     {"export.gradients", "export.folding"},
     {"export.step"},
-    {"export.artifacts", "export.batches"},
+    {"export.artifacts", "export.batches", "export.stability"},
     {"export.trials", "export.fidelity"},
     {"export.reference"},
     {"export.verify"},

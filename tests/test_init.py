@@ -203,14 +203,14 @@ def test_convert_draws_by_factor_and_zeroes_biases(init: Init) -> None:
 def test_an_unknown_init_and_one_that_pretrained_weights_overrule_are_refused() -> None:
     wrong: Any = "he"
     with pytest.raises(
-        InputError, match="layer 'fc': init: expected one of composed, he_fan_in, he_fan_out, found 'he'"
+        InputError, match="layer 'fc': init: expected one of composed, own, he_fan_in, he_fan_out, found 'he'"
     ):
         Linear(20, 10, rank=3, init=wrong, name="fc")
-    with pytest.raises(InputError, match="init: expected one of composed, he_fan_in, he_fan_out, found 'he'"):
+    with pytest.raises(InputError, match="init: expected one of composed, own, he_fan_in, he_fan_out, found 'he'"):
         Recipe(name="mlp", init=wrong)
-    with pytest.raises(InputError, match=r"init: expected composed with pretrained, .* found 'he_fan_in'"):
+    with pytest.raises(InputError, match=r"init: expected composed or own with pretrained, .* found 'he_fan_in'"):
         convert(nn.Sequential(nn.Linear(20, 20)), Factorization(init="he_fan_in"), pretrained=True)
-    with pytest.raises(InputError, match=r"init: expected composed with pretrained, .* found he_fan_in"):
+    with pytest.raises(InputError, match=r"init: expected composed or own with pretrained, .* found he_fan_in"):
         Recipe(name="mlp", init="he_fan_in", pretrained=Path("weights.pt"))
 
 

@@ -12,6 +12,7 @@ import click
 from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.options import PATH, options_of
 from fedpara_edge.cli.output import emit, megabytes, output_options, steps_shown
+from fedpara_edge.factors.factorization import Init
 from fedpara_edge.formats.bundle import ENGINES
 from fedpara_edge.formats.interface import Interface
 from fedpara_edge.formats.recipe import Recipe
@@ -73,6 +74,7 @@ def command(
         "pretrained": None if made.pretrained is None else asdict(made.pretrained),
         "fidelity": None if made.fidelity is None else asdict(made.fidelity),
         "warning": made.report.warning or None,
+        "stable_rates": None if made.rates is None else asdict(made.rates),
     }
     verified = [
         f"{output}: {name} verified against torch: loss {errors.loss:.1e}, gradients {errors.gradient:.1e}, "
@@ -89,12 +91,17 @@ def command(
             *([] if made.fidelity is None else [str(made.fidelity)]),
             *_positions(made.bundle.interface),
             *verified,
+            *([] if made.rates is None else [f"{made.rates}{_way_out(made.rates.falls_short, recipe.init)}"]),
             f"an update sends {megabytes(4 * layout.shared_parameters)}, {layout.shared_parameters / whole:.1%} of the "
             f"dense model's {megabytes(4 * whole)}"
             + (f", of which {megabytes(4 * frozen)} are frozen, neither trained nor sent" if frozen else ""),
         ]
     )
     emit(result, text, as_json=json)
+
+
+def _way_out(falls_short: bool, init: Init) -> str:
+    return "; export with --init own to start as the dense model does" if falls_short and init != "own" else ""
 
 
 def _positions(interface: Interface) -> list[str]:

@@ -11,7 +11,9 @@ from fedpara_edge.factors.layout import Form, Kind
 from fedpara_edge.options import check, option
 
 BatchNorm = Literal["refuse", "freeze", "train", "local", "group"]
-Init = Literal["composed", "he_fan_in", "he_fan_out"]
+Init = Literal["composed", "own", "he_fan_in", "he_fan_out"]
+COMPOSED: tuple[Init, ...] = ("composed", "own")
+"""Initializations that draw all factors of a weight together, which weights to fit them to may take the place of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,8 @@ class Factorization:
     )
     init: Init = option(
         "composed",
-        help="Draw the factors for He's variance of the composed weight, or each by He's rule with its own fan.",
+        help="Draw the factors for He's variance of the composed weight (composed) or for that of the model's own "
+        "weight, with its biases (own), or each by He's rule with its own fan.",
     )
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from fedpara_edge.codecs import find_encoder
 from fedpara_edge.errors import InputError
-from fedpara_edge.factors.factorization import Factorization
+from fedpara_edge.factors.factorization import COMPOSED, Factorization
 from fedpara_edge.formats.bundle import ENGINES
 from fedpara_edge.formats.inputs import MAX_SIZE, InputDtype, find_input
 from fedpara_edge.losses import LOSSES, find_head
@@ -210,9 +210,9 @@ class Recipe(ExportConfig, Factorization):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.init != "composed" and self.pretrained is not None:
+        if self.init not in COMPOSED and self.pretrained is not None:
             raise InputError(
-                f"expected composed with pretrained, which factors are fitted to, found {self.init}", key="init"
+                f"expected composed or own with pretrained, which factors are fitted to, found {self.init}", key="init"
             )
         if self.new_head and self.pretrained is None:
             raise InputError("expected with pretrained, found without; leave it out", key="new_head")

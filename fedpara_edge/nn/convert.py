@@ -12,7 +12,7 @@ from torch import nn
 
 from fedpara_edge.errors import InputError
 from fedpara_edge.factors.compose import factor_count
-from fedpara_edge.factors.factorization import Factorization
+from fedpara_edge.factors.factorization import COMPOSED, Factorization
 from fedpara_edge.factors.layout import LayerSpec
 from fedpara_edge.nn.attention import without_nested_tensors
 from fedpara_edge.nn.batchnorm import replace_batchnorms
@@ -43,7 +43,8 @@ def convert(
         model: Model to convert, with float parameters on any device; not modified.
         factorization: Layers to factor, and how.
         pretrained: Whether to fit the factors to the weights and keep the biases, instead of drawing new factors and
-            zeroing the biases. The biases of recurrent layers, which torch doesn't start at zero, are kept either way.
+            zeroing the biases. The biases of recurrent layers, which torch doesn't start at zero, and all biases with
+            init `own` are kept either way.
         new: Names of the weights that are not pretrained although the others are, such as those of a new head.
 
     Returns:
@@ -62,8 +63,10 @@ def convert(
     226,403 -> 59,505 parameters
     """
     init = factorization.init
-    if pretrained and init != "composed":
-        raise InputError(f"expected composed with pretrained, which factors are fitted to, found {init!r}", key="init")
+    if pretrained and init not in COMPOSED:
+        raise InputError(
+            f"expected composed or own with pretrained, which factors are fitted to, found {init!r}", key="init"
+        )
     result = copy.deepcopy(model)
     weights = find_weights(result)
     for option in ("include", "exclude", "gamma_of", "rank_of"):

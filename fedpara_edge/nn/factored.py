@@ -24,15 +24,15 @@ def factored_like(
 ) -> tuple[nn.Module, dict[str, float]]:
     """Layer that computes what `layer` does, with weights composed of factors.
 
-    Composed weights of linear layers and of convolutions start with He's variance, recurrent ones with torch's, and
-    those of any other layer with the variance that the layer's weights have.
+    With init `composed`, the weights of linear layers and of convolutions start with He's variance, recurrent ones with
+    torch's, and those of any other layer with the rms that the layer's weights have; with `own`, all do so.
 
     Args:
         layer: Layer of the table in `fedpara_edge.nn.counterparts`.
         specs: Specs of the weights to factor, by the weights' names in the layer.
         init: Initialization of the factors.
         pretrained: Whether to fit the factors to the weights and keep the bias, instead of drawing new factors and
-            zeroing the bias.
+            zeroing the bias, which `own` keeps as well.
 
     Returns:
         Factored layer, and the relative errors of the fits by the names of the specs.
@@ -44,7 +44,7 @@ def factored_like(
     else:
         new = _of_one_weight(layer, specs["weight"], init)
         factored = {"weight": new}
-        if not pretrained and layer._parameters.get("bias") is not None:
+        if not pretrained and init != "own" and layer._parameters.get("bias") is not None:
             nn.init.zeros_(layer.get_parameter("bias"))
         if "bias" in layer._parameters:
             new._parameters["bias"] = layer._parameters["bias"]  # the object itself, which may be tied or frozen
@@ -92,7 +92,8 @@ def _of_one_weight(layer: nn.Module, spec: LayerSpec, init: Init) -> FactoredLay
             initial_std=_rms(layer.weight) or 1.0,
         )
     like_conv2d = isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    return Wrapped(layer, spec, init=init, initial_std=None if like_conv2d else _rms(_weight(layer, "weight")))
+    by_he = like_conv2d and init != "own"
+    return Wrapped(layer, spec, init=init, initial_std=None if by_he else _rms(_weight(layer, "weight")))
 
 
 def _linear_like(layer: nn.Linear, spec: LayerSpec, init: Init) -> FactoredLayer:
@@ -106,6 +107,7 @@ def _linear_like(layer: nn.Linear, spec: LayerSpec, init: Init) -> FactoredLayer
         rank=spec.rank,
         tanh=spec.tanh,
         init=init,
+        initial_std=_rms(layer.weight) if init == "own" else None,
         name=spec.name,
     )
 
@@ -126,6 +128,7 @@ def _conv2d_like(layer: nn.Conv2d, spec: LayerSpec, init: Init) -> FactoredLayer
         form=spec.form,
         tanh=spec.tanh,
         init=init,
+        initial_std=_rms(layer.weight) if init == "own" else None,
         name=spec.name,
     )
 
@@ -171,6 +174,9 @@ def _recurrent_like(
     for name, made in weights.items():
         if name not in specs:
             made._parameters["weight"] = layer._parameters[name]
+        elif init == "own":
+            made.initial_std = _rms(layer.get_parameter(name))
+            made.reset_parameters()
     for name in layer._parameters:
         if name.startswith("bias"):
             new._parameters[name] = layer._parameters[name]

@@ -1,4 +1,4 @@
-"""Initialization of the factors: of the composed weight (`composed`), or of each factor (`he_fan_in`, `he_fan_out`).
+"""Initialization of the factors: of the composed weight (`composed`, `own`), or of each (`he_fan_in`, `he_fan_out`).
 
 The paper says "He" without saying of what. With `composed`, our own, the composed weight itself gets the variance
 2 / fan_in, its rms being √(2 / fan_in) with fan_in = I K1 K2:
@@ -8,7 +8,9 @@ The paper says "He" without saying of what. With `composed`, our own, the compos
 2. the branches are composed once, and scaled so that the rms of the combined weight is exactly the requested one;
 3. the scale c of a branch is spread evenly over its factors: c^(1/2) each, or c^(1/3) in tensor form.
 
-Recurrent layers ask for torch's own standard deviation instead of He's (`recurrent`).
+Recurrent layers ask for torch's own standard deviation instead of He's (`recurrent`). `own` does the same with the rms
+that the weight of the model to convert has: what is stable for the model as it was made is then stable for its factors
+as well, but a deep network without normalization, for which torch's own start is small, learns more slowly.
 
 The other two draw each factor on its own from N(0, 2 / fan), with the fans that torch finds in the authors' code, where
 X is [R, O] and Y is [R, I], while they are [O, R] and [I, R] here. The last two rows are the standard deviation of the
@@ -41,7 +43,7 @@ from torch import Tensor
 
 from fedpara_edge.errors import InputError
 from fedpara_edge.factors.compose import combine, compose_branch, factor_shapes
-from fedpara_edge.factors.factorization import Init
+from fedpara_edge.factors.factorization import COMPOSED, Init
 from fedpara_edge.factors.layout import LayerSpec
 
 TANH_STD_LIMIT = 0.5
@@ -90,13 +92,13 @@ def initialize(
     std: float | None = None,
     generator: torch.Generator | None = None,
 ) -> None:
-    """Fill the factors of a layer in place; with `composed`, so that the weight has the requested rms.
+    """Fill the factors of a layer in place; with `composed` and `own`, so that the weight has the requested rms.
 
     Args:
         spec: Spec of the layer.
         factors: Float tensors by part, with the shapes of `fedpara_edge.factors.compose.factor_shapes`.
         init: Initialization to use.
-        std: Rms of the weight for `composed`, at most `TANH_STD_LIMIT` with tanh; `he_std(spec)` if None.
+        std: Rms of the weight for `composed` and `own`, at most `TANH_STD_LIMIT` with tanh; `he_std(spec)` if None.
         generator: Source of the random numbers; torch's global generator (`torch.manual_seed`) if None.
 
     Raises:
@@ -113,7 +115,7 @@ def initialize(
         raise InputError(f"layer {spec.name!r}: init: expected one of {', '.join(get_args(Init))}, found {init!r}")
     if any(tensor.is_meta for tensor in factors.values()):
         return
-    if init != "composed":
+    if init not in COMPOSED:
         for part, tensor in factors.items():
             tensor.normal_(0.0, factor_std(spec, part, init=init), generator=generator)
         return

@@ -106,6 +106,7 @@ class Linear(FactoredLayer):
         rank: Inner rank R; by default the smallest that attains full rank (`lowrank`: the rank of equal size).
         tanh: Whether W = tanh(W1) ⊙ tanh(W2), for `fedpara` only.
         init: Initialization of the factors (`fedpara_edge.nn.init`).
+        initial_std: Rms of a composed weight; He's standard deviation if None.
         name: Name of the layer in its spec and in errors.
 
     Shapes: x float [..., I], result [..., O].
@@ -135,12 +136,13 @@ class Linear(FactoredLayer):
         rank: int | None = None,
         tanh: bool = False,
         init: Init = "composed",
+        initial_std: float | None = None,
         name: str = "",
     ) -> None:
         shape = (out_features, in_features)
         rank = _rank(shape, kind=kind, form="matrix", rank=rank)
         spec = LayerSpec(name=name, operator="linear", kind=kind, form="matrix", shape=shape, rank=rank, tanh=tanh)
-        super().__init__(spec, bias=bias, device=device, dtype=dtype, init=init)
+        super().__init__(spec, bias=bias, device=device, dtype=dtype, init=init, initial_std=initial_std)
         self.in_features, self.out_features = in_features, out_features
         self.contracted = False
 
@@ -171,6 +173,7 @@ class Conv2d(FactoredLayer):
         form: `tensor` (Proposition 3) or `matrix` (Proposition 1, on [O, I K1 K2]).
         tanh: Whether W = tanh(W1) ⊙ tanh(W2), for `fedpara` only.
         init: Initialization of the factors (`fedpara_edge.nn.init`).
+        initial_std: Rms of a composed weight; He's standard deviation if None.
         name: Name of the layer in its spec and in errors.
 
     Shapes: x float [N, I, H, W] or [I, H, W], result [N, O, H', W'] or [O, H', W'].
@@ -202,6 +205,7 @@ class Conv2d(FactoredLayer):
         form: Form = "tensor",
         tanh: bool = False,
         init: Init = "composed",
+        initial_std: float | None = None,
         name: str = "",
     ) -> None:
         self_name, remedy = f"layer {name!r}" if name else "Conv2d", "keep this layer dense (exclude it)"
@@ -216,7 +220,7 @@ class Conv2d(FactoredLayer):
         shape = (out_channels, in_channels, *_pair(kernel_size))
         rank = _rank(shape, kind=kind, form=form, rank=rank)
         spec = LayerSpec(name=name, operator="conv2d", kind=kind, form=form, shape=shape, rank=rank, tanh=tanh)
-        super().__init__(spec, bias=bias, device=device, dtype=dtype, init=init)
+        super().__init__(spec, bias=bias, device=device, dtype=dtype, init=init, initial_std=initial_std)
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, _pair(kernel_size)
         self.stride, self.dilation = _pair(stride), _pair(dilation)
         self.padding = padding if isinstance(padding, str) else _pair(padding)
