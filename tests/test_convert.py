@@ -135,11 +135,11 @@ def test_last_matching_override_counts_and_rank_goes_before_gamma() -> None:
         ({"include": ["body"]}, r"include: 'body' matches none .*; did you mean 'body\.\*'\?"),
         ({"gamma_of": {"body.1": 0.1}}, r"gamma_of: 'body.1' matches none"),
         ({"rank_of": {"fc": 3}}, r"rank_of: 'fc' matches none"),
-        ({"exclude": "head"}, r"exclude: expected a list of strings, found 'head'"),
+        ({"exclude": 3}, r"exclude: expected a list of strings, found 3"),
         ({"gamma": 2}, r"gamma: expected a number from 0 to 1, found 2"),
         ({"rank_of": {"head": 0}}, r"rank_of: expected a table with an integer of at least 1 for each key, found"),
         ({"kind": "lowrank", "tanh": True}, r"layer 'body.0': the tanh variant exists for kind 'fedpara' only"),
-        ({"batchnorm": "groups"}, r"batchnorm: expected one of refuse, freeze, group, found 'groups'"),
+        ({"batchnorm": "groups"}, r"batchnorm: expected one of refuse, freeze, train, local, group, found 'groups'"),
     ],
 )
 def test_refusals(options: dict[str, Any], message: str) -> None:
@@ -217,7 +217,7 @@ def test_mode_dtype_and_options_are_kept() -> None:
 
 def test_batchnorm_is_refused_with_a_remedy() -> None:
     model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.Sequential(nn.BatchNorm2d(64)))
-    with pytest.raises(InputError, match=r"module '1.0': BatchNorm2d keeps running statistics.*batchnorm='group'"):
+    with pytest.raises(InputError, match=r"module '1.0': BatchNorm2d keeps running statistics.*batchnorm='freeze' to"):
         convert(model, Factorization(kind="dense"))
 
 
@@ -282,3 +282,11 @@ def test_pretrained_weights_are_fitted(kind: Kind) -> None:
 def test_the_report_warns_of_a_rank_that_stays_low() -> None:
     _, report = convert(nn.Sequential(nn.Conv2d(1, 32, 3)), Factorization(gamma=0, rank_schedule="paper"))
     assert str(report.layers[0]) == "0: fedpara R=1, 288 -> 84 entries, rank of the weight at most 1 of 9"
+
+
+def test_what_stays_on_the_device_counts_as_saved() -> None:
+    """Half of the factors of pFedPara do not travel."""
+    model = nn.Sequential(nn.Linear(200, 100), nn.Linear(100, 100))
+    reports = {kind: convert(model, Factorization(kind=kind, gamma=0.4))[1] for kind in ("fedpara", "pfedpara")}
+    assert reports["fedpara"].parameters_after == reports["pfedpara"].parameters_after > 0.5 * 30_200
+    assert (bool(reports["fedpara"].warning), bool(reports["pfedpara"].warning)) == (True, False)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
-from fedpara_edge.factors.compose import attainable_rank
+from fedpara_edge.factors.compose import attainable_rank, factor_role, factor_shapes
 from fedpara_edge.factors.layout import LayerSpec
 
 SAVED_SHARE = 0.5
@@ -84,8 +85,8 @@ class ConversionReport:
 
     @property
     def warning(self) -> str:
-        """Warning if less than `SAVED_SHARE` of the parameters are saved, with what to do about it; "" otherwise."""
-        before, after = self.parameters, self.parameters_after
+        """Warning if less than `SAVED_SHARE` of the parameters need not travel, with what to do; "" otherwise."""
+        before, after = self.parameters, self.parameters_after - sum(map(_personal_entries, self.layers))
         if before - after >= SAVED_SHARE * before or any(
             layer.reason in ("already converted", "kind is dense") for layer in self.layers
         ):
@@ -101,6 +102,14 @@ class ConversionReport:
         total = f"{self.parameters:,} -> {self.parameters_after:,} parameters"
         warning = [self.warning] if self.warning else []
         return "\n".join([*map(str, self.layers), vectors, *self.messages, total, *warning])
+
+
+def _personal_entries(layer: LayerReport) -> int:
+    """Entries of the factors of a layer that stay on the device."""
+    if layer.spec is None:
+        return 0
+    parts = factor_shapes(layer.spec).items()
+    return sum(prod(shape) for part, shape in parts if factor_role(layer.spec, part) == "personal")
 
 
 def _remedy(largest: LayerReport) -> str:

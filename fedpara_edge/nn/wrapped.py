@@ -27,6 +27,7 @@ class Wrapped(FactoredLayer):
         init: Initialization of the factors.
         initial_std: Rms of a composed weight; He's standard deviation if None.
 
+    >>> import torch
     >>> spec = LayerSpec(name="c", operator="conv2d", kind="fedpara", form="tensor", shape=(32, 16, 5, 1), rank=4)
     >>> layer = Wrapped(nn.Conv1d(16, 32, 5), spec)
     >>> layer(torch.ones(2, 16, 20)).shape, layer.weight.shape
