@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from export.forward.graph import INPUT, LABEL
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.recipe import Recipe
+from fedpara_edge.losses import find_head
 from fedpara_edge.storage.arrayfile import array_names, open_arrays
 
 
@@ -17,6 +19,7 @@ def read_example(recipe: Recipe) -> tuple[Recipe, dict[str, NDArray[Any]]]:
     """Recipe with the shapes and dtypes of its example where it has none of its own, and the example's arrays.
 
     An array `x` is the model's input; without one, all arrays but `y` are inputs by the names of the model's arguments.
+    Classes have names where the recipe has them, or else those in `y_names`, or in `y` itself.
 
     Args:
         recipe: Recipe, with an example or without.
@@ -28,7 +31,7 @@ def read_example(recipe: Recipe) -> tuple[Recipe, dict[str, NDArray[Any]]]:
     if path is None:
         return recipe, {}
     try:
-        arrays = open_arrays(path, array_names(path))
+        recipe, arrays = _with_class_names(recipe, open_arrays(path, array_names(path)))
         if recipe.input:
             return recipe, arrays
         if INPUT in arrays:
@@ -43,6 +46,26 @@ def read_example(recipe: Recipe) -> tuple[Recipe, dict[str, NDArray[Any]]]:
     if not texts:
         raise InputError(f"{path}: expected an array {INPUT!r}, or one for each argument of the model, found none")
     return replace(recipe, input=tuple(texts)), arrays
+
+
+def _with_class_names(recipe: Recipe, arrays: dict[str, NDArray[Any]]) -> tuple[Recipe, dict[str, NDArray[Any]]]:
+    """Recipe with the names of the classes, and the arrays that are numbers, with labels numbered as these names."""
+    numbers = {name: array for name, array in arrays.items() if array.dtype.kind not in "US"}
+    labels, names = arrays.get(LABEL), arrays.get(f"{LABEL}_names")
+    if labels is not None and labels.dtype.kind in "US":
+        names, numbers[LABEL] = np.unique(labels.astype(np.str_), return_inverse=True)
+    if names is None or find_head(recipe.loss[0])[1].labels != "classes":
+        return recipe, numbers
+    found = [str(name) for name in names]
+    if recipe.class_names and LABEL in numbers:
+        unknown = [name for name in found if name not in recipe.class_names]
+        if unknown:
+            listed = ", ".join(recipe.class_names)
+            raise InputError(
+                f"{recipe.example}: class {unknown[0]!r}: expected one of {listed}; rename it, or name it too"
+            )
+        numbers[LABEL] = np.array([recipe.class_names.index(name) for name in found], np.int64)[numbers[LABEL]]
+    return replace(recipe, class_names=recipe.class_names or tuple(found)), numbers
 
 
 def _text(name: str, array: NDArray[Any]) -> str:

@@ -260,7 +260,8 @@ def _with_class_names(interface: Interface, names: tuple[str, ...]) -> Interface
     if len(names) != first.label.classes:
         found = "none" if first.label.classes is None else first.label.classes
         raise InputError(
-            f"expected a name for each class of the outputs {list(first.output.shape)}, {found}, found {len(names)}",
+            f"expected a name for each class of the outputs {list(first.output.shape)}, {found}, found {len(names)}: "
+            f"{', '.join(names[:10])}; name them all, in their order",
             key="class_names",
         )
     return replace(interface, heads=(replace(first, label=replace(first.label, class_names=names)), *others))

@@ -27,11 +27,10 @@ from device_runtime.sources.cache import cached
 from device_runtime.sources.examples import examples_of
 from device_runtime.sources.folders import files_by_class, listed
 from device_runtime.sources.images import read_images
-from device_runtime.sources.reading import Reading, Wanted
+from device_runtime.sources.reading import Reading, Wanted, given
 from device_runtime.sources.sounds import read_sounds
 from device_runtime.sources.tables import read_table
 from fedpara_edge.errors import InputError
-from fedpara_edge.options import declared
 from fedpara_edge.storage.atomic import check_output, replacing_folder
 
 __all__ = ["Reading", "Wanted", "as_arrays", "convert_source", "is_source"]
@@ -111,8 +110,8 @@ def _check_effect(path: Path, reading: Reading) -> None:
     kind = "arrays"
     if is_source(path):
         kind = ("images" if _suffixes(path) is images.SUFFIXES else "sounds") if path.is_dir() else "a table"
-    for name in declared(Reading):
-        if getattr(reading, name) != getattr(PLAIN, name) and name not in _OPTIONS[kind]:
+    for name in given(reading):
+        if name not in _OPTIONS[kind]:
             raise InputError(
                 f"expected for another kind of data, found for {path}, which is {kind}; leave it out", key=name
             )

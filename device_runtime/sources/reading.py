@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.options import check, option
+from fedpara_edge.options import check, declared, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,15 @@ class Reading:
         for name in ("stride", "window_key"):
             if getattr(self, name) is not None and self.window is None:
                 raise InputError(f"expected with a window, found {getattr(self, name)!r} without", key=name)
+
+
+def given(reading: Reading) -> list[str]:
+    """Names of the options that are not at their defaults.
+
+    >>> given(Reading(window=3))
+    ['window']
+    """
+    return [name for name, each in declared(Reading).items() if getattr(reading, name) != each.default]
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ COMMANDS = {
 }
 
 
-WITH_DEVICE_RUNTIME = ("data", "split", "train", "evaluate", "predict", "simulate", "report")
+WITH_DEVICE_RUNTIME = ("export", "data", "split", "train", "evaluate", "predict", "simulate", "report")
 """Commands whose modules import `device_runtime`."""
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
+from device_runtime.sources import Reading
 from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.options import PATH, options_of
 from fedpara_edge.cli.output import emit, megabytes, output_options, steps_shown
@@ -16,17 +18,23 @@ from fedpara_edge.factors.factorization import Init
 from fedpara_edge.formats.bundle import ENGINES
 from fedpara_edge.formats.interface import Interface
 from fedpara_edge.formats.recipe import Recipe
+from fedpara_edge.storage.arrayfile import open_arrays
+
+RANGE_ROWS = 512
+"""Rows of an example whose values are told."""
 
 
 @click.command("export", cls=Command)
 @click.argument("model")
 @click.option("-o", "--output", type=PATH, required=True, help="Bundle folder to write.")
 @options_of(Recipe, without=("name",))
+@options_of(Reading, into="reading")
 @output_options
 def command(
     model: str,
     output: Path,
     options: Mapping[str, Any],
+    reading: Mapping[str, Any],
     overwrite: bool,
     json: bool,
 ) -> None:
@@ -36,11 +44,13 @@ def command(
     function without arguments that returns your nn.Module.
     """
     from fedpara_edge.cli.installed import engines, require, require_engine
+    from fedpara_edge.simulation.bundles import with_example_as_arrays
 
     require("export")
     for engine in options.get("engines", ()):
         require_engine(engine)
     recipe = Recipe(name=model, **{"engines": tuple(name for name in ENGINES if name in engines()), **options})
+    recipe = with_example_as_arrays(recipe, Reading(**reading))
     with steps_shown() as on_step:
         on_step("importing torch")
         from export import make_bundle
@@ -89,6 +99,7 @@ def command(
             *([] if made.pretrained is None else [str(made.pretrained)]),
             str(made.report),
             *([] if made.fidelity is None else [str(made.fidelity)]),
+            *(_ranges(recipe.example, made.bundle.interface) if recipe.example is not None else []),
             *_positions(made.bundle.interface),
             *verified,
             *([] if made.rates is None else [f"{made.rates}{_way_out(made.rates.falls_short, recipe.init)}"]),
@@ -114,3 +125,18 @@ def _positions(interface: Interface) -> list[str]:
         for head in interface.heads
         if head.label.classes is not None and head.label.shape
     ]
+
+
+def _ranges(example: Path, interface: Interface) -> list[str]:
+    """Lines on the values of the example's inputs, by which a wrong scale and a missing normalization show."""
+    lines = []
+    for name, array in open_arrays(example, (), optional=[spec.name for spec in interface.inputs]).items():
+        if array.dtype.kind not in "uf":
+            continue
+        rows = np.asarray(array[:RANGE_ROWS], np.float64) / (255 if array.dtype == np.uint8 else 1)
+        scaled = " as the graph scales it" if array.dtype == np.uint8 else ""
+        lines.append(
+            f"{name}: {array.dtype.name} {[*array.shape[1:]]}, from {rows.min():.4g} to {rows.max():.4g}, mean "
+            f"{rows.mean():.4g}, standard deviation {rows.std():.4g}{scaled}; --mean and --std normalize it"
+        )
+    return lines

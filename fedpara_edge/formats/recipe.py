@@ -185,7 +185,8 @@ class Recipe(ExportConfig, Factorization):
         classes: Number of classes of a zoo model; None for that of the names of classes, or else its own.
         pretrained: State dict or checkpoint, `.safetensors` or of `torch.save`, that the factors are fitted to.
         new_head: Patterns of the tensors, or of the modules that hold them, that are left as initialized.
-        example: Data to verify with, in place of random inputs, and to take shapes and dtypes of inputs from.
+        example: Data to verify with, in place of random inputs, and to take shapes and dtypes of inputs and names of
+            classes from.
 
     Raises:
         InputError: A value is out of its range, or two values don't go together.
@@ -205,7 +206,7 @@ class Recipe(ExportConfig, Factorization):
     example: Path | None = option(
         None,
         metavar="DATA",
-        help="Data (.npz or folder of .npy) to verify with, from which the inputs' shapes and dtypes are taken too.",
+        help="Data to verify with, from which the inputs' shapes and dtypes and the classes' names are taken too.",
     )
 
     def __post_init__(self) -> None:

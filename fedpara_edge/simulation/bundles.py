@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from device_runtime.data import open_data
 from device_runtime.engines.registry import open_engine
 from device_runtime.epochs import count_steps
+from device_runtime.sources import PLAIN, Reading, Wanted, as_arrays
+from device_runtime.sources.reading import given
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.bundle import Bundle, open_bundle
 from fedpara_edge.formats.recipe import Recipe
@@ -26,7 +29,25 @@ def make_model(recipe: Recipe, folder: Path) -> None:
     """
     from export import make_bundle
 
-    make_bundle(recipe, folder)
+    make_bundle(with_example_as_arrays(recipe), folder)
+
+
+def with_example_as_arrays(recipe: Recipe, reading: Reading = PLAIN) -> Recipe:
+    """Recipe whose example, if it has one, is arrays.
+
+    Args:
+        recipe: Recipe, with a source (`device_runtime.sources`) or arrays as its example.
+        reading: Options for reading a source.
+
+    Raises:
+        InputError: The source does not fit, or there are options and no source.
+    """
+    if recipe.example is None:
+        if reading != PLAIN:
+            raise InputError("expected for the example, found without; give it, or leave it out", key=given(reading)[0])
+        return recipe
+    wanted = Wanted(recipe.input_shape, recipe.input_dtype or "")
+    return replace(recipe, example=as_arrays(recipe.example, reading, wanted))
 
 
 def check_bundle(arm: Arm, folder: Path, clients: Clients) -> Bundle:
