@@ -89,7 +89,10 @@ def make_bundle(
         config = replace(recipe, input_shape=shape, input_dtype=dtype, tokens=tokens)
     if recipe.pretrained is not None:
         loaded = load_pretrained(dense, recipe.pretrained, new_head=recipe.new_head)
-    factorization = replace(recipe, exclude=(*recipe.exclude, *(zoo.dense_layers if zoo else ())))
+    factorization = recipe
+    if zoo:
+        batchnorm = zoo.batchnorm if recipe.batchnorm == "refuse" else recipe.batchnorm
+        factorization = replace(recipe, exclude=(*recipe.exclude, *zoo.dense_layers), batchnorm=batchnorm)
     new = () if loaded is None else loaded.new
     converted, report = convert(dense, factorization, pretrained=loaded is not None, new=new)
     bundle, verification = export_bundle(

@@ -27,6 +27,7 @@ PAGES = (
     "howto/own-model.md",
     "howto/data.md",
     "howto/transfer.md",
+    "howto/mobilenet.md",
     "howto/python.md",
     "howto/fewer-bytes.md",
     "howto/personalization.md",

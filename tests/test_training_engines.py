@@ -88,7 +88,8 @@ SMALL_RATES = {"sgd": 2e-4, "momentum": 5e-5, "adamw": 1e-5}
 
 
 def test_the_whole_zoo_is_trained() -> None:
-    assert ZOO_CASES.keys() == ZOO.keys()
+    mobilenets = {name for name in ZOO if name.startswith("mobilenet")}  # trained in `test_mobilenet.py`
+    assert ZOO_CASES.keys() == ZOO.keys() - mobilenets
 
 
 @every_optimizer

@@ -118,7 +118,8 @@ def test_every_model_runs_in_every_kind(name: str, kind: Kind) -> None:
     entry = ZOO[name]
     model = entry.factory(7, kind=kind)
     assert any(isinstance(module, FactoredLayer) for module in model.modules()) == (kind != "dense")
-    assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    plain = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    assert plain == (kind == "dense" and entry.batchnorm != "refuse")
     outputs = model(examples(entry, 2, classes=7))
     assert outputs.shape == ((2, 7, *entry.input_shape) if entry.input_dtype == "int64" else (2, 7))
     assert not any(
@@ -129,7 +130,9 @@ def test_every_model_runs_in_every_kind(name: str, kind: Kind) -> None:
 @pytest.mark.parametrize("name", ZOO)
 def test_converting_the_dense_model_gives_the_factored_one(name: str) -> None:
     entry = ZOO[name]
-    converted, _ = convert(entry.factory(kind="dense"), Factorization(exclude=entry.dense_layers, gamma=0.3))
+    converted, _ = convert(
+        entry.factory(kind="dense"), Factorization(exclude=entry.dense_layers, gamma=0.3, batchnorm=entry.batchnorm)
+    )
     assert layout_of(converted) == layout_of(entry.factory(gamma=0.3))
 
 
@@ -144,7 +147,15 @@ def test_other_shapes(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "shape"), [("vgg16", (1, 28, 28)), ("cnn", (28, 28)), ("cnn", (3, 8, 8)), ("resnet18", (0, 32, 32))]
+    ("name", "shape"),
+    [
+        ("vgg16", (1, 28, 28)),
+        ("cnn", (28, 28)),
+        ("cnn", (3, 8, 8)),
+        ("resnet18", (0, 32, 32)),
+        ("mobilenetv2", (3, 28, 28)),
+        ("mobilenetv3-small", (32, 32)),
+    ],
 )
 def test_impossible_shapes(name: str, shape: tuple[int, ...]) -> None:
     message = rf"{name}: expected an input shape \(channels, height, width\) of at least \d+x\d+, found "

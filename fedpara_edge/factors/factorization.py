@@ -66,7 +66,7 @@ class Factorization:
     batchnorm: BatchNorm = option(
         "refuse",
         help="Refuse a BatchNorm, fix its statistics as they are, train and average them, keep it on the device, or "
-        "replace it with a GroupNorm.",
+        "replace it with a GroupNorm; the zoo's MobileNets train it unless told otherwise.",
     )
     init: Init = option(
         "composed",

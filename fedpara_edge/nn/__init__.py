@@ -13,7 +13,18 @@ from fedpara_edge.nn.pretrained import Pretrained, load_pretrained
 from fedpara_edge.nn.recurrent import GRU, LSTM
 from fedpara_edge.nn.report import ConversionReport, LayerReport
 from fedpara_edge.nn.wrapped import Wrapped
-from fedpara_edge.nn.zoo import ZOO, ZooEntry, char_lstm, cnn, har_transformer, mlp, resnet18, vgg16
+from fedpara_edge.nn.zoo import (
+    ZOO,
+    ZooEntry,
+    char_lstm,
+    cnn,
+    har_transformer,
+    mlp,
+    mobilenet_v2,
+    mobilenet_v3_small,
+    resnet18,
+    vgg16,
+)
 
 __all__ = [
     "GRU",
@@ -43,6 +54,8 @@ __all__ = [
     "load_model",
     "load_pretrained",
     "mlp",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
     "resnet18",
     "vgg16",
 ]

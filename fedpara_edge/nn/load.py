@@ -42,7 +42,7 @@ def load_model(reference: str, *, classes: int | None = None, input_shape: tuple
     Traceback (most recent call last):
     ...
     fedpara_edge.errors.InputError: model 'mpl': expected mlp, cnn, vgg16, resnet18, char-lstm, har-transformer,
-    module:factory or file.py:factory
+    mobilenetv2, mobilenetv2-0.25, mobilenetv3-small, module:factory or file.py:factory
     """
     if reference in ZOO:
         entry = ZOO[reference]

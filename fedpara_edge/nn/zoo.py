@@ -1,9 +1,9 @@
 """Models to start from: plain PyTorch networks whose layers `convert` factors.
 
-`mlp`, `cnn`, `vgg16` and `resnet18` take float images [N, C, H, W] (any shape for `mlp`), `char-lstm` takes text and
-`har-transformer` windows of sensor data. None of them uses batch normalization; scaling of uint8 images belongs to the
-export. Linear and convolution layers that can be factored start with He's variance in every kind, recurrent ones with
-torch's.
+`mlp`, `cnn`, `vgg16`, `resnet18` and the MobileNets take float images [N, C, H, W] (any shape for `mlp`), `char-lstm`
+takes text and `har-transformer` windows of sensor data. Only the MobileNets have BatchNorm, which is trained and
+averaged unless another choice is made; scaling of uint8 images belongs to the export. Linear and convolution layers
+that can be factored start with He's variance in every kind, recurrent ones with torch's.
 """
 
 from __future__ import annotations
@@ -12,17 +12,19 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from torch import nn
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.factors.factorization import Factorization
+from fedpara_edge.factors.factorization import BatchNorm, Factorization
 from fedpara_edge.factors.layout import Form, Kind
 from fedpara_edge.formats.inputs import InputDtype
 from fedpara_edge.nn.blocks import STEPS_IN_A_PATCH, NextCharacter, ResidualBlock, SensorTransformer, SpatialMean
 from fedpara_edge.nn.convert import convert
 from fedpara_edge.nn.groupnorm import group_count
+from fedpara_edge.nn.mobilenet import SMALL_IMAGE, MobileNetV2, MobileNetV3Small
 
 VGG16_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 CNN_CHANNELS = (32, 64, 128, 256)
@@ -54,11 +56,13 @@ class ZooEntry:
         dense_layers: Patterns of the layers that the factory leaves dense, to `exclude` from a conversion.
         input_dtype: Default dtype of the raw input; `int64` for tokens, of which there are as many as classes.
         classes: Default number of classes.
+        batchnorm: Default of what becomes of its BatchNorms.
     """
 
     factory: Factory
     input_shape: tuple[int, ...]
     dense_layers: tuple[str, ...] = ()
+    batchnorm: BatchNorm = "refuse"
     input_dtype: InputDtype = "uint8"
     classes: int = 10
 
@@ -228,6 +232,55 @@ def har_transformer(
     return _finish(model, "har-transformer", kind=kind, gamma=gamma, form=form, tanh=tanh)
 
 
+def mobilenet_v2(
+    classes: int = 10,
+    input_shape: tuple[int, ...] = (3, 96, 96),
+    *,
+    width: float = 1.0,
+    kind: Kind = "fedpara",
+    gamma: float = 0.1,
+    form: Form = "tensor",
+    tanh: bool = False,
+) -> nn.Module:
+    """MobileNetV2 (`fedpara_edge.nn.mobilenet`) for images of 96x96, 32x32 and others; depthwise layers stay dense.
+
+    Args:
+        classes: Number of classes.
+        input_shape: Shape of an image (channels, height, width).
+        width: Multiplier of the channels.
+        kind: Parameterization of the pointwise convolutions; `dense` for the plain model.
+        gamma: γ of the rank schedule.
+        form: Factors of convolutions.
+        tanh: Whether each Hadamard operand passes through tanh.
+
+    >>> sum(p.numel() for p in mobilenet_v2(1000, kind="dense").parameters())
+    3504872
+    """
+    channels, *size = _image_shape("mobilenetv2", input_shape, smallest=32)
+    model = MobileNetV2(classes, channels, width=width, small=min(size) < SMALL_IMAGE)
+    return _finish(model, "mobilenetv2", kind=kind, gamma=gamma, form=form, tanh=tanh)
+
+
+def mobilenet_v3_small(
+    classes: int = 10,
+    input_shape: tuple[int, ...] = (3, 96, 96),
+    *,
+    width: float = 1.0,
+    kind: Kind = "fedpara",
+    gamma: float = 0.1,
+    form: Form = "tensor",
+    tanh: bool = False,
+) -> nn.Module:
+    """MobileNetV3-small (`fedpara_edge.nn.mobilenet`), otherwise as `mobilenet_v2`.
+
+    >>> sum(p.numel() for p in mobilenet_v3_small(1000, kind="dense").parameters())
+    2542856
+    """
+    channels, *size = _image_shape("mobilenetv3-small", input_shape, smallest=32)
+    model = MobileNetV3Small(classes, channels, width=width, small=min(size) < SMALL_IMAGE)
+    return _finish(model, "mobilenetv3-small", kind=kind, gamma=gamma, form=form, tanh=tanh)
+
+
 ZOO: dict[str, ZooEntry] = {
     "mlp": ZooEntry(factory=mlp, input_shape=(1, 28, 28)),
     "cnn": ZooEntry(factory=cnn, input_shape=(1, 28, 28), dense_layers=("conv1", "head")),
@@ -242,6 +295,24 @@ ZOO: dict[str, ZooEntry] = {
         dense_layers=("patch", "head"),
         input_dtype="float32",
         classes=5,
+    ),
+    "mobilenetv2": ZooEntry(
+        factory=mobilenet_v2,
+        input_shape=(3, 96, 96),
+        dense_layers=("features.0.0", "classifier.1"),
+        batchnorm="train",
+    ),
+    "mobilenetv2-0.25": ZooEntry(
+        factory=partial(mobilenet_v2, width=0.25),
+        input_shape=(3, 96, 96),
+        dense_layers=("features.0.0", "classifier.1"),
+        batchnorm="train",
+    ),
+    "mobilenetv3-small": ZooEntry(
+        factory=mobilenet_v3_small,
+        input_shape=(3, 96, 96),
+        dense_layers=("features.0.0", "classifier.3"),
+        batchnorm="train",
     ),
 }
 """Models by name."""
@@ -270,5 +341,10 @@ def _finish(model: nn.Module, name: str, *, kind: Kind, gamma: float, form: Form
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-    factorization = Factorization(kind=kind, gamma=gamma, form=form, tanh=tanh, exclude=dense_layers)
+    if kind == "dense":
+        return model
+    batchnorm = ZOO[name].batchnorm
+    factorization = Factorization(
+        kind=kind, gamma=gamma, form=form, tanh=tanh, exclude=dense_layers, batchnorm=batchnorm
+    )
     return convert(model, factorization)[0]
