@@ -15,9 +15,10 @@ import onnxruntime
 from onnx import TensorProto, helper
 from onnxruntime.training import artifacts, onnxblock
 
+from export.apart import apart
 from export.folding.inference import prune
 from export.forward.batchnorm import by_running_statistics, in_plain_operators
-from export.forward.graph import IR_VERSION, ForwardGraph, quiet_stderr
+from export.forward.graph import IR_VERSION, ForwardGraph
 from export.forward.tracing import Batch, Trace
 from export.gradients import DETACH, Graph
 from export.gradients.builder import attributes, initializers_of, needed
@@ -54,24 +55,17 @@ def write_artifacts(
             raise _no_gradient(graph, f"a {direction.decode()} {node.op_type}", node.name)
         if node.op_type == DETACH:
             raise _no_gradient(graph, "detach", node.name)
+        reduction = options.get("reduction", b"none").decode()
+        if node.op_type.startswith("Scatter") and reduction not in ("none", "add"):
+            raise _no_gradient(graph, f"a {node.op_type} with reduction {reduction}", node.name)
         if _is_strided_volume(node):
             raise _no_gradient(graph, "a Conv of three dimensions with groups and strides", node.name)
     model = onnx.ModelProto()
     model.CopyFrom(in_plain_operators(graph.model))
-    with naming_operators(graph), quiet_stderr():
-        artifacts.generate_artifacts(
-            model,
-            requires_grad=list(trainable),
-            loss=_loss_block(heads),
-            optimizer=_optimizer_block(optimizer),
-            frozen_params=list(graph.statistics),
-            additional_output_names=[
-                *graph.outputs,
-                *([LOSSES] if len(heads) > 1 else []),
-                *graph.statistics.values(),
-            ],
-            artifact_directory=folder,
-        )
+    losses = [LOSSES] if len(heads) > 1 else []
+    outputs = [*graph.outputs, *losses, *graph.statistics.values()]
+    with naming_operators(graph):
+        apart(_generate, model, list(trainable), list(graph.statistics), tuple(heads), dict(optimizer), outputs, folder)
     for name in ("training_model", "eval_model", "optimizer_model"):
         path = folder / f"{name}.onnx"
         if not path.exists():
@@ -85,6 +79,26 @@ def write_artifacts(
         if name == "optimizer_model":
             _correct_optimizer(written.graph)
         onnx.save(written, path)
+
+
+def _generate(
+    model: onnx.ModelProto,
+    trainable: list[str],
+    kept: list[str],
+    heads: Sequence[Head],
+    optimizer: Mapping[str, Any],
+    outputs: list[str],
+    folder: Path,
+) -> None:
+    artifacts.generate_artifacts(
+        model,
+        requires_grad=trainable,
+        loss=_loss_block(heads),
+        optimizer=_optimizer_block(optimizer),
+        frozen_params=kept,
+        additional_output_names=outputs,
+        artifact_directory=folder,
+    )
 
 
 def _is_strided_volume(node: onnx.NodeProto) -> bool:
@@ -123,7 +137,7 @@ def naming_operators(graph: ForwardGraph) -> Iterator[None]:
         if known is None:
             raise InputError(
                 f"model: expected one that onnxruntime-training {onnxruntime.__version__} can differentiate, "
-                f"found {' '.join(text.split())[-300:]}; try --engine onnxruntime (nothing was written)"
+                f"found {' '.join(text.split())[-300:]} (nothing was written)"
             ) from error
         raise _no_gradient(graph, known["operator"].removesuffix("Grad"), known["node"]) from error
 
@@ -133,7 +147,7 @@ def _no_gradient(graph: ForwardGraph, operator: str, node: str) -> InputError:
     where = f"module {module!r}" if module is not None else f"node {node!r}"
     return InputError(
         f"{where}: expected operators with a gradient in onnxruntime-training {onnxruntime.__version__}, "
-        f"found {operator}, which has none; replace that module, or try --engine onnxruntime (nothing was written)"
+        f"found {operator}, which has none; replace that module (nothing was written)"
     )
 
 

@@ -37,6 +37,7 @@ class BuiltBundle:
         bundle: The bundle.
         report: Report on its layers.
         verification: Errors against torch, by engine.
+        left_out: Reasons why engines that were not named can't train the model, by engine.
         pretrained: Report on the pretrained weights; None without.
         fidelity: Distance of the fitted model from the dense one on the recipe's example; None without either.
         rates: Rates that SGD is stable at in the beginning; None where they are not known.
@@ -45,6 +46,7 @@ class BuiltBundle:
     bundle: Bundle
     report: ConversionReport
     verification: dict[str, Verification]
+    left_out: dict[str, str]
     pretrained: Pretrained | None
     fidelity: Fidelity | None
     rates: StableRates | None
@@ -95,8 +97,15 @@ def make_bundle(
         factorization = replace(recipe, exclude=(*recipe.exclude, *zoo.dense_layers), batchnorm=batchnorm)
     new = () if loaded is None else loaded.new
     converted, report = convert(dense, factorization, pretrained=loaded is not None, new=new)
+    left_out: dict[str, str] = {}
     bundle, verification = export_bundle(
-        converted, folder, config, overwrite=overwrite, examples=examples, on_step=on_step
+        converted,
+        folder,
+        config,
+        overwrite=overwrite,
+        examples=examples,
+        on_step=on_step,
+        on_left_out=left_out.__setitem__,
     )
     fidelity = None
     interface = bundle.interface
@@ -109,6 +118,7 @@ def make_bundle(
         bundle=bundle,
         report=report,
         verification=verification,
+        left_out=left_out,
         pretrained=loaded,
         fidelity=fidelity,
         rates=_rates(converted, dense, config, examples),

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,23 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from export.apart import prepare
 from export.batches import Batches
+from export.engines import EngineWriters, Writer
 from export.forward.graph import INPUT, LABEL, ForwardGraph, forward_graph
 from export.forward.outputs import Chosen
 from export.forward.preprocess import Argument, Deployed, Preprocessing
 from export.reference import Reference
 from export.step.training_step import INTERFACE, StepSpec, write_steps
 from export.step.weight_update import CORRECTION, optimizer_constants
-from export.trials import OnnxruntimeTrial, OpenTrial, OrtTrainingTrial
+from export.trials import OnnxruntimeTrial, OpenTrial, OrtTrainingTrial, SecondProcessTrial
 from export.verify import Verification, check_parameters, verify
 from fedpara_edge.codecs import find_encoder
 from fedpara_edge.errors import InputError
 from fedpara_edge.factors.layout import Layout
 from fedpara_edge.factors.roles import keep_personal
 from fedpara_edge.formats.bundle import (
+    ENGINES,
     INITIAL_PERSONAL,
     MANIFEST,
     WEIGHTS,
@@ -49,7 +53,7 @@ _LARGEST_LOSS = 0.5  # of an initial tensor, relative: beyond it, whole rows of 
 _EXAMPLES = 4  # batch size of tracing; torch.export would fix a batch of 0 or 1
 
 
-def quietly(_: str) -> None:
+def quietly(*_: str) -> None:
     """Say nothing."""
 
 
@@ -61,6 +65,7 @@ def export_bundle(
     overwrite: bool = False,
     examples: Mapping[str, NDArray[Any]] | None = None,
     on_step: Callable[[str], None] = quietly,
+    on_left_out: Callable[[str, str], None] = quietly,
 ) -> tuple[Bundle, dict[str, Verification]]:
     """Write a bundle that trains `model`, after verifying it against torch.
 
@@ -72,6 +77,8 @@ def export_bundle(
         overwrite: Whether to replace an existing bundle.
         examples: Real rows of inputs or labels by name, to verify with; what is missing is drawn at random.
         on_step: Function that is called with what is being done, in words.
+        on_left_out: Function that is called with an engine that can't train the model and the reason, where
+            `config.engines` names none.
 
     Returns:
         Bundle, and the measured relative errors by engine.
@@ -98,24 +105,35 @@ def export_bundle(
         examples=examples or {},
     )
     example = {name: torch.from_numpy(array) for name, array in batches.draw(_EXAMPLES).inputs.items()}
+    prepare("export.trials", *(["export.artifacts"] if _is_possible("ort-training", config) else []))
     on_step("exporting the forward pass")
     graph = forward_graph(deployed, example, batch_size=config.batch_size, contracting=CORRECTION not in optimizer)
     interface = _with_class_names(_interface(specs, [*losses.values()], graph.outputs), config.class_names)
     check_parameters(graph, layout.trained)
     tensors = {name: value.detach().numpy() for name, value in model.state_dict().items()}
+    verifying = partial(
+        verify,
+        reference=Reference(deployed, outputs=graph.outputs, heads=interface.heads, optimizer=optimizer),
+        graph=graph,
+        optimizer=optimizer,
+        draw=replace(batches, heads=interface.heads).draw,
+        on_step=on_step,
+    )
+    writers = _writers(graph, example, layout, interface, optimizer, tensors, on_step)
     with replacing_folder(folder) as making:
-        openers = _write_engines(making, graph, example, layout, config, interface, optimizer, tensors, on_step)
-        verification = verify(
-            openers,
-            Reference(deployed, outputs=graph.outputs, heads=interface.heads, optimizer=optimizer),
-            graph=graph,
-            optimizer=optimizer,
-            draw=replace(batches, heads=interface.heads).draw,
-            on_step=on_step,
-        )
+        if config.engines is None:
+            possible = [engine for engine in ENGINES if _is_possible(engine, config)]
+            chosen = EngineWriters({engine: writers[engine] for engine in possible}, verifying)
+            verification, left_out = chosen.write_possible(making)
+            engines = tuple(engine for engine in possible if engine not in left_out)
+            for engine, error in left_out.items():
+                on_left_out(engine, str(error).removesuffix(" (nothing was written)"))
+        else:
+            engines = config.engines
+            verification = EngineWriters(writers, verifying).write(making, engines)
         write_initial_personal(making, {tensor.name: tensors[tensor.name] for tensor in layout.with_role("personal")})
         local = sha256_of(making / INITIAL_PERSONAL) if (making / INITIAL_PERSONAL).exists() else None
-        manifest = _manifest(config, layout, graph, interface, optimizer, local)
+        manifest = _manifest(config, engines, layout, graph, interface, optimizer, local)
         initial = {tensor.name: tensors[tensor.name] for tensor in layout.shared}
         stored = write_weights(
             making / WEIGHTS, Weights(manifest.fingerprint, 0, layout, initial), find_encoder(config.initial_codec)
@@ -132,21 +150,19 @@ def export_bundle(
     return open_bundle(folder), verification
 
 
-def _write_engines(
-    folder: Path,
+def _writers(
     graph: ForwardGraph,
     example: Mapping[str, torch.Tensor],
     layout: Layout,
-    config: ExportConfig,
     interface: Interface,
     optimizer: dict[str, Any],
     tensors: dict[str, NDArray[Any]],
     on_step: Callable[[str], None],
-) -> dict[str, OpenTrial]:
-    """Write the files of every requested engine; return functions that load them to try them, by engine."""
-    openers: dict[str, OpenTrial] = {}
+) -> dict[str, Writer]:
+    """Functions that write the files of an engine and return one that loads them to try them, by engine."""
     trained = layout.trained
-    if "ort-training" in config.engines:
+
+    def write_ort_training(folder: Path) -> OpenTrial:
         on_step("differentiating for ort-training")
         try:
             from export.artifacts import write_artifacts
@@ -158,13 +174,22 @@ def _write_engines(
             ) from error
         names = [tensor.name for tensor in trained]
         write_artifacts(graph, folder, trainable=names, heads=interface.heads, optimizer=optimizer)
-        openers["ort-training"] = partial(OrtTrainingTrial, folder, graph, trained)
-    if "onnxruntime" in config.engines:
+        return partial(SecondProcessTrial, OrtTrainingTrial, folder, graph, trained)
+
+    def write_onnxruntime(folder: Path) -> OpenTrial:
         on_step("differentiating for onnxruntime")
         spec = StepSpec(trained, interface.heads, optimizer, layout, layout.statistics)
         write_steps(graph, folder, spec, {name: x.numpy() for name, x in example.items()})
-        openers["onnxruntime"] = partial(OnnxruntimeTrial, folder, layout, tensors, optimizer)
-    return openers
+        return partial(SecondProcessTrial, OnnxruntimeTrial, folder, layout, tensors, optimizer)
+
+    return {"ort-training": write_ort_training, "onnxruntime": write_onnxruntime}
+
+
+def _is_possible(engine: str, config: ExportConfig) -> bool:
+    """Whether an engine can be exported for here at all."""
+    if engine != "ort-training":
+        return True
+    return not config.jacobian_correction and find_spec("onnxruntime.training") is not None
 
 
 def _check_replaceable(folder: Path) -> None:
@@ -174,6 +199,7 @@ def _check_replaceable(folder: Path) -> None:
 
 def _manifest(
     config: ExportConfig,
+    engines: tuple[str, ...],
     layout: Layout,
     graph: ForwardGraph,
     interface: Interface,
@@ -185,7 +211,7 @@ def _manifest(
         layout=layout,
         interface=interface,
         optimizer=optimizer,
-        engines=config.engines,
+        engines=engines,
         graph=graph.digest({tensor.name for tensor in layout.with_role("shared", "personal")}),
         local=local,
         files={},

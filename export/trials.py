@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnxruntime import InferenceSession, SessionOptions
 
+from export.apart import Apart
 from export.batches import Batch
 from export.forward.graph import ForwardGraph
 from export.step.dropout import LIMIT, SCALE
@@ -63,6 +64,28 @@ class Trial(Protocol):
 
 OpenTrial = Callable[[], Trial]
 """Function that loads the files of an engine."""
+
+
+class SecondProcessTrial:
+    """A trial in the second process (`export.apart`), as the files may crash the runtime.
+
+    Args:
+        make: Class of the trial.
+        args: Arguments of the class.
+    """
+
+    def __init__(self, make: Callable[..., Trial], *args: Any) -> None:
+        self._trial = Apart(make, *args)
+
+    def run(self, batch: Batch) -> Results:
+        """Run training step and evaluation on a batch."""
+        results: Results = self._trial.call("run", batch)
+        return results
+
+    def step(self) -> Tensors | None:
+        """Weights after one optimizer step from the last batch."""
+        stepped: Tensors | None = self._trial.call("step")
+        return stepped
 
 
 class OrtTrainingTrial:

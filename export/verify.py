@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from export.apart import CrashError
 from export.batches import Batch, joined
 from export.forward.graph import ForwardGraph
 from export.reference import UNIT, Reference
@@ -111,8 +112,8 @@ def verify(
         Errors by engine.
 
     Raises:
-        InputError: A runtime does not run the files, or not on every number of rows.
-        FedparaError: A result differs, and rounding does not explain it.
+        EngineError: A runtime does not run the files, or not on every number of rows, or a result differs, and rounding
+            does not explain it.
     """
     on_step("loading the files")
     trials = {engine: _opened(engine, opener) for engine, opener in openers.items()}
@@ -232,7 +233,7 @@ def _verified(
     """Errors by engine, each on the first batch on which the engine is right.
 
     Raises:
-        FedparaError: There is none.
+        EngineError: There is none.
     """
     verified: dict[str, Verification] = {}
     near_kinks: dict[str, Verification] = {}
@@ -256,17 +257,18 @@ def _verified(
     return verified
 
 
-def _refusal(engine: str, errors: Errors, rounding: _Rounding, batch: Batch, number: int) -> FedparaError:
+def _refusal(engine: str, errors: Errors, rounding: _Rounding, batch: Batch, number: int) -> EngineError:
     def excess(what: str) -> float:
         ratio = errors[what] / max(TOLERANCE, LIKENESS * rounding.typical(what))
         return math.inf if math.isnan(ratio) else ratio
 
     what = max(errors, key=excess)
     limit = max(TOLERANCE, LIKENESS * rounding.typical(what))
-    return FedparaError(
+    refusal = FedparaError(
         f"{engine}: {what}: expected torch's result within {limit:.2g} relative, found {errors[what]:.2g}, on batch "
         f"{number + 1} of {_rows(batch)}; nothing was written: please report this model"
     )
+    return EngineError(engine, refusal)
 
 
 def _errors(found: Results, exact: Results) -> Errors:
@@ -305,22 +307,41 @@ def _worse(one: Verification, other: Verification) -> Verification:
     )
 
 
+class EngineError(Exception):
+    """An engine can't train the model, or not right.
+
+    Attributes:
+        engine: Name of the engine.
+        error: Error for the user.
+    """
+
+    def __init__(self, engine: str, error: FedparaError) -> None:
+        super().__init__(str(error))
+        self.engine, self.error = engine, error
+
+
 def _opened(engine: str, opener: OpenTrial) -> Trial:
     try:
         return opener()
-    except (FedparaError, OSError):
+    except FedparaError as error:
+        raise EngineError(engine, error) from error
+    except OSError:
         raise
     except Exception as error:  # the exceptions of the runtimes have no common base
-        raise InputError(
-            f"model: expected one that {engine} loads, found {_gist(error)}; try another --engine (nothing was written)"
-        ) from error
+        refusal = InputError(f"model: expected one that {engine} loads, found {_gist(error)} (nothing was written)")
+        raise EngineError(engine, refusal) from error
 
 
 def _run(engine: str, trial: Trial, batch: Batch, graph: ForwardGraph) -> Results:
     try:
         return trial.run(batch)
-    except (FedparaError, OSError):
+    except FedparaError as error:
+        raise EngineError(engine, error) from error
+    except OSError:
         raise
+    except CrashError as error:
+        refusal = InputError(f"model: expected one that {engine} trains, found {error} (nothing was written)")
+        raise EngineError(engine, refusal) from error
     except Exception as error:  # the exceptions of the runtimes have no common base
         node = _NODE.search(str(error))
         module = None if node is None else graph.module_of.get(node["name"])
@@ -329,10 +350,11 @@ def _run(engine: str, trial: Trial, batch: Batch, graph: ForwardGraph) -> Result
             if batch.rows == 1
             else "take sizes from x.shape, not from the example"
         )
-        raise InputError(
+        refusal = InputError(
             f"{'model' if module is None else f'module {module!r}'}: expected to run in {engine} on any batch, found "
             f"with {_rows(batch)} {_gist(error)}; {remedy} (nothing was written)"
-        ) from error
+        )
+        raise EngineError(engine, refusal) from error
 
 
 _NODE = re.compile(r"Name:'(?P<name>[^']*?)(_Grad/[^']*)?'")
@@ -355,7 +377,7 @@ def _step_error(
     error. A change below 1 % of the weight is compared on that scale, on which float32 rounds the new weight.
 
     Raises:
-        FedparaError: It is beyond the tolerance.
+        EngineError: It is beyond the tolerance.
     """
     stepped = trial.step()
     if stepped is None:
@@ -367,10 +389,11 @@ def _step_error(
         errors[name] = float(np.linalg.norm(found - expected)) / max(floor, 1e-30)
     worst = max(errors, key=errors.__getitem__)
     if not errors[worst] <= TOLERANCE:
-        raise FedparaError(
+        refusal = FedparaError(
             f"{engine}: {optimizer['name']} step of {worst!r}: expected torch's within {TOLERANCE:g} relative, found "
             f"{errors[worst]:.2g}; nothing was written: please report this model"
         )
+        raise EngineError(engine, refusal)
     return errors[worst]
 
 

@@ -1,19 +1,28 @@
 """Small models, exported to a plain training step, and what that step and torch make of a batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from onnxruntime import InferenceSession
 from torch import nn
 from torch.nn import functional as F
 
 from export import export_bundle
+from export.forward.graph import INPUT, IR_VERSION, LABEL, OPSET, ForwardGraph
+from export.forward.outputs import OUTPUT
+from export.step.training_step import StepSpec, write_steps
+from export.step.weight_update import optimizer_constants
 from export.verify import TOLERANCE
+from fedpara_edge.factors.layout import TensorSpec
 from fedpara_edge.formats.bundle import Bundle
+from fedpara_edge.formats.interface import ArraySpec, Head
 from fedpara_edge.formats.recipe import ExportConfig
 from fedpara_edge.formats.weights import read_weights
+from fedpara_edge.losses import find_loss
 
 IMAGE, SEQUENCE, VECTOR, VOLUME = (2, 11, 12), (3, 10), (12,), (2, 4, 6, 5)
 
@@ -92,3 +101,32 @@ def gradient_of(model: nn.Module, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     model.double().zero_grad()
     F.cross_entropy(model(torch.from_numpy(x).double()), torch.from_numpy(y)).backward()
     return np.concatenate([parameter.grad.numpy().ravel() for parameter in model.parameters()])
+
+
+def write_rows(
+    nodes: Sequence[onnx.NodeProto],
+    arrays: Mapping[str, np.ndarray],
+    trained: Sequence[str],
+    entries: int,
+    folder: Path,
+    example: np.ndarray,
+) -> None:
+    """Write the steps of a graph from x to rows of outputs, with the squared error as the loss.
+
+    Its arrays are initializers; its nodes are those of a module named like the node.
+    """
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * rank)
+        for name, rank in ((INPUT, example.ndim), (OUTPUT, 2))
+    ]
+    initializers = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    graph = helper.make_graph(nodes, "forward", ends[:1], ends[1:], initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    tensors = [
+        TensorSpec(name=name, shape=arrays[name].shape, dtype="float32", layer="", part="other", role="shared")
+        for name in trained
+    ]
+    rows = [ArraySpec(name, (entries,), "float32") for name in (OUTPUT, LABEL)]
+    spec = StepSpec(tensors, (Head(*rows, find_loss("mse")),), optimizer_constants("sgd"))
+    modules = {node.name: node.name for node in nodes}
+    write_steps(ForwardGraph(model, modules, {OUTPUT: (entries,)}), folder, spec, {INPUT: example})

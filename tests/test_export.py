@@ -134,7 +134,8 @@ MODELS = {
 
 
 def options(shape: tuple[int, ...], **more: object) -> ExportConfig:
-    return ExportConfig(**{"name": "test", "input_shape": shape, "input_dtype": "float32", **more})
+    chosen = {"name": "test", "input_shape": shape, "input_dtype": "float32", "engines": ENGINES}
+    return ExportConfig(**{**chosen, **more})
 
 
 def worst(verification: dict) -> float:

@@ -7,15 +7,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
-from step_models import run_step
+from onnx import helper, numpy_helper
+from step_models import run_step, write_rows
 from torch.nn import functional as F
 
-from export.forward.graph import IR_VERSION, LABEL, OPSET, OUTPUT, ForwardGraph
-from export.step.training_step import StepSpec, write_steps
-from export.step.weight_update import optimizer_constants
-from fedpara_edge.factors.layout import TensorSpec
-from fedpara_edge.formats.bundle import ArraySpec
+from export.forward.outputs import OUTPUT
 
 SIZE = 6
 
@@ -28,16 +24,7 @@ def write(folder: Path, *nodes: onnx.NodeProto, shape: tuple[int, ...], entries:
         helper.make_node("Reshape", ["result", "rows"], [OUTPUT], name="rows"),
     ]
     arrays = {"weight": np.ones((1, *shape), np.float32), "rows": np.array([-1, entries])}
-    ends = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * rank)
-        for name, rank in (("x", len(shape) + 1), (OUTPUT, 2))
-    ]
-    initializers = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
-    graph = helper.make_graph(forward, "forward", ends[:1], ends[1:], initializers)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    tensor = TensorSpec(name="weight", shape=(1, *shape), dtype="float32", layer="", part="other", role="shared")
-    spec = StepSpec([tensor], ArraySpec(LABEL, (entries,), "float32"), "mse", optimizer_constants("sgd"))
-    write_steps(ForwardGraph(model, {}, (entries,)), folder, spec, np.ones((3, *shape), np.float32))
+    write_rows(forward, arrays, ["weight"], entries, folder, np.ones((3, *shape), np.float32))
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])

@@ -8,17 +8,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper
 from onnx.backend.test.case.node import collect_testcases
 from onnx.reference import ReferenceEvaluator
-from step_models import run_step
+from step_models import run_step, write_rows
 
-from export.forward.graph import IR_VERSION, LABEL, OPSET, OUTPUT, ForwardGraph
-from export.step.training_step import StepSpec, write_steps
-from export.step.weight_update import optimizer_constants
+from export.forward.graph import IR_VERSION, OPSET
+from export.forward.outputs import OUTPUT
 from fedpara_edge.errors import InputError
-from fedpara_edge.factors.layout import TensorSpec
-from fedpara_edge.formats.bundle import ArraySpec
 
 WRITTEN_OTHERWISE, SELDOM = "torch.onnx or a translation writes other operators", "torch.onnx does not write it"
 OF_TORCH_ONLY = "only what torch's own layer computes has a gradient"
@@ -149,16 +146,7 @@ def write(example: Example, trained: list[str], folder: Path) -> None:
         helper.make_node("Mul", ["x", "row"], [OUTPUT], name="scale"),
     ]
     arrays = {**example.inputs, "one row": np.array([1, -1])}
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, None]) for name in ("x", OUTPUT)]
-    initializers = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
-    graph = helper.make_graph(nodes, "forward", ends[:1], ends[1:], initializers)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    tensors = [
-        TensorSpec(name=n, shape=example.inputs[n].shape, dtype="float32", layer="", part="other", role="shared")
-        for n in trained
-    ]
-    spec = StepSpec(tensors, ArraySpec(LABEL, (example.entries,), "float32"), "mse", optimizer_constants("sgd"))
-    write_steps(ForwardGraph(model, {"node": "node"}, (example.entries,)), folder, spec, np.ones((3, 1), np.float32))
+    write_rows(nodes, arrays, trained, example.entries, folder, np.ones((3, 1), np.float32))
 
 
 def refusal_of(example: Example, folder: Path, *, comparing: bool) -> str:

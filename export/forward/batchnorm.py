@@ -161,4 +161,5 @@ def _append_statistics(steps: _Steps, mean: str, variance: str, *, channels: int
 
 def _ranks(model: onnx.ModelProto) -> dict[str, int]:
     graph = onnx.shape_inference.infer_shapes(model).graph
-    return {info.name: len(info.type.tensor_type.shape.dim) for info in (*graph.input, *graph.value_info)}
+    ranks = {info.name: len(info.type.tensor_type.shape.dim) for info in (*graph.input, *graph.value_info)}
+    return ranks | {tensor.name: len(tensor.dims) for tensor in graph.initializer}

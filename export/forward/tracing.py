@@ -17,6 +17,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from export.apart import apart
 from export.forward.batchnorm import in_plain_operators
 from fedpara_edge.errors import InputError
 
@@ -71,17 +72,12 @@ def trace(model: onnx.ModelProto, examples: Mapping[str, NDArray[Any]], trained:
 def _run(model: onnx.ModelProto, batch: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     observed = onnx.ModelProto()
     observed.CopyFrom(in_plain_operators(model))
-    names = [name for node in observed.graph.node for name in node.output if name]
+    own = {name for node in model.graph.node for name in node.output if name}
+    names = [name for node in observed.graph.node for name in node.output if name in own]
     del observed.graph.output[:]
     observed.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
     try:
-        session = onnxruntime.InferenceSession(
-            observed.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        results = session.run(names, dict(batch))
+        results = apart(_results, observed.SerializeToString(), names, dict(batch))
     except Exception as error:  # the exceptions of onnxruntime have no common base
         raise InputError(
             f"model: expected one that onnxruntime runs on any batch, found {' '.join(str(error).split())[-300:]}; "
@@ -89,6 +85,15 @@ def _run(model: onnx.ModelProto, batch: Mapping[str, NDArray[Any]]) -> dict[str,
         ) from error
     values = {name: value for name, value in zip(names, results, strict=True) if isinstance(value, np.ndarray)}
     return values | dict(batch) | {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def _results(model: bytes, names: list[str], feed: Mapping[str, NDArray[Any]]) -> list[Any]:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    results: list[Any] = session.run(names, feed)
+    return results
 
 
 def _shape(name: str, two: tuple[int, ...], three: tuple[int, ...]) -> Shape:

@@ -18,6 +18,8 @@ from export.gradients.rules import Gradients, rule
 def forward(graph: Graph, node: NodeProto) -> None:
     """Append a BatchNormalization in training mode, with its output under the same name."""
     (x, scale, shift), y = node.input[:3], node.output[0]
+    if not attributes(node).get("training_mode", 0):
+        raise NotImplementedError("a BatchNormalization by running statistics")
     flat = _by_channel(graph, x, x)
     mean = _mean(graph, flat)
     centred = graph.define(f"{y}.centred", "Sub", flat, _column(graph, mean))
@@ -67,8 +69,6 @@ def evaluate(graph: Graph, node: NodeProto) -> None:
 def batch_normalization(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     """Gradient of x: (g - mean(g) - c · inverse² mean(g c)) · slope."""
     gradient, (x, scale, shift), y = gradients[0], node.input[:3], node.output[0]
-    if not attributes(node).get("training_mode", 0):
-        raise NotImplementedError("a BatchNormalization by running statistics")
     assert gradient is not None
     g, c, inverse = _by_channel(graph, gradient, x), f"{y}.centred", f"{y}.inverse"
     drift, share = _mean(graph, g), _mean(graph, graph.op("Mul", g, c))

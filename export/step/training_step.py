@@ -143,7 +143,7 @@ def write_steps(graph: ForwardGraph, folder: Path, spec: StepSpec, examples: Map
     except NoGradientError as error:
         raise InputError(
             f"{graph.place_of(error.node)}: expected operators with a gradient in the engine onnxruntime, found "
-            f"{error.found}, which has none; replace that module, or try --engine ort-training (nothing was written)"
+            f"{error.found}, which has none; replace that module (nothing was written)"
         ) from error
     for name, model in models.items():
         onnx.save(model, folder / f"{name}.onnx")

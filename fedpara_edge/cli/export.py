@@ -43,13 +43,13 @@ def command(
     MODEL is mlp, cnn, vgg16, resnet18, char-lstm or har-transformer, or package.module:factory or file.py:factory, a
     function without arguments that returns your nn.Module.
     """
-    from fedpara_edge.cli.installed import engines, require, require_engine
+    from fedpara_edge.cli.installed import require, require_engine
     from fedpara_edge.simulation.bundles import with_example_as_arrays
 
     require("export")
-    for engine in options.get("engines", ()):
+    for engine in options.get("engines") or ():
         require_engine(engine)
-    recipe = Recipe(name=model, **{"engines": tuple(name for name in ENGINES if name in engines()), **options})
+    recipe = Recipe(name=model, **options)
     recipe = with_example_as_arrays(recipe, Reading(**reading))
     with steps_shown() as on_step:
         on_step("importing torch")
@@ -66,6 +66,7 @@ def command(
         "dense_parameters": layout.dense_parameters,
         "frozen_parameters": layout.frozen_parameters,
         "verification": {name: vars(errors) for name, errors in made.verification.items()},
+        "left_out": made.left_out,
         "layers": [
             {
                 "name": layer.name,
@@ -103,6 +104,7 @@ def command(
             *_positions(made.bundle.interface),
             *verified,
             *([] if made.rates is None else [f"{made.rates}{_way_out(made.rates.falls_short, recipe.init)}"]),
+            *(f"{output}: without the engine {name}: {reason}" for name, reason in made.left_out.items()),
             f"an update sends {megabytes(4 * layout.shared_parameters)}, {layout.shared_parameters / whole:.1%} of the "
             f"dense model's {megabytes(4 * whole)}"
             + (f", of which {megabytes(4 * frozen)} are frozen, neither trained nor sent" if frozen else ""),

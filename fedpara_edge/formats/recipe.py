@@ -50,7 +50,7 @@ class ExportConfig:
         weight_decay: Weight decay of AdamW; None for 0.01.
         jacobian_correction: Strength λ of the Jacobian correction (`export.step.jacobian`); engine onnxruntime only.
         batch_size: Batch size for which the graphs are optimized; any other works as well.
-        engines: Engines to write the training step for.
+        engines: Engines to write the training step for; None for those of the installed ones that can.
         seed: Seed of the initial weights and of the batches used for verification.
 
     Raises:
@@ -135,8 +135,13 @@ class ExportConfig:
         help="Draw steps on factors to where steps on their weights would lead; with --engines onnxruntime.",
     )
     batch_size: int = option(32, minimum=1, help="Batch size for which the graphs are optimized; any other works.")
-    engines: tuple[str, ...] = option(
-        ENGINES, choices=ENGINES, was=("engine",), metavar="ENGINE", help="Engines to write the training step for."
+    engines: tuple[str, ...] | None = option(
+        None,
+        choices=ENGINES,
+        was=("engine",),
+        metavar="ENGINE",
+        unset="those that can train the model here",
+        help="Engines to write the training step for.",
     )
     seed: int = option(0, minimum=0, maximum=2**32 - 1, help="Seed of the initial weights.")
 
@@ -166,9 +171,9 @@ class ExportConfig:
                 f"expected with one input alone, found beside {names[0]!r}; write it after its name, in input",
                 key=given[0],
             )
-        if not self.engines:
+        if self.engines is not None and not self.engines:
             raise InputError(f"expected some of {', '.join(ENGINES)}, found none", key="engines")
-        if self.jacobian_correction and "ort-training" in self.engines:
+        if self.jacobian_correction and "ort-training" in (self.engines or ()):
             raise InputError(
                 "expected onnxruntime alone with a Jacobian correction, found ort-training, which can't take second "
                 "derivatives; export for the engine onnxruntime",
