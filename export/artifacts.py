@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 from onnxruntime.training import artifacts, onnxblock
 
 from export.apart import apart
+from export.complaints import complaint
 from export.folding.inference import prune
 from export.forward.batchnorm import by_running_statistics, in_plain_operators
 from export.forward.graph import IR_VERSION, ForwardGraph
@@ -137,7 +138,7 @@ def naming_operators(graph: ForwardGraph) -> Iterator[None]:
         if known is None:
             raise InputError(
                 f"model: expected one that onnxruntime-training {onnxruntime.__version__} can differentiate, "
-                f"found {' '.join(text.split())[-300:]} (nothing was written)"
+                f"found {complaint(error)} (nothing was written)"
             ) from error
         raise _no_gradient(graph, known["operator"].removesuffix("Grad"), known["node"]) from error
 

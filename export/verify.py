@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from export.apart import CrashError
 from export.batches import Batch, joined
+from export.complaints import complaint
 from export.forward.graph import ForwardGraph
 from export.reference import UNIT, Reference
 from export.step.weight_update import CORRECTION
@@ -328,7 +329,7 @@ def _opened(engine: str, opener: OpenTrial) -> Trial:
     except OSError:
         raise
     except Exception as error:  # the exceptions of the runtimes have no common base
-        refusal = InputError(f"model: expected one that {engine} loads, found {_gist(error)} (nothing was written)")
+        refusal = InputError(f"model: expected one that {engine} loads, found {complaint(error)} (nothing was written)")
         raise EngineError(engine, refusal) from error
 
 
@@ -352,7 +353,7 @@ def _run(engine: str, trial: Trial, batch: Batch, graph: ForwardGraph) -> Result
         )
         refusal = InputError(
             f"{'model' if module is None else f'module {module!r}'}: expected to run in {engine} on any batch, found "
-            f"with {_rows(batch)} {_gist(error)}; {remedy} (nothing was written)"
+            f"with {_rows(batch)} {complaint(error)}; {remedy} (nothing was written)"
         )
         raise EngineError(engine, refusal) from error
 
@@ -362,10 +363,6 @@ _NODE = re.compile(r"Name:'(?P<name>[^']*?)(_Grad/[^']*)?'")
 
 def _rows(batch: Batch) -> str:
     return "1 row" if batch.rows == 1 else f"{batch.rows} rows"
-
-
-def _gist(error: Exception) -> str:
-    return " ".join(str(error).split())[-300:]
 
 
 def _step_error(

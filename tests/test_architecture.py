@@ -51,7 +51,7 @@ SIMULATION: tuple[set[str], ...] = (
     {"fedpara_edge.simulation.runner"},
 )
 EXPORT: tuple[set[str], ...] = (
-    {"export.apart"},
+    {"export.apart", "export.complaints"},
     {"export.forward"},
     {"export.gradients", "export.folding"},
     {"export.step"},

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from export.apart import apart
+from export.complaints import complaint
 from export.forward.batchnorm import in_plain_operators
 from fedpara_edge.errors import InputError
 
@@ -80,7 +81,7 @@ def _run(model: onnx.ModelProto, batch: Mapping[str, NDArray[Any]]) -> dict[str,
         results = apart(_results, observed.SerializeToString(), names, dict(batch))
     except Exception as error:  # the exceptions of onnxruntime have no common base
         raise InputError(
-            f"model: expected one that onnxruntime runs on any batch, found {' '.join(str(error).split())[-300:]}; "
+            f"model: expected one that onnxruntime runs on any batch, found {complaint(error)}; "
             "take the batch size from x.shape[0], not from len(x)"
         ) from error
     values = {name: value for name, value in zip(names, results, strict=True) if isinstance(value, np.ndarray)}

@@ -43,13 +43,15 @@ def command(
     MODEL is mlp, cnn, vgg16, resnet18, char-lstm or har-transformer, or package.module:factory or file.py:factory, a
     function without arguments that returns your nn.Module.
     """
-    from fedpara_edge.cli.installed import require, require_engine
+    from fedpara_edge.cli.installed import engines, require, require_engine
     from fedpara_edge.simulation.bundles import with_example_as_arrays
 
     require("export")
     for engine in options.get("engines") or ():
         require_engine(engine)
-    recipe = Recipe(name=model, **options)
+    installed = tuple(name for name in ENGINES if name in engines())
+    possible = {} if len(installed) == len(ENGINES) else {"engines": installed}
+    recipe = Recipe(name=model, **{**possible, **options})
     recipe = with_example_as_arrays(recipe, Reading(**reading))
     with steps_shown() as on_step:
         on_step("importing torch")
