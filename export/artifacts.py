@@ -19,7 +19,7 @@ from export.apart import apart
 from export.complaints import complaint
 from export.folding.inference import prune
 from export.forward.batchnorm import by_running_statistics, in_plain_operators
-from export.forward.graph import IR_VERSION, ForwardGraph
+from export.forward.graph import DRAWING, IR_VERSION, ForwardGraph
 from export.forward.tracing import Batch, Trace
 from export.gradients import DETACH, Graph
 from export.gradients.builder import attributes, initializers_of, needed
@@ -54,6 +54,11 @@ def write_artifacts(
             raise _no_gradient(graph, node.op_type, node.name)
         if direction != b"forward":
             raise _no_gradient(graph, f"a {direction.decode()} {node.op_type}", node.name)
+        if node.op_type in DRAWING:
+            raise InputError(
+                f"{graph.place_of(node)}: expected no random numbers but those of Dropout in onnxruntime-training, "
+                f"found {node.op_type}; remove it (nothing was written)"
+            )
         if node.op_type == DETACH:
             raise _no_gradient(graph, "detach", node.name)
         reduction = options.get("reduction", b"none").decode()

@@ -113,7 +113,13 @@ def export_bundle(
     tensors = {name: value.detach().numpy() for name, value in model.state_dict().items()}
     verifying = partial(
         verify,
-        reference=Reference(deployed, outputs=graph.outputs, heads=interface.heads, optimizer=optimizer),
+        reference=Reference(
+            deployed,
+            outputs=graph.outputs,
+            heads=interface.heads,
+            optimizer=optimizer,
+            drawing=graph.evaluation is not None,
+        ),
         graph=graph,
         optimizer=optimizer,
         draw=replace(batches, heads=interface.heads).draw,
@@ -123,8 +129,8 @@ def export_bundle(
     with replacing_folder(folder) as making:
         if config.engines is None:
             possible = [engine for engine in ENGINES if _is_possible(engine, config)]
-            chosen = EngineWriters({engine: writers[engine] for engine in possible}, verifying)
-            verification, left_out = chosen.write_possible(making)
+            installed = EngineWriters({engine: writers[engine] for engine in possible}, verifying)
+            verification, left_out = installed.write_possible(making)
             engines = tuple(engine for engine in possible if engine not in left_out)
             for engine, error in left_out.items():
                 on_left_out(engine, str(error).removesuffix(" (nothing was written)"))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -23,12 +23,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from export.batches import Batch, joined
 from export.forward.preprocess import Deployed
+from export.step.draws import Draws
 from export.step.jacobian import corrections_in_torch, recording_weights
 from export.step.weight_update import CORRECTION
-from export.trials import STEP, Results, Tensors
+from export.trials import SEED, STEP, Results, Tensors
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.interface import Head
 from fedpara_edge.losses import BinaryCrossEntropy, CrossEntropy, Huber, Loss, MeanAbsoluteError, MeanSquaredError
+from fedpara_edge.nn import GRU, LSTM
 from fedpara_edge.nn.batchnorm import normalize_by_batches, running_statistics
 
 UNIT = 2.0**-24
@@ -43,6 +45,7 @@ class Reference:
         outputs: Shapes of the outputs of one example, by name.
         heads: Outputs that the files train, with their labels and losses.
         optimizer: Constants of the optimizer.
+        drawing: Whether the model draws at random in training, besides in Dropouts.
 
     Attributes:
         weights: Trained weights by tensor, in double precision.
@@ -55,11 +58,12 @@ class Reference:
         outputs: Mapping[str, tuple[int, ...]],
         heads: Sequence[Head],
         optimizer: Mapping[str, Any],
+        drawing: bool = False,
     ) -> None:
         self._single = copy.deepcopy(model).eval()
         self._double = copy.deepcopy(self._single).double()
         self._double.dtype = torch.float64
-        self._shapes, self._heads, self._optimizer = outputs, heads, optimizer
+        self._shapes, self._heads, self._optimizer, self._drawing = outputs, heads, optimizer, drawing
         self.weights: Tensors = {name: parameter.detach().numpy() for name, parameter in _trained(self._double)}
 
     def exact(self, batch: Batch) -> Results:
@@ -93,8 +97,14 @@ class Reference:
         inputs, labels = (
             {name: torch.from_numpy(array) for name, array in arrays.items()} for arrays in (batch.inputs, batch.labels)
         )
-        evaluated = _evaluated(model, inputs)
-        with torch.enable_grad(), _normalizing_by_batches(model) as statistics, recording_weights(model) as weights:
+        evaluated = _evaluated(model, inputs, drawing=self._drawing)
+        drawing = _drawing(model) if self._drawing else nullcontext()
+        with (
+            torch.enable_grad(),
+            _normalizing_by_batches(model) as statistics,
+            recording_weights(model) as weights,
+            drawing,
+        ):
             outputs = model.by_name(*inputs.values())
             for name, shape in self._shapes.items():
                 if tuple(outputs[name].shape) != (batch.rows, *shape):
@@ -120,12 +130,32 @@ class Reference:
         )
 
 
-def _evaluated(model: Deployed, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor] | None:
-    """Outputs by running statistics; None if there are none, so that training and evaluation give the same outputs."""
-    if not running_statistics(model.model):
+def _evaluated(
+    model: Deployed, inputs: Mapping[str, torch.Tensor], *, drawing: bool
+) -> Mapping[str, torch.Tensor] | None:
+    """Outputs in evaluation; None if training gives the same, as it does without running statistics and draws."""
+    if not drawing and not running_statistics(model.model):
         return None
     with torch.no_grad():
         return model.by_name(*inputs.values())
+
+
+@contextmanager
+def _drawing(model: Deployed) -> Iterator[None]:
+    """Context in which a model draws as its training step does with the seed of a trial, and drops nothing."""
+    for module in model.modules():
+        module.training = not isinstance(module, _DROPPING) and (
+            module.training or not isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+        )
+    try:
+        with Draws(SEED):
+            yield
+    finally:
+        model.eval()
+
+
+_DROPPING = (torch.nn.Dropout, torch.nn.MultiheadAttention, torch.nn.RNNBase, LSTM, GRU)
+"""Modules that drop in training, and do nothing else then."""
 
 
 @contextmanager

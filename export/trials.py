@@ -26,6 +26,8 @@ from fedpara_edge.factors.layout import Layout, TensorSpec
 
 STEP = 0.1
 """Learning rate of the optimizer step."""
+SEED = 0
+"""Seed of what the model draws."""
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -165,7 +167,7 @@ class OnnxruntimeTrial:
         if layout.statistics:
             self._weights["statistics"] = _flat(weights, layout.statistics)
         self._settings: dict[str, NDArray[Any]] = {
-            "seed": np.array(0, np.int64),
+            "seed": np.array(SEED, np.int64),
             "accumulated": none,
             "last": np.array(True),
             "learning_rate": np.array(STEP, np.float32),

@@ -12,7 +12,7 @@ import tempfile
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -47,11 +47,14 @@ class ForwardGraph:
         model: Model of opset 18 and IR 10 with a dynamic batch; parameters are initializers under their own names.
         module_of: Module that each node came from, by the node's name.
         outputs: Shapes of the outputs of one example, by name.
+        evaluation: Forward pass in evaluation, if that is another than `model` without its Dropouts: where the model
+            draws at random in ways of its own; else None.
     """
 
     model: onnx.ModelProto
     module_of: dict[str, str]
     outputs: Mapping[str, tuple[int, ...]]
+    evaluation: onnx.ModelProto | None = None
 
     def place_of(self, node: onnx.NodeProto) -> str:
         """Name of a node's place for errors: the module that it came from, or else the node itself."""
@@ -86,8 +89,8 @@ def forward_graph(
 
     Raises:
         InputError: The model does not run on the example, does not return the chosen tensors with the batch first,
-            fixes the batch size, or uses BatchNorm, `torch.no_grad()`, random numbers other than Dropout's, or an
-            operator without an ONNX translation.
+            fixes the batch size, or uses BatchNorm, `torch.no_grad()`, random numbers that are neither uniform nor
+            normal nor of two values, or an operator without an ONNX translation.
     """
     _refuse_modules(model.model)
     inputs = tuple(example.values())
@@ -97,27 +100,43 @@ def forward_graph(
     if not model.model.training:  # the wrapper is new, and always in training mode
         model.train()
     normalize_by_batches(model)
+    names = _names(model.model, {*example, *shapes})
+    graph = _finish(_exported(model, example, shapes), shapes, names)
+    _refuse_random(graph)
+    if not any(node.op_type in DRAWING for node in graph.model.graph.node):
+        return graph
+    evaluated = _finish(_exported(copy.deepcopy(model).eval(), example, shapes), shapes, names)
+    for node in evaluated.model.graph.node:
+        if node.op_type in DRAWING:
+            raise InputError(
+                f"{evaluated.place_of(node)}: expected random numbers in training only, found {node.op_type} in "
+                "evaluation; draw them if self.training (nothing was written)"
+            )
+    return replace(graph, evaluation=evaluated.model)
+
+
+def _exported(
+    model: Deployed, example: Mapping[str, torch.Tensor], outputs: Mapping[str, tuple[int, ...]]
+) -> onnx.ModelProto:
+    """Graph of a model, in the mode that it is in."""
     try:
         with quiet_stderr():
             program = torch.onnx.export(
                 model,
-                inputs,
+                tuple(example.values()),
                 dynamo=True,
                 optimize=False,  # constant folding would compose the factors into dense weights
                 opset_version=OPSET,
                 input_names=list(example),
-                output_names=list(shapes),
-                dynamic_shapes=(({0: torch.export.Dim("batch")},) * len(inputs),),
+                output_names=list(outputs),
+                dynamic_shapes=(({0: torch.export.Dim("batch")},) * len(example),),
                 custom_translation_table=dict(TRANSLATIONS),
                 verbose=False,
             )
             assert program is not None
-            proto = program.model_proto
+            return program.model_proto
     except Exception as error:  # whatever goes wrong here lies in the user's model
         raise InputError(f"model: expected one that torch.onnx can export, found {_gist(error)}") from error
-    graph = _finish(proto, shapes, _names(model.model, {*example, *shapes}))
-    _refuse_random(graph)
-    return graph
 
 
 @contextmanager
@@ -199,19 +218,18 @@ class _StoppedGradients(TorchFunctionMode):
         return result
 
 
+DRAWING = frozenset({"Bernoulli", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"})
+"""Operators that draw at random, besides Dropout."""
+
+
 def _refuse_random(graph: ForwardGraph) -> None:
-    """Refuse operators that draw different numbers at every step, whatever the seed."""
+    """Refuse draws that can't be made from a seed."""
     for node in graph.model.graph.node:
-        if node.op_type in _RANDOM:
+        if node.op_type == "Multinomial":
             raise InputError(
-                f"{graph.place_of(node)}: expected no random numbers but those of Dropout, found {node.op_type}; "
-                "remove it (nothing was written)"
+                f"{graph.place_of(node)}: expected random numbers that are uniform, normal or of two values, found "
+                f"{node.op_type}; remove it (nothing was written)"
             )
-
-
-_RANDOM = frozenset(
-    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
-)
 
 
 def _refuse_modules(model: torch.nn.Module) -> None:
@@ -227,10 +245,6 @@ def _refuse_modules(model: torch.nn.Module) -> None:
             raise InputError(
                 f"module {name!r}: expected a BatchNorm that is called in one place, found that of "
                 f"{shared[id(module)]!r}; give each place its own"
-            )
-        if isinstance(module, torch.nn.modules.dropout._DropoutNd) and type(module) is not torch.nn.Dropout:
-            raise InputError(
-                f"module {name!r}: expected Dropout, found {type(module).__name__}; replace it with Dropout"
             )
         if isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag):
             special = [

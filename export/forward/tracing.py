@@ -20,6 +20,7 @@ from onnx import helper, numpy_helper
 from export.apart import apart
 from export.complaints import complaint
 from export.forward.batchnorm import in_plain_operators
+from export.forward.graph import DRAWING
 from fedpara_edge.errors import InputError
 
 
@@ -112,6 +113,7 @@ def _changing(graph: onnx.GraphProto, trained: Collection[str]) -> set[str]:
     """Values that depend on the content of the input, on a trained parameter, or on chance."""
     changing = {*(info.name for info in graph.input), *trained}
     for node in graph.node:
-        if node.op_type == "Dropout" or (node.op_type not in ("Shape", "Size") and changing & set(node.input)):
+        random = node.op_type == "Dropout" or node.op_type in DRAWING
+        if random or (node.op_type not in ("Shape", "Size") and changing & set(node.input)):
             changing.update(node.output)
     return changing

@@ -20,6 +20,7 @@ from onnxscript import opset18 as op
 
 from export.forward.batchnorm import with_statistics, without_statistics
 from export.forward.detaching import detach
+from export.forward.draws import uniform
 from export.forward.embeddings import embedding, embedding_bag
 from export.forward.extrema import max_dim, min_dim
 from export.forward.pooling import adaptive_avg_pool, adaptive_max_pool, avg_pool, max_pool
@@ -157,6 +158,7 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.squeeze.dims: squeeze,
     torch.ops.aten._native_batch_norm_legit.no_stats: without_statistics,
     torch.ops.aten._native_batch_norm_legit_functional.default: with_statistics,
+    torch.ops.aten.uniform.default: uniform,
     torch.ops.aten.embedding.default: embedding,
     torch.ops.aten.embedding_bag.default: embedding_bag,
     torch.ops.aten.embedding_bag.padding_idx: embedding_bag,

@@ -7,6 +7,7 @@ hash of two rounds of multiplication and shift (a bijection on 32 bits), in int6
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
 
 from export.gradients import Graph
@@ -54,17 +55,45 @@ def dropout(graph: Graph, node: NodeProto, number: int, seed: str) -> str:
     keep = 1.0 - _ratio(graph, node)
     limit = graph.initialize(node.output[0] + LIMIT, np.array(round(keep * 2**32), np.int64))
     scale = graph.initialize(node.output[0] + SCALE, np.array(1 / keep if keep else 0.0, np.float32))
-    low = graph.op("BitwiseAnd", seed, _int(graph, _MASK))
-    high = graph.op("BitwiseAnd", graph.op("Div", seed, _int(graph, 2**32)), _int(graph, _MASK))
-    first = _hash(graph, graph.op("BitwiseXor", low, _int(graph, number + 1)), _int(graph, 0))
-    second = _hash(graph, high, first)
-    size = graph.op("Size", node.input[0])
-    index = graph.op("Range", _int(graph, 0), size, _int(graph, 1))
-    hashed = _hash(graph, graph.op("BitwiseXor", index, first), second)
+    hashed = hashes(graph, graph.op("Size", node.input[0]), number, seed)
     kept = graph.op("Cast", graph.op("Less", hashed, limit), to=TensorProto.FLOAT)
     factor = graph.op("Reshape", graph.op("Mul", kept, scale), graph.op("Shape", node.input[0]))
     graph.define(node.output[0], "Mul", node.input[0], factor)
     return factor
+
+
+def hashes(graph: Graph, size: str, number: int, seed: str) -> str:
+    """Hashes [size] of 32 bits, int64, of the entries of draw `number` of a graph.
+
+    Args:
+        graph: Graph to append to.
+        size: Name of an int64 scalar of the graph.
+        number: Number of the draw, which no other of the graph has.
+        seed: Name of an int64 scalar of the graph.
+    """
+    low = graph.op("BitwiseAnd", seed, _int(graph, _MASK))
+    high = graph.op("BitwiseAnd", graph.op("Div", seed, _int(graph, 2**32)), _int(graph, _MASK))
+    first = _hash(graph, graph.op("BitwiseXor", low, _int(graph, number + 1)), _int(graph, 0))
+    second = _hash(graph, high, first)
+    index = graph.op("Range", _int(graph, 0), size, _int(graph, 1))
+    return _hash(graph, graph.op("BitwiseXor", index, first), second)
+
+
+def hashes_in_numpy(size: int, number: int, seed: int) -> NDArray[np.uint64]:
+    """What `hashes` gives, for a seed below 2^63."""
+
+    def scrambled(value: NDArray[np.uint64], key: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        for factor, shift in zip(_FACTORS, _SHIFTS[:2], strict=True):
+            value = (value ^ (value >> np.uint64(shift))) * np.uint64(factor)
+            if factor == _FACTORS[0]:
+                value = value + key
+            value = value & np.uint64(_MASK)
+        return value ^ (value >> np.uint64(_SHIFTS[2]))
+
+    low, high, none = (np.array([value], np.uint64) for value in (seed & _MASK, seed >> 32, 0))
+    first = scrambled(low ^ np.uint64(number + 1), none)
+    second = scrambled(high, first)
+    return scrambled(np.arange(size, dtype=np.uint64) ^ first, second)
 
 
 def _hash(graph: Graph, value: str, key: str) -> str:

@@ -44,7 +44,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
 from export.forward.batchnorm import new_statistics
-from export.forward.graph import IR_VERSION, OPSET, ForwardGraph
+from export.forward.graph import DRAWING, IR_VERSION, OPSET, ForwardGraph
 from export.forward.tracing import Batch, Trace, trace
 from export.gradients import (
     Graph,
@@ -59,6 +59,7 @@ from export.gradients import (
     shaping,
 )
 from export.gradients.builder import attributes, initializers_of, needed, static
+from export.step.draws import draw
 from export.step.dropout import dropout, drops
 from export.step.jacobian import ComposedWeight, append_correction, composed_weights
 from export.step.losses import append_losses
@@ -132,14 +133,19 @@ def write_steps(graph: ForwardGraph, folder: Path, spec: StepSpec, examples: Map
             to apply the Jacobian correction to.
     """
     forward = _without_clashes(graph.model)
-    known = trace(forward, examples, [_inner(t.name) for tensors in spec.vectors.values() for t in tensors])
+    changing = [_inner(tensor.name) for tensors in spec.vectors.values() for tensor in tensors]
+    known = trace(forward, examples, changing)
+    evaluated, known_there = forward, known
+    if graph.evaluation is not None:
+        evaluated = _without_clashes(graph.evaluation)
+        known_there = trace(evaluated, examples, changing)
     weights: list[ComposedWeight] = []
     if CORRECTION in spec.optimizer:
         assert spec.layout is not None
         weights = composed_weights(forward, examples, spec.layout, inner=_inner)
     try:
         train_step = _train_step(forward, known, spec, weights)
-        models = {"train_step": train_step, "eval_step": _eval_step(forward, known, spec)}
+        models = {"train_step": train_step, "eval_step": _eval_step(evaluated, known_there, spec)}
     except NoGradientError as error:
         raise InputError(
             f"{graph.place_of(error.node)}: expected operators with a gradient in the engine onnxruntime, found "
@@ -249,6 +255,9 @@ def _append_forward(
         with refusing(node):
             if node.op_type == "Dropout":
                 node = _append_dropout(graph, node, number=len(nodes), training=training)
+            elif node.op_type in DRAWING:
+                draw(graph, node, sum(made.op_type in DRAWING for made in nodes), "seed")
+                node = helper.make_node(node.op_type, [], list(node.output), name=node.name)  # without a gradient
             elif node.op_type in lowered:
                 lowered[node.op_type](graph, node)
             else:
