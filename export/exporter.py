@@ -20,6 +20,7 @@ from export.batches import Batches
 from export.engines import EngineWriters, Writer
 from export.forward.graph import INPUT, LABEL, ForwardGraph, forward_graph
 from export.forward.outputs import Chosen
+from export.forward.ownloss import loaded, with_own_losses
 from export.forward.preprocess import Argument, Deployed, Preprocessing
 from export.reference import Reference
 from export.step.training_step import INTERFACE, StepSpec, write_steps
@@ -96,7 +97,7 @@ def export_bundle(
     layout = keep_personal(layout, config.personal)
     inputs, optimizer = _inputs(config), _constants(config)
     specs = tuple(ArraySpec(name, each.shape, each.dtype, each.tokens) for name, each in inputs.items())
-    losses = dict(find_head(text) for text in config.loss)
+    losses = {output: loaded(loss) for output, loss in map(find_head, config.loss)}
     deployed = deploy(model, config)
     batches = Batches(
         inputs=specs,
@@ -109,6 +110,10 @@ def export_bundle(
     on_step("exporting the forward pass")
     graph = forward_graph(deployed, example, batch_size=config.batch_size, contracting=CORRECTION not in optimizer)
     interface = _with_class_names(_interface(specs, [*losses.values()], graph.outputs), config.class_names)
+    labels = replace(batches, heads=interface.heads).draw(_EXAMPLES).labels
+    graph, heads = with_own_losses(graph, interface.heads, labels)
+    interface = replace(interface, heads=heads)
+    example |= {name: torch.from_numpy(array) for name, array in labels.items() if graph.takes(name)}
     check_parameters(graph, layout.trained)
     tensors = {name: value.detach().numpy() for name, value in model.state_dict().items()}
     verifying = partial(

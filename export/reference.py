@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from export.batches import Batch, joined
+from export.forward.ownloss import LoadedLoss
 from export.forward.preprocess import Deployed
 from export.step.draws import Draws
 from export.step.jacobian import corrections_in_torch, recording_weights
@@ -203,6 +204,9 @@ def _in_torch(loss: Loss, output: torch.Tensor, y: torch.Tensor) -> torch.Tensor
             return F.huber_loss(output, y, delta=loss.delta)
         case BinaryCrossEntropy():
             return F.binary_cross_entropy_with_logits(output, y, pos_weight=output.new_tensor(loss.pos_weight))
+        case LoadedLoss():
+            found: torch.Tensor = copy.deepcopy(loss.module).to(output.dtype)(output, y)
+            return found
     raise AssertionError(loss)
 
 

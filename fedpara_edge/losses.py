@@ -2,6 +2,7 @@
 
     cross_entropy:label_smoothing=0.1,ignore_index=-100,class_weights=1,2,5
     huber:delta=2
+    losses.py:focal:kind=classes        a function of the user's own, the same as own:function=losses.py:focal,…
 
 This is what devices and servers know of a loss: which labels it takes, which of them count, and how it is spelled. What
 it computes stands in the graphs of a bundle (`export.step.losses`).
@@ -9,6 +10,7 @@ it computes stands in the graphs of a bundle (`export.step.losses`).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -135,8 +137,34 @@ class BinaryCrossEntropy(Loss):
     pos_weight: float = option(1.0, above=0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnLoss(Loss):
+    """Loss of the user's own, a function or module in torch from outputs and labels to a number.
+
+    Args:
+        function: `file.py:name` or `package.module:name` at export; its name alone in a bundle, whose graph has it.
+        kind: Kind of the labels: classes int64, or float32 of the outputs' shape.
+        mean: Whether it is a mean over the rows of a batch, so that a batch can be split; found out at export.
+    """
+
+    name = "own"
+    function: str = option(metavar="FILE.py:NAME")
+    kind: Kind = option("numbers")
+    mean: bool = option(True)
+
+    @property
+    def labels(self) -> Kind:
+        """Kind of the labels."""
+        return self.kind
+
+    @property
+    def divisible(self) -> bool:
+        """Whether the loss of a batch is the mean of those of its parts, weighted by their rows."""
+        return self.mean
+
+
 LOSSES: dict[str, type[Loss]] = {
-    loss.name: loss for loss in (CrossEntropy, MeanSquaredError, MeanAbsoluteError, Huber, BinaryCrossEntropy)
+    loss.name: loss for loss in (CrossEntropy, MeanSquaredError, MeanAbsoluteError, Huber, BinaryCrossEntropy, OwnLoss)
 }
 """Losses by name."""
 
@@ -149,9 +177,18 @@ def find_loss(text: str) -> Loss:
 
     >>> str(find_loss("cross_entropy:label_smoothing=0.1,class_weights=1,2.5"))
     'cross_entropy:label_smoothing=0.1,class_weights=1,2.5'
+    >>> find_loss("losses.py:focal:kind=classes")
+    OwnLoss(weight=1.0, function='losses.py:focal', kind='classes', mean=True)
     """
+    own = _OWN.fullmatch(text)
+    if own is not None and own["where"] not in LOSSES:
+        options = f",{own['options']}" if own["options"] else ""
+        text = f"{OwnLoss.name}:function={own['where']}:{own['name']}{options}"
     loss: Loss = choose(LOSSES, text, key="loss")
     return loss
+
+
+_OWN = re.compile(r"(?P<where>[^:=]+):(?P<name>[A-Za-z_]\w*)(:(?P<options>.*))?")
 
 
 def find_head(text: str) -> tuple[str | None, Loss]:

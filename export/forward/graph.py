@@ -66,6 +66,10 @@ class ForwardGraph:
         """Values that hold the running statistics after a batch, by tensor."""
         return new_statistics(self.model)
 
+    def takes(self, name: str) -> bool:
+        """Whether a value is an input of the graph."""
+        return any(info.name == name for info in self.model.graph.input)
+
     def digest(self, changing: Collection[str]) -> str:
         """SHA-256 of the graph without the values of the tensors that training changes."""
         bare = onnx.ModelProto()
@@ -101,11 +105,11 @@ def forward_graph(
         model.train()
     normalize_by_batches(model)
     names = _names(model.model, {*example, *shapes})
-    graph = _finish(_exported(model, example, shapes), shapes, names)
+    graph = finish(_exported(model, example, shapes), shapes, names)
     _refuse_random(graph)
     if not any(node.op_type in DRAWING for node in graph.model.graph.node):
         return graph
-    evaluated = _finish(_exported(copy.deepcopy(model).eval(), example, shapes), shapes, names)
+    evaluated = finish(_exported(copy.deepcopy(model).eval(), example, shapes), shapes, names)
     for node in evaluated.model.graph.node:
         if node.op_type in DRAWING:
             raise InputError(
@@ -136,7 +140,7 @@ def _exported(
             assert program is not None
             return program.model_proto
     except Exception as error:  # whatever goes wrong here lies in the user's model
-        raise InputError(f"model: expected one that torch.onnx can export, found {_gist(error)}") from error
+        raise InputError(f"model: expected one that torch.onnx can export, found {gist(error)}") from error
 
 
 @contextmanager
@@ -154,7 +158,14 @@ def quiet_stderr() -> Iterator[None]:
             os.close(terminal)
 
 
-def _finish(model: onnx.ModelProto, outputs: Mapping[str, tuple[int, ...]], names: Mapping[str, str]) -> ForwardGraph:
+def finish(model: onnx.ModelProto, outputs: Mapping[str, tuple[int, ...]], names: Mapping[str, str]) -> ForwardGraph:
+    """What torch.onnx exported, as a forward graph.
+
+    Args:
+        model: Exported model, which is changed.
+        outputs: Shapes of the outputs of one example, by name.
+        names: Names that parameters get in the graph.
+    """
     model.ir_version = IR_VERSION
     module_of = dict(_modules(model.graph))
     _strip_metadata(model)
@@ -180,7 +191,7 @@ def _output_shapes(model: Deployed, inputs: tuple[torch.Tensor, ...]) -> dict[st
         raise
     except Exception as error:
         taken = " and ".join(f"{x.dtype} {list(x.shape)}" for x in inputs)
-        raise InputError(f"model: expected to take {taken}, found {_gist(error)}; check --input-shape") from error
+        raise InputError(f"model: expected to take {taken}, found {gist(error)}; check --input-shape") from error
     for name, output in outputs.items():
         if output.dim() < 1 or len(output) != len(inputs[0]):
             which = "" if len(outputs) == 1 else f" as {name!r}"
@@ -317,7 +328,7 @@ def _resolve_cast_like(model: onnx.ModelProto) -> None:
             del node.input[1]
 
 
-def _gist(error: BaseException) -> str:
+def gist(error: BaseException) -> str:
     """Innermost cause of an error, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__

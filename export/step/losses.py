@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
+from export.forward.ownloss import own_value
 from export.gradients import Graph
 from fedpara_edge.formats.interface import Head
-from fedpara_edge.losses import BinaryCrossEntropy, CrossEntropy, Huber
+from fedpara_edge.losses import BinaryCrossEntropy, CrossEntropy, Huber, OwnLoss
 
 LossBuilder = Callable[[Graph, Any, str, str], tuple[str, str]]
 """Function from a loss, outputs [B, ...] and labels to the mean loss [] and its gradient by the outputs [B, ...]."""
@@ -110,11 +111,24 @@ def bce(graph: Graph, loss: BinaryCrossEntropy, outputs: str, labels: str) -> tu
     return value, graph.op("Div", slope, count)
 
 
-LOSSES: dict[str, LossBuilder] = {"cross_entropy": cross_entropy, "mse": mse, "l1": l1, "huber": huber, "bce": bce}
+def own(graph: Graph, loss: object, outputs: str, labels: str) -> tuple[str, str]:
+    """Loss that is in the graph already, behind the outputs; its gradient by itself is 1."""
+    del loss, labels
+    return own_value(outputs), graph.scalar(1.0)
+
+
+LOSSES: dict[str, LossBuilder] = {
+    "cross_entropy": cross_entropy,
+    "mse": mse,
+    "l1": l1,
+    "huber": huber,
+    "bce": bce,
+    "own": own,
+}
 
 
 def append_losses(graph: Graph, heads: Sequence[Head], share: str | None = None) -> tuple[str, dict[str, str]]:
-    """Append the losses of the heads; return them, and the gradients of the outputs by their names.
+    """Append the losses of the heads; return them, and the gradients of the outputs, or of own losses, by name.
 
     Args:
         graph: Graph with the outputs.
@@ -123,7 +137,7 @@ def append_losses(graph: Graph, heads: Sequence[Head], share: str | None = None)
             [H]; None for 1.
 
     Returns:
-        Losses, each times its weight, [] or for several heads [H]; and the gradients by output.
+        Losses, each times its weight, [] or for several heads [H]; and the gradients by output or own loss.
     """
     values, gradients = [], {}
     for number, head in enumerate(heads):
@@ -135,7 +149,7 @@ def append_losses(graph: Graph, heads: Sequence[Head], share: str | None = None)
             own = share if len(heads) == 1 else graph.op("Gather", share, graph.array(np.array(number, np.int64)))
             gradient = graph.op("Mul", gradient, own)
         values.append(value)
-        gradients[head.output.name] = gradient
+        gradients[own_value(head.output.name) if isinstance(head.loss, OwnLoss) else head.output.name] = gradient
     if len(heads) == 1:
         return values[0], gradients
     return graph.op("Concat", *(graph.op("Reshape", value, graph.ints(1)) for value in values), axis=0), gradients

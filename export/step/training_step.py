@@ -384,7 +384,8 @@ def _batch_inputs(forward: onnx.ModelProto, spec: StepSpec) -> list[onnx.ValueIn
     labels = [head.label for head in spec.heads]
     dtypes = [helper.np_dtype_to_tensor_dtype(np.dtype(label.dtype)) for label in labels]
     infos = [_info(label.name, dtype, ("batch", *label.shape)) for label, dtype in zip(labels, dtypes, strict=True)]
-    return [*forward.graph.input, *infos]
+    given = {info.name for info in forward.graph.input}  # with the labels of own losses
+    return [*forward.graph.input, *(info for info in infos if info.name not in given)]
 
 
 def _loss_shape(spec: StepSpec) -> tuple[int, ...]:

@@ -100,7 +100,8 @@ class ExportConfig:
     loss: tuple[str, ...] = option(
         ("cross_entropy",),
         metavar="[OUTPUT=]LOSS[:OPTION=VALUE,...]",
-        help=f"Loss to minimize: {', '.join(LOSSES)}, with options such as cross_entropy:label_smoothing=0.1. To train "
+        help=f"Loss to minimize: {', '.join(LOSSES)}, with options such as cross_entropy:label_smoothing=0.1, or a "
+        "function of outputs and labels in torch, losses.py:focal. To train "
         "several outputs, one for each with its name, such as age=l1:weight=0.5.  [default: cross_entropy]",
     )
     class_names: tuple[str, ...] = option(

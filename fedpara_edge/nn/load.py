@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import torch
 from torch import nn
 
 from fedpara_edge.errors import InputError
@@ -56,15 +58,57 @@ def load_model(reference: str, *, classes: int | None = None, input_shape: tuple
         raise InputError(
             f"model {reference!r}: classes and input shape are options of the zoo; set them in {attribute!r}"
         )
-    is_file = where.endswith(".py")
-    with _searching(Path(where).resolve().parent if is_file else Path.cwd()):
-        module = _import_file(Path(where)) if is_file else _import_module(where)
+    with _imported(where) as module:
         factory = _find_factory(reference, module, attribute)
         with _running_user_code(f"model {reference!r}"):
             model = factory()
     if not isinstance(model, nn.Module):
         raise InputError(f"model {reference!r}: expected its factory to return an nn.Module, found {_type_name(model)}")
     return model
+
+
+def load_loss(reference: str) -> nn.Module:
+    """Loss that `reference` names, as a module from outputs and labels to a number.
+
+    Args:
+        reference: `package.module:name` or `path/file.py:name` of a function of outputs and labels, of an `nn.Module`,
+            or of a class of modules that is made without arguments.
+
+    Raises:
+        InputError: The reference leads to none, or the user's code raised.
+    """
+    where, _, attribute = reference.rpartition(":")
+    if not where or not attribute.isidentifier():
+        raise InputError(f"expected file.py:name or module:name of a loss, found {reference!r}", key="loss")
+    with _imported(where) as module, _running_user_code(f"loss {reference!r}"):
+        found: Any = getattr(module, attribute, None)
+        if isinstance(found, type) and issubclass(found, nn.Module):
+            found = found()
+    if not callable(found):
+        raise InputError(
+            f"expected a function or module {attribute!r} in {where}, found {_type_name(found)}", key="loss"
+        )
+    return found if isinstance(found, nn.Module) else _Function(found)
+
+
+class _Function(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The function of outputs and labels."""
+        return self.function(outputs, labels)
+
+
+@contextmanager
+def _imported(where: str) -> Iterator[ModuleType]:
+    """A user's file or module, imported, with its folder first on the import path."""
+    is_file = where.endswith(".py")
+    with _searching(Path(where).resolve().parent if is_file else Path.cwd()):
+        yield _import_file(Path(where)) if is_file else _import_module(where)
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -99,6 +99,8 @@ def typed(name: str, chosen: Any, *, hidden: Collection[str] = ()) -> str:
 
 def _shortest(value: Any) -> str:
     """The text of a value, with no more digits than it takes to read it back."""
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, tuple):
         return ",".join(_shortest(item) for item in value)
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)

@@ -116,8 +116,11 @@ def check(options: Any) -> None:
     """
     for name, each in declared(type(options)).items():
         value = getattr(options, name)
-        if get_origin(each.kind) is tuple and isinstance(value, list | str):
-            value = (value,) if isinstance(value, str) and each.kind == tuple[str, ...] else tuple(value)
+        if isinstance(value, str) and each.kind == tuple[str, ...]:
+            value = (value,)
+            object.__setattr__(options, name, value)
+        if isinstance(value, list) and get_origin(each.kind) is tuple:
+            value = tuple(value)
             object.__setattr__(options, name, value)
         if not (value is None and is_optional(each.hint)) and not fits(each.kind, value, each.option):
             raise each.refuse(value)
