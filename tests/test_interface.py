@@ -236,3 +236,22 @@ def test_a_manifest_of_another_schema_is_refused_by_name(table: tuple[nn.Module,
     (tmp_path / MANIFEST).write_text(json.dumps({**data, "schema": 1}))
     with pytest.raises(WrongBundleError, match="expected the fields of schema 1, found no field 'input'"):
         open_bundle(tmp_path)
+
+
+def test_several_arrays_are_split_and_trained(table: tuple[nn.Module, Bundle], tmp_path: Path, run: Command) -> None:
+    data, bundle = examples(60), table[1]
+    np.savez(tmp_path / "all.npz", **data)
+    names = ("--train", "signal,y", "--further", "day", "--further", "valid", "--clients", "3", "--test-share", "0.2")
+    ended = run("split", tmp_path / "all.npz", "-o", tmp_path / "clients", *names)
+    assert ended.code == 0, ended.err
+    found = [np.load(path) for path in sorted((tmp_path / "clients").glob("t*/*.npz"))]
+    assert [sorted(each) for each in found] == [sorted(data)] * 6
+    for name, array in data.items():
+        parts = np.concatenate([each[name] for each in found])
+        assert parts.dtype == array.dtype
+        np.testing.assert_array_equal(np.sort(parts.ravel()), np.sort(array.ravel()))
+    ended = run(
+        *("train", bundle.path, "--weights", bundle.file(WEIGHTS), "--state", tmp_path / "state"),
+        *("--data", tmp_path / "clients" / "train" / "client-0.npz", "-o", tmp_path / "u.safetensors"),
+    )
+    assert ended.code == 0, ended.err

@@ -112,5 +112,5 @@ def read_clients(folder: Path) -> Clients:
 
 def _write(folder: Path, examples: Examples, shared: Mapping[str, NDArray[Any]]) -> None:
     folder.mkdir(parents=True)
-    for name, array in {"x": examples.x, "y": examples.y, **shared}.items():
+    for name, array in {**examples.arrays, **shared}.items():
         np.save(folder / f"{name}.npy", array)

@@ -6,8 +6,8 @@ float32. Three axes of another type are sequences, [N, steps, channels], and sta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,25 @@ Keys = NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Inputs x [N, ...] and labels y [N, ...] in memory."""
+    """Inputs x [N, ...] and labels y [N, ...] in memory.
+
+    Args:
+        further: Further arrays [N, ...] by name.
+        names: Names that x and y have in files.
+    """
 
     x: NDArray[Any]
     y: NDArray[Any]
+    further: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    names: tuple[str, str] = ("x", "y")
 
     def __len__(self) -> int:
         return len(self.x)
+
+    @property
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All arrays by their names in files."""
+        return {self.names[0]: self.x, **self.further, self.names[1]: self.y}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -41,6 +53,7 @@ class Columns:
         path: The file or folder.
         names: Names of the two arrays, for messages.
         classes_by_name: Names of the classes in the order of their numbers, strings [C]; None if they have none.
+        further: Further arrays [N, ...] by name.
     """
 
     path: Path
@@ -48,6 +61,7 @@ class Columns:
     x: NDArray[Any]
     y: NDArray[Any]
     classes_by_name: NDArray[Any] | None = None
+    further: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -61,7 +75,10 @@ class Columns:
         Raises:
             InputError: A row holds NaN or Inf.
         """
-        x, y = self._finite(0, self.x[rows], rows), self._finite(1, self.y[rows], rows)
+        x, y = self._finite(self.names[0], self.x[rows], rows), self._finite(self.names[1], self.y[rows], rows)
+        if self.further:
+            further = {name: self._finite(name, array[rows], rows) for name, array in self.further.items()}
+            return Examples(x, y, further, self.names)
         if x.ndim == 3 and x.dtype == np.uint8:
             x = x[:, None]
         return Examples(x, y)
@@ -82,7 +99,7 @@ class Columns:
             )
         return self.y
 
-    def _finite(self, which: int, values: NDArray[Any], rows: NDArray[np.intp]) -> NDArray[Any]:
+    def _finite(self, name: str, values: NDArray[Any], rows: NDArray[np.intp]) -> NDArray[Any]:
         if values.dtype.kind != "f":
             return values
         with np.errstate(over="ignore"):
@@ -91,38 +108,43 @@ class Columns:
         if bad.any():
             row = rows[np.argwhere(bad)[0][0]]
             raise InputError(
-                f"{self.path}: array {self.names[which]!r}, row {row}: expected numbers finite in float32, found "
+                f"{self.path}: array {name!r}, row {row}: expected numbers finite in float32, found "
                 f"{values[bad][0]}; correct or remove this row"
             )
         return numbers
 
 
-def open_columns(path: Path, names: tuple[str, str], *, option: str, reading: Reading = PLAIN) -> Columns:
+def open_columns(
+    path: Path, names: tuple[str, str], *, option: str, further: Sequence[str] = (), reading: Reading = PLAIN
+) -> Columns:
     """Open inputs and labels; labels that are text get numbers, in the order of their names.
 
     Args:
         path: An `.npz`, a folder of `.npy` files, or a source (`device_runtime.sources`).
         names: Names of the two arrays.
         option: Key of the plan that names them, for messages.
+        further: Names of further arrays.
         reading: Options for reading a source.
 
     Raises:
         InputError: A file or array is missing or damaged, is of no numbers, has no rows, or not as many as the other.
     """
-    arrays = _open(path, names, option, reading)
+    arrays = _open(path, (*names, *further), option, reading)
     x, (y, classes) = arrays[names[0]], named(arrays[names[1]])
     if classes is None:
         classes = _open(path, (), option, reading, optional=[f"{names[1]}_names"]).get(f"{names[1]}_names")
-    for name, array in zip(names, (x, y), strict=True):
-        if array.ndim == 0 or array.dtype.kind not in "iuf":
+    others = {name: arrays[name] for name in further}
+    for name, array in {names[0]: x, names[1]: y, **others}.items():
+        if array.ndim == 0 or array.dtype.kind not in ("iufb" if name in others else "iuf"):
             raise InputError(
                 f"{path}: array {name!r}: expected numbers, one row for each example, found {array.dtype} "
                 f"{list(array.shape)}; save it as integers or floating numbers"
             )
     if not len(x):
         raise InputError(f"{path}: array {names[0]!r}: expected at least one row, found none; add examples")
-    _check_length(path, names[1], y, names[0], len(x))
-    return Columns(path=path, names=names, x=x, y=y, classes_by_name=classes)
+    for name, array in {names[1]: y, **others}.items():
+        _check_length(path, name, array, names[0], len(x))
+    return Columns(path=path, names=names, x=x, y=y, classes_by_name=classes, further=others)
 
 
 def open_keys(path: Path, name: str, *, option: str, of: Columns, reading: Reading = PLAIN) -> Keys:

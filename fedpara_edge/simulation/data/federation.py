@@ -52,6 +52,8 @@ class DataPlan(Reading):
         test_share: Share of each client's rows that is held out for its own test, at least one row; 0 for none.
         group: Name of an array; rows of a client with an equal value there stay on one side of that division.
         train: Names of the arrays with inputs and labels.
+        further: Names of further arrays with a row for each example, for models of several inputs or outputs. All
+            arrays then keep their names in the clients' files, where they are x and y otherwise.
         test: Names of the arrays with a common test set, if there is one.
         max_clients: Number of clients to keep, drawn at random.
         max_examples: Rows of each client to keep, training and test together, drawn at random.
@@ -94,6 +96,9 @@ class DataPlan(Reading):
         help="Array; rows of a client with an equal value there are held out together.",
     )
     train: tuple[str, str] = option(("x", "y"), metavar="X,Y", words=PAIR, help="Arrays with inputs and labels.")
+    further: tuple[str, ...] = option(
+        (), metavar="ARRAY", help="Further array of each row, for several inputs or outputs; all then keep their names."
+    )
     test: tuple[str, str] | None = option(None, metavar="X,Y", words=PAIR, help="Arrays with a common test set.")
     max_clients: int | None = option(None, minimum=1, help="Number of clients to keep, drawn at random.")
     max_examples: int | None = option(None, minimum=1, help="Rows of each client to keep, drawn at random.")
@@ -108,6 +113,8 @@ class DataPlan(Reading):
             value = getattr(self, name)
             if value == "" or (isinstance(value, tuple) and "" in value):
                 raise declared(DataPlan)[name].refuse(value)
+        if self.further and self.test is not None:
+            raise InputError("expected without test, found both; hold out a test_share instead", key="further")
         if self.group is not None and self.test_share == 0:
             raise InputError(f"expected with a test_share above 0, found {self.group!r} without", key="group")
         needed = fewest_rows(self.min_examples, self.test_share)
@@ -179,7 +186,7 @@ def load_federation(data: DataPlan, seed: int) -> Federation:
             "path (a plan's relative paths count from its own folder, so a copy in a run folder needs others), or "
             "make the file first (plans/data/ has a script for the data of each ready plan)"
         )
-    columns = open_columns(data.path, data.train, option="data.train", reading=data.reading)
+    columns = open_columns(data.path, data.train, option="data.train", further=data.further, reading=data.reading)
     groups = None
     if data.group is not None:
         groups = open_keys(data.path, data.group, option="data.group", of=columns, reading=data.reading)
@@ -202,7 +209,8 @@ def load_federation(data: DataPlan, seed: int) -> Federation:
 def write_federation(federation: Federation, folder: Path) -> None:
     """Write a folder with train/<client>.npz, test/<client>.npz of what is held out, and test.npz of the common test.
 
-    Each file has the arrays x and y, as the devices' commands take them, and `y_names` if the classes have names.
+    Each file has the arrays as the devices' commands take them, x and y unless there are further ones, and `y_names` if
+    the classes have names.
 
     Raises:
         FedparaError: The disk is full or refuses the write.
@@ -217,7 +225,7 @@ def write_federation(federation: Federation, folder: Path) -> None:
 def _save(path: Path, examples: Examples | None, shared: Mapping[str, NDArray[Any]]) -> None:
     if examples is not None:
         path.parent.mkdir(exist_ok=True)
-        arrays: dict[str, Any] = {"x": examples.x, "y": examples.y, **shared}
+        arrays: dict[str, Any] = {**examples.arrays, **shared}
         np.savez(path, **arrays)
 
 
