@@ -20,6 +20,7 @@ from export.complaints import complaint
 from export.folding.inference import prune
 from export.forward.batchnorm import by_running_statistics, in_plain_operators
 from export.forward.graph import DRAWING, IR_VERSION, ForwardGraph
+from export.forward.ownloss import by_name
 from export.forward.tracing import Batch, Trace
 from export.gradients import DETACH, Graph
 from export.gradients.builder import attributes, initializers_of, needed
@@ -69,9 +70,9 @@ def write_artifacts(
     model = onnx.ModelProto()
     model.CopyFrom(in_plain_operators(graph.model))
     losses = [LOSSES] if len(heads) > 1 else []
-    outputs = [*graph.outputs, *losses, *graph.statistics.values()]
+    outputs, named = [*graph.outputs, *losses, *graph.statistics.values()], tuple(map(by_name, heads))
     with naming_operators(graph):
-        apart(_generate, model, list(trainable), list(graph.statistics), tuple(heads), dict(optimizer), outputs, folder)
+        apart(_generate, model, list(trainable), list(graph.statistics), named, dict(optimizer), outputs, folder)
     for name in ("training_model", "eval_model", "optimizer_model"):
         path = folder / f"{name}.onnx"
         if not path.exists():

@@ -6,6 +6,7 @@ model itself.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -48,6 +49,14 @@ def loaded(loss: Loss) -> Loss:
         return loss
     name = loss.function.rpartition(":")[2]
     return LoadedLoss(weight=loss.weight, function=name, kind=loss.kind, module=load_loss(loss.function))
+
+
+def by_name(head: Head) -> Head:
+    """A head whose own loss is known by its name alone, as it stands in files and is told to another process."""
+    if not isinstance(head.loss, LoadedLoss):
+        return head
+    fields = {field.name: getattr(head.loss, field.name) for field in dataclasses.fields(OwnLoss)}
+    return replace(head, loss=OwnLoss(**fields))
 
 
 def own_value(output: str) -> str:
