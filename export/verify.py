@@ -347,7 +347,7 @@ def _run(engine: str, trial: Trial, batch: Batch, graph: ForwardGraph) -> Result
         node = _NODE.search(str(error))
         module = None if node is None else graph.module_of.get(node["name"])
         remedy = (
-            "name the axes of its squeeze(), or write flatten(1)"
+            "take sizes from x.shape, not from the example, and name the axes of a squeeze()"
             if batch.rows == 1
             else "take sizes from x.shape, not from the example"
         )

@@ -311,7 +311,12 @@ BAD = {
         r"module '1': .* found Pad",
     ),
     "name of the input": (NamedLikeTheInput, VECTOR, {}, r"parameter 'x': expected a name that the graph does not use"),
-    "batch norm": (lambda: image_net(nn.BatchNorm2d(8)), IMAGE, {}, r"module '1': .* GroupNorm"),
+    "batch norm": (
+        lambda: image_net(nn.BatchNorm2d(8)),
+        IMAGE,
+        {},
+        r"module '1': expected no BatchNorm but what .* --batchnorm",
+    ),
     "wrong input shape": (lambda: vector_net(nn.ReLU()), (13,), {}, r"expected to take .*\[4, 13\]"),
     "outputs for classes": (
         lambda: nn.Sequential(nn.Linear(12, 1), nn.Flatten(0)),

@@ -260,7 +260,7 @@ REFUSED_BY_ORT_TRAINING = {
     "a gradient that fails": (
         lambda: Formula(lambda x: torch.minimum(x, x.flip(1))),
         VECTOR,
-        "one that ort-training runs on any batch, found .*SliceGrad",
+        "expected to run in ort-training on any batch, found .*SliceGrad",
     ),
     "a loss of zero": (
         lambda: net(nn.Conv3d(2, 2, 2, 2, groups=2), shape=VOLUME),

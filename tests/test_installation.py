@@ -196,7 +196,7 @@ def test_a_package_that_is_gone_is_missed(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("arguments", "module"),
     [
-        (("export", "mlp", "-o", "out"), "export.py"),
+        (("export", "mlp", "-o", "out"), "device_runtime"),
         (("train", "b", "--data", "d", "-o", "out"), "device_runtime"),
         (("evaluate", "b", "--data", "d"), "device_runtime"),
         (("predict", "b", "--data", "d", "-o", "out"), "device_runtime"),

@@ -20,8 +20,7 @@ from torch import nn
 from export import export_bundle, exporter
 from export.batches import Batch
 from export.trials import Results, Trial
-from export.verify import Verification, verify
-from fedpara_edge.errors import FedparaError
+from export.verify import EngineError, Verification, verify
 from fedpara_edge.formats.recipe import ExportConfig
 from fedpara_edge.nn import Conv2d, Linear
 
@@ -151,7 +150,7 @@ def test_every_wrong_gradient_is_refused(name: str, tmp_path: Path, monkeypatch:
                 if gradient.size == 1 and kind == "axes":
                     continue
                 opener = functools.partial(Damaged, trial, tensor, damage)
-                with pytest.raises(FedparaError, match=f"gradient of '{tensor}': expected torch's result") as caught:
+                with pytest.raises(EngineError, match=f"gradient of '{tensor}': expected torch's result") as caught:
                     verify({"onnxruntime": opener}, known, **more)
                 refused[tensor, kind] = str(caught.value)
         return right

@@ -156,7 +156,8 @@ def _append_statistics(steps: _Steps, mean: str, variance: str, *, channels: int
     for number, (old, batch) in enumerate(((steps.node.input[3], mean), (floored, unbiased)), 1):
         taken = steps.append(f"taken{number}", "Mul", steps.append(f"flat{number}", "Reshape", batch, flat), new_share)
         left = steps.append(f"left{number}", "Mul", old, kept_share)
-        steps.define(steps.node.output[number], "Add", left, taken)
+        if number < len(steps.node.output):
+            steps.define(steps.node.output[number], "Add", left, taken)
 
 
 def _ranks(model: onnx.ModelProto) -> dict[str, int]:

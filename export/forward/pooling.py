@@ -173,6 +173,9 @@ def _indices(places: Any, windows: Sequence[NDArray[np.int64]], size: Sequence[i
 
 def _images(x: Any, axes: int) -> tuple[Any, int, list[int]]:
     """Examples with channels, the number of channels, and the sizes of the axes along which to pool."""
+    fixed = x.shape[-axes:] if len(x.shape) == axes + 1 else x.shape[1:]
+    if not all(isinstance(size, int) for size in fixed):
+        raise TypeError("a pooling whose channels or sizes grow with the batch")
     size = [int(n) for n in x.shape[-axes:]]
     if len(x.shape) > axes + 1:
         return x, int(x.shape[1]), size
