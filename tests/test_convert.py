@@ -51,13 +51,13 @@ def test_what_is_converted_and_what_is_not() -> None:
     converted, report = convert(model, Factorization(gamma=0.1))
     assert {layer.name: layer.reason for layer in report.layers} == {
         "body.0": "",
-        "body.2": "",
+        "body.2": "depthwise: factors of its small kernels save little, and what they can't fit costs accuracy",
         "body.3": "",
         **{f"attention.{name}": "" for name in ("q_proj", "k_proj", "v_proj", "out_proj")},
         "blocks.fc": "",
         "head": "full rank needs R = 2, whose 268 factor entries are more than the 192 of the dense weight",
     }
-    assert [layer.name for layer in report.unchanged] == ["head"]
+    assert [layer.name for layer in report.unchanged] == ["body.2", "head"]
     for layer in report.converted:
         module = converted.get_submodule(layer.name)
         assert isinstance(module, FactoredLayer)

@@ -16,6 +16,7 @@ from fedpara_edge.factors.factorization import Factorization
 from fedpara_edge.factors.layout import KINDS, Kind
 from fedpara_edge.formats.recipe import ExportConfig
 from fedpara_edge.nn import ZOO, FactoredLayer, convert, mobilenet_v2, mobilenet_v3_small
+from fedpara_edge.nn.selection import is_depthwise
 
 NARROW = {"mobilenetv2": partial(mobilenet_v2, width=0.1), "mobilenetv3-small": partial(mobilenet_v3_small, width=0.25)}
 SHAPE = (3, 32, 32)
@@ -49,8 +50,10 @@ def test_small_images_are_halved_less_often(name: str, size: int, left: int) -> 
 def test_pointwise_convolutions_are_factored(name: str, kind: Kind) -> None:
     model = ZOO[name].factory(kind=kind)
     factored = {name for name, module in model.named_modules() if isinstance(module, FactoredLayer)}
+    depthwise = {name for name, module in model.named_modules() if is_depthwise(module)}
+    assert len(depthwise) > 10
     assert (len(factored) > 15) == (kind != "dense")
-    assert not factored & set(ZOO[name].dense_layers)
+    assert not factored & {*depthwise, *ZOO[name].dense_layers}
 
 
 @pytest.mark.parametrize(("name", "choice"), [("mobilenetv2", "train"), ("mobilenetv3-small", "freeze")])

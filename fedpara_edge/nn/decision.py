@@ -12,7 +12,7 @@ from fedpara_edge.factors.compose import factor_count
 from fedpara_edge.factors.factorization import Factorization
 from fedpara_edge.factors.layout import LayerSpec
 from fedpara_edge.nn.layers import FactoredLayer
-from fedpara_edge.nn.selection import FROZEN, Weight, has_own_rank, last_match, reason_to_leave, ties
+from fedpara_edge.nn.selection import FROZEN, Weight, has_own_rank, is_depthwise, last_match, reason_to_leave, ties
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ def decide(model: nn.Module, weights: Mapping[str, Weight], factorization: Facto
         reason = reason_to_leave(name, weight, include=factorization.include, exclude=factorization.exclude)
         if reason == FROZEN and has_own_rank(name, factorization):
             reason = ""
+        if not reason and is_depthwise(weight.layer) and not has_own_rank(name, factorization):
+            reason = "depthwise: factors of its small kernels save little, and what they can't fit costs accuracy"
         if not reason and name in tied:
             reason = f"its weight is also {tied[name]!r}, and a composed weight can't be tied"
         if reason or weight.value is None:

@@ -138,6 +138,12 @@ def reason_to_leave(name: str, weight: Weight, *, include: Sequence[str], exclud
     return unused_option(layer)
 
 
+def is_depthwise(layer: nn.Module) -> bool:
+    """Whether a layer is a convolution with a kernel of its own for each input channel."""
+    groups = getattr(layer, "groups", 1)
+    return groups > 1 and groups == getattr(layer, "in_channels", None)
+
+
 def ties(model: nn.Module, weights: Mapping[str, Weight]) -> dict[str, str]:
     """Names of the parameters that are some weight and belong to another module as well, by the weight's name."""
     owners: dict[int, list[tuple[nn.Module, str]]] = {}
