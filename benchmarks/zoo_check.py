@@ -42,7 +42,9 @@ An architecture is factored with the defaults and exported, which verifies it ag
 each engine and torch in float32 take five steps of SGD from the same weights, and are compared with torch in double
 precision: `trained` and `torch float32` are ‖w - w64‖ / ‖w64 - w0‖ over all weights, `times` is the first over the
 second. All are the largest over the seeds. A distance far above or below torch's comes from a rectifier whose input is
-within rounding of zero. A model is refused for a lack of operators, never for rounding.
+within rounding of zero: torch in double precision, its weights moved by as much as float32 rounds, goes 8e-4 astray in
+1 of 12 draws on MobileNetV1, and 6e-3 in 2 of 12 on MobileNetV3. A model is refused for a lack of operators, never for
+rounding.
 """
 STEPS, ROWS, SEEDS = 5, 8, 5
 HEADER = ("model", "engine", "verified", "error", "trained", "torch float32", "times", "compression")
