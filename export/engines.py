@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from export.attempts import EngineError
 from export.trials import OpenTrial
-from export.verify import EngineError, Verification
+from export.verify import Verification
 from fedpara_edge.errors import FedparaError, InputError
 from fedpara_edge.formats.bundle import ENGINES, ONNXRUNTIME_FILES, ORT_TRAINING_FILES
 

@@ -9,7 +9,6 @@ engine by engine, on single rows and on batches of `SIZES`.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,9 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from export.apart import CrashError
+from export.attempts import EngineError, open_trial, rows_of, run_trial
 from export.batches import Batch, joined
-from export.complaints import complaint
 from export.forward.graph import ForwardGraph
 from export.reference import UNIT, Reference
 from export.step.weight_update import CORRECTION
@@ -117,7 +115,7 @@ def verify(
             does not explain it.
     """
     on_step("loading the files")
-    trials = {engine: _opened(engine, opener) for engine, opener in openers.items()}
+    trials = {engine: open_trial(engine, opener) for engine, opener in openers.items()}
     on_step("verifying single rows")
     rows, verified = _find_rows(trials, reference, graph, draw)
     for size in SIZES:
@@ -126,7 +124,7 @@ def verify(
         found = _within(trials, reference, graph, batch) or _verified(trials, reference, graph, size, draw)
         verified = {engine: _worse(verified[engine], found[engine]) for engine in trials}
     for engine, trial in trials.items():
-        gradients = _run(engine, trial, batch, graph).gradients
+        gradients = run_trial(engine, trial, batch, graph).gradients
         step = _step_error(engine, trial, reference.weights, gradients, optimizer)
         verified[engine] = replace(verified[engine], step=step)
     return verified
@@ -217,7 +215,7 @@ def _within(
     exact = reference.exact(batch)
     verified = {}
     for engine, trial in trials.items():
-        errors = _errors(_run(engine, trial, batch, graph), exact)
+        errors = _errors(run_trial(engine, trial, batch, graph), exact)
         if not all(error <= TOLERANCE for error in errors.values()):
             return None
         verified[engine] = _summary(errors, {})
@@ -243,7 +241,7 @@ def _verified(
         exact = reference.exact(batch)
         rounding = _Rounding(reference, batch, exact)
         for engine in trials.keys() - verified.keys():
-            errors = _errors(_run(engine, trials[engine], batch, graph), exact)
+            errors = _errors(run_trial(engine, trials[engine], batch, graph), exact)
             if rounding.allows(errors):
                 verified[engine] = _summary(errors, rounding.of(errors))
             elif not rounding.explains(errors):
@@ -267,7 +265,7 @@ def _refusal(engine: str, errors: Errors, rounding: _Rounding, batch: Batch, num
     limit = max(TOLERANCE, LIKENESS * rounding.typical(what))
     refusal = FedparaError(
         f"{engine}: {what}: expected torch's result within {limit:.2g} relative, found {errors[what]:.2g}, on batch "
-        f"{number + 1} of {_rows(batch)}; nothing was written: please report this model"
+        f"{number + 1} of {rows_of(batch)}; nothing was written: please report this model"
     )
     return EngineError(engine, refusal)
 
@@ -306,63 +304,6 @@ def _worse(one: Verification, other: Verification) -> Verification:
         max(one.outputs, other.outputs),
         rounding=max(one.rounding, other.rounding),
     )
-
-
-class EngineError(Exception):
-    """An engine can't train the model, or not right.
-
-    Attributes:
-        engine: Name of the engine.
-        error: Error for the user.
-    """
-
-    def __init__(self, engine: str, error: FedparaError) -> None:
-        super().__init__(str(error))
-        self.engine, self.error = engine, error
-
-
-def _opened(engine: str, opener: OpenTrial) -> Trial:
-    try:
-        return opener()
-    except FedparaError as error:
-        raise EngineError(engine, error) from error
-    except OSError:
-        raise
-    except Exception as error:  # the exceptions of the runtimes have no common base
-        refusal = InputError(f"model: expected one that {engine} loads, found {complaint(error)} (nothing was written)")
-        raise EngineError(engine, refusal) from error
-
-
-def _run(engine: str, trial: Trial, batch: Batch, graph: ForwardGraph) -> Results:
-    try:
-        return trial.run(batch)
-    except FedparaError as error:
-        raise EngineError(engine, error) from error
-    except OSError:
-        raise
-    except CrashError as error:
-        refusal = InputError(f"model: expected one that {engine} trains, found {error} (nothing was written)")
-        raise EngineError(engine, refusal) from error
-    except Exception as error:  # the exceptions of the runtimes have no common base
-        node = _NODE.search(str(error))
-        module = None if node is None else graph.module_of.get(node["name"])
-        remedy = (
-            "take sizes from x.shape, not from the example, and name the axes of a squeeze()"
-            if batch.rows == 1
-            else "take sizes from x.shape, not from the example"
-        )
-        refusal = InputError(
-            f"{'model' if module is None else f'module {module!r}'}: expected to run in {engine} on any batch, found "
-            f"with {_rows(batch)} {complaint(error)}; {remedy} (nothing was written)"
-        )
-        raise EngineError(engine, refusal) from error
-
-
-_NODE = re.compile(r"Name:'(?P<name>[^']*?)(_Grad/[^']*)?'")
-
-
-def _rows(batch: Batch) -> str:
-    return "1 row" if batch.rows == 1 else f"{batch.rows} rows"
 
 
 def _step_error(

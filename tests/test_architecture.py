@@ -57,7 +57,7 @@ EXPORT: tuple[set[str], ...] = (
     {"export.step"},
     {"export.artifacts", "export.batches", "export.stability"},
     {"export.trials", "export.fidelity"},
-    {"export.reference"},
+    {"export.reference", "export.attempts"},
     {"export.verify"},
     {"export.engines"},
     {"export.exporter", "export.example"},

@@ -18,9 +18,10 @@ import torch
 from torch import nn
 
 from export import export_bundle, exporter
+from export.attempts import EngineError
 from export.batches import Batch
 from export.trials import Results, Trial
-from export.verify import EngineError, Verification, verify
+from export.verify import Verification, verify
 from fedpara_edge.formats.recipe import ExportConfig
 from fedpara_edge.nn import Conv2d, Linear
 

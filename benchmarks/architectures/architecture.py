@@ -109,3 +109,14 @@ class First(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.module(x)[0]
+
+
+def two_convolutions(inputs: int, outputs: int, kernel: int) -> nn.Module:
+    """Body of a residual block over time, [B, inputs, T] to [B, outputs, T / 2]."""
+    return nn.Sequential(
+        nn.Conv1d(inputs, outputs, kernel, 2, kernel // 2, bias=False),
+        nn.BatchNorm1d(outputs),
+        nn.ReLU(),
+        nn.Conv1d(outputs, outputs, kernel, 1, kernel // 2, bias=False),
+        nn.BatchNorm1d(outputs),
+    )

@@ -15,6 +15,7 @@ from architectures.architecture import (
     last,
     mean_over_time,
     swap,
+    two_convolutions,
 )
 
 
@@ -41,13 +42,7 @@ def tc_resnet() -> nn.Module:
     """Residual convolutions over time with the frequencies as channels."""
 
     def block(inputs: int, outputs: int) -> nn.Module:
-        body = nn.Sequential(
-            nn.Conv1d(inputs, outputs, 9, 2, 4, bias=False),
-            nn.BatchNorm1d(outputs),
-            nn.ReLU(),
-            nn.Conv1d(outputs, outputs, 9, 1, 4, bias=False),
-            nn.BatchNorm1d(outputs),
-        )
+        body = two_convolutions(inputs, outputs, 9)
         shortcut = nn.Sequential(nn.Conv1d(inputs, outputs, 1, 2, bias=False), nn.BatchNorm1d(outputs), nn.ReLU())
         return nn.Sequential(Residual(body, shortcut), nn.ReLU())
 

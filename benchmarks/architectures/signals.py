@@ -14,6 +14,7 @@ from architectures.architecture import (
     last,
     mean_over_time,
     swap,
+    two_convolutions,
 )
 
 
@@ -63,13 +64,7 @@ def heart_resnet() -> nn.Module:
     """Residual convolutions of a long kernel over one lead."""
 
     def block(inputs: int, outputs: int) -> nn.Module:
-        body = nn.Sequential(
-            nn.Conv1d(inputs, outputs, 17, 2, 8, bias=False),
-            nn.BatchNorm1d(outputs),
-            nn.ReLU(),
-            nn.Conv1d(outputs, outputs, 17, 1, 8, bias=False),
-            nn.BatchNorm1d(outputs),
-        )
+        body = two_convolutions(inputs, outputs, 17)
         return nn.Sequential(Residual(body, nn.Conv1d(inputs, outputs, 1, 2, bias=False)), nn.ReLU())
 
     return nn.Sequential(

@@ -45,7 +45,7 @@ from onnx import NodeProto, TensorProto, helper
 
 from export.forward.batchnorm import new_statistics
 from export.forward.graph import DRAWING, IR_VERSION, OPSET, ForwardGraph
-from export.forward.tracing import Batch, Trace, trace
+from export.forward.tracing import Trace, trace
 from export.gradients import (
     Graph,
     NoGradientError,
@@ -58,11 +58,12 @@ from export.gradients import (
     refusing,
     shaping,
 )
-from export.gradients.builder import attributes, initializers_of, needed, static
+from export.gradients.builder import initializers_of, needed
 from export.step.draws import draw
 from export.step.dropout import dropout, drops
 from export.step.jacobian import ComposedWeight, append_correction, composed_weights
 from export.step.losses import append_losses
+from export.step.rewrites import with_static_shape, without_sequences, without_unused
 from export.step.weight_update import CORRECTION, append_update, state_shapes
 from fedpara_edge.errors import InputError
 from fedpara_edge.factors.layout import Layout, TensorSpec
@@ -74,7 +75,6 @@ INTERFACE = frozenset(
     (*_SETTINGS, "weights", "statistics", "momentum", "moment1", "moment2", "steps", "gradient", "loss")
 )
 """Names in the graphs that are none of the model's own."""
-_OPTIONAL_OUTPUTS = ("Dropout", "LayerNormalization", "MaxPool")  # except the first
 
 _LOWERED: dict[str, Callable[[Graph, NodeProto], None]] = {
     "BatchNormalization": batch_normalization.forward,
@@ -240,7 +240,7 @@ def _append_forward(
     What nothing trained can change comes first and keeps its operators: those for a gradient may be slower.
     """
     changing = [node for node in forward.graph.node if not all(n in known.constants for n in node.output if n)]
-    for rewrite in (_without_unused, _without_sequences):
+    for rewrite in (without_unused, without_sequences):
         changing = rewrite(graph, changing)
     fixed: list[NodeProto] = []
     if training:
@@ -261,7 +261,7 @@ def _append_forward(
             elif node.op_type in lowered:
                 lowered[node.op_type](graph, node)
             else:
-                node = _with_static_shape(graph, node, known)
+                node = with_static_shape(graph, node, known)
                 graph.nodes.append(node)
         nodes.append(node)
     return nodes
@@ -289,58 +289,6 @@ def _append_dropout(graph: Graph, node: NodeProto, *, number: int, training: boo
     else:
         graph.set_shape(dropout(graph, node, number, "seed"), graph.shape(node.input[0]))
     return graph.nodes[-1]
-
-
-def _with_static_shape(graph: Graph, node: NodeProto, known: Trace) -> NodeProto:
-    """Reshape with a constant target in place of one computed from the batch, whose single unknown size becomes -1."""
-    if node.op_type != "Reshape" or graph.constant(node.input[1]) is not None:
-        return node
-    shape = known.shapes[node.output[0]]
-    if sum(isinstance(dim, Batch) for dim in shape) != 1:
-        return node
-    target = graph.ints(*(-1 if isinstance(dim, Batch) else dim for dim in shape))
-    return helper.make_node("Reshape", [node.input[0], target], list(node.output), name=node.name)
-
-
-def _without_unused(graph: Graph, nodes: Sequence[NodeProto]) -> list[NodeProto]:
-    """Nodes without the optional outputs that none of them reads."""
-    del graph
-    used = {name for node in nodes for name in node.input}
-    kept = []
-    for node in nodes:
-        count = len(node.output)
-        while node.op_type in _OPTIONAL_OUTPUTS and count > 1 and node.output[count - 1] not in used:
-            count -= 1
-        trimmed = NodeProto()
-        trimmed.CopyFrom(node)
-        del trimmed.output[count:]
-        kept.append(trimmed)
-    return kept
-
-
-def _without_sequences(graph: Graph, nodes: Sequence[NodeProto]) -> list[NodeProto]:
-    """Nodes with Slices in place of a split to a sequence whose entries are taken one by one."""
-    sources = {node.output[0]: node for node in nodes if node.op_type == "SplitToSequence"}
-    kept = []
-    for node in nodes:
-        source = sources.get(node.input[0]) if node.op_type == "SequenceAt" else None
-        with refusing(node):
-            kept.append(node if source is None else _slice_in_place_of(graph, node, source) or node)
-    return kept
-
-
-def _slice_in_place_of(graph: Graph, node: NodeProto, source: NodeProto) -> NodeProto | None:
-    """Slice for one entry of a sequence; None where its bounds are not constant."""
-    given, index = attributes(source), graph.constant(node.input[1])
-    sizes = graph.constant(source.input[1]) if len(source.input) > 1 else None
-    if sizes is None or index is None:
-        return None
-    shape, number = graph.shape(node.output[0]), int(index)
-    axis = given.get("axis", 0) % len(shape)
-    start = number * int(sizes) if sizes.ndim == 0 else int(sizes[:number].sum())
-    (size,) = static(shape[axis : axis + 1], "parts of a SplitToSequence")
-    bounds = graph.ints(start), graph.ints(start + size), graph.ints(axis)
-    return helper.make_node("Slice", [source.input[0], *bounds], list(node.output), name=node.name)
 
 
 def _append_if_last(graph: Graph, spec: StepSpec, state: Mapping[str, tuple[int, ...]]) -> None:

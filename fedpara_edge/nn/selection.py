@@ -83,7 +83,7 @@ def check_patterns(option: str, patterns: Iterable[str], names: Iterable[str]) -
     """Check that every fnmatch pattern of an option matches some name.
 
     Raises:
-        InputError: A pattern matches none, or a string was given instead of a list.
+        InputError: A pattern matches none.
 
     >>> check_patterns("exclude", ["head"], ["body.0", "head"])
     >>> check_patterns("exclude", ["body"], ["body.0", "head"])
@@ -92,8 +92,6 @@ def check_patterns(option: str, patterns: Iterable[str], names: Iterable[str]) -
     fedpara_edge.errors.InputError: exclude: 'body' matches none of the layers body.0, head; did you mean 'body.*'?
     """
     names = list(names)
-    if isinstance(patterns, str):
-        raise InputError(f"{option}: expected a list of patterns, found the string {patterns!r}")
     for pattern in patterns:
         if pattern != "*" and not any(fnmatchcase(name, pattern) for name in names):
             inside = any(name.startswith(f"{pattern}.") for name in names)
