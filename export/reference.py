@@ -11,12 +11,13 @@ arithmetic for reliable scientific computation (1993).
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -71,34 +72,34 @@ class Reference:
         """Results in double precision."""
         return self._run(self._double, batch)
 
-    def single(self, batch: Batch) -> Results:
-        """Results in float32."""
-        return self._run(self._single, batch)
+    def single(self, batch: Batch, *, evaluating: bool = True) -> Results:
+        """Results in float32, without outputs if not `evaluating`."""
+        return self._run(self._single, batch, evaluating)
 
-    def rounded(self, batch: Batch, seed: int, unit: float = UNIT) -> Results:
-        """Results in double precision, with the result of every operator rounded at random."""
+    def rounded(self, batch: Batch, *, seed: int, unit: float = UNIT, evaluating: bool = True) -> Results:
+        """Results in double precision with each operator's rounded at random, without outputs if not `evaluating`."""
         with _Rounding(seed, unit):
-            return self._run(self._double, batch)
+            return self._run(self._double, batch, evaluating)
 
-    def _run(self, model: Deployed, batch: Batch) -> Results:
+    def _run(self, model: Deployed, batch: Batch, evaluating: bool = True) -> Results:
         """Results on a batch.
 
         A single row, which `squeeze()` mistakes for no batch, runs as two equal ones where torch itself would fail or
         lose the row: the means of loss and gradient are the same, and running statistics, which are not, are left out.
         """
         if batch.rows > 1:
-            return self._results(model, batch)
+            return self._results(model, batch, evaluating)
         try:
-            return self._results(model, batch)
+            return self._results(model, batch, evaluating)
         except (RuntimeError, ValueError, IndexError, InputError):  # of torch, which has no common base for them
-            found = self._results(model, joined([batch, batch]))
+            found = self._results(model, joined([batch, batch]), evaluating)
         return replace(found, outputs={name: output[:1] for name, output in found.outputs.items()}, statistics={})
 
-    def _results(self, model: Deployed, batch: Batch) -> Results:
+    def _results(self, model: Deployed, batch: Batch, evaluating: bool) -> Results:
         inputs, labels = (
             {name: torch.from_numpy(array) for name, array in arrays.items()} for arrays in (batch.inputs, batch.labels)
         )
-        evaluated = _evaluated(model, inputs, drawing=self._drawing)
+        evaluated = _evaluated(model, inputs, drawing=self._drawing) if evaluating else {}
         drawing = _drawing(model) if self._drawing else nullcontext()
         with (
             torch.enable_grad(),
@@ -115,16 +116,17 @@ class Reference:
                     )
             value = loss_in_torch(self._heads, outputs, labels)
             trained = _trained(model)
-            gradients = torch.autograd.grad(value, [parameter for _, parameter in trained], retain_graph=True)
+            corrects = CORRECTION in self._optimizer
+            gradients = torch.autograd.grad(value, [parameter for _, parameter in trained], retain_graph=corrects)
             kept = {name: statistic.numpy().copy() for name, statistic in statistics.items()}
         corrections: dict[torch.nn.Parameter, torch.Tensor] = {}
-        if CORRECTION in self._optimizer:
+        if corrects:
             corrections = corrections_in_torch(value, weights, strength=self._optimizer[CORRECTION], learning_rate=STEP)
         return Results(
             value.item(),
-            {name: output.detach().numpy() for name, output in (evaluated or outputs).items()},
+            {name: output.detach().numpy() for name, output in (outputs if evaluated is None else evaluated).items()},
             {
-                name: np.asarray((gradient + corrections.get(parameter, 0)).numpy())
+                name: (gradient + corrections[parameter] if parameter in corrections else gradient).numpy()
                 for (name, parameter), gradient in zip(trained, gradients, strict=True)
             },
             kept,
@@ -219,8 +221,7 @@ class _Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, seed: int, unit: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._generator, self._unit = torch.Generator().manual_seed(seed), unit
-        self._noise = 2 * torch.rand(_NOISE, generator=self._generator, dtype=torch.float64) - 1
+        self._random, self._unit = random.Random(seed), unit
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -234,16 +235,21 @@ class _Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return found
 
     def _round(self, value: torch.Tensor) -> None:
-        direction = self._unit if torch.rand((), generator=self._generator) < 0.5 else -self._unit
+        direction = self._unit if self._random.random() < 0.5 else -self._unit
         magnitude = value.abs()
-        if value.is_contiguous():
-            start = int(torch.randint(_NOISE // 2, (), generator=self._generator))
-            for piece in value.view(-1).split(_NOISE // 2):  # type: ignore[no-untyped-call]
-                piece.addcmul_(piece, self._noise[start : start + len(piece)], value=self._unit)
-        else:
-            value.mul_(1 + self._unit * (2 * torch.rand(value.shape, generator=self._generator) - 1).double())
+        entries = value.view(-1) if value.is_contiguous() else value.reshape(-1)
+        noise = _noise()[self._random.randrange(_NOISE // 2) :][: _NOISE // 2]
+        for piece in entries.split(_NOISE // 2):  # type: ignore[no-untyped-call]
+            piece.addcmul_(piece, noise[: len(piece)], value=self._unit)
+        if not value.is_contiguous():
+            value.copy_(entries.view(value.shape))
         value.add_(magnitude, alpha=direction)
 
 
+@cache
+def _noise() -> torch.Tensor:
+    """Noise in [-1, 1), of which each result takes a part: drawn anew for each, it would take most of the time."""
+    return 2 * torch.rand(_NOISE, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 1
+
+
 _NOISE = 1 << 21
-"""Entries of the noise, of which each result takes a part: drawn anew for each, noise would take most of the time."""

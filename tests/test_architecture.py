@@ -58,6 +58,7 @@ EXPORT: tuple[set[str], ...] = (
     {"export.artifacts", "export.batches", "export.stability"},
     {"export.trials", "export.fidelity"},
     {"export.reference", "export.attempts"},
+    {"export.comparison"},
     {"export.verify"},
     {"export.engines"},
     {"export.exporter", "export.example"},

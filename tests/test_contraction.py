@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from export import export_bundle
+from export.comparison import TOLERANCE
 from export.forward.contraction import contract_layers, step_cost
-from export.verify import TOLERANCE
 from fedpara_edge.factors.layout import LayerSpec
 from fedpara_edge.formats.recipe import ExportConfig
 from fedpara_edge.nn import Linear

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from device_runtime.engines.registry import open_engine
 from export import export_bundle, exporter, make_bundle
+from export.comparison import TOLERANCE
 from export.forward.preprocess import Preprocessing
-from export.verify import TOLERANCE
 from fedpara_edge.errors import FedparaError, InputError
 from fedpara_edge.factors.factorization import Factorization
 from fedpara_edge.formats.bundle import (

@@ -20,12 +20,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from export import export_bundle
+from export.comparison import TOLERANCE
 from export.forward.graph import INPUT, IR_VERSION, LABEL, OPSET, ForwardGraph
 from export.forward.outputs import OUTPUT
 from export.gradients import RULES
 from export.step.training_step import StepSpec, write_steps
 from export.step.weight_update import optimizer_constants
-from export.verify import TOLERANCE
 from fedpara_edge.errors import InputError
 from fedpara_edge.factors.layout import TensorSpec
 from fedpara_edge.formats.interface import ArraySpec, Head

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from device_runtime import evaluate, open_data, open_engine
 from device_runtime.engines.protocol import Engine
 from export import export_bundle
-from export.verify import TOLERANCE
+from export.comparison import TOLERANCE
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.accuracy import count_correct, count_labels
 from fedpara_edge.formats.bundle import Bundle

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from device_runtime.engines.registry import open_engine
 from export import export_bundle
-from export.verify import TOLERANCE
+from export.comparison import TOLERANCE
 from fedpara_edge.formats.bundle import ENGINES, WEIGHTS
 from fedpara_edge.formats.recipe import ExportConfig
 from fedpara_edge.formats.weights import read_weights

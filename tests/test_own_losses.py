@@ -11,7 +11,7 @@ from torch import nn
 
 from device_runtime import open_engine
 from export import export_bundle
-from export.verify import TOLERANCE
+from export.comparison import TOLERANCE
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.formats.recipe import ExportConfig

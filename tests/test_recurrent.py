@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from device_runtime import open_engine
 from device_runtime.engines.registry import ENGINES
 from export import export_bundle
+from export.comparison import TOLERANCE
 from export.folding.fold import fold
-from export.verify import TOLERANCE
 from fedpara_edge.aggregation.weightsample import sample_layer
 from fedpara_edge.errors import InputError
 from fedpara_edge.factors.choice import choose_layer

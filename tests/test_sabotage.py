@@ -108,10 +108,10 @@ class Remembered:
         self.weights = reference.weights
 
     def __getattr__(self, name: str) -> Callable[..., Results]:
-        def call(batch: Batch, *arguments: Any) -> Results:
-            key = (name, *(array.tobytes() for array in batch.arrays), *arguments)
+        def call(batch: Batch, **options: Any) -> Results:
+            key = (name, *(array.tobytes() for array in batch.arrays), *options.items())
             if key not in self._found:
-                self._found[key] = getattr(self._reference, name)(batch, *arguments)
+                self._found[key] = getattr(self._reference, name)(batch, **options)
             return self._found[key]
 
         return call

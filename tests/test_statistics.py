@@ -19,6 +19,9 @@ from device_runtime import Adjustment, TrainConfig, open_data, open_engine, trai
 from device_runtime.engines.registry import ENGINES
 from export import export_bundle
 from export.folding.fold import fold
+from export.forward.preprocess import Deployed
+from export.reference import Reference
+from export.trials import Results
 from fedpara_edge.aggregation import aggregate
 from fedpara_edge.algorithms import SERVER, find_server
 from fedpara_edge.algorithms.fedavg import FedAvgServer
@@ -321,18 +324,20 @@ def test_verification_knows_the_modes(tmp_path: Path) -> None:
 def test_verification_notices_a_wrong_batchnorm(
     broken: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward = batchnorm.RunningNorm.forward
+    run = Reference._run
 
-    def wrong(module: batchnorm.RunningNorm, x: torch.Tensor) -> torch.Tensor:
-        value = getattr(module, broken)
-        if x.dtype == torch.float64:  # the reference
-            setattr(module, broken, value * 1.1)
+    def wrong(self: Reference, model: Deployed, *arguments: Any) -> Results:
+        norms = [module for module in model.modules() if isinstance(module, batchnorm.RunningNorm)]
+        before = [getattr(norm, broken) for norm in norms]
+        for norm, value in zip(norms, before, strict=True):
+            setattr(norm, broken, value * 1.1)
         try:
-            return forward(module, x)
+            return run(self, model, *arguments)
         finally:
-            setattr(module, broken, value)
+            for norm, value in zip(norms, before, strict=True):
+                setattr(norm, broken, value)
 
-    monkeypatch.setattr(batchnorm.RunningNorm, "forward", wrong)
+    monkeypatch.setattr(Reference, "_run", wrong)
     converted, _ = convert(net(), Factorization(kind="dense", batchnorm="train"))
     config = ExportConfig(name="test", input_shape=SHAPE, input_dtype="float32", engines=("onnxruntime",))
     with pytest.raises(FedparaError, match=rf"onnxruntime: ({found})"):

@@ -7,9 +7,9 @@ both, is a constant. The nodes that compute shapes (Shape, Gather, Concat...) th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -61,41 +61,59 @@ def trace(model: onnx.ModelProto, examples: Mapping[str, NDArray[Any]], trained:
     Raises:
         InputError: The graph does not run in onnxruntime, or a dimension grows with the batch, but not in proportion.
     """
-    two, three = (_run(model, {name: array[:size] for name, array in examples.items()}) for size in (2, 3))
-    shapes = {name: _shape(name, value.shape, three[name].shape) for name, value in two.items()}
-    changing = _changing(model.graph, trained)
-    constants = {
-        name: value for name, value in two.items() if name not in changing and np.array_equal(value, three[name])
-    }
-    constants |= {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.name not in trained}
-    return Trace(shapes, {name: value.dtype for name, value in two.items()}, constants)
-
-
-def _run(model: onnx.ModelProto, batch: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     observed = onnx.ModelProto()
     observed.CopyFrom(in_plain_operators(model))
     own = {name for node in model.graph.node for name in node.output if name}
     names = [name for node in observed.graph.node for name in node.output if name in own]
     del observed.graph.output[:]
     observed.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
+    batches = [{name: array[:size] for name, array in examples.items()} for size in (2, 3)]
     try:
-        results = apart(_results, observed.SerializeToString(), names, dict(batch))
+        results = apart(_observe, observed.SerializeToString(), names, batches, _changing(model.graph, trained))
     except Exception as error:  # the exceptions of onnxruntime have no common base
         raise InputError(
             f"model: expected one that onnxruntime runs on any batch, found {complaint(error)}; "
             "take the batch size from x.shape[0], not from len(x)"
         ) from error
-    values = {name: value for name, value in zip(names, results, strict=True) if isinstance(value, np.ndarray)}
-    return values | dict(batch) | {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    initializers = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    two, three = (
+        {name: _Observed(value.shape, value.dtype) for name, value in (batch | initializers).items()} | found
+        for batch, found in zip(batches, results, strict=True)
+    )
+    constants = {
+        name: value.content
+        for name, value in two.items()
+        if value.content is not None and np.array_equal(value.content, three[name].content)
+    }
+    constants |= {name: value for name, value in initializers.items() if name not in trained}
+    shapes = {name: _shape(name, value.shape, three[name].shape) for name, value in two.items()}
+    return Trace(shapes, {name: value.dtype for name, value in two.items()}, constants)
 
 
-def _results(model: bytes, names: list[str], feed: Mapping[str, NDArray[Any]]) -> list[Any]:
+class _Observed(NamedTuple):
+    """What is known of a value after a run, with its content only if neither input nor trained parameters change it."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    content: NDArray[Any] | None = None
+
+
+def _observe(
+    model: bytes, names: Sequence[str], batches: Sequence[Mapping[str, NDArray[Any]]], changing: Collection[str]
+) -> list[dict[str, _Observed]]:
+    """Values of a graph by name, for each batch."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    results: list[Any] = session.run(names, feed)
-    return results
+    return [
+        {
+            name: _Observed(value.shape, value.dtype, None if name in changing else value)
+            for name, value in zip(names, session.run(names, batch), strict=True)
+            if isinstance(value, np.ndarray)
+        }
+        for batch in batches
+    ]
 
 
 def _shape(name: str, two: tuple[int, ...], three: tuple[int, ...]) -> Shape:
