@@ -22,6 +22,7 @@ from parts import machine
 
 HERE = Path(__file__).parent
 SCRIPTS = {
+    "Export": "exporting.py",
     "Training on a device": "device.py",
     "Lowerings of gradients": "lowerings.py",
     "Contracted linear layers": "contraction.py",
@@ -31,6 +32,7 @@ SCRIPTS = {
     "Codecs": "codecs.py",
 }
 QUICK = {
+    "exporting.py": ("--models", "cnn", "--repetitions", "1"),
     "device.py": ("--models", "mlp,cnn", "--repetitions", "2"),
     "lowerings.py": ("--layers", "cnn *", "--repetitions", "2"),
     "contraction.py": ("--layers", "256x784", "--ranks", "8,16", "--batches", "32", "--repetitions", "3"),

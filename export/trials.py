@@ -203,15 +203,16 @@ _OFF: dict[str, NDArray[Any]] = {LIMIT: np.array(2**32, np.int64), SCALE: np.arr
 
 def _session(model: bytes) -> InferenceSession:
     options = _quiet()
-    # They keep the most that any batch took. onnxruntime-training keeps its arena: without it, some models, such as an
-    # AvgPool1d of tiles, end the process with a corrupted heap.
-    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+    # onnxruntime-training keeps its arena: without it, some models, such as an AvgPool1d of tiles, end the process with
+    # a corrupted heap.
+    options.enable_cpu_mem_arena = False
     return InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _quiet() -> SessionOptions:
     options = SessionOptions()
     options.log_severity_level = 4
+    options.enable_mem_pattern = False  # which keeps the most that any batch took
     return options
 
 

@@ -45,3 +45,12 @@ def test_freezing(tmp_path: Path) -> None:
         assert row["update"] < 0.02
         assert row["time"] < 0.9
         assert row["memory"] < 1
+
+
+def test_exporting(tmp_path: Path) -> None:
+    command = [sys.executable, BENCHMARKS / "exporting.py", "--models", "cnn", "--repetitions", "1"]
+    subprocess.run([*command, "--json", tmp_path / "numbers.json"], check=True, capture_output=True)
+    (row,) = json.loads((tmp_path / "numbers.json").read_text())["rows"]
+    assert row["model"] == "cnn"
+    assert row["ratio"] > 1
+    assert min(row["peak_mb"].values()) > 100
