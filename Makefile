@@ -59,9 +59,10 @@ PI_SUITE ?= bookworm
 PI_64 := $(PI)/arm64-$(PI_SUITE)
 PI_32 := $(PI)/armhf-trixie
 
-pi: pi-wheel $(PI_64)/ready  ## a round of two emulated Raspberry Pis and this machine; PI_SUITE=trixie for Debian 13
+pi: pi-wheel $(PI_64)/ready  ## rounds of two emulated Raspberry Pis, one with a MobileNet; PI_SUITE=trixie for Debian 13
 	sh tests/pi/install.sh $(PI_64) $(BIN)/python $(PI)/wheel/*.whl -c constraints.txt
 	$(BIN)/python tests/pi/emulated_round.py two-pis $(PI_64)
+	PYTHONPATH=tests $(BIN)/python tests/pi/emulated_page.py $(PI_64)
 
 pi-board: pi-wheel $(PI_64)/ready $(PI)/board/ready  ## training on a whole emulated Raspberry Pi 3, which boots for it
 	sh tests/pi/install.sh $(PI_64) $(BIN)/python $(PI)/wheel/*.whl -c constraints.txt

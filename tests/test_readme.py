@@ -10,15 +10,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pages import blocks, commands
 
 ROOT = Path(__file__).parent.parent
-BLOCK = re.compile(
-    r"(?:as\s+`(?P<name>[\w.-]+)`:\n\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```", re.MULTILINE | re.DOTALL
-)
 LINES = 120
 ONE_THREAD = {"FEDPARA_EDGE_TRAIN_THREADS": "1", "FEDPARA_EDGE_EVALUATE_THREADS": "1"}
 """Of engines, as tests run side by side; no digit that is compared depends on it."""
@@ -36,23 +33,10 @@ PAGES = (
 )
 
 
-def blocks(path: Path) -> Iterator[tuple[str, str, str | None]]:
-    """Language and text of each block of a page, and the name of the file that it is to be saved as."""
-    for block in BLOCK.finditer(path.read_text(encoding="utf-8")):
-        yield block["language"], block["text"], block["name"]
-
-
 def masked(text: str) -> list[str]:
     """Lines with every hash and number replaced and the white space of tables folded."""
     without_hashes = re.sub(r"\b[0-9a-f]{64}\b", "#", text.strip())
     return [re.sub(r"[-+]?[\d.,]+(e-?\d+)?%?", "#", re.sub(r" +", " ", line)) for line in without_hashes.splitlines()]
-
-
-def commands(block: str) -> list[tuple[str, str]]:
-    """Each `$ command` with the output below it."""
-    parts = re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]
-    pairs = [part.replace("\\\n", " ").partition("\n") for part in parts]
-    return [(command, output) for command, _, output in pairs]
 
 
 def run_page(path: Path, folder: Path) -> list[str]:

@@ -10,13 +10,8 @@ is what userland.sh and install.sh built, BOARD what board.sh did.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -24,16 +19,26 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
+from running import (
+    HERE,
+    Run,
+    check_facts,
+    distance,
+    expect,
+    fedpara,
+    new_folder,
+    read_json,
+    relative,
+    run_here,
+    run_on_board,
+    run_on_pi,
+    say,
+)
 
-HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1] / "fedpara_edge" / "demo" / "fashion_mnist_12k.npz"
 ROWS = 400  # of each client
 TOLERANCE = 1e-4  # on losses, relative, and on updates, in norm, of the change
 ACCURACY = 0.45
-SECONDS = 900  # after which a device is taken to hang
-MACHINES = {"arm64": "aarch64", "armhf": "armv7l"}
-
 EXPORT = (
     f"export {HERE / 'small_cnn.py'}:net --input-shape 1,28,28 --input-dtype uint8 --mean 0.286 --std 0.353 "
     "--exclude 0 --momentum 0.9 -o bundle"
@@ -52,11 +57,8 @@ fedpara-edge evaluate bundle --weights round-1.safetensors --data data.npz --eng
 fedpara-edge predict folded.onnx --data data.npz --overwrite -o predicted.npz >/dev/null
 """
 
-Run = Callable[[Path, str], None]
-"""Run a script in a home, on some machine; afterwards the home holds what it wrote."""
 
-
-def try_round(work: Path, userland: Path, machine: str) -> None:
+def try_round(work: Path, userland: Path) -> None:
     """Two Pis and this machine train, each on its own data; their updates make the next round, which a Pi measures."""
     names = ("one", "two")
     pis = {name: partial(run_on_pi, userland, work / name) for name in names}
@@ -65,7 +67,7 @@ def try_round(work: Path, userland: Path, machine: str) -> None:
         running = [pool.submit(pis[name], homes[name], script(name, LOOK, TRAIN)) for name in names]
         for done in running:
             done.result()
-    facts = {name: check_facts(homes[name], machine) for name in names}
+    facts = {name: check_facts(homes[name], userland) for name in names}
     for name in names:
         expect(facts[name]["interfaces"] == ["lo"], f"{name} without a connection", facts[name]["interfaces"])
         expect(facts[name]["files"] == [name], f"{name} to see only its own files", facts[name]["files"])
@@ -82,11 +84,11 @@ def try_round(work: Path, userland: Path, machine: str) -> None:
     say(f"two Raspberry Pis and this machine: accuracy {accuracy:.1%} after one round")
 
 
-def try_one(work: Path, run: Run, machine: str) -> None:
+def try_one(work: Path, userland: Path, run: Run) -> None:
     """One device trains and measures what it learned."""
     home = make_home(work, "one", 0)
     run(home, script("one", LOOK, TRAIN))
-    check_facts(home, machine)
+    check_facts(home, userland)
     compare(home, repeat_here(work, "one", 0))
     aggregate(work, home)
     measure(home, run, work)
@@ -107,34 +109,6 @@ def script(client: str, *parts: str, engine: str = "onnxruntime") -> str:
     return "set -eu\n" + "".join(parts).format(client=client, engine=engine)
 
 
-def run_here(home: Path, text: str) -> None:
-    """Run a script on this machine."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    subprocess.run(["sh", "-c", text], cwd=home, env={**os.environ, "PATH": path}, check=True)
-
-
-def run_on_pi(userland: Path, device: Path, home: Path, text: str) -> None:
-    """Run a script on the emulated Pi whose own files are in `device`."""
-    disk = device / "disk" / "home"
-    disk.mkdir(parents=True, exist_ok=True)
-    home.rename(disk / "pi")
-    command = ["sh", str(HERE / "device.sh"), str(userland), str(device), "/bin/sh", "-c", text]
-    try:
-        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=SECONDS)
-    finally:
-        (disk / "pi").rename(home)
-    # Not shown otherwise: Debian's onnxruntime greets with 567 lines of "Schema error" whatever it is to do.
-    expect(
-        not done.returncode, f"{home.name} to do all that it was told", f"exit code {done.returncode}: {done.stderr}"
-    )
-
-
-def run_on_board(board: Path, userland: Path, home: Path, text: str) -> None:
-    """Run a script on a board that boots for it."""
-    (home / "session.sh").write_text(text)
-    subprocess.run(["sh", HERE / "boot.sh", board, userland, home], check=True)
-
-
 def repeat_here(work: Path, client: str, number: int) -> Path:
     """A home where this machine did the training of a device."""
     home = make_home(work, client, number, of="repeated")
@@ -142,23 +116,9 @@ def repeat_here(work: Path, client: str, number: int) -> Path:
     return home
 
 
-def check_facts(home: Path, machine: str) -> dict[str, Any]:
-    """What a device said about itself."""
-    facts: dict[str, Any] = read_json(home / "facts.json")
-    expect(facts["machine"] == machine, f"a machine of kind {machine}", facts["machine"])
-    expect("Raspberry Pi" in facts["model"], "a Raspberry Pi", facts["model"])
-    expect(facts["importable"] == ["fedpara_edge"], "fedpara_edge without torch and onnx", facts["importable"])
-    say(f"{home.name}: {facts['model']}, {machine}, Python {facts['python']}, onnxruntime {facts['onnxruntime']}")
-    return facts
-
-
 def compare(home: Path, repeated: Path) -> None:
     """Hold a device's update and losses against those of the same training here."""
-    found, expected = (load_file(folder / "update.safetensors") for folder in (home, repeated))
-    expect(found.keys() == expected.keys(), "the same tensors", found.keys())
-    change = sum(float(np.square(tensor, dtype=np.float64).sum()) for tensor in expected.values())
-    error = sum(float(np.square(found[name] - expected[name], dtype=np.float64).sum()) for name in expected)
-    apart = (error / change) ** 0.5
+    apart = distance(home / "update.safetensors", repeated / "update.safetensors")
     reports = [read_json(folder / "training.json") for folder in (home, repeated)]
     losses = relative(*(report["losses"] for report in reports))
     trained = f"{reports[0]['steps']} steps in {reports[0]['seconds']:.0f} s"
@@ -202,52 +162,19 @@ def evaluate(work: Path) -> float:
     return float(json.loads(result)["accuracy"])
 
 
-def fedpara(folder: Path, arguments: str) -> str:
-    """Run a command of this machine's, and return what it printed."""
-    command = [sys.executable, "-m", "fedpara_edge", *arguments.split()]
-    return subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout
-
-
-def read_json(path: Path) -> Any:
-    """The value of a JSON file."""
-    return json.loads(path.read_text())
-
-
-def relative(found: list[float], expected: list[float]) -> float:
-    """The largest difference of two lists, in parts of what was expected."""
-    return float(np.max(np.abs(np.subtract(found, expected)) / np.abs(expected)))
-
-
-def expect(holds: bool, expected: str, found: object) -> None:
-    """End with a line that says so unless something holds."""
-    if not holds:
-        raise SystemExit(f"pi: expected {expected}, found {found}")
-
-
-def say(text: str) -> None:
-    """Tell how far this is."""
-    print(f"pi: {text}", flush=True)
-
-
 def main(kind: str, userland: Path, board: Path | None = None) -> None:
     """As the module says."""
-    machine = MACHINES[(userland / "architecture").read_text().strip()]
-    with tempfile.TemporaryDirectory(dir=userland.parent, prefix="round-") as name:
-        work = Path(name)
+    with new_folder(userland) as work:
         fedpara(work, EXPORT)
         if kind == "two-pis":
-            try_round(work, userland, machine)
+            try_round(work, userland)
         elif kind == "pi":
-            try_one(work, partial(run_on_pi, userland, work / "pi"), machine)
+            try_one(work, userland, partial(run_on_pi, userland, work / "pi"))
         elif kind == "board" and board is not None:
-            try_one(work, partial(run_on_board, board, userland), machine)
+            try_one(work, userland, partial(run_on_board, board, userland))
         else:
             raise SystemExit(__doc__)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and so remove the files
-    try:
-        main(sys.argv[1], *(Path(argument).resolve() for argument in sys.argv[2:]))
-    except subprocess.SubprocessError as error:
-        raise SystemExit(f"pi: {error}") from error
+    main(sys.argv[1], *(Path(argument).resolve() for argument in sys.argv[2:]))
