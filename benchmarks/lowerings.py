@@ -35,7 +35,7 @@ from export.forward.graph import IR_VERSION, OPSET
 from export.forward.tracing import Batch, Shape, Trace
 from export.gradients import Graph, convolution, differentiate, normalization, pooling
 from export.gradients.builder import attributes, initializers_of, needed
-from export.gradients.convolution import Convolution
+from export.gradients.geometry import Convolution
 from export.gradients.normalization import GROUP
 from fedpara_edge.cli.output import table
 from fedpara_edge.nn.groupnorm import group_count

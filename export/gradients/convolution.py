@@ -9,97 +9,23 @@ possible. For x [N, I, *S] and w [O, I/G, *K], with y [N, O, *T]:
   product with a permutation, or is a ConvTranspose where the stride is not 1.
 - The weight's gradient is a Conv as well: examples are its channels, and the entries of y's gradient its kernel. The
   input channels lie along a last axis on which the kernel has size 1, [G·N, *S, I/G], so that whole runs are copied.
+  That of a depthwise convolution has a module of its own (`depthwise`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import numpy as np
 from onnx import NodeProto
 
-from export.gradients.builder import Graph, attributes, static
+from export.gradients.builder import Graph
+from export.gradients.depthwise import grad_weight_of_images, grad_weight_of_signals
+from export.gradients.geometry import Convolution
 from export.gradients.rules import Gradients, rule
-from export.gradients.windows import window_padding
 
 MERGED_PIXELS = 36  # most pixels of y (6 x 6) with which the batch is merged into one image; measured
-
-
-@dataclass(frozen=True)
-class Convolution:
-    """Static facts about a Conv node; spatial sizes are lists over the spatial axes."""
-
-    channels: int
-    filters: int
-    groups: int
-    size: list[int]
-    out: list[int]
-    kernel: list[int]
-    strides: list[int]
-    dilations: list[int]
-    before: list[int]
-    after: list[int]
-
-    @staticmethod
-    def from_conv(graph: Graph, node: NodeProto) -> Convolution:
-        """Facts about a Conv of the forward graph.
-
-        Raises:
-            NotImplementedError: One of them grows with the batch.
-        """
-        given, what = attributes(node), f"channels, pixels or kernels of a {node.op_type}"
-        _, *size = graph.sizes(node.input[0], what)
-        _, *out = graph.sizes(node.output[0], what)
-        filters, channels, *kernel = static(graph.shape(node.input[1]), what)
-        groups = given.get("group", 1)
-        strides = given.get("strides", [1] * len(kernel))
-        dilations = given.get("dilations", [1] * len(kernel))
-        before, after = window_padding(given, size, out, kernel)
-        return Convolution(channels * groups, filters, groups, size, out, kernel, strides, dilations, before, after)
-
-    @staticmethod
-    def from_conv_transpose(graph: Graph, node: NodeProto) -> Convolution:
-        """Facts about the convolution from a ConvTranspose's output to its input, which has the same weight.
-
-        Raises:
-            NotImplementedError: One of them grows with the batch, the node leaves its padding to be computed, or its
-                output is padded by as much as the stride, which onnxruntime computes incorrectly.
-        """
-        given, what = attributes(node), f"channels, pixels or kernels of a {node.op_type}"
-        if given.get("auto_pad", "NOTSET") != "NOTSET" or "output_shape" in given:
-            raise NotImplementedError("a ConvTranspose with computed padding")
-        channels, *size = graph.sizes(node.output[0], what)
-        filters, *out = graph.sizes(node.input[0], what)
-        _, _, *kernel = static(graph.shape(node.input[1]), what)
-        strides, dilations = (given.get(name, [1] * len(kernel)) for name in ("strides", "dilations"))
-        if any(n >= s for n, s in zip(given.get("output_padding", [0] * len(strides)), strides, strict=True)):
-            raise NotImplementedError("a ConvTranspose whose output is padded by its stride or more")
-        pads = given.get("pads", [0] * 2 * len(kernel))
-        before, after = list(pads[: len(kernel)]), list(pads[len(kernel) :])
-        groups = given.get("group", 1)
-        return Convolution(channels, filters, groups, size, out, kernel, strides, dilations, before, after)
-
-    @property
-    def merged(self) -> bool:
-        """Whether the batch is computed as one image."""
-        return self.groups == 1 and len(self.kernel) < 3 and prod(self.out) <= MERGED_PIXELS
-
-    @property
-    def reach(self) -> list[int]:
-        """Extent of the dilated kernel minus one, by axis."""
-        return [d * (k - 1) for d, k in zip(self.dilations, self.kernel, strict=True)]
-
-    @property
-    def left_over(self) -> list[int]:
-        """Number of last padded pixels that no position of the kernel reaches, by axis."""
-        return [
-            n + b + a - ((t - 1) * s + r + 1)
-            for n, t, s, r, b, a in zip(
-                self.size, self.out, self.strides, self.reach, self.before, self.after, strict=True
-            )
-        ]
 
 
 def forward(graph: Graph, node: NodeProto) -> None:
@@ -112,7 +38,7 @@ def forward(graph: Graph, node: NodeProto) -> None:
         "pads": [*facts.before, *facts.after],
         "group": facts.groups,
     }
-    if not facts.merged:
+    if not _merges(facts):
         graph.define(node.output[0], "Conv", x, weight, *bias, kernel_shape=facts.kernel, **given)
         return
     merged = _merge(graph, x, [facts.channels, *facts.size])
@@ -171,8 +97,8 @@ def _grad_bias(graph: Graph, gradient: str, filters: int, pixels: list[int]) -> 
 def _grad_input(graph: Graph, facts: Convolution, gradient: str, weight: str) -> str:
     before = [r - p for r, p in zip(facts.reach, facts.before, strict=True)]
     after = [r - p for r, p in zip(facts.reach, facts.after, strict=True)]
-    widens = facts.channels < facts.filters and not facts.merged  # then ConvTranspose unrolls fewer channels
-    mirrors = facts.groups == 1 and set(facts.strides) == {1} and min(before + after) >= 0 and not widens
+    widens = facts.channels < facts.filters and not _merges(facts)  # then ConvTranspose unrolls fewer channels
+    mirrors = set(facts.strides) == {1} and min(before + after) >= 0 and not widens
     given: dict[str, Any] = {"dilations": facts.dilations, "kernel_shape": facts.kernel}
     if not mirrors:
         return graph.op(
@@ -187,16 +113,23 @@ def _grad_input(graph: Graph, facts: Convolution, gradient: str, weight: str) ->
         )
     kernel = _mirrored(graph, facts, weight)
     pads = [*before, *after]
-    if not facts.merged:
-        return graph.op("Conv", gradient, kernel, pads=pads, **given)
+    if not _merges(facts):
+        return graph.op("Conv", gradient, kernel, pads=pads, group=facts.groups, **given)
     merged = _merge(graph, gradient, [facts.filters, *facts.out])
     deep = graph.reshape(kernel, [facts.channels, facts.filters, 1, *facts.kernel])
     grad_x = graph.op("Conv", merged, deep, **_with_depth({"pads": pads, **given}))
     return _unmerge(graph, grad_x, [facts.channels, *facts.size])
 
 
+def _merges(facts: Convolution) -> bool:
+    """Whether the batch is computed as one image."""
+    return facts.groups == 1 and len(facts.kernel) < 3 and prod(facts.out) <= MERGED_PIXELS
+
+
 def _grad_weight(graph: Graph, facts: Convolution, gradient: str, x: str) -> str:
     rank = len(facts.kernel)
+    if facts.is_depthwise and rank < 3:
+        return (grad_weight_of_images if rank == 2 else grad_weight_of_signals)(graph, facts, gradient, x)
     spatial = list(range(2, 2 + rank))
     groups, inner = facts.groups, facts.channels // facts.groups
     after = [a - left_over for a, left_over in zip(facts.after, facts.left_over, strict=True)]
@@ -250,9 +183,9 @@ def _with_depth(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _mirrored(graph: Graph, facts: Convolution, weight: str) -> str:
-    """Weight [O, I, *K] as [I, O, *K], with every kernel reversed."""
-    size = prod(facts.kernel)
-    rows = graph.op("Reshape", weight, graph.ints(facts.filters, facts.channels, size))
+    """Weight [O, I/G, *K] as [I, O/G, *K], with every kernel reversed."""
+    size, inner, outer = prod(facts.kernel), facts.channels // facts.groups, facts.filters // facts.groups
+    rows = graph.op("Reshape", weight, graph.ints(facts.groups, outer, inner, size))
     if size > 1:
         rows = graph.op("MatMul", rows, graph.array(np.eye(size, dtype=np.float32)[::-1].copy()))
-    return graph.reshape(graph.transpose(rows, [1, 0, 2]), [facts.channels, facts.filters, *facts.kernel])
+    return graph.reshape(graph.transpose(rows, [0, 2, 1, 3]), [facts.channels, outer, *facts.kernel])
