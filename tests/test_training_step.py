@@ -115,6 +115,30 @@ MODELS = {
     "conv, same": (lambda: net(nn.Conv2d(2, 9, (3, 5), padding="same"), nn.Conv2d(9, 3, 3, padding="valid")), IMAGE),
     "conv, groups": (lambda: net(nn.Conv2d(2, 8, 3, padding=1), nn.Conv2d(8, 12, 3, 2, groups=4)), IMAGE),
     "conv, by channel": (lambda: net(nn.Conv2d(2, 8, 3), nn.Conv2d(8, 8, 3, padding=1, groups=8)), IMAGE),
+    "conv, by channel, strided": (
+        lambda: net(nn.Conv2d(2, 6, (3, 2), (2, 3), (1, 0), groups=2), nn.Conv2d(6, 18, 2, 1, 1, groups=6)),
+        IMAGE,
+    ),
+    "conv, by channel, dilated": (
+        lambda: net(nn.Conv2d(2, 4, 2, 1, 1, 2, groups=2), nn.Conv2d(4, 4, 3, (1, 2), 2, (2, 1), groups=4)),
+        IMAGE,
+    ),
+    "conv, by channel, same": (
+        lambda: net(nn.Conv2d(2, 2, (3, 5), padding="same", groups=2), nn.Conv2d(2, 2, 3, 3, groups=2)),
+        IMAGE,
+    ),
+    "conv, by channel, one dimension": (
+        lambda: net(nn.Conv1d(3, 6, 3, 2, 1, groups=3), nn.Conv1d(6, 6, 2, 1, 1, 2, groups=6), shape=SEQUENCE),
+        SEQUENCE,
+    ),
+    "conv, by channel, three dimensions": (
+        lambda: net(nn.Conv3d(2, 4, 2, padding=1, groups=2), shape=(2, 4, 5, 6)),
+        (2, 4, 5, 6),
+    ),
+    "conv, by channel, transposed": (
+        lambda: net(nn.ConvTranspose2d(2, 4, 3, 2, 1, 1, groups=2), nn.ConvTranspose2d(4, 4, 2, groups=4)),
+        IMAGE,
+    ),
     "conv, one dimension": (
         lambda: net(nn.Conv1d(3, 8, 3, 2, 1), nn.Tanh(), nn.Conv1d(8, 4, 2, dilation=2), shape=SEQUENCE),
         SEQUENCE,
