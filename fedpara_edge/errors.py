@@ -15,6 +15,7 @@ is refused, as they stand in reports:
 | `wrong_round`       | was trained in another round                                                 |
 | `wrong_base`        | was trained from other weights                                               |
 | `wrong_algorithm`   | was trained with another algorithm than the server's, or other options       |
+| `metrics`           | has a metric that can't be right beside those of the others                  |
 | `unknown_codec`     | is encoded in a way this release does not know                               |
 | `missing_tensor`    | lacks a shared tensor                                                        |
 | `extra_tensor`      | has a tensor that is not shared                                              |
@@ -26,6 +27,7 @@ is refused, as they stand in reports:
 | `changed`           | was changed while it was being read                                          |
 | `not_finite`        | has a change that is NaN or infinite                                         |
 | `overflow`          | has a change so large that the weights become infinite                       |
+| `exploded`          | has factors that compose to weights far beyond those before                  |
 """
 
 from __future__ import annotations

@@ -14,9 +14,11 @@ import pytest
 import small_round
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
 from fedpara_edge import codecs
 from fedpara_edge.aggregation import Aggregation, aggregate, screening
+from fedpara_edge.aggregation.bounds import UNBOUNDED
 from fedpara_edge.aggregation.effort import USUAL, Effort
 from fedpara_edge.algorithms import ServerAlgorithm
 from fedpara_edge.algorithms.adaptive import FedAdagrad, FedAdam
@@ -101,10 +103,16 @@ def test_what_the_result_tells(tmp_path: Path, weights: Weights) -> None:
     for name, value in result.weights.tensors.items():
         assert (value.dtype, value.shape) == (np.float32, weights.tensors[name].shape)
     size = paths[0].stat().st_size
-    assert [vars(update) for update in result.accepted] == [
-        {"path": path, "client": client, "examples": examples, "steps": 7, "metrics": {"loss": 0.25}, "bytes": size}
-        for path, client, examples in ((paths[1], "a", 10), (paths[0], "b", 30))
-    ]
+    stated = {"steps": 7, "metrics": {"loss": 0.25}, "bytes": size, "norm_in_medians": None, "scale": 1, "bounded": ()}
+    for update, path, client, examples in zip(result.accepted, paths[::-1], "ab", (10, 30), strict=True):
+        assert vars(update) == {
+            "path": path,
+            "client": client,
+            "examples": examples,
+            "share": examples / 40,
+            "norm": pytest.approx(np.linalg.norm(small_round.flat(load_file(path)))),
+            **stated,
+        }
     assert result.received_bytes == sum(path.stat().st_size for path in paths)
     assert result.dense_bytes == 2 * 4 * weights.layout.dense_parameters
     assert result.share == result.received_bytes / result.dense_bytes
@@ -301,7 +309,7 @@ def test_different_contents_of_one_client_are_all_refused(tmp_path: Path, weight
 def test_huge_values_that_cancel_are_nobodys_fault(tmp_path: Path, weights: Weights, effort: Effort) -> None:
     changes = {"a": HUGE, "b": -HUGE, "c": HUGE, "d": -HUGE, "e": 0.5}
     paths = [small_round.send(tmp_path, weights, c, change=constant(weights, v)) for c, v in changes.items()]
-    result = aggregate(paths, weights, effort=effort)
+    result = aggregate(paths, weights, bounds=UNBOUNDED, effort=effort)
     assert result.rejected == ()
     moved = small_round.flat(result.weights.tensors) - small_round.flat(weights.tensors)
     assert np.abs(moved).max() <= 21 * UNIT * HUGE
@@ -568,10 +576,10 @@ def test_an_update_too_large_for_what_is_kept_is_refused(case: str, tmp_path: Pa
     base = {"a": np.zeros(300, np.float32), "b": np.full(3, start, np.float32)}
     write_weights(tmp_path / "base", Weights("0", 0, layout, base))
     weights = read_weights(tmp_path / "base")
-    good = [small_round.send(tmp_path, weights, client, metrics=METRICS) for client in "ac"]
+    good = [small_round.send(tmp_path, weights, client, metrics={**METRICS, **metrics}) for client in "ac"]
     change = {**small_round.random_tensors(layout, 3), "b": np.full(3, value, np.float32)}
     bad = small_round.send(tmp_path, weights, "b", change=change, metrics=metrics)
-    result = aggregate([*good, bad], weights, algorithm=algorithm)
+    result = aggregate([*good, bad], weights, algorithm=algorithm, bounds=UNBOUNDED)
     assert codes(result.rejected) == {"b.update": "overflow"}
     assert "tensor 'b': expected a change that leaves" in result.rejected[0].reason
     assert written(tmp_path, result) == written(tmp_path, aggregate(good, weights, algorithm=algorithm))

@@ -2,9 +2,10 @@
 
     w ← base + step(Σ_i s_i change_i),    s_i = examples_i / Σ_j examples_j  or  1 / updates
 
-in steps with a module each: `screening` compares the headers, `stream` averages the values, `stepping` has the
-algorithm (`algorithms`) make a movement of the mean, `addition` adds it to the weights, and `gap` watches the
-values for the distance between the mean of the factors and the mean of the weights, which `refit` lowers if asked to.
+in steps with a module each: `screening` compares the headers, `bounds` says how much one client can do, `averaging` and
+`stream` average the values, `stepping` has the algorithm (`algorithms`) make a movement of the mean, `addition` adds it
+to the weights, `composed` looks at what these compose to, and `gap` watches the values for the distance between the
+mean of the factors and the mean of the weights, which `refit` lowers if asked to.
 Running statistics are averaged as those of a mixture (`spread`), whatever the algorithm.
 Source: FedPara (arXiv 2108.06098v3), section 2.3, where the server averages the factors themselves.
 
@@ -16,122 +17,31 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.aggregation.addition import add_change, find_overflowing, limit
+from fedpara_edge.aggregation.averaging import average
+from fedpara_edge.aggregation.bounds import Bounds
+from fedpara_edge.aggregation.composed import find_exploded, find_exploding
 from fedpara_edge.aggregation.config import Merge, check_merge, check_min_updates
 from fedpara_edge.aggregation.effort import USUAL, Effort
-from fedpara_edge.aggregation.gap import Gap, GapEstimator, finite
-from fedpara_edge.aggregation.refit import Refit, refit
+from fedpara_edge.aggregation.refit import refit
+from fedpara_edge.aggregation.result import Aggregation
 from fedpara_edge.aggregation.screening import Rejected, screen
-from fedpara_edge.aggregation.spread import SpreadOfMeans
 from fedpara_edge.aggregation.stepping import take_step
-from fedpara_edge.aggregation.stream import stream_mean
 from fedpara_edge.algorithms import ServerAlgorithm, Weighting
 from fedpara_edge.algorithms.fedavg import FedAvgServer
 from fedpara_edge.codecs.codec import not_finite
-from fedpara_edge.errors import DivergedError, InputError, TooFewUpdatesError
+from fedpara_edge.errors import DivergedError, FedparaError, InputError, InvalidUpdateError, TooFewUpdatesError
 from fedpara_edge.formats.serverstate import ServerState, state_of
 from fedpara_edge.formats.update import Update
 from fedpara_edge.formats.weights import Weights
 
-
-@dataclass(frozen=True)
-class Accepted:
-    """An update that is in the mean.
-
-    Args:
-        path: The file.
-        client: Name of the client, from the header as what follows.
-        examples: Number of examples it was trained on.
-        steps: Number of steps it took.
-        metrics: Numbers that it states.
-        bytes: Size of the file.
-    """
-
-    path: Path
-    client: str
-    examples: int
-    steps: int
-    metrics: Mapping[str, float]
-    bytes: int
-
-    @classmethod
-    def of(cls, update: Update) -> Accepted:
-        """The facts about an open or closed update."""
-        header = update.header
-        return cls(update.path, header.client, header.examples, header.steps, header.metrics, update.file.size_bytes)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for `json.dumps`."""
-        return {**vars(self), "path": str(self.path), "metrics": dict(self.metrics)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Aggregation:
-    """The next weights, and how they came about.
-
-    Args:
-        weights: Weights of the next round.
-        state: Server state for the next round; None if the algorithm keeps nothing.
-        algorithm: Server algorithm.
-        weighting: Weighting of the updates.
-        accepted: Updates in the mean, sorted by client.
-        rejected: Updates that were refused, sorted by path.
-        rejected_bytes: Size of the refused files, received for nothing.
-        dense_bytes: Size of as many updates of the dense model as were accepted, in float32.
-        gap: Distance of the mean of the factors from that of the weights; None if no layer has factors that travel.
-        refit: Gap before and after refitting; None if that was not asked for.
-    """
-
-    weights: Weights
-    state: ServerState | None
-    algorithm: ServerAlgorithm
-    weighting: Weighting
-    accepted: tuple[Accepted, ...]
-    rejected: tuple[Rejected, ...]
-    rejected_bytes: int
-    dense_bytes: int
-    gap: Gap | None
-    refit: Refit | None
-
-    @property
-    def received_bytes(self) -> int:
-        """Size of all accepted files."""
-        return sum(update.bytes for update in self.accepted)
-
-    @property
-    def share(self) -> float:
-        """Received bytes over those of the dense model."""
-        return self.received_bytes / self.dense_bytes
-
-    def to_json(self) -> dict[str, Any]:
-        """All but the tensors, plain data for `json.dumps`."""
-        return {
-            "fingerprint": self.weights.fingerprint,
-            "round": self.weights.round,
-            "algorithm": self.algorithm.to_json(),
-            "weighting": self.weighting,
-            "examples": sum(update.examples for update in self.accepted),
-            "accepted": [update.to_json() for update in self.accepted],
-            "rejected": [update.to_json() for update in self.rejected],
-            "received_bytes": self.received_bytes,
-            "rejected_bytes": self.rejected_bytes,
-            "dense_bytes": self.dense_bytes,
-            "share": self.share,
-            "gap": None if self.gap is None else self.gap.to_json(),
-            "refit": None
-            if self.refit is None
-            else {"before": finite(self.refit.before), "after": finite(self.refit.after)},
-        }
-
-
 FEDAVG = FedAvgServer()
+DEFAULT_BOUNDS = Bounds()
 
 
 def aggregate(
@@ -142,6 +52,7 @@ def aggregate(
     state: ServerState | None = None,
     weighting: Weighting | None = None,
     merge: Merge = "mean",
+    bounds: Bounds = DEFAULT_BOUNDS,
     strict: bool = False,
     min_updates: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
@@ -149,7 +60,8 @@ def aggregate(
 ) -> Aggregation:
     """Average update files into the next weights.
 
-    Time is that of reading the files once, twice if one turns out bad only when its values are read. Memory is 16 bytes
+    Time is that of reading the files once, and again each time that updates turn out bad when their values are read, or
+    too large. Memory is 16 bytes
     for each shared parameter and about 50 MiB, whatever the number of files; 12 more for each group that the algorithm
     keeps, and 8 for the second mean of scaffold.
 
@@ -161,6 +73,7 @@ def aggregate(
         weighting: Weighting of the updates, by examples or equal; None for the algorithm's own.
         merge: `mean` for the mean of the factors, `refit` to bring them closer to the mean of the weights, which takes
             a second pass over the files and 12 bytes for each dense weight (`refit`).
+        bounds: Bounds on what one client can do.
         strict: Whether the first bad update, by path, ends the round instead of being left out.
         min_updates: Number of valid updates below which nothing is aggregated.
         on_progress: Function that is called now and then with the number of files read and of all to read; it starts
@@ -172,7 +85,7 @@ def aggregate(
         InputError: `min_updates` is less than 1, the algorithm takes no refit, the state is missing or another
             algorithm's, or there are more updates than clients.
         WrongBundleError: The state belongs with other weights.
-        DivergedError: The step leads beyond float32, and no single update is to blame.
+        DivergedError: The step leads beyond float32 or to exploding weights, and no single update is to blame.
         InvalidUpdateError, WrongBundleError: An update is bad, with `strict`.
     """
     check_min_updates(min_updates)
@@ -187,38 +100,39 @@ def aggregate(
         if len(updates) < min_updates:
             raise _too_few(min_updates, len(updates), rejected)
         participation = algorithm.participation(len(updates))
-        shares = algorithm.shares(_weigh(updates, weighting), [update.header.metrics for update in updates])
-        gap = GapEstimator(weights.layout, weights.tensors, updates=len(updates))
-        spread = SpreadOfMeans(weights.layout)
-        streamed = stream_mean(
+        mean = average(
             updates,
-            weights.layout.shared,
-            shares=shares,
-            watchers=(gap, spread),
+            weights,
+            algorithm,
+            weighting=weighting,
+            bounds=bounds,
             on_progress=on_progress,
             effort=effort,
         )
-        spread.add_to(streamed.means[0], weights.tensors)
-        measured = gap.result(streamed.means[0])
-        refused, refitted = streamed.refused, None
+        refused, refitted = mean.refused or _find_deviating(updates, algorithm), None
         if not refused:
             if merge == "refit":
                 with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is compared below
-                    refitted = refit(updates, shares[0], weights.layout, weights.tensors, streamed.means[0])
-                streamed.means[0] = refitted.change
+                    refitted = refit(mean.updates, mean.shares, weights.layout, weights.tensors, mean.means[0])
+                mean.means[0] = refitted.change
             groups = take_step(
-                algorithm, weights.layout, streamed.means, kept, participation, piece_entries=effort.piece_entries
+                algorithm, weights.layout, mean.means, kept, participation, piece_entries=effort.piece_entries
             )
-            tensors = add_change(weights.tensors, streamed.means[0])
+            tensors = add_change(weights.tensors, mean.means[0])
             if any(not_finite(each) is not None for each in (tensors, *groups.values())):
                 largest = [algorithm.largest_change(update.header.metrics) for update in updates]
-                refused = find_overflowing(updates, weights, largest)
+                refused = find_overflowing(mean.updates, weights, largest)
                 tensors = limit(tensors) if algorithm.convex and merge == "mean" else tensors
+        if not refused:
+            _check_finite({"weights": tensors, **groups}, algorithm)
+            if bounds.binds("weights") and (found := find_exploded(weights.layout, tensors, weights.tensors)):
+                refused = find_exploding(mean.updates, weights)
+                if not refused:
+                    raise _diverged(found.expected, found.found, algorithm)
         if not refused:
             break
         rejected += [Rejected(updates[n].path, updates[n].header.client, error) for n, error in refused.items()]
         updates = [update for number, update in enumerate(updates) if number not in refused]
-    _check_finite({"weights": tensors, **groups}, algorithm)
     unused = {update.path for update in rejected} - {update.path for update in updates}
     moved = Weights(weights.fingerprint, weights.round + 1, weights.layout, tensors)
     return Aggregation(
@@ -226,11 +140,11 @@ def aggregate(
         state=state_of(moved, algorithm, groups) if groups else None,
         algorithm=algorithm,
         weighting=weighting,
-        accepted=tuple(map(Accepted.of, updates)),
+        accepted=mean.accepted,
         rejected=tuple(rejected),
         rejected_bytes=sum(path.stat().st_size for path in unused if path.is_file()),
         dense_bytes=4 * weights.layout.dense_parameters * len(updates),
-        gap=measured,
+        gap=mean.gap,
         refit=refitted,
     )
 
@@ -250,20 +164,27 @@ def _kept(
     return state.groups
 
 
-def _weigh(updates: Sequence[Update], weighting: Weighting) -> NDArray[np.float64]:
-    if weighting == "equal":
-        return np.full(len(updates), 1 / len(updates))
-    examples = sum(update.header.examples for update in updates)
-    return np.array([update.header.examples / examples for update in updates])
+def _find_deviating(updates: Sequence[Update], algorithm: ServerAlgorithm) -> dict[int, FedparaError]:
+    headers = [update.header for update in updates]
+    found = algorithm.find_deviating([header.metrics for header in headers], [header.steps for header in headers])
+    remedy = "train with the rate of the round, or leave the device out"
+    return {
+        number: InvalidUpdateError(f"{updates[number].path}: {reason}; {remedy}", code="metrics")
+        for number, reason in found.items()
+    }
 
 
 def _check_finite(groups: Mapping[str, Mapping[str, NDArray[np.float32]]], algorithm: ServerAlgorithm) -> None:
     for group, tensors in groups.items():
         if (bad := not_finite(tensors)) is not None:
-            raise DivergedError(
-                f"tensor {bad!r}: expected finite {group} after the step of algorithm {algorithm.name}, found one "
-                "beyond float32; lower the server's lr, or begin again from an earlier round"
-            )
+            raise _diverged(f"tensor {bad!r}: expected finite {group}", "one beyond float32", algorithm)
+
+
+def _diverged(expected: str, found: str, algorithm: ServerAlgorithm) -> DivergedError:
+    return DivergedError(
+        f"{expected} after the step of algorithm {algorithm.name}, found {found}; lower the server's lr, or begin "
+        "again from an earlier round"
+    )
 
 
 def _too_few(expected: int, found: int, rejected: Sequence[Rejected]) -> TooFewUpdatesError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fedpara_edge.aggregation.bounds import Bounds
 from fedpara_edge.algorithms import SERVER, ServerAlgorithm, Weighting, find_server
 from fedpara_edge.codecs import find_encoder
 from fedpara_edge.codecs.codec import Encoder
@@ -18,8 +19,8 @@ Merge = Literal["mean", "refit"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AggregateConfig:
-    """How updates become the next weights.
+class AggregateConfig(Bounds):
+    """How updates become the next weights, with the bounds of each (`bounds`).
 
     Args:
         algorithm: Server algorithm with its options, such as `fedadam:lr=0.01` (`fedpara_edge.algorithms`).
@@ -74,6 +75,11 @@ class AggregateConfig:
     def server_algorithm(self) -> ServerAlgorithm:
         """The server algorithm with its options."""
         return find_server(self.algorithm, clients=self.clients)
+
+    @property
+    def bounds(self) -> Bounds:
+        """The bounds on what one client can do."""
+        return Bounds(**{name: getattr(self, name) for name in declared(Bounds)})
 
     @property
     def effective_weighting(self) -> Weighting:

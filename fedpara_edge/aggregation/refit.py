@@ -17,7 +17,7 @@ for each dense weight, whatever the number of updates. Of pFedPara only W1 is re
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from fedpara_edge.aggregation.gap import relative_gap
 from fedpara_edge.codecs.codec import in_order, unflatten
 from fedpara_edge.codecs.decoding import decode_all
-from fedpara_edge.factors.compose import compose_named, factor_shapes
-from fedpara_edge.factors.layout import FACTORS, LayerSpec, Layout
+from fedpara_edge.factors.compose import compose_named, factor_shapes, travelling
+from fedpara_edge.factors.layout import LayerSpec, Layout
 from fedpara_edge.factors.linearization import Array, Factors, Linearization
 from fedpara_edge.formats.update import Update
 
@@ -69,7 +69,7 @@ def refit(
     Raises:
         InvalidUpdateError: An update is gone or was changed since the mean was taken.
     """
-    layers = [found for layer in layout.layers if (found := _travelling(layout, layer))]
+    layers = [found for layer in layout.layers if (found := travelling(layout, layer))]
     tensors = in_order(layout.shared)
     starts = {layer.name: compose_named(layout, layer, base) for layer in layers}
     means = _mean_moves(updates, shares, layout, layers, base, starts)
@@ -139,16 +139,6 @@ def _solve(here: Linearization, residual: Array, iterations: int) -> Factors:
         norm, last = _squared(gradient), norm
         direction = {part: gradient[part] + norm / last * direction[part] for part in gradient}
     return solution
-
-
-def _travelling(layout: Layout, layer: LayerSpec) -> LayerSpec | None:
-    """The layer as far as its factors travel: W1 alone for pFedPara; None if there are no such factors."""
-    seen = replace(layer, kind="lowrank") if layer.kind == "pfedpara" else layer
-    parts = factor_shapes(seen)
-    tensors = layout.parts(layer)
-    if not parts.keys() <= FACTORS or any(tensors[part].role != "shared" for part in parts):
-        return None
-    return seen
 
 
 def _mean_moves(

@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedpara_edge.aggregation.aggregation import Aggregation, aggregate
+from fedpara_edge.aggregation.aggregation import aggregate
 from fedpara_edge.aggregation.config import AggregateConfig
+from fedpara_edge.aggregation.result import Aggregation
 from fedpara_edge.errors import FedparaError, InputError
 from fedpara_edge.formats.change import publish_change
 from fedpara_edge.formats.serverstate import (
@@ -136,6 +137,7 @@ def run_round(
             state=kept,
             weighting=config.weighting,
             merge=config.merge,
+            bounds=config.bounds,
             strict=config.strict,
             min_updates=config.min_updates,
             on_progress=on_progress,

@@ -42,6 +42,10 @@ CONTROL = "control"
 RATE_SUM = "learning_rate_sum"
 RATE_SUMS = (1e-30, 1e30)
 """Range of a sum of learning rates that a training could have had."""
+RATE_FACTOR = 10
+"""Most that the mean learning rate of a device may differ from the median of the round, as a factor."""
+MAJORITY = 3
+"""Fewest updates whose median means something."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +117,23 @@ class ScaffoldServer(ServerAlgorithm):
         if not least <= metrics.get(RATE_SUM, 0) <= most:
             expected = f"a metric {RATE_SUM} from {least:g} to {most:g}"
             raise wrong_algorithm(self, expected, metrics.get(RATE_SUM))
+
+    def find_deviating(self, metrics: Sequence[Metrics], steps: Sequence[int]) -> dict[int, str]:
+        """R over the number of steps is a learning rate, which is much the same on all devices of a round.
+
+        A far smaller R would make c, and with it the next gradient of every device, as much larger.
+        """
+        rates = np.array([metric[RATE_SUM] for metric in metrics], np.float64) / np.array(steps, np.float64)
+        if len(rates) < MAJORITY:
+            return {}
+        usual = float(np.median(rates))
+        expected = (
+            f"expected a metric {RATE_SUM} of {usual / RATE_FACTOR:.3g} to {usual * RATE_FACTOR:.3g} for each step"
+        )
+        return {
+            int(number): f"{expected}, {RATE_FACTOR} times around the median of the round, found {rates[number]:.3g}"
+            for number in np.flatnonzero((rates * RATE_FACTOR < usual) | (rates > usual * RATE_FACTOR))
+        }
 
     def largest_change(self, metrics: Metrics) -> float:
         """Δ_i / R_i must be in float32 as well."""

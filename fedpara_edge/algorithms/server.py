@@ -62,6 +62,15 @@ class ServerAlgorithm(Algorithm):
             InvalidUpdateError: A metric is missing or differs.
         """
 
+    def find_deviating(self, metrics: Sequence[Metrics], steps: Sequence[int]) -> dict[int, str]:  # noqa: ARG002
+        """What is wrong with the metrics of some updates beside those of the others, by their number.
+
+        Args:
+            metrics: Metrics of the updates, each of which `check_metrics` took.
+            steps: Numbers of steps that they state.
+        """
+        return {}
+
     def largest_change(self, metrics: Metrics) -> float:  # noqa: ARG002
         """Largest entry of a client's change whose square, and what is kept, stays in float32."""
         return math.inf if self.convex else math.sqrt(LARGEST)

@@ -19,7 +19,7 @@ from fedpara_edge.cli.output import emit, megabytes, note, output_options
 from fedpara_edge.errors import FedparaError, TooFewUpdatesError
 
 if TYPE_CHECKING:
-    from fedpara_edge.aggregation import Round
+    from fedpara_edge.aggregation import Accepted, Round
 
 RENAMED = {
     "--server-lr": "--algorithm NAME:lr=…",
@@ -51,8 +51,9 @@ def command(
     """Average UPDATES and write the next weights, by the algorithm given.
 
     The order of UPDATES does not change a bit of the result. A bad update is refused and named and does not stop the
-    others. The state folder gets one file for each round, whose name is the round's: that of --weights must be there,
-    except at round 0. With a downlink codec the weights written are those that devices get by applying the change.
+    others. What one update can do is bounded (--max-norm, --max-examples, --max-share), and outliers are named. The
+    state folder gets one file for each round, whose name is the round's: that of --weights must be there, except at
+    round 0. With a downlink codec the weights written are those that devices get by applying the change.
     """
     from fedpara_edge.aggregation import run_round
 
@@ -75,12 +76,14 @@ def command(
         raise
     result = done.aggregation
     _show([update.error for update in result.rejected])
+    _warn(result.accepted, config)
     event(
         "round_written",
         output=done.output,
         round=done.number,
         accepted=len(result.accepted),
         rejected=len(result.rejected),
+        bounded=sum(bool(update.bounded) for update in result.accepted),
         examples=sum(update.examples for update in result.accepted),
         received_bytes=result.received_bytes,
     )
@@ -91,7 +94,8 @@ def _text(done: Round) -> str:
     result = done.aggregation
     text = (
         f"{done.output}: round {done.number} from {len(result.accepted)} updates "
-        f"({sum(update.examples for update in result.accepted)} examples), {len(result.rejected)} rejected\n"
+        f"({sum(update.examples for update in result.accepted)} examples), {len(result.rejected)} rejected"
+        f"{_bounded(result.accepted)}\n"
         f"received {megabytes(result.received_bytes)}, {result.share:.1%} of the {megabytes(result.dense_bytes)} "
         "that the dense model costs in float32"
     )
@@ -113,6 +117,36 @@ def _show(rejected: Iterable[FedparaError]) -> None:
     for error in rejected:
         note(f"rejected [{error.code}] {error}")
         event("update_rejected", level=logging.WARNING, code=error.code, message=str(error))
+
+
+def _bounded(accepted: Iterable[Accepted]) -> str:
+    count = sum(bool(update.bounded) for update in accepted)
+    return f", {count} bounded" if count else ""
+
+
+def _warn(accepted: Iterable[Accepted], config: AggregateConfig) -> None:
+    """Say which updates are out of the ordinary, and what of them counted."""
+    for update in accepted:
+        texts = {
+            "examples": f"more than {config.max_examples:g} times the median of examples, {update.examples}: the rest "
+            "does not count (--max-examples)",
+            "share": f"more than {config.max_share:.0%} of the total weight: the rest goes to the others (--max-share)",
+        }
+        said = [texts[name] for name in update.bounded if name in texts]
+        if update.norm_in_medians is not None and update.norm_in_medians > config.max_norm:
+            scaled = f"scaled down to {config.max_norm:g} times (--max-norm)"
+            counted = scaled if "norm" in update.bounded else "which counts in full (--unbounded norm)"
+            said.append(f"a change of {update.norm_in_medians:.3g} times the median norm, {counted}")
+        if said:
+            note(f"outlier {update.path}: client {update.client!r}: {'; '.join(said)}")
+            event(
+                "update_outlying",
+                level=logging.WARNING,
+                client=update.client,
+                bounded=update.bounded,
+                scale=update.scale,
+                norm_in_medians=update.norm_in_medians,
+            )
 
 
 @contextmanager

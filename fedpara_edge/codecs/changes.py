@@ -17,6 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 TILE_ENTRIES = 256
+NORM_ENTRIES = 1 << 12
+SQUARES = (1e-25, 1e37)
+"""Range in which a sum of squares in float32 has lost nothing to underflow or overflow."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,30 @@ class Changes:
                 if number:
                     sums += part
         return total
+
+    def squares(self) -> NDArray[np.float64]:
+        """Sums of the squared changes of each file, float64 [files], with a relative error of at most 2^-12 or so."""
+        total = np.zeros(len(self._matrix))
+        for rows, scales in self._groups:
+            if scales is None:
+                total[rows] = _squares_of_tiles(self._matrix[rows])
+            else:
+                factors = np.square(scales.scales, dtype=np.float64)
+                for first, start, count, length in _runs(scales.lengths):
+                    blocks = self._matrix[rows, start : start + count * length].reshape(-1, count, length)
+                    total[rows] += np.vecdot(factors[:, first : first + count], np.vecdot(blocks, blocks))
+        return total
+
+
+def _squares_of_tiles(matrix: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Sums of squares over the rows: tile by tile in float32, which the cache has, and in float64 where need be."""
+    files, entries = matrix.shape
+    tiled = entries - entries % NORM_ENTRIES
+    tiles, rest = matrix[:, :tiled].reshape(files, -1, NORM_ENTRIES), matrix[:, tiled:]
+    sums = np.vecdot(tiles, tiles).sum(axis=1, dtype=np.float64) + np.vecdot(rest, rest)
+    for row in np.flatnonzero(~((sums >= SQUARES[0]) & (sums <= SQUARES[1]))):
+        sums[row] = np.sum(np.square(matrix[row], dtype=np.float64))
+    return np.asarray(sums)
 
 
 def _sum_blocks(

@@ -7,6 +7,7 @@ lock. So where files need the same arithmetic, it is done for all of them in one
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
@@ -29,6 +30,25 @@ def decode_all(decoder: Decoder, entries: int) -> NDArray[np.float32]:
     for start, stop in chunks(entries):
         decoder.decode(start, change[start:stop])
     return change
+
+
+@dataclass(frozen=True)
+class ScaledDecoder:
+    """Decoder of a change times a factor for each of its parts.
+
+    Args:
+        decoder: Decoder of the change itself.
+        parts: Parts of the flat change, each with its first entry, the entry after its last one, and its factor.
+    """
+
+    decoder: Decoder
+    parts: Sequence[tuple[int, int, float]]
+
+    def decode(self, start: int, out: NDArray[np.float32]) -> None:
+        """Decode a chunk and multiply it (`codec.Decoder`)."""
+        self.decoder.decode(start, out)
+        for first, stop, factor in self.parts:
+            out[max(first - start, 0) : max(stop - start, 0)] *= np.float32(factor)
 
 
 def decode_rows(

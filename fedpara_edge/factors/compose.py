@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.factors.layout import LayerSpec, Layout, Role
+from fedpara_edge.factors.layout import FACTORS, LayerSpec, Layout, Role
 
 
 def factor_shapes(layer: LayerSpec) -> dict[str, tuple[int, ...]]:
@@ -123,6 +124,16 @@ def compose_named(layout: Layout, layer: LayerSpec, tensors: Mapping[str, NDArra
     parts = layout.parts(layer)
     factors = {part: np.asarray(tensors[parts[part].name], np.float64) for part in factor_shapes(layer)}
     return np.asarray(compose(layer, factors, np.tanh))
+
+
+def travelling(layout: Layout, layer: LayerSpec) -> LayerSpec | None:
+    """The layer as far as its factors travel: W1 alone for pFedPara; None if there are no such factors."""
+    seen = replace(layer, kind="lowrank") if layer.kind == "pfedpara" else layer
+    parts = factor_shapes(seen)
+    tensors = layout.parts(layer)
+    if not parts.keys() <= FACTORS or any(tensors[part].role != "shared" for part in parts):
+        return None
+    return seen
 
 
 def compose_rows(layer: LayerSpec, factors: Mapping[str, Any], tanh: Callable[[Any], Any]) -> Any:

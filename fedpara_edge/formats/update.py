@@ -19,7 +19,8 @@ no others, and the arrays the codec stores. A composed weight, a personal tensor
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.codecs import open_codec
-from fedpara_edge.codecs.codec import Encoder, flatten, in_order, not_finite, unflatten
+from fedpara_edge.codecs.codec import Decoder, Encoder, flatten, in_order, not_finite, unflatten
+from fedpara_edge.codecs.decoding import ScaledDecoder
 from fedpara_edge.errors import InputError, InvalidUpdateError, WrongBundleError, brief, brief_text
 from fedpara_edge.factors.layout import Layout
 from fedpara_edge.formats.tables import max_table_bytes
@@ -223,7 +225,7 @@ class Update:
         try:
             self.header = _header_of(self.file)
             self._check_base(weights)
-            self.decoder = open_codec(self.file, in_order(weights.layout.shared))
+            self.decoder: Decoder = open_codec(self.file, in_order(weights.layout.shared))
         except BaseException:
             self.file.close()
             raise
@@ -232,6 +234,16 @@ class Update:
     def path(self) -> Path:
         """Path of the file."""
         return self.file.path
+
+    def scaled(self, parts: Sequence[tuple[int, int, float]]) -> Update:
+        """The same update of the same file with a change whose parts are multiplied (`codecs.decoding.ScaledDecoder`).
+
+        Args:
+            parts: Parts of the flat change, each with its first entry, the entry after its last one, and its factor.
+        """
+        scaled = copy(self)
+        scaled.decoder = ScaledDecoder(self.decoder, parts)
+        return scaled
 
     def close(self) -> None:
         """Close the file; `reopen` opens it again."""

@@ -1,0 +1,109 @@
+"""The result of an aggregation: the next weights, what was taken and what was refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedpara_edge.aggregation.gap import Gap, finite
+from fedpara_edge.aggregation.refit import Refit
+from fedpara_edge.aggregation.screening import Rejected
+from fedpara_edge.algorithms import ServerAlgorithm, Weighting
+from fedpara_edge.formats.serverstate import ServerState
+from fedpara_edge.formats.weights import Weights
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """An update that is in the mean.
+
+    Args:
+        path: The file.
+        client: Name of the client, from the header as what follows.
+        examples: Number of examples it was trained on.
+        steps: Number of steps it took.
+        metrics: Numbers that it states.
+        bytes: Size of the file.
+        share: Share in the mean.
+        norm: Norm of the change of trained tensors.
+        norm_in_medians: Largest norm of the change over the median of the round; None where that means nothing.
+        scale: Factor by which the change was scaled down; 1 if it was not.
+        bounded: Names of the bounds that made it count for less (`bounds`).
+    """
+
+    path: Path
+    client: str
+    examples: int
+    steps: int
+    metrics: Mapping[str, float]
+    bytes: int
+    share: float
+    norm: float
+    norm_in_medians: float | None
+    scale: float
+    bounded: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `json.dumps`."""
+        return {**vars(self), "path": str(self.path), "metrics": dict(self.metrics), "bounded": list(self.bounded)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aggregation:
+    """The next weights, and how they came about.
+
+    Args:
+        weights: Weights of the next round.
+        state: Server state for the next round; None if the algorithm keeps nothing.
+        algorithm: Server algorithm.
+        weighting: Weighting of the updates.
+        accepted: Updates in the mean, sorted by client.
+        rejected: Updates that were refused, sorted by path.
+        rejected_bytes: Size of the refused files, received for nothing.
+        dense_bytes: Size of as many updates of the dense model as were accepted, in float32.
+        gap: Distance of the mean of the factors from that of the weights; None if no layer has factors that travel.
+        refit: Gap before and after refitting; None if that was not asked for.
+    """
+
+    weights: Weights
+    state: ServerState | None
+    algorithm: ServerAlgorithm
+    weighting: Weighting
+    accepted: tuple[Accepted, ...]
+    rejected: tuple[Rejected, ...]
+    rejected_bytes: int
+    dense_bytes: int
+    gap: Gap | None
+    refit: Refit | None
+
+    @property
+    def received_bytes(self) -> int:
+        """Size of all accepted files."""
+        return sum(update.bytes for update in self.accepted)
+
+    @property
+    def share(self) -> float:
+        """Received bytes over those of the dense model."""
+        return self.received_bytes / self.dense_bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the tensors, plain data for `json.dumps`."""
+        return {
+            "fingerprint": self.weights.fingerprint,
+            "round": self.weights.round,
+            "algorithm": self.algorithm.to_json(),
+            "weighting": self.weighting,
+            "examples": sum(update.examples for update in self.accepted),
+            "accepted": [update.to_json() for update in self.accepted],
+            "rejected": [update.to_json() for update in self.rejected],
+            "received_bytes": self.received_bytes,
+            "rejected_bytes": self.rejected_bytes,
+            "dense_bytes": self.dense_bytes,
+            "share": self.share,
+            "gap": None if self.gap is None else self.gap.to_json(),
+            "refit": None
+            if self.refit is None
+            else {"before": finite(self.refit.before), "after": finite(self.refit.after)},
+        }
