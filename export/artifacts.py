@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from onnxruntime.training import artifacts, onnxblock
 
@@ -22,8 +23,9 @@ from export.forward.batchnorm import by_running_statistics, in_plain_operators
 from export.forward.graph import DRAWING, IR_VERSION, ForwardGraph
 from export.forward.ownloss import by_name
 from export.forward.tracing import Batch, Trace
-from export.gradients import DETACH, Graph
-from export.gradients.builder import attributes, initializers_of, needed
+from export.gradients import Graph, NoGradientError
+from export.gradients.builder import initializers_of, needed
+from export.standins import Definition, StandIns, register
 from export.step.losses import append_losses
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.interface import Head
@@ -33,7 +35,13 @@ LOSSES, SHARE = "losses", "share"
 
 
 def write_artifacts(
-    graph: ForwardGraph, folder: Path, *, trainable: Sequence[str], heads: Sequence[Head], optimizer: Mapping[str, Any]
+    graph: ForwardGraph,
+    folder: Path,
+    *,
+    trainable: Sequence[str],
+    heads: Sequence[Head],
+    optimizer: Mapping[str, Any],
+    examples: Mapping[str, NDArray[Any]],
 ) -> None:
     """Differentiate `graph` and write the artifacts into `folder`.
 
@@ -44,41 +52,42 @@ def write_artifacts(
         trainable: Names of the parameters to differentiate with respect to.
         heads: Outputs to train, with their labels and losses.
         optimizer: Constants of the optimizer (`export.step.weight_update`).
+        examples: Raw inputs [N, ...] by name, with N at least 3, to trace the shapes with.
 
     Raises:
         InputError: An operator has no gradient; it is named with the module it came from.
     """
     for node in graph.model.graph.node:
-        options = {attribute.name: attribute.s for attribute in node.attribute}
-        mode, direction = options.get("mode", b"constant"), options.get("direction", b"forward")
-        if node.op_type == "Pad" and mode != b"constant":
-            raise _no_gradient(graph, node.op_type, node.name)
-        if direction != b"forward":
-            raise _no_gradient(graph, f"a {direction.decode()} {node.op_type}", node.name)
         if node.op_type in DRAWING:
             raise InputError(
-                f"{graph.place_of(node)}: expected no random numbers but those of Dropout in onnxruntime-training, "
-                f"found {node.op_type}; remove it (nothing was written)"
+                f"{graph.place_of(node.name)}: expected no random numbers but those of Dropout in "
+                f"onnxruntime-training, found {node.op_type}; remove it (nothing was written)"
             )
-        if node.op_type == DETACH:
-            raise _no_gradient(graph, "detach", node.name)
-        reduction = options.get("reduction", b"none").decode()
-        if node.op_type.startswith("Scatter") and reduction not in ("none", "add"):
-            raise _no_gradient(graph, f"a {node.op_type} with reduction {reduction}", node.name)
-        if _is_strided_volume(node):
-            raise _no_gradient(graph, "a Conv of three dimensions with groups and strides", node.name)
-    model = onnx.ModelProto()
-    model.CopyFrom(in_plain_operators(graph.model))
+    try:
+        stand_ins = StandIns(in_plain_operators(graph.model), trainable, examples)
+    except NoGradientError as error:
+        raise _no_gradient(graph, error.found, error.node.name) from error
     losses = [LOSSES] if len(heads) > 1 else []
     outputs, named = [*graph.outputs, *losses, *graph.statistics.values()], tuple(map(by_name, heads))
     with naming_operators(graph):
-        apart(_generate, model, list(trainable), list(graph.statistics), named, dict(optimizer), outputs, folder)
+        apart(
+            _generate,
+            stand_ins.model,
+            stand_ins.definitions,
+            list(trainable),
+            list(graph.statistics),
+            named,
+            dict(optimizer),
+            outputs,
+            folder,
+        )
     for name in ("training_model", "eval_model", "optimizer_model"):
         path = folder / f"{name}.onnx"
         if not path.exists():
             continue
         written = onnx.load(path)
         written.ir_version = IR_VERSION  # onnx stamps its newest on every model it makes
+        stand_ins.resolve(written, training=name == "training_model")
         if name == "eval_model" and graph.statistics:
             del written.graph.output[1 + len(graph.outputs) :]
             by_running_statistics(written.graph, graph.model)
@@ -90,6 +99,7 @@ def write_artifacts(
 
 def _generate(
     model: onnx.ModelProto,
+    definitions: Sequence[Definition],
     trainable: list[str],
     kept: list[str],
     heads: Sequence[Head],
@@ -97,6 +107,7 @@ def _generate(
     outputs: list[str],
     folder: Path,
 ) -> None:
+    register(definitions)
     artifacts.generate_artifacts(
         model,
         requires_grad=trainable,
@@ -106,13 +117,6 @@ def _generate(
         additional_output_names=outputs,
         artifact_directory=folder,
     )
-
-
-def _is_strided_volume(node: onnx.NodeProto) -> bool:
-    """Whether the runtime trains this Conv without an error, but with a loss of 0."""
-    given = attributes(node)
-    strides = given.get("strides", [1])
-    return node.op_type == "Conv" and given.get("group", 1) > 1 and len(strides) == 3 and max(strides) > 1
 
 
 def _correct_optimizer(graph: onnx.GraphProto) -> None:
@@ -150,11 +154,9 @@ def naming_operators(graph: ForwardGraph) -> Iterator[None]:
 
 
 def _no_gradient(graph: ForwardGraph, operator: str, node: str) -> InputError:
-    module = graph.module_of.get(node)
-    where = f"module {module!r}" if module is not None else f"node {node!r}"
     return InputError(
-        f"{where}: expected operators with a gradient in onnxruntime-training {onnxruntime.__version__}, "
-        f"found {operator}, which has none; replace that module (nothing was written)"
+        f"{graph.place_of(node)}: expected operators with a gradient in onnxruntime-training "
+        f"{onnxruntime.__version__}, found {operator}, which has none; replace it (nothing was written)"
     )
 
 

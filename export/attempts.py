@@ -69,15 +69,15 @@ def run_trial(engine: str, trial: Trial, batch: Batch, graph: ForwardGraph) -> R
         raise EngineError(engine, refusal) from error
     except Exception as error:  # the exceptions of the runtimes have no common base
         node = _NODE.search(str(error))
-        module = None if node is None else graph.module_of.get(node["name"])
+        place = "the model" if node is None or node["name"] not in graph.module_of else graph.place_of(node["name"])
         remedy = (
             "take sizes from x.shape, not from the example, and name the axes of a squeeze()"
             if batch.rows == 1
             else "take sizes from x.shape, not from the example"
         )
         refusal = InputError(
-            f"{'model' if module is None else f'module {module!r}'}: expected to run in {engine} on any batch, found "
-            f"with {rows_of(batch)} {complaint(error)}; {remedy} (nothing was written)"
+            f"{place}: expected to run in {engine} on any batch, found with {rows_of(batch)} {complaint(error)}; "
+            f"{remedy} (nothing was written)"
         )
         raise EngineError(engine, refusal) from error
 

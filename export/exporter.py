@@ -171,7 +171,7 @@ def _writers(
     on_step: Callable[[str], None],
 ) -> dict[str, Writer]:
     """Functions that write the files of an engine and return one that loads them to try them, by engine."""
-    trained = layout.trained
+    trained, arrays = layout.trained, {name: x.numpy() for name, x in example.items()}
 
     def write_ort_training(folder: Path) -> OpenTrial:
         on_step("differentiating for ort-training")
@@ -184,13 +184,13 @@ def _writers(
                 key="engines",
             ) from error
         names = [tensor.name for tensor in trained]
-        write_artifacts(graph, folder, trainable=names, heads=interface.heads, optimizer=optimizer)
+        write_artifacts(graph, folder, trainable=names, heads=interface.heads, optimizer=optimizer, examples=arrays)
         return partial(SecondProcessTrial, OrtTrainingTrial, folder, graph, trained)
 
     def write_onnxruntime(folder: Path) -> OpenTrial:
         on_step("differentiating for onnxruntime")
         spec = StepSpec(trained, interface.heads, optimizer, layout, layout.statistics)
-        write_steps(graph, folder, spec, {name: x.numpy() for name, x in example.items()})
+        write_steps(graph, folder, spec, arrays)
         return partial(SecondProcessTrial, OnnxruntimeTrial, folder, layout, tensors, optimizer)
 
     return {"ort-training": write_ort_training, "onnxruntime": write_onnxruntime}

@@ -4,11 +4,13 @@ import os
 import signal
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from step_models import VECTOR, Formula
 
 from export import export_bundle
+from export.gradients import NoGradientError
 from fedpara_edge.errors import FedparaError, InputError
 from fedpara_edge.formats.bundle import ENGINES, ONNXRUNTIME_FILES, ORT_TRAINING_FILES
 from fedpara_edge.formats.recipe import ExportConfig
@@ -18,19 +20,25 @@ def options(**more: object) -> ExportConfig:
     return ExportConfig(**{"name": "test", "input_shape": VECTOR, "input_dtype": "float32", **more})
 
 
-def sorted_by_column(x: torch.Tensor) -> torch.Tensor:
-    """Something that only the engine onnxruntime can, as its SliceGrad takes no negative steps."""
-    return torch.minimum(x, x.flip(1))
+@pytest.fixture
+def without_tanh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine ort-training refuses a Tanh."""
+
+    def refuse(model: onnx.ModelProto, *_: object) -> None:
+        raise NoGradientError(next(node for node in model.graph.node if node.op_type == "Tanh"), "Tanh")
+
+    monkeypatch.setattr("export.artifacts.StandIns", refuse)
 
 
+@pytest.mark.usefixtures("without_tanh")
 def test_an_engine_that_was_not_named_is_left_out(tmp_path: Path) -> None:
     left_out: dict[str, str] = {}
     bundle, verification = export_bundle(
-        Formula(sorted_by_column), tmp_path / "bundle", options(), on_left_out=left_out.__setitem__
+        Formula(torch.tanh), tmp_path / "bundle", options(), on_left_out=left_out.__setitem__
     )
     assert bundle.manifest.engines == ("onnxruntime",) == tuple(verification)
     assert left_out.keys() == {"ort-training"}
-    assert "SliceGrad" in left_out["ort-training"]
+    assert "found Tanh, which has none" in left_out["ort-training"]
     assert "nothing was written" not in left_out["ort-training"]
     assert "\n" not in left_out["ort-training"]
     assert set(ONNXRUNTIME_FILES) <= bundle.manifest.files.keys()
@@ -45,11 +53,12 @@ def test_nothing_is_left_out_of_what_both_can(tmp_path: Path) -> None:
     assert not left_out
 
 
+@pytest.mark.usefixtures("without_tanh")
 def test_a_named_engine_is_refused_with_one_that_can(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"SliceGrad.*; onnxruntime can train it: --engines onnxruntime$"):
-        export_bundle(Formula(sorted_by_column), tmp_path / "bundle", options(engines=("ort-training",)))
-    with pytest.raises(InputError, match=r"SliceGrad") as both:
-        export_bundle(Formula(sorted_by_column), tmp_path / "bundle", options(engines=ENGINES))
+    with pytest.raises(InputError, match=r"found Tanh.*; onnxruntime can train it: --engines onnxruntime$"):
+        export_bundle(Formula(torch.tanh), tmp_path / "bundle", options(engines=("ort-training",)))
+    with pytest.raises(InputError, match=r"found Tanh") as both:
+        export_bundle(Formula(torch.tanh), tmp_path / "bundle", options(engines=ENGINES))
     assert "can train it" not in str(both.value)
     assert list(tmp_path.iterdir()) == []
 

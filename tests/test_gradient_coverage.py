@@ -1,4 +1,4 @@
-"""The engine onnxruntime differentiates every operator that onnxruntime-training does, and finds torch's gradients."""
+"""Both engines differentiate every operator that onnxruntime-training does, and more, and find torch's gradients."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,25 +24,18 @@ from export.comparison import TOLERANCE
 from export.forward.graph import INPUT, IR_VERSION, LABEL, OPSET, ForwardGraph
 from export.forward.outputs import OUTPUT
 from export.gradients import RULES
+from export.native import NATIVE
 from export.step.training_step import StepSpec, write_steps
 from export.step.weight_update import optimizer_constants
-from fedpara_edge.errors import InputError
 from fedpara_edge.factors.layout import TensorSpec
+from fedpara_edge.formats.bundle import ENGINES
 from fedpara_edge.formats.interface import ArraySpec, Head
 from fedpara_edge.formats.recipe import ExportConfig
 from fedpara_edge.losses import find_loss
 
 # What RegisterGradientBuilders of orttraining/core/graph/gradient_builder_registry.cc enters in onnxruntime 1.19.2, but
 # for what is no operator of ONNX; `test_the_list_is_that_of_the_runtime` asks the runtime itself.
-ORT_TRAINING = {
-    *("Abs", "Add", "AveragePool", "Cast", "Clip", "Concat", "Conv", "ConvTranspose", "Cos", "Div", "Dropout", "Erf"),
-    *("Exp", "Expand", "Flatten", "GRU", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm", "GlobalAveragePool"),
-    *("Identity", "LSTM", "LayerNormalization", "LeakyRelu", "Log", "LogSoftmax", "MatMul", "Max", "MaxPool", "Min"),
-    *("Mul", "Neg", "Pad", "Pow", "Reciprocal", "ReduceL2", "ReduceLogSumExp", "ReduceMean", "ReduceSum", "Relu"),
-    *("Reshape", "Resize", "ScatterElements", "ScatterND", "Sigmoid", "Sin", "Slice", "Softmax"),
-    *("SoftmaxCrossEntropyLoss", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Tile", "TopK", "Transpose", "Trilu"),
-    *("Unsqueeze", "Where"),
-}
+ORT_TRAINING = NATIVE | {"ConvTranspose", "Resize"}  # which it can't run
 WITHOUT_EXAMPLE = {
     "Cast": "onnx's examples for it are of other dtypes",
     "Trilu": "onnx's examples for it are of integers",
@@ -66,11 +59,10 @@ class Case:
     operators: str
     model: Callable[[], nn.Module]
     shape: tuple[int, ...]
-    both: bool = True
 
 
-def formula(operators: str, function: Callable[[torch.Tensor], torch.Tensor], *, both: bool = True) -> Case:
-    return Case(operators, lambda: Formula(function), VECTOR, both)
+def formula(operators: str, function: Callable[[torch.Tensor], torch.Tensor]) -> Case:
+    return Case(operators, lambda: Formula(function), VECTOR)
 
 
 class Branches(nn.Module):
@@ -136,6 +128,43 @@ def along_the_batch(x: torch.Tensor) -> torch.Tensor:
     return stacked[::4] * x[x.argsort(0)[:, 0]] + distances @ x
 
 
+def tied(x: torch.Tensor) -> torch.Tensor:
+    """Extrema of halves, most of which several entries attain; one of them is the chosen one."""
+    halves = (2 * x).round() / 2 + (x - x.detach())
+    return halves.amin(1, keepdim=True) + halves.view(-1, 3, 4).max(2)[0].repeat(1, 4)
+
+
+def added_up(x: torch.Tensor) -> torch.Tensor:
+    return x.scatter_add(1, x.argsort(1)[:, [0, 0, 1]], x[:, :3]) + x.index_add(1, torch.tensor([0, 3, 3]), x[:, 2:5])
+
+
+def sums_of_products(x: torch.Tensor) -> torch.Tensor:
+    """Products of two and of three operands, sums over indices of one of them, and a diagonal."""
+    a, b, squares = x.view(-1, 3, 4), x.tanh().view(-1, 4, 3), x[:, :9].view(-1, 3, 3)
+    results = [
+        torch.einsum("bij,bjk->bki", a, b),
+        torch.einsum("bi,bj,bik->bkj", x[:, :3], x[:, 3:5], a),
+        torch.einsum("bij,bk->bi", a, x),
+        torch.einsum("...ij,...jk", a, b),
+        torch.einsum("bii,bij->bj", squares, a),
+        torch.einsum("ij,bj->bi", torch.ones(2, 12, dtype=x.dtype), x),
+    ]
+    return torch.cat([result.flatten(1) for result in results], 1)
+
+
+class Directions(nn.Module):
+    """Recurrent layers in both directions, and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru, self.lstm = nn.GRU(3, 4, bidirectional=True), nn.LSTM(8, 3, 2, bidirectional=True)
+        self.last = nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y, _ = self.gru(x.permute(2, 0, 1))
+        return self.last(self.lstm(y)[0].amax(0))
+
+
 CASES = {
     "functions": formula("Abs Cos Erf Exp Identity Log Neg Reciprocal Sigmoid Sin Sqrt Tanh", smooth),
     "kinks": formula("Clip LeakyRelu Relu", lambda x: x.clamp(-0.3, 0.4) + F.leaky_relu(x, 0.2) + (x - 0.1).relu()),
@@ -167,7 +196,6 @@ CASES = {
         "ConvTranspose Resize",
         lambda: net(nn.ConvTranspose2d(2, 3, 3, 2), nn.Upsample(scale_factor=(0.5, 1.7), mode="bilinear")),
         IMAGE,
-        both=False,
     ),
     "averages": Case(
         "Conv ReduceMean",
@@ -189,15 +217,14 @@ CASES = {
     "extrema along axes": formula(
         "ReduceMax ReduceMin ReduceProd",
         lambda x: x.amax(1)[:, None] * x.view(-1, 3, 4).amin((1, 2))[:, None] + x.view(-1, 4, 3).prod(1),
-        both=False,
     ),
     "chosen extrema": formula(
         "GatherElements", lambda x: x.max(1, keepdim=True)[0] * x + x.view(-1, 3, 4).min(2)[0].repeat(1, 4)
     ),
-    "cumulative sums": formula("CumSum", lambda x: x.cumsum(1) + x.flip(1).cumsum(0), both=False),
-    "curves": formula("Acos Acosh Asin Asinh Atan Atanh Cosh Sinh Tan", curves, both=False),
-    "pooled rows": formula("DepthToSpace MaxPool ReduceMean", rows_of_pixels, both=False),
-    "padded with copies": formula("Pad", padded, both=False),
+    "cumulative sums": formula("CumSum", lambda x: x.cumsum(1) + x.flip(1).cumsum(0)),
+    "curves": formula("Acos Acosh Asin Asinh Atan Atanh Cosh Sinh Tan", curves),
+    "pooled rows": formula("DepthToSpace MaxPool ReduceMean", rows_of_pixels),
+    "padded with copies": formula("Pad", padded),
     "pooled to any size": Case(
         "Gather MatMul MaxPool",
         lambda: Branches(
@@ -212,6 +239,21 @@ CASES = {
         ),
         VOLUME,
     ),
+    "extrema with ties": formula("ReduceMax ReduceMin", lambda x: x * x.relu().amax(1, keepdim=True) + tied(x)),
+    "backwards": formula("Min Slice", lambda x: torch.minimum(x, x.flip(1))),
+    "exponents": formula("Pow", lambda x: (x.abs() + 1) ** x + x.view(-1, 3, 4).norm(3, 1).repeat(1, 3)),
+    "added up": formula("ScatterElements ScatterND", added_up),
+    "detached": formula("Mul", lambda x: x * x.detach() + (x.round() - x).detach()),
+    "sums of products": formula("Einsum", sums_of_products),
+    "strided volumes": Case(
+        "Conv", lambda: net(nn.Conv3d(2, 2, 1), nn.Conv3d(2, 2, 2, 2, groups=2), shape=VOLUME), VOLUME
+    ),
+    "transposed convolutions": Case(
+        "ConvTranspose",
+        lambda: net(nn.ConvTranspose2d(2, 4, 3), nn.ConvTranspose2d(4, 2, 3, 2, 1, 1, groups=2)),
+        IMAGE,
+    ),
+    "both directions": Case("GRURecurrence LSTMRecurrence", lambda: Directions(), SEQUENCE),
     "gelu": formula("Erf Tanh", lambda x: F.gelu(x) + F.gelu(x, approximate="tanh")),
 }
 
@@ -238,45 +280,15 @@ def test_gradients_are_those_of_torch(name: str, tmp_path: Path, called: set[str
     case = CASES[name]
     torch.manual_seed(1)
     model = case.model()
-    engines = ("ort-training", "onnxruntime") if case.both else ("onnxruntime",)
-    options = ExportConfig(name="test", input_shape=case.shape, input_dtype="float32", engines=engines)
+    options = ExportConfig(name="test", input_shape=case.shape, input_dtype="float32", engines=ENGINES)
     bundle, verification = export_bundle(model, tmp_path / "bundle", options)
     assert set(case.operators.split()) <= called
-    for engine in engines:
+    for engine in ENGINES:
         assert verification[engine].worst <= TOLERANCE
     for size in (1, 7):
         x, y = batch(case.shape, size)
         expected, found = gradient_of(model, x, y), run(bundle, x, y)["gradient"]
         assert relative_error(found, expected) <= 2e-6, size
-
-
-REFUSED_BY_ORT_TRAINING = {
-    "a kernel it lacks": (
-        lambda: net(nn.ConvTranspose2d(2, 3, 3), nn.ConvTranspose2d(3, 3, 3)),
-        IMAGE,
-        "ConvTranspose",
-    ),
-    "another": (lambda: net(nn.Conv2d(2, 3, 3), nn.Upsample(scale_factor=2)), IMAGE, "Resize"),
-    "a gradient that fails": (
-        lambda: Formula(lambda x: torch.minimum(x, x.flip(1))),
-        VECTOR,
-        "expected to run in ort-training on any batch, found .*SliceGrad",
-    ),
-    "a loss of zero": (
-        lambda: net(nn.Conv3d(2, 2, 2, 2, groups=2), shape=VOLUME),
-        VOLUME,
-        "a Conv of three dimensions with groups and strides",
-    ),
-    "detached": (lambda: Formula(lambda x: x * x.detach()), VECTOR, "found detach, which has none"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED_BY_ORT_TRAINING)
-def test_what_only_the_engine_onnxruntime_trains_is_named(name: str, tmp_path: Path) -> None:
-    make, shape, found = REFUSED_BY_ORT_TRAINING[name]
-    options = ExportConfig(name="test", input_shape=shape, input_dtype="float32", engines=("ort-training",))
-    with pytest.raises(InputError, match=found):
-        export_bundle(make(), tmp_path / "bundle", options)
 
 
 NODES: dict[str, tuple[dict[str, Any], Callable[[torch.Tensor], torch.Tensor]]] = {

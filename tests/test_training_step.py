@@ -439,7 +439,7 @@ UNCOVERED = {
     "double precision": (
         lambda: Formula(lambda x: x.double().sin().float()),
         VECTOR,
-        r"module '': .* found a Cast of float64 to float32, which",
+        r"the model: .* found a Cast of float64 to float32, which",
     ),
     "deviation of a layer norm": (
         lambda: Formula(lambda x: torch.native_layer_norm(x, [12], None, None, 1e-5)[1] * x),
@@ -476,7 +476,7 @@ UNCOVERED = {
     "noise": (
         lambda: Formula(lambda x: x + torch.randn_like(x)),
         VECTOR,
-        r"'': .* found RandomNormalLike in evaluation",
+        r"the model: .* found RandomNormalLike in evaluation",
     ),
     "a shared draw": (lambda: Formula(lambda x: x + torch.rand(12)), VECTOR, r"found RandomUniformLike"),
     "coins": (lambda: Formula(lambda x: x * torch.bernoulli(x.sigmoid())), VECTOR, r"found Bernoulli"),

@@ -56,10 +56,12 @@ class ForwardGraph:
     outputs: Mapping[str, tuple[int, ...]]
     evaluation: onnx.ModelProto | None = None
 
-    def place_of(self, node: onnx.NodeProto) -> str:
+    def place_of(self, node: str) -> str:
         """Name of a node's place for errors: the module that it came from, or else the node itself."""
-        module = self.module_of.get(node.name)
-        return f"module {module!r}" if module is not None else f"node {node.name!r}"
+        module = self.module_of.get(node)
+        if module is None:
+            return f"node {node!r}"
+        return f"module {module!r}" if module else "the model"
 
     @cached_property
     def statistics(self) -> dict[str, str]:
@@ -113,7 +115,7 @@ def forward_graph(
     for node in evaluated.model.graph.node:
         if node.op_type in DRAWING:
             raise InputError(
-                f"{evaluated.place_of(node)}: expected random numbers in training only, found {node.op_type} in "
+                f"{evaluated.place_of(node.name)}: expected random numbers in training only, found {node.op_type} in "
                 "evaluation; draw them if self.training (nothing was written)"
             )
     return replace(graph, evaluation=evaluated.model)
@@ -238,8 +240,8 @@ def _refuse_random(graph: ForwardGraph) -> None:
     for node in graph.model.graph.node:
         if node.op_type == "Multinomial":
             raise InputError(
-                f"{graph.place_of(node)}: expected random numbers that are uniform, normal or of two values, found "
-                f"{node.op_type}; remove it (nothing was written)"
+                f"{graph.place_of(node.name)}: expected random numbers that are uniform, normal or of two values, "
+                f"found {node.op_type}; remove it (nothing was written)"
             )
 
 

@@ -152,6 +152,8 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.instance_norm.default: instance_norm,
     torch.ops.aten.split.Tensor: split,
     torch.ops.aten.split_with_sizes.default: split,
+    torch.ops.aten.unsafe_split.Tensor: split,
+    torch.ops.aten.unsafe_split_with_sizes.default: split,
     torch.ops.aten.detach.default: detach,
     torch.ops.aten.squeeze.default: squeeze,
     torch.ops.aten.squeeze.dim: squeeze,

@@ -26,9 +26,7 @@ from export.gradients import (  # noqa: F401  (each registers its rules)
 from export.gradients.builder import Graph
 from export.gradients.rules import RULES
 
-__all__ = ["DETACH", "Graph", "NoGradientError", "differentiate", "refusing"]
-DETACH = "Mean"
-"""Operator that, with a single input, passes it on and blocks its gradient; stands for torch's `detach`."""
+__all__ = ["Graph", "NoGradientError", "differentiate", "is_detached", "refusing"]
 
 
 class NoGradientError(Exception):
@@ -42,6 +40,11 @@ class NoGradientError(Exception):
     def __init__(self, node: NodeProto, found: str) -> None:
         super().__init__(found)
         self.node, self.found = node, found
+
+
+def is_detached(node: NodeProto) -> bool:
+    """Whether a node passes its input on and blocks its gradient: a Mean of a single input, for torch's `detach`."""
+    return node.op_type == "Mean" and len(node.input) == 1
 
 
 def differentiate(
@@ -63,7 +66,7 @@ def differentiate(
     """
     graph.wanted = set(by)
     for node in nodes:
-        if graph.wanted & set(node.input) and not (node.op_type == DETACH and len(node.input) == 1):
+        if graph.wanted & set(node.input) and not is_detached(node):
             graph.wanted.update(name for name in node.output if name and graph.differentiable(name))
     found = dict(gradients)
     for node in reversed(nodes):

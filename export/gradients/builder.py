@@ -20,19 +20,20 @@ class Graph:
 
     Args:
         trace: Shapes, dtypes and constants of the forward values.
+        prefix: Beginning of the names that it makes up.
 
     Attributes:
         wanted: Forward values whose gradient is requested.
     """
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: Trace, prefix: str = "step") -> None:
         self.nodes: list[NodeProto] = []
         self.initializers: dict[str, NDArray[Any]] = dict(trace.constants)
         self.wanted: set[str] = set()
         self._shapes: dict[str, Shape] = dict(trace.shapes)
         self._dtypes = trace.dtypes
         self._stored: dict[tuple[str, tuple[int, ...], bytes], str] = {}
-        self._numbers = itertools.count(1)
+        self._prefix, self._numbers = prefix, itertools.count(1)
 
     def branch(self) -> Graph:
         """Graph with nodes of its own that shares everything else, such as for the inside of an If."""
@@ -91,7 +92,7 @@ class Graph:
 
     def name(self, what: str) -> str:
         """New name for a node and its output."""
-        return f"step.{what.lower()}.{next(self._numbers)}"
+        return f"{self._prefix}.{what.lower()}.{next(self._numbers)}"
 
     def array(self, values: NDArray[Any]) -> str:
         """Store a constant, equal ones only once, and return its name."""

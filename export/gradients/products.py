@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import string
+from collections.abc import Iterator
+
+import numpy as np
 from onnx import NodeProto
 
-from export.forward.tracing import Batch
-from export.gradients.builder import Graph, attributes
+from export.forward.tracing import Batch, Dim
+from export.gradients.builder import Graph, attributes, static
 from export.gradients.rules import Gradients, rule
 
 
@@ -47,22 +52,64 @@ def matmul(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
 
 @rule("Einsum")
 def einsum(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
-    """Gradient of each operand as another Einsum: of the gradient and the other operands, to the operand's indices."""
+    """Gradient of each operand as another Einsum: of the gradient and the other operands, to the operand's indices.
+
+    Two more kinds of operands make up for what that lacks: ones for an index that the operand sums over alone, and a
+    unit matrix between the places of an index that it repeats.
+    """
     (gradient,) = gradients
     assert gradient is not None
-    operands, _, result = attributes(node)["equation"].replace(" ", "").partition("->")
-    terms = operands.split(",")
-    if not result or "." in operands or any(len(set(term)) < len(term) for term in terms):
-        raise NotImplementedError(f"an Einsum {operands}->{result}")
+    terms, result = _einsum_terms(graph, node)
     found: list[str | None] = []
-    for index, (name, term) in enumerate(zip(node.input, terms, strict=True)):
-        others = [result, *terms[:index], *terms[index + 1 :]]
-        if name in graph.wanted and not set(term) <= set("".join(others)):
-            raise NotImplementedError(f"an Einsum {operands}->{result}, which sums over an index of one operand alone")
-        values = [gradient, *node.input[:index], *node.input[index + 1 :]]
-        equation = f"{','.join(others)}->{term}"
-        found.append(graph.op("Einsum", *values, equation=equation) if name in graph.wanted else None)
+    for number, (name, term) in enumerate(zip(node.input, terms, strict=True)):
+        if name not in graph.wanted:
+            found.append(None)
+            continue
+        indices = [result, *terms[:number], *terms[number + 1 :]]
+        values = [gradient, *node.input[:number], *node.input[number + 1 :]]
+        target = ""
+        for index, size in zip(term, graph.shape(name), strict=True):
+            place = next(_unused("".join([*terms, *indices, target]))) if index in target else index
+            target += place
+            alone = place == index and not any(index in other for other in indices)
+            if place != index or alone:
+                (entries,) = static([size], "indices of an Einsum that one operand repeats or sums over alone and")
+                values.append(graph.array(np.ones(entries, np.float32) if alone else np.eye(entries, dtype=np.float32)))
+                indices.append(index if alone else index + place)
+        found.append(graph.op("Einsum", *values, equation=f"{','.join(indices)}->{target}"))
     return found
+
+
+def _einsum_terms(graph: Graph, node: NodeProto) -> tuple[list[str], str]:
+    """Indices of each operand and of the result, one letter for each axis.
+
+    Raises:
+        NotImplementedError: An axis is broadcast.
+    """
+    equation = attributes(node)["equation"].replace(" ", "")
+    operands, arrow, result = equation.partition("->")
+    terms = operands.split(",")
+    if not arrow:  # the result has the indices that occur once
+        once = sorted(letter for letter in set(operands) - {",", "."} if operands.count(letter) == 1)
+        result = ("..." if "..." in operands else "") + "".join(once)
+    ranks = [len(graph.shape(name)) for name in node.input]
+    counts = [rank - len(term) + 3 for rank, term in zip(ranks, terms, strict=True) if "..." in term]
+    letters = "".join(itertools.islice(_unused(equation), max(counts, default=0)))
+    terms = [
+        term.replace("...", letters[len(letters) - (rank - len(term) + 3) :])
+        for rank, term in zip(ranks, terms, strict=True)
+    ]
+    sizes: dict[str, Dim] = {}
+    for name, term in zip(node.input, terms, strict=True):
+        for letter, size in zip(term, graph.shape(name), strict=True):
+            if sizes.setdefault(letter, size) != size:
+                raise NotImplementedError(f"an Einsum {equation} that broadcasts an operand")
+    return terms, result.replace("...", letters)
+
+
+def _unused(equation: str) -> Iterator[str]:
+    """Letters that an equation doesn't use."""
+    return (letter for letter in string.ascii_letters if letter not in equation)
 
 
 def _grad_vectors(graph: Graph, gradient: str, a: str, b: str, y: str) -> Gradients:

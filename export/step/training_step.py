@@ -148,8 +148,8 @@ def write_steps(graph: ForwardGraph, folder: Path, spec: StepSpec, examples: Map
         models = {"train_step": train_step, "eval_step": _eval_step(evaluated, known_there, spec)}
     except NoGradientError as error:
         raise InputError(
-            f"{graph.place_of(error.node)}: expected operators with a gradient in the engine onnxruntime, found "
-            f"{error.found}, which has none; replace that module (nothing was written)"
+            f"{graph.place_of(error.node.name)}: expected operators with a gradient in the engine onnxruntime, found "
+            f"{error.found}, which has none; replace it (nothing was written)"
         ) from error
     for name, model in models.items():
         onnx.save(model, folder / f"{name}.onnx")
