@@ -218,7 +218,7 @@ def _manifest(
     local: str | None,
 ) -> Manifest:
     return Manifest(
-        model=config.name,
+        model=config.title,
         layout=layout,
         interface=interface,
         optimizer=optimizer,

@@ -171,6 +171,7 @@ def test_a_plan_takes_them_as_well(run: Command, here: Path) -> None:
     lines = [json.loads(line) for line in (here / "run" / "metrics.jsonl").read_text().splitlines()]
     (done,) = [line for line in lines if line["event"] == "round"]
     assert done["accuracy"] is not None
+    assert lines[0]["model"] == "walks.py:model"  # not where it was
 
 
 def test_convert_tells_what_became_of_a_source(run: Command, here: Path) -> None:

@@ -73,6 +73,7 @@ def test_shapes_dtypes_and_tokens_are_those_of_the_example(recipe: Make, tmp_pat
     x[0, 0] = 29
     built = make_bundle(recipe("tagger", {"x": x, "y": y}), tmp_path / "tagger")
     assert built.bundle.manifest.interface.inputs == (ArraySpec("x", (6,), "int64", 30),)
+    assert built.bundle.manifest.model == "models.py:tagger"  # not where it was
     images = generator.integers(0, 256, (9, 3, 12, 12), np.uint8)
     given = recipe("convolutions", {"x": images, "y": y}, mean=(0.5,), std=(0.2,))
     built = make_bundle(given, tmp_path / "convolutions")

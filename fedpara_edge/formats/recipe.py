@@ -27,7 +27,7 @@ class ExportConfig:
     """How a model is exported (`fedpara_edge.export`).
 
     Args:
-        name: Name of the model in the manifest.
+        name: Name of the model, of which the manifest has the `title`.
         personal: Patterns of the layers or tensors that stay on the device (`fedpara_edge.factors.roles`).
         initial_codec: Codec in which the bundle stores the shared initial weights; devices start from what it decodes
             to.
@@ -145,6 +145,12 @@ class ExportConfig:
         help="Engines to write the training step for.",
     )
     seed: int = option(0, minimum=0, maximum=2**32 - 1, help="Seed of the initial weights.")
+
+    @property
+    def title(self) -> str:
+        """Name of the model for files that leave this machine: without the folder of its own file, if it has one."""
+        where, colon, factory = self.name.rpartition(":")
+        return f"{Path(where).name}{colon}{factory}"
 
     def __post_init__(self) -> None:
         check(self)

@@ -213,7 +213,7 @@ def _arm_event(job: Job) -> Event:
     trained = sum(tensor.size for tensor in layout.with_role("shared", "personal"))
     return job.event(
         "arm",
-        model=arm.model.name,
+        model=arm.model.title,
         kind=arm.model.kind,
         gamma=None if arm.model.kind == "dense" else arm.model.gamma,
         algorithm=arm.algorithm,
