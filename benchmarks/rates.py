@@ -1,7 +1,8 @@
 """Rates at which factored models train beside the dense one, from two initializations: python benchmarks/rates.py
 
 For each model the mean loss of the last ten steps, of three seeds, at some rates of SGD and AdamW; `nan` where training
-diverged. Images are those of the demo; the other data is made here. With names of models as arguments, those alone.
+diverged. Images are those of the demo; the other data is made here. With names of models as arguments, those alone. The
+zoo's large models are for a GPU, which is used if there is one.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from fedpara_edge.nn import ZOO, convert, load_model
 
 ROOT = Path(__file__).parents[1]
 SEEDS, BATCH, LAST = 3, 32, 10
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ARMS: tuple[Init | None, ...] = (None, "composed", "own")
 Data = tuple[Tensor, Tensor]
 
@@ -53,6 +55,19 @@ def images() -> Data:
     with np.load(ROOT / "fedpara_edge" / "demo" / "fashion_mnist_12k.npz") as arrays:
         x, y = torch.from_numpy(arrays["x_train"][:1500]), torch.from_numpy(arrays["y_train"][:1500])
     return (x.reshape(-1, 1, 28, 28).float() / 255 - 0.286) / 0.353, y.long()
+
+
+def colour_images() -> Data:
+    """The same as images [1500, 3, 32, 32]."""
+    x, y = images()
+    return F.pad(x, (2, 2, 2, 2), value=x.min().item()).expand(-1, 3, -1, -1).contiguous(), y
+
+
+def text() -> Data:
+    """Stretches of 80 characters of the licence, and the characters one further."""
+    letters = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    stretches = torch.tensor([min(max(ord(letter) - 32, 0), 79) for letter in letters]).unfold(0, 81, 2)
+    return stretches[:, :-1].contiguous(), stretches[:, 1:].contiguous()
 
 
 def tones(steps: int = 400) -> Data:
@@ -149,6 +164,30 @@ TASKS = {
         adamw=(0.001, 0.003),
         exclude=ZOO["har-transformer"].dense_layers,
     ),
+    "char-lstm": Task(
+        model=lambda: load_model("char-lstm"),
+        data=text,
+        steps=100,
+        sgd=(1.0, 3.0),
+        adamw=(0.003, 0.01),
+        exclude=ZOO["char-lstm"].dense_layers,
+    ),
+    "resnet18": Task(
+        model=lambda: load_model("resnet18"),
+        data=colour_images,
+        steps=60,
+        sgd=(0.1, 0.2),
+        adamw=(0.001, 0.003),
+        exclude=ZOO["resnet18"].dense_layers,
+    ),
+    "vgg16": Task(
+        model=lambda: load_model("vgg16"),
+        data=colour_images,
+        steps=60,
+        sgd=(0.05, 0.1),
+        adamw=(0.001, 0.003),
+        exclude=ZOO["vgg16"].dense_layers,
+    ),
 }
 
 
@@ -158,12 +197,13 @@ def train(task: Task, data: Data, init: Init | None, optimizer: str, rate: float
     model = task.model()
     if init is not None:
         model, _ = convert(model, Factorization(init=init, exclude=task.exclude))
+    model.to(DEVICE)
     kind = torch.optim.SGD if optimizer == "sgd" else torch.optim.AdamW
     stepping = kind(model.parameters(), lr=rate)
-    (x, y), losses = data, []
+    (x, y), losses = (each.to(DEVICE) for each in data), []
     generator = torch.Generator().manual_seed(seed)
     for _ in range(task.steps):
-        rows = torch.randint(len(x), (BATCH,), generator=generator)
+        rows = torch.randint(len(x), (BATCH,), generator=generator).to(DEVICE)
         outputs = model(x[rows])
         loss = F.mse_loss(outputs, y[rows]) if y.is_floating_point() else F.cross_entropy(outputs, y[rows])
         stepping.zero_grad()
