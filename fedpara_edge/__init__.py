@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         InvalidUpdateError,
         OutputExistsError,
         TooFewUpdatesError,
+        TrustError,
         WrongBundleError,
     )
     from fedpara_edge.factors.factorization import Factorization
@@ -54,7 +55,7 @@ _MODULES = {
     "fedpara_edge.aggregation": "AggregateConfig aggregate run_round",
     "fedpara_edge.codecs": "find_encoder",
     "fedpara_edge.errors": "BusyError DivergedError FedparaError InputError InvalidUpdateError OutputExistsError "
-    "TooFewUpdatesError WrongBundleError",
+    "TooFewUpdatesError TrustError WrongBundleError",
     "fedpara_edge.factors.factorization": "Factorization",
     "fedpara_edge.formats.bundle": "open_bundle",
     "fedpara_edge.formats.change": "apply_change publish_change",
@@ -79,6 +80,7 @@ __all__ = [
     "OutputExistsError",
     "TooFewUpdatesError",
     "TrainConfig",
+    "TrustError",
     "WrongBundleError",
     "aggregate",
     "apply_change",

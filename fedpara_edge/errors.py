@@ -133,6 +133,14 @@ class TooFewUpdatesError(FedparaError):
         self.rejected = tuple(rejected)
 
 
+class TrustError(FedparaError):
+    """A signature is missing or forged, or what is signed is old, expired, replayed or changed: exit code 5."""
+
+    exit_code = 5
+    outcome = "signature, replay or rollback"
+    code = "signature"
+
+
 class WrongBundleError(FedparaError):
     """A bundle, weights or update file does not belong with the others, or was changed: exit code 6."""
 
@@ -166,6 +174,7 @@ EXIT_CODES: Mapping[int, str] = {
             InputError,
             InvalidUpdateError,
             TooFewUpdatesError,
+            TrustError,
             WrongBundleError,
             OutputExistsError,
             BusyError,

@@ -31,6 +31,8 @@ COMMANDS = {
     "evaluate": "Measure loss and accuracy of weights on data.",
     "fold": "Make one inference model of a bundle and weights.",
     "predict": "Predict data with a folded model.",
+    "keys": "Make keys, and root metadata that say which of them sign what.",
+    "publish": "Sign bundles, weights and changes for devices, in a folder that anything can carry.",
     "codec": "Compare the codecs that changes are written with.",
     "inspect": "Show what is in a bundle, weights, update or state.",
     "simulate": "Run whole federations of a plan on this machine, and report on them.",

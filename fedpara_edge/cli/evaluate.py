@@ -13,6 +13,7 @@ from device_runtime.sources import Reading
 from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.options import DATA, PATH, options_of
 from fedpara_edge.cli.output import emit, json_option, table
+from fedpara_edge.cli.received import find_origin, repository_options
 from fedpara_edge.cli.scores import TABLE, as_json, as_text, check_metrics
 from fedpara_edge.metrics import METRICS
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 
 @click.command("evaluate", cls=Command)
-@click.argument("bundle", type=PATH)
+@click.argument("bundle", type=PATH, required=False)
+@repository_options
 @click.option("--weights", type=PATH, help="Weights to evaluate.  [default: the bundle's]")
 @click.option(
     "--data",
@@ -48,7 +50,10 @@ if TYPE_CHECKING:
 @click.option("--threads", type=int, help="Of the engine.  [default: as many as cores]")
 @json_option
 def command(
-    bundle: Path,
+    bundle: Path | None,
+    repository: str | None,
+    root: Path | None,
+    cache: Path | None,
     weights: Path | None,
     data: tuple[Path, ...],
     state: tuple[Path, ...],
@@ -71,9 +76,11 @@ def command(
     from fedpara_edge.formats.bundle import WEIGHTS, open_bundle
 
     clients = pair_clients(data, state)
-    opened = open_bundle(bundle)
+    device = state[0] if len(state) == 1 else None
+    origin = find_origin(bundle, weights, repository=repository, root=root, cache=cache, state=device)
+    opened = open_bundle(origin.bundle)
     running = open_engine(opened, engine, threads=threads)
-    found = evaluate_clients(running, weights or opened.file(WEIGHTS), clients, batch_size, Reading(**reading))
+    found = evaluate_clients(running, origin.weights or opened.file(WEIGHTS), clients, batch_size, Reading(**reading))
     together = overall(found)
     check_metrics(metric, together.counts)
     labels = opened.interface.labels

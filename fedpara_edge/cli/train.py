@@ -15,6 +15,7 @@ from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.log import event
 from fedpara_edge.cli.options import DATA, PATH, options_of
 from fedpara_edge.cli.output import emit, megabytes, note, output_options
+from fedpara_edge.cli.received import find_origin, repository_options
 
 RENAMED = {
     "--control": "--server-state",
@@ -24,7 +25,8 @@ RENAMED = {
 
 
 @click.command("train", cls=Command, renamed=RENAMED)
-@click.argument("bundle", type=PATH)
+@click.argument("bundle", type=PATH, required=False)
+@repository_options
 @click.option("--data", type=PATH, required=True, help=DATA)
 @click.option("--weights", type=PATH, help="Weights to start from.  [default: the bundle's]")
 @click.option("-o", "--output", type=PATH, required=True, help="Update file to write.")
@@ -35,7 +37,10 @@ RENAMED = {
 @click.option("--client", help="Name of this device in the update.  [default: kept in the state folder, or random]")
 @output_options
 def command(
-    bundle: Path,
+    bundle: Path | None,
+    repository: str | None,
+    root: Path | None,
+    cache: Path | None,
     data: Path,
     weights: Path | None,
     output: Path,
@@ -61,13 +66,14 @@ def command(
     call = TrainCall(**options)
     if state is None and not call.encoder.unbiased:
         note(f"note: without --state, what the codec {call.codec} leaves out of this update is lost")
-    opened = open_bundle(bundle)
+    origin = find_origin(bundle, weights, repository=repository, root=root, cache=cache, state=state)
+    opened = open_bundle(origin.bundle)
     dataset = open_data(data, opened.manifest, Reading(**reading))
     with progress_bar() as on_step:
         result = train(
             open_engine(opened, call.engine, threads=call.threads),
             dataset,
-            weights or opened.file(WEIGHTS),
+            origin.weights or opened.file(WEIGHTS),
             call,
             output=output,
             encoder=call.encoder,

@@ -49,7 +49,7 @@ def check_output(path: Path, *, overwrite: bool, folder: bool = False, inputs: I
 
 
 @contextmanager
-def replacing_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
+def replacing_file(path: Path, *, overwrite: bool = True, mode: int = 0o666) -> Iterator[Path]:
     """Yield a temporary path; on success it is synced to disk and renamed to `path`.
 
     On any error, Ctrl-C included, the temporary file is removed and `path` stays as it was. What a process that was
@@ -58,6 +58,7 @@ def replacing_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     Args:
         path: File to write.
         overwrite: Whether to replace an existing file that has other content; one with the same content stays.
+        mode: Permissions of the file, of which the umask is taken away.
 
     Raises:
         OutputExistsError: `path` exists with other content, and `overwrite` is false.
@@ -72,7 +73,7 @@ def replacing_file(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
             _check_same(temporary, path)
             return
         _sync(temporary)
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(mode & ~_umask())
         temporary.replace(path)
         _sync(path.parent)
 

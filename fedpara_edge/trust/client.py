@@ -1,0 +1,266 @@
+"""The device's side of a signed repository: what is verified against the root that the device trusts, and nothing else.
+
+    metadata/              newest metadata that the device has seen, against which older ones are refused
+    bundle/                the bundle
+    weights.safetensors    the newest weights, after round 0
+
+Every file in this cache is verified again each time, by length and SHA-256 as they are signed. Weights are made from
+the changes since those that are there where that takes fewer bytes: the result has to have the signed SHA-256 too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuf.api.exceptions import (
+    BadVersionNumberError,
+    DownloadError,
+    DownloadHTTPError,
+    DownloadLengthMismatchError,
+    ExpiredMetadataError,
+    LengthOrHashMismatchError,
+    RepositoryError,
+    UnsignedMetadataError,
+)
+from tuf.api.metadata import Metadata, Targets
+from tuf.ngclient import FetcherInterface, TargetFile, Updater, Urllib3Fetcher
+
+from fedpara_edge.errors import FedparaError, InputError, TrustError
+from fedpara_edge.formats.bundle import MANIFEST
+from fedpara_edge.formats.bundle import WEIGHTS as INITIAL_WEIGHTS
+from fedpara_edge.formats.change import apply_change
+from fedpara_edge.formats.weights import read_weights, write_weights
+from fedpara_edge.storage.locking import hold
+from fedpara_edge.storage.rounds import round_path
+from fedpara_edge.trust.repository import BUNDLE, CHANGES, WEIGHTS
+from fedpara_edge.trust.roots import parse_root
+
+_PIECE = 1 << 20
+_NEWEST, _TEMPORARY = "weights.safetensors", "fetched"
+
+
+@dataclass(frozen=True)
+class Received:
+    """What a device may run, as the root that it trusts has it signed.
+
+    Args:
+        bundle: Bundle folder in the cache.
+        weights: Newest weights, in the cache too.
+        run: Name of the federation's run.
+        fetched_bytes: Size of all files that were fetched.
+    """
+
+    bundle: Path
+    weights: Path
+    run: str
+    fetched_bytes: int
+
+
+def receive(repository: str, root: Path, cache: Path) -> Received:
+    """Fetch what is new in a repository and verify all of it, what was there before included.
+
+    Args:
+        repository: Folder of the repository, or the address of one (http or https).
+        root: Root metadata that the device trusts.
+        cache: Folder to keep what was verified in, made if it is missing.
+
+    Raises:
+        TrustError: Something is forged, changed, old or expired; `code` says which.
+        InputError: The repository, or the root, can't be read.
+        BusyError: Another process uses the cache.
+        FedparaError: The repository can't be reached, or a file of it is missing.
+    """
+    try:
+        trusted = root.read_bytes()
+    except OSError as error:
+        raise InputError(f"{root}: expected root metadata, found {error.strerror}; check the path") from error
+    parse_root(root, trusted)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{cache}: expected a writable folder, found {error.strerror}; choose another") from error
+    with hold(cache / "lock", folder=cache, kind="a cache"):
+        return _Receiver(repository, root, trusted, cache).receive()
+
+
+class _Receiver:
+    """One visit of a device to a repository."""
+
+    def __init__(self, repository: str, root: Path, trusted: bytes, cache: Path) -> None:
+        self._repository, self._root, self._trusted, self._cache = repository, root, trusted, cache
+        is_remote = repository.startswith(("http://", "https://"))
+        if not is_remote and not Path(repository, "metadata").is_dir():
+            raise InputError(
+                f"{repository}: expected a repository's folder or an address of one, found no folder metadata in it; "
+                "check the path"
+            )
+        self._fetcher = _Watching(Urllib3Fetcher(app_user_agent="fedpara-edge") if is_remote else _Folder())
+        self._fetched_bytes = 0
+
+    def receive(self) -> Received:
+        """Metadata first, then the bundle, then the weights."""
+        try:
+            updater = self._open()
+            targets = self._targets(updater)
+            manifest = targets.get(f"{BUNDLE}/{MANIFEST}")
+            if manifest is None:
+                raise TrustError(f"{self._repository}: expected a bundle in the list of files, found none")
+            bundle = self._receive_bundle(updater, targets)
+            weights = self._receive_weights(updater, targets)
+        except (RepositoryError, DownloadError, OSError) as error:
+            raise self._refusal(error) from error
+        run = str((manifest.custom or {}).get("run", ""))
+        return Received(bundle, weights, run, self._fetched_bytes)
+
+    def _open(self) -> Updater:
+        metadata = self._cache / "metadata"
+        metadata.mkdir(exist_ok=True)
+        self._fetcher.last = str(self._root)
+        updater = Updater(
+            metadata_dir=str(metadata),
+            metadata_base_url=f"{self._repository.rstrip('/')}/metadata",
+            target_base_url=f"{self._repository.rstrip('/')}/targets",
+            fetcher=self._fetcher,
+            bootstrap=self._trusted,
+        )
+        updater.refresh()
+        return updater
+
+    def _targets(self, updater: Updater) -> dict[str, TargetFile]:
+        """Signed list of files, from the metadata that the updater has just verified."""
+        signed = Metadata[Targets].from_file(str(self._cache / "metadata" / "targets.json")).signed
+        found = {name: updater.get_targetinfo(name) for name in signed.targets}
+        for name in found:
+            folder, _, file = name.partition("/")
+            if folder not in (BUNDLE, WEIGHTS, CHANGES) or Path(file).name != file or file in (".", ".."):
+                raise TrustError(f"{self._repository}: target {name!r}: expected a name of ours, found another")
+        return {name: target for name, target in found.items() if target is not None}
+
+    def _receive_bundle(self, updater: Updater, targets: dict[str, TargetFile]) -> Path:
+        folder = self._cache / BUNDLE
+        folder.mkdir(exist_ok=True)
+        names = {name.partition("/")[2]: target for name, target in targets.items() if name.startswith(f"{BUNDLE}/")}
+        for path in folder.iterdir():
+            if path.name not in names:
+                path.unlink()
+        for name, target in names.items():
+            self._fetch(updater, target, folder / name)
+        return folder
+
+    def _receive_weights(self, updater: Updater, targets: dict[str, TargetFile]) -> Path:
+        newest = [target for name, target in targets.items() if name.startswith(f"{WEIGHTS}/")]
+        if not newest:
+            return self._cache / BUNDLE / INITIAL_WEIGHTS
+        path = self._cache / _NEWEST
+        if updater.find_cached_target(newest[0], str(path)) is None:
+            self._apply_changes(updater, targets, newest[0], path)
+        self._fetch(updater, newest[0], path)
+        return path
+
+    def _apply_changes(self, updater: Updater, targets: dict[str, TargetFile], newest: TargetFile, path: Path) -> None:
+        """Bring the weights that are there up to date by changes, if these are there and smaller."""
+        with suppress(FedparaError):  # whatever is wrong with them, whole weights do
+            weights = read_weights(path if path.exists() else self._cache / BUNDLE / INITIAL_WEIGHTS)
+            changes: list[TargetFile] = []
+            while (name := round_path(Path(CHANGES), weights.round + 1 + len(changes)).as_posix()) in targets:
+                changes.append(targets[name])
+            if not changes or sum(change.length for change in changes) >= newest.length:
+                return
+            fetched = self._cache / _TEMPORARY
+            for change in changes:
+                self._fetch(updater, change, fetched)
+                weights = apply_change(weights, fetched)
+            fetched.unlink()
+            write_weights(path, weights)
+
+    def _fetch(self, updater: Updater, target: TargetFile, path: Path) -> None:
+        if updater.find_cached_target(target, str(path)) is None:
+            updater.download_target(target, str(path))
+            self._fetched_bytes += target.length
+
+    def _refusal(self, error: Exception) -> FedparaError:
+        """The error by name, about the file that was fetched last."""
+        where = self._fetcher.last
+        if isinstance(error, DownloadHTTPError):
+            return FedparaError(
+                f"{where}: expected a file of the repository, found none (status {error.status_code}); copy the "
+                "repository again, as a whole",
+                code="incomplete",
+            )
+        is_target = "/metadata/" not in where
+        if isinstance(error, LengthOrHashMismatchError | DownloadLengthMismatchError):
+            if is_target:
+                return TrustError(
+                    f"{where}: expected the content that is signed, found a changed file; copy the repository again, "
+                    "from a source you trust",
+                    code="changed_file",
+                )
+            return TrustError(
+                f"{where}: mix-and-match: expected the metadata that the timestamp names, found others; copy the "
+                "repository again, as a whole",
+                code="mix_and_match",
+            )
+        if isinstance(error, DownloadError | OSError):
+            return FedparaError(f"{where}: expected to fetch it, found {_cause(error)}; try again", code="unreachable")
+        if isinstance(error, ExpiredMetadataError):
+            return TrustError(
+                f"{self._repository}: freeze: expected metadata that have not expired, found: {error}; take a newer "
+                "copy, or have it published again (and check this device's clock)",
+                code="expired",
+            )
+        if isinstance(error, BadVersionNumberError):
+            return TrustError(
+                f"{where}: rollback: expected nothing older than this device has seen, found: {error}; take a newer "
+                "copy",
+                code="rollback",
+            )
+        if isinstance(error, UnsignedMetadataError):
+            return TrustError(
+                f"{where}: expected signatures of the keys that {self._root} leads to, found: {error}; it is forged, "
+                "or the root is that of another repository",
+                code="wrong_root",
+            )
+        return TrustError(f"{where}: expected metadata of a repository, found: {error}; copy it again")
+
+
+class _Watching(FetcherInterface):
+    """A fetcher that remembers what it was last asked for, for the message of an error.
+
+    Args:
+        inner: Fetcher that does the work.
+    """
+
+    def __init__(self, inner: FetcherInterface) -> None:
+        self._inner = inner
+        self.last = ""
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        self.last = url
+        return self._inner.fetch(url)
+
+
+class _Folder(FetcherInterface):
+    """A fetcher of files, whose addresses are paths."""
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        try:
+            file = Path(url).open("rb")  # noqa: SIM115  (closed when all of it was read)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise DownloadHTTPError(f"{url}: no such file", 404) from error
+
+        def pieces() -> Iterator[bytes]:
+            with file:
+                while piece := file.read(_PIECE):
+                    yield piece
+
+        return pieces()
+
+
+def _cause(error: BaseException) -> str:
+    """Innermost reason of an error, as far as it is told."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error) or type(error).__name__
