@@ -52,27 +52,37 @@ class BuiltBundle:
     rates: StableRates | None
 
 
-def make_bundle(
-    recipe: Recipe, folder: Path, *, overwrite: bool = False, on_step: Callable[[str], None] = quietly
-) -> BuiltBundle:
-    """Make the model of a recipe, factor it, and write the bundle that trains it, verified against torch.
+@dataclass(frozen=True, kw_only=True)
+class FactoredModel:
+    """Model of a recipe.
+
+    Args:
+        dense: Model as its factory made it, with pretrained weights if there are any.
+        converted: Model that is exported.
+        config: Recipe with the inputs of the model.
+        report: Report on its layers.
+        pretrained: Report on the pretrained weights; None without.
+        examples: Rows of the recipe's example, by name; none without.
+    """
+
+    dense: nn.Module
+    converted: nn.Module
+    config: Recipe
+    report: ConversionReport
+    pretrained: Pretrained | None
+    examples: Mapping[str, NDArray[Any]]
+
+
+def factored_model(recipe: Recipe) -> FactoredModel:
+    """Make the model of a recipe, and factor it.
 
     Seeds torch's global generator, from which the initial weights come.
 
-    Args:
-        recipe: Recipe of the bundle.
-        folder: Folder of the bundle to write, which appears whole or not at all.
-        overwrite: Whether to replace an existing bundle.
-        on_step: Function that is called with what is being done, in words.
-
     Raises:
-        InputError: A part of the recipe or the folder does not fit, or an operator has no gradient.
-        FedparaError: The verification failed, or the disk refuses the write.
+        InputError: A part of the recipe does not fit.
     """
-    check_output(folder, overwrite=overwrite, folder=True)
     recipe, examples = read_example(recipe)
     zoo = ZOO.get(recipe.name)
-    on_step("making the model")
     torch.manual_seed(recipe.seed)
     classes = recipe.classes or (len(recipe.class_names) or None if zoo else None)
     dense = load_model(recipe.name, classes=classes, input_shape=recipe.input_shape if zoo else None)
@@ -97,6 +107,32 @@ def make_bundle(
         factorization = replace(recipe, exclude=(*recipe.exclude, *zoo.dense_layers), batchnorm=batchnorm)
     new = () if loaded is None else loaded.new
     converted, report = convert(dense, factorization, pretrained=loaded is not None, new=new)
+    return FactoredModel(
+        dense=dense, converted=converted, config=config, report=report, pretrained=loaded, examples=examples
+    )
+
+
+def make_bundle(
+    recipe: Recipe, folder: Path, *, overwrite: bool = False, on_step: Callable[[str], None] = quietly
+) -> BuiltBundle:
+    """Make the model of a recipe, factor it, and write the bundle that trains it, verified against torch.
+
+    Seeds torch's global generator, from which the initial weights come.
+
+    Args:
+        recipe: Recipe of the bundle.
+        folder: Folder of the bundle to write, which appears whole or not at all.
+        overwrite: Whether to replace an existing bundle.
+        on_step: Function that is called with what is being done, in words.
+
+    Raises:
+        InputError: A part of the recipe or the folder does not fit, or an operator has no gradient.
+        FedparaError: The verification failed, or the disk refuses the write.
+    """
+    check_output(folder, overwrite=overwrite, folder=True)
+    on_step("making the model")
+    made = factored_model(recipe)
+    converted, config, loaded, examples = made.converted, made.config, made.pretrained, made.examples
     left_out: dict[str, str] = {}
     bundle, verification = export_bundle(
         converted,
@@ -112,16 +148,16 @@ def make_bundle(
     if loaded is not None and all(spec.name in examples for spec in interface.inputs):
         on_step("comparing with the pretrained model")
         first = loaded.new[0].rpartition(".")[0] if loaded.new else None
-        models = deploy(converted, config), deploy(dense, config)
+        models = deploy(converted, config), deploy(made.dense, config)
         fidelity = compare_fit(*models, interface, examples, new=first)
     return BuiltBundle(
         bundle=bundle,
-        report=report,
+        report=made.report,
         verification=verification,
         left_out=left_out,
         pretrained=loaded,
         fidelity=fidelity,
-        rates=_rates(converted, dense, config, examples),
+        rates=_rates(converted, made.dense, config, examples),
     )
 
 

@@ -119,7 +119,7 @@ class Reference:
             corrects = CORRECTION in self._optimizer
             gradients = torch.autograd.grad(value, [parameter for _, parameter in trained], retain_graph=corrects)
             kept = {name: statistic.numpy().copy() for name, statistic in statistics.items()}
-        corrections: dict[torch.nn.Parameter, torch.Tensor] = {}
+        corrections: dict[torch.Tensor, torch.Tensor] = {}
         if corrects:
             corrections = corrections_in_torch(value, weights, strength=self._optimizer[CORRECTION], learning_rate=STEP)
         return Results(
@@ -180,24 +180,53 @@ def loss_in_torch(
     heads: Sequence[Head], outputs: Mapping[str, torch.Tensor], labels: Mapping[str, torch.Tensor]
 ) -> torch.Tensor:
     """Loss [] of outputs and labels by name, as torch computes it, in the dtype of the outputs."""
+    return losses_in_torch(heads, outputs, labels, constants_of(heads, next(iter(outputs.values())))).sum()
+
+
+def constants_of(heads: Sequence[Head], like: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Constants of the losses of heads, of the dtype and on the device of a tensor, by output; without equal weights.
+
+    They are the weights of classes [C], or the weight of yes [].
+    """
+    found = {}
+    for head in heads:
+        if isinstance(head.loss, CrossEntropy) and head.loss.class_weights:
+            found[head.output.name] = like.new_tensor(head.loss.class_weights)
+        elif isinstance(head.loss, BinaryCrossEntropy) and head.loss.pos_weight != 1:
+            found[head.output.name] = like.new_tensor(head.loss.pos_weight)
+    return found
+
+
+def losses_in_torch(
+    heads: Sequence[Head],
+    outputs: Mapping[str, torch.Tensor],
+    labels: Mapping[str, torch.Tensor],
+    constants: Mapping[str, torch.Tensor],
+) -> torch.Tensor:
+    """Losses [H] of the heads, each times its weight.
+
+    Args:
+        heads: Heads.
+        outputs: Outputs [B, ...] by name.
+        labels: Labels [B, ...] by name; a class `NO_CLASS` never counts.
+        constants: Result of `constants_of` for the heads.
+    """
     values = []
     for head in heads:
         output, y = outputs[head.output.name], labels[head.label.name]
-        values.append(
-            head.loss.weight * _in_torch(head.loss, output, y.to(output.dtype) if y.is_floating_point() else y)
-        )
-    return torch.stack(values).sum() if len(values) > 1 else values[0]
+        y = y.to(output.dtype) if y.is_floating_point() else y
+        values.append(head.loss.weight * _in_torch(head.loss, output, y, constants.get(head.output.name)))
+    return torch.stack(values)
 
 
-_NO_CLASS = -100  # torch's own default
+NO_CLASS = -100
+"""Label that does not count unless a loss has another: torch's own default."""
 
 
-def _in_torch(loss: Loss, output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def _in_torch(loss: Loss, output: torch.Tensor, y: torch.Tensor, constant: torch.Tensor | None) -> torch.Tensor:
     match loss:
         case CrossEntropy():
-            weights = output.new_tensor(loss.class_weights) if loss.class_weights else None
-            ignored = _NO_CLASS if loss.ignore_index is None else loss.ignore_index
-            return F.cross_entropy(output, y, weights, ignore_index=ignored, label_smoothing=loss.label_smoothing)
+            return _cross_entropy(loss, output, y, constant)
         case MeanSquaredError():
             return F.mse_loss(output, y)
         case MeanAbsoluteError():
@@ -205,11 +234,24 @@ def _in_torch(loss: Loss, output: torch.Tensor, y: torch.Tensor) -> torch.Tensor
         case Huber():
             return F.huber_loss(output, y, delta=loss.delta)
         case BinaryCrossEntropy():
-            return F.binary_cross_entropy_with_logits(output, y, pos_weight=output.new_tensor(loss.pos_weight))
+            return F.binary_cross_entropy_with_logits(output, y, pos_weight=constant)
         case LoadedLoss():
-            found: torch.Tensor = copy.deepcopy(loss.module).to(output.dtype)(output, y)
+            found: torch.Tensor = copy.deepcopy(loss.module).to(output)(output, y)
             return found
     raise AssertionError(loss)
+
+
+def _cross_entropy(
+    loss: CrossEntropy, output: torch.Tensor, y: torch.Tensor, weights: torch.Tensor | None
+) -> torch.Tensor:
+    """Torch's mean, but 0 where no label counts."""
+    ignored = NO_CLASS if loss.ignore_index is None else loss.ignore_index
+    total = F.cross_entropy(
+        output, y, weights, ignore_index=ignored, label_smoothing=loss.label_smoothing, reduction="sum"
+    )
+    counting = y != ignored
+    count = (counting if weights is None else weights[y * counting] * counting).sum()
+    return total / (count + (count == 0))
 
 
 def _trained(model: Deployed) -> list[tuple[str, torch.nn.Parameter]]:

@@ -18,6 +18,7 @@ from device_runtime.engines.registry import ENGINES
 FACE = ROOT / "fedpara_edge" / "__init__.py"
 """The public API, whose names are loaded when they are used."""
 STANDARD = sys.stdlib_module_names
+WITH_TORCH = ("device.py", "engine.py", "optimizers.py", "vector.py")
 WITH_ONNXRUNTIME = ("ort.py", "ort_training.py", "portable.py")
 DRAWING = ("bars.py", "codecplots.py", "drawing.py", "labels.py", "lines.py", "savings.py", "style.py")
 READERS = {"images.py": {"PIL"}, "sounds.py": {"soundfile"}, "tables.py": {"pyarrow"}}
@@ -46,7 +47,9 @@ SIMULATION: tuple[set[str], ...] = (
     {"fedpara_edge.simulation.metrics"},
     {"fedpara_edge.simulation.growth"},
     {"fedpara_edge.simulation.folder"},
-    {"fedpara_edge.simulation.bundles", "fedpara_edge.simulation.processes", "fedpara_edge.simulation.tasks"},
+    {"fedpara_edge.simulation.torchengine"},
+    {"fedpara_edge.simulation.processes", "fedpara_edge.simulation.tasks"},
+    {"fedpara_edge.simulation.bundles"},
     {"fedpara_edge.simulation.job"},
     {"fedpara_edge.simulation.evaluating"},
     {"fedpara_edge.simulation.rounds"},
@@ -66,6 +69,7 @@ EXPORT: tuple[set[str], ...] = (
     {"export.engines"},
     {"export.exporter", "export.example"},
     {"export.build"},
+    {"export.torchmodel"},
 )
 DEVICE: tuple[set[str], ...] = (
     {
@@ -157,6 +161,8 @@ def allowed(path: Path) -> set[str]:
         return {*LIGHT, *({"matplotlib"} if path.name in DRAWING else set()), "fedpara_edge"}
     if room == "trust":
         return {*LIGHT, *SIGNING, "fedpara_edge"}
+    if path.parent.name == "torchengine" and path.name in WITH_TORCH:
+        return {"torch", *LIGHT, "fedpara_edge", "device_runtime", "export"}
     if room in ("simulation", "cli"):
         return {*LIGHT, "fedpara_edge", "device_runtime"}
     if room == "nn":
@@ -232,7 +238,9 @@ def test_importing_brings_in_nothing_heavy(package: str) -> None:
     names = [
         name_of(path)
         for path in modules(package)
-        if not {"nn", "trust"} & set(path.parts) and path.name not in ("__main__.py", *DRAWING, *WITH_ONNXRUNTIME)
+        if not {"nn", "trust"} & set(path.parts)
+        and path.name not in ("__main__.py", *DRAWING, *WITH_ONNXRUNTIME)
+        and not (path.parent.name == "torchengine" and path.name in WITH_TORCH)
     ]
     heavy = {"torch", "onnx", "onnxruntime", "onnxscript", "zstandard", "matplotlib", "PIL", "pyarrow", "soundfile"}
     code = f"import {', '.join(names)}, sys\nheavy = {heavy | SIGNING} & sys.modules.keys()\nassert not heavy, heavy"

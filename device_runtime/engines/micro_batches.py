@@ -12,6 +12,7 @@ import numpy as np
 
 from device_runtime.engines.protocol import Arrays
 from fedpara_edge.errors import InputError
+from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.formats.interface import Head
 
 
@@ -82,6 +83,20 @@ def split_batch(x: Arrays, y: Arrays, *, heads: Sequence[Head], micro_batches: i
             last=number == count - 1,
         )
         start = end
+
+
+def refuse_parts(bundle: Bundle, micro_batches: int) -> None:
+    """Refuse several micro-batches for a bundle with a Jacobian correction.
+
+    Raises:
+        InputError: It has one.
+    """
+    if micro_batches > 1 and bundle.manifest.optimizer.get("jacobian_correction"):
+        raise InputError(
+            f"expected 1, as the Jacobian correction of {bundle.path} needs the gradient of a whole batch, "
+            f"found {micro_batches}; train with smaller batches, or export without --jacobian-correction",
+            key="micro_batches",
+        )
 
 
 def micro_batch_seed(seed: int, number: int) -> int:

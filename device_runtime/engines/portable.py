@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from device_runtime.engines.affine import Affine, AffineTerm
-from device_runtime.engines.micro_batches import MicroBatch, split_batch
+from device_runtime.engines.micro_batches import MicroBatch, refuse_parts, split_batch
 from device_runtime.engines.ort import (
     ERRORS,
     InferenceSession,
@@ -25,7 +25,7 @@ from device_runtime.engines.ort import (
 )
 from device_runtime.engines.protocol import NONE, Adjustment, Arrays, Given, Outcome, named
 from device_runtime.engines.vector import Vector, assign, views, zeros
-from fedpara_edge.errors import InputError, WrongBundleError
+from fedpara_edge.errors import WrongBundleError
 from fedpara_edge.formats.bundle import ONNXRUNTIME_FILES, WEIGHTS, Bundle
 from fedpara_edge.formats.interface import Interface
 from fedpara_edge.formats.weights import read_weights
@@ -86,12 +86,7 @@ class Portable:
         micro_batches: int = 1,
     ) -> float:
         """Take one optimizer step; return the loss before it."""
-        if micro_batches > 1 and self.bundle.manifest.optimizer.get("jacobian_correction"):
-            raise InputError(
-                f"expected 1, as the Jacobian correction of {self.bundle.path} needs the gradient of a whole batch, "
-                f"found {micro_batches}; train with smaller batches, or export without --jacobian-correction",
-                key="micro_batches",
-            )
+        refuse_parts(self.bundle, micro_batches)
         self._trainer.adjust(adjustment)
         loss = 0.0
         interface = self.bundle.interface

@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from export.gradients import Graph
 from export.gradients.builder import attributes
-from export.step.dropout import hashes, hashes_in_numpy
+from export.step.dropout import hashes, hashes_in_torch
 from fedpara_edge.errors import InputError
 
 _FIRST = 1 << 20  # above the numbers of dropouts
@@ -69,32 +68,35 @@ def _uniform(graph: Graph, shape: str, number: int, seed: str) -> str:
     return graph.op("Reshape", scaled, shape)
 
 
-def _uniform_in_numpy(shape: tuple[int, ...], number: int, seed: int) -> NDArray[np.float64]:
-    hashed = hashes_in_numpy(math.prod(shape), _FIRST + number, seed)
-    uniform: NDArray[np.float64] = (hashed >> np.uint64(32 - _BITS)).astype(np.float64) * 2.0**-_BITS
-    return uniform.reshape(shape)
-
-
 class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Context in which torch draws what the graph draws with a seed, and drops nothing.
+    """Context in which torch draws what the graph draws with a seed.
 
     Args:
-        seed: The seed.
+        seed: The seed, a number or, to be on the device where numbers are drawn, an int64 tensor [].
+        dropping: Whether dropouts drop, by masks of the seed as well, which are other ones than in the graph.
+
+    Attributes:
+        is_used: Whether anything was drawn, or dropped.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int | torch.Tensor, *, dropping: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._seed, self._number, self._without_dropout = seed, 0, _WithoutDropout()
+        self._seed = torch.tensor(seed) if isinstance(seed, int) else seed
+        self._number, self._dropouts = 0, _Dropouts(self._seed, dropping=dropping)
+
+    @property
+    def is_used(self) -> bool:
+        return self._number > 0 or self._dropouts.number > 0
 
     def __enter__(self) -> Draws:
-        self._number = 0
-        self._without_dropout.__enter__()  # type: ignore[no-untyped-call]
+        self._number = self._dropouts.number = 0
+        self._dropouts.__enter__()  # type: ignore[no-untyped-call]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
-        self._without_dropout.__exit__(*error)  # type: ignore[no-untyped-call]
+        self._dropouts.__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -122,28 +124,32 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
             target = torch.empty_like(drawn, **options)
         if name == "bernoulli" and not rest:  # of the probabilities that give the shape
             rest = [drawn]
-        shape = tuple(target.shape)
-        uniforms = [_uniform_in_numpy(shape, 2 * self._number + stream, self._seed) for stream in range(2)]
+        first, second = (_uniform_in_torch(target, 2 * self._number + stream, self._seed) for stream in range(2))
         self._number += 1
-        values = _DRAWN[name](*uniforms, *(np.asarray(argument) for argument in rest))
         with torch.no_grad():
-            return target.copy_(torch.from_numpy(np.asarray(values)))
+            return target.copy_(_DRAWN[name](first, second, *rest))
 
 
-def _uniform_within(first: NDArray[Any], _: NDArray[Any], low: float = 0.0, high: float = 1.0) -> NDArray[Any]:
+def _uniform_in_torch(like: torch.Tensor, number: int, seed: torch.Tensor) -> torch.Tensor:
+    """Numbers in [0, 1), multiples of 2^-24, in double precision if the tensor is."""
+    hashed = hashes_in_torch(like.numel(), _FIRST + number, seed) >> (32 - _BITS)
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return (hashed.to(dtype) * 2.0**-_BITS).reshape(like.shape)
+
+
+def _uniform_within(first: torch.Tensor, _: torch.Tensor, low: float = 0.0, high: float = 1.0) -> torch.Tensor:
     return low + (high - low) * first
 
 
-def _of_two(first: NDArray[Any], _: NDArray[Any], p: float | NDArray[Any] = 0.5) -> NDArray[Any]:
-    return (first < p) * 1.0
+def _of_two(first: torch.Tensor, _: torch.Tensor, p: float | torch.Tensor = 0.5) -> torch.Tensor:
+    return (first < p).to(first.dtype)
 
 
-def _normal(first: NDArray[Any], second: NDArray[Any], mean: float = 0.0, std: float = 1.0) -> NDArray[Any]:
-    normal: NDArray[Any] = np.sqrt(-2 * np.log(1 - first)) * np.cos(2 * math.pi * second)
-    return mean + std * normal
+def _normal(first: torch.Tensor, second: torch.Tensor, mean: float = 0.0, std: float = 1.0) -> torch.Tensor:
+    return mean + std * torch.sqrt(-2 * torch.log(1 - first)) * torch.cos(2 * math.pi * second)
 
 
-_DRAWN: dict[str, Callable[..., NDArray[Any]]] = {
+_DRAWN: dict[str, Callable[..., torch.Tensor]] = {
     "rand": _uniform_within,
     "rand_like": _uniform_within,
     "uniform_": _uniform_within,
@@ -153,16 +159,37 @@ _DRAWN: dict[str, Callable[..., NDArray[Any]]] = {
     "randn_like": _normal,
     "normal_": _normal,
 }
-"""Functions of two uniform arrays and of an operator's arguments but its target."""
+"""Functions of two uniform tensors and of an operator's arguments but its target."""
 
 
-class _WithoutDropout(TorchFunctionMode):
-    """Context in which `dropout` gives its input."""
+class _Dropouts(TorchFunctionMode):
+    """Context in which `dropout` drops by masks of a seed, or gives its input.
+
+    Attributes:
+        number: Number of dropouts that dropped.
+    """
+
+    def __init__(self, seed: torch.Tensor, *, dropping: bool) -> None:
+        super().__init__()
+        self._seed, self._dropping, self.number = seed, dropping, 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         del types
-        if func in (torch.nn.functional.dropout, torch.dropout):
-            return args[0] if args else (kwargs or {})["input"]
-        return func(*args, **(kwargs or {}))
+        if func not in (torch.nn.functional.dropout, torch.dropout):
+            return func(*args, **(kwargs or {}))
+        return self._dropped(*args, **{_FORMER.get(name, name): value for name, value in (kwargs or {}).items()})
+
+    def _dropped(self, x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+        del inplace
+        if not self._dropping or not training or p == 0:
+            return x
+        hashed = hashes_in_torch(x.numel(), self.number, self._seed)
+        self.number += 1
+        kept = (hashed < round((1 - p) * 2**32)).reshape(x.shape)
+        return x * kept / (1 - p) if p < 1 else x * 0
+
+
+_FORMER = {"input": "x", "train": "training"}
+"""Names of the arguments of `dropout` in torch, where they are others."""

@@ -7,7 +7,7 @@ hash of two rounds of multiplication and shift (a bijection on 32 bits), in int6
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from onnx import NodeProto, TensorProto
 
 from export.gradients import Graph
@@ -79,21 +79,20 @@ def hashes(graph: Graph, size: str, number: int, seed: str) -> str:
     return _hash(graph, graph.op("BitwiseXor", index, first), second)
 
 
-def hashes_in_numpy(size: int, number: int, seed: int) -> NDArray[np.uint64]:
-    """What `hashes` gives, for a seed below 2^63."""
+def hashes_in_torch(size: int, number: int, seed: torch.Tensor) -> torch.Tensor:
+    """What `hashes` gives, on the device of the seed, an int64 tensor [] of at least 0."""
 
-    def scrambled(value: NDArray[np.uint64], key: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    def scrambled(value: torch.Tensor, key: torch.Tensor | int) -> torch.Tensor:
         for factor, shift in zip(_FACTORS, _SHIFTS[:2], strict=True):
-            value = (value ^ (value >> np.uint64(shift))) * np.uint64(factor)
+            value = (value ^ (value >> shift)) * factor
             if factor == _FACTORS[0]:
                 value = value + key
-            value = value & np.uint64(_MASK)
-        return value ^ (value >> np.uint64(_SHIFTS[2]))
+            value = value & _MASK
+        return value ^ (value >> _SHIFTS[2])
 
-    low, high, none = (np.array([value], np.uint64) for value in (seed & _MASK, seed >> 32, 0))
-    first = scrambled(low ^ np.uint64(number + 1), none)
-    second = scrambled(high, first)
-    return scrambled(np.arange(size, dtype=np.uint64) ^ first, second)
+    first = scrambled((seed & _MASK) ^ (number + 1), 0)
+    second = scrambled(seed >> 32, first)
+    return scrambled(torch.arange(size, device=seed.device) ^ first, second)
 
 
 def _hash(graph: Graph, value: str, key: str) -> str:

@@ -169,8 +169,8 @@ def corrections_in_torch(
     weights: Mapping[FactoredLayer, Sequence[torch.Tensor]],
     *,
     strength: float,
-    learning_rate: float,
-) -> dict[torch.nn.Parameter, torch.Tensor]:
+    learning_rate: float | torch.Tensor,
+) -> dict[torch.Tensor, torch.Tensor]:
     """Gradient of R with respect to all trained factors, in torch, as a reference.
 
     Args:
@@ -179,7 +179,7 @@ def corrections_in_torch(
         strength: Strength λ of the correction.
         learning_rate: Learning rate η.
     """
-    corrections: dict[torch.nn.Parameter, torch.Tensor] = {}
+    corrections: dict[torch.Tensor, torch.Tensor] = {}
     for layer, composed in weights.items():
         factors = layer.factors()
         trained = {part: factor for part, factor in factors.items() if factor.requires_grad}

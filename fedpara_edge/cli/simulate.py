@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,8 +15,9 @@ import click
 
 from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.log import event
-from fedpara_edge.cli.options import PATH
+from fedpara_edge.cli.options import PATH, options_of
 from fedpara_edge.cli.output import emit, json_option, megabytes, note, table
+from fedpara_edge.simulation.torchengine.choice import EngineChoice
 
 if TYPE_CHECKING:
     from fedpara_edge.simulation.runner import Outcome
@@ -28,11 +29,21 @@ HEADER = ("arm", "seed", "parameters", "rounds", "accuracy", "loss", "up", "down
 @click.command("simulate", cls=Command, renamed={"--report-only": "the command report; type: fedpara-edge report RUN"})
 @click.argument("plan", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, help="Run folder to make, or to go on in.")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: as many as cores]")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Processes, or clients at a time on a GPU.  [default: as many as cores]",
+)
 @click.option("--arm", multiple=True, metavar="NAME", help="Run this arm only; for several, repeat it.")
+@options_of(EngineChoice, into="engine")
 @json_option
-def command(plan: Path, output: Path, workers: int | None, arm: tuple[str, ...], json: bool) -> None:
+def command(
+    plan: Path, output: Path, workers: int | None, arm: tuple[str, ...], engine: Mapping[str, Any], json: bool
+) -> None:
     """Run the federations of PLAN with the device runtime on real files, and report on them.
+
+    With --engine torch, torch computes the steps in place of the device's engine, --device cuda on a GPU that all
+    clients of a round share.
 
     Interrupted or killed, the same command goes on with the first round that was not done, to the same result; so does
     a run whose PLAN has more rounds, arms or seeds by now. What was measured is in OUTPUT/metrics.jsonl, and the report
@@ -46,7 +57,15 @@ def command(plan: Path, output: Path, workers: int | None, arm: tuple[str, ...],
 
     started = time.monotonic()
     with _progress(sys.stderr) as (on_start, on_trained):
-        outcomes = simulate(plan, output, workers=workers, arms=arm, on_start=on_start, on_trained=on_trained)
+        outcomes = simulate(
+            plan,
+            output,
+            workers=workers,
+            arms=arm,
+            engine=EngineChoice(**engine),
+            on_start=on_start,
+            on_trained=on_trained,
+        )
     for outcome in outcomes:
         event("simulation_finished", **asdict(outcome))
     page: Path | None = None

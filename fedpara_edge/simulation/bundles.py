@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from device_runtime.data import open_data
-from device_runtime.engines.registry import open_engine
 from device_runtime.epochs import count_steps
 from device_runtime.sources import PLAIN, Reading, Wanted, as_arrays
 from device_runtime.sources.reading import given
@@ -15,6 +14,7 @@ from fedpara_edge.formats.bundle import Bundle, open_bundle
 from fedpara_edge.formats.recipe import Recipe
 from fedpara_edge.simulation.data.clients import Clients
 from fedpara_edge.simulation.plan.plan import Arm
+from fedpara_edge.simulation.tasks.engines import Model, open_new_engine
 
 
 def make_model(recipe: Recipe, folder: Path) -> None:
@@ -50,20 +50,20 @@ def with_example_as_arrays(recipe: Recipe, reading: Reading = PLAIN) -> Recipe:
     return replace(recipe, example=as_arrays(recipe.example, reading, wanted))
 
 
-def check_bundle(arm: Arm, folder: Path, clients: Clients) -> Bundle:
+def check_bundle(arm: Arm, model: Model, clients: Clients) -> Bundle:
     """Open a bundle whose devices can train it on their data as the arm says.
 
     Args:
         arm: Arm that the bundle is for.
-        folder: Bundle folder.
+        model: The model, as a worker opens it.
         clients: Clients and their rows.
 
     Raises:
         InputError: An engine, an optimizer, an array or a number of examples does not fit.
         WrongBundleError: The bundle was changed.
     """
-    bundle = open_bundle(folder)
-    open_engine(bundle, arm.train.engine, threads=1)
+    bundle = open_bundle(model.bundle)
+    open_new_engine(bundle, model)
     try:
         arm.train.client_algorithm.check_optimizer(bundle.manifest.optimizer)
     except InputError as error:

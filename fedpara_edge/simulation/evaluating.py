@@ -7,9 +7,8 @@ tensors; only these results are told apart by client.
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
-
 from fedpara_edge.simulation.job import Job
+from fedpara_edge.simulation.processes import Workers
 from fedpara_edge.simulation.tasks.evaluate import Tally, add_up, evaluate_weights
 
 PIECE_ROWS = 512
@@ -17,28 +16,28 @@ PIECE_ROWS = 512
 changes no bit."""
 
 
-def evaluate_round(job: Job, pool: Executor, number: int) -> tuple[Tally, dict[str, Tally]]:
+def evaluate_round(job: Job, workers: Workers, number: int) -> tuple[Tally, dict[str, Tally]]:
     """The evaluation of the weights after `number` rounds, and that of each client with a test share of its own.
 
     Args:
         job: The federation.
-        pool: Worker processes.
+        workers: Workers.
         number: Number of rounds.
 
     Raises:
         FedparaError: A file is damaged.
     """
     on_common = job.plan.evaluated_on == "common"
-    each = _evaluate_clients(job, pool, number, on_common=on_common and job.has_own_models)
+    each = _evaluate_clients(job, workers, number, on_common=on_common and job.has_own_models)
     if on_common and job.has_own_models:
         return add_up(each.values()), {}
-    return _evaluate_common(job, pool, number) if on_common else add_up(each.values()), each
+    return _evaluate_common(job, workers, number) if on_common else add_up(each.values()), each
 
 
-def _evaluate_common(job: Job, pool: Executor, number: int) -> Tally:
+def _evaluate_common(job: Job, workers: Workers, number: int) -> Tally:
     rows = job.clients.test_examples
     pieces = [
-        pool.submit(
+        workers.engines.submit(
             evaluate_weights,
             model=job.model,
             weights=job.weights_of("", number),
@@ -50,10 +49,10 @@ def _evaluate_common(job: Job, pool: Executor, number: int) -> Tally:
     return add_up(piece.result() for piece in pieces)
 
 
-def _evaluate_clients(job: Job, pool: Executor, number: int, *, on_common: bool) -> dict[str, Tally]:
+def _evaluate_clients(job: Job, workers: Workers, number: int, *, on_common: bool) -> dict[str, Tally]:
     clients = [client.name for client in job.clients.clients if on_common or client.test_examples]
     tallies = {
-        client: pool.submit(
+        client: workers.engines.submit(
             evaluate_weights,
             model=job.model,
             weights=job.weights_of(client, number),

@@ -13,6 +13,7 @@ from fedpara_edge.simulation.metrics import Event, Journal
 from fedpara_edge.simulation.plan.plan import Arm, Plan
 from fedpara_edge.simulation.sampling import draw_participants
 from fedpara_edge.simulation.tasks.engines import Model
+from fedpara_edge.simulation.torchengine.choice import TorchSource
 
 MOST_RANK_OPERATIONS = 2_000_000_000
 """About 0.3 s of singular values on one core."""
@@ -30,6 +31,7 @@ class Job:
         bundle: Bundle of the arm and seed.
         clients: Clients and their rows.
         journal: Metrics of the run.
+        torch: Source of the engine `torch`, if that trains and evaluates; None for the arm's engine.
         kept_engines: Number of engines that a worker keeps open.
         most_rank_operations: Most multiplications that the ranks of the weights may take in a round that is not the
             last; in that one they are found at any cost.
@@ -42,6 +44,7 @@ class Job:
     bundle: Bundle
     clients: Clients
     journal: Journal
+    torch: TorchSource | None = None
     kept_engines: int = 1
     most_rank_operations: int = MOST_RANK_OPERATIONS
 
@@ -53,7 +56,7 @@ class Job:
     @property
     def model(self) -> Model:
         """The model, as a worker opens it."""
-        return Model(bundle=self.bundle.path, engine=self.arm.train.engine, kept=self.kept_engines)
+        return Model(bundle=self.bundle.path, engine=self.arm.train.engine, torch=self.torch, kept=self.kept_engines)
 
     @property
     def has_own_models(self) -> bool:

@@ -5,7 +5,8 @@ Every line has "event", "arm" and "seed". Numbers that were not measured, or are
     arm      what the federation is: model, kind, gamma, algorithm, weighting (of the devices; null in an arm that is
              local_only), codec, downlink_codec, shared_parameters, personal_parameters, dense_parameters, clients,
              left_out (owners of too few rows to be clients), participants, local_only; full_ranks: {layer: largest
-             rank that a weight of its shape can have}, of the factored layers
+             rank that a weight of its shape can have}, of the factored layers; engine, such as torch:cuda:float32,
+             where it is not the plan's
     round    round (from 1 on); accuracy and loss (null where not evaluated); train_loss, of the last local epoch, mean
              over participants weighted by examples; up_bytes and down_bytes, of all participants together;
              participants, a number; rejected, how many of them sent nothing that could be used, and rejections, how

@@ -1,4 +1,4 @@
-"""The worker processes of a simulation, each with one thread."""
+"""The workers of a simulation: processes with one thread each; with a GPU, threads of this process that share it."""
 
 from __future__ import annotations
 
@@ -8,19 +8,48 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fedpara_edge.simulation.torchengine.stopping import stopping
 from fedpara_edge.storage.locking import hold
 
 Result = TypeVar("Result")
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _holding = ExitStack()
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Workers by what they do.
+
+    Args:
+        engines: Workers that train and evaluate.
+        files: Workers that aggregate and measure, on a CPU alone.
+    """
+
+    engines: Executor
+    files: Executor
+
+
+@contextmanager
+def open_threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads for as long as the context lasts; if it is left by an exception, no training takes a further step."""
+    pool = ThreadPoolExecutor(count, thread_name_prefix="client")
+    try:
+        yield pool
+    except BaseException:
+        stopping.set()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        stopping.clear()
 
 
 class _Pool(ProcessPoolExecutor):

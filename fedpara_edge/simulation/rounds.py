@@ -1,6 +1,6 @@
 """The rounds of one federation, one after the other until it is done.
 
-The work of a round is done by the worker processes; the thread that drives a federation only waits for them. What a
+The work of a round is done by the workers; the thread that drives a federation only waits for them. What a
 round writes before it is committed to the metrics is written again, with the same bytes, when a killed run goes on.
 """
 
@@ -10,7 +10,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 
@@ -20,6 +20,7 @@ from fedpara_edge.formats.bundle import WEIGHTS
 from fedpara_edge.simulation.evaluating import evaluate_round
 from fedpara_edge.simulation.job import Job
 from fedpara_edge.simulation.metrics import Event
+from fedpara_edge.simulation.processes import Workers
 from fedpara_edge.simulation.sampling import client_seed
 from fedpara_edge.simulation.tasks.aggregate import Aggregated, aggregate_round
 from fedpara_edge.simulation.tasks.measure import Measures, measure_weights, rank_operations
@@ -27,12 +28,12 @@ from fedpara_edge.simulation.tasks.train import train_alone, train_client
 from fedpara_edge.simulation.traffic import download_bytes
 
 
-def run_job(job: Job, pool: Executor, *, on_trained: Callable[[str], None]) -> None:
+def run_job(job: Job, workers: Workers, *, on_trained: Callable[[str], None]) -> None:
     """Run the rounds that are left, of a federation that has some or has not come to its end.
 
     Args:
         job: The federation.
-        pool: Worker processes.
+        workers: Workers.
         on_trained: Function that is called with the job's name whenever a client was trained.
 
     Raises:
@@ -48,7 +49,7 @@ def run_job(job: Job, pool: Executor, *, on_trained: Callable[[str], None]) -> N
         started = time.monotonic()
         job.folder.clear(round)
         try:
-            *before, last = _run_round(job, pool, round, on_trained)
+            *before, last = _run_round(job, workers, round, on_trained)
         except DivergedError as error:
             diverged = str(error)
             break
@@ -72,25 +73,25 @@ def _without_ending(job: Job, event: Event) -> Event | None:
     return event
 
 
-def _run_round(job: Job, pool: Executor, round: int, on_trained: Callable[[str], None]) -> list[Event]:
+def _run_round(job: Job, workers: Workers, round: int, on_trained: Callable[[str], None]) -> list[Event]:
     """The events of a round.
 
     Raises:
         DivergedError: There are no next weights.
     """
     number = round + 1
-    trained = _train(job, pool, round, on_trained)
+    trained = _train(job, workers, round, on_trained)
     good = {client: result for client, result in trained.items() if isinstance(result, TrainResult)}
     if not good:
         raise next(result for result in trained.values() if isinstance(result, DivergedError))
-    aggregated, refused = (Aggregated(), ()) if job.arm.local_only else _aggregate(job, pool, round, good)
+    aggregated, refused = (Aggregated(), ()) if job.arm.local_only else _aggregate(job, workers, round, good)
     rejected = Counter([*refused, *[DivergedError.code] * (len(trained) - len(good))])
     is_evaluated = job.plan.is_evaluated(number, last=job.arm.rounds)
-    measures = _measure(job, pool, number, ranks=is_evaluated)
+    measures = _measure(job, workers, number, ranks=is_evaluated)
     accuracy = loss = None
     events = []
     if is_evaluated:
-        total, each = evaluate_round(job, pool, number)
+        total, each = evaluate_round(job, workers, number)
         accuracy, loss = (total.to_json()[key] for key in ("accuracy", "loss"))
         if each:
             events.append(job.event("clients", round=number, clients={name: t.to_json() for name, t in each.items()}))
@@ -113,14 +114,14 @@ def _run_round(job: Job, pool: Executor, round: int, on_trained: Callable[[str],
 
 
 def _train(
-    job: Job, pool: Executor, round: int, on_trained: Callable[[str], None]
+    job: Job, workers: Workers, round: int, on_trained: Callable[[str], None]
 ) -> dict[str, TrainResult | DivergedError]:
     numbers = {client: number for number, client in enumerate(job.clients.names)}
     examples = {client.name: client.examples for client in job.clients.clients}
     futures = {}
     # The longest first, so that no worker is left with a long one at the end.
     for client in sorted(job.participants(round), key=lambda client: -examples[client]):
-        futures[client] = pool.submit(
+        futures[client] = workers.engines.submit(
             train_alone if job.arm.local_only else train_client,
             job.model,
             job.folder,
@@ -142,9 +143,9 @@ def _result_or_divergence(future: Future[TrainResult]) -> TrainResult | Diverged
 
 
 def _aggregate(
-    job: Job, pool: Executor, round: int, good: Mapping[str, TrainResult]
+    job: Job, workers: Workers, round: int, good: Mapping[str, TrainResult]
 ) -> tuple[Aggregated, tuple[str, ...]]:
-    task = pool.submit(
+    task = workers.files.submit(
         aggregate_round,
         job.folder,
         round=round,
@@ -161,11 +162,11 @@ def _aggregate(
         raise DivergedError(f"round {round + 1}: no update could be used ({codes})") from error
 
 
-def _measure(job: Job, pool: Executor, number: int, *, ranks: bool) -> Future[Measures]:
+def _measure(job: Job, workers: Workers, number: int, *, ranks: bool) -> Future[Measures]:
     """Of the common weights; of the first client's, whoever takes part, where clients have models of their own."""
     client = job.clients.names[0]
     most_operations = math.inf if number == job.arm.rounds else job.most_rank_operations
-    return pool.submit(
+    return workers.files.submit(
         measure_weights,
         bundle=job.bundle.path,
         weights=job.weights_of(client, number),
@@ -219,6 +220,7 @@ def _arm_event(job: Job) -> Event:
         algorithm=arm.algorithm,
         weighting=None if arm.local_only else arm.aggregate.effective_weighting,
         codec=arm.train.codec,
+        **({} if job.torch is None else {"engine": job.torch.choice.name}),
         downlink_codec=arm.aggregate.downlink_codec or "float32",
         shared_parameters=shared,
         personal_parameters=trained - shared,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Executor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from copy import copy
@@ -18,17 +18,20 @@ from functools import partial
 from pathlib import Path
 
 from fedpara_edge.errors import FedparaError, InputError
-from fedpara_edge.simulation.bundles import check_bundle, make_model
+from fedpara_edge.simulation.bundles import check_bundle, make_model, with_example_as_arrays
 from fedpara_edge.simulation.data.clients import Clients, read_clients, write_clients
 from fedpara_edge.simulation.folder import RunFolder, open_run
 from fedpara_edge.simulation.growth import is_finished
 from fedpara_edge.simulation.job import MOST_RANK_OPERATIONS, Job
 from fedpara_edge.simulation.metrics import Event, Journal
 from fedpara_edge.simulation.plan.plan import Arm, Plan, read_plan
-from fedpara_edge.simulation.processes import open_pool
+from fedpara_edge.simulation.processes import Workers, open_pool, open_threads
 from fedpara_edge.simulation.rounds import run_job
+from fedpara_edge.simulation.tasks.engines import Model
+from fedpara_edge.simulation.torchengine.choice import EngineChoice, TorchSource
 
 TASKS_PER_WORKER = 3
+OF_PLAN = EngineChoice()
 OnStart = Callable[[int], None]
 OnTrained = Callable[[str], None]
 
@@ -67,6 +70,7 @@ def simulate(
     *,
     workers: int | None = None,
     arms: Sequence[str] = (),
+    engine: EngineChoice = OF_PLAN,
     most_rank_operations: int = MOST_RANK_OPERATIONS,
     on_start: OnStart = lambda _: None,
     on_trained: OnTrained = lambda _: None,
@@ -78,8 +82,9 @@ def simulate(
     Args:
         plan: Plan file.
         run: Run folder.
-        workers: Number of worker processes; None for as many as there are cores.
+        workers: Number of worker processes, or of clients at a time on a GPU; None for as many as there are cores.
         arms: Names of the arms to run; all if none are given.
+        engine: Engine that trains and evaluates; the same in every call for a run.
         most_rank_operations: Most multiplications that the ranks of the weights may take in a round that is not an
             arm's last; the same in every call for a run.
         on_start: Function that is called with the number of trainings to do, before the first.
@@ -89,7 +94,8 @@ def simulate(
         What every arm and seed has come to, by this call or an earlier one, in the order of the plan.
 
     Raises:
-        InputError: The plan, its data or one of its bundles does not fit, or the run can't grow to the plan.
+        InputError: The plan, its data or one of its bundles does not fit, the run can't grow to the plan, or it was
+            begun with another engine.
         FedparaError: A bundle failed its verification, the disk refuses a write, or a worker was killed.
         KeyboardInterrupt: Interrupted.
     """
@@ -103,13 +109,25 @@ def simulate(
         journal = Journal(folder.metrics)
         pairs = [(arm, seed) for seed in found.seeds for arm in wanted if not _is_finished(journal, arm, seed)]
         with _explaining_killed_workers():
-            jobs = _prepare(found, pairs, folder, journal, workers, most_rank_operations)
+            _check_engine(run, journal, pairs, engine)
+            jobs = _prepare(found, pairs, folder, journal, workers, most_rank_operations, engine)
             journal.revise(partial(_without_early_end, found))
             on_start(sum(len(job.participants(0)) * (job.arm.rounds - job.rounds_done) for job in jobs))
-            _run(jobs, folder, workers, on_trained)
+            _run(jobs, folder, workers, on_trained, on_gpu=engine.on_gpu)
         journal.sort([arm.name for arm in found.arms], found.seeds)
         begun = [(arm.name, seed) for arm in found.arms for seed in found.seeds if journal.of(arm.name, seed, "done")]
         return [_outcome(journal, found, arm, seed) for arm, seed in begun]
+
+
+def _check_engine(run: Path, journal: Journal, pairs: Sequence[tuple[Arm, int]], engine: EngineChoice) -> None:
+    for arm, seed in pairs:
+        for event in journal.of(arm.name, seed, "arm"):
+            if (found := event.get("engine")) != engine.name:
+                raise InputError(
+                    f"expected {found or 'the engine of the plan'}, with which {run} has begun arm {arm.name}, found "
+                    f"{engine.name or 'the engine of the plan'}; take another folder for another engine",
+                    key="engine",
+                )
 
 
 def _is_finished(journal: Journal, arm: Arm, seed: int) -> bool:
@@ -134,6 +152,7 @@ def _prepare(
     journal: Journal,
     workers: int,
     most_rank_operations: int,
+    engine: EngineChoice,
 ) -> list[Job]:
     clients = {seed: _clients(plan, folder, seed) for seed in dict.fromkeys(seed for _, seed in pairs)}
     missing = [(arm, seed) for arm, seed in pairs if not folder.job(arm.name, seed).bundle.exists()]
@@ -157,7 +176,9 @@ def _prepare(
     for arm, seed in pairs:
         job = folder.job(arm.name, seed)
         with _naming(arm, arm.name):
-            bundle = check_bundle(arm, job.bundle, clients[seed])
+            source = _torch_source(arm, seed, engine)
+            model = Model(bundle=job.bundle, engine=arm.train.engine, torch=source)
+            bundle = check_bundle(arm, model, clients[seed])
         jobs.append(
             Job(
                 plan=plan,
@@ -167,10 +188,19 @@ def _prepare(
                 bundle=bundle,
                 clients=clients[seed],
                 journal=journal,
+                torch=source,
                 most_rank_operations=most_rank_operations,
             )
         )
     return jobs
+
+
+def _torch_source(arm: Arm, seed: int, engine: EngineChoice) -> TorchSource | None:
+    if engine.engine == "plan":
+        return None
+    recipe = with_example_as_arrays(replace(arm.model, seed=seed))
+    rows = -(-arm.train.batch_size // arm.train.micro_batches)
+    return TorchSource(recipe=recipe, choice=engine, batch_rows=rows)
 
 
 def _clients(plan: Plan, folder: RunFolder, seed: int) -> Clients:
@@ -183,14 +213,14 @@ def _clients(plan: Plan, folder: RunFolder, seed: int) -> Clients:
     return clients
 
 
-def _run(jobs: Sequence[Job], folder: RunFolder, workers: int, on_trained: OnTrained) -> None:
+def _run(jobs: Sequence[Job], folder: RunFolder, workers: int, on_trained: OnTrained, *, on_gpu: bool) -> None:
     if not jobs:
         return
     participants = len(jobs[0].participants(0))
     at_once = min(len(jobs), max(2, -(-TASKS_PER_WORKER * workers // participants)))
     # Left in the reverse order: without the workers, the drivers have nothing to wait for.
-    with ThreadPoolExecutor(at_once) as drivers, open_pool(workers, folder.lock) as pool:
-        driven = [drivers.submit(_drive, replace(job, kept_engines=at_once), pool, on_trained) for job in jobs]
+    with ThreadPoolExecutor(at_once) as drivers, _open_workers(workers, at_once, folder.lock, on_gpu=on_gpu) as opened:
+        driven = [drivers.submit(_drive, replace(job, kept_engines=at_once), opened, on_trained) for job in jobs]
         try:
             done, _ = wait(driven, return_when=FIRST_EXCEPTION)
             for future in done:
@@ -200,9 +230,20 @@ def _run(jobs: Sequence[Job], folder: RunFolder, workers: int, on_trained: OnTra
             raise
 
 
-def _drive(job: Job, pool: Executor, on_trained: OnTrained) -> None:
+@contextmanager
+def _open_workers(count: int, jobs: int, lock: Path, *, on_gpu: bool) -> Iterator[Workers]:
+    """Workers for some jobs at a time."""
+    if on_gpu:
+        with open_pool(min(jobs, cores()), lock) as files, open_threads(count) as engines:
+            yield Workers(engines, files)
+    else:
+        with open_pool(count, lock) as pool:
+            yield Workers(pool, pool)
+
+
+def _drive(job: Job, workers: Workers, on_trained: OnTrained) -> None:
     with _naming(job.arm, job.name):
-        run_job(job, pool, on_trained=on_trained)
+        run_job(job, workers, on_trained=on_trained)
 
 
 def _outcome(journal: Journal, plan: Plan, arm: str, seed: int) -> Outcome:

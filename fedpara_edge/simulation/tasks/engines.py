@@ -1,7 +1,8 @@
-"""Bundles and engines that a worker process keeps open: opening an engine costs as much as many steps."""
+"""Bundles and engines that a worker keeps open: opening an engine costs as much as many steps."""
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,9 +15,17 @@ from numpy.typing import NDArray
 from device_runtime.engines.protocol import Engine
 from device_runtime.engines.registry import open_engine
 from fedpara_edge.formats.bundle import Bundle, open_bundle
+from fedpara_edge.simulation.torchengine.choice import TorchSource
 
-_open: OrderedDict[Model, tuple[Engine, Mapping[str, NDArray[Any]]]] = OrderedDict()
-"""Engines of this process with their initial states, the one that was used last at the end."""
+
+class _Open(threading.local):
+    """Engines of this thread with their initial states, the one that was used last at the end."""
+
+    def __init__(self) -> None:
+        self.engines: OrderedDict[Model, tuple[Engine, Mapping[str, NDArray[Any]]]] = OrderedDict()
+
+
+_open = _Open()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +35,13 @@ class Model:
     Args:
         bundle: Bundle folder.
         engine: Name of the engine.
+        torch: Source of the engine `torch`, which takes the place of the other; None for that.
         kept: Number of engines, of this model and others, that a worker keeps open.
     """
 
     bundle: Path
     engine: str
+    torch: TorchSource | None = None
     kept: int = field(default=1, compare=False)
 
 
@@ -40,16 +51,30 @@ def fresh_engine(model: Model) -> Engine:
     Raises:
         FedparaError: The bundle is damaged, or the engine can't be opened.
     """
-    if model in _open:
-        _open.move_to_end(model)
-        engine, initial = _open[model]
+    kept = _open.engines
+    if model in kept:
+        kept.move_to_end(model)
+        engine, initial = kept[model]
         engine.restore(initial)
         return engine
-    while len(_open) >= model.kept:
-        _open.popitem(last=False)
-    engine = open_engine(bundle_at(model.bundle), model.engine, threads=1)
-    _open[model] = engine, engine.state()
+    while len(kept) >= model.kept:
+        kept.popitem(last=False)
+    engine = open_new_engine(bundle_at(model.bundle), model)
+    kept[model] = engine, engine.state()
     return engine
+
+
+def open_new_engine(bundle: Bundle, model: Model) -> Engine:
+    """Open the engine of a model.
+
+    Raises:
+        FedparaError: The bundle is damaged, or the engine can't be opened.
+    """
+    if model.torch is None:
+        return open_engine(bundle, model.engine, threads=1)
+    from fedpara_edge.simulation.torchengine.engine import open_engine as open_torch_engine
+
+    return open_torch_engine(bundle, model.torch)
 
 
 @lru_cache(maxsize=16)
