@@ -40,6 +40,7 @@ from fedpara_edge.algorithms import ClientAlgorithm
 from fedpara_edge.algorithms.client import Start
 from fedpara_edge.codecs import FLOAT32, spelled
 from fedpara_edge.codecs.codec import Encoder
+from fedpara_edge.codecs.statistics import left_out
 from fedpara_edge.errors import DivergedError, InputError, InvalidUpdateError
 from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.formats.serverstate import Group
@@ -158,7 +159,8 @@ def train(
         if kept is None:
             update.write(output)
         else:
-            after = _after(before, personal, trained, change, update.change, algorithm, start)
+            left = left_out(bundle.manifest.layout.shared, change, update.change)
+            after = _after(before, personal, trained, left, update.change, algorithm, start)
             kept.commit(Committed(call=call, before={**before, PERSONAL: personal}, after=after), update, output)
             kept.remove_progress()
     return TrainResult(
@@ -235,7 +237,7 @@ def _after(
     before: Groups,
     personal: Mapping[str, NDArray[Any]],
     trained: Mapping[str, NDArray[np.float32]],
-    change: Mapping[str, NDArray[np.float32]],
+    left: Mapping[str, NDArray[np.float32]],
     sent: Mapping[str, NDArray[np.float32]],
     algorithm: ClientAlgorithm,
     start: Start,
@@ -245,8 +247,8 @@ def _after(
     Those of other algorithms stay, as their servers still count on them.
     """
     after = {**before, PERSONAL: {name: trained[name] for name in personal}}
-    after[RESIDUAL] = {name: change[name] - tensor for name, tensor in sent.items()}
-    if not any(tensor.any() for tensor in after[RESIDUAL].values()):
+    after[RESIDUAL] = left
+    if not any(tensor.any() for tensor in left.values()):
         del after[RESIDUAL]
     if algorithm.group is not None:
         after[algorithm.group] = algorithm.keep(start, {name: sent[name] for name in start.weights})

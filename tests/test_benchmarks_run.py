@@ -47,6 +47,12 @@ def test_freezing(tmp_path: Path) -> None:
         assert row["memory"] < 1
 
 
+def test_mobile(tmp_path: Path) -> None:
+    (row,) = run("mobile.py", tmp_path / "numbers.json", "--models", "DS-CNN")
+    assert row["over_torch"] == row["ms"]["onnxruntime fedpara"] / row["ms"]["torch fedpara"]
+    assert min(row["ms"].values()) > 0
+
+
 def test_exporting(tmp_path: Path) -> None:
     command = [sys.executable, BENCHMARKS / "exporting.py", "--models", "cnn", "--repetitions", "1"]
     subprocess.run([*command, "--json", tmp_path / "numbers.json"], check=True, capture_output=True)

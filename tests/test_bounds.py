@@ -19,6 +19,7 @@ from fedpara_edge.aggregation.stream import stream_mean
 from fedpara_edge.algorithms import SERVER, find_server
 from fedpara_edge.algorithms.scaffold import ScaffoldServer
 from fedpara_edge.codecs import ENCODERS
+from fedpara_edge.codecs.codec import in_order
 from fedpara_edge.codecs.decoding import decode_all
 from fedpara_edge.errors import DivergedError, InputError
 from fedpara_edge.factors.layout import Layout
@@ -116,7 +117,7 @@ def test_norms_are_those_of_the_decoded_changes(codec: str, tmp_path: Path) -> N
     updates = [closed(path, weights) for path in paths]
     meter = NormMeter(layout, len(updates))
     stream_mean(updates, layout.shared, shares=np.full((1, 4), 0.25), watchers=[meter])
-    own = np.concatenate([np.full(t.size, t.part != "other") for t in sorted(layout.shared, key=lambda t: t.name)])
+    own = np.concatenate([np.full(t.size, t.part != "other") for t in in_order(layout.shared)])
     for column, path in enumerate(paths):
         change = change_of(path, weights)
         expected = [np.linalg.norm(change[~own]), np.linalg.norm(change[own])]

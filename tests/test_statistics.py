@@ -26,6 +26,7 @@ from fedpara_edge.aggregation import aggregate
 from fedpara_edge.algorithms import SERVER, find_server
 from fedpara_edge.algorithms.fedavg import FedAvgServer
 from fedpara_edge.codecs import ENCODERS, find_encoder
+from fedpara_edge.codecs.codec import in_order
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError
 from fedpara_edge.factors.factorization import Factorization
 from fedpara_edge.factors.layout import Layout
@@ -190,7 +191,7 @@ def change_of(update: Path, weights: Weights) -> dict[str, np.ndarray]:
     flat = np.empty(weights.layout.shared_parameters, np.float32)
     opened.decoder.decode(0, flat)
     opened.close()
-    tensors = sorted(weights.layout.shared, key=lambda tensor: tensor.name)
+    tensors = in_order(weights.layout.shared)
     ends = np.cumsum([tensor.size for tensor in tensors])
     return {t.name: part.reshape(t.shape) for t, part in zip(tensors, np.split(flat, ends[:-1]), strict=True)}
 

@@ -20,18 +20,18 @@ from fedpara_edge.formats.weights import Weights
 _LARGEST = np.finfo(np.float32).max
 
 
-def add_change(base: Mapping[str, NDArray[np.float32]], change: NDArray[np.float64]) -> dict[str, NDArray[np.float32]]:
-    """The sum of `base` and a flat change, by tensor; infinite where it is too large.
+def add_change(weights: Weights, change: NDArray[np.float64]) -> dict[str, NDArray[np.float32]]:
+    """The sum of weights and a flat change, by tensor; infinite where it is too large.
 
     Args:
-        base: Shared tensors by name, float32.
-        change: Change of all of them, float64 [entries], in the order of their names.
+        weights: Weights that it changes.
+        change: Change of all of them, float64 [entries].
     """
     flat = np.empty(change.shape, np.float32)
-    moved, offset = {}, 0
+    base, moved, offset = weights.tensors, {}, 0
     with np.errstate(over="ignore"):
-        for name in sorted(base):
-            part = slice(offset, offset + base[name].size)
+        for tensor in in_order(weights.layout.shared):
+            name, part = tensor.name, slice(offset, offset + tensor.size)
             np.add(base[name].reshape(-1), change[part], out=flat[part], dtype=np.float64, casting="same_kind")
             moved[name] = flat[part].reshape(base[name].shape)
             offset = part.stop

@@ -118,7 +118,7 @@ def aggregate(
             groups = take_step(
                 algorithm, weights.layout, mean.means, kept, participation, piece_entries=effort.piece_entries
             )
-            tensors = add_change(weights.tensors, mean.means[0])
+            tensors = add_change(weights, mean.means[0])
             if any(not_finite(each) is not None for each in (tensors, *groups.values())):
                 largest = [algorithm.largest_change(update.header.metrics) for update in updates]
                 refused = find_overflowing(mean.updates, weights, largest)

@@ -40,7 +40,7 @@ class Refit:
     """Refitted factors.
 
     Args:
-        change: Change of the factors and the other tensors, float64 [entries], in the order of their names.
+        change: Change of the factors and the other tensors, float64 [entries].
         before: Gap ||W(mean of factors) - M||_F / ||M - W(base)||_F of all refitted layers together.
         after: Gap of the refitted factors.
     """
@@ -64,7 +64,7 @@ def refit(
         shares: Shares of the updates in the mean, float64 [updates].
         layout: Layout of the model.
         base: Shared tensors that the updates change, by name.
-        mean_change: Mean of the updates' changes, float64 [entries], in the order of the tensors' names.
+        mean_change: Mean of the updates' changes, float64 [entries].
 
     Raises:
         InvalidUpdateError: An update is gone or was changed since the mean was taken.

@@ -43,7 +43,7 @@ class SpreadOfMeans(EntryWatcher):
         """Add the spread to the changes of the running variances, in place, and keep the variances from being negative.
 
         Args:
-            change: Mean change of all updates, float64 [entries], in the order of tensor names.
+            change: Mean change of all updates, float64 [entries].
             base: Shared tensors that it changes, by name; a lossy codec may take a variance below zero.
         """
         offset = 0

@@ -84,7 +84,7 @@ class StreamedMean:
     """The result of one pass over the updates.
 
     Args:
-        means: Mean changes, float64 [means, entries], in the order of tensor names; meaningless if anything was
+        means: Mean changes, float64 [means, entries]; meaningless if anything was
             refused.
         refused: Errors of the updates that turned out bad while they were read, by their number.
     """

@@ -3,7 +3,8 @@
 A codec has an encoder, made from the options given after its name, and an opener, found by name and version, so that a
 release can read what older ones wrote. All but `float32` combine the same few steps: a transform (`hadamard`), rounding
 to integers (`rounding`) times scales (`scales`) of blocks (`blocks`), packing (`digits`, `halves`, `sparse`), entropy
-coding (`frames`, `sparse`), and the chunks joined in one array (`payload`).
+coding (`frames`, `sparse`), and the chunks joined in one array (`payload`). Running statistics are stored apart, in 16
+bits, by every codec but `float32` (`statistics`).
 
 | codec                          | stored form of an entry, and options                                | module     |
 |--------------------------------|---------------------------------------------------------------------|------------|
@@ -28,6 +29,7 @@ from fedpara_edge.codecs.float32 import Float32, open_float32
 from fedpara_edge.codecs.floats import Float16, open_float16
 from fedpara_edge.codecs.integers import Integers, Rotated, open_integers
 from fedpara_edge.codecs.settings import UPDATE
+from fedpara_edge.codecs.statistics import StatisticsDecoder, check_statistics, without_statistics
 from fedpara_edge.codecs.topk import TopK, open_topk
 from fedpara_edge.codecs.uniform import Uniform, open_uniform
 from fedpara_edge.errors import InvalidUpdateError, brief, brief_text
@@ -93,7 +95,7 @@ def open_codec(file: TensorFile, tensors: Sequence[TensorSpec]) -> Decoder:
 
     Args:
         file: Open file.
-        tensors: Shared tensors, sorted by name.
+        tensors: Shared tensors, in the order of the flat change.
 
     Raises:
         InvalidUpdateError: This release does not know the codec or its version, or the stored data does not fit.
@@ -110,4 +112,10 @@ def open_codec(file: TensorFile, tensors: Sequence[TensorSpec]) -> Decoder:
             f"{file.path}: expected one of the codecs {known}, found {found}; {UPDATE}",
             code="unknown_codec",
         )
-    return opener(file, tensors, settings)
+    if name == Float32.name:
+        return opener(file, tensors, settings)
+    check_statistics(file, tensors)
+    trained = without_statistics(tensors)
+    decoder = opener(file, trained, settings)
+    entries = sum(tensor.size for tensor in trained)
+    return decoder if len(trained) == len(tensors) else StatisticsDecoder(decoder, entries, file)

@@ -22,7 +22,7 @@ def cut(tensors: Sequence[TensorSpec], block: int) -> tuple[NDArray[np.intp], ..
     """Lengths of the blocks of every chunk, in entries.
 
     Args:
-        tensors: Shared tensors, sorted by name.
+        tensors: Shared tensors, in the order of the flat change.
         block: Block size in entries; 0 for one block per chunk.
 
     >>> weight = TensorSpec(name="w", shape=(3, 1), dtype="float32", layer="", part="weight", role="shared")

@@ -1,8 +1,8 @@
 """The protocol of a codec: an encoder of changes, and a decoder for each file that holds one.
 
-The *flat change* is all shared tensors in the order of their names, each in C order, end to end, as float32 [entries].
-It is cut into *chunks* of `CHUNK_ENTRIES` entries, the last one shorter. Each chunk decodes on its own, so that an
-aggregation needs no memory per update and several threads can share the work.
+The *flat change* is all shared tensors in the order of their names, running statistics after all others, each in C
+order, end to end, as float32 [entries]. It is cut into *chunks* of `CHUNK_ENTRIES` entries, the last one shorter. Each
+chunk decodes on its own, so that an aggregation needs no memory per update and several threads can share the work.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.factors.layout import TensorSpec
+from fedpara_edge.factors.layout import STATISTICS, TensorSpec
 from fedpara_edge.storage.tensorfile import TensorFile
 
 CHUNK_ENTRIES = 1 << 16
@@ -59,7 +59,7 @@ class Encoder(Protocol):
         """Encode a flat change; equal arguments give equal bytes.
 
         Args:
-            tensors: Shared tensors, sorted by name.
+            tensors: Shared tensors, in the order of the flat change.
             change: Flat change, float32 [entries], finite.
             seed: Seed of random rounding, for codecs that have it; None to round to the nearest, for the smallest
                 error, where what the codec leaves out is added to the next change (error feedback).
@@ -94,7 +94,7 @@ class Opener(Protocol):
 
         Args:
             file: Open file.
-            tensors: Shared tensors, sorted by name.
+            tensors: Shared tensors, in the order of the flat change.
             settings: Header fields of the codec besides its name and version.
 
         Raises:
@@ -105,11 +105,11 @@ class Opener(Protocol):
 
 def in_order(tensors: Iterable[TensorSpec]) -> list[TensorSpec]:
     """Tensors in the order of the flat change."""
-    return sorted(tensors, key=lambda tensor: tensor.name)
+    return sorted(tensors, key=lambda tensor: (tensor.part in STATISTICS, tensor.name))
 
 
 def name_at(tensors: Sequence[TensorSpec], position: int) -> str:
-    """Name of the tensor that holds entry `position` of the flat change; tensors sorted by name."""
+    """Name of the tensor that holds entry `position` of the flat change; tensors in that order."""
     ends = np.cumsum([tensor.size for tensor in tensors])
     return tensors[int(np.searchsorted(ends, position, side="right"))].name
 
@@ -130,7 +130,7 @@ def chunks(entries: int) -> Iterator[tuple[int, int]]:
 
 
 def flatten(tensors: Sequence[TensorSpec], values: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-    """Flat vector of some tensors, sorted by name: a new array, float32 [entries]."""
+    """Flat vector of some tensors, in order: a new array, float32 [entries]."""
     parts = [np.asarray(values[tensor.name], np.float32).reshape(-1) for tensor in tensors]
     return np.concatenate(parts) if parts else np.empty(0, np.float32)
 

@@ -17,6 +17,7 @@ from fedpara_edge.codecs.changes import BlockScales, Changes
 from fedpara_edge.codecs.codec import Decoder, chunks
 from fedpara_edge.codecs.payload import PayloadDecoder, decode_together
 from fedpara_edge.codecs.section import DamageError
+from fedpara_edge.codecs.statistics import StatisticsDecoder
 from fedpara_edge.errors import InvalidUpdateError
 
 
@@ -64,6 +65,11 @@ def decode_rows(
     Returns:
         Changes, those of damaged files zero, and the error of each damaged file by its number.
     """
+    stop = start + out.shape[1]
+    decoders = [
+        decoder.trained if isinstance(decoder, StatisticsDecoder) and stop <= decoder.entries else decoder
+        for decoder in decoders
+    ]
     failures: dict[int, InvalidUpdateError] = {}
     scales: list[tuple[int, BlockScales]] = []
     for _, neighbours in groupby(enumerate(decoders), key=lambda item: _how(item[1])):

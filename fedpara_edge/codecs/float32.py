@@ -1,7 +1,8 @@
 """The codec `float32`, version 1: the change as it is.
 
 Stored: one float32 tensor for every shared tensor, under its own name and shape. As all have one dtype, safetensors
-lays them end to end by name: from its first tensor on, the file is the flat change in little-endian float32.
+lays them end to end by name: without running statistics, the file is the flat change in little-endian float32 from its
+first tensor on.
 """
 
 from __future__ import annotations
@@ -38,24 +39,42 @@ class Float32Decoder:
     """Decoder that reads ranges of the file."""
 
     file: TensorFile
+    runs: Sequence[tuple[int, int, int]]
+    """Parts of the flat change that are end to end in the file: first entry, the one after the last, and offset."""
 
     def decode(self, start: int, out: NDArray[np.float32]) -> None:
         """Read the chunk straight into `out`."""
-        self.file.read_into(self.file.data_offset + 4 * start, out)
+        for first, stop, offset in self.runs:
+            begin, end = max(first, start), min(stop, start + len(out))
+            if begin < end:
+                self.file.read_into(offset + 4 * (begin - first), out[begin - start : end - start])
 
 
 def open_float32(file: TensorFile, tensors: Sequence[TensorSpec], settings: Mapping[str, Any]) -> Float32Decoder:
-    """Decoder of a file with every shared tensor as float32 in its own shape, in the order of names, and nothing else.
+    """Decoder of a file with every shared tensor as float32 in its own shape, by name, and nothing else.
 
     Raises:
         InvalidUpdateError: A tensor differs, the first of which is named, or there are settings.
     """
     read_settings(file, "float32", settings)
-    expected = [(tensor.name, ("float32", tensor.shape)) for tensor in tensors]
+    expected = [(tensor.name, ("float32", tensor.shape)) for tensor in sorted(tensors, key=lambda tensor: tensor.name)]
     found = [(name, (entry.dtype, entry.shape)) for name, entry in file.entries.items()]
     if expected != found:
         raise _difference(file, dict(expected), dict(found))
-    return Float32Decoder(file)
+    return Float32Decoder(file, _runs(file, tensors))
+
+
+def _runs(file: TensorFile, tensors: Sequence[TensorSpec]) -> list[tuple[int, int, int]]:
+    runs: list[tuple[int, int, int]] = []
+    position = 0
+    for tensor in tensors:
+        offset = file.entries[tensor.name].offset
+        if runs and offset == runs[-1][2] + 4 * (position - runs[-1][0]):
+            runs[-1] = runs[-1][0], position + tensor.size, runs[-1][2]
+        else:
+            runs.append((position, position + tensor.size, offset))
+        position += tensor.size
+    return runs
 
 
 _Stored = tuple[str, tuple[int, ...]]

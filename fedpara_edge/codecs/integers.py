@@ -147,7 +147,7 @@ def open_integers(
 
     Args:
         file: Open file.
-        tensors: Shared tensors, sorted by name.
+        tensors: Shared tensors, in the order of the flat change.
         settings: Settings from the header, as the module describes them.
         name: Codec name.
         bits: Bits per integer; 0 if the settings state them.

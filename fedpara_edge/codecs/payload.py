@@ -27,6 +27,8 @@ from fedpara_edge.factors.layout import TensorSpec
 from fedpara_edge.storage.tensorfile import TensorFile
 
 NAME = "payload"
+STATISTICS = "statistics"
+"""Array beside it in files with running statistics (`statistics`)."""
 
 Write = Callable[[int, NDArray[np.float32], NDArray[np.intp], NDArray[np.float32]], bytes]
 """Function that encodes a chunk: (number of its first entry, change, block lengths, array for the decoded change)."""
@@ -100,7 +102,7 @@ def write_payload(
     """Encode all chunks of a flat change.
 
     Args:
-        tensors: Shared tensors, sorted by name.
+        tensors: Shared tensors, in the order of the flat change.
         change: Flat change, float32 [entries].
         write: Function that encodes one chunk.
         block: Block size in entries; 0 for one block per chunk.
@@ -124,7 +126,7 @@ class PayloadDecoder:
 
     Args:
         file: Open file.
-        tensors: Shared tensors, sorted by name.
+        tensors: Shared tensors, in the order of the flat change.
         ends: Offsets in the file where each section begins and the last one ends, int64 [chunks + 1].
         blocks: Block lengths in entries, by chunk.
         sections: Decoder of the sections.
@@ -178,7 +180,7 @@ def open_payload(
 
     Args:
         file: Open file.
-        tensors: Shared tensors, sorted by name.
+        tensors: Shared tensors, in the order of the flat change.
         sections: Decoder of the sections.
         block: Block size in entries, where a section has at least 2 bytes per block; 0 for one block per chunk.
 
@@ -186,7 +188,7 @@ def open_payload(
         InvalidUpdateError: The array is missing or not the only one, or the sections do not fill it.
     """
     entry = file.entries.get(NAME)
-    if entry is None or len(file.entries) != 1 or entry.dtype != "uint8" or len(entry.shape) != 1:
+    if entry is None or file.entries.keys() - {NAME, STATISTICS} or entry.dtype != "uint8" or len(entry.shape) != 1:
         found = ", ".join(f"{name!r} {entry.dtype} {list(entry.shape)}" for name, entry in file.entries.items())
         raise InvalidUpdateError(
             f"{file.path}: expected one array {NAME!r} of uint8, found {found[:200] or 'none'}; {file.remedy}",

@@ -76,7 +76,7 @@ def check_range(tensors: Sequence[TensorSpec], change: NDArray[np.float32], max_
     """Raise if a change is too large for a codec to express, as no converging training makes it.
 
     Args:
-        tensors: Shared tensors, sorted by name.
+        tensors: Shared tensors, in the order of the flat change.
         change: Flat change, float32 [entries].
         max_magnitude: Largest magnitude that the codec can express.
 

@@ -99,7 +99,7 @@ def encode_uniform(
     """Encode a change with one step for all entries, or one per tensor.
 
     Args:
-        tensors: Shared tensors, sorted by name.
+        tensors: Shared tensors, in the order of the flat change.
         change: Flat change, float32 [entries].
         step: Step of all entries; None for `relative` times the root mean square of each tensor in its chunk.
         seed: Seed of random rounding; None to round to the nearest.

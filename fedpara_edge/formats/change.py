@@ -14,7 +14,7 @@ bits wherever the change is applied, which `result` proves. These are *the* weig
 them and updates refer to them, so the server goes on with them as well.
 
 What a lossy codec leaves out is not lost: the server adds it to the next change (error feedback; Tang et al.,
-DoubleSqueeze, arXiv 1905.05957).
+DoubleSqueeze, arXiv 1905.05957), except for running statistics (`statistics`).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from fedpara_edge.codecs import open_codec
 from fedpara_edge.codecs.codec import Encoder, flatten, in_order, not_finite, unflatten
 from fedpara_edge.codecs.decoding import decode_all
+from fedpara_edge.codecs.statistics import encode_change, left_out
 from fedpara_edge.errors import DivergedError, InputError, InvalidUpdateError, WrongBundleError, brief, brief_text
 from fedpara_edge.formats.tables import max_table_bytes
 from fedpara_edge.formats.weights import Weights
@@ -98,7 +99,7 @@ def publish_change(
             f"{path}: tensor {bad!r}: expected a finite change of the weights, found NaN or Inf; nothing was written: "
             "use weights that did not diverge"
         )
-    encoded = encoder.encode(tensors, delta, seed=None)
+    encoded = encode_change(encoder, tensors, delta, seed=None)
     weights = _moved(base, old, encoded.decoded, target.round)
     if (bad := not_finite(weights.tensors)) is not None:
         raise DivergedError(
@@ -115,7 +116,7 @@ def publish_change(
         "codec": {"name": encoder.name, "version": encoder.version, **encoded.settings},
     }
     write_tensors(path, encoded.arrays, header, overwrite=overwrite)
-    left = unflatten(tensors, delta - encoded.decoded)
+    left = left_out(tensors, unflatten(tensors, delta), unflatten(tensors, encoded.decoded))
     return Published(weights=weights, residual=left, bytes=path.stat().st_size)
 
 

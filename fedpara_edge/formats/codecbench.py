@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from fedpara_edge.codecs import find_encoder, open_codec
 from fedpara_edge.codecs.codec import Encoder
 from fedpara_edge.codecs.decoding import decode_all
+from fedpara_edge.codecs.statistics import encode_change
 from fedpara_edge.errors import DivergedError, InvalidUpdateError
 from fedpara_edge.factors.layout import TensorSpec
 from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
@@ -79,7 +80,7 @@ def compare(
     """Measure codecs on one change, one after the other, leaving out those that can't express it.
 
     Args:
-        tensors: Shared tensors, sorted by name.
+        tensors: Shared tensors, in the order of the flat change.
         change: Flat change, float32 [entries].
         codecs: Codecs as text, for `find_encoder`.
         seconds: Time for which to repeat each encoding and each decoding.
@@ -102,8 +103,8 @@ def _measure(
     path: Path,
     seconds: float,
 ) -> Measured:
-    encode_seconds, encoded = _time(lambda: encoder.encode(tensors, change, seed=None), seconds)
-    drawn = encoder.encode(tensors, change, seed=_SEED)
+    encode_seconds, encoded = _time(lambda: encode_change(encoder, tensors, change, seed=None), seconds)
+    drawn = encode_change(encoder, tensors, change, seed=_SEED)
     stated = {"name": encoder.name, "version": encoder.version, **encoded.settings}
     write_tensors(path, encoded.arrays, {"format": _FORMAT, "version": 1, "codec": stated})
     with TensorFile(path, format=_FORMAT, error=InvalidUpdateError) as file:

@@ -12,6 +12,7 @@ from fedpara_edge.codecs import open_codec
 from fedpara_edge.codecs.codec import chunks, not_finite, unflatten
 from fedpara_edge.codecs.decoding import decode_all
 from fedpara_edge.codecs.payload import PayloadDecoder
+from fedpara_edge.codecs.statistics import StatisticsDecoder, without_statistics
 from fedpara_edge.errors import InvalidUpdateError, WrongBundleError, brief_text
 from fedpara_edge.factors.layout import TensorSpec
 from fedpara_edge.formats.change import FORMAT as CHANGE_FORMAT
@@ -69,7 +70,10 @@ def bits_by_tensor(file: TensorFile, tensors: Sequence[TensorSpec]) -> dict[str,
     Raises:
         InvalidUpdateError: The codec is unknown, or the stored data does not fit, is damaged or not finite.
     """
-    change, decoder = read_change(file, tensors), open_codec(file, tensors)
+    change, decoder, apart = read_change(file, tensors), open_codec(file, tensors), dict[str, float]()
+    if isinstance(decoder, StatisticsDecoder):
+        apart = dict.fromkeys((tensor.name for tensor in tensors[len(without_statistics(tensors)) :]), decoder.bits)
+        change, tensors, decoder = change[: decoder.entries], without_statistics(tensors), decoder.trained
     if not isinstance(decoder, PayloadDecoder):
         return {tensor.name: 8 * file.entries[tensor.name].nbytes / max(tensor.size, 1) for tensor in tensors}
     information = np.empty(len(change))
@@ -79,7 +83,8 @@ def bits_by_tensor(file: TensorFile, tensors: Sequence[TensorSpec]) -> dict[str,
         information[start:stop] = found * (spent / found.sum()) if found.any() else spent / len(found)
     ends = np.cumsum([tensor.size for tensor in tensors])
     parts = np.split(information, ends[:-1]) if tensors else []
-    return {tensor.name: float(part.mean()) if part.size else 0.0 for tensor, part in zip(tensors, parts, strict=True)}
+    means = {t.name: float(part.mean()) if part.size else 0.0 for t, part in zip(tensors, parts, strict=True)}
+    return {**means, **apart}
 
 
 def _information(values: NDArray[np.float32], lengths: NDArray[np.intp]) -> NDArray[np.float64]:

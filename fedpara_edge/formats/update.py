@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from fedpara_edge.codecs import open_codec
 from fedpara_edge.codecs.codec import Decoder, Encoder, flatten, in_order, not_finite, unflatten
 from fedpara_edge.codecs.decoding import ScaledDecoder
+from fedpara_edge.codecs.statistics import encode_change
 from fedpara_edge.errors import InputError, InvalidUpdateError, WrongBundleError, brief, brief_text
 from fedpara_edge.factors.layout import Layout
 from fedpara_edge.formats.tables import max_table_bytes
@@ -146,7 +147,7 @@ def encode_update(
             f"tensor {bad!r}: expected a finite change, found NaN or Inf: the training diverged; lower the learning "
             "rate"
         )
-    encoded = encoder.encode(tensors, flatten(tensors, change), seed=seed)
+    encoded = encode_change(encoder, tensors, flatten(tensors, change), seed=seed)
     codec = {"name": encoder.name, "version": encoder.version, **encoded.settings}
     fields = {"format": FORMAT, "version": 1, "codec": codec, **asdict(header)}
     return EncodedUpdate(header=fields, arrays=encoded.arrays, change=unflatten(tensors, encoded.decoded))

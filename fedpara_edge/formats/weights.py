@@ -33,6 +33,7 @@ from fedpara_edge.codecs import open_codec
 from fedpara_edge.codecs.codec import Encoder, flatten, in_order, not_finite, unflatten
 from fedpara_edge.codecs.decoding import decode_all
 from fedpara_edge.codecs.float32 import Float32
+from fedpara_edge.codecs.statistics import encode_change
 from fedpara_edge.errors import FedparaError, InputError, InvalidUpdateError, WrongBundleError, brief, brief_text
 from fedpara_edge.factors.layout import Layout
 from fedpara_edge.formats.bundle import Bundle
@@ -99,7 +100,7 @@ def write_weights(
             f"{path}: tensor {bad!r}: expected finite weights, found NaN or Inf; nothing was written: use weights that "
             "did not diverge"
         )
-    encoded = (encoder or Float32()).encode(tensors, flatten(tensors, weights.tensors), seed=None)
+    encoded = encode_change(encoder or Float32(), tensors, flatten(tensors, weights.tensors), seed=None)
     header = {
         "format": FORMAT,
         "version": 1,

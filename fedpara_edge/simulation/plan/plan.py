@@ -155,7 +155,8 @@ class Arm:
     @property
     def is_personal(self) -> bool:
         """Whether every client has a model of its own."""
-        return self.local_only or self.model.kind == "pfedpara" or bool(self.model.personal)
+        model = self.model
+        return self.local_only or model.kind == "pfedpara" or model.batchnorm == "local" or bool(model.personal)
 
     @property
     def algorithm(self) -> str:
