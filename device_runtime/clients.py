@@ -14,7 +14,6 @@ from device_runtime.evaluation import Evaluation, evaluate
 from device_runtime.loading import load_weights
 from device_runtime.sources import PLAIN, Reading
 from fedpara_edge.errors import InputError
-from fedpara_edge.metrics import Counts, add_counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,26 +84,6 @@ def evaluate_clients(
         load_weights(engine, weights, state=client.state)
         found.append(evaluate(engine, dataset, batch_size))
     return found
-
-
-def overall(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """Evaluation on the examples of all devices together.
-
-    >>> overall([Evaluation(loss=1.0, accuracy=0.5, examples=30), Evaluation(loss=2.0, accuracy=1.0, examples=10)])
-    Evaluation(loss=1.25, accuracy=0.625, examples=40)
-    """
-    examples = sum(evaluation.examples for evaluation in evaluations)
-    accuracies = [evaluation.accuracy for evaluation in evaluations if evaluation.accuracy is not None]
-    shares = [evaluation.examples / examples for evaluation in evaluations]
-    counts: dict[str, Counts] = {}
-    for evaluation in evaluations:
-        add_counts(counts, evaluation.counts)
-    return Evaluation(
-        loss=sum(share * evaluation.loss for share, evaluation in zip(shares, evaluations, strict=True)),
-        accuracy=sum(s * a for s, a in zip(shares, accuracies, strict=True)) if accuracies else None,
-        examples=examples,
-        counts=counts,
-    )
 
 
 def distribution(values: Sequence[float]) -> Distribution:

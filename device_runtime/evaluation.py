@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,16 +24,30 @@ class Evaluation:
     """Result of an evaluation.
 
     Args:
-        loss: Mean loss over the examples, or over the labels that count, each by its weight.
-        accuracy: Fraction of the labels that are predicted correctly, in [0, 1]; None if all labels are numbers.
         examples: Number of examples.
+        losses: Sum of each loss over what it counts: examples, or the labels that count, each by its weight.
+        counted: Weight of what each loss counts.
+        correct: Number of labels that are predicted correctly.
+        labels: Number of labels that can be predicted correctly; 0 if all are numbers.
         counts: Counts from which all metrics are computed, by the name of the array of labels.
     """
 
-    loss: float
-    accuracy: float | None
     examples: int
+    losses: tuple[float, ...]
+    counted: tuple[float, ...]
+    correct: int
+    labels: int
     counts: Mapping[str, Counts] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def loss(self) -> float:
+        """Mean loss over what it counts; of several outputs, the sum of their losses."""
+        return sum(total / (counted or 1.0) for total, counted in zip(self.losses, self.counted, strict=True))
+
+    @property
+    def accuracy(self) -> float | None:
+        """Fraction of the labels that are predicted correctly, in [0, 1]; None if all labels are numbers."""
+        return self.correct / self.labels if self.labels else None
 
     def metric(self, name: str) -> float | None:
         """Loss or a metric (`fedpara_edge.metrics`); None where the labels have none of that name."""
@@ -95,8 +109,32 @@ def evaluate(
             labels += count_labels(head.loss, label)
         seen += len(rows)
     return Evaluation(
-        loss=float(np.sum(loss_sums / np.where(divisors > 0, divisors, 1))),
-        accuracy=correct / labels if labels else None,
         examples=seen,
+        losses=tuple(loss_sums.tolist()),
+        counted=tuple(divisors.tolist()),
+        correct=correct,
+        labels=labels,
+        counts=counts,
+    )
+
+
+def overall(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """Evaluation on the examples of several together.
+
+    >>> one = Evaluation(examples=30, losses=(30.0,), counted=(30.0,), correct=15, labels=30)
+    >>> other = Evaluation(examples=10, losses=(20.0,), counted=(10.0,), correct=10, labels=10)
+    >>> together = overall([one, other])
+    >>> together.loss, together.accuracy
+    (1.25, 0.625)
+    """
+    counts: dict[str, Counts] = {}
+    for evaluation in evaluations:
+        add_counts(counts, evaluation.counts)
+    return Evaluation(
+        examples=sum(evaluation.examples for evaluation in evaluations),
+        losses=tuple(map(sum, zip(*(evaluation.losses for evaluation in evaluations), strict=True))),
+        counted=tuple(map(sum, zip(*(evaluation.counted for evaluation in evaluations), strict=True))),
+        correct=sum(evaluation.correct for evaluation in evaluations),
+        labels=sum(evaluation.labels for evaluation in evaluations),
         counts=counts,
     )

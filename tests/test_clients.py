@@ -8,7 +8,8 @@ from kept import commit
 from softmax_regression import SoftmaxRegression, make_bundle, write_npz
 
 from device_runtime import evaluate, load_weights, open_data
-from device_runtime.clients import Client, Distribution, distribution, evaluate_clients, overall, pair_clients
+from device_runtime.clients import Client, Distribution, distribution, evaluate_clients, pair_clients
+from device_runtime.evaluation import overall
 from device_runtime.state import Committed, open_state
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.bundle import WEIGHTS, Bundle

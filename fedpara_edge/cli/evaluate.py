@@ -72,7 +72,8 @@ def command(
 
     require("device")
     from device_runtime import open_engine
-    from device_runtime.clients import distribution, evaluate_clients, overall, pair_clients
+    from device_runtime.clients import distribution, evaluate_clients, pair_clients
+    from device_runtime.evaluation import overall
     from fedpara_edge.formats.bundle import WEIGHTS, open_bundle
 
     clients = pair_clients(data, state)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from device_runtime.data import open_data
-from device_runtime.evaluation import evaluate
+from device_runtime.evaluation import Evaluation, evaluate, overall
 from device_runtime.loading import load_weights
 from fedpara_edge.errors import DivergedError
-from fedpara_edge.formats.accuracy import count_labels
 from fedpara_edge.simulation.tasks.engines import Model, bundle_at, fresh_engine
 
 BATCH_ROWS = 256
@@ -19,45 +18,31 @@ BATCH_ROWS = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Tally:
-    """An evaluation as sums.
+    """An evaluation that may have failed.
 
     Args:
         examples: Number of examples.
-        loss_sum: Sum of their losses; None if it is not finite.
-        correct: Number of labels predicted right; None for a loss without accuracy, or if `loss_sum` is.
-        labels: Number of labels.
+        found: Evaluation; None if a loss is not finite.
     """
 
     examples: int
-    loss_sum: float | None
-    correct: int | None
-    labels: int
+    found: Evaluation | None
 
     def to_json(self) -> dict[str, Any]:
-        """Means over the examples, plain data for `json.dumps`."""
+        """Means over what counts, plain data for `json.dumps`."""
         return {
-            "accuracy": None if self.correct is None else self.correct / self.labels,
-            "loss": None if self.loss_sum is None else self.loss_sum / self.examples,
+            "accuracy": None if self.found is None else self.found.accuracy,
+            "loss": None if self.found is None else self.found.loss,
             "examples": self.examples,
         }
 
 
 def add_up(tallies: Iterable[Tally]) -> Tally:
-    """The evaluation on the examples of several together.
-
-    >>> one = Tally(examples=2, loss_sum=1.0, correct=2, labels=2)
-    >>> add_up([one, Tally(examples=1, loss_sum=2.0, correct=0, labels=1)])
-    Tally(examples=3, loss_sum=3.0, correct=2, labels=3)
-    """
-    found = list(tallies)
-    losses = [tally.loss_sum for tally in found if tally.loss_sum is not None]
-    correct = [tally.correct for tally in found if tally.correct is not None]
-    return Tally(
-        examples=sum(tally.examples for tally in found),
-        loss_sum=sum(losses) if len(losses) == len(found) else None,
-        correct=sum(correct) if len(correct) == len(found) else None,
-        labels=sum(tally.labels for tally in found),
-    )
+    """The evaluation on the examples of several together; one that failed leaves nothing of the others."""
+    tallies = list(tallies)
+    found = [tally.found for tally in tallies if tally.found is not None]
+    examples = sum(tally.examples for tally in tallies)
+    return Tally(examples=examples, found=overall(found) if len(found) == len(tallies) else None)
 
 
 def evaluate_weights(
@@ -80,14 +65,8 @@ def evaluate_weights(
     if rows is not None:
         dataset = dataset.slice(*rows)
     load_weights(engine, weights, state=state)
-    labels = sum(count_labels(head.loss, dataset.arrays[head.label.name]) for head in bundle.interface.heads)
     try:
         found = evaluate(engine, dataset, BATCH_ROWS)
     except DivergedError:
-        return Tally(examples=dataset.examples, loss_sum=None, correct=None, labels=labels)
-    return Tally(
-        examples=found.examples,
-        loss_sum=found.loss * found.examples,
-        correct=None if found.accuracy is None else round(found.accuracy * labels),
-        labels=labels,
-    )
+        return Tally(examples=dataset.examples, found=None)
+    return Tally(examples=dataset.examples, found=replace(found, counts={}))
