@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +22,14 @@ from onnxruntime.training import artifacts, onnxblock
 from export.apart import apart
 from export.complaints import complaint
 from export.folding.inference import prune
-from export.forward.batchnorm import by_running_statistics, in_plain_operators
-from export.forward.graph import DRAWING, IR_VERSION, ForwardGraph
+from export.forward.batchnorm import by_running_statistics, in_plain_operators, new_statistics
+from export.forward.graph import IR_VERSION, ForwardGraph
 from export.forward.ownloss import by_name
 from export.forward.tracing import Batch, Trace
 from export.gradients import Graph, NoGradientError
 from export.gradients.builder import initializers_of, needed
 from export.standins import Definition, StandIns, register
+from export.step.draws import with_coins
 from export.step.losses import append_losses
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.interface import Head
@@ -57,28 +61,43 @@ def write_artifacts(
     Raises:
         InputError: An operator has no gradient; it is named with the module it came from.
     """
-    for node in graph.model.graph.node:
-        if node.op_type in DRAWING:
-            raise InputError(
-                f"{graph.place_of(node.name)}: expected no random numbers but those of Dropout in "
-                f"onnxruntime-training, found {node.op_type}; remove it (nothing was written)"
-            )
+    write = partial(_write_graphs, graph, trainable=trainable, heads=heads, optimizer=optimizer, examples=examples)
+    write(graph.model, folder)
+    if graph.evaluation is not None:
+        with tempfile.TemporaryDirectory() as scratch:
+            write(graph.evaluation, Path(scratch))
+            shutil.copyfile(Path(scratch) / "eval_model.onnx", folder / "eval_model.onnx")
+
+
+def _write_graphs(
+    graph: ForwardGraph,
+    model: onnx.ModelProto,
+    folder: Path,
+    *,
+    trainable: Sequence[str],
+    heads: Sequence[Head],
+    optimizer: Mapping[str, Any],
+    examples: Mapping[str, NDArray[Any]],
+) -> None:
+    """Write the artifacts of one form of the forward pass."""
     try:
-        stand_ins = StandIns(in_plain_operators(graph.model), trainable, examples)
+        stand_ins = StandIns(in_plain_operators(model), trainable, examples)
+        drawing = with_coins(stand_ins.model)
     except NoGradientError as error:
         raise _no_gradient(graph, error.found, error.node.name) from error
     losses = [LOSSES] if len(heads) > 1 else []
-    outputs, named = [*graph.outputs, *losses, *graph.statistics.values()], tuple(map(by_name, heads))
+    outputs = [*graph.outputs, *losses]
+    named = tuple(map(by_name, heads))
     with naming_operators(graph):
         apart(
             _generate,
-            stand_ins.model,
+            drawing,
             stand_ins.definitions,
             list(trainable),
             list(graph.statistics),
             named,
             dict(optimizer),
-            outputs,
+            [*outputs, *new_statistics(model).values()],
             folder,
         )
     for name in ("training_model", "eval_model", "optimizer_model"):
@@ -89,8 +108,8 @@ def write_artifacts(
         written.ir_version = IR_VERSION  # onnx stamps its newest on every model it makes
         stand_ins.resolve(written, training=name == "training_model")
         if name == "eval_model" and graph.statistics:
-            del written.graph.output[1 + len(graph.outputs) :]
-            by_running_statistics(written.graph, graph.model)
+            del written.graph.output[1 + len(outputs) :]
+            by_running_statistics(written.graph, model)
             prune(written.graph)
         if name == "optimizer_model":
             _correct_optimizer(written.graph)

@@ -92,15 +92,15 @@ class Reference:
         try:
             return self._results(model, batch, evaluating)
         except (RuntimeError, ValueError, IndexError, InputError):  # of torch, which has no common base for them
-            found = self._results(model, joined([batch, batch]), evaluating)
+            found = self._results(model, joined([batch, batch]), evaluating, twins=True)
         return replace(found, outputs={name: output[:1] for name, output in found.outputs.items()}, statistics={})
 
-    def _results(self, model: Deployed, batch: Batch, evaluating: bool) -> Results:
+    def _results(self, model: Deployed, batch: Batch, evaluating: bool, *, twins: bool = False) -> Results:
         inputs, labels = (
             {name: torch.from_numpy(array) for name, array in arrays.items()} for arrays in (batch.inputs, batch.labels)
         )
         evaluated = _evaluated(model, inputs, drawing=self._drawing) if evaluating else {}
-        drawing = _drawing(model) if self._drawing else nullcontext()
+        drawing = _drawing(model, twins=twins) if self._drawing else nullcontext()
         with (
             torch.enable_grad(),
             _normalizing_by_batches(model) as statistics,
@@ -144,14 +144,14 @@ def _evaluated(
 
 
 @contextmanager
-def _drawing(model: Deployed) -> Iterator[None]:
+def _drawing(model: Deployed, *, twins: bool) -> Iterator[None]:
     """Context in which a model draws as its training step does with the seed of a trial, and drops nothing."""
     for module in model.modules():
         module.training = not isinstance(module, _DROPPING) and (
             module.training or not isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
         )
     try:
-        with Draws(SEED):
+        with Draws(SEED, twins=twins):
             yield
     finally:
         model.eval()

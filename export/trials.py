@@ -20,6 +20,7 @@ from onnxruntime import InferenceSession, SessionOptions
 from export.apart import Apart
 from export.batches import Batch
 from export.forward.graph import ForwardGraph
+from export.step.draws import with_seed
 from export.step.dropout import LIMIT, SCALE
 from export.step.weight_update import state_shapes
 from fedpara_edge.factors.layout import Layout, TensorSpec
@@ -227,8 +228,8 @@ def _split(vector: NDArray[Any], tensors: Sequence[TensorSpec]) -> Tensors:
 
 
 def _copy_without_dropout(source: Path, target: Path) -> None:
-    """Copy a training model with the ratio of every dropout set to zero."""
-    model = onnx.load(source)
+    """Copy a training model with the ratio of every dropout set to zero, and with draws from the seed of a trial."""
+    model = with_seed(onnx.load(source), SEED)
     model.graph.initializer.append(numpy_helper.from_array(np.array(0.0, np.float32), "verify.ratio"))
     for node in model.graph.node:
         ratio = {"Dropout": 1, "BiasDropout": 3, "DropoutGrad": 2}.get(node.op_type)

@@ -1,4 +1,4 @@
-"""Random numbers of a model's own: from the step's seed, verified in torch, and in training only."""
+"""Random numbers of a model's own: from the step's seed, verified in torch, and in training only, in both engines."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,12 +6,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from onnx import TensorProto, helper
+from onnxruntime import InferenceSession, set_seed
 from step_models import batch, export, run
 from torch import nn
 from torch.nn import functional as F
 
-from export.step.draws import Draws
+from device_runtime.engines.registry import open_engine
+from export import export_bundle
+from export.forward.graph import IR_VERSION, OPSET
+from export.forward.tracing import Trace
+from export.gradients import Graph
+from export.gradients.builder import initializers_of
+from export.step.draws import Draws, from_coins
 from fedpara_edge.errors import InputError
+from fedpara_edge.factors.factorization import Factorization
+from fedpara_edge.formats.bundle import ENGINES
+from fedpara_edge.formats.recipe import ExportConfig
+from fedpara_edge.nn import convert
 
 SHAPE = (3, 4, 6)
 
@@ -57,6 +69,65 @@ def test_draws_are_those_of_the_seed(name: str, tmp_path: Path) -> None:
     assert np.abs(first - other).max() > 1e-4
 
 
+@pytest.mark.parametrize("name", FORMULAS)
+def test_onnxruntime_training_draws_as_well(name: str, tmp_path: Path) -> None:
+    """The export compares it with torch, given the numbers of a seed; a device draws them from coins."""
+    torch.manual_seed(0)
+    model = Noisy(FORMULAS[name])
+    engine = open_engine(export(model, tmp_path, SHAPE, engines=("ort-training",)), "ort-training")
+    x, y = batch(SHAPE, 6)
+    losses = [engine.step(x, y, learning_rate=0.0, seed=seed) for seed in (1, 1, 2)]
+    assert losses[0] == losses[1]
+    assert abs(losses[0] - losses[2]) > 1e-4
+    (found,) = engine.evaluate(x, y).outputs.values()
+    with torch.no_grad():
+        np.testing.assert_allclose(found, model.eval()(torch.from_numpy(x)).numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_coins_give_independent_uniform_numbers() -> None:
+    graph = Graph(Trace({}, {}, {}))
+    first, second = (from_coins(graph, graph.ints(100, 200), number) for number in range(2))
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (100, 200)) for name in (first, second)]
+    made = helper.make_graph(graph.nodes, "draws", [], outputs, initializers_of(graph.nodes, graph.initializers))
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    set_seed(3)
+    one, other = InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {})
+    for numbers in (one, other):
+        assert 0 <= numbers.min() <= numbers.max() < 1
+        assert abs(numbers.mean() - 0.5) < 0.009  # four standard deviations
+        assert abs(numbers.var() - 1 / 12) < 0.003
+        assert (numbers * 2**24 % 1 == 0).all()
+        assert len(np.unique(numbers)) > 19900
+    assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.03
+
+
+def test_draws_beside_running_statistics_and_several_outputs(tmp_path: Path) -> None:
+    """Torch normalizes no single row, so the export compares with what it makes of two equal ones."""
+    model, _ = convert(Headed(), Factorization(kind="dense", batchnorm="train"))
+    losses = {"loss": ("first=cross_entropy", "second=mse:weight=0.5")}
+    options = ExportConfig(name="test", input_shape=(6,), input_dtype="float32", engines=ENGINES, **losses)
+    bundle, _ = export_bundle(model, tmp_path / "bundle", options)
+    x = np.random.default_rng(0).standard_normal((5, 6), dtype=np.float32)
+    y = {"y_first": np.arange(5) % 3, "y_second": np.zeros((5, 2), np.float32)}
+    outcomes = [open_engine(bundle, name).evaluate(x, y) for name in ENGINES]
+    np.testing.assert_allclose(outcomes[0].losses, outcomes[1].losses, rtol=1e-5)
+    for name, output in outcomes[0].outputs.items():
+        np.testing.assert_allclose(output, outcomes[1].outputs[name], rtol=1e-5, atol=1e-6)
+
+
+class Headed(nn.Module):
+    """A BatchNorm, noise in training, and two linear layers side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.first, self.second = nn.BatchNorm1d(6), nn.Linear(6, 3), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        y = self.norm(x)
+        y = y + torch.randn_like(y) if self.training else y
+        return {"first": self.first(y), "second": self.second(y)}
+
+
 LAYERS = {
     "channels of sequences": lambda: nn.Dropout1d(0.5),
     "channels of images": lambda: nn.Dropout2d(0.5),
@@ -79,8 +150,6 @@ def test_layers_that_drop_whole_channels_or_in_another_way(name: str, tmp_path: 
 
 
 def test_evaluation_draws_nothing(tmp_path: Path) -> None:
-    from device_runtime.engines.registry import open_engine
-
     model = Noisy(FORMULAS["drop path"])
     engine = open_engine(export(model, tmp_path, SHAPE), "onnxruntime")
     x, y = batch(SHAPE, 6)

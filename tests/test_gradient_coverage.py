@@ -225,6 +225,11 @@ CASES = {
     "curves": formula("Acos Acosh Asin Asinh Atan Atanh Cosh Sinh Tan", curves),
     "pooled rows": formula("DepthToSpace MaxPool ReduceMean", rows_of_pixels),
     "padded with copies": formula("Pad", padded),
+    "convolved in a circle": Case(
+        "Conv Pad",
+        lambda: net(nn.Conv1d(3, 4, 3), nn.Conv1d(4, 3, 3, padding=1, padding_mode="circular"), shape=SEQUENCE),
+        SEQUENCE,
+    ),
     "pooled to any size": Case(
         "Gather MatMul MaxPool",
         lambda: Branches(

@@ -148,6 +148,14 @@ class Graph:
         """`value` with its axes in the order of `perm`."""
         return self.op("Transpose", value, perm=list(perm))
 
+    def pad(self, value: str, rank: int, around: Mapping[int, tuple[int, int]], fill: str = "") -> str:
+        """Value of some rank with entries added before and after along some axes, or removed where these are negative.
+
+        The Pad lists all axes: through one that lists some, onnxruntime moves a Transpose as if it listed all.
+        """
+        before, after = zip(*(around.get(axis, (0, 0)) for axis in range(rank)), strict=True)
+        return self.op("Pad", value, self.ints(*before, *after), *([fill] if fill else []))
+
     def sum(self, value: str, axes: Iterable[int], *, keepdims: bool = False) -> str:
         """Sum over some axes."""
         return self.op("ReduceSum", value, self.ints(*axes), keepdims=int(keepdims))

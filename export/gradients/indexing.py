@@ -26,7 +26,7 @@ def gather(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
         distinct = np.atleast_1d(positions) % size
         if len(np.unique(distinct)) == len(distinct):
             lifted = graph.op("Unsqueeze", gradient, graph.ints(axis)) if positions.ndim == 0 else gradient
-            return [put_back(graph, lifted, axis, distinct, size), None]
+            return [put_back(graph, lifted, axis, distinct, graph.shape(table)), None]
     return [_add_along(graph, table, axis, indices, gradient), None]
 
 

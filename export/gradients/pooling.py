@@ -109,7 +109,7 @@ def max_pool(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
         value = graph.op("Slice", value, graph.ints(0), graph.ints(len(rows.pick)), graph.ints(2))
     pads = rows.before, columns.before, rows.after, columns.after
     if any(pads):
-        value = graph.op("Pad", value, graph.ints(*pads), graph.scalar(_LOWEST), graph.ints(2, 3))
+        value = graph.pad(value, 4, {2: pads[::2], 3: pads[1::2]}, graph.scalar(_LOWEST))
     if not columns.in_place:
         value = graph.op("MatMul", value, graph.array(columns.pick.T.copy()))
     height, axis = rows.positions, 2  # rows of tiles are split where they lie
@@ -137,7 +137,7 @@ def max_pool(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     if not columns.in_place:
         grad_x = graph.op("MatMul", grad_x, graph.array(columns.pick))
     if rows.tiles and spare:
-        grad_x = graph.op("Pad", grad_x, graph.ints(0, spare), "", graph.ints(2))
+        grad_x = graph.pad(grad_x, 4, {2: (0, spare)})
     if any(pads):
         starts, ends = pads[:2], (rows.before + rows.size, columns.before + columns.size)
         grad_x = graph.op("Slice", grad_x, graph.ints(*starts), graph.ints(*ends), graph.ints(2, 3))

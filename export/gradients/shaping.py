@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
-from export.forward.tracing import Batch
+from export.forward.tracing import Batch, Shape
 from export.gradients.builder import Graph, attributes, static
 from export.gradients.rules import Gradients, rule
 
@@ -108,7 +108,7 @@ def slice_(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
         if isinstance(size, Batch) or start is None or end is None or step is None:
             gradient = _put_back_by_bounds(graph, gradient, axis, node, number)
         else:
-            gradient = put_back(graph, gradient, axis, np.arange(size)[slice(start, end, step)], size)
+            gradient = put_back(graph, gradient, axis, np.arange(size)[slice(start, end, step)], graph.shape(x))
     return [gradient]
 
 
@@ -144,19 +144,19 @@ def _put_back_by_bounds(graph: Graph, gradient: str, axis: int, node: NodeProto,
     positions = graph.op("Slice", everywhere, start, end, graph.ints(0), step)
     nowhere = graph.op("Expand", count, size)
     source = graph.op("ScatterElements", nowhere, positions, taken)
-    padded = graph.op("Pad", gradient, graph.ints(0, 1), "", graph.ints(axis))  # its last entry is a zero
+    padded = graph.pad(gradient, len(graph.shape(node.input[0])), {axis: (0, 1)})  # its last entry is a zero
     return graph.op("Gather", padded, source, axis=axis)
 
 
-def put_back(graph: Graph, gradient: str, axis: int, positions: NDArray[Any], size: int) -> str:
-    """Put the entries along an axis at distinct positions of a longer axis, with zeros elsewhere."""
-    count = len(positions)
+def put_back(graph: Graph, gradient: str, axis: int, positions: NDArray[Any], shape: Shape) -> str:
+    """Put the entries along an axis at distinct positions of that of a larger shape, with zeros elsewhere."""
+    (size,), rank, count = static([shape[axis]], "positions"), len(shape), len(positions)
     if count == size and (positions == np.arange(size)).all():
         return gradient
     if (np.diff(positions) == 1).all():
         before = int(positions[0]) if count else 0
-        return graph.op("Pad", gradient, graph.ints(before, size - before - count), "", graph.ints(axis))
-    padded = graph.op("Pad", gradient, graph.ints(0, 1), "", graph.ints(axis))  # its last entry is a zero
+        return graph.pad(gradient, rank, {axis: (before, size - before - count)})
+    padded = graph.pad(gradient, rank, {axis: (0, 1)})  # its last entry is a zero
     source = np.full(size, count, np.int64)
     source[positions] = np.arange(count)
     return graph.op("Gather", padded, graph.array(source), axis=axis)
@@ -185,17 +185,17 @@ def pad(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     """Gradient of what was kept, and of the copies of it that were added around it."""
     gradient, mode = gradients[0], attributes(node).get("mode", "constant")
     assert gradient is not None
-    pads, axes = padding(graph, node)
+    (pads, axes), shape = padding(graph, node), graph.shape(node.input[0])
     if mode == "constant":
-        opposite = (-before for before, _ in pads), (-after for _, after in pads)
-        return [graph.op("Pad", gradient, graph.ints(*opposite[0], *opposite[1]), "", graph.ints(*axes))]
+        around = {axis: (-before, -after) for axis, (before, after) in zip(axes, pads, strict=True)}
+        return [graph.pad(gradient, len(shape), around)]
     for axis, (before, after) in zip(axes, pads, strict=True):
         if not before and not after:
             continue
-        size = graph.shape(node.input[0])[axis]
+        size = shape[axis]
         if isinstance(size, Batch) or min(before, after) < 0 or max(before, after) > size:
             raise NotImplementedError(f"a Pad by {before} and {after} of {size} entries with mode {mode}")
-        gradient = _fold_padding(graph, gradient, axis, (before, size, after), mode)
+        gradient = _fold_padding(graph, gradient, axis, shape, (before, after), mode)
     return [gradient]
 
 
@@ -222,11 +222,11 @@ def padded_entries(size: int, before: int, after: int, mode: str) -> NDArray[Any
     return np.pad(np.arange(size), (before, after), mode=mode)  # type: ignore[call-overload,no-any-return]
 
 
-def _fold_padding(graph: Graph, gradient: str, axis: int, sizes: tuple[int, int, int], mode: str) -> str:
-    """Gradient along one axis, that of every copy added to that of its original."""
-    before, size, after = sizes
+def _fold_padding(graph: Graph, gradient: str, axis: int, shape: Shape, around: tuple[int, int], mode: str) -> str:
+    """Gradient along one axis of a padded shape, that of every copy added to that of its original."""
+    (size,), (before, after) = static([shape[axis]], "sizes"), around
     entries = padded_entries(size, before, after, mode)
-    pieces = graph.ops("Split", gradient, graph.ints(*sizes), outputs=3, axis=axis)
+    pieces = graph.ops("Split", gradient, graph.ints(before, size, after), outputs=3, axis=axis)
     total = pieces[1]
     for piece, copies in ((pieces[0], entries[:before]), (pieces[2], entries[before + size :])):
         if not len(copies):
@@ -236,5 +236,5 @@ def _fold_padding(graph: Graph, gradient: str, axis: int, sizes: tuple[int, int,
         elif copies[0] > copies[-1]:
             backwards = graph.ints(len(copies) - 1), graph.ints(-len(copies) - 1), graph.ints(axis), graph.ints(-1)
             piece, copies = graph.op("Slice", piece, *backwards), copies[::-1]
-        total = graph.op("Add", total, put_back(graph, piece, axis, copies, size))
+        total = graph.op("Add", total, put_back(graph, piece, axis, copies, shape))
     return total

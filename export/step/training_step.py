@@ -59,7 +59,7 @@ from export.gradients import (
     shaping,
 )
 from export.gradients.builder import initializers_of, needed
-from export.step.draws import draw
+from export.step.draws import draw, from_seed
 from export.step.dropout import dropout, drops
 from export.step.jacobian import ComposedWeight, append_correction, composed_weights
 from export.step.losses import append_losses
@@ -256,7 +256,7 @@ def _append_forward(
             if node.op_type == "Dropout":
                 node = _append_dropout(graph, node, number=len(nodes), training=training)
             elif node.op_type in DRAWING:
-                draw(graph, node, sum(made.op_type in DRAWING for made in nodes), "seed")
+                draw(graph, node, sum(made.op_type in DRAWING for made in nodes), from_seed("seed"))
                 node = helper.make_node(node.op_type, [], list(node.output), name=node.name)  # without a gradient
             elif node.op_type in lowered:
                 lowered[node.op_type](graph, node)
