@@ -47,6 +47,7 @@ from fedpara_edge.formats.serverstate import Group
 from fedpara_edge.formats.update import UpdateHeader, encode_update
 from fedpara_edge.formats.weights import Weights
 from fedpara_edge.storage.atomic import check_output, sha256_of
+from fedpara_edge.storage.tensorfile import Seal
 
 PERSONAL, RESIDUAL = "personal", "residual"
 """Groups of a state folder."""
@@ -88,6 +89,7 @@ def train(
     state: Path | str | None = None,
     client: str | None = None,
     server_state: Path | str | None = None,
+    seal: Seal | None = None,
     overwrite: bool = False,
     on_step: OnStep | None = None,
 ) -> TrainResult:
@@ -107,6 +109,7 @@ def train(
         client: Name in the update; None for the one in the state folder, or a random one without it.
         server_state: Server state of the weights' round, where scaffold has its control variate; needed for it after
             round 0.
+        seal: Function that signs the complete update, under a temporary name, before it appears as `output`.
         overwrite: Whether `output` may exist.
         on_step: Function called after each step with (steps taken, steps in all, mean loss of the batch).
 
@@ -156,6 +159,7 @@ def train(
         change = _change(trained, origin, before.get(RESIDUAL, {}))
         seed = None if kept is not None else _rounding_seed(config, header)
         update = encode_update(header, bundle.manifest.layout, change, encoder=encoder, seed=seed)
+        update = replace(update, seal=seal)
         if kept is None:
             update.write(output)
         else:

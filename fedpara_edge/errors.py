@@ -25,6 +25,12 @@ is refused, as they stand in reports:
 | `duplicate`         | has the same client and the same content as one that was taken               |
 | `conflict`          | has the same client as another with other content: both are refused          |
 | `changed`           | was changed while it was being read                                          |
+| `unsigned`          | has no signature, where signed ones count                                    |
+| `unknown_client`    | is signed by nobody on the list of clients                                   |
+| `forged`            | has a signature that is not that of its client and content                   |
+| `revoked`           | is signed with a key that was revoked                                        |
+| `replay`            | is of another run, or another update of the client was accepted for its round |
+| `over_cap`          | claims more examples than its client may                                     |
 | `not_finite`        | has a change that is NaN or infinite                                         |
 | `overflow`          | has a change so large that the weights become infinite                       |
 | `exploded`          | has factors that compose to weights far beyond those before                  |

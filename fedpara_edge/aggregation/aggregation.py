@@ -28,6 +28,7 @@ from fedpara_edge.aggregation.bounds import Bounds
 from fedpara_edge.aggregation.composed import find_exploded, find_exploding
 from fedpara_edge.aggregation.config import Merge, check_merge, check_min_updates
 from fedpara_edge.aggregation.effort import USUAL, Effort
+from fedpara_edge.aggregation.gate import Gate
 from fedpara_edge.aggregation.refit import refit
 from fedpara_edge.aggregation.result import Aggregation
 from fedpara_edge.aggregation.screening import Rejected, screen
@@ -55,6 +56,7 @@ def aggregate(
     bounds: Bounds = DEFAULT_BOUNDS,
     strict: bool = False,
     min_updates: int = 1,
+    gate: Gate | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     effort: Effort = USUAL,
 ) -> Aggregation:
@@ -76,6 +78,7 @@ def aggregate(
         bounds: Bounds on what one client can do.
         strict: Whether the first bad update, by path, ends the round instead of being left out.
         min_updates: Number of valid updates below which nothing is aggregated.
+        gate: Judge of whose each update is; None to believe the names in the files.
         on_progress: Function that is called now and then with the number of files read and of all to read; it starts
             again if the files must be read twice.
         effort: Division of the work into blocks, threads and pieces.
@@ -86,13 +89,13 @@ def aggregate(
             algorithm's, or there are more updates than clients.
         WrongBundleError: The state belongs with other weights.
         DivergedError: The step leads beyond float32 or to exploding weights, and no single update is to blame.
-        InvalidUpdateError, WrongBundleError: An update is bad, with `strict`.
+        InvalidUpdateError, TrustError, WrongBundleError: An update is bad, with `strict`.
     """
     check_min_updates(min_updates)
     check_merge(merge, algorithm)
     kept = _kept(state, weights, algorithm)
     weighting = weighting or algorithm.weighting
-    updates, rejected = screen(map(Path, paths), weights, algorithm)
+    updates, rejected = screen(map(Path, paths), weights, algorithm, gate)
     while True:
         rejected.sort(key=lambda update: str(update.path))
         if strict and rejected:

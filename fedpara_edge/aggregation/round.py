@@ -18,6 +18,7 @@ from typing import Any
 
 from fedpara_edge.aggregation.aggregation import aggregate
 from fedpara_edge.aggregation.config import AggregateConfig
+from fedpara_edge.aggregation.gate import Gate
 from fedpara_edge.aggregation.result import Aggregation
 from fedpara_edge.errors import FedparaError, InputError
 from fedpara_edge.formats.change import publish_change
@@ -92,6 +93,7 @@ def run_round(
     state: Path | str | None = None,
     change: Path | str | None = None,
     keep: int | None = None,
+    gate: Gate | None = None,
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Round:
@@ -109,6 +111,7 @@ def run_round(
             the downlink keeps anything.
         change: Change file to write, with `config.downlink_codec`.
         keep: Number of rounds, from 2 on, whose state stays in the folder; None for all.
+        gate: Judge of whose each update is, such as by signatures; None to believe the names in the files.
         overwrite: Whether to replace files that exist with other content.
         on_progress: Function that is called with the number of files read and of all to read.
 
@@ -119,7 +122,7 @@ def run_round(
         WrongBundleError: The weights or the state are damaged, or do not belong together.
         TooFewUpdatesError: There are fewer valid updates than asked for; its `rejected` tells of the others.
         DivergedError: The next weights would be beyond float32, and no single update is to blame.
-        InvalidUpdateError: An update is bad, with `config.strict`.
+        InvalidUpdateError, TrustError: An update is bad, with `config.strict`.
         FedparaError: The disk refuses a write.
     """
     output = Path(output)
@@ -140,8 +143,11 @@ def run_round(
             bounds=config.bounds,
             strict=config.strict,
             min_updates=config.min_updates,
+            gate=gate,
             on_progress=on_progress,
         )
+        if gate is not None:
+            gate.record([update.path for update in aggregation.accepted], base)
         written = _write(
             aggregation, base, kept, output=output, change=change, state=target, config=config, overwrite=overwrite
         )

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedpara_edge.aggregation.gate import Gate
 from fedpara_edge.algorithms import ServerAlgorithm
 from fedpara_edge.codecs.codec import in_order
-from fedpara_edge.errors import FedparaError, InputError, InvalidUpdateError, WrongBundleError, detached
+from fedpara_edge.errors import FedparaError, InputError, InvalidUpdateError, TrustError, WrongBundleError, detached
 from fedpara_edge.formats.encoded import read_change
 from fedpara_edge.formats.update import Update, is_valid_client_name, open_update_file
 from fedpara_edge.formats.weights import Weights
@@ -55,13 +56,16 @@ class Rejected:
         return {"path": str(self.path), "client": self.client, "code": self.code, "reason": self.reason}
 
 
-def screen(paths: Iterable[Path], weights: Weights, algorithm: ServerAlgorithm) -> tuple[list[Update], list[Rejected]]:
+def screen(
+    paths: Iterable[Path], weights: Weights, algorithm: ServerAlgorithm, gate: Gate | None = None
+) -> tuple[list[Update], list[Rejected]]:
     """Compare all files with the weights they should change, except for their values.
 
     Args:
         paths: Update files, in any order.
         weights: Weights that they must have been trained from.
         algorithm: Algorithm that they must have been trained for, as far as their metrics tell.
+        gate: Judge of whose each is; None to believe the names in the files.
 
     Returns:
         The updates to take, closed, sorted by client, and the rejected ones.
@@ -69,7 +73,7 @@ def screen(paths: Iterable[Path], weights: Weights, algorithm: ServerAlgorithm) 
     by_client: dict[str, list[Update]] = {}
     rejected = []
     for path in sorted(paths, key=str):
-        found = _open(path, weights, algorithm)
+        found = _open(path, weights, algorithm, gate)
         if isinstance(found, Rejected):
             rejected.append(found)
         else:
@@ -82,18 +86,28 @@ def screen(paths: Iterable[Path], weights: Weights, algorithm: ServerAlgorithm) 
     return sorted(admitted, key=lambda update: update.header.client), rejected
 
 
-def _open(path: Path, weights: Weights, algorithm: ServerAlgorithm) -> Update | Rejected:
+def _open(path: Path, weights: Weights, algorithm: ServerAlgorithm, gate: Gate | None) -> Update | Rejected:
     """The update in a file, closed again, or why it is refused."""
     client = None
     try:
         file = open_update_file(path, weights)
         client = _stated_client(file)
+        if gate is not None:
+            _pass(gate, file, weights)
         update = Update(file, weights)
         update.close()
         _check_metrics(update, algorithm)
-    except (InvalidUpdateError, WrongBundleError) as error:
+    except (InvalidUpdateError, TrustError, WrongBundleError) as error:
         return Rejected(path, client, error)
     return update
+
+
+def _pass(gate: Gate, file: TensorFile, weights: Weights) -> None:
+    try:
+        gate.check(file, weights)
+    except BaseException:
+        file.close()
+        raise
 
 
 def _check_metrics(update: Update, algorithm: ServerAlgorithm) -> None:

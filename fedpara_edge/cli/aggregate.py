@@ -16,10 +16,11 @@ from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.log import event
 from fedpara_edge.cli.options import PATH, options_of
 from fedpara_edge.cli.output import emit, megabytes, note, output_options
-from fedpara_edge.errors import FedparaError, TooFewUpdatesError
+from fedpara_edge.errors import FedparaError, InputError, TooFewUpdatesError
 
 if TYPE_CHECKING:
     from fedpara_edge.aggregation import Accepted, Round
+    from fedpara_edge.aggregation.gate import Gate
 
 RENAMED = {
     "--server-lr": "--algorithm NAME:lr=…",
@@ -36,6 +37,8 @@ RENAMED = {
 @click.option("--state", type=PATH, help="The server's state folder: what the algorithm or the downlink keeps.")
 @click.option("--keep", type=int, metavar="N", help="Rounds, from 2 on, whose state stays in --state.  [default: all]")
 @click.option("--change", type=PATH, help="Change file to write; with --downlink-codec.")
+@click.option("--allow", type=PATH, metavar="FILE", help="TOML file with keys of clients: signed updates alone count.")
+@click.option("--ledger", type=PATH, help="Folder of what was accepted, with --allow.  [default: ledger in --state]")
 @output_options
 def command(
     updates: tuple[Path, ...],
@@ -45,6 +48,8 @@ def command(
     state: Path | None,
     keep: int | None,
     change: Path | None,
+    allow: Path | None,
+    ledger: Path | None,
     overwrite: bool,
     json: bool,
 ) -> None:
@@ -59,7 +64,7 @@ def command(
 
     config = AggregateConfig(**options)
     try:
-        with _progress_bar(len(updates)) as on_progress:
+        with _gate(allow, ledger, state) as gate, _progress_bar(len(updates)) as on_progress:
             done = run_round(
                 updates,
                 weights,
@@ -68,6 +73,7 @@ def command(
                 state=state,
                 change=change,
                 keep=keep,
+                gate=gate,
                 overwrite=overwrite,
                 on_progress=on_progress,
             )
@@ -87,7 +93,31 @@ def command(
         examples=sum(update.examples for update in result.accepted),
         received_bytes=result.received_bytes,
     )
+    if allow is None:
+        note("note: updates are not signed, so that anybody can send under any name; outside local work, pass --allow")
     emit(done.to_json(), _text(done), as_json=json)
+
+
+@contextmanager
+def _gate(allow: Path | None, ledger: Path | None, state: Path | None) -> Iterator[Gate | None]:
+    """The gate that only signed updates of the clients in a list pass; None without a list."""
+    if allow is None:
+        if ledger is not None:
+            raise InputError("expected with --allow, found without; leave it out", key="ledger")
+        yield None
+        return
+    if ledger is None and state is None:
+        raise InputError("expected a folder for what was accepted, found none; give it, or --state", key="ledger")
+    from fedpara_edge.cli.installed import require
+
+    require("trust")
+    from fedpara_edge.trust.clients import read_clients
+    from fedpara_edge.trust.ledger import open_ledger
+    from fedpara_edge.trust.signatures import SignatureGate
+
+    clients = read_clients(allow)
+    with open_ledger(ledger or Path(str(state)) / "ledger", clients.run) as opened:
+        yield SignatureGate(clients, opened)
 
 
 def _text(done: Round) -> str:

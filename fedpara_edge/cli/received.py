@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from fedpara_edge.cli.options import PATH
 from fedpara_edge.errors import InputError
+
+if TYPE_CHECKING:
+    from fedpara_edge.storage.tensorfile import Seal
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -79,3 +82,27 @@ def find_origin(
 
     received = receive(repository, root, cache or Path(str(state)) / "repository")
     return Origin(received.bundle, received.weights, received.run)
+
+
+def find_seal(key: Path | None, run: str | None, origin: Origin) -> Seal | None:
+    """The function that signs an update with a private key for the run; None without a key.
+
+    Raises:
+        InputError: The key can't be read, or the run is not known or another than the repository's.
+    """
+    if key is None:
+        if run is not None:
+            raise InputError("expected with --key, found without; leave it out", key="run")
+        return None
+    if run is None and not origin.run:
+        raise InputError("expected the name of the run with --key, found none; give it", key="run")
+    if run is not None and origin.run is not None and run != origin.run:
+        raise InputError(f"expected {origin.run!r}, the repository's, found {run!r}; leave it out", key="run")
+    from fedpara_edge.cli.installed import require
+
+    require("trust")
+    from fedpara_edge.trust.envelope import write_envelope
+    from fedpara_edge.trust.keys import read_signer
+
+    signer, name = read_signer(key), str(run or origin.run)
+    return lambda update, output: write_envelope(update, output, signer, name)

@@ -15,7 +15,7 @@ from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.log import event
 from fedpara_edge.cli.options import DATA, PATH, options_of
 from fedpara_edge.cli.output import emit, megabytes, note, output_options
-from fedpara_edge.cli.received import find_origin, repository_options
+from fedpara_edge.cli.received import find_origin, find_seal, repository_options
 
 RENAMED = {
     "--control": "--server-state",
@@ -35,6 +35,8 @@ RENAMED = {
 @options_of(Reading, into="reading")
 @click.option("--server-state", type=PATH, help="Server state of the weights' round; scaffold needs it after round 0.")
 @click.option("--client", help="Name of this device in the update.  [default: kept in the state folder, or random]")
+@click.option("--key", type=PATH, metavar="FILE", help="Private key of this device, to sign the update with.")
+@click.option("--run", help="Name of the run that the update is signed for.  [default: the repository's]")
 @output_options
 def command(
     bundle: Path | None,
@@ -47,6 +49,8 @@ def command(
     state: Path | None,
     server_state: Path | None,
     client: str | None,
+    key: Path | None,
+    run: str | None,
     options: Mapping[str, Any],
     reading: Mapping[str, Any],
     overwrite: bool,
@@ -68,6 +72,7 @@ def command(
         note(f"note: without --state, what the codec {call.codec} leaves out of this update is lost")
     origin = find_origin(bundle, weights, repository=repository, root=root, cache=cache, state=state)
     opened = open_bundle(origin.bundle)
+    seal = find_seal(key, run, origin)
     dataset = open_data(data, opened.manifest, Reading(**reading))
     with progress_bar() as on_step:
         result = train(
@@ -80,6 +85,7 @@ def command(
             state=state,
             client=client,
             server_state=server_state,
+            seal=seal,
             overwrite=overwrite,
             on_step=on_step,
         )

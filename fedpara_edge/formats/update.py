@@ -37,7 +37,7 @@ from fedpara_edge.factors.layout import Layout
 from fedpara_edge.formats.tables import max_table_bytes
 from fedpara_edge.formats.weights import Weights
 from fedpara_edge.options import check, option
-from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
+from fedpara_edge.storage.tensorfile import Seal, TensorFile, write_tensors
 
 FORMAT = "fedpara-edge/update"
 REMEDY = "send it again"
@@ -105,11 +105,13 @@ class EncodedUpdate:
         header: Header of the file, plain JSON data.
         arrays: Arrays that the codec stores, by name.
         change: Change that every reader of the file will get, float32, by shared tensor.
+        seal: Function that signs the complete file before it appears under its name; None for none.
     """
 
     header: Mapping[str, Any]
     arrays: Mapping[str, NDArray[Any]]
     change: Mapping[str, NDArray[np.float32]]
+    seal: Seal | None = None
 
     def write(self, path: Path) -> None:
         """Write the file, atomically.
@@ -117,7 +119,7 @@ class EncodedUpdate:
         Raises:
             FedparaError: The disk refuses the write.
         """
-        write_tensors(path, self.arrays, self.header)
+        write_tensors(path, self.arrays, self.header, seal=self.seal)
 
 
 def encode_update(

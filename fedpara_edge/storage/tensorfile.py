@@ -20,7 +20,7 @@ import os
 import stat
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -44,12 +44,19 @@ from fedpara_edge.storage.tensortable import (
 )
 
 KEY = "fedpara_edge"
+Seal = Callable[[Path, Path], None]
+"""Function that signs a complete file, the first path, which is about to appear at the second."""
 _SHARED_CHARACTERS = 1 << 18
 """Length of the longest table that is cached: that of a thousand tensors and more."""
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, NDArray[Any]], header: Mapping[str, Any], *, overwrite: bool = True
+    path: Path,
+    tensors: Mapping[str, NDArray[Any]],
+    header: Mapping[str, Any],
+    *,
+    overwrite: bool = True,
+    seal: Seal | None = None,
 ) -> None:
     """Write tensors and header to `path`, atomically; equal arguments give equal bytes.
 
@@ -58,6 +65,7 @@ def write_tensors(
         tensors: Tensors by name.
         header: Header, plain JSON data.
         overwrite: Whether to replace an existing file that has other content.
+        seal: Function that signs the complete file before it appears at `path`.
 
     Raises:
         OutputExistsError: `path` exists with other content, and `overwrite` is false.
@@ -70,6 +78,8 @@ def write_tensors(
             save_file(contiguous, temporary, metadata={KEY: text})
         except SafetensorError as error:
             raise OSError(str(error)) from error
+        if seal is not None:
+            seal(temporary, path)
 
 
 class TensorFile:

@@ -1,0 +1,30 @@
+"""Whose an update is: what a server may ask of each file before it counts as that of a client."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from fedpara_edge.formats.weights import Weights
+from fedpara_edge.storage.tensorfile import TensorFile
+
+
+class Gate(Protocol):
+    """A judge of whose an update is, and a memory of those that were accepted."""
+
+    def check(self, file: TensorFile, weights: Weights) -> None:
+        """Refuse an update that is not proven to be that of the client whose name it has.
+
+        Args:
+            file: Open file of the update, of which the header alone was read.
+            weights: Weights of the round.
+
+        Raises:
+            TrustError: It is forged, unsigned or replayed, or too much is claimed in it.
+        """
+        ...
+
+    def record(self, paths: Sequence[Path], weights: Weights) -> None:
+        """Remember the updates that are accepted in a round, before anything is written that they went into."""
+        ...

@@ -1,0 +1,96 @@
+"""The ledger: which update of each client a server accepted in which round, so that none counts twice.
+
+    round-<n>.json    {"format": "fedpara-edge/ledger", "version": 1, "run", "fingerprint", "round", "base",
+                       "accepted": {client: SHA-256 of its update}}
+
+one for each round. An entry is written before the weights that the update went into, and never changed: the same round
+done again, after a kill or later, accepts the same updates, and of these clients no others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedpara_edge.errors import InputError
+from fedpara_edge.formats.weights import Weights
+from fedpara_edge.storage.atomic import replacing_file
+from fedpara_edge.storage.locking import hold
+
+FORMAT = "fedpara-edge/ledger"
+
+
+class Ledger:
+    """A ledger that this process alone may write; `open_ledger` makes it.
+
+    Args:
+        folder: Folder of the ledger.
+        run: Name of the run that it is about.
+    """
+
+    def __init__(self, folder: Path, run: str) -> None:
+        self._folder, self._run = folder, run
+
+    def accepted(self, round: int) -> Mapping[str, str]:
+        """SHA-256 of the update that was accepted of each client in a round.
+
+        Raises:
+            InputError: The file is damaged, or of another run.
+        """
+        path = self._path(round)
+        if not path.exists():
+            return {}
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            found, entries = (data["format"], data["version"], data["round"]), data["accepted"]
+            if found != (FORMAT, 1, round) or not all(isinstance(text, str) for text in entries.values()):
+                raise ValueError("other fields")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{path}: expected the ledger of round {round}, found a damaged file ({error}); bring back a copy"
+            ) from error
+        if data["run"] != self._run:
+            raise InputError(
+                f"{path}: expected the ledger of run {self._run!r}, found that of {data['run']!r}; give each run a "
+                "ledger of its own"
+            )
+        return dict(entries)
+
+    def record(self, weights: Weights, accepted: Mapping[str, str]) -> None:
+        """Add the updates that are accepted in the round of some weights.
+
+        Raises:
+            FedparaError: The disk refuses the write.
+        """
+        data = {
+            "format": FORMAT,
+            "version": 1,
+            "run": self._run,
+            "fingerprint": weights.fingerprint,
+            "round": weights.round,
+            "base": weights.base,
+            "accepted": {**accepted, **self.accepted(weights.round)},
+        }
+        with replacing_file(self._path(weights.round)) as temporary:
+            temporary.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+    def _path(self, round: int) -> Path:
+        return self._folder / f"round-{round}.json"
+
+
+@contextmanager
+def open_ledger(folder: Path, run: str) -> Iterator[Ledger]:
+    """Lock a ledger, made if it is missing, for as long as the context lasts.
+
+    Raises:
+        BusyError: Another process uses it.
+        InputError: The folder can't be made or locked.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: expected a writable folder, found {error.strerror}; choose another") from error
+    with hold(folder / ".lock", folder=folder, kind="a ledger"):
+        yield Ledger(folder, run)
