@@ -32,6 +32,7 @@ FOR_THE_TESTS = {
     "CHANGELOG.md",
     "CITATION.cff",
     "CONTRIBUTING.md",
+    "SECURITY.md",
     "LICENSE",
     "MANIFEST.in",
     "Makefile",

@@ -33,6 +33,7 @@ COMMANDS = {
     "predict": "Predict data with a folded model.",
     "keys": "Make keys, and root metadata that say which of them sign what.",
     "publish": "Sign bundles, weights and changes for devices, in a folder that anything can carry.",
+    "audit": "Recompute published weights from the updates, to the last bit.",
     "codec": "Compare the codecs that changes are written with.",
     "inspect": "Show what is in a bundle, weights, update or state.",
     "simulate": "Run whole federations of a plan on this machine, and report on them.",

@@ -39,6 +39,7 @@ RENAMED = {
 @click.option("--change", type=PATH, help="Change file to write; with --downlink-codec.")
 @click.option("--allow", type=PATH, metavar="FILE", help="TOML file with keys of clients: signed updates alone count.")
 @click.option("--ledger", type=PATH, help="Folder of what was accepted, with --allow.  [default: ledger in --state]")
+@click.option("--transcript", type=PATH, help="Transcript to write, for `audit`: digests of the accepted updates.")
 @output_options
 def command(
     updates: tuple[Path, ...],
@@ -50,6 +51,7 @@ def command(
     change: Path | None,
     allow: Path | None,
     ledger: Path | None,
+    transcript: Path | None,
     overwrite: bool,
     json: bool,
 ) -> None:
@@ -61,6 +63,7 @@ def command(
     round 0. With a downlink codec the weights written are those that devices get by applying the change.
     """
     from fedpara_edge.aggregation import run_round
+    from fedpara_edge.formats.weights import read_weights
 
     config = AggregateConfig(**options)
     try:
@@ -77,6 +80,10 @@ def command(
                 overwrite=overwrite,
                 on_progress=on_progress,
             )
+            if transcript is not None:
+                from fedpara_edge.trust.transcript import write_transcript
+
+                write_transcript(transcript, done, read_weights(weights), config, overwrite=overwrite)
     except TooFewUpdatesError as error:
         _show(error.rejected)
         raise

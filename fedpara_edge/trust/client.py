@@ -35,7 +35,7 @@ from fedpara_edge.formats.change import apply_change
 from fedpara_edge.formats.weights import read_weights, write_weights
 from fedpara_edge.storage.locking import hold
 from fedpara_edge.storage.rounds import round_path
-from fedpara_edge.trust.repository import BUNDLE, CHANGES, WEIGHTS
+from fedpara_edge.trust.repository import BUNDLE, CHANGES, TRANSCRIPTS, WEIGHTS
 from fedpara_edge.trust.roots import parse_root
 
 _PIECE = 1 << 20
@@ -135,7 +135,7 @@ class _Receiver:
         found = {name: updater.get_targetinfo(name) for name in signed.targets}
         for name in found:
             folder, _, file = name.partition("/")
-            if folder not in (BUNDLE, WEIGHTS, CHANGES) or Path(file).name != file or file in (".", ".."):
+            if folder not in (BUNDLE, WEIGHTS, CHANGES, TRANSCRIPTS) or Path(file).name != file or file in (".", ".."):
                 raise TrustError(f"{self._repository}: target {name!r}: expected a name of ours, found another")
         return {name: target for name, target in found.items() if target is not None}
 

@@ -38,12 +38,14 @@ class Additions:
         run: Name of the federation's run; needed with a bundle.
         weights: Weights of a round; take the place of those before.
         changes: Change files.
+        transcripts: Transcripts of rounds.
     """
 
     bundle: Path | None = None
     run: str | None = None
     weights: Path | None = None
     changes: tuple[Path, ...] = ()
+    transcripts: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.bundle is None) != (self.run is None):

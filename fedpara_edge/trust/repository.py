@@ -4,6 +4,7 @@
     targets/bundle/<sha256>.<file>                          every file of the bundle
     targets/weights/<sha256>.round-<n>.safetensors          the newest weights, after round 0
     targets/changes/<sha256>.round-<n>.safetensors          changes that lead there
+    targets/transcripts/<sha256>.round-<n>.json             transcripts of rounds, for everybody who audits them
 
 as The Update Framework specifies it, with consistent snapshots (theupdateframework.github.io/specification). The target
 `bundle/manifest.json` has `{"run": name}` as its custom data: the federation's run, to which updates are signed.
@@ -35,8 +36,9 @@ from fedpara_edge.storage.tensorfile import TensorFile
 from fedpara_edge.trust.keys import read_signer
 from fedpara_edge.trust.publication import Additions, Lifetimes
 from fedpara_edge.trust.roots import after, check_root, parse_root, read_root
+from fedpara_edge.trust.transcript import read_transcript
 
-BUNDLE, WEIGHTS, CHANGES = "bundle", "weights", "changes"
+BUNDLE, WEIGHTS, CHANGES, TRANSCRIPTS = "bundle", "weights", "changes", "transcripts"
 """Folders of targets."""
 _LOCK = ".lock"
 Kind = TypeVar("Kind", Targets, Snapshot, Timestamp)
@@ -284,6 +286,10 @@ def _sources(additions: Additions) -> Iterator[tuple[str, Path]]:
         with TensorFile(path, format=change_file.FORMAT, error=WrongBundleError) as file:
             fingerprints[path] = file.header.get("fingerprint")
             yield round_path(Path(CHANGES), file.header["round"]).as_posix(), path
+    for path in additions.transcripts:
+        transcript = read_transcript(path)
+        fingerprints[path] = transcript.fingerprint
+        yield f"{TRANSCRIPTS}/round-{transcript.round}.json", path
     if len(set(fingerprints.values())) > 1:
         named = ", ".join(f"{path} of {str(found)[:12]}…" for path, found in fingerprints.items())
         raise WrongBundleError(f"expected files of one bundle, found {named}; publish those that belong together")
