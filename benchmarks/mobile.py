@@ -110,7 +110,7 @@ def report(parts: Mapping[str, Any]) -> str:
 @click.command()
 @click.option("--models", default=",".join(MODELS), show_default=True)
 @click.option("--threads", default="1,2", show_default=True)
-@click.option("--repetitions", default=7, show_default=True)
+@click.option("--repetitions", default=3, show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path))
 @keep_options
 def main(models: str, threads: str, repetitions: int, json_file: Path | None, kept: Path | None, again: bool) -> None:
