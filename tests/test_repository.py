@@ -23,9 +23,10 @@ from fedpara_edge.errors import FedparaError, InputError, TrustError, WrongBundl
 from fedpara_edge.formats.bundle import Bundle, open_bundle
 from fedpara_edge.formats.change import publish_change
 from fedpara_edge.formats.weights import Weights, read_weights, write_weights
+from fedpara_edge.storage.tensorfile import write_tensors
 from fedpara_edge.trust import client, repository
 from fedpara_edge.trust.client import receive
-from fedpara_edge.trust.keys import new_key
+from fedpara_edge.trust.keys import new_key, read_signer
 from fedpara_edge.trust.publication import Additions
 from fedpara_edge.trust.roots import make_root, sign_root
 
@@ -203,8 +204,6 @@ def test_metadata_signed_by_another_key(fleet: Fleet, tmp_path: Path) -> None:
     forged = Metadata[tuf_metadata.Timestamp].from_file(str(path))
     forged.signed.version += 1
     new_key(tmp_path / "mallory")
-    from fedpara_edge.trust.keys import read_signer
-
     forged.sign(read_signer(tmp_path / "mallory"))
     path.write_bytes(forged.to_bytes())
     refused(fleet, "wrong_root", "expected signatures of the keys")
@@ -277,6 +276,18 @@ def test_a_publisher_builds_on_nothing_that_was_changed(fleet: Fleet, tmp_path: 
 def test_files_of_two_bundles_are_refused(fleet: Fleet, small_bundle: SmallBundle) -> None:
     with pytest.raises(WrongBundleError, match="expected files of one bundle"):
         fleet.publish(bundle=small_bundle("adamw").path, weights=fleet.weights(1))
+
+
+def test_weights_of_another_bundle_than_the_published_one_are_refused(fleet: Fleet, small_bundle: SmallBundle) -> None:
+    with pytest.raises(WrongBundleError, match=r"bundle/manifest\.json of "):
+        fleet.publish(weights=small_bundle("adamw").file("weights.safetensors"))
+    fleet.receive()
+
+
+def test_a_change_without_its_round_is_refused(fleet: Fleet, tmp_path: Path) -> None:
+    write_tensors(tmp_path / "c", {}, {"format": "fedpara-edge/change", "version": 1})
+    with pytest.raises(WrongBundleError, match="expected the round of the change, found None"):
+        fleet.publish(changes=(tmp_path / "c",))
 
 
 def test_a_run_and_a_bundle_go_together() -> None:

@@ -7,7 +7,8 @@
     targets/transcripts/<sha256>.round-<n>.json             transcripts of rounds, for everybody who audits them
 
 as The Update Framework specifies it, with consistent snapshots (theupdateframework.github.io/specification). The target
-`bundle/manifest.json` has `{"run": name}` as its custom data: the federation's run, to which updates are signed.
+`bundle/manifest.json` has `{"run", "fingerprint"}` as its custom data: the name of the federation's run, to which
+updates are signed, and the fingerprint of the bundle.
 
 The timestamp is written last, so that a process that is killed leaves the repository as it was, and the same call
 completes it.
@@ -25,7 +26,7 @@ from securesystemslib.signer import Signer
 from tuf.api.exceptions import LengthOrHashMismatchError, RepositoryError
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
-from fedpara_edge.errors import InputError, TrustError, WrongBundleError
+from fedpara_edge.errors import InputError, TrustError, WrongBundleError, brief
 from fedpara_edge.formats import change as change_file
 from fedpara_edge.formats.bundle import MANIFEST, open_bundle
 from fedpara_edge.formats.weights import read_weights
@@ -40,6 +41,7 @@ from fedpara_edge.trust.transcript import read_transcript
 
 BUNDLE, WEIGHTS, CHANGES, TRANSCRIPTS = "bundle", "weights", "changes", "transcripts"
 """Folders of targets."""
+_MANIFEST = f"{BUNDLE}/{MANIFEST}"
 _LOCK = ".lock"
 Kind = TypeVar("Kind", Targets, Snapshot, Timestamp)
 
@@ -112,7 +114,7 @@ class _Publisher:
         """Write the files, then the metadata, the timestamp last."""
         old = {} if self._targets is None else self._targets.signed.targets
         new, sources = _with_additions(old, additions)
-        if f"{BUNDLE}/{MANIFEST}" not in new:
+        if _MANIFEST not in new:
             raise InputError("expected one at first, found none; give it with --run", key="bundle")
         for name, source in sources.items():
             self._store(new[name], source)
@@ -141,7 +143,7 @@ class _Publisher:
                 **{role.signed.type: role.signed.version for role in (targets, snapshot, timestamp)},
             },
             files=len(new),
-            run=new[f"{BUNDLE}/{MANIFEST}"].custom["run"],
+            run=new[_MANIFEST].custom["run"],
             expires=timestamp.signed.expires.isoformat(),
         )
 
@@ -258,21 +260,26 @@ def _with_additions(
     old: Mapping[str, TargetFile], additions: Additions
 ) -> tuple[dict[str, TargetFile], dict[str, Path]]:
     """Targets with the additions, and the source of each that is added."""
-    new, sources = dict(old), dict(_sources(additions))
-    if additions.bundle is not None:
-        new = {}
+    fingerprints: dict[Path, Any] = {}
+    sources = dict(_sources(additions, fingerprints))
+    new = {} if additions.bundle is not None else dict(old)
+    if manifest := new.get(_MANIFEST):
+        fingerprints[Path(_MANIFEST)] = manifest.custom["fingerprint"]
+    if len(set(fingerprints.values())) > 1:
+        named = ", ".join(f"{path} of {str(found)[:12]}…" for path, found in fingerprints.items())
+        raise WrongBundleError(f"expected files of one bundle, found {named}; publish those that belong together")
     if additions.weights is not None:
         new = {name: target for name, target in new.items() if not name.startswith(f"{WEIGHTS}/")}
     for name, source in sources.items():
         new[name] = TargetFile.from_file(name, str(source))
-    if additions.run is not None:
-        new[f"{BUNDLE}/{MANIFEST}"].unrecognized_fields["custom"] = {"run": additions.run}
+    if additions.bundle is not None:
+        custom = {"run": additions.run, "fingerprint": fingerprints[additions.bundle]}
+        new[_MANIFEST].unrecognized_fields["custom"] = custom
     return new, sources
 
 
-def _sources(additions: Additions) -> Iterator[tuple[str, Path]]:
-    """Name as a target, and path, of each file to add; all of one bundle."""
-    fingerprints: dict[Path, Any] = {}
+def _sources(additions: Additions, fingerprints: dict[Path, Any]) -> Iterator[tuple[str, Path]]:
+    """Name as a target, and path, of each file to add; the fingerprint of each goes into `fingerprints`."""
     if additions.bundle is not None:
         bundle = open_bundle(additions.bundle)
         fingerprints[additions.bundle] = bundle.manifest.fingerprint
@@ -284,15 +291,14 @@ def _sources(additions: Additions) -> Iterator[tuple[str, Path]]:
         yield round_path(Path(WEIGHTS), weights.round).as_posix(), additions.weights
     for path in additions.changes:
         with TensorFile(path, format=change_file.FORMAT, error=WrongBundleError) as file:
-            fingerprints[path] = file.header.get("fingerprint")
-            yield round_path(Path(CHANGES), file.header["round"]).as_posix(), path
+            fingerprints[path], number = file.header.get("fingerprint"), file.header.get("round")
+        if type(number) is not int:
+            raise WrongBundleError(f"{path}: expected the round of the change, found {brief(number)}; make it again")
+        yield round_path(Path(CHANGES), number).as_posix(), path
     for path in additions.transcripts:
         transcript = read_transcript(path)
         fingerprints[path] = transcript.fingerprint
         yield f"{TRANSCRIPTS}/round-{transcript.round}.json", path
-    if len(set(fingerprints.values())) > 1:
-        named = ", ".join(f"{path} of {str(found)[:12]}…" for path, found in fingerprints.items())
-        raise WrongBundleError(f"expected files of one bundle, found {named}; publish those that belong together")
 
 
 def _meta_of(metadata: Metadata[Kind]) -> MetaFile:

@@ -90,6 +90,8 @@ def read_transcript(path: Path) -> Transcript:
         data = strict_json(path.read_text(encoding="utf-8"))
         if (data.pop("format"), data.pop("version")) != (FORMAT, 1):
             raise ValueError("another format")
+        if type(data["round"]) is not int:
+            raise ValueError("no round")
         tree, transcript = data.pop("tree"), Transcript(**data)
         found = tree_hash(transcript.digests)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
