@@ -4,9 +4,10 @@
 
 Writes as many float32 updates of a FedPara VGG16 (tensor form, γ chosen to meet `--parameters`) into a temporary folder
 as the largest of `--updates`, 8 GB for the numbers above, and removes them at the end. Every measurement is a process
-of its own; the three kinds take turns, so that a busy machine is busy for all of them:
+of its own; the kinds take turns, so that a busy machine is busy for all of them:
 
-    aggregate    `fedpara_edge.aggregation.aggregate`, screening and gap included
+    aggregate    `fedpara_edge.aggregation.aggregate`, screening, bounds and gap included
+    trimmed, …   the same with a robust rule (`--rules`), whose ratio is that to the mean
     reads        the same files, unbuffered, into one buffer of 1 MiB
     read_bytes   the same files, `Path.read_bytes` one after the other
 
@@ -34,6 +35,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.aggregation import aggregate
+from fedpara_edge.aggregation.rules import find_rule
+from fedpara_edge.aggregation.rules.method import Method
 from fedpara_edge.codecs import find_encoder
 from fedpara_edge.factors.compose import factor_shapes
 from fedpara_edge.factors.layout import LayerSpec, Layout, TensorSpec
@@ -43,6 +46,7 @@ from fedpara_edge.formats.weights import Weights, read_weights, write_weights
 
 CHANNELS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 KINDS = ("aggregate", "reads", "read_bytes")
+RULES = ("trimmed", "median", "multi-krum", "geometric-median")
 MIB = 1 << 20
 
 
@@ -110,10 +114,11 @@ def measure(kind: str, folder: Path, updates: int) -> dict[str, float]:
     """Run one kind once; return the seconds it took and the peak memory of the process."""
     paths = sorted(folder.glob("update-*.safetensors"))[:updates]
     result: dict[str, float] = {}
-    if kind == "aggregate":
+    if kind not in ("reads", "read_bytes"):
+        method = Method() if kind == "aggregate" else Method(rule=find_rule(kind))
         weights = read_weights(folder / "base.safetensors")
         start = time.perf_counter()
-        aggregation = aggregate(paths, weights)
+        aggregation = aggregate(paths, weights, method=method)
         result["seconds"] = time.perf_counter() - start
         result["gap"] = aggregation.gap.relative if aggregation.gap else 0.0
         result["parameters"] = weights.layout.shared_parameters
@@ -135,20 +140,22 @@ def _read(path: Path, buffer: bytearray = bytearray(MIB)) -> None:  # noqa: B008
             pass
 
 
-def compare(folder: Path, updates: int, repetitions: int) -> dict[str, Any]:
-    """Medians of all kinds for a number of updates, and the ratios to plain reads."""
-    runs: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
+def compare(folder: Path, updates: int, repetitions: int, rules: Sequence[str] = ()) -> dict[str, Any]:
+    """Medians of all kinds for a number of updates, and the ratios to plain reads and to the mean."""
+    kinds = (*KINDS, *rules)
+    runs: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
     for _ in range(repetitions):
-        for kind in KINDS:
+        for kind in kinds:
             runs[kind].append(json.loads(_run("--measure", kind, "--folder", folder, "--updates", updates)))
-    seconds = {kind: median(run["seconds"] for run in runs[kind]) for kind in KINDS}
+    seconds = {kind: median(run["seconds"] for run in runs[kind]) for kind in kinds}
     return {
         "updates": updates,
         "parameters": int(runs["aggregate"][0]["parameters"]),
         "seconds": seconds,
         "ratio_to_reads": seconds["aggregate"] / seconds["reads"],
         "ratio_to_read_bytes": seconds["aggregate"] / seconds["read_bytes"],
-        "peak_mib": {kind: max(run["peak_mib"] for run in runs[kind]) for kind in KINDS},
+        "peak_mib": {kind: max(run["peak_mib"] for run in runs[kind]) for kind in kinds},
+        "ratio_to_mean": {rule: seconds[rule] / seconds["aggregate"] for rule in rules},
     }
 
 
@@ -162,6 +169,12 @@ def report(results: Sequence[Mapping[str, Any]]) -> str:
             f"{seconds['read_bytes']:12.3f}  {result['ratio_to_reads']:7.2f}  {result['ratio_to_read_bytes']:12.2f}  "
             f"{result['peak_mib']['aggregate']:8.1f}"
         )
+    for result in results:
+        for rule, ratio in result["ratio_to_mean"].items():
+            lines.append(
+                f"{result['updates']:7}  {rule}: {result['seconds'][rule]:.3f} s, {ratio:.1f} x the mean, "
+                f"{result['peak_mib'][rule]:.1f} MiB"
+            )
     return "\n".join(lines)
 
 
@@ -177,12 +190,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--updates", type=int, nargs="+", default=[100, 400], help="numbers of updates to compare")
     parser.add_argument("--parameters", type=int, default=5_000_000, help="approximate number of shared parameters")
     parser.add_argument("--codec", default="float32", help="codec of the updates")
+    parser.add_argument("--rules", nargs="*", default=RULES, help="robust rules to compare with the mean")
     parser.add_argument("--repetitions", type=int, default=5, help="runs of each kind; the median counts")
     parser.add_argument("--folder", type=Path, help="folder in which to make the temporary folder")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     parser.add_argument("--kept", type=Path, help="file that keeps what was measured")
     parser.add_argument("--again", action="store_true", help="measure again what is kept")
-    parser.add_argument("--measure", choices=KINDS, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--write", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.write:
@@ -204,12 +218,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         def measure_updates(updates: int) -> dict[str, Any]:
             write()
-            return compare(folder, updates, options.repetitions)
+            return compare(folder, updates, options.repetitions, options.rules)
 
         measured = measure_parts(
             {f"{updates} updates": partial(measure_updates, updates) for updates in options.updates},
             lambda parts: report([*parts.values()]),
-            settings={name: getattr(options, name) for name in ("parameters", "codec", "repetitions")},
+            settings={name: getattr(options, name) for name in ("parameters", "codec", "repetitions", "rules")},
             kept=options.kept,
             again=options.again,
         )

@@ -3,9 +3,11 @@
     w ← base + step(Σ_i s_i change_i),    s_i = examples_i / Σ_j examples_j  or  1 / updates
 
 in steps with a module each: `screening` compares the headers, `bounds` says how much one client can do, `averaging` and
-`stream` average the values, `stepping` has the algorithm (`algorithms`) make a movement of the mean, `addition` adds it
-to the weights, `composed` looks at what these compose to, and `gap` watches the values for the distance between the
-mean of the factors and the mean of the weights, which `refit` lowers if asked to.
+`stream` average the values or have a robust rule (`rules`) combine them, `stepping` has the algorithm (`algorithms`)
+make a movement of the mean, `addition` adds it to the weights, `composed` looks at what these compose to, and `gap`
+watches the values for the distance between the mean of the factors and the mean of the weights, which `refit` lowers if
+asked to.
+
 Running statistics are averaged as those of a mixture (`spread`), whatever the algorithm.
 Source: FedPara (arXiv 2108.06098v3), section 2.3, where the server averages the factors themselves.
 
@@ -26,11 +28,12 @@ from fedpara_edge.aggregation.addition import add_change, find_overflowing, limi
 from fedpara_edge.aggregation.averaging import average
 from fedpara_edge.aggregation.bounds import Bounds
 from fedpara_edge.aggregation.composed import find_exploded, find_exploding
-from fedpara_edge.aggregation.config import Merge, check_merge, check_min_updates
+from fedpara_edge.aggregation.config import Merge, check_merge, check_min_updates, check_weighting, effective_weighting
 from fedpara_edge.aggregation.effort import USUAL, Effort
 from fedpara_edge.aggregation.gate import Gate
 from fedpara_edge.aggregation.refit import refit
 from fedpara_edge.aggregation.result import Aggregation
+from fedpara_edge.aggregation.rules.method import Method
 from fedpara_edge.aggregation.screening import Rejected, screen
 from fedpara_edge.aggregation.stepping import take_step
 from fedpara_edge.algorithms import ServerAlgorithm, Weighting
@@ -43,6 +46,7 @@ from fedpara_edge.formats.weights import Weights
 
 FEDAVG = FedAvgServer()
 DEFAULT_BOUNDS = Bounds()
+MEAN = Method()
 
 
 def aggregate(
@@ -54,6 +58,7 @@ def aggregate(
     weighting: Weighting | None = None,
     merge: Merge = "mean",
     bounds: Bounds = DEFAULT_BOUNDS,
+    method: Method = MEAN,
     strict: bool = False,
     min_updates: int = 1,
     gate: Gate | None = None,
@@ -76,6 +81,7 @@ def aggregate(
         merge: `mean` for the mean of the factors, `refit` to bring them closer to the mean of the weights, which takes
             a second pass over the files and 12 bytes for each dense weight (`refit`).
         bounds: Bounds on what one client can do.
+        method: Rule that combines the updates, for the mean.
         strict: Whether the first bad update, by path, ends the round instead of being left out.
         min_updates: Number of valid updates below which nothing is aggregated.
         gate: Judge of whose each update is; None to believe the names in the files.
@@ -92,9 +98,10 @@ def aggregate(
         InvalidUpdateError, TrustError, WrongBundleError: An update is bad, with `strict`.
     """
     check_min_updates(min_updates)
-    check_merge(merge, algorithm)
+    check_merge(merge, algorithm, method)
+    check_weighting(weighting, method)
     kept = _kept(state, weights, algorithm)
-    weighting = weighting or algorithm.weighting
+    weighting = effective_weighting(weighting, algorithm, method)
     updates, rejected = screen(map(Path, paths), weights, algorithm, gate)
     while True:
         rejected.sort(key=lambda update: str(update.path))
@@ -109,6 +116,7 @@ def aggregate(
             algorithm,
             weighting=weighting,
             bounds=bounds,
+            method=method,
             on_progress=on_progress,
             effort=effort,
         )
@@ -116,7 +124,7 @@ def aggregate(
         if not refused:
             if merge == "refit":
                 with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is compared below
-                    refitted = refit(mean.updates, mean.shares, weights.layout, weights.tensors, mean.means[0])
+                    refitted = refit(mean.updates, mean.weights, weights.layout, weights.tensors, mean.means[0])
                 mean.means[0] = refitted.change
             groups = take_step(
                 algorithm, weights.layout, mean.means, kept, participation, piece_entries=effort.piece_entries
@@ -143,6 +151,7 @@ def aggregate(
         state=state_of(moved, algorithm, groups) if groups else None,
         algorithm=algorithm,
         weighting=weighting,
+        method=method,
         accepted=mean.accepted,
         rejected=tuple(rejected),
         rejected_bytes=sum(path.stat().st_size for path in unused if path.is_file()),

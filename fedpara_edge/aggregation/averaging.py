@@ -1,8 +1,9 @@
-"""The mean of updates with bounds on each (`bounds`), in one pass over the files, or two if a bound on a norm binds.
+"""The combination of updates with bounds on each (`bounds`): their mean, or what a robust rule makes of them (`rules`).
 
-Norms are known only when the values have been read. They are gathered on the way into the mean, and only if one of them
-is too large, all files are read again, with the changes scaled as they are decoded: so the mean, the running statistics
-and the gap see what counts and nothing else.
+Norms are known only when the values have been read. For the plain mean they are gathered on the way into it, and only
+if one of them is too large, all files are read again, with the changes scaled as they are decoded: so the mean, the
+running statistics and the gap see what counts and nothing else. A rule that measures distances reads all files once for
+these and once for the mean with its weights; one that sorts reads them once.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.aggregation.bounds import Bounds, typical
+from fedpara_edge.aggregation.columns import read_columns
 from fedpara_edge.aggregation.effort import Effort
 from fedpara_edge.aggregation.gap import Gap, GapEstimator
 from fedpara_edge.aggregation.norms import NormMeter, sorts_of
 from fedpara_edge.aggregation.result import Accepted
+from fedpara_edge.aggregation.rules.geometry import GramOfColumns, factor_names, gram_of_weights
+from fedpara_edge.aggregation.rules.method import Method
+from fedpara_edge.aggregation.rules.rule import Sorting
 from fedpara_edge.aggregation.spread import SpreadOfMeans
 from fedpara_edge.aggregation.stream import StreamedMean, Watcher, stream_mean
 from fedpara_edge.algorithms import ServerAlgorithm, Weighting
@@ -29,14 +34,15 @@ from fedpara_edge.formats.weights import Weights
 
 @dataclass(frozen=True, kw_only=True)
 class Average:
-    """The mean changes of some updates, and what counted of each.
+    """The combined changes of some updates, and what counted of each.
 
     Args:
         updates: The updates, each with the change that counted.
         means: Means that the algorithm asked for, float64 [means, entries]; meaningless if anything was refused.
         refused: Errors of the updates that turned out bad while they were read, by their number.
-        gap: Distance of the mean of the factors from that of the weights; None if no layer has factors that travel.
-        shares: Shares of the updates in the first mean, float64 [updates].
+        gap: Distance of the mean of the factors from that of the weights; None if no layer has factors that travel, or
+            the rule has no mean.
+        weights: Weights of the updates in the first mean, float64 [updates].
         accepted: Facts about each update.
     """
 
@@ -44,7 +50,7 @@ class Average:
     means: NDArray[np.float64]
     refused: Mapping[int, FedparaError]
     gap: Gap | None
-    shares: NDArray[np.float64]
+    weights: NDArray[np.float64]
     accepted: tuple[Accepted, ...]
 
 
@@ -55,10 +61,11 @@ def average(
     *,
     weighting: Weighting,
     bounds: Bounds,
+    method: Method,
     on_progress: Callable[[int, int], None] | None,
     effort: Effort,
 ) -> Average:
-    """Average updates.
+    """Combine updates.
 
     Args:
         updates: Closed updates, in canonical order.
@@ -66,53 +73,147 @@ def average(
         algorithm: Server algorithm, which says what means it needs.
         weighting: Weighting of the updates.
         bounds: Bounds on each of them.
+        method: Rule that combines them.
         on_progress: Function that is called with the number of files read and of all.
         effort: Division of the work.
     """
-    metrics = [update.header.metrics for update in updates]
     shares = bounds.shares([update.header.examples for update in updates], weighting)
-    meter = NormMeter(weights.layout, len(updates))
+    passes = _Passes(updates, weights, algorithm, bounds, on_progress, effort)
+    gram, refused = np.zeros((len(updates), len(updates))), dict[int, FedparaError]()
+    if method.measures:
+        gram, refused = passes.measure(method)
+    matrix, own, rule = method.matrix(gram, weights.base), shares, method.rule
+    if not isinstance(rule, Sorting):
+        own = method.weigh(gram, shares, matrix)
 
-    def stream(taken: Sequence[Update], *more: Watcher) -> tuple[StreamedMean, Gap | None]:
-        gap = GapEstimator(weights.layout, weights.tensors, updates=len(taken))
-        spread = SpreadOfMeans(weights.layout)
-        streamed = stream_mean(
-            taken,
-            weights.layout.shared,
-            shares=algorithm.shares(shares, metrics),
-            watchers=(gap, spread, *more),
-            on_progress=on_progress,
-            effort=effort,
-        )
-        spread.add_to(streamed.means[0], weights.tensors)
-        return streamed, gap.result(streamed.means[0])
+    def combine(meter: NormMeter | None) -> tuple[StreamedMean, Gap | None]:
+        if isinstance(rule, Sorting):
+            return passes.sort(rule, matrix, meter or NormMeter(weights.layout, len(updates))), None
+        return passes.stream(own, () if meter is None else (meter,))
 
-    streamed, gap = stream(updates, meter)
-    trained, statistics = meter.norms()
-    respects = np.vstack([trained * algorithm.shares(np.ones(len(updates)), metrics), statistics])
-    factors = np.stack([bounds.factors(respects[:-1]), bounds.factors(respects[-1:])])
-    taken = updates
-    if not streamed.refused and (factors < 1).any():
-        taken = scale(updates, factors, weights.layout)
-        streamed, gap = stream(taken)
+    if not refused:
+        combined, gap = combine(None if method.measures else passes.meter)
+        if not method.measures and not combined.refused and passes.bound():
+            combined, gap = combine(None)
+        refused = dict(combined.refused)
+    else:
+        combined, gap = StreamedMean(np.zeros((1, 0)), refused), None
     return Average(
-        updates=taken,
-        means=streamed.means,
-        refused=streamed.refused,
+        updates=passes.taken,
+        means=combined.means,
+        refused=refused,
         gap=gap,
-        shares=shares,
-        accepted=_describe(updates, shares, bounds, weighting, trained, respects, factors),
+        weights=own,
+        accepted=passes.describe(own, _limits(updates, shares, weighting, bounds)),
     )
 
 
-def scale(updates: Sequence[Update], factors: NDArray[np.float64], layout: Layout) -> list[Update]:
-    """The updates with their changes scaled.
+class _Passes:
+    """Passes over some updates, of which the first gathers their norms, and the others see what counts."""
 
-    Args:
-        updates: Closed updates.
-        factors: Factors of trained tensors and of running statistics, float64 [2, updates].
-        layout: Layout of the model.
-    """
+    def __init__(
+        self,
+        updates: Sequence[Update],
+        weights: Weights,
+        algorithm: ServerAlgorithm,
+        bounds: Bounds,
+        on_progress: Callable[[int, int], None] | None,
+        effort: Effort,
+    ) -> None:
+        self.updates, self.weights, self.algorithm, self.bounds = updates, weights, algorithm, bounds
+        self.on_progress, self.effort = on_progress, effort
+        self.metrics = [update.header.metrics for update in updates]
+        self.scales = algorithm.shares(np.ones(len(updates)), self.metrics)
+        self.meter = NormMeter(weights.layout, len(updates))
+        self.taken = updates
+        self.factors = np.ones((2, len(updates)))
+
+    @property
+    def respects(self) -> NDArray[np.float64]:
+        """Norms in every respect, float64 [respects, updates]: of each mean, and of running statistics."""
+        trained, statistics = self.meter.norms()
+        return np.vstack([trained * self.scales, statistics])
+
+    def bound(self) -> bool:
+        """Scale what is too large from now on; whether anything is."""
+        respects = self.respects
+        self.factors = np.stack([self.bounds.factors(respects[:-1]), self.bounds.factors(respects[-1:])])
+        self.taken = _scaled(self.updates, self.factors, self.weights.layout)
+        return bool((self.factors < 1).any())
+
+    def measure(self, method: Method) -> tuple[NDArray[np.float64], dict[int, FedparaError]]:
+        """Inner products of the changes that count, and what turned out bad."""
+        layout = self.weights.layout
+        composed = method.space == "composed"
+        columns = GramOfColumns(layout, len(self.updates), factor_names(layout) if composed else frozenset())
+        refused = read_columns(self.updates, layout.shared, columns, meter=self.meter, effort=self.effort)
+        if refused:
+            return columns.result(), refused
+        self.bound()
+        gram = columns.result() * np.outer(self.factors[0], self.factors[0])
+        return gram + gram_of_weights(self.taken, self.weights) if composed else gram, refused
+
+    def stream(self, weights: NDArray[np.float64], meters: Sequence[Watcher]) -> tuple[StreamedMean, Gap | None]:
+        """Means with these weights, and the gap."""
+        gap = GapEstimator(self.weights.layout, self.weights.tensors, updates=len(self.taken))
+        spread = SpreadOfMeans(self.weights.layout)
+        streamed = stream_mean(
+            self.taken,
+            self.weights.layout.shared,
+            shares=self.algorithm.shares(weights, self.metrics),
+            watchers=(gap, spread, *meters),
+            on_progress=self.on_progress,
+            effort=self.effort,
+        )
+        spread.add_to(streamed.means[0], self.weights.tensors)
+        return streamed, gap.result(streamed.means[0])
+
+    def sort(self, rule: Sorting, matrix: NDArray[np.float64] | None, meter: NormMeter) -> StreamedMean:
+        """Each entry combined on its own, for each of the means."""
+        means = np.zeros((len(self.scales), self.weights.layout.shared_parameters))
+
+        def combine(lane: int, start: int, rows: NDArray[np.float32]) -> None:  # noqa: ARG001
+            for mean, scale in zip(means, self.scales, strict=True):
+                scaled = rows * scale[:, None].astype(np.float32) if len(means) > 1 else rows
+                mixed = scaled if matrix is None else matrix.astype(np.float32) @ scaled
+                mean[start : start + rows.shape[1]] = rule.combine(mixed)
+
+        refused = read_columns(self.taken, self.weights.layout.shared, combine, meter=meter, effort=self.effort)
+        if self.on_progress is not None:
+            self.on_progress(len(self.taken), len(self.taken))
+        return StreamedMean(means, refused)
+
+    def describe(self, own: NDArray[np.float64], limited: Sequence[tuple[str, ...]]) -> tuple[Accepted, ...]:
+        """Facts about the updates.
+
+        Args:
+            own: Weights of the updates.
+            limited: Names of the bounds on the weight of each that bind.
+        """
+        respects = self.respects
+        norms = respects[0] / self.scales[0]
+        with np.errstate(invalid="ignore"):
+            in_medians = np.max([row / typical(row) for row in respects], axis=0)
+        scales = self.factors.min(axis=0)
+        return tuple(
+            Accepted(
+                path=update.path,
+                client=update.header.client,
+                examples=update.header.examples,
+                steps=update.header.steps,
+                metrics=update.header.metrics,
+                bytes=update.file.size_bytes,
+                share=float(own[k]),
+                norm=float(norms[k]),
+                norm_in_medians=float(in_medians[k]) if np.isfinite(typical(norms)) else None,
+                scale=float(scales[k]),
+                bounded=(*(("norm",) if scales[k] < 1 else ()), *limited[k]),
+            )
+            for k, update in enumerate(self.updates)
+        )
+
+
+def _scaled(updates: Sequence[Update], factors: NDArray[np.float64], layout: Layout) -> list[Update]:
     runs = sorts_of(layout)
     return [
         update if (own == 1).all() else update.scaled([(start, stop, float(own[sort])) for start, stop, sort in runs])
@@ -120,40 +221,22 @@ def scale(updates: Sequence[Update], factors: NDArray[np.float64], layout: Layou
     ]
 
 
-def _describe(
-    updates: Sequence[Update],
-    shares: NDArray[np.float64],
-    bounds: Bounds,
-    weighting: Weighting,
-    norms: NDArray[np.float64],
-    respects: NDArray[np.float64],
-    factors: NDArray[np.float64],
-) -> tuple[Accepted, ...]:
+def _limits(
+    updates: Sequence[Update], shares: NDArray[np.float64], weighting: Weighting, bounds: Bounds
+) -> list[tuple[str, ...]]:
+    """Names of the bounds on the weight of each update that bind."""
+    if weighting == "equal":
+        return [()] * len(updates)
     examples = [update.header.examples for update in updates]
-    counted = bounds.count(examples) if weighting == "examples" else examples
-    unlimited = np.array(counted) / sum(counted) if weighting == "examples" else shares
-    in_medians = np.max([row / typical(row) for row in respects], axis=0)
-    return tuple(
-        Accepted(
-            path=update.path,
-            client=update.header.client,
-            examples=update.header.examples,
-            steps=update.header.steps,
-            metrics=update.header.metrics,
-            bytes=update.file.size_bytes,
-            share=float(shares[k]),
-            norm=float(norms[k]),
-            norm_in_medians=float(in_medians[k]) if np.isfinite(typical(norms)) else None,
-            scale=float(factors[:, k].min()),
-            bounded=tuple(
-                name
-                for name, binds in (
-                    ("norm", factors[:, k].min() < 1),
-                    ("examples", counted[k] < examples[k]),
-                    ("share", shares[k] < unlimited[k]),
-                )
-                if binds
-            ),
+    counted = bounds.count(examples)
+    return [
+        tuple(
+            name
+            for name, binds in (
+                ("examples", counted[k] < examples[k]),
+                ("share", shares[k] < counted[k] / sum(counted)),
+            )
+            if binds
         )
-        for k, update in enumerate(updates)
-    )
+        for k in range(len(updates))
+    ]

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedpara_edge.aggregation.bounds import Bounds
+from fedpara_edge.aggregation.rules import MIXINGS, RULES, find_mixing, find_rule
+from fedpara_edge.aggregation.rules.geometry import Space
+from fedpara_edge.aggregation.rules.method import Method
 from fedpara_edge.algorithms import SERVER, ServerAlgorithm, Weighting, find_server
 from fedpara_edge.codecs import find_encoder
 from fedpara_edge.codecs.codec import Encoder
@@ -28,6 +31,9 @@ class AggregateConfig(Bounds):
         weighting: Weighting of the updates in the mean; None for the algorithm's own.
         merge: `mean` for the mean of the factors, `refit` for factors closer to the mean of the composed
             weights.
+        rule: Rule that combines the updates, with its options, such as `trimmed:share=0.1` (`aggregation.rules`).
+        mixing: Mixing in front of the rule, with its options, such as `bucketing:size=2`; None for none.
+        space: Space in which the rule measures distances.
         downlink_codec: Codec of the change that is published for devices that have the weights before; None to publish
             whole weights.
         min_updates: Number of valid updates below which no weights are written.
@@ -49,6 +55,18 @@ class AggregateConfig(Bounds):
     merge: Merge = option(
         "mean", help="Mean of the factors, or factors refitted to the mean of the weights they compose to."
     )
+    rule: str = option(
+        "mean",
+        metavar="NAME[:OPTION=VALUE,…]",
+        help=f"Rule that combines the updates: {', '.join(RULES)}; with its options, such as trimmed:share=0.1.",
+    )
+    mixing: str | None = option(
+        None,
+        metavar="NAME[:OPTION=VALUE,…]",
+        unset="none",
+        help=f"Mixing of the updates before the rule: {' or '.join(MIXINGS)}.",
+    )
+    space: Space = option("factors", help="Space in which a rule measures distances: factors, or composed weights.")
     downlink_codec: str | None = option(
         None,
         metavar="NAME[:OPTION=VALUE,…]",
@@ -65,7 +83,8 @@ class AggregateConfig(Bounds):
             raise InputError(
                 f"expected with algorithm {' or '.join(COUNTING)}, found with {name}; leave it out", key="clients"
             )
-        check_merge(self.merge, self.server_algorithm)
+        check_merge(self.merge, self.server_algorithm, self.method)
+        check_weighting(self.weighting, self.method)
         try:
             _ = self.downlink_encoder
         except InputError as error:
@@ -84,7 +103,13 @@ class AggregateConfig(Bounds):
     @property
     def effective_weighting(self) -> Weighting:
         """The weighting of the updates, the algorithm's own where none was asked for."""
-        return self.weighting or self.server_algorithm.weighting
+        return effective_weighting(self.weighting, self.server_algorithm, self.method)
+
+    @property
+    def method(self) -> Method:
+        """The rule with what belongs to it."""
+        mixing = None if self.mixing is None else find_mixing(self.mixing)
+        return Method(rule=find_rule(self.rule), mixing=mixing, space=self.space)
 
     @property
     def downlink_encoder(self) -> Encoder | None:
@@ -102,12 +127,36 @@ def check_min_updates(min_updates: int) -> None:
         raise InputError(f"expected at least 1, found {min_updates}", key="min_updates")
 
 
-def check_merge(merge: Merge, algorithm: ServerAlgorithm) -> None:
-    """Refuse a way to merge that an algorithm can't go on from.
+def effective_weighting(weighting: Weighting | None, algorithm: ServerAlgorithm, method: Method) -> Weighting:
+    """The weighting that was asked for, or else the algorithm's own; equal where the rule counts no examples."""
+    return weighting or (algorithm.weighting if method.weighted else "equal")
+
+
+def check_weighting(weighting: Weighting | None, method: Method) -> None:
+    """Refuse a weighting by examples with a rule that counts none.
 
     Raises:
-        InputError: The algorithm takes no refitted factors.
+        InputError: It does not.
     """
+    if weighting == "examples" and not method.weighted:
+        mixed = "" if method.mixing is None else f" after mixing {method.mixing.name}"
+        raise InputError(
+            f"expected equal with rule {method.rule.name}{mixed}, which counts no examples, found examples; leave it "
+            "out",
+            key="weighting",
+        )
+
+
+def check_merge(merge: Merge, algorithm: ServerAlgorithm, method: Method) -> None:
+    """Refuse a way to merge that an algorithm can't go on from, or a rule has no mean for.
+
+    Raises:
+        InputError: The algorithm takes no refitted factors, or the rule combines each entry on its own.
+    """
+    if merge == "refit" and method.sorts:
+        raise InputError(
+            f"expected mean with rule {method.rule.name}, found refit: it has no mean of the weights", key="merge"
+        )
     if merge == "refit" and not algorithm.takes_refit:
         raise InputError(
             f"expected mean with algorithm {algorithm.name}, found refit: what the clients keep would no longer "

@@ -5,6 +5,7 @@ The entries are of two sorts, those that gradients change and running statistics
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -40,8 +41,8 @@ class NormMeter:
     def __init__(self, layout: Layout, updates: int) -> None:
         self._runs = sorts_of(layout)
         # A sum for each chunk, added up at the end in their order: threads finish in any.
-        self._chunks = {start: number for number, (start, _) in enumerate(chunks(layout.shared_parameters))}
-        self._squares = np.zeros((2, updates, len(self._chunks)))
+        self._starts = [start for start, _ in chunks(layout.shared_parameters)]
+        self._squares = np.zeros((2, updates, len(self._starts)))
         self._first = self._stop = 0
 
     def start_block(self, files: int) -> None:
@@ -50,16 +51,24 @@ class NormMeter:
 
     def collect(self, start: int, changes: Changes) -> None:
         """Add up the squares of a piece of the flat changes, from entry `start` on."""
-        chunk, rows = self._chunks[start], slice(self._first, self._stop)
+        self.add(start, changes)
+
+    def add(self, start: int, changes: Changes) -> NDArray[np.float64]:
+        """As `collect`; the sums of squares of the piece, float64 [files], NaN or infinite where a value is."""
+        chunk, rows = bisect_right(self._starts, start) - 1, slice(self._first, self._stop)
         stop = start + changes.shape[1]
         runs = [run for run in self._runs if run[0] < stop and run[1] > start]
         if len(runs) == 1:
-            self._squares[runs[0][2], rows, chunk] += changes.squares()
-            return
-        values = changes.values()
+            squares = changes.squares()
+            self._squares[runs[0][2], rows, chunk] += squares
+            return squares
+        values, total = changes.values(), np.zeros(changes.shape[0])
         for first, last, sort in runs:
             part = Changes(values[:, max(first - start, 0) : last - start])
-            self._squares[sort, rows, chunk] += part.squares()
+            squares = part.squares()
+            self._squares[sort, rows, chunk] += squares
+            total += squares
+        return total
 
     def finish_block(self, shares: NDArray[np.float64], thread: int, threads: int) -> None:
         """Nothing: a piece is done when it was collected."""

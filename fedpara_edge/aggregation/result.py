@@ -9,6 +9,7 @@ from typing import Any
 
 from fedpara_edge.aggregation.gap import Gap, finite
 from fedpara_edge.aggregation.refit import Refit
+from fedpara_edge.aggregation.rules.method import Method
 from fedpara_edge.aggregation.screening import Rejected
 from fedpara_edge.algorithms import ServerAlgorithm, Weighting
 from fedpara_edge.formats.serverstate import ServerState
@@ -26,7 +27,7 @@ class Accepted:
         steps: Number of steps it took.
         metrics: Numbers that it states.
         bytes: Size of the file.
-        share: Share in the mean.
+        share: Weight in the mean; that of a rule which picks some is 0 for the others.
         norm: Norm of the change of trained tensors.
         norm_in_medians: Largest norm of the change over the median of the round; None where that means nothing.
         scale: Factor by which the change was scaled down; 1 if it was not.
@@ -59,6 +60,7 @@ class Aggregation:
         state: Server state for the next round; None if the algorithm keeps nothing.
         algorithm: Server algorithm.
         weighting: Weighting of the updates.
+        method: Rule that combined them.
         accepted: Updates in the mean, sorted by client.
         rejected: Updates that were refused, sorted by path.
         rejected_bytes: Size of the refused files, received for nothing.
@@ -71,6 +73,7 @@ class Aggregation:
     state: ServerState | None
     algorithm: ServerAlgorithm
     weighting: Weighting
+    method: Method
     accepted: tuple[Accepted, ...]
     rejected: tuple[Rejected, ...]
     rejected_bytes: int
@@ -95,6 +98,7 @@ class Aggregation:
             "round": self.weights.round,
             "algorithm": self.algorithm.to_json(),
             "weighting": self.weighting,
+            **self.method.to_json(),
             "examples": sum(update.examples for update in self.accepted),
             "accepted": [update.to_json() for update in self.accepted],
             "rejected": [update.to_json() for update in self.rejected],

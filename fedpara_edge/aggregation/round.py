@@ -141,6 +141,7 @@ def run_round(
             weighting=config.weighting,
             merge=config.merge,
             bounds=config.bounds,
+            method=config.method,
             strict=config.strict,
             min_updates=config.min_updates,
             gate=gate,

@@ -116,7 +116,7 @@ def stream_mean(
     """
     tensors = in_order(tensors)
     means = np.zeros((len(shares), sum(tensor.size for tensor in tensors)))
-    failures: dict[int, _Failure] = {}
+    failures: dict[int, Failure] = {}
     scratch = [_Scratch() for _ in range(effort.threads)]
     with ThreadPoolExecutor(effort.threads) as pool:
         for first in range(0, len(updates), effort.block_files):
@@ -130,7 +130,7 @@ def stream_mean(
 
 
 @dataclass(frozen=True)
-class _Failure:
+class Failure:
     """The error of an update, and the entry of its flat change at which it was found."""
 
     position: int
@@ -166,9 +166,9 @@ class _Block:
         self.means, self.scratch, self.watchers = means, scratch, watchers
         self.pieces = list(chunks(means.shape[1]))
 
-    def run(self, pool: ThreadPoolExecutor) -> dict[int, _Failure]:
+    def run(self, pool: ThreadPoolExecutor) -> dict[int, Failure]:
         """Add the block to the means; return the failures by number of the update in the block."""
-        failures: dict[int, _Failure] = {}
+        failures: dict[int, Failure] = {}
         for watcher in self.watchers:
             watcher.start_block(len(self.updates))
         with ExitStack() as opened:
@@ -177,7 +177,7 @@ class _Block:
                     update.reopen()
                     opened.callback(update.close)
                 except InvalidUpdateError as error:
-                    failures[number] = _Failure(-1, error)
+                    failures[number] = Failure(-1, error)
             missing, threads = dict(failures), len(self.scratch)
             for found in pool.map(lambda thread: self._add(thread, dict(missing)), range(threads)):
                 for number, failure in found.items():
@@ -188,13 +188,13 @@ class _Block:
                     try:
                         update.file.check_unchanged()
                     except InvalidUpdateError as error:
-                        failures[number] = _Failure(-1, error)
+                        failures[number] = Failure(-1, error)
             for watcher in self.watchers:
                 finish = watcher.finish_block
                 list(pool.map(finish, [self.shares[0]] * threads, range(threads), [threads] * threads))
         return failures
 
-    def _add(self, thread: int, failures: dict[int, _Failure]) -> dict[int, _Failure]:
+    def _add(self, thread: int, failures: dict[int, Failure]) -> dict[int, Failure]:
         pieces = self.pieces[thread :: len(self.scratch)]
         shares = self.shares.astype(np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -205,26 +205,38 @@ class _Block:
                     self.means[:, start:stop] += parts
                 else:
                     values = changes.values()
-                    self._find_guilty(start, values, failures)
+                    failures.update(find_not_finite(self.updates, self.tensors, start, values))
                     # What is left is finite: it was a sum of huge values that left float32, which float64 holds.
                     self.means[:, start:stop] += np.einsum("mi,ij->mj", self.shares, values, dtype=np.float64)
                 for watcher in self.watchers:
                     watcher.collect(start, changes)
         return failures
 
-    def _decode(self, start: int, memory: NDArray[np.float32], failures: dict[int, _Failure]) -> Changes:
+    def _decode(self, start: int, memory: NDArray[np.float32], failures: dict[int, Failure]) -> Changes:
         decoders = [None if number in failures else update.decoder for number, update in enumerate(self.updates)]
         changes, errors = decode_rows(decoders, start, memory)
-        failures.update((number, _Failure(start, error)) for number, error in errors.items())
+        failures.update((number, Failure(start, error)) for number, error in errors.items())
         return changes
 
-    def _find_guilty(self, start: int, values: NDArray[np.float32], failures: dict[int, _Failure]) -> None:
-        for number, (update, row) in enumerate(zip(self.updates, values, strict=True)):
-            bad = np.flatnonzero(~np.isfinite(row))
-            if bad.size:
-                error = not_finite(update, self.tensors, start + int(bad[0]))
-                failures[number] = _Failure(start, error)
-                row.fill(0)
+
+def find_not_finite(
+    updates: Sequence[Update], tensors: Sequence[TensorSpec], start: int, values: NDArray[np.float32]
+) -> dict[int, Failure]:
+    """The updates with values that are NaN or infinite, which become 0, by number.
+
+    Args:
+        updates: The updates.
+        tensors: Shared tensors, sorted by name.
+        start: Number of the first entry in the flat change.
+        values: Piece of their flat changes, float32 [updates, entries].
+    """
+    found = {}
+    for number, (update, row) in enumerate(zip(updates, values, strict=True)):
+        bad = np.flatnonzero(~np.isfinite(row))
+        if bad.size:
+            found[number] = Failure(start, not_finite(update, tensors, start + int(bad[0])))
+            row.fill(0)
+    return found
 
 
 def not_finite(update: Update, tensors: Sequence[TensorSpec], position: int) -> InvalidUpdateError:

@@ -33,6 +33,28 @@ def decode_all(decoder: Decoder, entries: int) -> NDArray[np.float32]:
     return change
 
 
+def decode_range(decoder: Decoder, first: int, count: int, entries: int) -> NDArray[np.float32]:
+    """Part of a flat change: a new array, float32 [count].
+
+    Args:
+        decoder: Decoder of the change.
+        first: Number of the first entry.
+        count: Number of entries.
+        entries: Number of entries of the whole change.
+
+    Raises:
+        InvalidUpdateError: The stored data is damaged.
+    """
+    part = np.empty(count, np.float32)
+    for start, stop in chunks(entries):
+        low, high = max(start, first), min(stop, first + count)
+        if low < high:
+            whole = np.empty(stop - start, np.float32)
+            decoder.decode(start, whole)
+            part[low - first : high - first] = whole[low - start : high - start]
+    return part
+
+
 @dataclass(frozen=True)
 class ScaledDecoder:
     """Decoder of a change times a factor for each of its parts.
