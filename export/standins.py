@@ -157,6 +157,9 @@ class StandIns:
         model.graph.initializer.extend(initializers_of(nodes, constants))
         del model.graph.node[:]
         model.graph.node.extend(nodes)
+        imports = [each for each in model.opset_import if each.domain != DOMAIN]
+        del model.opset_import[:]
+        model.opset_import.extend(imports)
 
 
 def register(definitions: Iterable[Definition]) -> None:

@@ -319,7 +319,7 @@ def test_the_command_names_the_outliers(tmp_path: Path, weights: Weights, run: A
     ended = run(*command)
     assert ended.code == 0
     assert "0 rejected, 1 bounded" in ended.out
-    (line,) = ended.err.splitlines()
+    (line,) = [line for line in ended.err.splitlines() if line.startswith("outlier")]
     assert line.startswith(f"outlier {paths[-1]}: client 'mallory': more than 10 times the median of examples")
     assert "more than 33% of the total weight" in line
     assert "times the median norm, scaled down to 2 times (--max-norm)" in line

@@ -48,8 +48,8 @@ def example(parameter: click.Parameter) -> str:
             return text
     if isinstance(kind, click.Choice):
         return str(kind.choices[0])
-    if parameter.name == "engines":
-        return "onnxruntime"
+    if parameter.name in ("engines", "unbounded"):
+        return {"engines": "onnxruntime", "unbounded": "norm"}[parameter.name]
     if "=" in (parameter.metavar or ""):
         return "conv*=1"
     return {"integer": "3", "integer range": "3", "float": "0.5"}.get(kind.name, "x,y")

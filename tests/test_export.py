@@ -282,6 +282,11 @@ class NamedLikeTheInput(nn.Module):
         return x * self.x
 
 
+class Sampled(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.grid_sample(x, x[:, :2].movedim(1, -1), align_corners=False)
+
+
 class Unused(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -297,19 +302,7 @@ class TwoOutputs(nn.Linear):
 
 
 BAD = {
-    "no gradient": (lambda: image_net(nn.Upsample(scale_factor=2)), IMAGE, {}, r"module '1': .* found Resize"),
-    "dropout of channels": (
-        lambda: image_net(nn.Dropout2d()),
-        IMAGE,
-        {"engines": ("ort-training",)},
-        r"module '1': .* found RandomUniformLike.*; onnxruntime can train it",
-    ),
-    "reflected padding": (
-        lambda: image_net(nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")),
-        IMAGE,
-        {},
-        r"module '1': .* found Pad",
-    ),
+    "no gradient": (lambda: image_net(Sampled()), IMAGE, {}, r"module '1': .* found GridSample, which has none"),
     "name of the input": (NamedLikeTheInput, VECTOR, {}, r"parameter 'x': expected a name that the graph does not use"),
     "batch norm": (
         lambda: image_net(nn.BatchNorm2d(8)),

@@ -395,13 +395,12 @@ def test_both_engines_agree_with_torch(pair: str, options: dict[str, Any], tmp_p
         assert not names & {"memory.weight_ih_l0", "Scan"}
 
 
-def test_both_directions_train_in_plain_onnx_and_are_refused_by_name_elsewhere(tmp_path: Path) -> None:
-    model = tagger("lstm", bidirectional=True, num_layers=1)
-    options: dict[str, Any] = {"name": "tagger", "input_shape": SHAPE, "input_dtype": "float32"}
-    _, verification = export_bundle(model, tmp_path / "bundle", ExportConfig(**options, engines=("onnxruntime",)))
-    assert verification["onnxruntime"].worst <= TOLERANCE
-    with pytest.raises(InputError, match=r"module 'memory': .* found a bidirectional LSTM, .* --engines onnxruntime"):
-        export_bundle(model, tmp_path / "other", ExportConfig(**options, engines=("ort-training",)))
+@pytest.mark.parametrize("pair", ["lstm", "gru"])
+def test_both_directions_train_in_both_engines(pair: str, tmp_path: Path) -> None:
+    model = tagger(pair, bidirectional=True, num_layers=1)
+    config = ExportConfig(name="tagger", input_shape=SHAPE, input_dtype="float32", engines=tuple(ENGINES))
+    _, verification = export_bundle(model, tmp_path / "bundle", config)
+    assert [verification[engine].worst <= TOLERANCE for engine in ENGINES] == [True, True]
 
 
 @pytest.mark.parametrize(("pair", "kind"), [("lstm", "fedpara"), ("gru", "pfedpara")])
