@@ -24,6 +24,7 @@ from fedpara_edge.report.summary import Summary
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reproducing.md"
+RESULTS = (ROOT / "plans" / "results", ROOT / "plans" / "paper" / "results")
 MARKED = re.compile(r"(<!-- table: (\S+) (\S+)(?: (\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 KINDS: dict[str, Callable[[Summary], Sequence[Table | None]]] = {
     "arms": lambda summary: [arms_table(summary)],
@@ -31,7 +32,19 @@ KINDS: dict[str, Callable[[Summary], Sequence[Table | None]]] = {
     "time": lambda summary: [time_table(summary)],
     "clients": lambda summary: [clients_table(summary)],
     "gap": lambda summary: [gap_table(summary)],
+    "rounds": lambda summary: [rounds_table(summary)],
 }
+
+
+def rounds_table(summary: Summary) -> Table:
+    """Accuracy after every evaluated round, of runs that are too long to be whole."""
+    curves = {arm.name: arm.accuracy for arm in summary.arms if arm.accuracy is not None}
+    rounds = sorted({int(number) for curve in curves.values() for number in curve.rounds})
+    rows = []
+    for name, curve in curves.items():
+        known = dict(zip(curve.rounds, curve.mean, strict=True))
+        rows.append((name, *(f"{100 * known[number]:.1f} %" if number in known else "" for number in rounds)))
+    return Table(("after round", *map(str, rounds)), rows)
 
 
 def filled(page: str) -> str:
@@ -39,7 +52,8 @@ def filled(page: str) -> str:
 
     def table(match: re.Match[str]) -> str:
         begin, plan, kind, arms, end = match.groups()
-        summary = summarize(read_results(ROOT / "plans" / "results" / plan))
+        (run,) = (folder / plan for folder in RESULTS if (folder / plan).exists())
+        summary = summarize(read_results(run))
         name, _, target = kind.partition("@")
         if target:
             summary = replace(summary, targets=(float(target) / 100,))
