@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -131,6 +132,11 @@ def convolutions() -> nn.Module:
     return nn.Sequential(*body, nn.ReLU(), *plain(64 * 22, 64, 1, flat=True))
 
 
+def zoo_task(name: str, *, classes: int | None = None, **settings: Any) -> Task:
+    """A model of the zoo, with the layers dense that it leaves dense."""
+    return Task(model=lambda: load_model(name, classes=classes), exclude=ZOO[name].dense_layers, **settings)
+
+
 TASKS = {
     "regression": Task(
         model=lambda: plain(16, 128, 1, flat=True), data=numbers, steps=150, sgd=(0.05, 0.1), adamw=(0.003, 0.01)
@@ -147,47 +153,14 @@ TASKS = {
         model=lambda: plain(784, 128, 128, 128, 128, 10), data=images, steps=100, sgd=(0.1, 0.2), adamw=(0.001, 0.003)
     ),
     "wave": Task(model=Wave, data=tones, steps=60, sgd=(0.05, 0.1, 0.3), adamw=(0.001, 0.003)),
-    "mlp": Task(model=lambda: load_model("mlp"), data=images, steps=100, sgd=(0.1, 0.2), adamw=(0.001, 0.003)),
-    "cnn": Task(
-        model=lambda: load_model("cnn"),
-        data=images,
-        steps=40,
-        sgd=(0.1, 0.2),
-        adamw=(0.001, 0.003),
-        exclude=ZOO["cnn"].dense_layers,
+    "mlp": zoo_task("mlp", data=images, steps=100, sgd=(0.1, 0.2), adamw=(0.001, 0.003)),
+    "cnn": zoo_task("cnn", data=images, steps=40, sgd=(0.1, 0.2), adamw=(0.001, 0.003)),
+    "har-transformer": zoo_task(
+        "har-transformer", classes=4, data=windows, steps=50, sgd=(0.05, 0.1), adamw=(0.001, 0.003)
     ),
-    "har-transformer": Task(
-        model=lambda: load_model("har-transformer", classes=4),
-        data=windows,
-        steps=50,
-        sgd=(0.05, 0.1),
-        adamw=(0.001, 0.003),
-        exclude=ZOO["har-transformer"].dense_layers,
-    ),
-    "char-lstm": Task(
-        model=lambda: load_model("char-lstm"),
-        data=text,
-        steps=100,
-        sgd=(1.0, 3.0),
-        adamw=(0.003, 0.01),
-        exclude=ZOO["char-lstm"].dense_layers,
-    ),
-    "resnet18": Task(
-        model=lambda: load_model("resnet18"),
-        data=colour_images,
-        steps=60,
-        sgd=(0.1, 0.2),
-        adamw=(0.001, 0.003),
-        exclude=ZOO["resnet18"].dense_layers,
-    ),
-    "vgg16": Task(
-        model=lambda: load_model("vgg16"),
-        data=colour_images,
-        steps=60,
-        sgd=(0.05, 0.1),
-        adamw=(0.001, 0.003),
-        exclude=ZOO["vgg16"].dense_layers,
-    ),
+    "char-lstm": zoo_task("char-lstm", data=text, steps=100, sgd=(1.0, 3.0), adamw=(0.003, 0.01)),
+    "resnet18": zoo_task("resnet18", data=colour_images, steps=60, sgd=(0.1, 0.2), adamw=(0.001, 0.003)),
+    "vgg16": zoo_task("vgg16", data=colour_images, steps=60, sgd=(0.05, 0.1), adamw=(0.001, 0.003)),
 }
 
 
