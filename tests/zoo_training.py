@@ -30,7 +30,7 @@ Changes = dict[str, np.ndarray]
 """By tensor, new values less old ones, in double precision."""
 
 _NEGLIGIBLE = 1e-3
-_ROUNDING, _PERTURBATIONS, _LIKENESS = 1e-6, 8, 10.0  # as in export.verify
+_ROUNDING, _PERTURBATIONS, _LIKENESS = 1e-6, 8, 10.0  # as in export.comparison
 
 
 @dataclass(frozen=True)

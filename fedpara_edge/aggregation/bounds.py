@@ -13,8 +13,7 @@ asks for, such as that of Δ_i / R_i for scaffold. All bind from three updates o
 median over an even number of examples is the lower one.
 
 The defaults are such that from five updates on, whoever claims most examples and the largest change moves the weights
-by no more than the others do together, if these agree: 0.33 times 2 medians against 0.67 times 1. Honest federations of
-10 to 30 devices with uneven data stay within them but for a few changes in a thousand (`docs/howto/hostile.md`).
+by no more than the others do together, if these agree: 0.33 times 2 medians against 0.67 times 1.
 
 Clipping to a multiple of the median is norm bounding (Sun et al. 2019, arXiv 1911.07963) with the threshold taken from
 the round, of which more than half must be honest for it.
