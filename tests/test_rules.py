@@ -21,7 +21,7 @@ from fedpara_edge.aggregation import AggregateConfig, Aggregation, aggregate, co
 from fedpara_edge.aggregation.bounds import UNBOUNDED
 from fedpara_edge.aggregation.effort import Effort
 from fedpara_edge.aggregation.rules import MIXINGS, RULES, coordinates, find_mixing, find_rule, geometry
-from fedpara_edge.aggregation.rules.coordinates import comparators, mean_of_ranks
+from fedpara_edge.aggregation.rules.coordinates import mean_of_ranks
 from fedpara_edge.aggregation.rules.method import Method
 from fedpara_edge.aggregation.rules.rule import count_bad
 from fedpara_edge.algorithms.scaffold import ScaffoldServer
@@ -264,22 +264,23 @@ def test_every_mean_of_an_algorithm_goes_through_the_rule(text: str, tmp_path: P
     np.testing.assert_allclose(flat(result.state.groups["control"]), expected, atol=1e-5)
 
 
-@given(st.integers(1, 40), st.data())
+@given(st.integers(1, 40), st.sampled_from((3, coordinates.WIDTH)), st.data())
 @settings(deadline=None)
-def test_a_pruned_network_sorts_what_is_asked_for(count: int, data: st.DataObject) -> None:
+def test_the_mean_of_ranks_is_that_of_a_sort(count: int, width: int, data: st.DataObject) -> None:
     first = data.draw(st.integers(0, count - 1))
     last = data.draw(st.integers(first + 1, count))
-    rows = np.random.default_rng(count).integers(0, 5, (count, 30)).astype(np.float32)
+    rows = np.random.default_rng(count).integers(-5, 5, (count, 31)).astype(np.float32)
     expected = np.sort(rows, axis=0)[first:last].mean(axis=0)
-    np.testing.assert_allclose(mean_of_ranks(rows.copy(), first, last), expected, rtol=1e-6)
-    assert all(low < high for low, high in comparators(count, first, last))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(coordinates, "WIDTH", width)
+        np.testing.assert_allclose(mean_of_ranks(rows, first, last), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_numpy_sorts_where_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = np.random.default_rng(0).standard_normal((9, 50)).astype(np.float32)
-    by_network = mean_of_ranks(rows.copy(), 2, 7)
-    monkeypatch.setattr(coordinates, "NETWORK", 8)
-    np.testing.assert_array_equal(mean_of_ranks(rows.copy(), 2, 7), by_network)
+def test_the_mean_of_the_largest_numbers_there_are() -> None:
+    largest = np.finfo(np.float32).max
+    rows = np.array([[largest, 1], [largest, 2], [largest, 3], [largest, 4], [-largest, 5]], np.float32)
+    np.testing.assert_allclose(mean_of_ranks(rows, 1, 4), [float(largest), 3], rtol=1e-7)
+    np.testing.assert_allclose(mean_of_ranks(rows, 1, 5), [float(largest), 3.5], rtol=1e-7)
 
 
 def rescaled(weights: Weights, factor: float) -> dict[str, NDArray[np.float32]]:

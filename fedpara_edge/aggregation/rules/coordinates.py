@@ -3,18 +3,16 @@
     median     the middle of the n values; the mean of the two in the middle of an even number
     trimmed    the mean of the values but for the f smallest and the f largest
 
-Values are sorted by a network of comparators (Batcher's odd-even merge sort) of which only those are done that the
-result depends on: each is a minimum and a maximum of two rows, as wide as the cache has them, which is several times
-faster than sorting column by column. Beyond `NETWORK` updates, numpy sorts.
+A few columns at a time are laid out end to end in the cache, where numpy sorts each with vector instructions (AVX-512,
+AVX2 or NEON). The mean of what is left is a product in float32: with m values it is off by at most (m + 1) u times the
+largest of them, u = 2^-24.
 
 Source: Yin et al. 2018, arXiv 1803.01498.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +20,10 @@ from numpy.typing import NDArray
 from fedpara_edge.aggregation.rules.rule import Sorting, Vector, count_bad
 from fedpara_edge.options import option
 
-NETWORK = 256
-WIDTH = 1 << 14
+WIDTH = 1 << 9
+"""Columns at a time."""
+PADDING = 16
+"""Entries between rows whose distance would otherwise be a power of two, which a cache has few places for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,54 +61,19 @@ def mean_of_ranks(rows: NDArray[np.float32], first: int, last: int) -> Vector:
     >>> mean_of_ranks(np.array([[3.0, 1.0], [1.0, 1.0], [9.0, 4.0]], np.float32), 1, 3)
     array([6. , 2.5])
     """
-    total = np.empty(rows.shape[1])
-    for start in range(0, rows.shape[1], WIDTH):
-        part = rows[:, start : start + WIDTH]
-        if len(rows) > NETWORK:
-            part.sort(axis=0)
-            ordered = list(part[first:last])
-        else:
-            ordered = _sort(list(part), first, last)[first:last]
-        sums = total[start : start + WIDTH]
-        sums[:] = 0
-        for row in ordered:
-            sums += row
-        sums /= last - first
-    return total
-
-
-def _sort(rows: list[NDArray[np.float32]], first: int, last: int) -> list[NDArray[np.float32]]:
-    spare = np.empty_like(rows[0])
-    for low, high in comparators(len(rows), first, last):
-        np.minimum(rows[low], rows[high], out=spare)
-        np.maximum(rows[low], rows[high], out=rows[high])
-        rows[low], spare = spare, rows[low]
-    return rows
-
-
-@cache
-def comparators(count: int, first: int, last: int) -> tuple[tuple[int, int], ...]:
-    """The comparators after which ranks `first` to `last - 1` of `count` values are in their places.
-
-    >>> comparators(3, 1, 2)
-    ((0, 1), (0, 2), (1, 2))
-    """
-    needed, kept = set(range(first, last)), list[tuple[int, int]]()
-    for pair in reversed(list(_batcher(count))):
-        if not needed.isdisjoint(pair):
-            needed.update(pair)
-            kept.append(pair)
-    return tuple(reversed(kept))
-
-
-def _batcher(count: int) -> Iterator[tuple[int, int]]:
-    run = 1
-    while run < count:
-        step = run
-        while step:
-            for start in range(step % run, count - step, 2 * step):
-                for low in range(start, min(start + step, count - step)):
-                    if low // (2 * run) == (low + step) // (2 * run):
-                        yield low, low + step
-            step //= 2
-        run *= 2
+    count, entries = rows.shape
+    means = np.empty(entries)
+    nearby = np.empty((count, WIDTH + PADDING), np.float32)
+    columns = np.empty((WIDTH, count), np.float32)
+    share = np.full(last - first, 1 / (last - first), np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, entries, WIDTH):
+            stop = min(start + WIDTH, entries)
+            tile, ordered = nearby[:, : stop - start], columns[: stop - start]
+            tile[:] = rows[:, start:stop]
+            ordered[:] = tile.T
+            ordered.sort(axis=1)
+            means[start:stop] = ordered[:, first:last] @ share
+    huge = ~np.isfinite(means)  # a sum beyond float32, which float64 holds
+    means[huge] = np.sort(rows[:, huge], axis=0)[first:last].mean(axis=0, dtype=np.float64)
+    return means
