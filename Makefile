@@ -1,9 +1,9 @@
-# What this needs: Python 3.11 and make. Everything else goes into .venv.
+# What this needs: Python 3.11 and make. Everything else goes into .venv and device_runtime/web/node_modules.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: test docs versions versions-quick demo bench bench-quick zoo-check report figures pi pi-board pi-32 pi-wheel format clean
+.PHONY: test web docs versions versions-quick demo bench bench-quick zoo-check report figures pi pi-board pi-32 pi-wheel format clean
 .DELETE_ON_ERROR:
 
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -12,7 +12,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-test: $(VENV)/ready  ## formatting, lint, strict types, all tests and docs examples, the wheel outside the checkout
+test: web  ## formatting, lint, strict types, all tests and docs examples, the wheel outside the checkout
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -20,6 +20,9 @@ test: $(VENV)/ready  ## formatting, lint, strict types, all tests and docs examp
 	rm -rf $(VENV)/wheel
 	$(BIN)/python -m build --quiet --wheel --outdir $(VENV)/wheel .
 	sh tests/try_wheel.sh $(BIN)/python $(VENV)/wheel
+
+web: $(VENV)/ready  ## the packages of the phone's page, which are pinned by their lockfile
+	sh tests/phone/install.sh $(BIN)/python
 
 docs: $(VENV)/ready  ## the documentation as a site, in docs/_build/html; a warning is an error
 	$(BIN)/python -m sphinx -E -W --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html

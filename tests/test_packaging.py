@@ -18,7 +18,9 @@ from fedpara_edge import __version__
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("device_runtime", "export", "fedpara_edge")
-NOT_COPIED = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "_build", "build", "demo-run", "dist")
+NOT_COPIED = shutil.ignore_patterns(
+    ".*", "*.egg-info", "__pycache__", "_build", "build", "demo-run", "dist", "node_modules"
+)
 HIDDEN = (".pre-commit-config.yaml",)
 DATA = {
     "device_runtime/py.typed",
@@ -71,7 +73,7 @@ def of_checkout(*folders: str) -> set[str]:
 
 def is_made(path: Path) -> bool:
     in_plans = path.parts[0] == "plans" and path.suffix in (".html", ".npz", ".png")
-    return in_plans or path.suffix == ".pyc" or bool({"_build", ".kept"} & set(path.parts))
+    return in_plans or path.suffix == ".pyc" or bool({"_build", ".kept", "node_modules"} & set(path.parts))
 
 
 def test_the_wheel_has_the_three_packages_and_nothing_else(built: Built) -> None:

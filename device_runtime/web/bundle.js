@@ -1,0 +1,73 @@
+/** The bundle that a device trains from (`fedpara_edge.formats.bundle`), as far as a phone needs it. */
+
+import { sha256 } from './digest.js';
+import { FedparaError } from './errors.js';
+import { Layout } from './layout.js';
+import { readTensors } from './tensorfile.js';
+import { fromUtf8, parseTyped } from './text.js';
+
+/** @typedef {import('./text.js').Bytes} Bytes */
+/** @typedef {import('./tensorfile.js').Dtype} Dtype */
+/** @typedef {(name: string) => Promise<Bytes>} Fetch Function that gets a file of the bundle by its name. */
+/** @typedef {{name: string, shape: number[], dtype: Dtype, classes: number | null, class_names?: string[]}} ArraySpec */
+/** @typedef {{output: ArraySpec, label: ArraySpec, loss: Loss}} Head */
+/** @typedef {{name: string, options: Record<string, string>}} Loss */
+
+const STEP = 'train_step.onnx', PERSONAL = 'local.safetensors';
+
+export class Bundle {
+  /**
+   * @param {any} manifest Content of `manifest.json`.
+   * @param {Bytes} step The graph of the training step.
+   * @param {import('./tensorfile.js').Floats} personal Initial personal tensors.
+   */
+  constructor(manifest, step, personal) {
+    /** @type {string} */
+    this.model = manifest.model;
+    /** @type {string} */
+    this.fingerprint = manifest.fingerprint;
+    /** @type {Record<string, any>} */
+    this.optimizer = manifest.optimizer;
+    this.layout = new Layout(manifest.layout.tensors);
+    const heads = manifest.schema === 1 ? [manifest] : manifest.heads;
+    /** @type {ArraySpec[]} */
+    this.inputs = manifest.schema === 1 ? [manifest.input] : manifest.inputs;
+    /** @type {Head[]} */
+    this.heads = heads.map((/** @type {any} */ head) => ({ ...head, loss: parseTyped(head.loss) }));
+    this.step = step;
+    this.personal = personal;
+  }
+}
+
+/**
+ * Get a bundle and verify what is used of it.
+ * @param {Fetch} fetch
+ */
+export async function openBundle(fetch) {
+  const manifest = JSON.parse(fromUtf8(await fetch('manifest.json')));
+  if (manifest.schema !== 1 && manifest.schema !== 2) {
+    throw new FedparaError(
+      `manifest.json: expected schema 1 or 2, found ${manifest.schema}; open the page of the release that exported it`,
+    );
+  }
+  const verified = async (/** @type {string} */ name) => {
+    const content = await fetch(name), { sha256: expected } = manifest.files[name], found = await sha256(content);
+    if (found !== expected) {
+      throw new FedparaError(
+        `${name}: expected the content that manifest.json lists (sha256 ${expected.slice(0, 12)}…), ` +
+          `found ${found.slice(0, 12)}…; load the page again`,
+      );
+    }
+    return content;
+  };
+  if (!manifest.files[STEP]) {
+    throw new FedparaError(`bundle: expected ${STEP}, found none; export it again with --engines onnxruntime`);
+  }
+  /** @type {import('./tensorfile.js').Floats} */
+  const personal = new Map();
+  if (manifest.files[PERSONAL]) {
+    const { tensors } = readTensors(await verified(PERSONAL), PERSONAL, 'fedpara-edge/local');
+    for (const [name, { values }] of tensors) personal.set(name, /** @type {Float32Array<ArrayBuffer>} */ (values));
+  }
+  return new Bundle(manifest, await verified(STEP), personal);
+}

@@ -1,0 +1,5 @@
+/** Error with a message of one line for the person at the device: what was expected, what was found, and the remedy. */
+export class FedparaError extends Error {
+  /** @override */
+  name = 'FedparaError';
+}

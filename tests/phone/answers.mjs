@@ -1,0 +1,112 @@
+/**
+ * What the phone's modules make of the test vectors, under Node.
+ *
+ * usage: node answers.mjs VECTORS ANSWERS    both folders; ANSWERS gets answers.json, and files under the vectors' names
+ */
+
+import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { argv } from 'node:process';
+
+import { openBundle } from '../../device_runtime/web/bundle.js';
+import { decodeChange, encodeChange, findCodec } from '../../device_runtime/web/codecs/codec.js';
+import { openData } from '../../device_runtime/web/data.js';
+import { FedparaError } from '../../device_runtime/web/errors.js';
+import { Layout } from '../../device_runtime/web/layout.js';
+import { epochOrder, microBatchSeed, stepSeed } from '../../device_runtime/web/order.js';
+import { SFC64 } from '../../device_runtime/web/random.js';
+import { learningRateAt, sumLearningRates } from '../../device_runtime/web/schedule.js';
+import { readControl } from '../../device_runtime/web/serverstate.js';
+import { makeSettings } from '../../device_runtime/web/settings.js';
+import { groupsIn, tensorsOf } from '../../device_runtime/web/groups.js';
+import { readTensors, writeTensors } from '../../device_runtime/web/tensorfile.js';
+import { train } from '../../device_runtime/web/training.js';
+import { applyChange, readWeights } from '../../device_runtime/web/weights.js';
+import { loadTools, read } from './tools.mjs';
+
+const [vectorFolder, answerFolder] = argv.slice(2), UPDATE = 'fedpara-edge/update';
+const tools = await loadTools();
+/** @type {Record<string, any[]>} */
+const vectors = JSON.parse(await readFile(join(vectorFolder, 'vectors.json'), 'utf8'));
+
+const stored = (/** @type {string} */ path) => read(join(vectorFolder, path));
+const bundleAt = (/** @type {string} */ path) => openBundle((name) => stored(join(path, name)));
+
+/**
+ * @param {string} path
+ * @param {Uint8Array | Float32Array} content
+ */
+async function write(path, content) {
+  await mkdir(dirname(join(answerFolder, path)), { recursive: true });
+  await writeFile(join(answerFolder, path), content);
+}
+
+/** @param {any} vector */
+async function answerCodec({ codec, seed, tensors, change, update, decoded }) {
+  const flat = new Layout(tensors).flat, values = new Float32Array((await stored(change)).buffer);
+  try {
+    const encoded = encodeChange(findCodec(codec), flat, values, { seed, zstd: tools.zstd });
+    if (update === null) return { error: null };
+    const file = readTensors(await stored(update), update, UPDATE);
+    await write(update, writeTensors(encoded.arrays, { ...file.header, codec: encoded.codec }));
+    await write(decoded, decodeChange(file, update, flat, tools.zstd));
+    await write(`${decoded}-by-itself`, encoded.decoded);
+    return {};
+  } catch (error) {
+    if (error instanceof FedparaError && update === null) return { error: error.message };
+    throw error;
+  }
+}
+
+/** @param {any} vector */
+async function answerWeights({ bundle: path, weights: name, change }) {
+  const bundle = await bundleAt(path), weights = await readWeights(await stored(name), name, bundle, tools.zstd);
+  const later = await applyChange(weights, await stored(change), change, bundle, tools.zstd);
+  return { base: weights.base, result: later.base };
+}
+
+/** @param {any} vector */
+async function answerCall({ bundle: path, weights: name, data, client, settings, update, before, after, control }) {
+  const bundle = await bundleAt(path), weights = await readWeights(await stored(name), name, bundle, tools.zstd);
+  const kept = before && readTensors(await stored(before), before, 'fedpara-edge/device-state');
+  const trained = await train(tools, {
+    bundle,
+    weights,
+    data: await openData(await stored(data), data, bundle),
+    settings: makeSettings(settings),
+    client,
+    before: before ? groupsIn(kept.tensors, 'after') : null,
+    ...(control ? { control: readControl(await stored(control), control, bundle, weights) } : {}),
+  });
+  await write(update, trained.update);
+  if (after) await write(after, writeTensors(tensorsOf(trained.after, 'after', bundle.layout), { format: 'fedpara-edge/device-state', version: 1 }));
+  return { steps: trained.steps, losses: trained.losses };
+}
+
+const answers = {
+  orders: vectors['orders'].map(({ examples, seed, epoch }) => [...epochOrder(examples, seed, epoch)]),
+  step_seeds: vectors['step_seeds'].map(({ seed, step }) => stepSeed(seed, step)),
+  micro_batch_seeds: vectors['micro_batch_seeds'].map(({ seed, number }) => microBatchSeed(seed, number)),
+  random_floats: vectors['random_floats'].map(({ seed, values }) => {
+    const random = new SFC64(seed);
+    return values.map(() => random.float32());
+  }),
+  rates: vectors['rates'].map(({ settings: given, steps, round }) => {
+    const settings = makeSettings(given), rate = (/** @type {number} */ step) => learningRateAt(settings, { step, steps, round });
+    return { rates: Array.from({ length: steps }, (_, step) => rate(step)), sum: sumLearningRates(settings, { steps, round }) };
+  }),
+  codecs: await inTurn(vectors['codecs'], answerCodec),
+  weights: await inTurn(vectors['weights'], answerWeights),
+  calls: await inTurn(vectors['calls'], answerCall),
+};
+await writeFile(join(answerFolder, 'answers.json'), JSON.stringify(answers));
+
+/**
+ * @param {any[]} values
+ * @param {(value: any) => Promise<any>} f
+ */
+async function inTurn(values, f) {
+  const found = [];
+  for (const value of values) found.push(await f(value));
+  return found;
+}

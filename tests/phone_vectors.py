@@ -1,0 +1,337 @@
+"""Test vectors for implementations of the device in other languages, written by the library itself.
+
+usage: python tests/phone_vectors.py FOLDER
+
+`FOLDER/vectors.json` has, by kind, the arguments of each vector and what must come out; paths in it are relative to the
+folder. docs/reference/device.md specifies the kinds.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import encoded
+import numpy as np
+import small_net
+import small_round
+import test_statistics
+from numpy.typing import NDArray
+
+from device_runtime import TrainConfig, open_data, open_engine, train
+from device_runtime.batches import epoch_order
+from device_runtime.engines.micro_batches import micro_batch_seed
+from device_runtime.epochs import step_seed, sum_learning_rates
+from device_runtime.schedule import learning_rate_at
+from export import export_bundle
+from fedpara_edge.codecs import find_encoder
+from fedpara_edge.codecs.codec import in_order
+from fedpara_edge.errors import DivergedError
+from fedpara_edge.factors.layout import Layout
+from fedpara_edge.formats.bundle import WEIGHTS, Bundle
+from fedpara_edge.formats.change import publish_change
+from fedpara_edge.formats.serverstate import ServerState, write_server_state
+from fedpara_edge.formats.update import write_update
+from fedpara_edge.formats.weights import Weights, read_weights, write_weights
+from fedpara_edge.nn import convert
+
+EXAMPLES = 29
+STATEFUL: dict[str, dict[str, Any]] = {
+    "sgd": {"codec": "float32", "epochs": 2, "batch_size": 8, "drop_last": True, "clip_norm": 0.5, "seed": 7},
+    "schedule": {"codec": "int8", "schedule": "cosine", "warmup_steps": 2, "batch_size": 5, "lr_decay": 0.9},
+    "steps": {"codec": "int2", "schedule": "steps", "epochs": 3, "drop_factor": 0.5, "drop_every": 2},
+    "momentum": {"codec": "float16", "algorithm": "fedprox:mu=0.2", "micro_batches": 3, "schedule": "linear"},
+    "adamw": {"codec": "int4", "algorithm": "feddyn:alpha=0.05", "lr": 0.002, "batch_size": 12, "seed": 4294967295},
+    "scaffold": {"codec": "uniform", "algorithm": "scaffold", "epochs": 2, "micro_batches": 2},
+}
+"""Calls of round 1 with what the device kept in round 0, by name."""
+STATELESS: dict[str, dict[str, Any]] = {
+    "statistics": {"codec": "uniform:step=1,by=tensor", "batch_size": 8, "seed": 3},
+    "random": {"codec": "int8:block=64,entropy=0", "batch_size": 16},
+}
+"""Calls of devices that keep nothing, whose codecs round at random."""
+OPTIMIZERS = {"momentum": "momentum", "adamw": "adamw"}
+CODECS = (
+    *("float32", "float16", "bfloat16", "int8", "int8:entropy=0", "int4", "int4:block=50,entropy=0", "int3", "int2"),
+    *("uniform", "uniform:step=0.01", "uniform:step=0.7,by=tensor", "uniform:step=6"),
+)
+CHANGES = ("heavy", "mixed", "zero", "subnormal", "large")
+SCHEDULES: tuple[dict[str, Any], ...] = (
+    {"lr": 0.1},
+    {"lr": 0.4, "schedule": "linear", "warmup_steps": 3},
+    {"lr": 0.3, "schedule": "cosine", "lr_decay": 0.992},
+    {"lr": 0.05, "schedule": "steps", "drop_every": 2, "drop_factor": 0.3, "warmup_steps": 1},
+)
+
+
+def write_vectors(folder: Path) -> None:
+    """Write all vectors to a new folder."""
+    folder.mkdir()
+    bundles = Bundles(folder / "bundles")
+    vectors = {
+        "orders": [
+            {"examples": n, "seed": seed, "epoch": epoch, "order": epoch_order(n, seed=seed, epoch=epoch).tolist()}
+            for n, seed, epoch in ((1, 0, 0), (5, 1, 0), (1000, 4294967295, 3), (4096, 7, 4294967296))
+        ],
+        "step_seeds": [
+            {"seed": seed, "step": step, "is": step_seed(seed, step)}
+            for seed, step in ((0, 0), (1, 17), (4294967295, 4294967296))
+        ],
+        "micro_batch_seeds": [
+            {"seed": seed, "number": number, "is": micro_batch_seed(seed, number)}
+            for seed in (0, 99)
+            for number in (0, 2)
+        ],
+        "random_floats": [{"seed": seed, "values": _random_floats(seed).tolist()} for seed in (0, 5, 4294967295)],
+        "rates": [_rates(given, round=number) for given in SCHEDULES for number in (0, 40)],
+        "codecs": [*_codecs(folder)],
+        "weights": [*_weights(folder, bundles)],
+        "calls": [*_calls(folder, bundles)],
+    }
+    (folder / "vectors.json").write_text(json.dumps(vectors, indent=1), encoding="utf-8")
+
+
+class Bundles:
+    """Bundles of the vectors, each exported when first asked for.
+
+    Args:
+        folder: Folder to write them to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._made: dict[str, Bundle] = {}
+
+    def small(self, optimizer: str) -> Bundle:
+        """The small network of the tests, with personal tensors and dropout."""
+        return self._once(optimizer, small_net.small_net(dropout=0.25), small_net.SHAPE, small_net.OPTIONS[optimizer])
+
+    def normalized(self) -> Bundle:
+        """A network with running statistics that travel, and nothing personal."""
+        converted, _ = convert(test_statistics.net(), test_statistics.Factorization(kind="dense", batchnorm="train"))
+        return self._once("statistics", converted, test_statistics.SHAPE, small_net.OPTIONS["sgd"])
+
+    def _once(self, name: str, model: Any, shape: tuple[int, ...], options: Mapping[str, Any]) -> Bundle:
+        if name not in self._made:
+            self._folder.mkdir(exist_ok=True)
+            config = small_net.ExportConfig(
+                name=name, input_shape=shape, input_dtype="float32", engines=("onnxruntime",), **options
+            )
+            with small_net.without_verification():
+                self._made[name] = export_bundle(model, self._folder / name, config)[0]
+        return self._made[name]
+
+
+class Place(NamedTuple):
+    """Folder of one call, and the one to which paths are relative."""
+
+    folder: Path
+    root: Path
+
+    def path(self, *names: str) -> str:
+        """Path of a file below the folder, relative to the root."""
+        return str(self.folder.joinpath(*names).relative_to(self.root))
+
+
+def _random_floats(seed: int) -> NDArray[np.float32]:
+    return np.random.Generator(np.random.SFC64(seed)).random(7, dtype=np.float32)
+
+
+def _rates(given: Mapping[str, Any], *, round: int) -> dict[str, Any]:
+    config, steps = TrainConfig(epochs=4, **given), 12
+    rates = [learning_rate_at(config, step=step, steps=steps, epochs=4, round=round) for step in range(steps)]
+    return {
+        "settings": {"epochs": 4, **given},
+        "steps": steps,
+        "round": round,
+        "rates": rates,
+        "sum": sum_learning_rates(config, steps=steps, round=round),
+    }
+
+
+def _codecs(root: Path) -> Iterator[dict[str, Any]]:
+    """Changes through every codec: with a seed, rounded at random; without, to the nearest."""
+    (root / "codecs").mkdir()
+    layout = Layout((), (*encoded.tensors(*encoded.SIZES), small_round.tensor("a", (9,), part="variance")))
+    weights = Weights(small_round.FINGERPRINT, 3, layout, small_round.random_tensors(layout, 1))
+    entries = layout.shared_parameters
+    named = encoded.changes(entries)
+    for name in CHANGES:
+        named[name].tofile(root / "codecs" / name)
+        change = _by_name(layout, named[name])
+        for codec in CODECS:
+            for seed in (None, 7) if find_encoder(codec).unbiased else (None,):
+                place = Place(root / "codecs" / f"{name}-{codec.replace(':', '-')}-{seed}", root)
+                place.folder.mkdir()
+                vector = {
+                    "codec": codec,
+                    "seed": seed,
+                    "tensors": layout.to_json()["tensors"],
+                    "change": f"codecs/{name}",
+                }
+                try:
+                    decoded = write_update(
+                        place.folder / "update.safetensors",
+                        small_round.header(weights, client="é ☃"),
+                        layout,
+                        change,
+                        encoder=find_encoder(codec),
+                        seed=seed,
+                    )
+                except DivergedError:
+                    yield {**vector, "update": None}
+                    continue
+                _flat(layout, decoded).tofile(place.folder / "decoded")
+                yield {**vector, "update": place.path("update.safetensors"), "decoded": place.path("decoded")}
+
+
+def _by_name(layout: Layout, flat: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    found, position = {}, 0
+    for tensor in in_order(layout.shared):
+        found[tensor.name] = flat[position : position + tensor.size].reshape(tensor.shape)
+        position += tensor.size
+    return found
+
+
+def _flat(layout: Layout, values: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+    return np.concatenate([values[tensor.name].reshape(-1) for tensor in in_order(layout.shared)])
+
+
+def _weights(root: Path, bundles: Bundles) -> Iterator[dict[str, Any]]:
+    """Encoded weights, and changes that lead to later ones."""
+    bundle = bundles.normalized()
+    place = Place(root / "weights", root)
+    place.folder.mkdir()
+    for codec in ("float32", "int4", "uniform"):
+        name = f"round-0-{codec}.safetensors"
+        written = write_weights(place.folder / name, read_weights(bundle.file(WEIGHTS)), find_encoder(codec))
+        later = replace(written, round=2, tensors=_moved(written, seed=5))
+        change = f"change-{codec}.safetensors"
+        published = publish_change(place.folder / change, written, later, find_encoder(codec), residual=None)
+        yield {
+            "bundle": str(bundle.path.relative_to(root)),
+            "weights": place.path(name),
+            "base": written.base,
+            "change": place.path(change),
+            "result": published.weights.base,
+        }
+
+
+def _moved(weights: Weights, *, seed: int) -> dict[str, NDArray[np.float32]]:
+    random = np.random.default_rng(seed)
+    return {
+        name: np.asarray(tensor + 0.01 * np.abs(random.standard_normal(tensor.shape)), np.float32)
+        for name, tensor in weights.tensors.items()
+    }
+
+
+def _calls(root: Path, bundles: Bundles) -> Iterator[dict[str, Any]]:
+    (root / "calls").mkdir()
+    for name, given in STATEFUL.items():
+        bundle = bundles.small(OPTIMIZERS.get(name, "sgd"))
+        place = Place(root / "calls" / name, root)
+        place.folder.mkdir()
+        weights = read_weights(bundle.file(WEIGHTS))
+        _train(bundle, place, bundle.file(WEIGHTS), given, "first.safetensors", keeps=True)
+        shutil.copy(place.folder / "state" / "lasting.safetensors", place.folder / "before.safetensors")
+        later = replace(weights, round=1, tensors=_moved(weights, seed=len(name)))
+        write_weights(place.folder / "round-1.safetensors", later)
+        control = _write_control(place, later) if given.get("algorithm") == "scaffold" else None
+        _train(
+            bundle,
+            place,
+            place.folder / "round-1.safetensors",
+            given,
+            "update.safetensors",
+            keeps=True,
+            control=control,
+        )
+        yield {
+            **_call(name, bundle, place, given),
+            "weights": place.path("round-1.safetensors"),
+            "before": place.path("before.safetensors"),
+            "after": place.path("state", "lasting.safetensors"),
+            **({} if control is None else {"control": place.path(control)}),
+        }
+    for name, given in STATELESS.items():
+        bundle = bundles.normalized()
+        place = Place(root / "calls" / name, root)
+        place.folder.mkdir()
+        _train(bundle, place, bundle.file(WEIGHTS), given, "update.safetensors", keeps=False)
+        yield {**_call(name, bundle, place, given), "weights": str(bundle.file(WEIGHTS).relative_to(root))}
+
+
+def _call(name: str, bundle: Bundle, place: Place, given: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "bundle": str(bundle.path.relative_to(place.root)),
+        "data": place.path("data.npz"),
+        "client": f"device {name}",
+        "settings": dict(given),
+        "update": place.path("update.safetensors"),
+    }
+
+
+def _train(
+    bundle: Bundle,
+    place: Place,
+    weights: Path,
+    given: Mapping[str, Any],
+    output: str,
+    *,
+    keeps: bool,
+    control: str | None = None,
+) -> None:
+    data, config = place.folder / "data.npz", {name: given[name] for name in given.keys() - {"codec"}}
+    write_data(data, bundle)
+    train(
+        open_engine(bundle, "onnxruntime", threads=1),
+        open_data(data, bundle.manifest),
+        weights,
+        TrainConfig(**config),
+        output=place.folder / output,
+        encoder=find_encoder(given["codec"]),
+        state=place.folder / "state" if keeps else None,
+        client=f"device {place.folder.name}",
+        server_state=None if control is None else place.folder / control,
+    )
+
+
+def write_data(path: Path, bundle: Bundle) -> None:
+    """Write random examples for a bundle, deflated or not."""
+    random = np.random.default_rng(zlib.crc32(path.parent.name.encode()))
+    (spec,), (head,) = bundle.interface.inputs, bundle.interface.heads
+    x = random.standard_normal((EXAMPLES, *spec.shape), dtype=np.float32)
+    y = random.integers(0, head.label.classes or 0, EXAMPLES)
+    if len(path.parent.name) % 2:
+        np.savez(path, x=x, y=y.astype(np.uint8))
+    else:
+        np.savez_compressed(path, x=x, y=y)
+
+
+def _write_control(place: Place, weights: Weights) -> str:
+    random = np.random.default_rng(2)
+    control = {
+        name: (0.01 * random.standard_normal(tensor.shape)).astype(np.float32)
+        for name, tensor in weights.tensors.items()
+    }
+    state = ServerState(
+        fingerprint=weights.fingerprint,
+        round=weights.round,
+        base=weights.base,
+        algorithm="scaffold",
+        options={"clients": 10, "lr": 1.0},
+        groups={"control": control},
+    )
+    write_server_state(place.folder / "control.safetensors", state)
+    return "control.safetensors"
+
+
+if __name__ == "__main__":
+    write_vectors(Path(sys.argv[1]))
