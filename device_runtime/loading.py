@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from device_runtime.engines.protocol import Engine
-from device_runtime.state import DeviceState, Groups
+from device_runtime.state import COMMITTED, DeviceState
+from device_runtime.statefiles import Groups
 from fedpara_edge.algorithms import ClientAlgorithm
-from fedpara_edge.errors import InputError, WrongBundleError
+from fedpara_edge.errors import InputError, WrongBundleError, brief
+from fedpara_edge.factors.layout import Layout
 from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.formats.serverstate import Group, read_server_state
 from fedpara_edge.formats.weights import Weights, read_weights
+
+PERSONAL, RESIDUAL = "personal", "residual"
+"""Groups of a state folder."""
 
 
 def load_weights(engine: Engine, path: Path, *, state: Path | None = None) -> Weights:
@@ -53,8 +59,44 @@ def read_personal(bundle: Bundle, state: Path) -> dict[str, NDArray[Any]]:
     if not state.is_dir():
         raise InputError(f"{state}: expected a state folder, found none; train with --state {state} first")
     committed = DeviceState(state, bundle.manifest.fingerprint).committed()
-    names = [tensor.name for tensor in bundle.manifest.layout.with_role("personal")]
-    return {} if committed is None else {name: committed.after["personal"][name] for name in names}
+    if committed is None:
+        return {}
+    _check_groups(committed.after, bundle.manifest.layout, state)
+    return dict(committed.after.get(PERSONAL, {}))
+
+
+def read_groups(state: DeviceState, call: Mapping[str, Any], bundle: Bundle) -> Groups:
+    """Groups with which a call begins, each of tensors of the bundle; none before the first call.
+
+    Raises:
+        InputError: The committed state is damaged, or has tensors that the bundle lacks, or lacks some.
+        WrongBundleError: The state belongs to another bundle.
+    """
+    groups = state.groups_for(call)
+    if groups:
+        _check_groups(groups, bundle.manifest.layout, state.folder)
+    return groups
+
+
+def _check_groups(groups: Groups, layout: Layout, folder: Path) -> None:
+    """Compare the tensors of each group with those of the layout: personal, shared, or shared and trained."""
+    personal, shared = layout.with_role("personal"), layout.shared
+    trained = tuple(tensor for tensor in shared if tensor in layout.trained)
+    for group, tensors in {PERSONAL: {}, **groups}.items():
+        expected = {PERSONAL: personal, RESIDUAL: shared}.get(group, trained)
+        wanted = {tensor.name: ("float32", tensor.shape) for tensor in expected}
+        found = {name: (tensor.dtype.name, tensor.shape) for name, tensor in tensors.items()}
+        if found != wanted:
+            name = min(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+            raise InputError(
+                f"{folder}: tensor {brief(f'{group}/{name}')}: expected {_spelled(wanted.get(name))}, found "
+                f"{_spelled(found.get(name))}; delete {COMMITTED} in it to begin from the bundle's initial personal "
+                "tensors"
+            )
+
+
+def _spelled(dtype_and_shape: tuple[str, tuple[int, ...]] | None) -> str:
+    return "none" if dtype_and_shape is None else f"{dtype_and_shape[0]} {list(dtype_and_shape[1])}"
 
 
 def read_control(path: Path | None, weights: Weights, algorithm: ClientAlgorithm) -> Group:

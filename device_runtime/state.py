@@ -3,12 +3,14 @@
     lock                   held by the process that uses the folder; empty
     client                 the device's name, made once: one line of UTF-8
     lasting.safetensors    the committed state: what the last finished call left behind
-    pending.safetensors    the next committed state, of a call whose update is about to be written; absent otherwise
-    pending.json           {"output": absolute path of that update, "update": its header}; absent otherwise
+    pending.safetensors    the next committed state, of a call whose update is about to appear; absent otherwise
+    pending.json           the promise of that update: {"output": its absolute path, "waiting": name of the folder
+                           beside it in which the complete update waits for its rename}; absent otherwise
     progress.safetensors   an unfinished call; absent otherwise
 
-Both `.safetensors` files (container: `fedpara_edge.storage.tensorfile`) hold *groups* of tensors, a group being a
+The `.safetensors` files (container: `fedpara_edge.storage.tensorfile`) hold *groups* of tensors, a group being a
 mapping from names to arrays of any shape and dtype; whatever is kept besides the personal tensors is one more group.
+Their headers have a `digest` (`fedpara_edge.storage.digest`), without which those of releases up to 0.2 are read too.
 
 `fedpara-edge/device-state`, version 1: header `format, version, fingerprint, call`; tensors `before/<group>/<name>`
 and `after/<group>/<name>`, as they were when that call began and when it ended. The group `personal` holds the personal
@@ -19,11 +21,14 @@ FedDyn's ∇_i (`fedpara_edge.algorithms`).
 `Progress`; tensors `<group>/<name>`. The group `engine` holds the state of the engine.
 
 A *call* is everything that decides the outcome of a training: round, base weights, data, options. A call ends with some
-commits, each one rename or removal: its last progress, the pending state and what it waits for, the update, the
-committed state, the removal of the rest. Cut short between any two, the same call again finds its progress, takes no
-further step and commits the same bytes; cut short after the last, it begins from `before` again. So a repeated call
-never trains the personal tensors twice, and never adds to what an algorithm keeps twice. Another call first completes
-what is left of the one before: where its update is in place, the server may have it, and the pending state counts.
+commits, each one rename or removal: its last progress, the pending state, the promise, the update, the committed state,
+the removal of the rest. Cut short between any two, the same call again finds its progress, takes no further step and
+commits the same bytes; cut short after the last, it begins from `before` again. So a repeated call never trains the
+personal tensors twice, and never adds to what an algorithm keeps twice.
+
+Another call first settles what is left of the one before. The promise is made when the update is complete, so from then
+on the update waits in its folder or was renamed. If it waits, it was never sent: the pending state is dropped, and then
+the update. If it does not, it may have been sent, wherever it is by now: the pending state is committed.
 """
 
 from __future__ import annotations
@@ -33,76 +38,26 @@ import secrets
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
-from fedpara_edge.errors import InputError, WrongBundleError
+from device_runtime.statefiles import (
+    Committed,
+    Groups,
+    Progress,
+    read_committed,
+    read_progress,
+    write_committed,
+    write_progress,
+)
+from fedpara_edge.errors import InputError
 from fedpara_edge.formats.update import EncodedUpdate, is_update
-from fedpara_edge.storage.atomic import remove_leftovers, replacing_file
+from fedpara_edge.storage.atomic import remove_leftovers, replacing_file, sync
 from fedpara_edge.storage.locking import hold
-from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
 from fedpara_edge.storage.tensortable import strict_json
 
-COMMITTED_FORMAT = "fedpara-edge/device-state"
-PROGRESS_FORMAT = "fedpara-edge/progress"
 COMMITTED, PENDING, PROMISE = "lasting.safetensors", "pending.safetensors", "pending.json"
 PROGRESS, CLIENT = "progress.safetensors", "client"
-
-Groups = Mapping[str, Mapping[str, NDArray[Any]]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Committed:
-    """Committed state: what a finished call leaves behind.
-
-    Args:
-        call: Identity of the call, plain JSON data.
-        before: Groups as they were when the call began.
-        after: Groups as they were when it ended.
-    """
-
-    call: Mapping[str, Any]
-    before: Groups
-    after: Groups
-
-    def start_of(self, call: Mapping[str, Any]) -> Groups:
-        """Groups with which a call begins: `after`, or `before` if it repeats the finished call.
-
-        Another call of the same round goes on from the personal tensors, but its update replaces that of the finished
-        call, so whatever else is kept is as it was before the round. A call of an earlier round means that the
-        federation has begun anew and what its server kept is gone: only the personal tensors go on.
-        """
-        if call == self.call:
-            return self.before
-        if call["round"] < self.call["round"]:
-            return {name: self.after[name] for name in ("personal",) if name in self.after}
-        if all(call.get(key) == self.call.get(key) for key in ("round", "base")):
-            return {**self.before, **{name: self.after[name] for name in ("personal",) if name in self.after}}
-        return self.after
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Progress of a call.
-
-    Args:
-        call: Identity of the call, plain JSON data.
-        output: Absolute path of the update that the call will write.
-        step: Number of steps taken.
-        seconds: Time that the steps took, in seconds.
-        loss_sums: Sum of the loss over the examples seen, for each epoch begun.
-        groups: Groups of tensors to continue with.
-    """
-
-    call: Mapping[str, Any]
-    output: str
-    step: int
-    seconds: float
-    loss_sums: tuple[float, ...]
-    groups: Groups
 
 
 class DeviceState:
@@ -143,13 +98,7 @@ class DeviceState:
             InputError: The file is damaged.
             WrongBundleError: The state belongs to another bundle.
         """
-        remedy = "delete it to begin from the bundle's initial personal tensors"
-        if (content := self._read(self._committed, COMMITTED_FORMAT, remedy)) is None:
-            return None
-        header, groups = content
-        return Committed(
-            call=header["call"], before=_nested(groups.get("before", {})), after=_nested(groups.get("after", {}))
-        )
+        return read_committed(self._committed, self._fingerprint) if self._committed.exists() else None
 
     def groups_for(self, call: Mapping[str, Any]) -> Groups:
         """Groups with which a call begins; none before the first call.
@@ -180,30 +129,52 @@ class DeviceState:
         Raises:
             FedparaError: The disk refuses a write.
         """
-        moments = {"before": _flat(committed.before), "after": _flat(committed.after)}
-        self._write(self._pending, moments, {"format": COMMITTED_FORMAT, "call": committed.call})
-        promise = {"output": str(output.absolute()), "update": dict(update.header)}
-        with replacing_file(self._promise) as temporary:
-            temporary.write_text(json.dumps(promise), encoding="utf-8")
-        update.write(output)
+        write_committed(self._pending, committed, self._fingerprint)
+        try:
+            update.write(output, ready=self._give_promise)
+        except BaseException:
+            if not is_update(output, update.header):
+                self._promise.unlink(missing_ok=True)
+            raise
         self.settle()
 
     def settle(self) -> None:
-        """Commit the pending state, if there is one and its update is in place, and drop it if not."""
+        """Commit the pending state, if there is one and its update was renamed to its output, and drop it if not.
+
+        Raises:
+            InputError: The promise is damaged.
+        """
         if not self._promise.exists() and not self._pending.exists():
             return
-        if self._promise.exists() and self._pending.exists() and self._is_kept():
+        waiting = self._waiting()
+        if waiting is not None and not waiting.exists() and self._pending.exists():
             self._pending.replace(self._committed)
+            sync(self.folder)
         self._promise.unlink(missing_ok=True)
+        sync(self.folder)
         self._pending.unlink(missing_ok=True)
+        if waiting is not None:
+            remove_leftovers(waiting.parent.with_name(waiting.name))
 
-    def _is_kept(self) -> bool:
-        """Whether the promised update is in place."""
+    def _give_promise(self, complete: Path, output: Path) -> None:
+        """Promise a complete update, which is about to be renamed to `output`."""
+        promise = {"output": str(output), "waiting": complete.parent.name}
+        with replacing_file(self._promise) as temporary:
+            temporary.write_text(json.dumps(promise), encoding="utf-8")
+
+    def _waiting(self) -> Path | None:
+        """Path at which the promised update waits for its rename, if it still does; None without a promise."""
+        if not self._promise.exists():
+            return None
         try:
             promise = strict_json(self._promise.read_text(encoding="utf-8"))
-            return is_update(Path(promise["output"]), promise["update"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
+            output = Path(promise["output"])
+            return output.with_name(Path(promise["waiting"]).name) / output.name
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{self._promise}: expected the place of an update, found a damaged file; delete it, and the state of "
+                "that update does not count"
+            ) from error
 
     def progress(self) -> Progress | None:
         """Progress of an unfinished call; None if there is none.
@@ -212,18 +183,7 @@ class DeviceState:
             InputError: The file is damaged.
             WrongBundleError: The progress belongs to another bundle.
         """
-        remedy = "delete it to begin its call again"
-        if (content := self._read(self._progress, PROGRESS_FORMAT, remedy)) is None:
-            return None
-        header, groups = content
-        return Progress(
-            call=header["call"],
-            output=header["output"],
-            step=header["step"],
-            seconds=header["seconds"],
-            loss_sums=tuple(header["loss_sums"]),
-            groups=groups,
-        )
+        return read_progress(self._progress, self._fingerprint) if self._progress.exists() else None
 
     def save_progress(self, progress: Progress) -> None:
         """Replace the progress, atomically.
@@ -231,36 +191,11 @@ class DeviceState:
         Raises:
             FedparaError: The disk refuses the write.
         """
-        fields = {
-            "format": PROGRESS_FORMAT,
-            "call": progress.call,
-            "output": progress.output,
-            "step": progress.step,
-            "seconds": progress.seconds,
-            "loss_sums": list(progress.loss_sums),
-        }
-        self._write(self._progress, progress.groups, fields)
+        write_progress(self._progress, progress, self._fingerprint)
 
     def remove_progress(self) -> None:
         """Delete the progress, if there is any."""
         self._progress.unlink(missing_ok=True)
-
-    def _write(self, path: Path, groups: Groups, fields: Mapping[str, Any]) -> None:
-        write_tensors(path, _flat(groups), {"version": 1, "fingerprint": self._fingerprint, **fields})
-
-    def _read(
-        self, path: Path, format: str, remedy: str
-    ) -> tuple[Mapping[str, Any], dict[str, dict[str, NDArray[Any]]]] | None:
-        if not path.exists():
-            return None
-        with TensorFile(path, format=format, error=InputError, remedy=remedy) as file:
-            found = str(file.header.get("fingerprint"))
-            if found != self._fingerprint:
-                raise WrongBundleError(
-                    f"{path}: expected the state of bundle {self._fingerprint[:12]}…, found that of {found[:12]}…; "
-                    "give each bundle a state folder of its own"
-                )
-            return file.header, _nested({name: file.read(name) for name in file.entries})
 
 
 @contextmanager
@@ -296,15 +231,3 @@ def _remove_leftovers(folder: Path) -> None:
     for file in folder.glob(".*"):  # of releases up to 0.2
         if file.is_file() and file.name.startswith((".tmp", *(f".{name}." for name in names))):
             file.unlink()
-
-
-def _flat(groups: Groups) -> dict[str, NDArray[Any]]:
-    return {f"{group}/{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
-
-
-def _nested(tensors: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, NDArray[Any]]]:
-    groups: dict[str, dict[str, NDArray[Any]]] = {}
-    for path, tensor in tensors.items():
-        group, _, name = path.partition("/")
-        groups.setdefault(group, {})[name] = tensor
-    return groups

@@ -33,9 +33,10 @@ from device_runtime.data import Dataset
 from device_runtime.engines.protocol import Engine
 from device_runtime.epochs import Step, count_steps, sum_learning_rates, take_steps
 from device_runtime.interrupts import holding_interrupts
-from device_runtime.loading import load_personal, load_weights, read_control
+from device_runtime.loading import PERSONAL, RESIDUAL, load_personal, load_weights, read_control, read_groups
 from device_runtime.progress import OnStep
-from device_runtime.state import Committed, DeviceState, Groups, Progress, open_state
+from device_runtime.state import PROGRESS, DeviceState, open_state
+from device_runtime.statefiles import Committed, Groups, Progress
 from fedpara_edge.algorithms import ClientAlgorithm
 from fedpara_edge.algorithms.client import Start
 from fedpara_edge.codecs import FLOAT32, spelled
@@ -46,11 +47,7 @@ from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.formats.serverstate import Group
 from fedpara_edge.formats.update import UpdateHeader, encode_update
 from fedpara_edge.formats.weights import Weights
-from fedpara_edge.storage.atomic import check_output, sha256_of
-from fedpara_edge.storage.tensorfile import Seal
-
-PERSONAL, RESIDUAL = "personal", "residual"
-"""Groups of a state folder."""
+from fedpara_edge.storage.atomic import Ready, check_output, sha256_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +86,7 @@ def train(
     state: Path | str | None = None,
     client: str | None = None,
     server_state: Path | str | None = None,
-    seal: Seal | None = None,
+    seal: Ready | None = None,
     overwrite: bool = False,
     on_step: OnStep | None = None,
 ) -> TrainResult:
@@ -135,9 +132,9 @@ def train(
         header = _header(origin, _name(client, kept), examples=dataset.examples, steps=steps)
         inputs = (weights, dataset.path, server_state)
         begin = _begin(kept, call, steps=steps, output=output, inputs=inputs, overwrite=overwrite)
-        before = {} if kept is None else kept.groups_for(call)
+        before = {} if kept is None else read_groups(kept, call, bundle)
         personal = load_personal(engine, before)
-        begin = _resume(engine, begin)
+        begin = _resume(engine, begin, kept, steps=steps, epochs=config.epochs)
         start = _start(origin, before, control, config, steps=steps)
         shared = frozenset(start.weights) if personal else None
         adjustment = config.adjustment(algorithm.term(start), shared=shared)
@@ -215,11 +212,26 @@ def _identity(
     }
 
 
-def _resume(engine: Engine, begin: Progress) -> Progress:
+def _resume(engine: Engine, begin: Progress, kept: DeviceState | None, *, steps: int, epochs: int) -> Progress:
     """The progress to begin with, whose groups are in the engine if there is any."""
-    if begin.step:
-        engine.restore(begin.groups["engine"])
+    if begin.step and kept is not None:
+        found, expected = begin.groups.get("engine", {}), engine.state()
+        faults = {
+            f"at most {steps} steps": begin.step > steps,
+            "a sum of losses for each epoch": len(begin.loss_sums) != -(-begin.step * epochs // steps),
+            f"tensors of engine {engine.name}": _arrays(found) != _arrays(expected),
+        }
+        if fault := next((text for text, is_so in faults.items() if is_so), None):
+            raise InputError(
+                f"{kept.folder}: expected the progress of this call with {fault}, found another; delete {PROGRESS} in "
+                "it to begin the call again"
+            )
+        engine.restore(found)
     return replace(begin, groups={})
+
+
+def _arrays(tensors: Mapping[str, NDArray[Any]]) -> dict[str, str]:
+    return {name: f"{tensors[name].dtype} {list(tensors[name].shape)}" for name in sorted(tensors)}
 
 
 def _start(origin: Weights, before: Groups, control: Group, config: TrainConfig, *, steps: int) -> Start:

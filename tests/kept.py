@@ -1,6 +1,7 @@
 """A state folder as a finished call leaves it, without the call."""
 
-from device_runtime.state import Committed, DeviceState
+from device_runtime.state import DeviceState
+from device_runtime.statefiles import Committed
 from fedpara_edge.formats.update import FORMAT, EncodedUpdate
 
 

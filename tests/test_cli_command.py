@@ -204,7 +204,7 @@ def test_if_missing_ends_what_was_cut_short_after_its_output(here: Path, run: Co
     cut = (
         "import sys\nfrom device_runtime import state\nfrom fedpara_edge.cli import main\n"
         "def stop(*_): raise KeyboardInterrupt\n"
-        "state.DeviceState._is_kept = stop\nmain()"
+        "state.DeviceState._waiting = stop\nmain()"
     )
     command = [*TRAIN, "--state", "s", "--codec", "int4"]
     done = subprocess.run([sys.executable, "-c", cut, *command], capture_output=True, check=False)

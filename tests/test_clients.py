@@ -10,7 +10,8 @@ from softmax_regression import SoftmaxRegression, make_bundle, write_npz
 from device_runtime import evaluate, load_weights, open_data
 from device_runtime.clients import Client, Distribution, distribution, evaluate_clients, pair_clients
 from device_runtime.evaluation import overall
-from device_runtime.state import Committed, open_state
+from device_runtime.state import open_state
+from device_runtime.statefiles import Committed
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.bundle import WEIGHTS, Bundle
 
@@ -26,7 +27,7 @@ def make_client(folder: Path, bundle: Bundle, name: str, *, bias: list[float] | 
     with open_state(state, bundle.manifest.fingerprint) as kept:
         if bias is not None:
             personal = {"personal": {"fc.bias": np.array(bias, np.float32)}}
-            commit(kept, Committed(call={}, before=personal, after=personal))
+            commit(kept, Committed(call={"round": 0, "base": ""}, before=personal, after=personal))
     return Client(data=data, state=state)
 
 

@@ -7,7 +7,8 @@ from softmax_regression import CLASSES, SoftmaxRegression, make_bundle, make_man
 
 from device_runtime import evaluate, load_weights, open_data
 from device_runtime.engines.protocol import Outcome
-from device_runtime.state import Committed, open_state
+from device_runtime.state import open_state
+from device_runtime.statefiles import Committed
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError
 from fedpara_edge.formats.bundle import WEIGHTS
 
@@ -81,7 +82,7 @@ def test_personal_tensors_come_from_the_state(tmp_path):
         load_weights(engine, weights, state=state)
         np.testing.assert_array_equal(engine.read()["fc.bias"], initial)
         before, after = ({"personal": {"fc.bias": bias}} for bias in (initial, mine))
-        commit(kept, Committed(call={}, before=before, after=after))
+        commit(kept, Committed(call={"round": 0, "base": ""}, before=before, after=after))
         load_weights(engine, weights, state=state)
         np.testing.assert_array_equal(engine.read()["fc.bias"], mine)
     other = make_bundle(tmp_path / "other", seed=1)

@@ -1,6 +1,7 @@
 """Local training: however it is interrupted, the same call gives the same bytes."""
 
 import io
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,6 +42,7 @@ class Device:
 
     def __init__(self, inputs, folder, *, weights=None, codec="float32"):
         folder.mkdir(exist_ok=True)
+        self.inputs = inputs
         self.bundle = open_bundle(inputs / "bundle")
         self.dataset = open_data(inputs / "data.npz", self.bundle.manifest)
         self.weights = weights or self.bundle.file(WEIGHTS)
@@ -188,6 +190,8 @@ class PowerCut:
         self.left, self.late = allowed, late
         for name in ("replace", "unlink"):
             monkeypatch.setattr(Path, name, self.guarded(getattr(Path, name)))
+        remove = shutil.rmtree  # of temporary folders, which stay where the power is gone
+        monkeypatch.setattr(shutil, "rmtree", lambda *a, **k: None if self.happened else remove(*a, **k))
 
     def guarded(self, change):
         def guarded(path, *arguments, **options):
@@ -279,14 +283,17 @@ def test_a_power_cut_at_any_write_of_a_later_call_changes_nothing(inputs, tmp_pa
         assert complete(device) == reference.result()
 
 
+@pytest.mark.parametrize("taken", [False, True])
 @pytest.mark.parametrize("late", [False, True])
-def test_what_an_update_that_is_in_place_left_out_is_never_lost(inputs, tmp_path, late):
-    """The server may have the update, so that the next call must begin with its residual."""
+def test_what_an_update_that_was_in_place_left_out_is_never_lost(inputs, tmp_path, late, taken):
+    """The server may have the update, above all if it was taken away: the next call must begin with its residual."""
 
     def call_after(folder, allowed):
         device = Device(inputs, folder, codec="topk:share=0.2")
         ended = train_until_power_cut(device, allowed, late=late)
         sent = device.output.exists()
+        if taken:
+            device.output.unlink(missing_ok=True)
         go_on(device, folder)
         device.train()
         return ended, sent, device.result()

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from kept import commit
 
-from device_runtime.state import Committed, Progress, open_state
+from device_runtime.state import open_state
+from device_runtime.statefiles import Committed, Progress
 from fedpara_edge.errors import BusyError, FedparaError, InputError, WrongBundleError
 
 FINGERPRINT = "5f" * 32

@@ -81,7 +81,7 @@ def _state(path: Path) -> dict[str, Any]:
 def _owner(formats: Sequence[Any]) -> str | None:
     """Whose state files of these formats are, `server` or `device`; None if they are no state of a single one."""
     check_package("device_runtime")
-    from device_runtime.state import COMMITTED_FORMAT, PROGRESS_FORMAT
+    from device_runtime.statefiles import COMMITTED_FORMAT, PROGRESS_FORMAT
 
     known = {"server": [SERVER_FORMAT], "device": [COMMITTED_FORMAT, PROGRESS_FORMAT]}
     return next((owner for owner, its in known.items() if all(found in its for found in formats)), None)

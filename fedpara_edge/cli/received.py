@@ -13,7 +13,7 @@ from fedpara_edge.cli.options import PATH
 from fedpara_edge.errors import InputError
 
 if TYPE_CHECKING:
-    from fedpara_edge.storage.tensorfile import Seal
+    from fedpara_edge.storage.atomic import Ready
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -84,7 +84,7 @@ def find_origin(
     return Origin(received.bundle, received.weights, received.run)
 
 
-def find_seal(key: Path | None, run: str | None, origin: Origin) -> Seal | None:
+def find_seal(key: Path | None, run: str | None, origin: Origin) -> Ready | None:
     """The function that signs an update with a private key for the run; None without a key.
 
     Raises:

@@ -37,7 +37,8 @@ from fedpara_edge.factors.layout import Layout
 from fedpara_edge.formats.tables import max_table_bytes
 from fedpara_edge.formats.weights import Weights
 from fedpara_edge.options import check, option
-from fedpara_edge.storage.tensorfile import Seal, TensorFile, write_tensors
+from fedpara_edge.storage.atomic import Ready
+from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
 
 FORMAT = "fedpara-edge/update"
 REMEDY = "send it again"
@@ -111,15 +112,25 @@ class EncodedUpdate:
     header: Mapping[str, Any]
     arrays: Mapping[str, NDArray[Any]]
     change: Mapping[str, NDArray[np.float32]]
-    seal: Seal | None = None
+    seal: Ready | None = None
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path, *, ready: Ready | None = None) -> None:
         """Write the file, atomically.
+
+        Args:
+            path: File to write.
+            ready: Function called once the file is complete and signed, before it appears at `path`.
 
         Raises:
             FedparaError: The disk refuses the write.
         """
-        write_tensors(path, self.arrays, self.header, seal=self.seal)
+
+        def sign_and_tell(complete: Path, path: Path) -> None:
+            for function in (self.seal, ready):
+                if function is not None:
+                    function(complete, path)
+
+        write_tensors(path, self.arrays, self.header, ready=sign_and_tell)
 
 
 def encode_update(

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -48,8 +48,14 @@ def check_output(path: Path, *, overwrite: bool, folder: bool = False, inputs: I
         raise InputError(f"{path}: expected a folder that can be written, found {parent}; choose another place")
 
 
+Ready = Callable[[Path, Path], None]
+"""Function of a complete and synced file, the first path, which is about to be renamed to the second."""
+
+
 @contextmanager
-def replacing_file(path: Path, *, overwrite: bool = True, mode: int = 0o666) -> Iterator[Path]:
+def replacing_file(
+    path: Path, *, overwrite: bool = True, mode: int = 0o666, ready: Ready | None = None
+) -> Iterator[Path]:
     """Yield a temporary path; on success it is synced to disk and renamed to `path`.
 
     On any error, Ctrl-C included, the temporary file is removed and `path` stays as it was. What a process that was
@@ -59,6 +65,7 @@ def replacing_file(path: Path, *, overwrite: bool = True, mode: int = 0o666) -> 
         path: File to write.
         overwrite: Whether to replace an existing file that has other content; one with the same content stays.
         mode: Permissions of the file, of which the umask is taken away.
+        ready: Function called just before the rename, which an error of its own prevents.
 
     Raises:
         OutputExistsError: `path` exists with other content, and `overwrite` is false.
@@ -69,13 +76,15 @@ def replacing_file(path: Path, *, overwrite: bool = True, mode: int = 0o666) -> 
         temporary = folder / path.name
         temporary.touch()
         yield temporary
+        sync(temporary)
+        temporary.chmod(mode & ~_umask())
+        if ready is not None:
+            ready(temporary, path)
         if not overwrite and path.exists():
             _check_same(temporary, path)
             return
-        _sync(temporary)
-        temporary.chmod(mode & ~_umask())
         temporary.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
 
 
 @contextmanager
@@ -95,13 +104,13 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         temporary.mkdir()
         yield temporary
         for file in temporary.rglob("*"):
-            _sync(file)
+            sync(file)
         temporary.chmod(0o777 & ~_umask())
         if path.exists():
             _replace_folder(temporary, path)
         else:
             temporary.rename(path)
-        _sync(path.parent)
+        sync(path.parent)
 
 
 def remove_leftovers(path: Path) -> None:
@@ -193,7 +202,8 @@ def _explaining_os_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, are on the disk."""
     # A folder can't be opened for syncing on every system; the rename is atomic all the same.
     with suppress(PermissionError, IsADirectoryError):
         handle = os.open(path, os.O_RDONLY)

@@ -20,7 +20,7 @@ import os
 import stat
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError, brief_text
-from fedpara_edge.storage.atomic import replacing_file
+from fedpara_edge.storage.atomic import Ready, replacing_file
 from fedpara_edge.storage.filekind import HEAD_BYTES, recognize
 from fedpara_edge.storage.tensortable import (
     MAX_TABLE_BYTES,
@@ -44,8 +44,6 @@ from fedpara_edge.storage.tensortable import (
 )
 
 KEY = "fedpara_edge"
-Seal = Callable[[Path, Path], None]
-"""Function that signs a complete file, the first path, which is about to appear at the second."""
 _SHARED_CHARACTERS = 1 << 18
 """Length of the longest table that is cached: that of a thousand tensors and more."""
 
@@ -56,7 +54,7 @@ def write_tensors(
     header: Mapping[str, Any],
     *,
     overwrite: bool = True,
-    seal: Seal | None = None,
+    ready: Ready | None = None,
 ) -> None:
     """Write tensors and header to `path`, atomically; equal arguments give equal bytes.
 
@@ -65,7 +63,7 @@ def write_tensors(
         tensors: Tensors by name.
         header: Header, plain JSON data.
         overwrite: Whether to replace an existing file that has other content.
-        seal: Function that signs the complete file before it appears at `path`.
+        ready: Function called once the file is complete, before it appears at `path`.
 
     Raises:
         OutputExistsError: `path` exists with other content, and `overwrite` is false.
@@ -73,13 +71,11 @@ def write_tensors(
     """
     text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False)
     contiguous = {name: np.ascontiguousarray(tensor).reshape(tensor.shape) for name, tensor in tensors.items()}
-    with replacing_file(path, overwrite=overwrite) as temporary:
+    with replacing_file(path, overwrite=overwrite, ready=ready) as temporary:
         try:
             save_file(contiguous, temporary, metadata={KEY: text})
         except SafetensorError as error:
             raise OSError(str(error)) from error
-        if seal is not None:
-            seal(temporary, path)
 
 
 class TensorFile:
