@@ -80,6 +80,7 @@ DEVICE: tuple[set[str], ...] = (
         "device_runtime.remedies",
         "device_runtime.schedule",
         "device_runtime.sources",
+        "device_runtime.statefiles",
     },
     {"device_runtime.data", "device_runtime.state", "device_runtime.config"},
     {"device_runtime.batches", "device_runtime.loading", "device_runtime.nonfinite", "device_runtime.prediction"},

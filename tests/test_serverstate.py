@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,9 @@ from fedpara_edge.storage.rounds import round_path
 
 GOLDEN = (
     rb'{"__metadata__":{"fedpara_edge":"{\"algorithm\":{\"name\":\"fedavgm\",\"options\":{\"lr\":1.0,'
-    rb"\"momentum\":0.9}},\"base\":\"00\",\"fingerprint\":\"ff\",\"format\":\"fedpara-edge/server-state\","
+    rb"\"momentum\":0.9}},\"base\":\"00\","
+    rb"\"digest\":\"e01899a021f0264877c854a2227ff1a21f38e86775832d3e0dcc54129d884a6a\","
+    rb"\"fingerprint\":\"ff\",\"format\":\"fedpara-edge/server-state\","
     rb'\"round\":3,\"version\":1}"},'
     rb'"momentum/a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
 )
@@ -45,7 +48,16 @@ def make_state(weights: Weights, *, residual: bool = True) -> ServerState:
     return state_of(weights, FedAdam(), {**groups, **({RESIDUAL: groups["moment1"]} if residual else {})})
 
 
-def test_golden_bytes(tmp_path: Path) -> None:
+DIGEST = rb"\\\"digest\\\":\\\"[0-9a-f]{64}\\\","
+
+
+def content_of(table: bytes) -> bytes:
+    """A file with this table and the values 1 and -2."""
+    table += b" " * (-len(table) % 8)
+    return len(table).to_bytes(8, "little") + table + bytes.fromhex("0000803f 000000c0")
+
+
+def test_golden_bytes_with_a_digest_and_without_as_up_to_0_2(tmp_path: Path) -> None:
     path = tmp_path / "state"
     groups = {"momentum": {"a": np.array([1, -2], np.float32)}}
     algorithm = FedAvgM()
@@ -53,8 +65,10 @@ def test_golden_bytes(tmp_path: Path) -> None:
         fingerprint="ff", round=3, base="00", algorithm=algorithm.name, options=algorithm.options(), groups=groups
     )
     write_server_state(path, state)
-    table = GOLDEN + b" " * (-len(GOLDEN) % 8)
-    assert path.read_bytes() == len(table).to_bytes(8, "little") + table + bytes.fromhex("0000803f 000000c0")
+    assert path.read_bytes() == content_of(GOLDEN)
+    written = read_server_state(path)
+    path.write_bytes(content_of(re.sub(DIGEST, b"", GOLDEN)))
+    assert repr(read_server_state(path)) == repr(written)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from fedpara_edge.formats.weights import Weights, read_weights, write_weights
 from fedpara_edge.storage.tensorfile import write_tensors
 
 GOLDEN = (
-    rb'{"__metadata__":{"fedpara_edge":"{\"fingerprint\":\"ff\",\"format\":\"fedpara-edge/weights\",'
+    rb'{"__metadata__":{"fedpara_edge":"{'
+    rb"\"digest\":\"c9d29c5043751556e03d014839b271be0dddb226efd518908ba124f27fa4cbb5\","
+    rb"\"fingerprint\":\"ff\",\"format\":\"fedpara-edge/weights\","
     rb"\"layout\":{\"layers\":[],\"tensors\":[{\"dtype\":\"float32\",\"layer\":\"\",\"name\":\"a\","
     rb"\"part\":\"other\",\"role\":\"shared\",\"shape\":[2]}]},"
     rb'\"round\":3,\"version\":1}"},'
@@ -52,12 +55,23 @@ def refused(path: Path, text: str) -> None:
     assert len(message) < 600 + len(str(path))
 
 
-def test_golden_bytes(tmp_path: Path) -> None:
+DIGEST = rb"\\\"digest\\\":\\\"[0-9a-f]{64}\\\","
+
+
+def content_of(table: bytes) -> bytes:
+    """A file with this table and the values 1 and -2."""
+    table += b" " * (-len(table) % 8)
+    return len(table).to_bytes(8, "little") + table + bytes.fromhex("0000803f 000000c0")
+
+
+def test_golden_bytes_with_a_digest_and_without_as_up_to_0_2(tmp_path: Path) -> None:
     layout = Layout((), (small_round.tensor("a", (2,)),))
     path = tmp_path / "weights"
     write_weights(path, Weights("ff", 3, layout, {"a": np.array([1, -2], np.float32)}))
-    table = GOLDEN + b" " * (-len(GOLDEN) % 8)
-    assert path.read_bytes() == len(table).to_bytes(8, "little") + table + bytes.fromhex("0000803f 000000c0")
+    assert path.read_bytes() == content_of(GOLDEN)
+    written = read_weights(path)
+    path.write_bytes(content_of(re.sub(DIGEST, b"", GOLDEN)))
+    assert repr(read_weights(path)) == repr(written)
 
 
 def test_base_is_the_digest_of_the_content() -> None:

@@ -23,7 +23,7 @@ from fedpara_edge._version import __version__
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError
 from fedpara_edge.formats.accuracy import count_correct, count_labels
 from fedpara_edge.formats.bundle import Bundle
-from fedpara_edge.formats.folded import METADATA_KEY, FoldedSpec, Precision
+from fedpara_edge.formats.folded import METADATA_KEY, FoldedSpec, Precision, with_digest
 from fedpara_edge.formats.interface import Interface
 from fedpara_edge.formats.weights import Weights
 from fedpara_edge.storage.atomic import check_output, replacing_file
@@ -186,8 +186,7 @@ def _serialized(model: onnx.ModelProto, spec: FoldedSpec) -> bytes:
     )
     helper.set_model_props(model, {METADATA_KEY: spec.to_json()})
     onnx.checker.check_model(model, full_check=True)
-    content: bytes = model.SerializeToString(deterministic=True)
-    return content
+    return with_digest(model.SerializeToString(deterministic=True))
 
 
 def _batches(data: Examples) -> Iterator[tuple[Arrays, Arrays]]:

@@ -18,12 +18,16 @@ from fedpara_edge.errors import InputError, InvalidUpdateError, brief
 from fedpara_edge.factors.compose import attainable_rank, factor_count
 from fedpara_edge.factors.layout import LayerSpec, Layout
 from fedpara_edge.formats.bundle import MANIFEST, open_bundle
+from fedpara_edge.formats.change import FORMAT as CHANGE_FORMAT
 from fedpara_edge.formats.encoded import bits_by_tensor, open_encoded
 from fedpara_edge.formats.folded import FORMAT as FOLDED_FORMAT
-from fedpara_edge.formats.folded import read_folded
+from fedpara_edge.formats.folded import read_folded, stated_digest
 from fedpara_edge.formats.serverstate import FORMAT as SERVER_FORMAT
+from fedpara_edge.formats.update import FORMAT as UPDATE_FORMAT
+from fedpara_edge.formats.weights import FORMAT as WEIGHTS_FORMAT
 from fedpara_edge.formats.weights import read_weights
 from fedpara_edge.installation import check_package
+from fedpara_edge.storage.digest import FIELD, read_checked
 from fedpara_edge.storage.tensorfile import TensorFile
 
 
@@ -93,8 +97,14 @@ def _in_counting_order(path: Path) -> list[tuple[int, str]]:
 
 
 def _folded(path: Path) -> dict[str, Any]:
-    spec, _ = read_folded(path)
-    return {"path": str(path), "format": FOLDED_FORMAT, **spec.to_plain(), "bytes": path.stat().st_size}
+    spec, content = read_folded(path)
+    return {
+        "path": str(path),
+        "format": FOLDED_FORMAT,
+        **spec.to_plain(),
+        "bytes": len(content),
+        "digest": stated_digest(content),
+    }
 
 
 def _file(path: Path) -> dict[str, Any]:
@@ -106,8 +116,21 @@ def _file(path: Path) -> dict[str, Any]:
             for name, entry in file.entries.items()
         }
         size = file.size_bytes
-    result = {"path": str(path), **header, "bytes": size, "tensors": tensors}
+        digest = _checked_digest(file)
+    result = {"path": str(path), **header, "bytes": size, **digest, "tensors": tensors}
     return result if layout is None else {**result, **_layout(Layout.from_json(layout))}
+
+
+def _checked_digest(file: TensorFile) -> dict[str, Any]:
+    """The digest of a file that should state one, compared with the content; None where an older release wrote it."""
+    found = file.header["format"]
+    if found == WEIGHTS_FORMAT and FIELD in file.header:
+        read_weights(file.path)
+    elif FIELD in file.header:
+        read_checked(file)
+    elif found != WEIGHTS_FORMAT and (found in (UPDATE_FORMAT, CHANGE_FORMAT) or _owner([found]) is None):
+        return {}
+    return {FIELD: file.header.get(FIELD)}
 
 
 def _encoded(path: Path, weights: Path) -> dict[str, Any]:
@@ -173,7 +196,10 @@ def _state_text(result: dict[str, Any]) -> str:
 
 def _text(result: dict[str, Any]) -> str:
     lines = [f"{_printable(result['path'])}: {_value(result['format'])}"]
-    lines += [f"  {_printable(name)}: {_value(value)}" for name, value in result.items() if name not in _LONG]
+    shown = {name: value for name, value in result.items() if name not in _LONG}
+    if FIELD in shown and shown[FIELD] is None:
+        shown[FIELD] = "none, as a release up to 0.2 wrote it: damage to its values goes unnoticed"
+    lines += [f"  {_printable(name)}: {_value(value)}" for name, value in shown.items()]
     if "layers" in result:
         lines += ["", _layer_table(result)]
     elif "encoded" in result:

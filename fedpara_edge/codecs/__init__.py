@@ -90,18 +90,21 @@ def spelled(encoder: Encoder) -> str:
     return repr(encoder)
 
 
-def open_codec(file: TensorFile, tensors: Sequence[TensorSpec]) -> Decoder:
+def open_codec(
+    file: TensorFile, tensors: Sequence[TensorSpec], *, unstated: Mapping[str, Any] | None = None
+) -> Decoder:
     """Decoder of an open file, chosen by the codec that its header names.
 
     Args:
         file: Open file.
         tensors: Shared tensors, in the order of the flat change.
+        unstated: Codec of a file that names none; None where it must.
 
     Raises:
         InvalidUpdateError: This release does not know the codec or its version, or the stored data does not fit.
         InputError: A package that the codec needs is missing.
     """
-    stated = file.header.get("codec")
+    stated = file.header.get("codec", unstated)
     settings = dict(stated) if isinstance(stated, dict) else {}
     name, version = settings.pop("name", None), settings.pop("version", None)
     opener = OPENERS.get((name, version)) if isinstance(name, str) and type(version) is int else None

@@ -13,13 +13,17 @@ It takes the bundle's raw input and gives its outputs [B, ...] in float32, with 
     input, label, output, loss; in version 2 inputs, heads, others
                   as in the bundle's manifest
 
-The entry is read here without onnx or onnxruntime. An ONNX file is a protobuf message (`storage.protobuf`). Field 14 of
-an ONNX model, type 2, is an entry of `metadata_props`: a message with the key as field 1 and the value as field 2, both
-of type 2.
+The last field of the file is an entry as well, `fedpara_edge.sha256`: the hexadecimal SHA-256 of all bytes before it.
+Releases up to 0.2 pass over it. Files of theirs have none, and are read without.
+
+The entries are read here without onnx or onnxruntime. An ONNX file is a protobuf message (`storage.protobuf`). Field 14
+of an ONNX model, type 2, is an entry of `metadata_props`: a message with the key as field 1 and the value as field 2,
+both of type 2.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,6 +38,7 @@ from fedpara_edge.storage.tensortable import strict_json
 
 FORMAT = "fedpara-edge/folded"
 METADATA_KEY = "fedpara_edge"
+DIGEST_KEY = "fedpara_edge.sha256"
 MAX_ENTRY_BYTES = 1 << 20
 
 Precision = Literal["float32", "float16", "int8"]
@@ -86,6 +91,11 @@ class FoldedSpec:
         return spec
 
 
+def with_digest(model: bytes) -> bytes:
+    """A serialized model with the digest of itself at its end."""
+    return model + _digest_entry(model)
+
+
 def read_folded(path: Path) -> tuple[FoldedSpec, bytes]:
     """Description of a folded model, and the model itself, serialized and checked (`graphfile`).
 
@@ -98,6 +108,8 @@ def read_folded(path: Path) -> tuple[FoldedSpec, bytes]:
         entries = dict(_metadata(memoryview(content)))
         if METADATA_KEY not in entries:
             raise ValueError(f"no entry {METADATA_KEY!r} in the metadata")
+        if DIGEST_KEY in entries:
+            _check_digest(content)
         spec = FoldedSpec.from_json(entries[METADATA_KEY])
         check_graph(content)
         return spec, content
@@ -105,6 +117,24 @@ def read_folded(path: Path) -> tuple[FoldedSpec, bytes]:
         raise InputError(f"{path}: expected a folded model, found {error.strerror}; {remedy}") from error
     except ValueError as error:
         raise InputError(f"{path}: expected a folded model, found {error}; {remedy}") from error
+
+
+def stated_digest(model: bytes) -> str | None:
+    """The digest that a serialized model states of itself; None if it states none."""
+    return dict(_metadata(memoryview(model))).get(DIGEST_KEY)
+
+
+def _check_digest(content: bytes) -> None:
+    entry_bytes = len(_digest_entry(b""))
+    if content[-entry_bytes:] != _digest_entry(memoryview(content)[:-entry_bytes]):
+        raise ValueError("other content than its digest says: it was changed or damaged")
+
+
+def _digest_entry(model: bytes | memoryview) -> bytes:
+    """Field with the digest of what comes before it, as protobuf writes it."""
+    key, value = DIGEST_KEY.encode(), hashlib.sha256(model).hexdigest().encode()
+    entry = bytes([0x0A, len(key), *key, 0x12, len(value), *value])
+    return bytes([_METADATA_PROPS << 3 | 2, len(entry)]) + entry
 
 
 def _metadata(model: memoryview) -> Iterator[tuple[str, str]]:

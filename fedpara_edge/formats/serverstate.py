@@ -7,6 +7,7 @@ Format `fedpara-edge/server-state`, version 1 (container: `storage.tensorfile`).
     round         round of the weights that it belongs with
     base          SHA-256 of those weights (`weights`)
     algorithm     {"name": text, "options": {name: number}}: the server algorithm that wrote it (`algorithms`)
+    digest        as in `storage.digest`
 
 and float32 tensors `<group>/<name>`, all finite: in each group one for every shared tensor, under its name and in its
 shape. The groups are those of the algorithm (`momentum`; `moment1` and `moment2`; `control`; `h`) and `residual`, what
@@ -31,6 +32,7 @@ from fedpara_edge.algorithms import SERVER, ServerAlgorithm
 from fedpara_edge.codecs.codec import not_finite
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError, brief_text
 from fedpara_edge.formats.weights import Weights
+from fedpara_edge.storage.digest import content_digest, read_checked, with_digest
 from fedpara_edge.storage.rounds import round_path, rounds_in
 from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
 
@@ -148,7 +150,7 @@ def write_server_state(path: Path, state: ServerState, *, overwrite: bool = True
         "base": state.base,
         "algorithm": {"name": state.algorithm, "options": dict(state.options)},
     }
-    write_tensors(path, tensors, header, overwrite=overwrite)
+    write_tensors(path, tensors, with_digest(header, content_digest(tensors)), overwrite=overwrite)
 
 
 def read_server_state(path: Path, *, only: Collection[str] | None = None) -> ServerState:
@@ -165,23 +167,24 @@ def read_server_state(path: Path, *, only: Collection[str] | None = None) -> Ser
     """
     with TensorFile(path, format=FORMAT, error=WrongBundleError, remedy="copy it again") as file:
         header = _header_of(file)
-        groups: dict[str, dict[str, NDArray[Any]]] = {}
+        known = {*SERVER[header.algorithm].groups, RESIDUAL}
         for name, entry in file.entries.items():
             group, _, tensor = name.partition("/")
-            known = {*SERVER[header.algorithm].groups, RESIDUAL}
             if group not in known or not tensor or entry.dtype != "float32":
                 raise WrongBundleError(
                     f"{path}: tensor {name!r}: expected float32 in a group of {', '.join(sorted(known))}, "
                     f"found {entry.dtype}; take a state that aggregate wrote"
                 )
-            if only is not None and group not in only:
-                continue
-            values = file.read(name)
-            if not np.isfinite(values).all():
-                raise WrongBundleError(
-                    f"{path}: tensor {name!r}: expected a finite state, found NaN or Inf; use that of another round"
-                )
-            groups.setdefault(group, {})[tensor] = values
+        wanted = [name for name in file.entries if only is None or name.partition("/")[0] in only]
+        tensors = read_checked(file, wanted)
+    if (bad := not_finite(tensors)) is not None:
+        raise WrongBundleError(
+            f"{path}: tensor {bad!r}: expected a finite state, found NaN or Inf; use that of another round"
+        )
+    groups: dict[str, dict[str, NDArray[Any]]] = {}
+    for name, values in tensors.items():
+        group, _, tensor = name.partition("/")
+        groups.setdefault(group, {})[tensor] = values
     return replace(header, groups=groups)
 
 

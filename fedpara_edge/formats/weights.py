@@ -8,6 +8,7 @@ Format `fedpara-edge/weights`, version 1 (container: `storage.tensorfile`). Head
     layout        layers and tensors (`Layout.to_json`), so that the file explains itself
     codec         {"name", "version", …}: how the weights are stored (`codecs`), with the settings of that codec; left
                   out for `float32`
+    digest        as in `storage.digest`, with the base for the digest of the content
 
 and the arrays that the codec stores: without one, a float32 tensor for every tensor of role `shared`, under its own
 name and shape. The weights are what is decoded, for everybody alike.
@@ -38,6 +39,7 @@ from fedpara_edge.errors import FedparaError, InputError, InvalidUpdateError, Wr
 from fedpara_edge.factors.layout import Layout
 from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.formats.tables import max_table_bytes
+from fedpara_edge.storage.digest import FIELD, check_digest, with_digest
 from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
 from fedpara_edge.storage.tensortable import MAX_TABLE_BYTES
 
@@ -45,6 +47,7 @@ FORMAT = "fedpara-edge/weights"
 MAX_ROUND = 1 << 40
 MAX_ENTRIES_PER_BYTE = 256
 """Bound on what a weights file decodes to: it brings its own layout, so nothing else limits a small one."""
+_UNSTATED = {"name": Float32.name, "version": Float32.version}
 REMEDY = "use weights written by export or aggregate"
 """Remedy for a file without usable weights."""
 
@@ -110,8 +113,9 @@ def write_weights(
     }
     if encoder is not None and encoder.name != Float32.name:
         header["codec"] = {"name": encoder.name, "version": encoder.version, **encoded.settings}
-    write_tensors(path, encoded.arrays, header, overwrite=overwrite)
-    return replace(weights, tensors=unflatten(tensors, encoded.decoded))
+    written = replace(weights, tensors=unflatten(tensors, encoded.decoded))
+    write_tensors(path, encoded.arrays, with_digest(header, written.base), overwrite=overwrite)
+    return written
 
 
 def read_weights(path: Path | str, bundle: Bundle | None = None) -> Weights:
@@ -146,16 +150,18 @@ def read_weights(path: Path | str, bundle: Bundle | None = None) -> Weights:
                 f"{path}: expected at most {MAX_ENTRIES_PER_BYTE} entries for each of its {file.size_bytes} bytes, "
                 f"found {entries}; {REMEDY}"
             )
-        file.header.setdefault("codec", {"name": Float32.name, "version": Float32.version})
         try:
-            values = unflatten(tensors, decode_all(open_codec(file, tensors), entries))
+            values = unflatten(tensors, decode_all(open_codec(file, tensors, unstated=_UNSTATED), entries))
         except InvalidUpdateError as error:
             raise WrongBundleError(str(error)) from error
+    weights = Weights(fingerprint, number, layout, values)
+    if FIELD in file.header:
+        check_digest(file, weights.base)
     if (bad := not_finite(values)) is not None:
         raise WrongBundleError(
             f"{path}: tensor {brief(bad)}: expected finite weights, found NaN or Inf; use those of another round"
         )
-    return Weights(fingerprint, number, layout, values)
+    return weights
 
 
 def _check_bundle(path: Path, fingerprint: str, layout: Layout, bundle: Bundle) -> None:

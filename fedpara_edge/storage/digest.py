@@ -44,7 +44,11 @@ def content_digest(tensors: Mapping[str, NDArray[Any]]) -> str:
 
 
 def check_digest(file: TensorFile, content: str) -> None:
-    """Compare the digest that an open file states with the one of its header and content, if it states one.
+    """Compare the digest that a file states, if it does, with that of its header and content.
+
+    Args:
+        file: File, whose header is as it was read.
+        content: Hexadecimal digest of the content.
 
     Raises:
         FedparaError: They differ; the error is of the class that the file was opened with.
