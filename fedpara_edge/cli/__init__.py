@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 import sys
 import time
 import tomllib
@@ -17,6 +16,7 @@ from fedpara_edge._version import __version__
 from fedpara_edge.cli import log
 from fedpara_edge.cli.command import Command, Group
 from fedpara_edge.cli.output import note
+from fedpara_edge.cli.streams import ReaderGoneError, safe_streams
 from fedpara_edge.errors import EXIT_CODES, INTERRUPTED, FedparaError, InputError
 from fedpara_edge.installation import check_package
 from fedpara_edge.options import check_keys
@@ -158,11 +158,12 @@ def fedpara_edge() -> None:
 def main() -> None:
     """Run a command; every failure is one line on stderr and an exit code."""
     started, code = time.monotonic(), FedparaError.exit_code
-    try:
-        code = _run()
-    finally:
-        log.event("command_ended", exit_code=code, seconds=round(time.monotonic() - started, 3))
-        log.stop()
+    with safe_streams():
+        try:
+            code = _run()
+        finally:
+            log.event("command_ended", exit_code=code, seconds=round(time.monotonic() - started, 3))
+            log.stop()
     sys.exit(code)
 
 
@@ -170,6 +171,7 @@ def _run() -> int:
     """Run the command of `sys.argv` and return its exit code."""
     try:
         code = fedpara_edge.main(standalone_mode=False)
+        sys.stdout.flush()
     except click.exceptions.Exit as exit_:
         return exit_.exit_code
     except click.ClickException as error:
@@ -178,8 +180,7 @@ def _run() -> int:
         return _failed(str(error), code=error.code, exit_code=error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         return _failed("interrupted", code="interrupted", exit_code=INTERRUPTED)
-    except BrokenPipeError:  # the reader of stdout went away: not an error of ours
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ReaderGoneError:
         return 0
     except OSError as error:
         text = f"{error.filename or 'disk'}: {error.strerror or error}"

@@ -16,6 +16,7 @@ from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.log import event
 from fedpara_edge.cli.options import PATH, options_of
 from fedpara_edge.cli.output import emit, megabytes, note, output_options
+from fedpara_edge.cli.streams import drawing
 from fedpara_edge.errors import FedparaError, InputError, TooFewUpdatesError
 
 if TYPE_CHECKING:
@@ -189,5 +190,7 @@ def _warn(accepted: Iterable[Accepted], config: AggregateConfig) -> None:
 @contextmanager
 def _progress_bar(files: int) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr, if that is a terminal."""
-    with click.progressbar(length=files, label="reading", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+    with click.progressbar(
+        length=files, label="reading", file=drawing(sys.stderr), hidden=not sys.stderr.isatty()
+    ) as bar:
         yield lambda done, _: bar.update(done - bar.pos)

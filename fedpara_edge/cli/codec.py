@@ -12,6 +12,7 @@ import click
 from fedpara_edge.cli.command import Group
 from fedpara_edge.cli.options import PATH
 from fedpara_edge.cli.output import emit, json_option, megabytes, overwrite_option, table
+from fedpara_edge.cli.streams import drawing
 from fedpara_edge.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def bench(
         compare(tensors, change, names, seconds=seconds),
         length=len(names),
         label="codecs",
-        file=sys.stderr,
+        file=drawing(sys.stderr),
         hidden=not sys.stderr.isatty(),
     ) as measured:
         rows.extend(measured)

@@ -14,6 +14,7 @@ import click
 from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.options import PATH, options_of
 from fedpara_edge.cli.output import emit, json_option, overwrite_option, table
+from fedpara_edge.cli.streams import drawing, printable
 from fedpara_edge.demo import IMAGES
 from fedpara_edge.demo.federation import ALPHA, KINDS, Federation, Outcome, run_demo
 from fedpara_edge.storage.atomic import check_output, replacing_file
@@ -45,7 +46,7 @@ def command(output: Path, options: Mapping[str, Any], images: Path | None, overw
 
     def tell(line: str, colour: str | None = None) -> None:
         if not silent:
-            click.secho(line, fg=colour, err=json)
+            click.secho(printable(line), fg=colour, file=drawing(sys.stderr if json else sys.stdout))
 
     outcomes = run_demo(
         federation,

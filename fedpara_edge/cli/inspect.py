@@ -13,6 +13,7 @@ import click
 from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.options import PATH
 from fedpara_edge.cli.output import emit, json_option, megabytes, table
+from fedpara_edge.cli.streams import printable
 from fedpara_edge.codecs.codec import in_order
 from fedpara_edge.errors import InputError, InvalidUpdateError, brief
 from fedpara_edge.factors.compose import attainable_rank, factor_count
@@ -191,22 +192,22 @@ def _layer(layout: Layout, layer: LayerSpec) -> dict[str, Any]:
 
 def _state_text(result: dict[str, Any]) -> str:
     what = f"state of a {result['of']}" if result["of"] else f"{len(result['files'])} files"
-    return "\n\n".join([f"{_printable(result['path'])}: {what}", *map(_text, result["files"])])
+    return "\n\n".join([f"{printable(result['path'])}: {what}", *map(_text, result["files"])])
 
 
 def _text(result: dict[str, Any]) -> str:
-    lines = [f"{_printable(result['path'])}: {_value(result['format'])}"]
+    lines = [f"{printable(result['path'])}: {_value(result['format'])}"]
     shown = {name: value for name, value in result.items() if name not in _LONG}
     if FIELD in shown and shown[FIELD] is None:
         shown[FIELD] = "none, as a release up to 0.2 wrote it: damage to its values goes unnoticed"
-    lines += [f"  {_printable(name)}: {_value(value)}" for name, value in shown.items()]
+    lines += [f"  {printable(name)}: {_value(value)}" for name, value in shown.items()]
     if "layers" in result:
         lines += ["", _layer_table(result)]
     elif "encoded" in result:
         lines += ["", _bits_table(result)]
     elif "tensors" in result:
         rows = [
-            (_printable(name), t["dtype"], _shape(t["shape"]), f"{t['bytes']:,}")
+            (printable(name), t["dtype"], _shape(t["shape"]), f"{t['bytes']:,}")
             for name, t in result["tensors"].items()
         ]
         lines += ["", table(("tensor", "dtype", "shape", "bytes"), rows)]
@@ -228,7 +229,7 @@ _OURS = frozenset((*_LONG, "bytes", "files", "layout")) - {"format"}
 
 def _bits_table(result: dict[str, Any]) -> str:
     rows = [
-        (_printable(part["name"]), _shape(part["shape"]), f"{part['parameters']:,}", f"{part['bits']:.2f}")
+        (printable(part["name"]), _shape(part["shape"]), f"{part['parameters']:,}", f"{part['bits']:.2f}")
         for part in result["encoded"]
     ]
     shared, dense, size = result["shared_parameters"], 4 * result["dense_parameters"], result["bytes"]
@@ -242,7 +243,7 @@ def _bits_table(result: dict[str, Any]) -> str:
 def _layer_table(result: dict[str, Any]) -> str:
     rows = [
         (
-            _printable(layer["name"]),
+            printable(layer["name"]),
             f"{layer['kind']}{' tanh' if layer['tanh'] else ''}",
             _shape(layer["shape"]),
             layer["rank"] or "-",
@@ -270,16 +271,9 @@ def _value(value: Any, depth: int = 4) -> str:
         return brief(value)
     if isinstance(value, Mapping):
         items = ((key, item) for key, item in value.items() if item is not None)
-        return ", ".join(f"{_printable(key)} {_value(item, depth - 1)}" for key, item in items)
+        return ", ".join(f"{printable(key)} {_value(item, depth - 1)}" for key, item in items)
     if isinstance(value, list):
         kinds = {Mapping if isinstance(item, Mapping) else type(item) for item in value}
         between = "x" if kinds <= {int} else "; " if Mapping in kinds else ", "
         return between.join(_value(item, depth - 1) for item in value)
-    return _printable(str(value))
-
-
-def _printable(text: str) -> str:
-    """Text with what could move a terminal's cursor, or can't be written, escaped."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable(str(value))

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import click
 
+from fedpara_edge.cli.streams import drawing, printable
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -26,12 +28,12 @@ def output_options(function: Function) -> Function:
 
 def emit(result: Mapping[str, Any], text: str, *, as_json: bool) -> None:
     """Print the result as JSON, paths as text, or else the text."""
-    click.echo(json.dumps(result, allow_nan=False, default=os.fspath) if as_json else text)
+    print(json.dumps(result, allow_nan=False, default=os.fspath) if as_json else text, flush=True)
 
 
 def note(message: str) -> None:
     """Print one line to stderr, whatever is in the message."""
-    click.echo(" ".join(message.split()), err=True)
+    print(" ".join(message.split()), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -41,9 +43,11 @@ def steps_shown() -> Iterator[Callable[[str], None]]:
         yield lambda _: None
         return
 
+    terminal = drawing(sys.stderr)
+
     def show(what: str) -> None:
-        sys.stderr.write(f"\r\x1b[K{what}{'…' if what else ''}")
-        sys.stderr.flush()
+        terminal.write(f"\r\x1b[K{printable(what)}{'…' if what else ''}")
+        terminal.flush()
 
     try:
         yield show

@@ -17,6 +17,7 @@ from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.log import event
 from fedpara_edge.cli.options import PATH, options_of
 from fedpara_edge.cli.output import emit, json_option, megabytes, note, table
+from fedpara_edge.cli.streams import drawing, printable
 from fedpara_edge.simulation.torchengine.choice import EngineChoice
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def _progress(
 ) -> Iterator[tuple[Callable[[int], None], Callable[[str], None]]]:
     """The trainings done, with the time left: a bar on a terminal, elsewhere a line now and then."""
     bar: Any = None
-    drawing = threading.Lock()
+    one_at_a_time = threading.Lock()
     with ExitStack() as shown:
 
         def on_start(trainings: int) -> None:
@@ -141,14 +142,14 @@ def _progress(
                 bar = click.progressbar(
                     length=trainings,
                     label="training",
-                    file=stream,
+                    file=drawing(stream),
                     show_pos=True,
-                    item_show_func=lambda name: name or "",
+                    item_show_func=lambda name: printable(name or ""),
                 )
                 shown.enter_context(bar)
 
         def on_trained(name: str) -> None:
-            with drawing:
+            with one_at_a_time:
                 bar.update(1, name)
 
         yield on_start, on_trained

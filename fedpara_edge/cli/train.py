@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,7 @@ from fedpara_edge.cli.log import event
 from fedpara_edge.cli.options import DATA, PATH, options_of
 from fedpara_edge.cli.output import emit, megabytes, note, output_options
 from fedpara_edge.cli.received import find_origin, find_seal, repository_options
+from fedpara_edge.cli.streams import drawing
 
 RENAMED = {
     "--control": "--server-state",
@@ -74,7 +76,7 @@ def command(
     opened = open_bundle(origin.bundle)
     seal = find_seal(key, run, origin)
     dataset = open_data(data, opened.manifest, Reading(**reading))
-    with progress_bar() as on_step:
+    with progress_bar(drawing(sys.stderr)) as on_step:
         result = train(
             open_engine(opened, call.engine, threads=call.threads),
             dataset,
