@@ -104,6 +104,7 @@ def test_what_the_result_tells(tmp_path: Path, weights: Weights) -> None:
         assert (value.dtype, value.shape) == (np.float32, weights.tensors[name].shape)
     size = paths[0].stat().st_size
     stated = {"steps": 7, "metrics": {"loss": 0.25}, "bytes": size, "norm_in_medians": None, "scale": 1, "bounded": ()}
+    stated["sha256"] = None
     for update, path, client, examples in zip(result.accepted, paths[::-1], "ab", (10, 30), strict=True):
         assert vars(update) == {
             "path": path,
@@ -445,13 +446,13 @@ def test_a_duplicate_that_vanishes_is_refused(
     tmp_path: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = [small_round.send(tmp_path, weights, "a", name=name) for name in "12"]
-    hashed = screening.sha256_of
+    read = screening.read_change
 
-    def vanish(path: Path) -> str:
+    def vanish(*arguments: Any) -> Any:
         paths[1].unlink(missing_ok=True)
-        return hashed(path)
+        return read(*arguments)
 
-    monkeypatch.setattr(screening, "sha256_of", vanish)
+    monkeypatch.setattr(screening, "read_change", vanish)
     result = aggregate(paths, weights)
     assert codes(result.rejected) == {"2.update": "unreadable"}
     assert len(result.accepted) == 1

@@ -12,9 +12,12 @@ from command_line import Command
 from small_round import forge, send, start_round
 
 from fedpara_edge.aggregation import AggregateConfig, run_round
-from fedpara_edge.errors import InputError, TrustError
+from fedpara_edge.errors import InputError, OutputExistsError, TrustError
+from fedpara_edge.formats.transcript import read_transcript, tree_hash
 from fedpara_edge.formats.weights import read_weights, write_weights
-from fedpara_edge.trust.transcript import audit, read_transcript, tree_hash, write_transcript
+from fedpara_edge.trust.audit import audit
+from fedpara_edge.trust.envelope import envelope_path, write_envelope
+from fedpara_edge.trust.keys import new_key, read_signer
 
 CONFIGS = {
     "mean": {},
@@ -38,9 +41,10 @@ class Done:
         keeps = bool(config.server_algorithm.groups) or config.downlink_codec is not None
         self.state = folder / "server" if keeps else None
         change = folder / "change" if config.downlink_codec is not None else None
-        done = run_round(self.updates, self.base, self.published, config, state=self.state, change=change)
         self.path = folder / "transcript.json"
-        write_transcript(self.path, done, weights, config, overwrite=False)
+        run_round(
+            self.updates, self.base, self.published, config, state=self.state, change=change, transcript=self.path
+        )
 
     def audit(self, updates: list[Path] | None = None) -> None:
         audit(read_transcript(self.path), updates or self.updates, self.base, self.published, state=self.state)
@@ -89,6 +93,57 @@ def test_other_options_than_were_used(tmp_path: Path) -> None:
     done.path.write_text("{}")
     with pytest.raises(InputError, match="expected a transcript of a round"):
         done.audit()
+
+
+def test_other_clients_or_examples_than_those_of_the_files(tmp_path: Path) -> None:
+    done = Done(tmp_path, weighting="equal")
+    updates = json.loads(done.path.read_text())["updates"]
+    for field, value in (("client", "mallory"), ("examples", 9)):
+        done.changed(updates=[{**updates[0], field: value}, *updates[1:]])
+        with pytest.raises(TrustError, match="found other clients or examples in the transcript"):
+            done.audit()
+
+
+def test_a_transcript_is_written_before_the_weights_and_never_over_another(tmp_path: Path) -> None:
+    done = Done(tmp_path)
+    weights, transcript = done.published.read_bytes(), done.path.read_bytes()
+    done.published.unlink()
+    with pytest.raises(OutputExistsError, match=r"transcript\.json"):
+        run_round(done.updates[:3], done.base, done.published, transcript=done.path)
+    assert (done.published.exists(), done.path.read_bytes()) == (False, transcript)
+    done.path.write_text("another")
+    with pytest.raises(OutputExistsError, match=r"transcript\.json"):
+        run_round(done.updates, done.base, done.published, transcript=done.path)
+    assert not done.published.exists()
+    done.path.write_bytes(transcript)
+    run_round(done.updates, done.base, done.published, transcript=done.path)
+    assert done.published.read_bytes() == weights
+    done.path.unlink()
+    run_round(done.updates, done.base, done.published, transcript=done.path)
+    assert done.path.read_bytes() == transcript
+
+
+def test_signatures_are_verified_again(run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = start_round(tmp_path)
+    public = {name: new_key(tmp_path / name) for name in ("ann", "ben")}
+    clients = "".join(f'[clients.{name}]\nkey = "{key}"\n' for name, key in public.items())
+    Path("clients.toml").write_text(f'run = "winter"\n{clients}')
+    updates = [send(tmp_path, weights, name) for name in public]
+    for update in updates:
+        write_envelope(update, update, read_signer(update.with_suffix("")), "winter")
+    given = (*updates, "--weights", "base.safetensors", "--allow", "clients.toml")
+    assert run("aggregate", *given, "--ledger", "l", "--transcript", "t.json", "-o", "w.safetensors").code == 0
+    audit = ("audit", "t.json", *given, "--published", "w.safetensors")
+    Path("clients.toml").write_text(f'run = "winter"\n{clients}revoked = true\n')  # after the round
+    ended = run(*audit)
+    assert (ended.code, ended.out.endswith("to the last bit, each signed by its client\n")) == (0, True), ended.err
+    write_envelope(updates[1], updates[1], read_signer(Path("ann")), "winter")
+    ended = run(*audit)
+    assert (ended.code, "client 'ann': expected its own name to be signed" in ended.err) == (5, True), ended.err
+    envelope_path(updates[1]).unlink()
+    unsigned = [part for part in audit if part not in ("--allow", "clients.toml")]
+    assert (run(*audit).code, run(*unsigned).code) == (5, 0)
 
 
 def test_the_tree_is_that_of_rfc_6962() -> None:

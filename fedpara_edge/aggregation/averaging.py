@@ -208,6 +208,7 @@ class _Passes:
                 norm_in_medians=float(in_medians[k]) if np.isfinite(typical(norms)) else None,
                 scale=float(scales[k]),
                 bounded=(*(("norm",) if scales[k] < 1 else ()), *limited[k]),
+                sha256=update.file.known_sha256,
             )
             for k, update in enumerate(self.updates)
         )

@@ -32,6 +32,7 @@ class Accepted:
         norm_in_medians: Largest norm of the change over the median of the round; None where that means nothing.
         scale: Factor by which the change was scaled down; 1 if it was not.
         bounded: Names of the bounds that made it count for less (`bounds`).
+        sha256: Digest of the file, hexadecimal; None where it was not needed.
     """
 
     path: Path
@@ -45,10 +46,12 @@ class Accepted:
     norm_in_medians: float | None
     scale: float
     bounded: tuple[str, ...]
+    sha256: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for `json.dumps`."""
-        return {**vars(self), "path": str(self.path), "metrics": dict(self.metrics), "bounded": list(self.bounded)}
+        """Plain data for `json.dumps`; what there is none of is left out."""
+        found = {**vars(self), "path": str(self.path), "metrics": dict(self.metrics), "bounded": list(self.bounded)}
+        return found if self.sha256 else {name: value for name, value in found.items() if name != "sha256"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +88,14 @@ class Aggregation:
     def received_bytes(self) -> int:
         """Size of all accepted files."""
         return sum(update.bytes for update in self.accepted)
+
+    @property
+    def listing(self) -> list[dict[str, Any]]:
+        """Client, examples and digest of each accepted update, by digest, as a transcript has them."""
+        listed = [
+            {"client": update.client, "examples": update.examples, "sha256": update.sha256} for update in self.accepted
+        ]
+        return sorted(listed, key=lambda update: str(update["sha256"]))
 
     @property
     def share(self) -> float:

@@ -1,8 +1,9 @@
 """A round of the server on its files: what is needed is read, aggregated, and what comes of it is written.
 
-The order of writing is change, state, weights, so that where the weights of a round are, all that belongs with them is.
-States of older rounds are removed only after that. A round is the same whenever it is done, so one that was killed is
-completed by doing it again: files that are there already stay if they are what would be written, byte for byte.
+The order of writing is change, state, transcript, weights, so that where the weights of a round are, all that belongs
+with them is. States of older rounds are removed only after that. A round is the same whenever it is done, so one that
+was killed is completed by doing it again: files that are there already stay if they are what would be written, byte for
+byte.
 
 The codec of a downlink decodes to other weights than the server made. These *published* weights are those of the next
 round, and what they lack is kept in the server state and sent with the next change (error feedback).
@@ -12,15 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fedpara_edge.aggregation.aggregation import aggregate
 from fedpara_edge.aggregation.config import AggregateConfig
-from fedpara_edge.aggregation.gate import Gate
+from fedpara_edge.aggregation.gate import Gate, HashingGate
 from fedpara_edge.aggregation.result import Aggregation
-from fedpara_edge.errors import FedparaError, InputError
+from fedpara_edge.errors import FedparaError, InputError, TrustError
 from fedpara_edge.formats.change import publish_change
 from fedpara_edge.formats.serverstate import (
     RESIDUAL,
@@ -29,6 +30,7 @@ from fedpara_edge.formats.serverstate import (
     state_of,
     write_server_state,
 )
+from fedpara_edge.formats.transcript import Transcript, read_transcript, write_transcript
 from fedpara_edge.formats.weights import Weights, read_weights, write_weights
 from fedpara_edge.storage.atomic import check_output
 from fedpara_edge.storage.locking import hold
@@ -92,6 +94,7 @@ def run_round(
     *,
     state: Path | str | None = None,
     change: Path | str | None = None,
+    transcript: Path | str | None = None,
     keep: int | None = None,
     gate: Gate | None = None,
     overwrite: bool = False,
@@ -110,6 +113,7 @@ def run_round(
         state: Folder with the server state of every round, made if it is missing; None where neither the algorithm nor
             the downlink keeps anything.
         change: Change file to write, with `config.downlink_codec`.
+        transcript: Transcript to write, for audits.
         keep: Number of rounds, from 2 on, whose state stays in the folder; None for all.
         gate: Judge of whose each update is, such as by signatures; None to believe the names in the files.
         overwrite: Whether to replace files that exist with other content.
@@ -126,11 +130,13 @@ def run_round(
         FedparaError: The disk refuses a write.
     """
     output = Path(output)
-    state, change = (None if path is None else Path(path) for path in (state, change))
+    state, change, transcript = (None if path is None else Path(path) for path in (state, change, transcript))
     _check_options(config, state=state, change=change, keep=keep)
     base, files = read_weights(Path(weights)), tuple(map(Path, updates))
     target = None if state is None else round_path(state, base.round + 1)
-    _check_outputs(output, change, target, base=base, inputs=(Path(weights), *files), overwrite=overwrite)
+    gate = HashingGate() if gate is None and transcript is not None else gate
+    inputs = (Path(weights), *files)
+    _check_outputs(output, change, target, transcript, base=base, inputs=inputs, overwrite=overwrite)
     with nullcontext() if state is None else _holding(state):
         kept = None if state is None else _read_state(state, base, config)
         aggregation = aggregate(
@@ -150,7 +156,15 @@ def run_round(
         if gate is not None:
             gate.record([update.path for update in aggregation.accepted], base)
         written = _write(
-            aggregation, base, kept, output=output, change=change, state=target, config=config, overwrite=overwrite
+            aggregation,
+            base,
+            kept,
+            output=output,
+            change=change,
+            state=target,
+            transcript=transcript,
+            config=config,
+            overwrite=overwrite,
         )
         if state is not None and keep is not None:
             remove_rounds_before(state, base.round + 2 - keep)
@@ -197,13 +211,14 @@ def _check_outputs(
     output: Path,
     change: Path | None,
     state: Path | None,
+    transcript: Path | None,
     *,
     base: Weights,
     inputs: Sequence[Path],
     overwrite: bool,
 ) -> None:
     """Refuse files that would be written over one another, that can't be written, or that are of another round."""
-    files = {"weights": output, "change": change, "server state": state}
+    files = {"weights": output, "change": change, "server state": state, "transcript": transcript}
     found = {name: path for name, path in files.items() if path is not None}
     names: dict[Path, str] = {}
     for name, path in found.items():
@@ -215,7 +230,8 @@ def _check_outputs(
         if path == state and not path.parent.is_dir():
             check_output(path.parent, overwrite=True, folder=True)
         else:
-            done = was_cut_short and path.is_file() and _is_of_next_round(path, base)
+            is_ours = _is_transcript if path == transcript else _is_of_next_round
+            done = (was_cut_short or path == transcript) and path.is_file() and is_ours(path, base)
             check_output(path, overwrite=overwrite or done, inputs=inputs)
 
 
@@ -226,6 +242,15 @@ def _is_of_next_round(path: Path, base: Weights) -> bool:
     except FedparaError:
         return False
     return found == (base.fingerprint, base.round + 1)
+
+
+def _is_transcript(path: Path, base: Weights) -> bool:
+    """Whether a file is a transcript of this round, in which other updates may have counted."""
+    try:
+        found = read_transcript(path)
+    except (InputError, TrustError):
+        return False
+    return (found.fingerprint, found.round, found.base) == (base.fingerprint, base.round + 1, base.base)
 
 
 def _read_state(folder: Path, base: Weights, config: AggregateConfig) -> ServerState | None:
@@ -248,6 +273,7 @@ def _write(
     output: Path,
     change: Path | None,
     state: Path | None,
+    transcript: Path | None,
     config: AggregateConfig,
     overwrite: bool,
 ) -> Aggregation:
@@ -264,5 +290,15 @@ def _write(
     if state is not None:
         following = state_of(weights, aggregation.algorithm, groups)
         write_server_state(state, following, overwrite=overwrite)
+    if transcript is not None:
+        listed = Transcript(
+            fingerprint=weights.fingerprint,
+            round=weights.round,
+            base=base.base,
+            result=weights.base,
+            config={name: value for name, value in asdict(config).items() if value is not None},
+            updates=aggregation.listing,
+        )
+        write_transcript(transcript, listed, overwrite=overwrite)
     write_weights(output, weights, overwrite=overwrite)
     return replace(aggregation, weights=weights, state=following)

@@ -64,7 +64,6 @@ def command(
     round 0. With a downlink codec the weights written are those that devices get by applying the change.
     """
     from fedpara_edge.aggregation import run_round
-    from fedpara_edge.formats.weights import read_weights
 
     config = AggregateConfig(**options)
     try:
@@ -76,15 +75,12 @@ def command(
                 config,
                 state=state,
                 change=change,
+                transcript=transcript,
                 keep=keep,
                 gate=gate,
                 overwrite=overwrite,
                 on_progress=on_progress,
             )
-            if transcript is not None:
-                from fedpara_edge.trust.transcript import write_transcript
-
-                write_transcript(transcript, done, read_weights(weights), config, overwrite=overwrite)
     except TooFewUpdatesError as error:
         _show(error.rejected)
         raise

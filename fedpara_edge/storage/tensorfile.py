@@ -15,6 +15,7 @@ tensors are compared with known ones and never used as paths.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -44,6 +45,7 @@ from fedpara_edge.storage.tensortable import (
 )
 
 KEY = "fedpara_edge"
+_HASHED_BYTES = 1 << 18
 _SHARED_CHARACTERS = 1 << 18
 """Length of the longest table that is cached: that of a thousand tensors and more."""
 
@@ -116,6 +118,7 @@ class TensorFile:
         self.remedy = remedy
         self._expected = format or "a fedpara-edge file"
         self._seeking = threading.Lock()
+        self._sha256: str | None = None
         self._open()
         try:
             self._stamp = self._current_stamp()
@@ -152,6 +155,26 @@ class TensorFile:
                 )
             done += count
 
+    @property
+    def known_sha256(self) -> str | None:
+        """Digest of the file if `sha256` was called; None before."""
+        return self._sha256
+
+    def sha256(self) -> str:
+        """Hexadecimal SHA-256 of the whole file, which is read once and has to be open; `check_unchanged` holds for it.
+
+        Raises:
+            FedparaError: The file was changed, or can't be read.
+        """
+        if self._sha256 is None:
+            found, piece, offset = hashlib.sha256(), memoryview(bytearray(_HASHED_BYTES)), 0
+            while count := self._read_some(offset, piece):
+                found.update(piece[:count])
+                offset += count
+            self.check_unchanged()
+            self._sha256 = found.hexdigest()
+        return self._sha256
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
@@ -170,7 +193,10 @@ class TensorFile:
             raise
 
     def check_unchanged(self) -> None:
-        """Compare the open file's identity, size and modification time with those at its first opening.
+        """Compare the open file's identity, size and times with those at its first opening.
+
+        A program that writes to a file can set the time of its modification back, but not that of its change, where
+        the system keeps one (everywhere but on Windows).
 
         Raises:
             FedparaError: The file was changed or replaced.
@@ -205,7 +231,7 @@ class TensorFile:
 
     def _current_stamp(self) -> tuple[int, ...]:
         status = os.fstat(self._file.fileno())
-        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
     def _read_some(self, offset: int, out: memoryview) -> int:
         try:

@@ -3,13 +3,16 @@
     round-<n>.json    {"format": "fedpara-edge/ledger", "version": 1, "run", "fingerprint", "round", "base",
                        "accepted": {client: SHA-256 of its update}}
 
-one for each round. An entry is written before the weights that the update went into, and never changed: the same round
-done again, after a kill or later, accepts the same updates, and of these clients no others.
+one for each of the newest `OPEN_ROUNDS` rounds. An entry is written before the weights that the update went into, and
+never changed: the same round done again, after a kill or later, accepts the same updates, and of these clients no
+others. Older rounds are closed: nothing is accepted in them any more, so that their entries can be removed. Which ones
+these are follows from the newest round in the folder, so that a kill between writing and removing changes nothing.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +23,8 @@ from fedpara_edge.storage.atomic import replacing_file
 from fedpara_edge.storage.locking import hold
 
 FORMAT = "fedpara-edge/ledger"
+OPEN_ROUNDS = 100
+"""Number of rounds, the newest among them, in which an update can still be accepted."""
 
 
 class Ledger:
@@ -32,6 +37,11 @@ class Ledger:
 
     def __init__(self, folder: Path, run: str) -> None:
         self._folder, self._run = folder, run
+
+    @property
+    def oldest_open(self) -> int:
+        """The oldest round that is not closed."""
+        return max(self._rounds(), default=0) - OPEN_ROUNDS + 1
 
     def accepted(self, round: int) -> Mapping[str, str]:
         """SHA-256 of the update that was accepted of each client in a round.
@@ -59,7 +69,7 @@ class Ledger:
         return dict(entries)
 
     def record(self, weights: Weights, accepted: Mapping[str, str]) -> None:
-        """Add the updates that are accepted in the round of some weights.
+        """Add the updates that are accepted in the round of some weights, and remove what is closed by it.
 
         Raises:
             FedparaError: The disk refuses the write.
@@ -75,6 +85,14 @@ class Ledger:
         }
         with replacing_file(self._path(weights.round)) as temporary:
             temporary.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        oldest = self.oldest_open
+        for round in self._rounds():
+            if round < oldest:
+                self._path(round).unlink()
+
+    def _rounds(self) -> list[int]:
+        names = (re.fullmatch(r"round-(\d+)\.json", path.name) for path in self._folder.iterdir())
+        return [int(name[1]) for name in names if name is not None]
 
     def _path(self, round: int) -> Path:
         return self._folder / f"round-{round}.json"

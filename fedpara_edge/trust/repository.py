@@ -29,6 +29,7 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Tar
 from fedpara_edge.errors import InputError, TrustError, WrongBundleError, brief
 from fedpara_edge.formats import change as change_file
 from fedpara_edge.formats.bundle import MANIFEST, open_bundle
+from fedpara_edge.formats.transcript import read_transcript
 from fedpara_edge.formats.weights import read_weights
 from fedpara_edge.storage.atomic import replacing_file
 from fedpara_edge.storage.locking import hold
@@ -37,7 +38,6 @@ from fedpara_edge.storage.tensorfile import TensorFile
 from fedpara_edge.trust.keys import read_signer
 from fedpara_edge.trust.publication import Additions, Lifetimes
 from fedpara_edge.trust.roots import after, check_root, parse_root, read_root
-from fedpara_edge.trust.transcript import read_transcript
 
 BUNDLE, WEIGHTS, CHANGES, TRANSCRIPTS = "bundle", "weights", "changes", "transcripts"
 """Folders of targets."""
