@@ -25,7 +25,7 @@ from export.forward.preprocess import Argument, Deployed, Preprocessing
 from export.reference import Reference
 from export.step.training_step import INTERFACE, StepSpec, write_steps
 from export.step.weight_update import CORRECTION, optimizer_constants
-from export.trials import OnnxruntimeTrial, OpenTrial, OrtTrainingTrial, SecondProcessTrial
+from export.trials import OnnxruntimeTrial, OpenTrial, OrtTrainingTrial, TrialApart
 from export.verify import Verification, check_parameters, verify
 from fedpara_edge.codecs import find_encoder
 from fedpara_edge.errors import InputError
@@ -106,7 +106,9 @@ def export_bundle(
         examples=examples or {},
     )
     example = {name: torch.from_numpy(array) for name, array in batches.draw(_EXAMPLES).inputs.items()}
-    prepare("export.trials", *(["export.artifacts"] if _is_possible("ort-training", config) else []))
+    if _is_possible("ort-training", config):
+        prepare("export.trials", "export.artifacts", process=0)
+    prepare("export.trials", process=1)
     on_step("exporting the forward pass")
     graph = forward_graph(deployed, example, batch_size=config.batch_size, contracting=CORRECTION not in optimizer)
     interface = _with_class_names(_interface(specs, [*losses.values()], graph.outputs), config.class_names)
@@ -185,13 +187,13 @@ def _writers(
             ) from error
         names = [tensor.name for tensor in trained]
         write_artifacts(graph, folder, trainable=names, heads=interface.heads, optimizer=optimizer, examples=arrays)
-        return partial(SecondProcessTrial, OrtTrainingTrial, folder, graph, trained)
+        return partial(TrialApart, OrtTrainingTrial, folder, graph, trained, process=0)
 
     def write_onnxruntime(folder: Path) -> OpenTrial:
         on_step("differentiating for onnxruntime")
         spec = StepSpec(trained, interface.heads, optimizer, layout, layout.statistics)
         write_steps(graph, folder, spec, arrays)
-        return partial(SecondProcessTrial, OnnxruntimeTrial, folder, layout, tensors, optimizer)
+        return partial(TrialApart, OnnxruntimeTrial, folder, layout, tensors, optimizer, process=1)
 
     return {"ort-training": write_ort_training, "onnxruntime": write_onnxruntime}
 

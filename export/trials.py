@@ -69,16 +69,17 @@ OpenTrial = Callable[[], Trial]
 """Function that loads the files of an engine."""
 
 
-class SecondProcessTrial:
-    """A trial in the second process (`export.apart`), as the files may crash the runtime.
+class TrialApart:
+    """A trial in another process (`export.apart`), as the files may crash the runtime.
 
     Args:
         make: Class of the trial.
         args: Arguments of the class.
+        process: Number of the process.
     """
 
-    def __init__(self, make: Callable[..., Trial], *args: Any) -> None:
-        self._trial = Apart(make, *args)
+    def __init__(self, make: Callable[..., Trial], *args: Any, process: int) -> None:
+        self._trial = Apart(make, *args, process=process)
 
     def run(self, batch: Batch) -> Results:
         """Run training step and evaluation on a batch."""
