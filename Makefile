@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: test web docs versions versions-quick demo bench bench-quick zoo-check report figures pi pi-board pi-32 pi-wheel format clean
+.PHONY: test web docs versions versions-quick demo bench bench-quick zoo-check report figures kills pi pi-board pi-32 pi-wheel format clean
 .DELETE_ON_ERROR:
 
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -56,6 +56,9 @@ report: $(VENV)/ready  ## page and figures of every run in plans/results, into b
 
 figures: $(VENV)/ready  ## the figures of the documentation, drawn again from plans/results
 	$(BIN)/python docs/figures.py
+
+kills: $(VENV)/ready  ## every command that writes, killed in each call by which it changes a file, and on failing disks
+	PYTHONPATH=.:tests $(BIN)/python tests/kills.py $(KILLS)
 
 PI := $(VENV)/pi
 PI_SUITE ?= bookworm

@@ -52,7 +52,7 @@ from device_runtime.statefiles import (
 )
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.update import EncodedUpdate, is_update
-from fedpara_edge.storage.atomic import remove_leftovers, replacing_file, sync
+from fedpara_edge.storage.atomic import remove_leftovers, remove_leftovers_in, replacing_file, sync
 from fedpara_edge.storage.locking import hold
 from fedpara_edge.storage.tensortable import strict_json
 
@@ -225,9 +225,8 @@ def open_state(folder: Path, fingerprint: str) -> Iterator[DeviceState]:
 
 def _remove_leftovers(folder: Path) -> None:
     """Remove what a power cut left behind, which may be as large as a whole progress."""
+    remove_leftovers_in(folder)
     names = (COMMITTED, PENDING, PROMISE, PROGRESS, CLIENT)
-    for name in names:
-        remove_leftovers(folder / name)
     for file in folder.glob(".*"):  # of releases up to 0.2
         if file.is_file() and file.name.startswith((".tmp", *(f".{name}." for name in names))):
             file.unlink()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from failing_disk import power_cut
 from small_net import without_verification
 from tiny_plan import measured, write_data
 
@@ -148,26 +147,6 @@ def test_a_run_that_grew_has_the_metrics_of_one_made_at_once(name: str, tmp_path
         assert [outcome.rounds for outcome in outcomes if outcome.arm == "wild"] == [0, 0]
         evaluated = {line["round"] for line in measured(tmp_path / "grown") if line["event"] == "clients"}
         assert evaluated == {3, 4, 5}
-
-
-@pytest.mark.usefixtures("_with_few_exports")
-def test_a_growth_cut_short_at_any_write_ends_the_same(tmp_path: Path) -> None:
-    place = tmp_path / "plan"
-    before = write(place, SMALL)
-    simulate(before, tmp_path / "begun")
-    grown = write(place, SMALL, ALONE, rounds=3)
-    simulate(grown, tmp_path / "once")
-    cuts = 0
-    for allowed in (*range(10), 20, 40, 80):
-        run = tmp_path / f"run-{allowed}"
-        shutil.copytree(tmp_path / "begun", run)
-        with power_cut(after=allowed) as power:
-            simulate(grown, run, workers=1)
-        cuts += power.was_cut
-        simulate(grown, run, workers=1)
-        assert measured(run) == measured(tmp_path / "once"), f"cut short after {allowed} writes"
-        shutil.rmtree(run)
-    assert cuts >= 12
 
 
 @pytest.mark.usefixtures("_with_few_exports")

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -303,41 +302,6 @@ def test_old_files_stay_for_one_version(fleet: Fleet) -> None:
         "round-2.safetensors",
         "round-3.safetensors",
     ]
-
-
-def test_killed_anywhere_the_same_call_completes(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At every rename: devices go on with the old state or the new, and the same call leads to the new one."""
-    fleet.receive()
-    newest, replace = fleet.weights(1), Path.replace
-    saved = copied(fleet.repository, "saved")
-
-    def killing(after: int) -> Callable[[Path, Path], Path]:
-        left = [after]
-
-        def call(source: Path, target: Path) -> Path:
-            if not left[0]:
-                raise KeyboardInterrupt
-            left[0] -= 1
-            return replace(source, target)
-
-        return call
-
-    renames = 0
-    while True:
-        restore(saved, fleet.repository)
-        shutil.rmtree(fleet.cache)
-        fleet.receive()
-        with monkeypatch.context() as patched:
-            patched.setattr(Path, "replace", killing(renames))
-            try:
-                fleet.publish(weights=newest)
-                break
-            except KeyboardInterrupt:
-                renames += 1
-        fleet.receive()
-        fleet.publish(weights=newest)
-        assert fleet.receive().weights.read_bytes() == newest.read_bytes()
-    assert renames == 4  # weights, targets, snapshot, timestamp
 
 
 def test_the_commands(here: Path, run: Command) -> None:

@@ -1,6 +1,5 @@
 """A round on its files: what is written belongs together, whenever it is cut short, and nothing is lost or mixed up."""
 
-import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import pytest
 import small_round
-from failing_disk import full_disk, power_cut
+from failing_disk import full_disk
 
 from fedpara_edge.aggregation import AggregateConfig, Round, aggregate, run_round
 from fedpara_edge.aggregation.round import LOCK
@@ -105,38 +104,6 @@ def test_published_weights_are_those_that_devices_get(tmp_path: Path, base: Path
         assert done.aggregation.state is not None
         assert RESIDUAL in done.aggregation.state.groups
         weights = done.output
-
-
-def test_cut_short_at_any_write_a_round_leaves_no_weights_or_all_that_belongs_with_them(
-    tmp_path: Path, base: Path
-) -> None:
-    (before,) = run_rounds(tmp_path, base, 1)
-    updates = updates_for(tmp_path, before.output)
-    files = tmp_path / "2.weights", tmp_path / "2.change", round_path(tmp_path / "state", 2)
-
-    def again(**options: Any) -> Round:
-        return run_round(
-            updates, before.output, files[0], LOSSY, change=files[1], state=tmp_path / "state", keep=2, **options
-        )
-
-    again()
-    expected = [path.read_bytes() for path in files]
-    complete = 0
-    for allowed in itertools.count():
-        for path in files:
-            path.unlink()
-        with power_cut(after=allowed) as power:
-            again()
-        if not power.was_cut:
-            break
-        if files[0].exists():
-            complete += 1
-            assert [path.read_bytes() for path in files] == expected
-        assert round_path(tmp_path / "state", 1).exists()
-        again()
-        assert [path.read_bytes() for path in files] == expected
-    assert allowed >= 6, "two syncs for each of three files"
-    assert complete == 1, "of the folder, after the rename"
 
 
 def test_files_of_another_round_or_of_other_updates_are_not_replaced(tmp_path: Path, base: Path) -> None:

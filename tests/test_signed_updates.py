@@ -195,36 +195,6 @@ def test_nobody_is_left(server: Server) -> None:
     assert not (server.folder / "ledger" / "round-3.json").exists()
 
 
-@pytest.mark.parametrize("stop", ["replace", "write_text"])
-def test_killed_around_the_ledger_the_same_call_completes(
-    server: Server, stop: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    paths = server.honest()
-    expected = server.round(*paths, output="whole").output.read_bytes()
-    shutil.rmtree(server.folder / "ledger")
-    kills = 0
-    while True:
-        left, call = [kills], getattr(Path, stop)
-
-        def counted(*arguments: Any, left: list[int] = left, call: Any = call, **named: Any) -> Any:
-            if not left[0]:
-                raise KeyboardInterrupt
-            left[0] -= 1
-            return call(*arguments, **named)
-
-        with monkeypatch.context() as patched:
-            patched.setattr(Path, stop, counted)
-            try:
-                server.round(*paths)
-                break
-            except KeyboardInterrupt:
-                kills += 1
-        assert server.round(*paths).output.read_bytes() == expected
-        shutil.rmtree(server.folder / "ledger")
-        (server.folder / "next.safetensors").unlink()
-    assert kills >= 1
-
-
 def test_a_ledger_is_of_one_run_and_one_process(server: Server) -> None:
     server.round(*server.honest())
     with open_ledger(server.folder / "ledger", "summer") as ledger, pytest.raises(InputError, match="of its own"):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import Command
-from failing_disk import full_disk, power_cut
+from failing_disk import full_disk
 from small_net import SHAPE, SmallBundle, without_verification
 from tiny_plan import ARMS, PLAN, measured, write_data, write_plan
 
@@ -441,21 +441,6 @@ def test_weights_that_cannot_be_sent_end_the_arm_and_other_errors_name_it(
     assert changes.diverged == "round 1: too large a change"
     assert (dense.rounds, dense.accuracy) == (2, of(done, "round", "dense")[-1]["accuracy"])
     assert [line["arm"] for line in measured(run) if line["event"] == "done"] == ["dense", "changes"]
-
-
-@pytest.mark.usefixtures("in_this_process")
-def test_a_run_cut_short_at_any_write_goes_on_to_the_same_metrics(done: Path, tmp_path: Path) -> None:
-    plan = write_plan(tmp_path)
-    cuts = 0
-    for allowed in (*range(1, 120, 17), 1 << 30):
-        run = with_bundles_of(done, tmp_path / f"run-{allowed}")
-        with power_cut(after=allowed) as power:
-            simulate(plan, run, workers=1)
-        cuts += power.was_cut
-        simulate(plan, run, workers=1)
-        assert measured(run) == measured(done), f"cut short after {allowed} writes"
-        shutil.rmtree(run)
-    assert cuts >= 6
 
 
 def test_a_run_that_is_killed_goes_on_to_the_same_metrics(done: Path, tmp_path: Path) -> None:

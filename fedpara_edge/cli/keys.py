@@ -23,13 +23,17 @@ def command() -> None:
 @overwrite_option
 @json_option
 def new(files: tuple[Path, ...], overwrite: bool, json: bool) -> None:
-    """Make a key pair for each FILE: the private key there, for its owner alone, and the public one in FILE.pub."""
+    """Make a key pair for each FILE: the private key there, for its owner alone, and the public one in FILE.pub.
+
+    Pairs that are there already stay where others are missing, so that the same command completes one that was cut
+    short.
+    """
     from fedpara_edge.cli.installed import require
 
     require("trust")
-    from fedpara_edge.trust.keys import new_key
+    from fedpara_edge.trust.keys import new_keys
 
-    _show({file: new_key(file, overwrite=overwrite) for file in files}, as_json=json)
+    _show(new_keys(files, overwrite=overwrite), as_json=json)
 
 
 @command.command("show")

@@ -50,12 +50,13 @@ def check_picture(path: Path, *, key: str) -> None:
         raise InputError(f"expected matplotlib to be installed, found none; type: {INSTALL}", key=key)
 
 
-def write_pngs(folder: Path, summary: Summary) -> Mapping[str, Figure]:
+def write_pngs(folder: Path, summary: Summary, *, overwrite: bool) -> Mapping[str, Figure]:
     """Write a PNG of every figure.
 
     Args:
         folder: Folder that the files `NAME.png` are written into.
         summary: Summary to draw.
+        overwrite: Whether to replace files that exist with other content.
 
     Returns:
         The same figures for an HTML page, by name; none without matplotlib.
@@ -67,7 +68,7 @@ def write_pngs(folder: Path, summary: Summary) -> Mapping[str, Figure]:
 
     pages: dict[str, Figure] = {}
     for name, drawn in draw(summary).items():
-        _write(folder / f"{name}.png", to_png(drawn))
+        _write(folder / f"{name}.png", to_png(drawn), overwrite=overwrite)
         pages[name] = Figure(to_element(drawn, name, CAPTIONS[name]), CAPTIONS[name])
     return pages
 
@@ -102,6 +103,6 @@ def write_one(path: Path, name: str, summary: Summary, *, title: str = "") -> No
             _write(path, to_png(drawn))
 
 
-def _write(path: Path, content: bytes) -> None:
-    with replacing_file(path) as temporary:
+def _write(path: Path, content: bytes, *, overwrite: bool = True) -> None:
+    with replacing_file(path, overwrite=overwrite) as temporary:
         temporary.write_bytes(content)

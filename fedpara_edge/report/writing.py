@@ -55,10 +55,9 @@ def write_report(run: Path | str, output: Path | str | None = None, *, overwrite
     if folder.resolve() != run.resolve():
         check_output(folder, overwrite=True, folder=True)
         folder.mkdir(exist_ok=True)
-        for name in (REPORT, *map(_png, CAPTIONS)):
-            check_output(folder / name, overwrite=overwrite)
+        check_output(folder / REPORT, overwrite=overwrite)  # written last, so that a report cut short is completed
     is_again = (folder / REPORT).exists()
-    figures = write_pngs(folder, summary)
+    figures = write_pngs(folder, summary, overwrite=overwrite or folder.resolve() == run.resolve())
     if is_again:
         for name in CAPTIONS.keys() - figures.keys():
             (folder / _png(name)).unlink(missing_ok=True)

@@ -30,7 +30,7 @@ from fedpara_edge.errors import InputError
 from fedpara_edge.simulation.growth import check_growth
 from fedpara_edge.simulation.metrics import Event, Journal
 from fedpara_edge.simulation.plan.plan import first_difference, read_tables
-from fedpara_edge.storage.atomic import replacing_file
+from fedpara_edge.storage.atomic import remove_leftovers_in, replacing_file
 from fedpara_edge.storage.locking import hold
 from fedpara_edge.storage.rounds import remove_rounds_before, round_path, rounds_in
 
@@ -162,6 +162,7 @@ def open_run(path: Path, plan: Path, *, patience_seconds: float = PATIENCE_SECON
     tables = read_tables(plan)
     run.lock.parent.mkdir(parents=True, exist_ok=True)
     with hold(run.lock, folder=path, kind="a run", patience_seconds=patience_seconds):
+        remove_leftovers_in(path)
         is_new = not run.plan.is_file() or first_difference(read_tables(run.plan), tables) is not None
         events = Journal(run.metrics).events
         if is_new and events:

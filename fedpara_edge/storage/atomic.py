@@ -7,19 +7,21 @@ import filecmp
 import glob
 import hashlib
 import os
+import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from fedpara_edge.errors import FedparaError, InputError, OutputExistsError
 from fedpara_edge.storage.locking import try_lock
 
 
 def check_output(path: Path, *, overwrite: bool, folder: bool = False, inputs: Iterable[Path | None] = ()) -> None:
-    """Refuse an output that can't or must not be written, before any work is done for it.
+    """Refuse an output that can't or must not be written, before any work is done for it, and tidy up beside it.
 
     Args:
         path: Output.
@@ -35,6 +37,7 @@ def check_output(path: Path, *, overwrite: bool, folder: bool = False, inputs: I
     parent = path.absolute().parent
     if not parent.is_dir():
         raise InputError(f"{path}: expected an existing folder {parent}, found none; create it first")
+    remove_leftovers(path)
     if path.exists() and not (path.is_dir() if folder else path.is_file()):
         raise InputError(
             f"{path}: expected {'a folder' if folder else 'a file'}, found another kind; choose another name"
@@ -123,7 +126,17 @@ def remove_leftovers(path: Path) -> None:
             if try_lock(lock):
                 if (folder / _RETIRED).exists() and not path.exists():
                     (folder / _RETIRED).rename(path)
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder)
+        if _MADE.fullmatch(folder.suffix):  # killed before the lock was there, or when it was gone
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def remove_leftovers_in(folder: Path) -> None:
+    """Remove all that processes that were killed left behind in a folder and those below it."""
+    for made in list(folder.rglob(".*")):
+        if _MADE.fullmatch(made.suffix) and made.is_dir():
+            remove_leftovers(made.with_name(made.stem[1:]))
 
 
 @contextmanager
@@ -133,14 +146,38 @@ def _beside(path: Path) -> Iterator[Path]:
     It is locked while it is in use, so that what others left of theirs is told from what they still write.
     """
     remove_leftovers(path)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            try:
+                lock = (folder / _LOCK).open("a")
+            except FileNotFoundError:  # another process took it for a leftover
+                continue
+            with lock:
+                if _is_locked(lock) and (folder / _LOCK).exists():
+                    yield folder
+                    return
+        finally:
+            _remove(folder)
+
+
+def _is_locked(lock: IO[str]) -> bool:
     try:
-        with (folder / _LOCK).open("a") as lock:
-            with suppress(OSError):  # on a disk without locks, leftovers stay
-                try_lock(lock)
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        return try_lock(lock)
+    except OSError:  # on a disk without locks, leftovers stay
+        return True
+
+
+def _remove(folder: Path) -> None:
+    """Remove a temporary folder as far as possible, the lock last, by which it is known as one."""
+    with suppress(OSError):
+        for entry in folder.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name != _LOCK:
+                entry.unlink()
+        (folder / _LOCK).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _replace_folder(new: Path, old: Path) -> None:
@@ -164,6 +201,8 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 _LOCK, _RETIRED = "fedpara-edge.lock", "retired"
+_MADE = re.compile(r"\.[a-z0-9_]{8}")
+"""End of the names that `tempfile` makes."""
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
 
 

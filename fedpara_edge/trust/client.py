@@ -118,6 +118,8 @@ class _Receiver:
     def _open(self) -> Updater:
         metadata = self._cache / "metadata"
         metadata.mkdir(exist_ok=True)
+        for stray in metadata.glob("tmp*"):  # the updater's, if it was killed
+            stray.unlink()
         self._fetcher.last = str(self._root)
         updater = Updater(
             metadata_dir=str(metadata),

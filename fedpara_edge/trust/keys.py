@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import stat
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -15,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.signer import CryptoSigner, Key, SSlibKey
 
 from fedpara_edge.errors import InputError, brief
-from fedpara_edge.storage.atomic import check_output, replacing_file
+from fedpara_edge.storage.atomic import check_output, remove_leftovers, replacing_file
 
 PUBLIC_SUFFIX = ".pub"
 _SCHEME = "ed25519"
@@ -23,24 +24,50 @@ _PRIVATE_BEGINS = b"-----BEGIN"
 _MAX_BYTES = 4096
 
 
+def new_keys(paths: Sequence[Path], *, overwrite: bool = False) -> dict[Path, str]:
+    """Make key pairs as `new_key` does; those that are there stay if others are missing, as after a kill.
+
+    Returns:
+        The public keys as text, by path.
+
+    Raises:
+        OutputExistsError: All are there, and `overwrite` is false.
+        InputError, FedparaError: As of `new_key`.
+    """
+    for path in paths:
+        remove_leftovers(path)
+        remove_leftovers(public_path(path))
+    there = [] if overwrite else [path for path in paths if path.exists() and public_path(path).exists()]
+    kept = {path: public_text(read_public(path)) for path in there} if len(there) < len(paths) else {}
+    return {path: kept.get(path) or new_key(path, overwrite=overwrite) for path in paths}
+
+
 def new_key(path: Path, *, overwrite: bool = False) -> str:
     """Make a key pair, in a private file and a public one beside it; return the public key as text.
+
+    A private key without its public one, as a kill between the two leaves it, gets that.
 
     Raises:
         OutputExistsError: One of the files exists, and `overwrite` is false.
         InputError: The files can't be written there.
         FedparaError: The disk refuses a write.
     """
-    public_path = path.with_name(path.name + PUBLIC_SUFFIX)
-    for output in (path, public_path):
-        check_output(output, overwrite=overwrite)
-    signer = CryptoSigner.generate_ed25519()
+    is_half = not overwrite and path.is_file() and not public_path(path).exists() and is_private(path)
+    for output in (path, public_path(path)):
+        check_output(output, overwrite=overwrite or is_half)
+    signer = read_signer(path) if is_half else CryptoSigner.generate_ed25519()
+    if not is_half:
+        with replacing_file(path, overwrite=overwrite, mode=0o600) as temporary:
+            temporary.write_bytes(signer.private_bytes)
     public = public_text(signer.public_key)
-    with replacing_file(path, overwrite=overwrite, mode=0o600) as temporary:
-        temporary.write_bytes(signer.private_bytes)
-    with replacing_file(public_path, overwrite=overwrite) as temporary:
+    with replacing_file(public_path(path), overwrite=overwrite) as temporary:
         temporary.write_text(public + "\n", encoding="ascii")
     return public
+
+
+def public_path(path: Path) -> Path:
+    """Path of the public key beside a private one."""
+    return path.with_name(path.name + PUBLIC_SUFFIX)
 
 
 def read_signer(path: Path) -> CryptoSigner:

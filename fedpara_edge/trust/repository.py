@@ -31,7 +31,7 @@ from fedpara_edge.formats import change as change_file
 from fedpara_edge.formats.bundle import MANIFEST, open_bundle
 from fedpara_edge.formats.transcript import read_transcript
 from fedpara_edge.formats.weights import read_weights
-from fedpara_edge.storage.atomic import replacing_file
+from fedpara_edge.storage.atomic import remove_leftovers_in, replacing_file
 from fedpara_edge.storage.locking import hold
 from fedpara_edge.storage.rounds import round_path
 from fedpara_edge.storage.tensorfile import TensorFile
@@ -88,6 +88,7 @@ def publish(folder: Path, root: Path, additions: Additions, signers: Sequence[Pa
     except OSError as error:
         raise InputError(f"{folder}: expected a writable folder, found {error.strerror}; choose another") from error
     with hold(folder / _LOCK, folder=folder, kind="a repository"):
+        remove_leftovers_in(folder)
         publisher = _Publisher(folder, root, by_id, lifetimes)
         return publisher.publish(additions)
 

@@ -1,0 +1,47 @@
+"""Commands that are killed or find the disk full: outputs are whole or as before, and the same command again completes.
+
+A sample of what `make kills` tries; `kills.py` has the laws, and `written.py` the commands.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from disk_calls import can_watch
+from kills import FAULTS
+from written import CASES
+
+from fedpara_edge.cli import COMMANDS, fedpara_edge
+
+TESTS = Path(__file__).parent
+SAMPLE = 4
+NO_OUTPUT = {"evaluate", "audit", "inspect", "doctor"}
+"""Commands that write nothing."""
+ONE_FILE = {"fold", "predict", "codec", "demo", "export", "data"}
+"""Commands that write one file or folder by `replacing_file` or `replacing_folder`, as others here do."""
+
+
+@pytest.mark.skipif(not can_watch(), reason="needs seccomp user notifications, which Linux has since 5.5")
+@pytest.mark.parametrize("fault", FAULTS)
+def test_after_any_fault_the_same_command_completes(fault: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, TESTS / "kills.py", "--fault", fault, "--sample", str(SAMPLE)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count(" faults tried") == len(CASES)
+
+
+def test_every_command_that_writes_is_tried() -> None:
+    tried = {case.command[0] for case in CASES.values()}
+    assert tried | NO_OUTPUT | ONE_FILE == set(COMMANDS)
+    assert not tried & (NO_OUTPUT | ONE_FILE)
+    for name in NO_OUTPUT:
+        command = fedpara_edge.get_command(None, name)  # type: ignore[arg-type]
+        assert command is not None
+        assert not any("--output" in parameter.opts for parameter in command.params)
