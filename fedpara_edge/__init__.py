@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fedpara_edge.aggregation import AggregateConfig, aggregate, run_round
     from fedpara_edge.codecs import find_encoder
     from fedpara_edge.errors import (
+        BudgetError,
         BusyError,
         DivergedError,
         FedparaError,
@@ -54,8 +55,8 @@ _MODULES = {
     "export.folding.fold": "fold",
     "fedpara_edge.aggregation": "AggregateConfig aggregate run_round",
     "fedpara_edge.codecs": "find_encoder",
-    "fedpara_edge.errors": "BusyError DivergedError FedparaError InputError InvalidUpdateError OutputExistsError "
-    "TooFewUpdatesError TrustError WrongBundleError",
+    "fedpara_edge.errors": "BudgetError BusyError DivergedError FedparaError InputError InvalidUpdateError "
+    "OutputExistsError TooFewUpdatesError TrustError WrongBundleError",
     "fedpara_edge.factors.factorization": "Factorization",
     "fedpara_edge.formats.bundle": "open_bundle",
     "fedpara_edge.formats.change": "apply_change publish_change",
@@ -70,6 +71,7 @@ _PLACES = {name: module for module, names in _MODULES.items() for name in names.
 
 __all__ = [
     "AggregateConfig",
+    "BudgetError",
     "BusyError",
     "DivergedError",
     "ExportConfig",

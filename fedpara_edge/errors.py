@@ -155,6 +155,14 @@ class WrongBundleError(FedparaError):
     code = "wrong_bundle"
 
 
+class BudgetError(FedparaError):
+    """A round would take more than what is left of a privacy budget: exit code 8."""
+
+    exit_code = 8
+    outcome = "privacy budget spent"
+    code = "budget"
+
+
 class BusyError(FedparaError):
     """A state or run folder is in use by another process: exit code 75, which is EX_TEMPFAIL.
 
@@ -183,6 +191,7 @@ EXIT_CODES: Mapping[int, str] = {
             TrustError,
             WrongBundleError,
             OutputExistsError,
+            BudgetError,
             BusyError,
         )
     },

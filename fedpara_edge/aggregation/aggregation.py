@@ -31,6 +31,7 @@ from fedpara_edge.aggregation.composed import find_exploded, find_exploding
 from fedpara_edge.aggregation.config import Merge, check_merge, check_min_updates, check_weighting, effective_weighting
 from fedpara_edge.aggregation.effort import USUAL, Effort
 from fedpara_edge.aggregation.gate import Gate
+from fedpara_edge.aggregation.private import Privacy, average_privately, check_layout, check_private
 from fedpara_edge.aggregation.refit import refit
 from fedpara_edge.aggregation.result import Aggregation
 from fedpara_edge.aggregation.rules.method import Method
@@ -62,6 +63,7 @@ def aggregate(
     strict: bool = False,
     min_updates: int = 1,
     gate: Gate | None = None,
+    privacy: Privacy | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     effort: Effort = USUAL,
 ) -> Aggregation:
@@ -85,6 +87,7 @@ def aggregate(
         strict: Whether the first bad update, by path, ends the round instead of being left out.
         min_updates: Number of valid updates below which nothing is aggregated.
         gate: Judge of whose each update is; None to believe the names in the files.
+        privacy: Noise on the mean and the budget that pays for it, in place of the bounds; None for none.
         on_progress: Function that is called now and then with the number of files read and of all to read; it starts
             again if the files must be read twice.
         effort: Division of the work into blocks, threads and pieces.
@@ -94,12 +97,17 @@ def aggregate(
         InputError: `min_updates` is less than 1, the algorithm takes no refit, the state is missing or another
             algorithm's, or there are more updates than clients.
         WrongBundleError: The state belongs with other weights.
+        BudgetError: The round would take more than what is left of the privacy budget.
         DivergedError: The step leads beyond float32 or to exploding weights, and no single update is to blame.
         InvalidUpdateError, TrustError, WrongBundleError: An update is bad, with `strict`.
     """
     check_min_updates(min_updates)
     check_merge(merge, algorithm, method)
     check_weighting(weighting, method)
+    if privacy is not None:
+        check_private(algorithm=algorithm, weighting=weighting, merge=merge, bounds=bounds, method=method)
+        check_layout(weights)
+        weighting = "equal"
     kept = _kept(state, weights, algorithm)
     weighting = effective_weighting(weighting, algorithm, method)
     updates, rejected = screen(map(Path, paths), weights, algorithm, gate)
@@ -110,16 +118,19 @@ def aggregate(
         if len(updates) < min_updates:
             raise _too_few(min_updates, len(updates), rejected)
         participation = algorithm.participation(len(updates))
-        mean = average(
-            updates,
-            weights,
-            algorithm,
-            weighting=weighting,
-            bounds=bounds,
-            method=method,
-            on_progress=on_progress,
-            effort=effort,
-        )
+        if privacy is not None:
+            mean = average_privately(updates, weights, privacy, on_progress=on_progress, effort=effort)
+        else:
+            mean = average(
+                updates,
+                weights,
+                algorithm,
+                weighting=weighting,
+                bounds=bounds,
+                method=method,
+                on_progress=on_progress,
+                effort=effort,
+            )
         refused, refitted = mean.refused or _find_deviating(updates, algorithm), None
         if not refused:
             if merge == "refit":
@@ -130,14 +141,14 @@ def aggregate(
                 algorithm, weights.layout, mean.means, kept, participation, piece_entries=effort.piece_entries
             )
             tensors = add_change(weights, mean.means[0])
-            if any(not_finite(each) is not None for each in (tensors, *groups.values())):
+            if privacy is None and any(not_finite(each) is not None for each in (tensors, *groups.values())):
                 largest = [algorithm.largest_change(update.header.metrics) for update in updates]
                 refused = find_overflowing(mean.updates, weights, largest)
                 tensors = limit(tensors) if algorithm.convex and merge == "mean" else tensors
         if not refused:
             _check_finite({"weights": tensors, **groups}, algorithm)
             if bounds.binds("weights") and (found := find_exploded(weights.layout, tensors, weights.tensors)):
-                refused = find_exploding(mean.updates, weights)
+                refused = find_exploding(mean.updates, weights) if privacy is None else {}
                 if not refused:
                     raise _diverged(found.expected, found.found, algorithm)
         if not refused:

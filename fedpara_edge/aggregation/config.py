@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedpara_edge.aggregation.bounds import Bounds
+from fedpara_edge.aggregation.private import check_private
 from fedpara_edge.aggregation.rules import MIXINGS, RULES, find_mixing, find_rule
 from fedpara_edge.aggregation.rules.geometry import Space
 from fedpara_edge.aggregation.rules.method import Method
@@ -14,6 +15,7 @@ from fedpara_edge.codecs import find_encoder
 from fedpara_edge.codecs.codec import Encoder
 from fedpara_edge.errors import InputError
 from fedpara_edge.options import check, declared, option
+from fedpara_edge.privacy.mechanism import Gaussian, find_mechanism
 
 COUNTING = tuple(name for name, kind in SERVER.items() if "clients" in declared(kind))
 """Algorithms that need the number of all clients."""
@@ -34,6 +36,8 @@ class AggregateConfig(Bounds):
         rule: Rule that combines the updates, with its options, such as `trimmed:share=0.1` (`aggregation.rules`).
         mixing: Mixing in front of the rule, with its options, such as `bucketing:size=2`; None for none.
         space: Space in which the rule measures distances.
+        privacy: Noise on the mean, with its options and its budget, such as
+            `gaussian:clip=1,noise=1.1,expected=100,epsilon=8,delta=1e-5` (`fedpara_edge.privacy`); None for none.
         downlink_codec: Codec of the change that is published for devices that have the weights before; None to publish
             whole weights.
         min_updates: Number of valid updates below which no weights are written.
@@ -67,6 +71,13 @@ class AggregateConfig(Bounds):
         help=f"Mixing of the updates before the rule: {' or '.join(MIXINGS)}.",
     )
     space: Space = option("factors", help="Space in which a rule measures distances: factors, or composed weights.")
+    privacy: str | None = option(
+        None,
+        metavar="NAME:OPTION=VALUE,…",
+        unset="none",
+        help="Noise on the mean for differential privacy, with its budget: gaussian:clip=…,noise=…,expected=…,"
+        "epsilon=…,delta=….",
+    )
     downlink_codec: str | None = option(
         None,
         metavar="NAME[:OPTION=VALUE,…]",
@@ -85,6 +96,14 @@ class AggregateConfig(Bounds):
             )
         check_merge(self.merge, self.server_algorithm, self.method)
         check_weighting(self.weighting, self.method)
+        if self.mechanism is not None:
+            check_private(
+                algorithm=self.server_algorithm,
+                weighting=self.weighting,
+                merge=self.merge,
+                bounds=self.bounds,
+                method=self.method,
+            )
         try:
             _ = self.downlink_encoder
         except InputError as error:
@@ -110,6 +129,11 @@ class AggregateConfig(Bounds):
         """The rule with what belongs to it."""
         mixing = None if self.mixing is None else find_mixing(self.mixing)
         return Method(rule=find_rule(self.rule), mixing=mixing, space=self.space)
+
+    @property
+    def mechanism(self) -> Gaussian | None:
+        """The noise on the mean; None for none."""
+        return None if self.privacy is None else find_mechanism(self.privacy)
 
     @property
     def downlink_encoder(self) -> Encoder | None:

@@ -20,6 +20,7 @@ from typing import Any
 from fedpara_edge.aggregation.aggregation import aggregate
 from fedpara_edge.aggregation.config import AggregateConfig
 from fedpara_edge.aggregation.gate import Gate, HashingGate
+from fedpara_edge.aggregation.private import Budget, Privacy
 from fedpara_edge.aggregation.result import Aggregation
 from fedpara_edge.errors import FedparaError, InputError, TrustError
 from fedpara_edge.formats.change import publish_change
@@ -97,6 +98,7 @@ def run_round(
     transcript: Path | str | None = None,
     keep: int | None = None,
     gate: Gate | None = None,
+    budget: Budget | None = None,
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Round:
@@ -116,6 +118,7 @@ def run_round(
         transcript: Transcript to write, for audits.
         keep: Number of rounds, from 2 on, whose state stays in the folder; None for all.
         gate: Judge of whose each update is, such as by signatures; None to believe the names in the files.
+        budget: Budget that pays for the round, with `config.privacy` (`fedpara_edge.privacy.ledger`).
         overwrite: Whether to replace files that exist with other content.
         on_progress: Function that is called with the number of files read and of all to read.
 
@@ -125,6 +128,7 @@ def run_round(
         InputError: A file can't be written; the weights, the state or an option is missing or does not fit.
         WrongBundleError: The weights or the state are damaged, or do not belong together.
         TooFewUpdatesError: There are fewer valid updates than asked for; its `rejected` tells of the others.
+        BudgetError: The round would take more than what is left of the privacy budget.
         DivergedError: The next weights would be beyond float32, and no single update is to blame.
         InvalidUpdateError, TrustError: An update is bad, with `config.strict`.
         FedparaError: The disk refuses a write.
@@ -137,6 +141,8 @@ def run_round(
     gate = HashingGate() if gate is None and transcript is not None else gate
     inputs = (Path(weights), *files)
     _check_outputs(output, change, target, transcript, base=base, inputs=inputs, overwrite=overwrite)
+    again = not overwrite and any(path.exists() for path in (output, change, target, transcript) if path is not None)
+    privacy = _privacy(config, budget, again=again)
     with nullcontext() if state is None else _holding(state):
         kept = None if state is None else _read_state(state, base, config)
         aggregation = aggregate(
@@ -151,6 +157,7 @@ def run_round(
             strict=config.strict,
             min_updates=config.min_updates,
             gate=gate,
+            privacy=privacy,
             on_progress=on_progress,
         )
         if gate is not None:
@@ -205,6 +212,15 @@ def _check_options(config: AggregateConfig, *, state: Path | None, change: Path 
         raise InputError(f"expected a number of rounds, at least {LEAST_KEPT}, found {keep!r}", key="keep")
     if keep is not None and state is None:
         raise InputError("expected with a state folder, found none; give one, or leave keep out", key="keep")
+
+
+def _privacy(config: AggregateConfig, budget: Budget | None, *, again: bool) -> Privacy | None:
+    mechanism = config.mechanism
+    if mechanism is None and budget is not None:
+        raise InputError("expected noise for the ledger of a budget, found none; give it", key="privacy")
+    if mechanism is not None and budget is None:
+        raise InputError("expected the ledger of its budget, found none; give it", key="privacy")
+    return None if mechanism is None or budget is None else Privacy(mechanism=mechanism, budget=budget, again=again)
 
 
 def _check_outputs(

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -22,6 +22,7 @@ from fedpara_edge.errors import FedparaError, InputError, TooFewUpdatesError
 if TYPE_CHECKING:
     from fedpara_edge.aggregation import Accepted, Round
     from fedpara_edge.aggregation.gate import Gate
+    from fedpara_edge.privacy.ledger import PrivacyLedger
 
 RENAMED = {
     "--server-lr": "--algorithm NAME:lr=…",
@@ -40,6 +41,12 @@ RENAMED = {
 @click.option("--change", type=PATH, help="Change file to write; with --downlink-codec.")
 @click.option("--allow", type=PATH, metavar="FILE", help="TOML file with keys of clients: signed updates alone count.")
 @click.option("--ledger", type=PATH, help="Folder of what was accepted, with --allow.  [default: ledger in --state]")
+@click.option(
+    "--privacy-ledger",
+    type=PATH,
+    metavar="FOLDER",
+    help="Folder of what is spent of the budget, with --privacy.  [default: privacy in --state]",
+)
 @click.option("--transcript", type=PATH, help="Transcript to write, for `audit`: digests of the accepted updates.")
 @output_options
 def command(
@@ -52,6 +59,7 @@ def command(
     change: Path | None,
     allow: Path | None,
     ledger: Path | None,
+    privacy_ledger: Path | None,
     transcript: Path | None,
     overwrite: bool,
     json: bool,
@@ -67,7 +75,11 @@ def command(
 
     config = AggregateConfig(**options)
     try:
-        with _gate(allow, ledger, state) as gate, _progress_bar(len(updates)) as on_progress:
+        with (
+            _gate(allow, ledger, state) as gate,
+            _budget(config, privacy_ledger, state) as budget,
+            _progress_bar(len(updates)) as on_progress,
+        ):
             done = run_round(
                 updates,
                 weights,
@@ -78,9 +90,11 @@ def command(
                 transcript=transcript,
                 keep=keep,
                 gate=gate,
+                budget=budget,
                 overwrite=overwrite,
                 on_progress=on_progress,
             )
+            privacy = _spent(config, budget)
     except TooFewUpdatesError as error:
         _show(error.rejected)
         raise
@@ -99,7 +113,7 @@ def command(
     )
     if allow is None:
         note("note: updates are not signed, so that anybody can send under any name; outside local work, pass --allow")
-    emit(done.to_json(), _text(done), as_json=json)
+    emit({**done.to_json(), **privacy.json}, _text(done) + privacy.text, as_json=json)
 
 
 @contextmanager
@@ -122,6 +136,41 @@ def _gate(allow: Path | None, ledger: Path | None, state: Path | None) -> Iterat
     clients = read_clients(allow)
     with open_ledger(ledger or Path(str(state)) / "ledger", clients.run) as opened:
         yield SignatureGate(clients, opened)
+
+
+@contextmanager
+def _budget(config: AggregateConfig, folder: Path | None, state: Path | None) -> Iterator[PrivacyLedger | None]:
+    """The ledger of the privacy budget; None without noise."""
+    if config.mechanism is None:
+        if folder is not None:
+            raise InputError("expected with --privacy, found without; leave it out", key="privacy_ledger")
+        yield None
+        return
+    if folder is None and state is None:
+        raise InputError("expected a folder for what is spent, found none; give it, or --state", key="privacy_ledger")
+    from fedpara_edge.cli.installed import require
+
+    require("privacy")
+    from fedpara_edge.privacy.accounting import epsilon
+    from fedpara_edge.privacy.ledger import open_privacy_ledger
+
+    with open_privacy_ledger(folder or Path(str(state)) / "privacy", epsilon) as opened:
+        yield opened
+
+
+class _Spent(NamedTuple):
+    """What is said of the privacy budget."""
+
+    json: Mapping[str, Any]
+    text: str
+
+
+def _spent(config: AggregateConfig, budget: PrivacyLedger | None) -> _Spent:
+    if config.mechanism is None or budget is None:
+        return _Spent({}, "")
+    mechanism, spent = config.mechanism, budget.spent(config.mechanism.delta)
+    text = f"\nprivacy: ε {spent:.4g} of {mechanism.epsilon:g} spent at δ {mechanism.delta:g}"
+    return _Spent({"privacy": {**mechanism.to_json(), "spent": spent}}, text)
 
 
 def _text(done: Round) -> str:

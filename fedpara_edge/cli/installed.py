@@ -58,6 +58,7 @@ CAPABILITIES = (
     Capability("fold", (("onnx",), ("onnxruntime", *_TRAINING)), "export", ("fold",), OWN_PACKAGES),
     Capability("data", (("pillow",), ("pyarrow",), ("soundfile",)), "data", ("data",), ("device_runtime",)),
     Capability("trust", (("tuf",), ("securesystemslib",), ("cryptography",)), "trust", ("keys", "publish")),
+    Capability("privacy", (("dp-accounting",),), "privacy", ("aggregate",)),
     Capability("report", (("matplotlib",),), "report", ("simulate", "codec")),
 )
 

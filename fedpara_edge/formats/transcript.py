@@ -11,7 +11,8 @@ JSON, with these fields:
     tree              hexadecimal Merkle tree hash of the list of SHA-256, as in RFC 6962, section 2.1
 
 The aggregation does not depend on the order of the updates, nor on those that were refused, so that the list and the
-files give the very same weights on every machine of a kind.
+files give the very same weights on every machine of a kind. A transcript of a round with noise for differential privacy
+says so in its config, and can't be audited.
 """
 
 from __future__ import annotations

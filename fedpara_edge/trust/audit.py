@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 from fedpara_edge.aggregation import AggregateConfig, run_round
 from fedpara_edge.aggregation.gate import Gate, HashingGate
-from fedpara_edge.errors import TrustError
+from fedpara_edge.errors import InputError, TrustError
 from fedpara_edge.formats.transcript import Transcript
 from fedpara_edge.formats.weights import Weights, read_weights
 from fedpara_edge.options.binding import bind
@@ -46,8 +46,15 @@ def audit(
     Raises:
         TrustError: An update is missing or is not its client's, or the weights or the list are others.
         InvalidUpdateError: An update is bad.
-        InputError: A file can't be read, or is missing.
+        InputError: A file can't be read, or is missing, or the round has noise.
     """
+    config = replace(bind(AggregateConfig, transcript.config), strict=True)  # as all of them were accepted
+    if config.mechanism is not None:
+        raise InputError(
+            f"expected the transcript of a round without noise, found {config.mechanism.name} noise, which nobody but "
+            "its server can repeat; such a round can't be audited",
+            key="privacy",
+        )
     with ThreadPoolExecutor() as pool:
         by_digest = dict(zip(pool.map(sha256_of, updates), updates, strict=True))
     missing = [update for update in transcript.updates if update["sha256"] not in by_digest]
@@ -61,7 +68,6 @@ def audit(
         found = read_weights(path).base
         if found != expected:
             raise _other(path, expected, found)
-    config = replace(bind(AggregateConfig, transcript.config), strict=True)  # as all of them were accepted
     with TemporaryDirectory() as name:
         folder = Path(name)
         before = None if state is None else round_path(state, transcript.round - 1)
