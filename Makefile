@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: test web docs versions versions-quick demo bench bench-quick zoo-check report figures kills pi pi-board pi-32 pi-wheel format clean
+.PHONY: test web page phone docs versions versions-quick demo bench bench-quick zoo-check report figures kills pi pi-board pi-32 pi-wheel format clean
 .DELETE_ON_ERROR:
 
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -23,6 +23,12 @@ test: web  ## formatting, lint, strict types, all tests and docs examples, the w
 
 web: $(VENV)/ready  ## the packages of the phone's page, which are pinned by their lockfile
 	sh tests/phone/install.sh $(BIN)/python
+
+page: web  ## the phone's page for any web server, in build/page, with its files in brotli and gzip beside them
+	PATH="$(abspath $(BIN)):$$PATH" node device_runtime/web/build.mjs build/page --compress
+
+phone: web  ## rounds of two emulated phones in Chromium, and what goes wrong on phones
+	CHROMIUM=$$(sh tests/phone/browser.sh) && export CHROMIUM && $(BIN)/python -m pytest -q tests/phone/in_browser.py
 
 docs: $(VENV)/ready  ## the documentation as a site, in docs/_build/html; a warning is an error
 	$(BIN)/python -m sphinx -E -W --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html

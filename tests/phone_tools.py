@@ -15,17 +15,18 @@ BESIDE = Path(sys.executable).parent
 def node() -> str:
     """Path of Node.js, after the page's packages were installed; without one the test is skipped, by name."""
     if (BESIDE / "node").exists() or shutil.which("node"):
-        _run("sh", PHONE / "install.sh", sys.executable)
+        run_program("sh", PHONE / "install.sh", sys.executable)
         return shutil.which("node", path=str(BESIDE)) or str(shutil.which("node"))
     pytest.skip("the phone's page: expected Node.js, found none; run: make web")
 
 
 def run_node(*arguments: object) -> str:
     """Run Node.js to its end; return what it prints."""
-    return _run(node(), *arguments)
+    return run_program(node(), *arguments)
 
 
-def _run(*command: object) -> str:
+def run_program(*command: object) -> str:
+    """Run a program to its end; return what it prints."""
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -32,13 +32,15 @@ from device_runtime.schedule import learning_rate_at
 from export import export_bundle
 from fedpara_edge.codecs import find_encoder
 from fedpara_edge.codecs.codec import in_order
-from fedpara_edge.errors import DivergedError
+from fedpara_edge.errors import DivergedError, InputError
 from fedpara_edge.factors.layout import Layout
 from fedpara_edge.formats.bundle import WEIGHTS, Bundle
 from fedpara_edge.formats.change import publish_change
+from fedpara_edge.formats.interface import ArraySpec, Head, Interface
 from fedpara_edge.formats.serverstate import ServerState, write_server_state
 from fedpara_edge.formats.update import write_update
 from fedpara_edge.formats.weights import Weights, read_weights, write_weights
+from fedpara_edge.losses import find_loss
 from fedpara_edge.nn import convert
 
 EXAMPLES = 29
@@ -69,6 +71,27 @@ SCHEDULES: tuple[dict[str, Any], ...] = (
     {"lr": 0.05, "schedule": "steps", "drop_every": 2, "drop_factor": 0.3, "warmup_steps": 1},
 )
 
+_NAMES = ("cat", "dog", "owl")
+DATA: tuple[tuple[str, tuple[str, ...] | None, dict[str, NDArray[Any]]], ...] = (
+    ("cross_entropy", None, {"y": np.array([0, 2, 1], np.uint8)}),
+    ("cross_entropy", None, {"y": np.array([0, 3, 1])}),
+    ("cross_entropy", None, {"y": np.array([0.0, 1.0])}),
+    ("cross_entropy:ignore_index=-100", None, {"y": np.array([0, -100, 1], np.int16)}),
+    ("cross_entropy", _NAMES, {"y": np.array([0, 1, 1]), "y_names": np.array(["owl", "cat"])}),
+    ("cross_entropy", _NAMES, {"y": np.array([0, 1, 1]), "y_names": np.array(["owl", "bat"])}),
+    ("cross_entropy", None, {"y": np.array([0, 1, 1]), "y_names": np.array(["owl", "cat"])}),
+    ("cross_entropy", _NAMES, {"y": np.array(["owl", "dog", "owl"])}),
+    ("cross_entropy", None, {"y": np.array(["owl", "dog", "owl"])}),
+    ("cross_entropy", ("7", "-8", "9"), {"y": np.array([9, 7, -8], np.int32)}),
+    ("bce", None, {"y": np.array([0.5, 1], np.float32)}),
+    ("bce", None, {"y": np.array([0.5, 1.5], np.float32)}),
+    ("cross_entropy", None, {"y": np.array([0, 1]), "x": np.array([[0, np.nan], [0, 1]], np.float32)}),
+    ("cross_entropy", None, {"y": np.array([0, 1]), "x": np.zeros((2, 2))}),
+    ("cross_entropy", None, {"y": np.array([0, 1]), "x": np.zeros((3, 2), np.float32)}),
+    ("cross_entropy", None, {"y": np.array([], np.int64)}),
+)
+"""Loss, names of the bundle's classes and arrays of files of examples."""
+
 
 def write_vectors(folder: Path) -> None:
     """Write all vectors to a new folder."""
@@ -90,6 +113,7 @@ def write_vectors(folder: Path) -> None:
         ],
         "random_floats": [{"seed": seed, "values": _random_floats(seed).tolist()} for seed in (0, 5, 4294967295)],
         "rates": [_rates(given, round=number) for given in SCHEDULES for number in (0, 40)],
+        "data": [*_data(folder)],
         "codecs": [*_codecs(folder)],
         "weights": [*_weights(folder, bundles)],
         "calls": [*_calls(folder, bundles)],
@@ -128,6 +152,12 @@ class Bundles:
         return self._made[name]
 
 
+class DataOf(NamedTuple):
+    """Specification of data by an interface alone."""
+
+    interface: Interface
+
+
 class Place(NamedTuple):
     """Folder of one call, and the one to which paths are relative."""
 
@@ -153,6 +183,23 @@ def _rates(given: Mapping[str, Any], *, round: int) -> dict[str, Any]:
         "rates": rates,
         "sum": sum_learning_rates(config, steps=steps, round=round),
     }
+
+
+def _data(root: Path) -> Iterator[dict[str, Any]]:
+    """Files of examples, with labels of all sorts: the labels that a device makes of them, or a refusal."""
+    (root / "data").mkdir()
+    for number, (loss, names, arrays) in enumerate(DATA):
+        path = root / "data" / f"{number}.npz"
+        np.savez(path, **{"x": np.zeros((len(arrays["y"]), 2), np.float32), **arrays})
+        classes = None if loss == "bce" else 3
+        y = ArraySpec("y", (), "float32" if classes is None else "int64", classes, names)
+        head = Head(ArraySpec("output", (3,), "float32"), y, find_loss(loss))
+        spec = DataOf(Interface(inputs=(ArraySpec("x", (2,), "float32"),), heads=(head,)))
+        try:
+            labels = open_data(path, spec).labels(np.arange(len(arrays["y"])))["y"].tolist()
+        except InputError:
+            labels = None
+        yield {"data": f"data/{number}.npz", "interface": spec.interface.to_json(), "labels": labels}
 
 
 def _codecs(root: Path) -> Iterator[dict[str, Any]]:

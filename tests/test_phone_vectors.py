@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from phone_tools import PHONE, WEB, node, run_node
 from phone_vectors import STATEFUL, STATELESS, write_vectors
 
+from device_runtime.state import DeviceState
 from fedpara_edge.codecs.codec import in_order
 from fedpara_edge.errors import InvalidUpdateError
 from fedpara_edge.factors.layout import Layout
@@ -68,6 +69,14 @@ def test_learning_rates_are_equal_in_float32(both: Both) -> None:
             assert answer["sum"] == vector["sum"]  # no powers and no cosines, in whose last digit platforms differ
 
 
+def test_labels_get_the_same_numbers_and_wrong_data_a_sentence(both: Both) -> None:
+    pairs = both.named("data")
+    assert [answer["labels"] for _, answer in pairs] == [vector["labels"] for vector, _ in pairs]
+    errors = [answer["error"] for vector, answer in pairs if vector["labels"] is None]
+    assert len(errors) >= 10
+    assert all("expected" in error and "found" in error and "; " in error for error in errors)
+
+
 def test_every_codec_stores_what_the_library_stores(both: Both) -> None:
     """Decoded changes are equal, and bytes where there is no Zstandard frame, of which only the content is."""
     for vector, answer in both.named("codecs"):
@@ -112,6 +121,21 @@ def test_a_call_gives_the_same_update(name: str, both: Both) -> None:
     # A rounding to the other side is in the residual as well.
     sent_and_left = [change + each.get("residual", 0) for change, each in zip(changes, kept, strict=True)]
     assert relative_error(*sent_and_left) < TOLERANCE
+
+
+def test_a_call_killed_at_any_write_goes_on_to_the_same_update_and_state(both: Both, tmp_path: Path) -> None:
+    found = json.loads(run_node(PHONE / "kills.mjs", both.vectors, "adamw", tmp_path))
+    whole = found["whole"]
+    assert [each["digests"] for each in [*found["torn"], found["again"]]] == [whole] * (len(found["torn"]) + 1)
+    resumed = {each["resumedFromStep"] for each in found["torn"]}
+    assert resumed == {0, 1, 2, 3}  # of 3 steps: begun again, gone on with, and ended
+    ((vector, _),) = (pair for pair in both.named("calls") if pair[0]["name"] == "adamw")
+    bundle = open_bundle(both.vectors / vector["bundle"])
+    kept = DeviceState(tmp_path / "whole", bundle.manifest.fingerprint)  # the files are those of a Python device
+    committed = kept.committed()
+    assert committed is not None
+    assert committed.after.keys() == {"personal", "residual", "dynamic"}
+    assert kept.client() == "device"
 
 
 def check_header(found: dict[str, Any], expected: dict[str, Any]) -> None:

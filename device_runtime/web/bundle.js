@@ -12,6 +12,7 @@ import { fromUtf8, parseTyped } from './text.js';
 /** @typedef {{name: string, shape: number[], dtype: Dtype, classes: number | null, class_names?: string[]}} ArraySpec */
 /** @typedef {{output: ArraySpec, label: ArraySpec, loss: Loss}} Head */
 /** @typedef {{name: string, options: Record<string, string>}} Loss */
+/** @typedef {{inputs: ArraySpec[], heads: Head[]}} Interface */
 
 const STEP = 'train_step.onnx', PERSONAL = 'local.safetensors';
 
@@ -29,14 +30,25 @@ export class Bundle {
     /** @type {Record<string, any>} */
     this.optimizer = manifest.optimizer;
     this.layout = new Layout(manifest.layout.tensors);
-    const heads = manifest.schema === 1 ? [manifest] : manifest.heads;
-    /** @type {ArraySpec[]} */
-    this.inputs = manifest.schema === 1 ? [manifest.input] : manifest.inputs;
-    /** @type {Head[]} */
-    this.heads = heads.map((/** @type {any} */ head) => ({ ...head, loss: parseTyped(head.loss) }));
+    const { inputs, heads } = interfaceOf(manifest);
+    this.inputs = inputs;
+    this.heads = heads;
     this.step = step;
     this.personal = personal;
   }
+}
+
+/**
+ * Inputs and trained outputs of a model (`fedpara_edge.formats.interface`).
+ * @param {any} data Object with the entries of an interface, and perhaps others.
+ * @returns {Interface}
+ */
+export function interfaceOf(data) {
+  const heads = data.heads ?? [data];
+  return {
+    inputs: data.inputs ?? [data.input],
+    heads: heads.map((/** @type {any} */ head) => ({ ...head, loss: parseTyped(head.loss) })),
+  };
 }
 
 /**

@@ -5,7 +5,7 @@ import { readNpz } from './npz.js';
 import { entriesOf } from './tensorfile.js';
 
 /** @typedef {import('./bundle.js').ArraySpec} ArraySpec */
-/** @typedef {import('./bundle.js').Bundle} Bundle */
+/** @typedef {import('./bundle.js').Interface} Interface */
 /** @typedef {import('./bundle.js').Loss} Loss */
 /** @typedef {import('./npz.js').NpyArray} NpyArray */
 /** @typedef {import('./tensorfile.js').Tensor} Tensor */
@@ -44,10 +44,10 @@ export class Dataset {
 }
 
 /**
- * Open an `.npz` file with the arrays of a bundle's inputs and labels.
+ * Open an `.npz` file with the arrays of a model's inputs and labels.
  * @param {Uint8Array<ArrayBuffer>} file
  * @param {string} name Name of the file, for errors.
- * @param {Bundle} bundle
+ * @param {Interface} interface Interface of the model.
  */
 export async function openData(file, name, { inputs, heads }) {
   const labels = heads.map(({ label }) => label), specs = [...inputs, ...labels];

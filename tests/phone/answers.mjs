@@ -8,23 +8,23 @@ import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { argv } from 'node:process';
 
-import { openBundle } from '../../device_runtime/web/bundle.js';
+import { interfaceOf, openBundle } from '../../device_runtime/web/bundle.js';
 import { decodeChange, encodeChange, findCodec } from '../../device_runtime/web/codecs/codec.js';
 import { openData } from '../../device_runtime/web/data.js';
 import { FedparaError } from '../../device_runtime/web/errors.js';
+import { groupsIn, tensorsOf } from '../../device_runtime/web/groups.js';
 import { Layout } from '../../device_runtime/web/layout.js';
 import { epochOrder, microBatchSeed, stepSeed } from '../../device_runtime/web/order.js';
 import { SFC64 } from '../../device_runtime/web/random.js';
 import { learningRateAt, sumLearningRates } from '../../device_runtime/web/schedule.js';
-import { readControl } from '../../device_runtime/web/serverstate.js';
 import { makeSettings } from '../../device_runtime/web/settings.js';
-import { groupsIn, tensorsOf } from '../../device_runtime/web/groups.js';
 import { readTensors, writeTensors } from '../../device_runtime/web/tensorfile.js';
 import { train } from '../../device_runtime/web/training.js';
 import { applyChange, readWeights } from '../../device_runtime/web/weights.js';
+import { openCall } from './calls.mjs';
 import { loadTools, read } from './tools.mjs';
 
-const [vectorFolder, answerFolder] = argv.slice(2), UPDATE = 'fedpara-edge/update';
+const [vectorFolder, answerFolder] = argv.slice(2), UPDATE = 'fedpara-edge/update', STATE = 'fedpara-edge/device-state';
 const tools = await loadTools();
 /** @type {Record<string, any[]>} */
 const vectors = JSON.parse(await readFile(join(vectorFolder, 'vectors.json'), 'utf8'));
@@ -39,6 +39,17 @@ const bundleAt = (/** @type {string} */ path) => openBundle((name) => stored(joi
 async function write(path, content) {
   await mkdir(dirname(join(answerFolder, path)), { recursive: true });
   await writeFile(join(answerFolder, path), content);
+}
+
+/** @param {any} vector */
+async function answerData({ data, interface: given }) {
+  try {
+    const { arrays } = await openData(await stored(data), data, interfaceOf(given));
+    return { labels: [...(arrays.get('y')?.values ?? [])].map(Number) };
+  } catch (error) {
+    if (error instanceof FedparaError) return { labels: null, error: error.message };
+    throw error;
+  }
 }
 
 /** @param {any} vector */
@@ -66,20 +77,15 @@ async function answerWeights({ bundle: path, weights: name, change }) {
 }
 
 /** @param {any} vector */
-async function answerCall({ bundle: path, weights: name, data, client, settings, update, before, after, control }) {
-  const bundle = await bundleAt(path), weights = await readWeights(await stored(name), name, bundle, tools.zstd);
-  const kept = before && readTensors(await stored(before), before, 'fedpara-edge/device-state');
-  const trained = await train(tools, {
-    bundle,
-    weights,
-    data: await openData(await stored(data), data, bundle),
-    settings: makeSettings(settings),
-    client,
-    before: before ? groupsIn(kept.tensors, 'after') : null,
-    ...(control ? { control: readControl(await stored(control), control, bundle, weights) } : {}),
-  });
+async function answerCall(vector) {
+  const { client, update, before, after } = vector, call = await openCall(vectorFolder, vector, tools);
+  const kept = before && readTensors(await stored(before), before, STATE);
+  const trained = await train(tools, { ...call, client, before: before ? groupsIn(kept.tensors, 'after') : null });
   await write(update, trained.update);
-  if (after) await write(after, writeTensors(tensorsOf(trained.after, 'after', bundle.layout), { format: 'fedpara-edge/device-state', version: 1 }));
+  if (after) {
+    const tensors = tensorsOf(trained.after, 'after', call.bundle.layout);
+    await write(after, writeTensors(tensors, { format: STATE, version: 1 }));
+  }
   return { steps: trained.steps, losses: trained.losses };
 }
 
@@ -95,6 +101,7 @@ const answers = {
     const settings = makeSettings(given), rate = (/** @type {number} */ step) => learningRateAt(settings, { step, steps, round });
     return { rates: Array.from({ length: steps }, (_, step) => rate(step)), sum: sumLearningRates(settings, { steps, round }) };
   }),
+  data: await inTurn(vectors['data'], answerData),
   codecs: await inTurn(vectors['codecs'], answerCodec),
   weights: await inTurn(vectors['weights'], answerWeights),
   calls: await inTurn(vectors['calls'], answerCall),

@@ -1,0 +1,284 @@
+"""Phones train in a real browser: whole rounds, and what goes wrong on phones. `make phone` runs this file."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from command_line import Command
+from norms import relative_error
+from phone_site import Site, serving
+from phone_tools import PHONE, WEB, node, run_node, run_program
+from small_net import CLASSES, SHAPE, SmallBundle
+
+from device_runtime import TrainConfig, open_data, open_engine, train
+from fedpara_edge.codecs import find_encoder
+from fedpara_edge.codecs.codec import in_order
+from fedpara_edge.formats.bundle import WEIGHTS, Bundle
+from fedpara_edge.formats.encoded import read_change
+from fedpara_edge.formats.update import open_update
+from fedpara_edge.formats.weights import Weights, read_weights
+
+TOLERANCE = 1e-5
+SETTINGS: dict[str, Any] = {"epochs": 2, "batch_size": 8, "lr": 0.05, "seed": 3, "clip_norm": 1.0}
+SLOW: dict[str, Any] = {**SETTINGS, "epochs": 60, "codec": "int4", "algorithm": "feddyn:alpha=0.05"}
+"""A call long enough to be disturbed, whose state and residual would show any step that is taken twice."""
+
+
+class Told(NamedTuple):
+    """What a phone was told to read, and what left it."""
+
+    read: list[str]
+    requests: list[dict[str, Any]]
+
+
+class Phone:
+    """An emulated phone.
+
+    Args:
+        profile: Folder of what its browser keeps.
+        data: Its examples.
+        url: Address of the page.
+    """
+
+    def __init__(self, profile: Path, data: Path, url: str) -> None:
+        self._profile, self.data, self.url = profile, data, url
+
+    def do(self, *actions: tuple[str, Any]) -> Told:
+        """Do what phone.mjs calls by these names, on the page with the examples picked."""
+        begun = (("open", self.url), ("until", "ready"), ("pick", str(self.data)))
+        return self.do_alone(*begun, *actions)
+
+    def do_alone(self, *actions: tuple[str, Any]) -> Told:
+        """Do these actions and no others."""
+        browser = run_program("sh", PHONE / "browser.sh").strip()
+        command = [node(), str(PHONE / "phone.mjs"), browser, str(self._profile)]
+        done = subprocess.run(command, input=json.dumps(actions), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return Told(**json.loads(done.stdout))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page") / "page"
+    run_node(WEB / "build.mjs", folder, "--compress")
+    return folder
+
+
+@pytest.fixture
+def bundle(small_bundle: SmallBundle) -> Bundle:
+    return small_bundle("sgd", dropout=0.2)
+
+
+@pytest.fixture
+def site(page: Path, bundle: Bundle) -> Iterator[Site]:
+    with serving(Site(page)) as site:
+        site.hand_out("bundle", bundle.path)
+        yield site
+
+
+@pytest.fixture
+def phone(tmp_path: Path, site: Site) -> Callable[..., Phone]:
+    """Make a phone with a name and examples of its own."""
+
+    def make(name: str, *, examples: int = 29) -> Phone:
+        random = np.random.default_rng(len(name))
+        x = random.standard_normal((examples, *SHAPE), dtype=np.float32)
+        np.savez_compressed(tmp_path / f"{name}.npz", x=x, y=random.integers(0, CLASSES, examples))
+        return Phone(tmp_path / f"{name}.profile", tmp_path / f"{name}.npz", site.url)
+
+    return make
+
+
+def ask(site: Site, settings: dict[str, Any], **further: Any) -> None:
+    """Ask for a call from the initial weights of the bundle, unless told otherwise."""
+    site.ask_for(
+        {"bundle": "bundle", "weights": f"bundle/{WEIGHTS}", "updates": "updates", "settings": settings, **further}
+    )
+
+
+def change_of(path: Path, weights: Weights) -> np.ndarray:
+    update = open_update(path, weights)
+    try:
+        return read_change(update.file, in_order(weights.layout.shared))
+    finally:
+        update.close()
+
+
+def header_of(path: Path, weights: Weights) -> dict[str, Any]:
+    update = open_update(path, weights)
+    update.close()
+    return {**update.file.header, "metrics": None}
+
+
+def test_the_page_takes_less_than_4_mb_on_the_wire(page: Path) -> None:
+    assert sum(file.stat().st_size for file in page.rglob("*.br")) < 4e6
+
+
+def test_three_rounds_of_two_phones_and_a_native_device(
+    phone: Callable[..., Phone], site: Site, bundle: Bundle, run: Command, tmp_path: Path
+) -> None:
+    """Updates are those of Python, `aggregate` takes them, and nothing leaves a phone but them."""
+    phones = {name: phone(name) for name in ("one", "other")}
+    path, task = bundle.file(WEIGHTS), {"changes": []}
+    for number in range(3):
+        weights = read_weights(path, bundle)
+        ask(site, SETTINGS, **task)
+        updates = []
+        for name, device in phones.items():
+            told = device.do(
+                ("tap", "start"), ("until", "done"), ("tap", "send"), ("untilStatus", "Sent"), ("read", "status")
+            )
+            assert told.read[0].startswith("Sent ")
+            check_traffic(told, site)
+            found = tmp_path / f"{name}-{number}.safetensors"
+            found.write_bytes(site.updates[-1])
+            check_against_python(found, device.data, bundle, path, weights)
+            updates.append(found)
+        native = tmp_path / f"native-{number}.safetensors"
+        train_in_python(phones["one"].data, bundle, path, native, state=tmp_path / "native", client="native")
+        after, change = tmp_path / f"round-{number + 1}.safetensors", tmp_path / f"change-{number + 1}.safetensors"
+        options = ("--weights", path, "--state", tmp_path / "server", "--downlink-codec", "uniform", "--change", change)
+        ended = run("aggregate", *updates, native, *options, "-o", after)
+        assert ended.code == 0, ended.err
+        assert "from 3 updates" in ended.out
+        site.files[f"/{change.name}"] = change.read_bytes()
+        task["changes"].append(change.name)
+        path = after
+    assert len(site.updates) == 6
+
+
+def check_traffic(told: Told, site: Site) -> None:
+    """Everything went to our own server, and one request had a body: the update."""
+    assert {request["url"].startswith(site.url) for request in told.requests if "blob:" not in request["url"]} == {True}
+    sent = [request for request in told.requests if request["method"] != "GET" or request["bytes"]]
+    assert [(request["url"], request["bytes"]) for request in sent] == [(f"{site.url}updates", len(site.updates[-1]))]
+
+
+def check_against_python(found: Path, data: Path, bundle: Bundle, path: Path, weights: Weights) -> None:
+    """The update is that of a Python device with the same examples, which keeps its own state from round to round."""
+    client = header_of(found, weights)["client"]
+    expected = found.with_suffix(".expected")
+    train_in_python(data, bundle, path, expected, state=data.with_suffix(".twin"), client=client)
+    assert header_of(found, weights) == header_of(expected, weights)
+    assert relative_error(change_of(found, weights), change_of(expected, weights)) < TOLERANCE
+
+
+def train_in_python(data: Path, bundle: Bundle, weights: Path, output: Path, *, state: Path, client: str) -> None:
+    engine = open_engine(bundle, "onnxruntime", threads=1)
+    dataset = open_data(data, bundle.manifest)
+    config = TrainConfig(**SETTINGS)
+    train(engine, dataset, weights, config, output=output, encoder=find_encoder("float32"), state=state, client=client)
+
+
+def test_the_page_reaches_its_own_server_and_no_other(phone: Callable[..., Phone], site: Site, page: Path) -> None:
+    ask(site, SETTINGS)
+    with serving(Site(page)) as other:
+        told = phone("kept in").do(("reach", f"{site.url}task.json"), ("reach", f"{other.url}page.css"))
+    assert told.read == ["out", "kept in"]
+
+
+def test_a_killed_browser_goes_on_to_the_same_update(phone: Callable[..., Phone], site: Site) -> None:
+    """Hidden, killed in the middle, paused and closed: the update is that of a call that nobody disturbed."""
+    ask(site, SLOW)
+    device = phone("torn")
+    again = (("open", site.url), ("until", "ready"), ("pick", str(device.data)), ("tap", "start"))
+    disturbed = device.do(
+        *(("tap", "start"), ("untilStep", 40), ("hide", None), ("wait", 300), ("restart", None)),
+        *(*again, ("untilStep", 90), ("tap", "pause"), ("untilStatus", "Paused"), ("restart", None)),
+        *(*again, ("until", "done"), ("read", "status"), ("tap", "send"), ("untilStatus", "Sent")),
+        *(*again, ("until", "done"), ("tap", "send"), ("untilStatus", "Sent")),
+        *(("tap", "clear"), ("untilStatus", "deleted"), ("tap", "start"), ("until", "done")),
+        *(("tap", "send"), ("untilStatus", "Sent")),
+    )
+    resumed = re.fullmatch(r"Trained in [\d.]+ s, from step (\d+) on\.", disturbed.read[0])
+    assert resumed is not None
+    assert int(resumed[1]) >= 90
+    torn, again_sent, whole = site.updates
+    assert torn == again_sent == whole
+
+
+def test_an_update_is_kept_until_it_can_be_sent(phone: Callable[..., Phone], site: Site) -> None:
+    ask(site, SETTINGS)
+    site.refusal = "round 1 is over; train for round 2"
+    told = phone("late").do(
+        *(
+            ("tap", "start"),
+            ("until", "done"),
+            ("offline", True),
+            ("tap", "send"),
+            ("untilError", None),
+            ("read", "error"),
+        ),
+        *(("offline", False), ("tap", "send"), ("untilStatus", "Trained"), ("wait", 500), ("read", "error")),
+    )
+    assert told.read == [
+        "no connection: the update is kept; send it later",
+        "the server: expected to take the update, found 409: round 1 is over; train for round 2",
+    ]
+    assert not site.updates
+
+
+def test_two_tabs_do_not_train_at_once(phone: Callable[..., Phone], site: Site) -> None:
+    ask(site, {**SLOW, "epochs": 100_000})  # it is not to end before the other tab is there
+    device = phone("two")
+    told = device.do(
+        *(("tap", "start"), ("untilStep", 5), ("tab", None), ("open", site.url), ("until", "ready")),
+        *(("pick", str(device.data)), ("tap", "start"), ("untilError", None), ("read", "error")),
+    )
+    assert told.read == ["this page: expected to train in one tab, found another that trains; close one"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda site: site.files.pop("/task.json"), "/task.json: expected a file on the server, found 404"),
+        (
+            lambda site: site.files.update({"/bundle/train_step.onnx": b"other"}),
+            "train_step.onnx: expected the content that",
+        ),
+        (lambda site: ask(site, {"codec": "topk"}), "codec: expected one of float32, float16"),
+        (lambda site: ask(site, {"epochs": 0}), "epochs: expected an integer from 1, found 0"),
+    ],
+    ids=["no task", "changed graph", "unknown codec", "no epochs"],
+)
+def test_what_the_server_has_wrong_is_said_in_a_sentence(
+    spoil: Callable[[Site], object], said: str, phone: Callable[..., Phone], site: Site
+) -> None:
+    ask(site, SETTINGS)
+    spoil(site)
+    actions = (
+        ("open", site.url),
+        ("until", "ready"),
+        ("pick", str(phone("x").data)),
+        ("tap", "start"),
+        ("untilError", None),
+    )
+    opened_with_error = (*actions[:1], ("untilError", None), ("read", "error"))
+    told = phone("x").do_alone(*(opened_with_error if "codec" not in said else (*actions, ("read", "error"))))
+    assert told.read[0].startswith(said)
+    assert "; " in told.read[0]
+
+
+def test_a_browser_without_simd_is_told_so(phone: Callable[..., Phone], site: Site) -> None:
+    ask(site, SETTINGS)
+    told = phone("old").do_alone(
+        ("without", "WebAssembly.validate = () => false"), ("open", site.url), ("untilError", None), ("read", "error")
+    )
+    assert told.read[0].startswith("this browser: expected WebAssembly with SIMD, found none; take Chrome")
+
+
+def test_examples_that_do_not_fit_are_refused_in_a_sentence(phone: Callable[..., Phone], site: Site) -> None:
+    ask(site, SETTINGS)
+    device = phone("wrong")
+    np.savez(device.data, x=np.zeros((3, 2), np.float32), y=np.zeros(3, np.int64))
+    told = device.do(("tap", "start"), ("untilError", None), ("read", "error"))
+    assert told.read == [
+        "wrong.npz: array 'x': expected shape [N, 1, 8, 8], found [3, 2]; bring the examples to that shape"
+    ]
