@@ -39,7 +39,7 @@ def load_weights(engine: Engine, path: Path, *, state: Path | None = None) -> We
         WrongBundleError: The weights are damaged, hold NaN or Inf, or belong to another bundle; or the state does.
     """
     weights = read_weights(path, engine.bundle)
-    engine.load(weights.tensors)
+    engine.load(weights.whole)
     if state is not None:
         engine.load(read_personal(engine.bundle, state))
     return weights

@@ -7,6 +7,7 @@ interrupted and resumed (`device_runtime.state`).
 Error feedback: what a lossy codec leaves out of an update is kept in the state folder and added to the next change, so
 that in the long run nothing is lost (Seide et al. 2014; Karimireddy et al., arXiv 1901.09847). Without a state folder,
 codecs that can (`Encoder.unbiased`) round at random instead, exact in expectation; what the others leave out is lost.
+So they do for a model of kind `update`, whose factors have other directions the next time.
 
 What an algorithm keeps for the next round (`fedpara_edge.algorithms.client`) is a group in the state folder as well,
 and refers to the change as readers of the update decode it.
@@ -125,6 +126,7 @@ def train(
     _check_state_folder(bundle, algorithm, state)
     steps = count_steps(dataset, config)
     origin = load_weights(engine, weights)
+    origin.refuse_keeping(algorithm.name, [] if algorithm.group is None else [algorithm.group])
     control = read_control(server_state, origin, algorithm)
     call = _identity(origin, dataset, engine, encoder, config, server_state)
     folder = nullcontext() if state is None else open_state(state, origin.fingerprint)
@@ -154,7 +156,8 @@ def train(
         losses = _mean_losses(end, dataset, config)
         header = replace(header, metrics={**_in_six_digits(losses), **algorithm.metrics(start)})
         change = _change(trained, origin, before.get(RESIDUAL, {}))
-        seed = None if kept is not None else _rounding_seed(config, header)
+        is_fed_back = kept is not None and not origin.layout.held
+        seed = None if is_fed_back else _rounding_seed(config, header)
         update = encode_update(header, bundle.manifest.layout, change, encoder=encoder, seed=seed)
         update = replace(update, seal=seal)
         if kept is None:
@@ -295,7 +298,7 @@ def _header(origin: Weights, client: str, *, examples: int, steps: int) -> Updat
 def _change(
     trained: Mapping[str, NDArray[np.float32]], origin: Weights, residual: Mapping[str, NDArray[np.float32]]
 ) -> dict[str, NDArray[np.float32]]:
-    change = {name: trained[name] - tensor for name, tensor in origin.tensors.items()}
+    change = {name: trained[name] - origin.tensors[name] for name in origin.tensors if name in trained}
     for name, left_over in residual.items():
         change[name] += left_over
     return change

@@ -46,6 +46,7 @@ def write_artifacts(
     heads: Sequence[Head],
     optimizer: Mapping[str, Any],
     examples: Mapping[str, NDArray[Any]],
+    held: Sequence[str] = (),
 ) -> None:
     """Differentiate `graph` and write the artifacts into `folder`.
 
@@ -57,11 +58,14 @@ def write_artifacts(
         heads: Outputs to train, with their labels and losses.
         optimizer: Constants of the optimizer (`export.step.weight_update`).
         examples: Raw inputs [N, ...] by name, with N at least 3, to trace the shapes with.
+        held: Names of what updates hold, which can be set in the checkpoint as parameters can.
 
     Raises:
         InputError: An operator has no gradient; it is named with the module it came from.
     """
-    write = partial(_write_graphs, graph, trainable=trainable, heads=heads, optimizer=optimizer, examples=examples)
+    write = partial(
+        _write_graphs, graph, trainable=trainable, heads=heads, optimizer=optimizer, examples=examples, held=held
+    )
     write(graph.model, folder)
     if graph.evaluation is not None:
         with tempfile.TemporaryDirectory() as scratch:
@@ -78,10 +82,11 @@ def _write_graphs(
     heads: Sequence[Head],
     optimizer: Mapping[str, Any],
     examples: Mapping[str, NDArray[Any]],
+    held: Sequence[str],
 ) -> None:
     """Write the artifacts of one form of the forward pass."""
     try:
-        stand_ins = StandIns(in_plain_operators(model), trainable, examples)
+        stand_ins = StandIns(in_plain_operators(model), trainable, examples, held)
         drawing = with_coins(stand_ins.model)
     except NoGradientError as error:
         raise _no_gradient(graph, error.found, error.node.name) from error
@@ -94,7 +99,7 @@ def _write_graphs(
             drawing,
             stand_ins.definitions,
             list(trainable),
-            list(graph.statistics),
+            [*graph.statistics, *held],
             named,
             dict(optimizer),
             [*outputs, *new_statistics(model).values()],

@@ -27,7 +27,6 @@ from export.step.training_step import INTERFACE, StepSpec, write_steps
 from export.step.weight_update import CORRECTION, optimizer_constants
 from export.trials import OnnxruntimeTrial, OpenTrial, OrtTrainingTrial, TrialApart
 from export.verify import Verification, check_parameters, verify
-from fedpara_edge.codecs import find_encoder
 from fedpara_edge.errors import InputError
 from fedpara_edge.factors.layout import Layout
 from fedpara_edge.factors.roles import keep_personal
@@ -42,6 +41,7 @@ from fedpara_edge.formats.bundle import (
     write_initial_personal,
     write_manifest,
 )
+from fedpara_edge.formats.drawn import Drawn
 from fedpara_edge.formats.inputs import Input, find_input
 from fedpara_edge.formats.interface import ArraySpec, Head, Interface
 from fedpara_edge.formats.recipe import ExportConfig
@@ -95,6 +95,7 @@ def export_bundle(
     if not layout.shared:
         raise InputError("model: expected trainable parameters, found none; nothing would travel")
     layout = keep_personal(layout, config.personal)
+    _check_updates(layout, config)
     inputs, optimizer = _inputs(config), _constants(config)
     specs = tuple(ArraySpec(name, each.shape, each.dtype, each.tokens) for name, each in inputs.items())
     losses = {output: loaded(loss) for output, loss in map(find_head, config.loss)}
@@ -116,7 +117,7 @@ def export_bundle(
     graph, heads = with_own_losses(graph, interface.heads, labels)
     interface = replace(interface, heads=heads)
     example |= {name: torch.from_numpy(array) for name, array in labels.items() if graph.takes(name)}
-    check_parameters(graph, layout.trained)
+    check_parameters(graph, (*layout.trained, *layout.held))
     tensors = {name: value.detach().numpy() for name, value in model.state_dict().items()}
     verifying = partial(
         verify,
@@ -147,18 +148,12 @@ def export_bundle(
         write_initial_personal(making, {tensor.name: tensors[tensor.name] for tensor in layout.with_role("personal")})
         local = sha256_of(making / INITIAL_PERSONAL) if (making / INITIAL_PERSONAL).exists() else None
         manifest = _manifest(config, engines, layout, graph, interface, optimizer, local)
-        initial = {tensor.name: tensors[tensor.name] for tensor in layout.shared}
+        initial = {tensor.name: tensors[tensor.name] for tensor in layout.with_role("shared", "base")}
         stored = write_weights(
-            making / WEIGHTS, Weights(manifest.fingerprint, 0, layout, initial), find_encoder(config.initial_codec)
+            making / WEIGHTS, Weights(manifest.fingerprint, 0, layout, initial), config.initial_encoder
         )
-        for name, tensor in stored.tensors.items():
-            left = np.linalg.norm(tensor - initial[name])
-            if left > _LARGEST_LOSS * np.linalg.norm(initial[name]):
-                raise InputError(
-                    f"{config.initial_codec}: expected every tensor within {_LARGEST_LOSS} of its norm, "
-                    f"found {name!r} {left / np.linalg.norm(initial[name]):.2f} away; use int4, or a finer codec",
-                    key="initial_codec",
-                )
+        if config.initial_codec != Drawn.name:
+            _check_loss(config, initial, stored.tensors)
         write_manifest(making, manifest)
     return open_bundle(folder), verification
 
@@ -185,13 +180,21 @@ def _writers(
                 "it, or export for the engine onnxruntime alone",
                 key="engines",
             ) from error
-        names = [tensor.name for tensor in trained]
-        write_artifacts(graph, folder, trainable=names, heads=interface.heads, optimizer=optimizer, examples=arrays)
+        names, held = ([tensor.name for tensor in tensors] for tensors in (trained, layout.held))
+        write_artifacts(
+            graph,
+            folder,
+            trainable=names,
+            heads=interface.heads,
+            optimizer=optimizer,
+            examples=arrays,
+            held=held,
+        )
         return partial(TrialApart, OrtTrainingTrial, folder, graph, trained, process=0)
 
     def write_onnxruntime(folder: Path) -> OpenTrial:
         on_step("differentiating for onnxruntime")
-        spec = StepSpec(trained, interface.heads, optimizer, layout, layout.statistics)
+        spec = StepSpec(trained, interface.heads, optimizer, layout, layout.statistics, layout.held)
         write_steps(graph, folder, spec, arrays)
         return partial(TrialApart, OnnxruntimeTrial, folder, layout, tensors, optimizer, process=1)
 
@@ -203,6 +206,28 @@ def _is_possible(engine: str, config: ExportConfig) -> bool:
     if engine != "ort-training":
         return True
     return not config.jacobian_correction and find_spec("onnxruntime.training") is not None
+
+
+def _check_loss(config: ExportConfig, initial: Mapping[str, NDArray[Any]], stored: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse a codec that leaves too little of an initial tensor."""
+    for name, tensor in stored.items():
+        left = np.linalg.norm(tensor - initial[name])
+        if left > _LARGEST_LOSS * np.linalg.norm(initial[name]):
+            raise InputError(
+                f"{config.initial_codec}: expected every tensor within {_LARGEST_LOSS} of its norm, "
+                f"found {name!r} {left / np.linalg.norm(initial[name]):.2f} away; use int4, or a finer codec",
+                key="initial_codec",
+            )
+
+
+def _check_updates(layout: Layout, config: ExportConfig) -> None:
+    """Refuse what does not go together with updates of weights."""
+    if layout.held and config.jacobian_correction:
+        raise InputError(
+            "expected 0 for kind update, whose weights are linear in the factors so that there is nothing to correct, "
+            f"found {config.jacobian_correction}; leave it out",
+            key="jacobian_correction",
+        )
 
 
 def _check_replaceable(folder: Path) -> None:
@@ -225,7 +250,7 @@ def _manifest(
         interface=interface,
         optimizer=optimizer,
         engines=engines,
-        graph=graph.digest({tensor.name for tensor in layout.with_role("shared", "personal")}),
+        graph=graph.digest({tensor.name for tensor in (*layout.with_role("shared", "personal"), *layout.held)}),
         local=local,
         files={},
     )

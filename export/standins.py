@@ -101,6 +101,7 @@ class StandIns:
         model: Forward pass.
         trained: Names of the parameters to differentiate with respect to.
         examples: Raw inputs [N, ...] by name, with N at least 3, to trace shapes with if need be.
+        held: Names of further parameters whose values may be others later.
 
     Attributes:
         model: Forward pass with the stand-ins.
@@ -109,7 +110,13 @@ class StandIns:
         NoGradientError: Neither the runtime nor a rule can differentiate a node.
     """
 
-    def __init__(self, model: onnx.ModelProto, trained: Collection[str], examples: Mapping[str, NDArray[Any]]) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        trained: Collection[str],
+        examples: Mapping[str, NDArray[Any]],
+        held: Collection[str] = (),
+    ) -> None:
         self.model = model
         self._made: dict[str, StandIn] = {}
         self._constants: Constants = {}
@@ -117,7 +124,7 @@ class StandIns:
         foreign = {node.output[0] for node in model.graph.node if is_foreign(node, known)}
         if not foreign:
             return
-        traced = trace(model, examples, trained)
+        traced = trace(model, examples, {*trained, *held})
         graph = Graph(traced, prefix="ours")
         wanted, reached = _on_the_way(model.graph, graph, trained)
         made = [

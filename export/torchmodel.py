@@ -73,8 +73,9 @@ class TorchModel(nn.Module):
         self._constants = constants_of(self.heads, torch.empty(0, device=device))
 
     def places(self, tensors: Sequence[TensorSpec]) -> list[torch.Tensor]:
-        """Parameters and running statistics of some tensors that training changes."""
-        there = {**dict(self.deployed.model.named_parameters()), **running_statistics(self.deployed.model)}
+        """Parameters, running statistics and what updates hold, of some tensors."""
+        model = self.deployed.model
+        there = {**dict(model.named_buffers()), **dict(model.named_parameters()), **running_statistics(model)}
         return [there[tensor.name] for tensor in tensors]
 
     def forward(self, inputs: Tensors, labels: Tensors) -> tuple[torch.Tensor, Tensors]:

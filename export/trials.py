@@ -151,7 +151,7 @@ class OnnxruntimeTrial:
     Args:
         folder: Folder of the two graphs.
         layout: Layout of the model.
-        weights: Initial weights and statistics by tensor.
+        weights: Initial weights, statistics and what updates hold, by tensor.
         optimizer: Constants of the optimizer.
     """
 
@@ -166,6 +166,7 @@ class OnnxruntimeTrial:
         self._layout = layout
         self._stepped: NDArray[Any] = flat
         self._weights = {"weights": flat}
+        self._held = {tensor.name: weights[tensor.name] for tensor in layout.held}
         if layout.statistics:
             self._weights["statistics"] = _flat(weights, layout.statistics)
         self._settings: dict[str, NDArray[Any]] = {
@@ -185,7 +186,7 @@ class OnnxruntimeTrial:
     def run(self, batch: Batch) -> Results:
         """Run training step and evaluation on a batch."""
         heads = len(batch.labels)
-        feed = {**batch.inputs, **batch.labels, **self._weights}
+        feed = {**batch.inputs, **batch.labels, **self._weights, **self._held}
         settings = {**self._settings, "share": np.ones(() if heads == 1 else heads, np.float32)}
         names = ["loss", "gradient", *(f"new_{name}" for name in self._weights)]
         loss, gradient, self._stepped, *kept = self._train.run(names, feed | settings)

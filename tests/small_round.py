@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from fedpara_edge.codecs import find_encoder
-from fedpara_edge.factors.compose import factor_role, factor_shapes
+from fedpara_edge.factors.compose import factor_role, part_shapes
 from fedpara_edge.factors.layout import Kind, LayerSpec, Layout, TensorSpec
+from fedpara_edge.factors.rank import layer_spec
 from fedpara_edge.formats.update import UpdateHeader, write_update
 from fedpara_edge.formats.weights import Weights, read_weights, write_weights
 
@@ -23,22 +24,14 @@ FINGERPRINT = "f" * 64
 
 def layer(name: str, shape: tuple[int, ...], *, kind: Kind = "fedpara", rank: int = 2, tanh: bool = False) -> LayerSpec:
     """A linear layer, or a convolution in tensor form, by the length of `shape`."""
-    return LayerSpec(
-        name=name,
-        operator="linear" if len(shape) == 2 else "conv2d",
-        kind=kind,
-        form="matrix" if len(shape) == 2 else "tensor",
-        shape=shape,
-        rank=0 if kind == "dense" else rank,
-        tanh=tanh,
-    )
+    return layer_spec(shape, name=name, kind=kind, form="tensor", rank=0 if kind == "dense" else rank, tanh=tanh)
 
 
 def layout_of(*layers: LayerSpec) -> Layout:
     """The factors (or the weight) and a bias for each of the layers."""
     tensors = []
     for spec in layers:
-        for part, shape in factor_shapes(spec).items():
+        for part, shape in part_shapes(spec).items():
             role = factor_role(spec, part)
             tensors.append(tensor(f"{spec.name}.{part}", shape, spec.name, part, role))
         tensors.append(tensor(f"{spec.name}.bias", spec.shape[:1], spec.name, "bias"))
@@ -71,9 +64,9 @@ LAYOUT = Layout(
 
 
 def random_tensors(layout: Layout, seed: int, deviation: float = 1.0) -> dict[str, NDArray[np.float32]]:
-    """Gaussian values for all shared tensors."""
-    random = np.random.default_rng(seed)
-    return {t.name: np.asarray(deviation * random.standard_normal(t.shape), np.float32) for t in layout.shared}
+    """Gaussian values for all shared tensors, and for the bases of updates."""
+    random, tensors = np.random.default_rng(seed), layout.with_role("shared", "base")
+    return {t.name: np.asarray(deviation * random.standard_normal(t.shape), np.float32) for t in tensors}
 
 
 def start_round(folder: Path, layout: Layout = LAYOUT, *, number: int = 3) -> Weights:

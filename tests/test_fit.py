@@ -19,7 +19,7 @@ SHAPES: list[tuple[tuple[int, ...], Form]] = [
     ((64, 32, 3, 3), "tensor"),
     ((16, 24, 1, 1), "tensor"),
 ]
-VARIANTS: list[tuple[Kind, bool]] = [*((kind, False) for kind in KINDS), ("fedpara", True)]
+VARIANTS: list[tuple[Kind, bool]] = [*((kind, False) for kind in KINDS if kind != "update"), ("fedpara", True)]
 
 
 def layer_spec(shape: tuple[int, ...], form: Form, kind: Kind, rank: int, tanh: bool = False) -> LayerSpec:

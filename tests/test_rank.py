@@ -9,7 +9,7 @@ from fedpara_edge.errors import InputError
 from fedpara_edge.factors.choice import choose_layer
 from fedpara_edge.factors.compose import attainable_rank, factor_count
 from fedpara_edge.factors.layout import KINDS, Form, Kind, LayerSpec
-from fedpara_edge.factors.rank import equal_size_rank, maximum_rank, minimum_rank, scheduled_rank
+from fedpara_edge.factors.rank import equal_size_rank, layer_spec, maximum_rank, minimum_rank, scheduled_rank
 
 VGG16_CONVOLUTIONS = [
     (outputs, inputs, 3, 3)
@@ -27,9 +27,7 @@ SHAPES = [(256, 784), (10, 256), (3, 5), (64, 3, 3, 3), (512, 512, 3, 3), (32, 1
 
 
 def count(kind: Kind, shape: tuple[int, ...], rank: int, form: Form = "tensor") -> int:
-    operator = "linear" if len(shape) == 2 else "conv2d"
-    form = "matrix" if operator == "linear" else form
-    return factor_count(LayerSpec(name="", operator=operator, kind=kind, form=form, shape=shape, rank=rank))
+    return factor_count(layer_spec(shape, kind=kind, form=form, rank=rank))
 
 
 def vgg16_millions(classes: int, *, kind: Kind, gamma: float = 0.1) -> float:
@@ -126,8 +124,8 @@ def test_a_chosen_layer_is_smaller_than_dense_or_says_why_not(
         assert (spec.kind, reason) == (kind, "")
         assert factor_count(spec) < spec.dense_parameters
         fedpara = choose_layer("", shape, kind="fedpara", form=form, gamma=gamma).spec
-        if kind == "lowrank":
-            larger = count("lowrank", shape, spec.rank + 1, form)
+        if kind in ("lowrank", "update"):
+            larger = count(kind, shape, spec.rank + 1, form)
             assert factor_count(spec) <= factor_count(fedpara) < larger
         else:
             assert spec.rank == fedpara.rank

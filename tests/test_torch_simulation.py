@@ -42,6 +42,9 @@ aggregate.algorithm = "scaffold"
 [arms.personal]
 model.kind = "pfedpara"
 model.gamma = 0.5
+[arms.update]
+model.kind = "update"
+train.algorithm = "fedprox:mu=0.1"
 [arms.alone]
 model.gamma = 0.5
 local_only = true
@@ -104,7 +107,7 @@ def test_it_measures_what_the_device_runtime_does(in_torch: list[dict[str, Any]]
         for key, value in expected.items():
             near = pytest.approx(value, rel=CLOSE, abs=1e-6) if isinstance(value, float) else value
             assert found[key] == near or is_size(key, expected), (found["arm"], key)
-    assert {line["arm"] for line in in_torch} == {"momentum", "adamw", "scaffold", "personal", "alone"}
+    assert {line["arm"] for line in in_torch} == {"momentum", "adamw", "scaffold", "personal", "update", "alone"}
 
 
 def is_size(key: str, event: dict[str, Any]) -> bool:

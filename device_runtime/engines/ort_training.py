@@ -22,7 +22,8 @@ from device_runtime.engines.ort import keep_freed_memory, message_of, native, ru
 from device_runtime.engines.protocol import NONE, Adjustment, Arrays, Given, Outcome, named
 from device_runtime.engines.vector import Vector, assign, pieces, views
 from fedpara_edge.errors import WrongBundleError
-from fedpara_edge.formats.bundle import Bundle
+from fedpara_edge.formats.bundle import WEIGHTS, Bundle
+from fedpara_edge.formats.weights import read_weights
 
 try:
     from onnxruntime.capi._pybind_state import Module, load_checkpoint
@@ -74,6 +75,7 @@ class OrtTraining:
             )
             parameters = [self._checkpoint.get_parameter(tensor.name) for tensor in self._tensors]
             kept = [self._checkpoint.get_parameter(tensor.name).data for tensor in bundle.manifest.layout.statistics]
+            held = [self._checkpoint.get_parameter(tensor.name).data for tensor in bundle.manifest.layout.held]
         except RuntimeError as error:
             raise WrongBundleError(
                 f"{bundle.path}: expected artifacts that onnxruntime-training loads, found {message_of(error)}; "
@@ -85,17 +87,24 @@ class OrtTraining:
         self._whole = [data for data, _ in whole]
         self._weights = [piece for data, _ in whole for piece in _small(data)]
         self._gradients = [piece for _, gradient in whole for piece in _small(gradient)]
-        self._kept = kept
+        self._kept = kept, held
         self._statistics = {
             tensor.name: _view(value).reshape(tensor.shape)
             for tensor, value in zip(bundle.manifest.layout.statistics, kept, strict=True)
         }
+        self._held = {
+            tensor.name: _view(value).reshape(tensor.shape)
+            for tensor, value in zip(bundle.manifest.layout.held, held, strict=True)
+        }
+        if held:
+            initial = read_weights(bundle.file(WEIGHTS)).whole
+            self.load({name: initial[name] for name in (*self._views(), *self._held) if name in initial})
         self._optimizer = make_optimizer(bundle.manifest.optimizer, self._weights)
         self._affine = AffineTerm(self._tensors)
 
     def load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Set some tensors by name."""
-        assign(self._views(), tensors)
+        assign({**self._views(), **self._held}, tensors)
 
     def step(
         self,

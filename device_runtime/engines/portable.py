@@ -62,18 +62,19 @@ class Portable:
         kept = zeros(layout.statistics)
         self._statistics = {"statistics": kept} if len(kept) else {}
         self._places = {**views(self._weights, self._tensors), **views(kept, layout.statistics)}
+        self._held = {tensor.name: np.zeros(tensor.shape, np.float32) for tensor in layout.held}
         self._state = _fresh_state(bundle.manifest.optimizer, self._weights)
-        initial = {**read_weights(bundle.file(WEIGHTS)).tensors, **bundle.read_initial_personal()}
-        for name in self._places:
+        initial = {**read_weights(bundle.file(WEIGHTS)).whole, **bundle.read_initial_personal()}
+        for name in self._all:
             if name not in initial:
                 raise WrongBundleError(
                     f"{bundle.path}: tensor {name!r}: expected an initial value, found none; export again"
                 )
-        self.load({name: initial[name] for name in self._places})
+        self.load({name: initial[name] for name in self._all})
 
     def load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Set some tensors by name."""
-        assign(self._places, tensors)
+        assign(self._all, tensors)
 
     def step(
         self,
@@ -113,6 +114,11 @@ class Portable:
         """Continue from a state that `state` returned."""
         assign(self._vectors(), state)
 
+    @property
+    def _all(self) -> dict[str, NDArray[np.float32]]:
+        """Places of all tensors that can be loaded."""
+        return {**self._places, **self._held}
+
     def _vectors(self) -> dict[str, NDArray[np.float32]]:
         """All that a step changes, under the names that it has in the graph."""
         return {"weights": self._weights, **self._statistics, **self._state}
@@ -120,11 +126,11 @@ class Portable:
     @cached_property
     def _trainer(self) -> _Trainer:
         heads = len(self.bundle.interface.heads)
-        return _Trainer(self._open(TRAIN_STEP), self._vectors(), AffineTerm(self._tensors), heads)
+        return _Trainer(self._open(TRAIN_STEP), self._vectors(), self._held, AffineTerm(self._tensors), heads)
 
     @cached_property
     def _evaluator(self) -> _Evaluator:
-        vectors = {"weights": self._weights, **self._statistics}
+        vectors = {"weights": self._weights, **self._statistics, **self._held}
         return _Evaluator(self._open(EVAL_STEP), vectors, self.bundle.interface)
 
     def _open(self, name: str) -> _Graph:
@@ -202,13 +208,19 @@ class _Trainer:
     """Runner of `train_step.onnx`: all but the batch is bound once, and settings are written where it reads them."""
 
     def __init__(
-        self, graph: _Graph, vectors: Mapping[str, NDArray[np.float32]], affine: AffineTerm, heads: int
+        self,
+        graph: _Graph,
+        vectors: Mapping[str, NDArray[np.float32]],
+        held: Mapping[str, NDArray[np.float32]],
+        affine: AffineTerm,
+        heads: int,
     ) -> None:
         self._graph, self._affine = graph, affine
         numbers = ("learning_rate", "max_norm")
         self._nothing = np.zeros(1, np.float32)
         self._inputs: dict[str, NDArray[Any]] = {
             **vectors,
+            **held,
             **{name: np.zeros((), np.float32) for name in numbers},
             **{name: np.zeros((), np.bool_) for name in ("last", "adjusted")},
             "seed": np.zeros((), np.int64),
@@ -274,7 +286,7 @@ class _Trainer:
 class _Evaluator:
     """Runner of `eval_step.onnx`."""
 
-    def __init__(self, graph: _Graph, vectors: Mapping[str, Vector], interface: Interface) -> None:
+    def __init__(self, graph: _Graph, vectors: Mapping[str, NDArray[np.float32]], interface: Interface) -> None:
         self._graph, self._interface = graph, interface
         self._losses = _by_head(len(interface.heads))
         self._binding = graph.bind(vectors, {"loss": self._losses})

@@ -112,7 +112,10 @@ class Engine(Protocol):
     bundle: Bundle
 
     def load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
-        """Set some tensors by name (float32, of the layout's shapes); the others and the optimizer stay as they are."""
+        """Set some tensors by name (float32, of the layout's shapes); the others and the optimizer stay as they are.
+
+        Those that are held for updates (`Layout.held`) can be set as well; they are no part of `read` and `state`.
+        """
         ...
 
     def step(

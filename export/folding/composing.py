@@ -22,7 +22,7 @@ from onnx import helper, numpy_helper
 
 from export.folding.inference import prune, replace
 from export.forward.tracing import Batch, Shape, trace
-from fedpara_edge.factors.compose import compose, factor_shapes
+from fedpara_edge.factors.compose import compose, part_shapes
 from fedpara_edge.factors.layout import Layout
 
 _TOLERANCE = 1e-4  # relative: a weight computed in float32 is closer, any other tensor is farther
@@ -202,8 +202,8 @@ def _weights(graph: onnx.GraphProto, layout: Layout) -> list[_Weight]:
     weights = []
     for layer in layout.layers:
         parts = layout.parts(layer)
-        names = {part: parts[part].name for part in factor_shapes(layer) if part in parts}
-        if tensors.keys() >= set(names.values()) and names.keys() == factor_shapes(layer).keys():
+        names = {part: parts[part].name for part in part_shapes(layer) if part in parts}
+        if tensors.keys() >= set(names.values()) and names.keys() == part_shapes(layer).keys():
             factors = {part: tensors[name].astype(np.float64) for part, name in names.items()}
             value = compose(layer, factors, np.tanh)
             weights.append(_Weight(_weight_name(layer.name), value, frozenset(names.values())))

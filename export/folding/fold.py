@@ -122,7 +122,7 @@ def fold(
         )
     local = {tensor.name for tensor in manifest.layout.with_role("personal")}
     initial = {name: value for name, value in bundle.read_initial_personal().items() if name in local}
-    factored = inference_graph(bundle, {**weights.tensors, **initial, **(personal or {})})
+    factored = inference_graph(bundle, {**weights.whole, **initial, **(personal or {})})
     composed = compose_layers(factored, manifest.layout, random_inputs(manifest.interface, _TRACED_EXAMPLES))
     random = random_inputs(manifest.interface, _RANDOM_EXAMPLES, composed.model)
     spec = FoldedSpec(

@@ -29,7 +29,7 @@ def inference_graph(bundle: Bundle, tensors: Mapping[str, NDArray[Any]]) -> onnx
 
     Args:
         bundle: Verified bundle.
-        tensors: All tensors that training changes (shared and personal) by name, float32.
+        tensors: All tensors that training changes (shared and personal) or that updates hold, by name, float32.
 
     Returns:
         Model from the bundle's inputs to its outputs, with all trained and frozen tensors as initializers by name.
@@ -48,13 +48,14 @@ def inference_graph(bundle: Bundle, tensors: Mapping[str, NDArray[Any]]) -> onnx
     values = {tensor.name: tensor.name for tensor in layout.with_role("shared", "personal")}
     if source == EVAL_STEP:
         values = {**_pieces(graph, "weights", layout.trained), **_pieces(graph, "statistics", layout.statistics)}
+    held = {tensor.name for tensor in layout.held}
     input_names = [spec.name for spec in manifest.interface.inputs]
     output_names = [spec.name for spec in manifest.interface.outputs]
     inputs = [info for info in graph.input if info.name in input_names]
     outputs = [info for info in graph.output if info.name in output_names]
     known = {info.name for info in graph.input} | {name for node in graph.node for name in node.output}
     whole = [info.name for info in inputs] == input_names and [info.name for info in outputs] == output_names
-    if not whole or set(values.values()) != tensors.keys() or not known >= values.keys():
+    if not whole or {*values.values(), *held} != tensors.keys() or not known >= values.keys():
         raise WrongBundleError(
             f"{bundle.file(source)}: expected {', '.join(map(repr, (*input_names, *output_names)))} and the tensors of "
             "the manifest, found other values; export the bundle again"

@@ -72,7 +72,7 @@ def contract_layers(model: nn.Module, inputs: Sequence[torch.Tensor], batch_size
         # A layer that is never called has its composed weight read by another, as the last one of attention has; what
         # is not trained is composed once.
         trained = any(factor.requires_grad for factor in layer.factors().values())
-        if rows[name] and trained and layer.spec.kind != "dense" and not layer.spec.tanh:
+        if rows[name] and trained and layer.spec.kind not in ("dense", "update") and not layer.spec.tanh:
             seen = rows[name] * batch_size // len(inputs[0])
             costs = [step_cost(layer.spec, seen, contracted=contracted) for contracted in (False, True)]
             layer.contracted = costs[1] < costs[0]

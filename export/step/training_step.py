@@ -17,6 +17,7 @@ Inputs of `train_step.onnx`, float32 unless stated otherwise:
     adjusted        bool [], whether the next three are in use
     mu, h           [P] or [1]: the gradient becomes gradient + mu · weights + h
     max_norm        []: the gradient is then scaled by min(1, max_norm / (norm + 1e-6)); inf for no clipping
+    NAME            each tensor that updates hold (`fedpara_edge.factors.update`), in its shape, under its own name
     momentum        [P], state of SGD with momentum
     moment1, moment2 [P], steps []: state of AdamW
 
@@ -27,8 +28,9 @@ Outputs:
                     (`jacobian`), that of the loss and the correction
     new_weights, and new_ with each name of the optimizer's state; unchanged where `last` is false
 
-Every `new_` output may be bound to the memory of its input. `eval_step.onnx` takes x, y and weights and gives loss and
-logits [B, ...], without dropout. x, y and logits stand for the inputs, labels and outputs of the bundle's interface.
+Every `new_` output may be bound to the memory of its input. `eval_step.onnx` takes x, y, weights and what updates hold,
+and gives loss and logits [B, ...], without dropout. x, y and logits stand for the inputs, labels and outputs of the
+bundle's interface.
 """
 
 from __future__ import annotations
@@ -100,6 +102,7 @@ class StepSpec:
         optimizer: Constants of the optimizer.
         layout: Layout of the model; needed for the Jacobian correction only.
         statistics: Running statistics, in the layout's order.
+        held: Tensors that updates hold.
     """
 
     tensors: Sequence[TensorSpec]
@@ -107,6 +110,7 @@ class StepSpec:
     optimizer: Mapping[str, Any]
     layout: Layout | None = None
     statistics: Sequence[TensorSpec] = ()
+    held: Sequence[TensorSpec] = ()
 
     @property
     def vectors(self) -> dict[str, Sequence[TensorSpec]]:
@@ -133,7 +137,7 @@ def write_steps(graph: ForwardGraph, folder: Path, spec: StepSpec, examples: Map
             to apply the Jacobian correction to.
     """
     forward = _without_clashes(graph.model)
-    changing = [_inner(tensor.name) for tensors in spec.vectors.values() for tensor in tensors]
+    changing = [_inner(tensor.name) for tensors in (*spec.vectors.values(), spec.held) for tensor in tensors]
     known = trace(forward, examples, changing)
     evaluated, known_there = forward, known
     if graph.evaluation is not None:
@@ -184,6 +188,7 @@ def _train_step(
     statistics = _append_new_statistics(graph, forward, spec)
     inputs = [
         *_batch_inputs(forward, spec),
+        *_held_inputs(spec),
         *(_info(name, kind, ()) for name, kind in (("seed", _INT64), ("last", _BOOL), ("adjusted", _BOOL))),
         _info("share", _FLOAT, _loss_shape(spec)),
         *(_info(name, _FLOAT, ()) for name in ("learning_rate", "max_norm")),
@@ -205,7 +210,8 @@ def _eval_step(forward: onnx.ModelProto, known: Trace, spec: StepSpec) -> onnx.M
     loss, _ = append_losses(graph, spec.heads)
     graph.define("loss", "Identity", loss)
     vectors = {name: sum(tensor.size for tensor in tensors) for name, tensors in spec.vectors.items()}
-    inputs = [*_batch_inputs(forward, spec), *(_info(name, _FLOAT, (size,)) for name, size in vectors.items())]
+    of_vectors = [_info(name, _FLOAT, (size,)) for name, size in vectors.items()]
+    inputs = [*_batch_inputs(forward, spec), *_held_inputs(spec), *of_vectors]
     return _model(graph, "eval_step", inputs, [_info("loss", _FLOAT, _loss_shape(spec)), *forward.graph.output])
 
 
@@ -221,6 +227,9 @@ def _append_parameters(graph: Graph, spec: StepSpec) -> None:
             piece = graph.op("Slice", vector, graph.ints(start), graph.ints(end), graph.ints(0))
             graph.define(_inner(tensor.name), "Reshape", piece, graph.ints(*tensor.shape))
             start = end
+    for tensor in spec.held:
+        if _inner(tensor.name) != tensor.name:
+            graph.define(_inner(tensor.name), "Identity", tensor.name)
 
 
 def _append_new_statistics(graph: Graph, forward: onnx.ModelProto, spec: StepSpec) -> dict[str, tuple[int, ...]]:
@@ -334,6 +343,10 @@ def _batch_inputs(forward: onnx.ModelProto, spec: StepSpec) -> list[onnx.ValueIn
     infos = [_info(label.name, dtype, ("batch", *label.shape)) for label, dtype in zip(labels, dtypes, strict=True)]
     given = {info.name for info in forward.graph.input}  # with the labels of own losses
     return [*forward.graph.input, *(info for info in infos if info.name not in given)]
+
+
+def _held_inputs(spec: StepSpec) -> list[onnx.ValueInfoProto]:
+    return [_info(tensor.name, _FLOAT, tensor.shape) for tensor in spec.held]
 
 
 def _loss_shape(spec: StepSpec) -> tuple[int, ...]:

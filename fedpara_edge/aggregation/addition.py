@@ -35,7 +35,7 @@ def add_change(weights: Weights, change: NDArray[np.float64]) -> dict[str, NDArr
             np.add(base[name].reshape(-1), change[part], out=flat[part], dtype=np.float64, casting="same_kind")
             moved[name] = flat[part].reshape(base[name].shape)
             offset = part.stop
-    return {name: moved[name] for name in base}
+    return {name: moved[name] for name in base if name in moved}
 
 
 def limit(tensors: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:

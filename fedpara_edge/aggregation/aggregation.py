@@ -94,8 +94,8 @@ def aggregate(
 
     Raises:
         TooFewUpdatesError: There are fewer valid updates than `min_updates`; its `rejected` tells of the others.
-        InputError: `min_updates` is less than 1, the algorithm takes no refit, the state is missing or another
-            algorithm's, or there are more updates than clients.
+        InputError: `min_updates` is less than 1, the algorithm takes no refit or keeps what has no meaning for updates
+            of weights, the state is missing or another algorithm's, or there are more updates than clients.
         WrongBundleError: The state belongs with other weights.
         BudgetError: The round would take more than what is left of the privacy budget.
         DivergedError: The step leads beyond float32 or to exploding weights, and no single update is to blame.
@@ -104,6 +104,7 @@ def aggregate(
     check_min_updates(min_updates)
     check_merge(merge, algorithm, method)
     check_weighting(weighting, method)
+    weights.refuse_keeping(algorithm.name, algorithm.groups)
     if privacy is not None:
         check_private(algorithm=algorithm, weighting=weighting, merge=merge, bounds=bounds, method=method)
         check_layout(weights)
@@ -156,9 +157,11 @@ def aggregate(
         rejected += [Rejected(updates[n].path, updates[n].header.client, error) for n, error in refused.items()]
         updates = [update for number, update in enumerate(updates) if number not in refused]
     unused = {update.path for update in rejected} - {update.path for update in updates}
-    moved = Weights(weights.fingerprint, weights.round + 1, weights.layout, tensors)
+    moved = weights.moved(tensors, weights.round + 1)
+    _check_finite({"weights": moved.tensors}, algorithm)
     return Aggregation(
         weights=moved,
+        tensors=tensors,
         state=state_of(moved, algorithm, groups) if groups else None,
         algorithm=algorithm,
         weighting=weighting,

@@ -7,7 +7,8 @@ It is first bounded by the Cauchy-Schwarz inequality, which costs no more than r
 
     |Σ_ab T[a, b, k] X[o, a] Y[i, b]| <= ||T[:, :, k]|| ||X[o]|| ||Y[i]||
 
-and only a layer beyond this is composed. Of pFedPara only W1 is looked at: W2 never leaves the devices.
+and only a layer beyond this is composed. Of pFedPara only W1 is looked at: W2 never leaves the devices. Of an update,
+what it adds to the weight is bounded by c √R (||U[o]|| + ||V[i]||), and that is held to `LARGEST`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from fedpara_edge.codecs.codec import flatten, in_order, unflatten
 from fedpara_edge.codecs.decoding import decode_all
 from fedpara_edge.errors import FedparaError, InvalidUpdateError
 from fedpara_edge.factors.compose import compose_named, factor_shapes, travelling
-from fedpara_edge.factors.layout import LayerSpec, Layout
+from fedpara_edge.factors.layout import LayerSpec, Layout, TensorSpec
 from fedpara_edge.formats.update import Update
 from fedpara_edge.formats.weights import Weights
 
@@ -50,6 +51,8 @@ def find_exploded(layout: Layout, tensors: Tensors, base: Tensors) -> Exploded |
         base: The same tensors before the round.
     """
     for layer in layout.layers:
+        if layer.kind == "update" and (added := _added(layout, layer, tensors)) > LARGEST:
+            return Exploded(f"layer {layer.name!r}: expected an update of at most {LARGEST:.3g}", f"{added:.3g}")
         seen = travelling(layout, layer)
         if seen is None or seen.tanh or _bound(layout, seen, tensors) <= LARGEST:
             continue
@@ -88,6 +91,18 @@ def find_exploding(updates: Sequence[Update], weights: Weights) -> dict[int, Fed
                 code="exploded",
             )
     return refused
+
+
+def _added(layout: Layout, layer: LayerSpec, tensors: Tensors) -> float:
+    """A number that nothing an update adds to the weight exceeds, up to the 1 that directions stay below."""
+    factors = [np.asarray(tensors[part.name], np.float64) for part in _travelling_update(layout, layer)]
+    return float(layer.scale * np.sqrt(layer.rank) * sum(np.linalg.norm(each, axis=1).max() for each in factors))
+
+
+def _travelling_update(layout: Layout, layer: LayerSpec) -> list[TensorSpec]:
+    """Factors of an update that travel."""
+    parts = layout.parts(layer)
+    return [parts[part] for part in "uv" if parts[part].role == "shared"]
 
 
 def _bound(layout: Layout, layer: LayerSpec, tensors: Tensors) -> float:

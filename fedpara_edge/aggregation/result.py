@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedpara_edge.aggregation.gap import Gap, finite
 from fedpara_edge.aggregation.refit import Refit
 from fedpara_edge.aggregation.rules.method import Method
@@ -60,6 +63,7 @@ class Aggregation:
 
     Args:
         weights: Weights of the next round.
+        tensors: Shared tensors of these weights by name, before any update of a weight was folded.
         state: Server state for the next round; None if the algorithm keeps nothing.
         algorithm: Server algorithm.
         weighting: Weighting of the updates.
@@ -73,6 +77,7 @@ class Aggregation:
     """
 
     weights: Weights
+    tensors: Mapping[str, NDArray[np.float32]]
     state: ServerState | None
     algorithm: ServerAlgorithm
     weighting: Weighting

@@ -298,7 +298,8 @@ def _write(
     groups = {} if aggregation.state is None else dict(aggregation.state.groups)
     if change is not None and (encoder := config.downlink_encoder) is not None:
         residual = None if kept is None else kept.groups.get(RESIDUAL)
-        published = publish_change(change, base, weights, encoder, residual=residual, overwrite=overwrite)
+        target = replace(weights, tensors={**base.tensors, **aggregation.tensors})
+        published = publish_change(change, base, target, encoder, residual=residual, overwrite=overwrite)
         weights = published.weights
         if any(tensor.any() for tensor in published.residual.values()):
             groups[RESIDUAL] = published.residual

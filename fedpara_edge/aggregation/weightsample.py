@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.factors.compose import combine, factor_shapes
-from fedpara_edge.factors.layout import FACTORS, LayerSpec, Layout, TensorSpec
+from fedpara_edge.factors.layout import FACTORS, UPDATE, LayerSpec, Layout, TensorSpec
 
 ROWS = 16
 CORE_ENTRIES = 1 << 12
@@ -82,7 +82,7 @@ def sample_layer(layout: Layout, layer: LayerSpec) -> LayerSample | None:
     tensors = {part: tensor for part, tensor in layout.parts(layer).items() if tensor.role == "shared"}
     by_branch: dict[int, list[str]] = {}
     for part in factor_shapes(layer):
-        if part in FACTORS:
+        if part in FACTORS - UPDATE:
             by_branch.setdefault(int(part[-1]), []).append(part)
     branches = tuple(index for index, parts in by_branch.items() if tensors.keys() >= set(parts))
     if not branches:

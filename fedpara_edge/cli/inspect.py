@@ -17,7 +17,7 @@ from fedpara_edge.cli.streams import printable
 from fedpara_edge.codecs.codec import in_order
 from fedpara_edge.errors import InputError, InvalidUpdateError, brief
 from fedpara_edge.factors.compose import attainable_rank, factor_count
-from fedpara_edge.factors.layout import LayerSpec, Layout
+from fedpara_edge.factors.layout import LayerSpec, Layout, plain
 from fedpara_edge.formats.bundle import MANIFEST, open_bundle
 from fedpara_edge.formats.change import FORMAT as CHANGE_FORMAT
 from fedpara_edge.formats.encoded import bits_by_tensor, open_encoded
@@ -179,8 +179,7 @@ def _layout(layout: Layout) -> dict[str, Any]:
 
 def _layer(layout: Layout, layer: LayerSpec) -> dict[str, Any]:
     return {
-        **vars(layer),
-        "shape": list(layer.shape),
+        **plain(layer),
         "attainable_rank": attainable_rank(layer),
         "full_rank": min(layer.matrix_shape),
         "parameters": factor_count(layer),

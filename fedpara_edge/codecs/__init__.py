@@ -91,7 +91,11 @@ def spelled(encoder: Encoder) -> str:
 
 
 def open_codec(
-    file: TensorFile, tensors: Sequence[TensorSpec], *, unstated: Mapping[str, Any] | None = None
+    file: TensorFile,
+    tensors: Sequence[TensorSpec],
+    *,
+    unstated: Mapping[str, Any] | None = None,
+    openers: Mapping[tuple[str, int], Opener] | None = None,
 ) -> Decoder:
     """Decoder of an open file, chosen by the codec that its header names.
 
@@ -99,6 +103,7 @@ def open_codec(
         file: Open file.
         tensors: Shared tensors, in the order of the flat change.
         unstated: Codec of a file that names none; None where it must.
+        openers: Openers of all codecs that the file may have; None for `OPENERS`.
 
     Raises:
         InvalidUpdateError: This release does not know the codec or its version, or the stored data does not fit.
@@ -107,9 +112,10 @@ def open_codec(
     stated = file.header.get("codec", unstated)
     settings = dict(stated) if isinstance(stated, dict) else {}
     name, version = settings.pop("name", None), settings.pop("version", None)
-    opener = OPENERS.get((name, version)) if isinstance(name, str) and type(version) is int else None
+    openers = OPENERS if openers is None else openers
+    opener = openers.get((name, version)) if isinstance(name, str) and type(version) is int else None
     if opener is None:
-        known = ", ".join(f"{name} version {version}" for name, version in OPENERS)
+        known = ", ".join(f"{name} version {version}" for name, version in openers)
         found = brief(stated) if name is None else f"{brief_text(name)} version {brief(version)}"
         raise InvalidUpdateError(
             f"{file.path}: expected one of the codecs {known}, found {found}; {UPDATE}",

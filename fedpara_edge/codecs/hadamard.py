@@ -6,9 +6,8 @@ H the Hadamard matrix in Sylvester's order, H[a, b] = (-1)^(number of ones in a 
 H is the Kronecker product of the matrix of size 2^j with itself: two products with that matrix, on either side of the
 piece seen as a square.
 
-The sign of entry i of the flat change is bit i % 64 of word i // 64 of SplitMix64 from a seed: with all numbers
-modulo 2^64, z = seed + (word + 1) 0x9E3779B97F4A7C15; z = (z ^ (z >> 30)) 0xBF58476D1CE4E5B9;
-z = (z ^ (z >> 27)) 0x94D049BB133111EB; z ^ (z >> 31). A set bit means minus.
+The sign of entry i of the flat change is bit i % 64 of word i // 64 of SplitMix64 from a seed
+(`fedpara_edge.factors.splitmix`). A set bit means minus.
 
 Decoding gives the same bits everywhere: H is applied to integers, whose sums stay below 2^24 and are therefore exact in
 float32 in any order, and 2^-j is exact.
@@ -23,6 +22,8 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fedpara_edge.factors.splitmix import random_bytes
 
 
 def transform(values: NDArray[np.float32], lengths: NDArray[np.intp]) -> None:
@@ -55,12 +56,7 @@ def signs(seed: int, start: int, count: int) -> NDArray[np.float32]:
     [-1.0, -1.0, -1.0, -1.0, 1.0, -1.0, 1.0, -1.0]
     """
     first, last = start // 64, -(-(start + count) // 64)
-    with np.errstate(over="ignore"):
-        z = np.uint64(seed) + np.arange(first + 1, last + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z ^= z >> np.uint64(31)
-    bits = np.unpackbits(z.astype("<u8").view(np.uint8), bitorder="little")[start - 64 * first :][:count]
+    bits = np.unpackbits(random_bytes(seed, first, last), bitorder="little")[start - 64 * first :][:count]
     return np.float32(1) - np.float32(2) * bits
 
 

@@ -2,7 +2,8 @@
 
 They are few, and differ from the weights by orders of magnitude: in a block or a threshold with weights, one of both
 would drown. Nor does error feedback suit them: a training moves them all the way to what its data say, so that what is
-left out of one change is in the next one anyway, and would count twice.
+left out of one change is in the next one anyway, and would count twice. The factors of an update have no error feedback
+either, as the next one has other directions.
 
 Stored beside the arrays of the codec, if the bundle's layout has running statistics that travel:
 
@@ -23,7 +24,7 @@ from fedpara_edge.codecs.codec import Decoder, Encoded, Encoder
 from fedpara_edge.codecs.float32 import Float32
 from fedpara_edge.codecs.payload import STATISTICS as NAME
 from fedpara_edge.errors import InvalidUpdateError
-from fedpara_edge.factors.layout import STATISTICS, TensorSpec
+from fedpara_edge.factors.layout import STATISTICS, UPDATE, TensorSpec
 from fedpara_edge.storage.tensorfile import TensorFile
 
 
@@ -52,7 +53,7 @@ def left_out(
     change: Mapping[str, NDArray[np.float32]],
     decoded: Mapping[str, NDArray[np.float32]],
 ) -> dict[str, NDArray[np.float32]]:
-    """Residual of an encoded change by tensor, for error feedback: of running statistics, nothing.
+    """Residual of an encoded change by tensor, for error feedback: of statistics and updates, nothing.
 
     Args:
         tensors: Shared tensors.
@@ -61,7 +62,7 @@ def left_out(
     """
     return {
         tensor.name: np.zeros(tensor.shape, np.float32)
-        if tensor.part in STATISTICS
+        if tensor.part in STATISTICS | UPDATE
         else change[tensor.name] - decoded[tensor.name]
         for tensor in tensors
     }

@@ -56,21 +56,27 @@ def choose_layer(
     rank: int | None = None,
     tanh: bool = False,
     schedule: RankSchedule = "full",
+    scale: float | None = None,
+    reset_every: int = 1,
 ) -> LayerChoice:
     """Layer of the given kind, or a dense one where factors would not be smaller than the weight.
 
-    `fedpara` and `pfedpara` take the rank of the schedule, `lowrank` the rank of equal size to FedPara at the same γ.
+    `fedpara` and `pfedpara` take the rank of the schedule, `lowrank` and `update` the rank of equal size to FedPara at
+    the same γ.
     A layer for which no rank is both small and expressive enough stays dense.
 
     Args:
         name: Dotted module path, for the spec and for errors.
         shape: Shape of the dense weight: [O, I] makes a linear layer, [O, I, K1, K2] a conv2d.
         kind: Kind of the layer.
-        form: Form of the factors of a conv2d; ignored for a linear layer, which has the matrix form only.
+        form: Form of the factors of a conv2d; ignored for a linear layer, which has the matrix form only. An update has
+            that form too, and as many entries as FedPara factors of this one.
         gamma: Parameter γ of the schedule, in [0, 1].
         rank: Rank to use instead of the schedule's.
         tanh: Whether to use the variant with tanh, for `fedpara` only.
         schedule: Rank schedule, of which rule 3 is `least_savings`.
+        scale: Scale c of an update; None for the even one (`fedpara_edge.factors.rank.even_scale`).
+        reset_every: Rounds after which an update is folded.
 
     Raises:
         InputError: `gamma`, `rank` or `shape` is out of range, or `tanh` is requested for a kind other than `fedpara`.
@@ -89,18 +95,27 @@ def choose_layer(
     if rank is not None:
         if rank < 1:
             raise InputError(f"layer {name!r}: expected a rank of at least 1, found {rank}")
-        spec = layer_spec(shape, name=name, kind=kind, form=form, rank=rank, tanh=tanh)
+        if kind == "update" and rank > (full := min(dense.matrix_shape)):
+            return LayerChoice(dense, f"rank {rank} is more than the {full} of the weight")
+        spec = layer_spec(
+            shape, name=name, kind=kind, form=form, rank=rank, tanh=tanh, scale=scale, reset_every=reset_every
+        )
         not_smaller = _not_smaller(spec, requested=True)
         return LayerChoice(dense, not_smaller) if not_smaller else LayerChoice(spec)
     fedpara, note = _scheduled(shape, form=form, gamma=gamma, schedule=schedule)
     if not_smaller := _not_smaller(fedpara):
         return LayerChoice(dense, not_smaller)
     form, chosen = fedpara.form, fedpara.rank
-    if kind == "lowrank":
-        chosen = equal_size_rank(shape, rank=fedpara.rank, form=form)
+    if kind in ("lowrank", "update"):
+        chosen = equal_size_rank(shape, rank=fedpara.rank, form=form, kind=kind)
         if chosen == 0:
             return LayerChoice(dense, "not even rank 1 is as small as the FedPara factors")
-    return LayerChoice(layer_spec(shape, name=name, kind=kind, form=form, rank=chosen, tanh=tanh), note=note)
+    if kind == "update":
+        form, note = "matrix", ""
+    spec = layer_spec(
+        shape, name=name, kind=kind, form=form, rank=chosen, tanh=tanh, scale=scale, reset_every=reset_every
+    )
+    return LayerChoice(spec, note=note)
 
 
 def least_savings(savings: Mapping[str, int], parameters: int) -> frozenset[str]:

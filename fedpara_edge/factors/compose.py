@@ -10,7 +10,9 @@ With ⊙ the Hadamard product and ×ₙ the mode-n product, for a weight of shap
 | `lowrank`  | matrix | X1 Y1ᵀ                                                  | R(O + I K1 K2)         |
 | `lowrank`  | tensor | T1 ×₁ X1 ×₂ Y1 (Tucker-2)                               | R(O + I + R K1 K2)     |
 | `dense`    |        | W                                                       | O I K1 K2              |
+| `update`   | matrix | W + M ⊙ (U Bᵀ + A Vᵀ)                                   | R(O + I K1 K2)         |
 
+Of an `update`, only U and V are trained; W, M, A and B are held (`fedpara_edge.factors.update`).
 With `tanh`, `fedpara` is tanh(W1) ⊙ tanh(W2). Source: FedPara (arXiv 2108.06098v3), Propositions 1 and 3, section 2.2
 and supplement B; pFedPara, section 2.3.
 """
@@ -29,7 +31,7 @@ from fedpara_edge.factors.layout import FACTORS, LayerSpec, Layout, Role
 
 
 def factor_shapes(layer: LayerSpec) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors that parameterize the weight of `layer`, by part.
+    """Shapes of the tensors that parameterize the weight of `layer`, and may be trained, by part.
 
     >>> layer = LayerSpec(name="fc", operator="linear", kind="fedpara", form="matrix", shape=(256, 784), rank=16)
     >>> factor_shapes(layer)
@@ -38,6 +40,8 @@ def factor_shapes(layer: LayerSpec) -> dict[str, tuple[int, ...]]:
     if layer.kind == "dense":
         return {"weight": layer.shape}
     rank, rows = layer.rank, layer.shape[0]
+    if layer.kind == "update":
+        return {"u": (rows, rank), "v": (layer.matrix_shape[1], rank)}
     branch: dict[str, tuple[int, ...]]
     if layer.form == "matrix":
         branch = {"x": (rows, rank), "y": (layer.matrix_shape[1], rank)}
@@ -47,24 +51,43 @@ def factor_shapes(layer: LayerSpec) -> dict[str, tuple[int, ...]]:
     return {f"{part}{index}": shape for index in branches for part, shape in branch.items()}
 
 
+def held_shapes(layer: LayerSpec) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors that the weight of an update is composed of besides its factors, by part; else none."""
+    if layer.kind != "update":
+        return {}
+    (rows, columns), rank = layer.matrix_shape, layer.rank
+    return {"base": layer.shape, "mask": layer.shape, "a": (rows, rank), "b": (columns, rank)}
+
+
+def part_shapes(layer: LayerSpec) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors that the weight of `layer` is composed of, by part."""
+    return {**factor_shapes(layer), **held_shapes(layer)}
+
+
 def factor_count(layer: LayerSpec) -> int:
     """Number of entries in the factors of `layer` (in its weight, for a dense layer)."""
     return sum(math.prod(shape) for shape in factor_shapes(layer).values())
 
 
 def factor_role(layer: LayerSpec, part: str) -> Role:
-    """Role of a factor: `personal` for the second factors of pFedPara (section 2.3), `shared` for all others."""
+    """Role of a part of a layer: `personal` for the second factors of pFedPara (section 2.3), `shared` for others.
+
+    What the weight of an update is composed of besides its factors is `base` or `drawn`.
+    """
+    if part in held_shapes(layer):
+        return "base" if part == "base" else "drawn"
     return "personal" if layer.kind == "pfedpara" and part.endswith("2") else "shared"
 
 
 def attainable_rank(layer: LayerSpec) -> int:
     """Largest rank that the weight, seen as a matrix [O, I K1 K2], can attain.
 
-    min(O, I K1 K2, R²) for FedPara's matrix form (Proposition 1), min(O, I K1 K2, R) for the low-rank one.
+    min(O, I K1 K2, R²) for FedPara's matrix form (Proposition 1), min(O, I K1 K2, R) for the low-rank one. An update
+    moves a weight of full rank.
     In tensor form, the same holds with R² and R for the first unfolding (Proposition 3).
     """
     full = min(layer.matrix_shape)
-    if layer.kind == "dense":
+    if layer.kind in ("dense", "update"):
         return full
     return min(full, layer.rank if layer.kind == "lowrank" else layer.rank**2)
 
@@ -82,6 +105,12 @@ def compose_branch(layer: LayerSpec, factors: Mapping[str, Any], index: int) -> 
     return (x @ inner.reshape(rank, -1)).reshape(layer.shape)
 
 
+def compose_update(factors: Mapping[str, Any]) -> Any:
+    """Weight W + M ⊙ (U Bᵀ + A Vᵀ) of an update, or some rows of it, from the same rows of W, M, U and A."""
+    product = factors["u"] @ factors["b"].T + factors["a"] @ factors["v"].T
+    return factors["base"] + factors["mask"] * product.reshape(factors["mask"].shape)
+
+
 def combine(layer: LayerSpec, w1: Any, w2: Any, tanh: Callable[[Any], Any]) -> Any:
     """Hadamard product of the two branches of a `fedpara` or `pfedpara` layer."""
     if layer.kind == "pfedpara":
@@ -94,7 +123,7 @@ def compose(layer: LayerSpec, factors: Mapping[str, Any], tanh: Callable[[Any], 
 
     Args:
         layer: Layer that the weight belongs to.
-        factors: Arrays (numpy or torch, float) by part, with the shapes of `factor_shapes`; other parts are ignored.
+        factors: Arrays (numpy or torch, float) by part, with the shapes of `part_shapes`; other parts are ignored.
         tanh: Elementwise tanh of the arrays' library (`numpy.tanh`, `torch.tanh`).
 
     Returns:
@@ -109,6 +138,8 @@ def compose(layer: LayerSpec, factors: Mapping[str, Any], tanh: Callable[[Any], 
     """
     if layer.kind == "dense":
         return factors["weight"]
+    if layer.kind == "update":
+        return compose_update(factors)
     w1 = compose_branch(layer, factors, 1)
     return w1 if layer.kind == "lowrank" else combine(layer, w1, compose_branch(layer, factors, 2), tanh)
 
@@ -119,15 +150,20 @@ def compose_named(layout: Layout, layer: LayerSpec, tensors: Mapping[str, NDArra
     Args:
         layout: Layout of the model.
         layer: Layer that the weight belongs to, or the same as far as it is to be composed.
-        tensors: Tensors by name, at least the layer's factors.
+        tensors: Tensors by name, at least those that the weight is composed of.
     """
     parts = layout.parts(layer)
-    factors = {part: np.asarray(tensors[parts[part].name], np.float64) for part in factor_shapes(layer)}
+    factors = {part: np.asarray(tensors[parts[part].name], np.float64) for part in part_shapes(layer)}
     return np.asarray(compose(layer, factors, np.tanh))
 
 
 def travelling(layout: Layout, layer: LayerSpec) -> LayerSpec | None:
-    """The layer as far as its factors travel: W1 alone for pFedPara; None if there are no such factors."""
+    """The layer as far as its factors travel and compose to a weight: W1 alone for pFedPara; None if there are none.
+
+    None for an update as well: the weight is linear in its factors, whose mean is that of the weights.
+    """
+    if layer.kind == "update":
+        return None
     seen = replace(layer, kind="lowrank") if layer.kind == "pfedpara" else layer
     parts = factor_shapes(seen)
     tensors = layout.parts(layer)
@@ -136,12 +172,16 @@ def travelling(layout: Layout, layer: LayerSpec) -> LayerSpec | None:
     return seen
 
 
+ROWWISE = frozenset(("x1", "x2", "u", "a", "base", "mask"))
+"""Parts in matrix form with a row for each row of the weight."""
+
+
 def compose_rows(layer: LayerSpec, factors: Mapping[str, Any], tanh: Callable[[Any], Any]) -> Any:
-    """Some rows of the weight of a factored layer in matrix form, from the same rows of X1 and X2.
+    """Some rows of the weight of a factored layer in matrix form, from the same rows of its parts.
 
     Args:
         layer: Layer [V, D] that the weight belongs to.
-        factors: Arrays (numpy or torch, float) by part, with `x1` and `x2` [..., R] instead of [V, R].
+        factors: Arrays (numpy or torch, float) by part, with the rows of those in `ROWWISE` instead of all.
         tanh: Elementwise tanh of the arrays' library.
 
     Returns:
@@ -154,6 +194,8 @@ def compose_rows(layer: LayerSpec, factors: Mapping[str, Any], tanh: Callable[[A
     >>> np.allclose(compose_rows(layer, some, np.tanh), compose(layer, factors, np.tanh)[[5, 7]])
     True
     """
+    if layer.kind == "update":
+        return compose_update(factors)
     w1 = factors["x1"] @ factors["y1"].T
     return w1 if layer.kind == "lowrank" else combine(layer, w1, factors["x2"] @ factors["y2"].T, tanh)
 
@@ -168,7 +210,7 @@ def contraction(
     low-rank, L = Y1 and R = X1.
 
     Args:
-        layer: Linear layer that is neither dense nor has tanh.
+        layer: Linear layer that is neither dense nor an update nor has tanh.
         factors: Arrays (numpy or torch, float) by part.
         concatenate: Function that joins arrays of the library along their last axis.
 

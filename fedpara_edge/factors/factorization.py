@@ -31,6 +31,9 @@ class Factorization:
             `paper` to take every rank as in the paper (`fedpara_edge.factors.choice`).
         form: Factors of convolutions: `tensor` (Proposition 3) or `matrix` (Proposition 1).
         tanh: Whether each Hadamard operand passes through tanh, for kind `fedpara`.
+        scale: Scale c of updates; None for that at which steps on the factors move a weight as far as steps on a dense
+            one (`fedpara_edge.factors.rank.even_scale`).
+        reset_every: Rounds after which updates are folded into the weights and begin in new directions; None for 1.
         include: Patterns of the layers to factor.
         exclude: Patterns of layers to leave dense, of those included.
         freeze: Patterns of parameters, or of modules that hold them, that are not trained (`fedpara_edge.nn.freezing`).
@@ -43,7 +46,11 @@ class Factorization:
         InputError: A value is out of its range.
     """
 
-    kind: Kind = option("fedpara", help="Parameterization of the weights; dense leaves every layer as it is.")
+    kind: Kind = option(
+        "fedpara",
+        help="Parameterization of the weights; dense leaves every layer as it is, update factors what changes in a "
+        "round instead of the weight.",
+    )
     gamma: float = option(0.1, minimum=0, maximum=1, help="γ of the rank schedule: smallest (0) to largest rank (1).")
     gamma_of: Mapping[str, float] = option(
         {}, minimum=0, maximum=1, metavar="PATTERN=γ", was=("gammas",), help="γ of the layers that match a pattern."
@@ -58,6 +65,22 @@ class Factorization:
     )
     form: Form = option("tensor", help="Factors of convolutions: Proposition 3 (tensor) or 1 (matrix).")
     tanh: bool = option(False, help="Pass each Hadamard operand through tanh.")
+    scale: float | None = option(
+        None,
+        minimum=1e-6,
+        maximum=1e6,
+        only=("kind", ("update",)),
+        unset="√(3 / 2R)",
+        help="Scale of an update, by which steps of its factors move a weight.",
+    )
+    reset_every: int | None = option(
+        None,
+        minimum=1,
+        maximum=1_000_000,
+        only=("kind", ("update",)),
+        unset="1",
+        help="Rounds after which updates are folded into the weights and begin in new directions.",
+    )
     include: tuple[str, ...] = option(("*",), metavar="PATTERN", help="Layers to factor.  [default: all]")
     exclude: tuple[str, ...] = option((), metavar="PATTERN", help="Layers to leave dense.")
     freeze: tuple[str, ...] = option(

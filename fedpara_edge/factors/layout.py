@@ -14,18 +14,23 @@ from typing import Any, Literal, get_args
 
 from fedpara_edge.errors import InputError, brief, brief_text
 
-Kind = Literal["fedpara", "pfedpara", "lowrank", "dense"]
+Kind = Literal["fedpara", "pfedpara", "lowrank", "dense", "update"]
 Operator = Literal["linear", "conv2d"]
 Form = Literal["matrix", "tensor"]
-Role = Literal["shared", "personal", "frozen"]
-Part = Literal["x1", "y1", "t1", "x2", "y2", "t2", "weight", "bias", "norm", "mean", "variance", "other"]
+Role = Literal["shared", "personal", "frozen", "base", "drawn"]
+Part = Literal[
+    "x1", "y1", "t1", "x2", "y2", "t2", "u", "v", "base", "mask", "a", "b",
+    "weight", "bias", "norm", "mean", "variance", "other",
+]  # fmt: skip
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 OPERATORS: tuple[Operator, ...] = get_args(Operator)
 ROLES: tuple[Role, ...] = get_args(Role)
 PARTS: tuple[Part, ...] = get_args(Part)
 FORMS: tuple[Form, ...] = get_args(Form)
-FACTORS: frozenset[str] = frozenset(("x1", "y1", "t1", "x2", "y2", "t2"))
+UPDATE: frozenset[str] = frozenset(("u", "v"))
+"""Factors of an update, in the directions of their period alone."""
+FACTORS: frozenset[str] = frozenset(("x1", "y1", "t1", "x2", "y2", "t2")) | UPDATE
 STATISTICS: frozenset[str] = frozenset(("mean", "variance"))
 """Parts that follow the batches of a training instead of a gradient: running statistics."""
 _WEIGHT = FACTORS | {"weight"}
@@ -40,11 +45,14 @@ class LayerSpec:
     Args:
         name: Dotted module path in the model, as in `state_dict`.
         operator: `linear` (weight [O, I]) or `conv2d` (weight [O, I, K1, K2]).
-        kind: `fedpara`, `pfedpara`, `lowrank` or `dense`.
-        form: `matrix` (Proposition 1, on [O, I K1 K2]) or `tensor` (Proposition 3); `matrix` for linear layers.
+        kind: `fedpara`, `pfedpara`, `lowrank`, `dense`, or `update` (`fedpara_edge.factors.update`).
+        form: `matrix` (Proposition 1, on [O, I K1 K2]) or `tensor` (Proposition 3); `matrix` for linear layers and for
+            updates.
         shape: Shape of the composed (dense) weight.
         rank: Inner rank R of each factor pair; 0 for `dense`.
         tanh: Whether each Hadamard operand passes through tanh (the paper's nonlinearity).
+        scale: Scale c of an update; 0 for the other kinds.
+        reset_every: Rounds after which an update is folded and begins anew; 0 for the other kinds.
     """
 
     name: str
@@ -54,6 +62,8 @@ class LayerSpec:
     shape: tuple[int, ...]
     rank: int
     tanh: bool = False
+    scale: float = 0.0
+    reset_every: int = 0
 
     def __post_init__(self) -> None:
         if self.operator not in OPERATORS:
@@ -86,6 +96,19 @@ class LayerSpec:
             raise InputError(
                 f"layer {brief(self.name)}: the tanh variant exists for kind 'fedpara' only, found {self.kind}"
             )
+        updates = self.kind == "update"
+        if updates and self.form != "matrix":
+            raise InputError(f"layer {brief(self.name)}: an update has no tensor form; use form='matrix'")
+        if updates and self.rank > min(self.matrix_shape):
+            raise InputError(
+                f"layer {brief(self.name)}: expected an update of a rank of at most {min(self.matrix_shape)}, found "
+                f"{brief(self.rank)}"
+            )
+        if (0 < self.scale < math.inf) != updates or (self.reset_every > 0) != updates:
+            raise InputError(
+                f"layer {brief(self.name)}: a scale and a number of rounds are positive for an update and 0 for the "
+                f"others, found {brief(self.scale)} and {brief(self.reset_every)} for {self.kind}"
+            )
 
     @property
     def dense_parameters(self) -> int:
@@ -110,7 +133,8 @@ class TensorSpec:
         part: Part within that layer: a factor, `weight`, `bias`, `norm` (of a normalization), `mean` or `variance` (its
             running statistics) or `other`.
         role: `shared` for a tensor that travels, `personal` for one that changes and stays on the device, `frozen` for
-            one that never changes.
+            one that never changes; of an update, `base` for the weight that it is folded into, which is in no update,
+            and `drawn` for what comes from a seed and is in no file.
     """
 
     name: str
@@ -155,6 +179,11 @@ class Layout:
         """Tensors that the batches of a training change, shared and personal."""
         return tuple(tensor for tensor in self.with_role("shared", "personal") if tensor.part in STATISTICS)
 
+    @cached_property
+    def held(self) -> tuple[TensorSpec, ...]:
+        """Tensors of updates that training reads and does not change."""
+        return self.with_role("base", "drawn")
+
     def with_role(self, *roles: Role) -> tuple[TensorSpec, ...]:
         """Tensors of the given roles, in order."""
         return tuple(tensor for tensor in self.tensors if tensor.role in roles)
@@ -191,7 +220,7 @@ class Layout:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""
-        return {"layers": [_plain(layer) for layer in self.layers], "tensors": [_plain(t) for t in self.tensors]}
+        return {"layers": [plain(layer) for layer in self.layers], "tensors": [plain(t) for t in self.tensors]}
 
     @staticmethod
     def from_json(data: Any) -> Layout:
@@ -212,8 +241,11 @@ class Layout:
         return Layout(layers, tensors)
 
 
-def _plain(spec: LayerSpec | TensorSpec) -> dict[str, Any]:
+def plain(spec: LayerSpec | TensorSpec) -> dict[str, Any]:
+    """Plain data of a layer or tensor for `json.dumps`, without what only updates have for other kinds."""
     values = {field.name: getattr(spec, field.name) for field in fields(spec)}
+    if isinstance(spec, LayerSpec) and spec.kind != "update":
+        del values["scale"], values["reset_every"]
     return {**values, "shape": list(spec.shape)}
 
 
@@ -228,8 +260,10 @@ def _fields(data: Any) -> dict[str, Any]:
     for name, value in data.items():
         if name == "tanh":
             fits = isinstance(value, bool)
-        elif name == "rank":
+        elif name in ("rank", "reset_every"):
             fits = _is_natural(value)
+        elif name == "scale":
+            fits = type(value) is float
         elif name == "shape":
             fits = isinstance(value, list) and len(value) <= _MAX_DIMENSIONS and all(map(_is_natural, value))
             fits = fits and math.prod(size or 1 for size in value) <= _MAX_ENTRIES

@@ -12,6 +12,7 @@ what reproduces its Table 5.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 from fedpara_edge.errors import InputError
@@ -58,8 +59,8 @@ def scheduled_rank(shape: tuple[int, ...], *, gamma: float, form: Form = "tensor
     return math.floor((1 - share) * low + share * high + Fraction(1, 2))
 
 
-def equal_size_rank(shape: tuple[int, ...], *, rank: int, form: Form = "tensor") -> int:
-    """Rank of the `lowrank` baseline: the largest with at most as many entries as FedPara at `rank`; 0 if none.
+def equal_size_rank(shape: tuple[int, ...], *, rank: int, form: Form = "tensor", kind: Kind = "lowrank") -> int:
+    """Rank of `lowrank` or `update`: the largest with at most as many entries as FedPara at `rank`; 0 if none.
 
     A linear layer gets exactly 2R. A convolution in tensor form gets less than 2R, since the Tucker core grows with
     the square of its rank: Table 1 prints 21K for the low-rank convolution of rank 32, which is FedPara's own count at
@@ -69,11 +70,12 @@ def equal_size_rank(shape: tuple[int, ...], *, rank: int, form: Form = "tensor")
     (32, 27)
     """
     budget = factor_count(layer_spec(shape, kind="fedpara", form=form, rank=rank))
-    return _largest_rank(shape, kind="lowrank", form=form, budget=budget)
+    return _largest_rank(shape, kind=kind, form=form, budget=budget)
 
 
 def _largest_rank(shape: tuple[int, ...], *, kind: Kind, form: Form, budget: int) -> int:
-    low, high = 0, budget + 1  # the count at `low` fits, that at `high` does not: each rank adds at least 1
+    most = min(shape[0], math.prod(shape[1:])) if kind == "update" else budget
+    low, high = 0, min(budget, most) + 1  # the count at `low` fits, that at `high` does not: each rank adds at least 1
     while high - low > 1:
         middle = (low + high) // 2
         fits = factor_count(layer_spec(shape, kind=kind, form=form, rank=middle)) <= budget
@@ -82,12 +84,40 @@ def _largest_rank(shape: tuple[int, ...], *, kind: Kind, form: Form, budget: int
 
 
 def layer_spec(
-    shape: tuple[int, ...], *, kind: Kind, form: Form, rank: int, name: str = "", tanh: bool = False
+    shape: tuple[int, ...],
+    *,
+    kind: Kind,
+    form: Form,
+    rank: int,
+    name: str = "",
+    tanh: bool = False,
+    scale: float | None = None,
+    reset_every: int = 1,
 ) -> LayerSpec:
-    """Specification of a layer whose operator follows from its shape, [O, I] or [O, I, K1, K2]."""
+    """Specification of a layer whose operator follows from its shape, [O, I] or [O, I, K1, K2].
+
+    Linear layers and updates have the matrix form; the scale, by default the even one, and the rounds between resets
+    are those of updates, and left out for other kinds.
+    """
     operator: Operator = "linear" if len(shape) == 2 else "conv2d"
-    form = "matrix" if operator == "linear" else form
-    return LayerSpec(name=name, operator=operator, kind=kind, form=form, shape=shape, rank=rank, tanh=tanh)
+    form = "matrix" if operator == "linear" or kind == "update" else form
+    common = LayerSpec(name=name, operator=operator, kind="dense", form=form, shape=shape, rank=0)
+    if kind == "update":
+        scale = even_scale(rank) if scale is None else scale
+        return replace(common, kind=kind, rank=rank, tanh=tanh, scale=scale, reset_every=reset_every)
+    return replace(common, kind=kind, rank=rank, tanh=tanh)
+
+
+def even_scale(rank: int) -> float:
+    """Scale c of an update at which steps on its factors move the weight as far as steps on a dense one: √(3 / 2R).
+
+    To first order, a step of gradient descent on the factors moves an entry of the weight by c² (‖A_i‖² + ‖B_j‖²) times
+    its gradient, and the rows of A and B (`fedpara_edge.factors.update`) have squared norms of about R / 3.
+
+    >>> round(even_scale(12), 3)
+    0.354
+    """
+    return math.sqrt(3 / (2 * max(rank, 1)))
 
 
 def _ceil_sqrt(number: int) -> int:

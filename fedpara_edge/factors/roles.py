@@ -10,7 +10,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.factors.layout import Layout
+from fedpara_edge.factors.layout import UPDATE, Layout
 
 
 def keep_personal(layout: Layout, patterns: Sequence[str]) -> Layout:
@@ -37,6 +37,12 @@ def keep_personal(layout: Layout, patterns: Sequence[str]) -> Layout:
         for tensor in layout.tensors
     )
     kept = Layout(layout.layers, tensors)
+    for layer in layout.layers:
+        roles = {tensor.role for tensor in kept.parts(layer).values() if tensor.part in UPDATE}
+        if len(roles) > 1:
+            raise InputError(
+                f"personal: expected both factors of the update {layer.name!r} or none, found one; name the layer"
+            )
     if not kept.shared:
         raise InputError("personal: expected a tensor left to travel, found all personal; keep fewer of them personal")
     return kept

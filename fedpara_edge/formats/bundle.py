@@ -9,12 +9,13 @@
                             onnxruntime-training's artifacts, under the names that its own applications expect; without
                             optimizer_model.onnx for SGD with momentum, which onnxruntime-training lacks
 
-`manifest.json`, UTF-8 JSON of schema version 1 or 2:
+`manifest.json`, UTF-8 JSON of schema version 1, 2 or 3:
 
-    schema        1 where the first entries of `formats.interface` can describe the model, 2 otherwise
+    schema        1 where the first entries of `formats.interface` can describe the model, 2 otherwise; 3, with either
+                  entries, for a model with updates (`fedpara_edge.factors.update`)
     model         name given at export
     layout        layers and tensors (`layout.Layout.to_json`)
-    input, label, output, loss; with schema 2 inputs, heads, others
+    input, label, output, loss; or, always with schema 2, inputs, heads, others
                   entries of `formats.interface`; preprocessing is inside the graphs
     optimizer     {"name": "sgd" | "adamw", and its constants}
     engines       names of the engines whose files are present
@@ -37,6 +38,7 @@ from numpy.typing import NDArray
 
 from fedpara_edge.errors import InputError, WrongBundleError
 from fedpara_edge.factors.layout import Layout
+from fedpara_edge.factors.update import check_updates
 from fedpara_edge.formats.graphfile import read_graph
 from fedpara_edge.formats.interface import Interface
 from fedpara_edge.storage.atomic import sha256_of
@@ -55,7 +57,7 @@ ENGINES = ("ort-training", "onnxruntime")
 REMEDY = "copy the whole bundle again"
 """Remedy for a bundle whose files are missing, damaged or changed."""
 
-SCHEMAS = (1, 2)
+SCHEMAS = (1, 2, 3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,7 @@ class Manifest:
 
     def _plain(self) -> dict[str, Any]:
         return {
-            "schema": 1 if self.interface.is_first else 2,
+            "schema": 3 if self.layout.held else 1 if self.interface.is_first else 2,
             "model": self.model,
             "layout": self.layout.to_json(),
             **self.interface.to_json(),
@@ -197,18 +199,20 @@ def _read_manifest(path: Path) -> Manifest:
         raise WrongBundleError(f"{path}: expected JSON, found {error}; {REMEDY}") from error
     schema = data.get("schema") if isinstance(data, dict) else type(data).__name__
     if schema not in SCHEMAS:
-        raise WrongBundleError(f"{path}: expected schema 1 or 2, found {schema}; use the release that exported it")
+        raise WrongBundleError(f"{path}: expected schema 1, 2 or 3, found {schema}; use the release that exported it")
+    is_first = schema == 1 or (schema == 3 and "heads" not in data)
     try:
         manifest = Manifest(
             model=data["model"],
             layout=Layout.from_json(data["layout"]),
-            interface=Interface.from_json(data, first=schema == 1),
+            interface=Interface.from_json(data, first=is_first),
             optimizer=data["optimizer"],
             engines=tuple(data["engines"]),
             graph=data["graph"],
             local=data["local"],
             files={name: {key: entry[key] for key in ("sha256", "bytes")} for name, entry in data["files"].items()},
         )
+        check_updates(manifest.layout)
         fingerprint, stated = manifest.fingerprint, data["fingerprint"]
     except (AttributeError, KeyError, TypeError, ValueError, InputError) as error:
         raise WrongBundleError(

@@ -9,12 +9,13 @@ Format `fedpara-edge/change`, version 1 (container: `storage.tensorfile`). Heade
     result        SHA-256 of the new weights
     codec         {"name", "version", …}: how the change is stored (`codecs`), with the settings of that codec
 
-and the arrays that the codec stores. The new weights are base + decoded, each entry one addition in float32: the same
-bits wherever the change is applied, which `result` proves. These are *the* weights of the round: devices train from
+and the arrays that the codec stores. The new weights are base + decoded, each entry one addition in float32, with the
+updates folded whose period ends (`fedpara_edge.factors.update`): the same bits wherever the change is applied, which
+`result` proves. These are *the* weights of the round: devices train from
 them and updates refer to them, so the server goes on with them as well.
 
 What a lossy codec leaves out is not lost: the server adds it to the next change (error feedback; Tang et al.,
-DoubleSqueeze, arXiv 1905.05957), except for running statistics (`statistics`).
+DoubleSqueeze, arXiv 1905.05957), except for running statistics and the factors of updates (`statistics`).
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def publish_change(
     Args:
         path: File to write.
         base: Weights of those who will apply the change.
-        target: New weights, of a later round.
+        target: New weights, of a later round; with updates, before any of them is folded.
         encoder: Encoder from `codecs.find_encoder`, which rounds to the nearest here.
         residual: Residual of the previous call; None before the first.
         overwrite: Whether to replace an existing file that has other content.
@@ -181,5 +182,4 @@ def _check_header(header: Mapping[str, Any], weights: Weights, path: Path) -> tu
 def _moved(base: Weights, old: NDArray[np.float32], change: NDArray[np.float32], round_: int) -> Weights:
     """Weights after a flat change."""
     with np.errstate(over="ignore", invalid="ignore"):
-        new = unflatten(in_order(base.layout.shared), old + change)
-    return Weights(base.fingerprint, round_, base.layout, {name: new[name] for name in base.tensors})
+        return base.moved(unflatten(in_order(base.layout.shared), old + change), round_)

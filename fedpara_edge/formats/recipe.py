@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 from fedpara_edge.codecs import find_encoder
+from fedpara_edge.codecs.codec import Encoder
 from fedpara_edge.errors import InputError
 from fedpara_edge.factors.factorization import COMPOSED, Factorization
 from fedpara_edge.formats.bundle import ENGINES
+from fedpara_edge.formats.drawn import Drawn
 from fedpara_edge.formats.inputs import MAX_SIZE, InputDtype, find_input
 from fedpara_edge.losses import LOSSES, find_head
 from fedpara_edge.options import check, declared, option
@@ -30,7 +32,7 @@ class ExportConfig:
         name: Name of the model, of which the manifest has the `title`.
         personal: Patterns of the layers or tensors that stay on the device (`fedpara_edge.factors.roles`).
         initial_codec: Codec in which the bundle stores the shared initial weights; devices start from what it decodes
-            to.
+            to; or `drawn`, for other random weights of the same size, from the seed.
         input: Inputs of a model with several, each as `find_input` takes it: the name of an argument of `forward`, and
             its options.
         input_shape: Shape of one raw example, such as (1, 28, 28); needed for a model of one input that is not of the
@@ -62,7 +64,8 @@ class ExportConfig:
     initial_codec: str = option(
         "float32",
         metavar="CODEC",
-        help="Codec of the initial weights in weights.safetensors; int4 does no harm to random ones. "
+        help="Codec of the initial weights in weights.safetensors; int4 does no harm to random ones, and drawn draws "
+        "others of the same size from the seed, which is all that is stored. "
         "onnxruntime-training's files have them in float32 in any case.",
     )
     input: tuple[str, ...] = option(
@@ -147,6 +150,11 @@ class ExportConfig:
     seed: int = option(0, minimum=0, maximum=2**32 - 1, help="Seed of the initial weights.")
 
     @property
+    def initial_encoder(self) -> Encoder:
+        """Encoder of the shared initial weights."""
+        return Drawn(seed=self.seed) if self.initial_codec == Drawn.name else find_encoder(self.initial_codec)
+
+    @property
     def title(self) -> str:
         """Name of the model for files that leave this machine: without the folder of its own file, if it has one."""
         where, colon, factory = self.name.rpartition(":")
@@ -159,7 +167,7 @@ class ExportConfig:
         if not all(classes) or len({*classes}) < len(classes):
             raise InputError(f"expected different names, none empty, found {', '.join(classes)}", key="class_names")
         try:
-            find_encoder(self.initial_codec)
+            _ = self.initial_encoder
         except InputError as error:
             raise error.about("initial_codec") from error
         heads = [find_head(text)[0] for text in self.loss]
@@ -226,6 +234,10 @@ class Recipe(ExportConfig, Factorization):
         if self.init not in COMPOSED and self.pretrained is not None:
             raise InputError(
                 f"expected composed or own with pretrained, which factors are fitted to, found {self.init}", key="init"
+            )
+        if self.initial_codec == Drawn.name and self.pretrained is not None:
+            raise InputError(
+                "expected a codec that keeps the weights of pretrained, found drawn; leave it out", key="initial_codec"
             )
         if self.new_head and self.pretrained is None:
             raise InputError("expected with pretrained, found without; leave it out", key="new_head")

@@ -6,12 +6,13 @@ Format `fedpara-edge/weights`, version 1 (container: `storage.tensorfile`). Head
     fingerprint   hexadecimal; of the bundle
     round         number of rounds of aggregation behind the weights; 0 for the initial weights
     layout        layers and tensors (`Layout.to_json`), so that the file explains itself
-    codec         {"name", "version", …}: how the weights are stored (`codecs`), with the settings of that codec; left
-                  out for `float32`
+    codec         {"name", "version", …}: how the weights are stored (`codecs`, `formats.drawn`), with the settings of
+                  that codec; left out for `float32`
     digest        as in `storage.digest`, with the base for the digest of the content
 
-and the arrays that the codec stores: without one, a float32 tensor for every tensor of role `shared`, under its own
-name and shape. The weights are what is decoded, for everybody alike.
+and the arrays that the codec stores: without one, a float32 tensor for every tensor of role `shared` or `base`, under
+its own name and shape, but for the factors of updates that are zero at the start of a period
+(`fedpara_edge.factors.update`). The weights are what is decoded, for everybody alike.
 
 The *base* to which updates refer is a SHA-256 of the content, so that weights rebuilt elsewhere have it too: of the
 UTF-8 text "<fingerprint> <round>\\n", then, by name, of each tensor's name in UTF-8, a zero byte, and its values in C
@@ -21,7 +22,7 @@ order as little-endian float32.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,13 +31,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.codecs import open_codec
+from fedpara_edge.codecs import OPENERS, open_codec
 from fedpara_edge.codecs.codec import Encoder, flatten, in_order, not_finite, unflatten
 from fedpara_edge.codecs.decoding import decode_all
 from fedpara_edge.codecs.float32 import Float32
 from fedpara_edge.codecs.statistics import encode_change
 from fedpara_edge.errors import FedparaError, InputError, InvalidUpdateError, WrongBundleError, brief, brief_text
-from fedpara_edge.factors.layout import Layout
+from fedpara_edge.factors.layout import Layout, Role
+from fedpara_edge.factors.update import check_updates, drawn_tensors, folded, stored_tensors
+from fedpara_edge.formats import drawn
 from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.formats.tables import max_table_bytes
 from fedpara_edge.storage.digest import FIELD, check_digest, with_digest
@@ -48,6 +51,7 @@ MAX_ROUND = 1 << 40
 MAX_ENTRIES_PER_BYTE = 256
 """Bound on what a weights file decodes to: it brings its own layout, so nothing else limits a small one."""
 _UNSTATED = {"name": Float32.name, "version": Float32.version}
+_OPENERS = {**OPENERS, (drawn.NAME, drawn.VERSION): drawn.open_drawn}
 REMEDY = "use weights written by export or aggregate"
 """Remedy for a file without usable weights."""
 
@@ -60,7 +64,7 @@ class Weights:
         fingerprint: Fingerprint of the bundle.
         round: Number of rounds behind these weights.
         layout: Layers and tensors of the model.
-        tensors: Shared tensors by name, float32.
+        tensors: Shared tensors and bases of updates by name, float32.
     """
 
     fingerprint: str
@@ -76,6 +80,38 @@ class Weights:
             content.update(name.encode() + b"\0")
             content.update(np.ascontiguousarray(self.tensors[name], "<f4").data)
         return content.hexdigest()
+
+    @property
+    def whole(self) -> dict[str, NDArray[np.float32]]:
+        """All that the model is composed of besides personal tensors: with what updates have drawn."""
+        return {**self.tensors, **drawn_tensors(self.layout, self.fingerprint, self.round)}
+
+    def refuse_keeping(self, algorithm: str, kept: Sequence[str]) -> None:
+        """Refuse an algorithm that keeps something for each shared tensor, for a model with updates.
+
+        Args:
+            algorithm: Name of the algorithm.
+            kept: Names of what it keeps.
+
+        Raises:
+            InputError: It keeps something, which would be in directions of updates that are gone.
+        """
+        if kept and self.layout.held:
+            raise InputError(
+                f"expected one that keeps nothing from round to round for a model of kind update, whose factors have "
+                f"other directions each time, such as fedavg or fedprox, found {algorithm}",
+                key="algorithm",
+            )
+
+    def moved(self, tensors: Mapping[str, NDArray[np.float32]], round: int) -> Weights:
+        """Weights of a later round, with the updates folded whose period ends with it.
+
+        Args:
+            tensors: New shared tensors by name; others stay as they are.
+            round: Number of that round, in the same period or at its end.
+        """
+        new = folded(self.layout, {**self.tensors, **tensors}, self.fingerprint, round)
+        return Weights(self.fingerprint, round, self.layout, new)
 
 
 def write_weights(
@@ -97,7 +133,7 @@ def write_weights(
         FedparaError: A value is not finite or too large for the codec, or the disk refuses the write.
     """
     path = Path(path)
-    tensors = in_order(weights.layout.shared)
+    tensors = in_order(stored_tensors(weights.layout, weights.round))
     if (bad := not_finite(weights.tensors)) is not None:
         raise FedparaError(
             f"{path}: tensor {bad!r}: expected finite weights, found NaN or Inf; nothing was written: use weights that "
@@ -113,7 +149,7 @@ def write_weights(
     }
     if encoder is not None and encoder.name != Float32.name:
         header["codec"] = {"name": encoder.name, "version": encoder.version, **encoded.settings}
-    written = replace(weights, tensors=unflatten(tensors, encoded.decoded))
+    written = replace(weights, tensors={**weights.tensors, **unflatten(tensors, encoded.decoded)})
     write_tensors(path, encoded.arrays, with_digest(header, written.base), overwrite=overwrite)
     return written
 
@@ -135,6 +171,7 @@ def read_weights(path: Path | str, bundle: Bundle | None = None) -> Weights:
     with TensorFile(path, format=FORMAT, error=WrongBundleError, remedy=REMEDY, max_table_bytes=limit) as file:
         try:
             layout = Layout.from_json(file.header["layout"])
+            check_updates(layout)
             fingerprint, number = _identity(file.header)
         except (InputError, KeyError) as error:
             fault = f"no field {error}" if isinstance(error, KeyError) else str(error)
@@ -143,18 +180,26 @@ def read_weights(path: Path | str, bundle: Bundle | None = None) -> Weights:
             ) from error
         if bundle is not None:
             _check_bundle(path, fingerprint, layout, bundle)
-        tensors = in_order(layout.shared)
+        tensors = in_order(stored_tensors(layout, number))
         entries = sum(tensor.size for tensor in tensors)
-        if entries > MAX_ENTRIES_PER_BYTE * file.size_bytes:
+        if _is_drawn(file.header) and bundle is None and entries > drawn.MAX_ENTRIES:
+            raise WrongBundleError(
+                f"{path}: expected at most {drawn.MAX_ENTRIES} entries to draw, found {entries}; {REMEDY}"
+            )
+        if not _is_drawn(file.header) and entries > MAX_ENTRIES_PER_BYTE * file.size_bytes:
             raise WrongBundleError(
                 f"{path}: expected at most {MAX_ENTRIES_PER_BYTE} entries for each of its {file.size_bytes} bytes, "
                 f"found {entries}; {REMEDY}"
             )
         try:
-            values = unflatten(tensors, decode_all(open_codec(file, tensors, unstated=_UNSTATED), entries))
+            values = unflatten(
+                tensors, decode_all(open_codec(file, tensors, unstated=_UNSTATED, openers=_OPENERS), entries)
+            )
         except InvalidUpdateError as error:
             raise WrongBundleError(str(error)) from error
-    weights = Weights(fingerprint, number, layout, values)
+    stored = {tensor.name for tensor in tensors}
+    zeros = {t.name: np.zeros(t.shape, np.float32) for t in layout.shared if t.name not in stored}
+    weights = Weights(fingerprint, number, layout, {**values, **zeros})
     if FIELD in file.header:
         check_digest(file, weights.base)
     if (bad := not_finite(values)) is not None:
@@ -164,9 +209,15 @@ def read_weights(path: Path | str, bundle: Bundle | None = None) -> Weights:
     return weights
 
 
+def _is_drawn(header: Mapping[str, Any]) -> bool:
+    codec = header.get("codec")
+    return isinstance(codec, dict) and codec.get("name") == drawn.NAME
+
+
 def _check_bundle(path: Path, fingerprint: str, layout: Layout, bundle: Bundle) -> None:
     expected = bundle.manifest.fingerprint
-    if fingerprint != expected or layout.shared != bundle.manifest.layout.shared:
+    roles: tuple[Role, ...] = ("shared", "base")
+    if fingerprint != expected or layout.with_role(*roles) != bundle.manifest.layout.with_role(*roles):
         raise WrongBundleError(
             f"{path}: expected weights of bundle {expected[:12]}…, found those of {fingerprint[:12]}…; "
             f"use weights that were exported or aggregated with {bundle.path}"

@@ -72,6 +72,8 @@ def _choose(name: str, shape: tuple[int, ...], factorization: Factorization) -> 
         rank=last_match(name, factorization.rank_of),
         tanh=factorization.tanh,
         schedule=factorization.rank_schedule,
+        scale=factorization.scale,
+        reset_every=factorization.reset_every or 1,
     )
 
 
@@ -85,7 +87,9 @@ def _small_ones(
     for name, (spec, *_) in choices.items():
         given = last_match(name, factorization.rank_of) or last_match(name, factorization.gamma_of) is not None
         if spec.kind != "dense" and not given:
-            fedpara = _choose(name, spec.shape, replace(factorization, kind="fedpara")).spec
+            fedpara = _choose(
+                name, spec.shape, replace(factorization, kind="fedpara", scale=None, reset_every=None)
+            ).spec
             savings[name] = spec.dense_parameters - factor_count(fedpara)
     return {
         name: LayerChoice(

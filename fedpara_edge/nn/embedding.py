@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedpara_edge.factors.compose import compose_rows
+from fedpara_edge.factors.compose import ROWWISE, compose_rows
 from fedpara_edge.factors.factorization import Init
 from fedpara_edge.factors.layout import LayerSpec
 from fedpara_edge.nn.layers import FactoredLayer
@@ -58,8 +58,7 @@ class Embedding(FactoredLayer):
             rows = F.embedding(x, self.compose())
         else:
             looked_up = {
-                part: F.embedding(x, factor) if part.startswith("x") else factor
-                for part, factor in self.factors().items()
+                part: F.embedding(x, factor) if part in ROWWISE else factor for part, factor in self.parts().items()
             }
             rows = compose_rows(self.spec, looked_up, torch.tanh)
         if self.padding_idx is None:

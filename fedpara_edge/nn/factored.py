@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fedpara_edge.factors.choice import choose_layer
 from fedpara_edge.factors.factorization import Init
 from fedpara_edge.factors.layout import LayerSpec
+from fedpara_edge.factors.rank import even_scale
 from fedpara_edge.nn.attention import MultiheadAttention
 from fedpara_edge.nn.counterparts import PROJECTIONS, weight_names, weight_of
 from fedpara_edge.nn.embedding import Embedding
@@ -65,10 +66,10 @@ def _weight(layer: nn.Module, name: str) -> Tensor:
 
 
 def _fit(layer: FactoredLayer, weight: Tensor) -> dict[str, float]:
-    fit = fit_factors(layer.spec, weight)
+    fit, parts = fit_factors(layer.spec, weight), layer.parts()
     with torch.no_grad():
-        for part, factor in layer.factors().items():
-            factor.copy_(fit.factors[part])
+        for part, values in fit.factors.items():
+            parts[part].copy_(values)
     return {layer.spec.name: fit.relative_error}
 
 
@@ -106,6 +107,8 @@ def _linear_like(layer: nn.Linear, spec: LayerSpec, init: Init) -> FactoredLayer
         kind=spec.kind,
         rank=spec.rank,
         tanh=spec.tanh,
+        scale=spec.scale or None,
+        reset_every=spec.reset_every,
         init=init,
         initial_std=_rms(layer.weight) if init == "own" else None,
         name=spec.name,
@@ -127,6 +130,8 @@ def _conv2d_like(layer: nn.Conv2d, spec: LayerSpec, init: Init) -> FactoredLayer
         rank=spec.rank,
         form=spec.form,
         tanh=spec.tanh,
+        scale=spec.scale or None,
+        reset_every=spec.reset_every,
         init=init,
         initial_std=_rms(layer.weight) if init == "own" else None,
         name=spec.name,
@@ -167,6 +172,8 @@ def _recurrent_like(
         kind=spec.kind,
         rank={name: specs[name].rank if name in specs else 0 for name in weight_names(layer)},
         tanh=spec.tanh,
+        scale=None if spec.scale == even_scale(spec.rank) else spec.scale,  # the even one differs with the rank
+        reset_every=spec.reset_every,
         init=init,
         name=spec.name.removesuffix(weight).removesuffix("."),
     )

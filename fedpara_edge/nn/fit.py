@@ -32,7 +32,10 @@ HOOI_SWEEPS = 4
 
 @dataclass(frozen=True)
 class Fit:
-    """Factors by part, in the dtype of the weight, and ‖W - compose(factors)‖_F / ‖W‖_F (0 if W = 0)."""
+    """Factors by part, in the dtype of the weight, and ‖W - compose(factors)‖_F / ‖W‖_F (0 if W = 0).
+
+    Of an update, the base alone, which is the weight as long as the factors are zero.
+    """
 
     factors: dict[str, Tensor]
     relative_error: float
@@ -61,6 +64,8 @@ def fit_factors(spec: LayerSpec, weight: Tensor, *, iterations: int = 300) -> Fi
         raise InputError(f"layer {spec.name!r}: expected a weight of shape {spec.shape}, found {tuple(weight.shape)}")
     if not bool(torch.isfinite(weight).all()):
         raise InputError(f"layer {spec.name!r}: expected a finite weight to fit, found NaN or infinity")
+    if spec.kind == "update":
+        return Fit({"base": weight.detach().clone()}, 0.0)
     target = weight.detach().to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
     norm = target.norm().item()
     noise = torch.Generator().manual_seed(0)  # a fixed stream: the same weight gives the same factors

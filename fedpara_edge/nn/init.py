@@ -12,6 +12,9 @@ Recurrent layers ask for torch's own standard deviation instead of He's (`recurr
 that the weight of the model to convert has: what is stable for the model as it was made is then stable for its factors
 as well, but a deep network without normalization, for which torch's own start is small, learns more slowly.
 
+Of kind `update`, the base is drawn as the weight of a dense layer, and the factors are zero. Mask and directions are
+drawn as the first period might have them; those of a device are other ones.
+
 The other two draw each factor on its own from N(0, 2 / fan), with the fans that torch finds in the authors' code, where
 X is [R, O] and Y is [R, I], while they are [O, R] and [I, R] here. The last two rows are the standard deviation of the
 weight that `fedpara` composes from them:
@@ -42,7 +45,7 @@ import torch
 from torch import Tensor
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.factors.compose import combine, compose_branch, factor_shapes
+from fedpara_edge.factors.compose import combine, compose_branch, part_shapes
 from fedpara_edge.factors.factorization import COMPOSED, Init
 from fedpara_edge.factors.layout import LayerSpec
 
@@ -68,7 +71,7 @@ def factor_std(spec: LayerSpec, part: str, *, init: Init) -> float:
 
     Args:
         spec: Spec of the layer.
-        part: Part of the layer that is drawn: a factor such as `x1`, or `weight`.
+        part: Part of the layer that is drawn: a factor such as `x1`, or `weight` or `base`.
         init: `he_fan_in` or `he_fan_out`.
 
     >>> spec = LayerSpec(name="c", operator="conv2d", kind="fedpara", form="tensor", shape=(128, 32, 3, 3), rank=8)
@@ -77,7 +80,7 @@ def factor_std(spec: LayerSpec, part: str, *, init: Init) -> float:
     >>> [factor_std(spec, part, init="he_fan_out") for part in ("x1", "y1")]
     [0.5, 0.5]
     """
-    outputs, inputs, *window = factor_shapes(spec)[part]
+    outputs, inputs, *window = part_shapes(spec)[part]
     if part[0] in "xy":
         outputs, inputs = inputs, outputs  # as the authors' code has them
     return math.sqrt(2 / ((inputs if init == "he_fan_in" else outputs) * math.prod(window)))
@@ -96,7 +99,7 @@ def initialize(
 
     Args:
         spec: Spec of the layer.
-        factors: Float tensors by part, with the shapes of `fedpara_edge.factors.compose.factor_shapes`.
+        factors: Float tensors by part, with the shapes of `fedpara_edge.factors.compose.part_shapes`.
         init: Initialization to use.
         std: Rms of the weight for `composed` and `own`, at most `TANH_STD_LIMIT` with tanh; `he_std(spec)` if None.
         generator: Source of the random numbers; torch's global generator (`torch.manual_seed`) if None.
@@ -114,6 +117,16 @@ def initialize(
     if init not in get_args(Init):
         raise InputError(f"layer {spec.name!r}: init: expected one of {', '.join(get_args(Init))}, found {init!r}")
     if any(tensor.is_meta for tensor in factors.values()):
+        return
+    if spec.kind == "update":
+        he = std is None and init not in COMPOSED
+        target = factor_std(spec, "base", init=init) if he else he_std(spec) if std is None else std
+        factors["base"].normal_(0.0, target, generator=generator)
+        factors["mask"].bernoulli_(0.5, generator=generator).mul_(-2 * spec.scale).add_(spec.scale)
+        for part in ("a", "b"):
+            factors[part].uniform_(-1.0, 1.0, generator=generator)
+        for part in ("u", "v"):
+            factors[part].zero_()
         return
     if init not in COMPOSED:
         for part, tensor in factors.items():

@@ -2,8 +2,8 @@
 
 Both take torch's arguments and, by keyword, the parameterization of the weight. The factors are parameters of the
 module under the names of `fedpara_edge.factors.compose` (`x1`, `y1`, `t1`, `x2`, `y2`, `t2`; `weight` for kind
-`dense`), next to `bias`. The forward pass composes the weight and calls torch's own operator, so it exports to ONNX as
-plain operators.
+`dense`; `u`, `v` for kind `update`, beside buffers `base`, `mask`, `a` and `b`), next to `bias`. The forward pass
+composes the weight and calls torch's own operator, so it exports to ONNX as plain operators.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.factors.compose import compose, contraction, factor_shapes
+from fedpara_edge.factors.compose import compose, contraction, factor_shapes, held_shapes, part_shapes
 from fedpara_edge.factors.factorization import Init
 from fedpara_edge.factors.layout import Form, Kind, LayerSpec
-from fedpara_edge.factors.rank import equal_size_rank, minimum_rank
+from fedpara_edge.factors.rank import equal_size_rank, layer_spec, minimum_rank
 from fedpara_edge.nn.init import initialize
 
 
@@ -45,6 +45,8 @@ class FactoredLayer(nn.Module):
         self.spec, self.init, self.initial_std = spec, init, initial_std
         for part, shape in factor_shapes(spec).items():
             self.register_parameter(part, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        for part, shape in held_shapes(spec).items():
+            self.register_buffer(part, torch.empty(shape, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(spec.shape[0], device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
 
@@ -52,14 +54,18 @@ class FactoredLayer(nn.Module):
         """Parameters that the weight is composed of, by part."""
         return {part: getattr(self, part) for part in factor_shapes(self.spec)}
 
+    def parts(self) -> dict[str, Tensor]:
+        """Parameters and buffers that the weight is composed of, by part."""
+        return {part: getattr(self, part) for part in part_shapes(self.spec)}
+
     def compose(self) -> Tensor:
         """Composed weight, of shape `spec.shape`."""
-        weight: Tensor = compose(self.spec, self.factors(), torch.tanh)
+        weight: Tensor = compose(self.spec, self.parts(), torch.tanh)
         return weight
 
     def reset_parameters(self) -> None:
         """Redraw the factors by `init`, with `initial_std` as that of a composed weight, and zero the bias."""
-        initialize(self.spec, self.factors(), init=self.init, std=self.initial_std)
+        initialize(self.spec, self.parts(), init=self.init, std=self.initial_std)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
@@ -102,17 +108,20 @@ class Linear(FactoredLayer):
         bias: Whether the layer has a bias.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
-        kind: `fedpara`, `pfedpara`, `lowrank` or `dense`.
-        rank: Inner rank R; by default the smallest that attains full rank (`lowrank`: the rank of equal size).
+        kind: `fedpara`, `pfedpara`, `lowrank`, `dense` or `update`.
+        rank: Inner rank R; by default the smallest that attains full rank (`lowrank`, `update`: that of equal size).
         tanh: Whether W = tanh(W1) ⊙ tanh(W2), for `fedpara` only.
+        scale: Scale c of an update; `fedpara_edge.factors.rank.even_scale` if None.
+        reset_every: Rounds after which an update is folded.
         init: Initialization of the factors (`fedpara_edge.nn.init`).
         initial_std: Rms of a composed weight; He's standard deviation if None.
         name: Name of the layer in its spec and in errors.
 
     Shapes: x float [..., I], result [..., O].
 
-    With the attribute `contracted` set (neither with `tanh` nor for `dense`), the same result is computed without
-    composing the weight (`fedpara_edge.factors.compose.contraction`), which is cheaper for few rows and a small rank.
+    With the attribute `contracted` set (neither with `tanh` nor for `dense` or `update`), the same result is computed
+    without composing the weight (`fedpara_edge.factors.compose.contraction`), which is cheaper for few rows and a small
+    rank.
 
     Raises:
         InputError: The rank is not positive, or `tanh` is requested for a kind other than `fedpara`.
@@ -135,13 +144,17 @@ class Linear(FactoredLayer):
         kind: Kind = "fedpara",
         rank: int | None = None,
         tanh: bool = False,
+        scale: float | None = None,
+        reset_every: int = 1,
         init: Init = "composed",
         initial_std: float | None = None,
         name: str = "",
     ) -> None:
         shape = (out_features, in_features)
         rank = _rank(shape, kind=kind, form="matrix", rank=rank)
-        spec = LayerSpec(name=name, operator="linear", kind=kind, form="matrix", shape=shape, rank=rank, tanh=tanh)
+        spec = layer_spec(
+            shape, name=name, kind=kind, form="matrix", rank=rank, tanh=tanh, scale=scale, reset_every=reset_every
+        )
         super().__init__(spec, bias=bias, device=device, dtype=dtype, init=init, initial_std=initial_std)
         self.in_features, self.out_features = in_features, out_features
         self.contracted = False
@@ -168,10 +181,12 @@ class Conv2d(FactoredLayer):
         padding_mode: Padding mode, which must be `zeros`; there is no other.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
-        kind: `fedpara`, `pfedpara`, `lowrank` or `dense`.
-        rank: Inner rank R; by default the smallest that attains full rank (`lowrank`: the rank of equal size).
+        kind: `fedpara`, `pfedpara`, `lowrank`, `dense` or `update`.
+        rank: Inner rank R; by default the smallest that attains full rank (`lowrank`, `update`: that of equal size).
         form: `tensor` (Proposition 3) or `matrix` (Proposition 1, on [O, I K1 K2]).
         tanh: Whether W = tanh(W1) ⊙ tanh(W2), for `fedpara` only.
+        scale: Scale c of an update; `fedpara_edge.factors.rank.even_scale` if None.
+        reset_every: Rounds after which an update is folded.
         init: Initialization of the factors (`fedpara_edge.nn.init`).
         initial_std: Rms of a composed weight; He's standard deviation if None.
         name: Name of the layer in its spec and in errors.
@@ -204,6 +219,8 @@ class Conv2d(FactoredLayer):
         rank: int | None = None,
         form: Form = "tensor",
         tanh: bool = False,
+        scale: float | None = None,
+        reset_every: int = 1,
         init: Init = "composed",
         initial_std: float | None = None,
         name: str = "",
@@ -219,7 +236,9 @@ class Conv2d(FactoredLayer):
             raise InputError(f"{self_name}: padding='same' needs stride 1, found {stride}; give the padding in numbers")
         shape = (out_channels, in_channels, *_pair(kernel_size))
         rank = _rank(shape, kind=kind, form=form, rank=rank)
-        spec = LayerSpec(name=name, operator="conv2d", kind=kind, form=form, shape=shape, rank=rank, tanh=tanh)
+        spec = layer_spec(
+            shape, name=name, kind=kind, form=form, rank=rank, tanh=tanh, scale=scale, reset_every=reset_every
+        )
         super().__init__(spec, bias=bias, device=device, dtype=dtype, init=init, initial_std=initial_std)
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, _pair(kernel_size)
         self.stride, self.dilation = _pair(stride), _pair(dilation)
@@ -234,7 +253,9 @@ def _rank(shape: tuple[int, ...], *, kind: Kind, form: Form, rank: int | None) -
     if rank is not None or kind == "dense":
         return rank or 0
     smallest = minimum_rank(shape, form=form)
-    return equal_size_rank(shape, rank=smallest, form=form) if kind == "lowrank" else smallest
+    if kind in ("lowrank", "update"):
+        return equal_size_rank(shape, rank=smallest, form=form, kind=kind)
+    return smallest
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:

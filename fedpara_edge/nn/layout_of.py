@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.factors.compose import factor_role
-from fedpara_edge.factors.layout import FACTORS, LayerSpec, Layout, Operator, Part, Role, TensorSpec
+from fedpara_edge.factors.compose import factor_role, held_shapes, part_shapes
+from fedpara_edge.factors.layout import LayerSpec, Layout, Operator, Part, Role, TensorSpec
 from fedpara_edge.nn.batchnorm import BatchStatisticsNorm, FixedNorm, RunningNorm
 from fedpara_edge.nn.layers import FactoredLayer
 
@@ -88,6 +88,8 @@ def _tensor_spec(module_name: str, module: nn.Module, layer: LayerSpec | None, n
 def _role(module: nn.Module, layer: LayerSpec | None, name: str, tensor: Tensor) -> Role:
     if isinstance(module, RunningNorm) and (tensor.requires_grad or name in STATISTICS):
         return "personal" if module.local else "shared"
+    if layer is not None and name in held_shapes(layer) and module.get_parameter("u").requires_grad:
+        return factor_role(layer, name)
     if not tensor.requires_grad:
         return "frozen"
     return "shared" if layer is None else factor_role(layer, name)
@@ -98,6 +100,6 @@ def _part(module: nn.Module, name: str) -> Part:
         return STATISTICS[name]
     if isinstance(module, NORMS):
         return "norm" if name in ("weight", "bias") else "other"
-    if name in ("weight", "bias") or (name in FACTORS and isinstance(module, FactoredLayer)):
+    if name in ("weight", "bias") or (isinstance(module, FactoredLayer) and name in part_shapes(module.spec)):
         return name  # type: ignore[return-value]
     return "other"

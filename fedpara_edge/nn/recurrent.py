@@ -23,7 +23,8 @@ from torch.nn.utils.rnn import PackedSequence
 from fedpara_edge.errors import InputError
 from fedpara_edge.factors.choice import choose_layer
 from fedpara_edge.factors.factorization import Init
-from fedpara_edge.factors.layout import Kind, LayerSpec
+from fedpara_edge.factors.layout import Kind
+from fedpara_edge.factors.rank import layer_spec
 from fedpara_edge.nn.layers import FactoredWeight
 
 
@@ -48,6 +49,8 @@ class FactoredRecurrent(nn.Module):
         gamma: float = 0.0,
         rank: int | Mapping[str, int] | None = None,
         tanh: bool = False,
+        scale: float | None = None,
+        reset_every: int = 1,
         init: Init = "composed",
         name: str = "",
     ) -> None:
@@ -63,9 +66,21 @@ class FactoredRecurrent(nn.Module):
         for weight, shape in self._weight_shapes().items():
             full_name = f"{name}.{weight}" if name else weight
             if rank is None:
-                spec = choose_layer(full_name, shape, kind=kind, gamma=gamma, tanh=tanh).spec
+                spec = choose_layer(
+                    full_name, shape, kind=kind, gamma=gamma, tanh=tanh, scale=scale, reset_every=reset_every
+                ).spec
             else:
-                spec = _linear(full_name, shape, kind=kind, rank=self._rank_of(weight, rank, what), tanh=tanh)
+                own = self._rank_of(weight, rank, what)
+                spec = layer_spec(
+                    shape,
+                    name=full_name,
+                    kind=kind if own else "dense",
+                    form="matrix",
+                    rank=own,
+                    tanh=tanh and own > 0,
+                    scale=scale,
+                    reset_every=reset_every,
+                )
             std = 1 / math.sqrt(3 * hidden_size)
             made = FactoredWeight(spec, initial_std=std, device=device, dtype=dtype, init=init)
             self.add_module(weight, made)
@@ -171,10 +186,12 @@ class LSTM(FactoredRecurrent):
         proj_size: Size of the projected state, which must be 0; projection is not supported.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
-        kind: `fedpara`, `pfedpara`, `lowrank` or `dense`.
+        kind: `fedpara`, `pfedpara`, `lowrank`, `dense` or `update`.
         gamma: Parameter γ of the rank schedule; a weight that factors would not make smaller is dense.
         rank: Inner rank R of all weights, or of each by its name with 0 for a dense one, instead of the schedule's.
         tanh: Whether W = tanh(W1) ⊙ tanh(W2), for `fedpara` only.
+        scale: Scale c of updates; `fedpara_edge.factors.rank.even_scale` if None.
+        reset_every: Rounds after which updates are folded.
         init: Initialization of the factors (`fedpara_edge.nn.init`).
         name: Name of the layer in its specs and in errors.
 
@@ -213,13 +230,24 @@ class LSTM(FactoredRecurrent):
         gamma: float = 0.0,
         rank: int | Mapping[str, int] | None = None,
         tanh: bool = False,
+        scale: float | None = None,
+        reset_every: int = 1,
         init: Init = "composed",
         name: str = "",
     ) -> None:
         if proj_size != 0:
             what = f"layer {name!r}" if name else "LSTM"
             raise InputError(f"{what}: expected proj_size=0, found {proj_size}; keep this layer dense (exclude it)")
-        settings: Any = {"kind": kind, "gamma": gamma, "rank": rank, "tanh": tanh, "init": init, "name": name}
+        settings: Any = {
+            "kind": kind,
+            "gamma": gamma,
+            "rank": rank,
+            "tanh": tanh,
+            "scale": scale,
+            "reset_every": reset_every,
+            "init": init,
+            "name": name,
+        }
         super().__init__(
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype, **settings
         )
@@ -249,10 +277,3 @@ class GRU(FactoredRecurrent):
         steps = self._batched(x)
         outputs, h = torch.gru(steps, self._state(steps, hx), self._flat_weights(), *self._settings())
         return (outputs, h) if x.dim() == 3 else (outputs.squeeze(self._batch_axis), h.squeeze(1))
-
-
-def _linear(name: str, shape: tuple[int, int], *, kind: Kind, rank: int, tanh: bool) -> LayerSpec:
-    """Spec of a weight of exactly this rank, 0 for a dense one."""
-    kind = kind if rank else "dense"
-    tanh = tanh and kind != "dense"
-    return LayerSpec(name=name, operator="linear", kind=kind, form="matrix", shape=shape, rank=rank, tanh=tanh)

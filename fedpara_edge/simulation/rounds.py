@@ -151,7 +151,7 @@ def _aggregate(
         round=round,
         clients=tuple(good),
         weights=job.weights_of("", round),
-        config=job.arm.aggregate.config(clients=len(job.clients.clients)),
+        config=job.arm.server(clients=len(job.clients.clients)),
     )
     try:
         return task.result()
@@ -195,9 +195,9 @@ def _traffic(job: Job, round: int, good: Mapping[str, TrainResult]) -> dict[str,
     downloads = [
         download_bytes(
             round,
-            held.get(client) if job.arm.aggregate.sends_changes else None,
+            held.get(client) if job.arm.sends_changes else None,
             weights_bytes=weights_bytes,
-            change_bytes=[0, *(event["change_bytes"] for event in done)],
+            change_bytes=[0, *(event["change_bytes"] for event in done)] if job.arm.sends_changes else [],
             snapshot_every=job.arm.aggregate.snapshot_every,
         )
         for client in participants

@@ -35,6 +35,7 @@ from device_runtime.config import TrainCall
 from device_runtime.engines.registry import ENGINES
 from fedpara_edge.aggregation.config import COUNTING, AggregateConfig
 from fedpara_edge.algorithms import CLIENT, ServerAlgorithm
+from fedpara_edge.codecs.float32 import Float32
 from fedpara_edge.errors import InputError, brief
 from fedpara_edge.formats.recipe import Recipe
 from fedpara_edge.options import bind, check, check_keys, declared, option
@@ -151,6 +152,38 @@ class Arm:
             raise InputError(
                 f"expected with algorithm fedavg, found {local} and {server}: nothing is aggregated", key="local_only"
             )
+
+        if self.model.kind == "update":
+            self._check_update()
+
+    def _check_update(self) -> None:
+        for key, half in (("train", self.train.client_algorithm), ("aggregate", self.aggregate.server_algorithm)):
+            if half.name not in ("fedavg", "fedprox"):
+                raise InputError(
+                    "expected fedavg or fedprox with model.kind update, as nothing is kept of factors that have other "
+                    f"directions each time, found {half.name}",
+                    key=f"{key}.algorithm",
+                )
+        if self.local_only and self.model.reset_every not in (None, 1):
+            raise InputError(
+                f"expected 1 with local_only, found {self.model.reset_every}; leave it out", key="model.reset_every"
+            )
+
+    @property
+    def sends_changes(self) -> bool:
+        """Whether devices get changes of the weights: of updates in any case, as whole weights are dense."""
+        return self.aggregate.sends_changes or self.model.kind == "update"
+
+    def server(self, *, clients: int) -> AggregateConfig:
+        """Configuration of the server.
+
+        Args:
+            clients: Number of all clients.
+        """
+        config = self.aggregate.config(clients=clients)
+        if self.sends_changes and config.downlink_codec is None:
+            return replace(config, downlink_codec=Float32.name)
+        return config
 
     @property
     def is_personal(self) -> bool:

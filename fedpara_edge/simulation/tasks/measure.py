@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from device_runtime.loading import read_personal
-from fedpara_edge.factors.compose import compose_named, factor_shapes
-from fedpara_edge.factors.layout import FACTORS, LayerSpec, Layout
+from fedpara_edge.factors.compose import compose_named, part_shapes
+from fedpara_edge.factors.layout import FACTORS, UPDATE, LayerSpec, Layout
 from fedpara_edge.formats.weights import read_weights
 from fedpara_edge.simulation.tasks.engines import bundle_at
 
@@ -53,7 +53,7 @@ def measure_weights(*, bundle: Path, weights: Path, state: Path | None, most_ope
     personal = opened.read_initial_personal()
     if state is not None and personal:
         personal |= read_personal(opened, state)
-    tensors = {**read_weights(weights).tensors, **personal}
+    tensors = {**read_weights(weights).whole, **personal}
     return Measures(
         factor_norm=factor_norm(layout, tensors),
         weight_norm=weight_norm(layout, tensors),
@@ -62,8 +62,8 @@ def measure_weights(*, bundle: Path, weights: Path, state: Path | None, most_ope
 
 
 def factor_norm(layout: Layout, tensors: Tensors) -> float | None:
-    """Frobenius norm of all factors together; None if there are none."""
-    squares = [_square(tensors[tensor.name]) for tensor in layout.tensors if tensor.part in FACTORS]
+    """Frobenius norm of all factors together; None if there are none, or none but those of updates."""
+    squares = [_square(tensors[tensor.name]) for tensor in layout.tensors if tensor.part in FACTORS - UPDATE]
     return math.sqrt(sum(squares)) if squares else None
 
 
@@ -101,7 +101,7 @@ def _trained(layout: Layout, tensors: Tensors) -> list[LayerSpec]:
     return [
         layer
         for layer in layout.layers
-        if all(layout.parts(layer)[part].name in tensors for part in factor_shapes(layer))
+        if all(layout.parts(layer)[part].name in tensors for part in part_shapes(layer))
     ]
 
 

@@ -86,6 +86,8 @@ class TorchEngine:
             ):
                 for tensor, place in zip(tensors, places, strict=True):
                     tensor.data = place
+            held = model.places(layout.held)
+            self._held = {tensor.name: place for tensor, place in zip(layout.held, held, strict=True)}
             self._optimizer = make_optimizer(constants, self._weights)
             self._rate, self._loss = torch.zeros((), device=device), torch.zeros((), device=device)
             self._seed = torch.zeros((), dtype=torch.int64, device=device)
@@ -99,14 +101,17 @@ class TorchEngine:
         self._is_drawing: bool | None = None
         self._is_rowwise: bool | None = None
         self._share: tuple[float, ...] = (1.0,) * len(self._shares)
-        self.load({**read_weights(bundle.file(WEIGHTS)).tensors, **bundle.read_initial_personal()})
+        self.load({**read_weights(bundle.file(WEIGHTS)).whole, **bundle.read_initial_personal()})
 
     def load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Set some tensors by name."""
         with self._lane.working():
             vectors = self._vectors()
-            assign(self._by_name(vectors), tensors)
+            held = {name: tensors[name] for name in self._held if name in tensors}
+            assign(self._by_name(vectors), {name: tensors[name] for name in tensors if name not in held})
             self._fill(vectors)
+            for name, values in held.items():
+                self._held[name].copy_(torch.from_numpy(values))
 
     def step(
         self,
