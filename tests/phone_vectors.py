@@ -22,6 +22,7 @@ import numpy as np
 import small_net
 import small_round
 import test_statistics
+import test_variable_lengths
 from numpy.typing import NDArray
 
 from device_runtime import TrainConfig, open_data, open_engine, train
@@ -41,7 +42,7 @@ from fedpara_edge.formats.serverstate import ServerState, write_server_state
 from fedpara_edge.formats.update import write_update
 from fedpara_edge.formats.weights import Weights, read_weights, write_weights
 from fedpara_edge.losses import find_loss
-from fedpara_edge.nn import convert
+from fedpara_edge.nn import convert, load_model
 
 EXAMPLES = 29
 STATEFUL: dict[str, dict[str, Any]] = {
@@ -56,6 +57,7 @@ STATEFUL: dict[str, dict[str, Any]] = {
 STATELESS: dict[str, dict[str, Any]] = {
     "statistics": {"codec": "uniform:step=1,by=tensor", "batch_size": 8, "seed": 3},
     "random": {"codec": "int8:block=64,entropy=0", "batch_size": 16},
+    "tagger": {"codec": "bfloat16", "batch_size": 8, "micro_batches": 3, "epochs": 2},
 }
 """Calls of devices that keep nothing, whose codecs round at random."""
 OPTIMIZERS = {"momentum": "momentum", "adamw": "adamw"}
@@ -140,6 +142,19 @@ class Bundles:
         """A network with running statistics that travel, and nothing personal."""
         converted, _ = convert(test_statistics.net(), test_statistics.Factorization(kind="dense", batchnorm="train"))
         return self._once("statistics", converted, test_statistics.SHAPE, small_net.OPTIONS["sgd"])
+
+    def tagger(self) -> Bundle:
+        """A network of two inputs, tokens and a mask, and labels of which some don't count."""
+        script = self._folder / "tagger.py"
+        script.write_text(test_variable_lengths.MODEL, encoding="utf-8")
+        config = small_net.ExportConfig(
+            name="tagger",
+            input=test_variable_lengths.INPUTS,
+            loss=(test_variable_lengths.LOSS,),
+            engines=("onnxruntime",),
+        )
+        with small_net.without_verification():
+            return export_bundle(load_model(f"{script}:tagger"), self._folder / "tagger", config)[0]
 
     def _once(self, name: str, model: Any, shape: tuple[int, ...], options: Mapping[str, Any]) -> Bundle:
         if name not in self._made:
@@ -307,7 +322,7 @@ def _calls(root: Path, bundles: Bundles) -> Iterator[dict[str, Any]]:
             **({} if control is None else {"control": place.path(control)}),
         }
     for name, given in STATELESS.items():
-        bundle = bundles.normalized()
+        bundle = bundles.tagger() if name == "tagger" else bundles.normalized()
         place = Place(root / "calls" / name, root)
         place.folder.mkdir()
         _train(bundle, place, bundle.file(WEIGHTS), given, "update.safetensors", keeps=False)
@@ -353,13 +368,19 @@ def _train(
 def write_data(path: Path, bundle: Bundle) -> None:
     """Write random examples for a bundle, deflated or not."""
     random = np.random.default_rng(zlib.crc32(path.parent.name.encode()))
-    (spec,), (head,) = bundle.interface.inputs, bundle.interface.heads
-    x = random.standard_normal((EXAMPLES, *spec.shape), dtype=np.float32)
-    y = random.integers(0, head.label.classes or 0, EXAMPLES)
-    if len(path.parent.name) % 2:
-        np.savez(path, x=x, y=y.astype(np.uint8))
-    else:
-        np.savez_compressed(path, x=x, y=y)
+    arrays = {spec.name: _draw(random, spec) for spec in (*bundle.interface.inputs, *bundle.interface.labels)}
+    for head in bundle.interface.heads:
+        if head.loss.ignored is not None:
+            arrays[head.label.name][:, -2:] = head.loss.ignored
+    save = np.savez if len(path.parent.name) % 2 else np.savez_compressed
+    save(path, **arrays)
+
+
+def _draw(random: np.random.Generator, spec: ArraySpec) -> NDArray[Any]:
+    shape = (EXAMPLES, *spec.shape)
+    if spec.dtype == "float32":
+        return random.standard_normal(shape, dtype=np.float32)
+    return random.integers(0, spec.classes or 2, shape).astype(spec.dtype)
 
 
 def _write_control(place: Place, weights: Weights) -> str:

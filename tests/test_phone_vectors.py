@@ -138,6 +138,15 @@ def test_a_call_killed_at_any_write_goes_on_to_the_same_update_and_state(both: B
     assert kept.client() == "device"
 
 
+def test_damaged_files_are_refused_in_a_sentence(both: Both) -> None:
+    """Whatever a file is made of; those whose content has a digest are refused whatever changed in them."""
+    found = json.loads(run_node(PHONE / "hostile.mjs", both.vectors))
+    assert {kind: counts["errors"] for kind, counts in found.items()} == {kind: [] for kind in found}
+    for kind in ("change", "local.safetensors", "train_step.onnx"):
+        assert found[kind]["refused"] > 0.95 * found[kind]["files"]  # some bytes were changed to what they were
+    assert all(counts["refused"] > 0.2 * counts["files"] for counts in found.values())
+
+
 def check_header(found: dict[str, Any], expected: dict[str, Any]) -> None:
     """Everything is equal, but that losses are rounded otherwise."""
     assert {**found, "metrics": None} == {**expected, "metrics": None}

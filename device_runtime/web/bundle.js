@@ -4,7 +4,7 @@ import { sha256 } from './digest.js';
 import { FedparaError } from './errors.js';
 import { Layout } from './layout.js';
 import { readTensors } from './tensorfile.js';
-import { fromUtf8, parseTyped } from './text.js';
+import { canonicalJson, fromUtf8, parseTyped, toUtf8 } from './text.js';
 
 /** @typedef {import('./text.js').Bytes} Bytes */
 /** @typedef {import('./tensorfile.js').Dtype} Dtype */
@@ -14,7 +14,8 @@ import { fromUtf8, parseTyped } from './text.js';
 /** @typedef {{name: string, options: Record<string, string>}} Loss */
 /** @typedef {{inputs: ArraySpec[], heads: Head[]}} Interface */
 
-const STEP = 'train_step.onnx', PERSONAL = 'local.safetensors';
+const STEP = 'train_step.onnx', PERSONAL = 'local.safetensors', MANIFEST = 'manifest.json';
+const REMEDY = 'load the page again';
 
 export class Bundle {
   /**
@@ -56,23 +57,18 @@ export function interfaceOf(data) {
  * @param {Fetch} fetch
  */
 export async function openBundle(fetch) {
-  const manifest = JSON.parse(fromUtf8(await fetch('manifest.json')));
-  if (manifest.schema !== 1 && manifest.schema !== 2) {
-    throw new FedparaError(
-      `manifest.json: expected schema 1 or 2, found ${manifest.schema}; open the page of the release that exported it`,
-    );
-  }
+  const manifest = await readManifest(await fetch(MANIFEST));
   const verified = async (/** @type {string} */ name) => {
-    const content = await fetch(name), { sha256: expected } = manifest.files[name], found = await sha256(content);
+    const content = await fetch(name), expected = String(manifest.files[name].sha256), found = await sha256(content);
     if (found !== expected) {
       throw new FedparaError(
-        `${name}: expected the content that manifest.json lists (sha256 ${expected.slice(0, 12)}…), ` +
-          `found ${found.slice(0, 12)}…; load the page again`,
+        `${name}: expected the content that ${MANIFEST} lists (sha256 ${expected.slice(0, 12)}…), ` +
+          `found ${found.slice(0, 12)}…; ${REMEDY}`,
       );
     }
     return content;
   };
-  if (!manifest.files[STEP]) {
+  if (!manifest.files?.[STEP]) {
     throw new FedparaError(`bundle: expected ${STEP}, found none; export it again with --engines onnxruntime`);
   }
   /** @type {import('./tensorfile.js').Floats} */
@@ -82,4 +78,29 @@ export async function openBundle(fetch) {
     for (const [name, { values }] of tensors) personal.set(name, /** @type {Float32Array<ArrayBuffer>} */ (values));
   }
   return new Bundle(manifest, await verified(STEP), personal);
+}
+
+/**
+ * The manifest, which must have the fingerprint that it states.
+ * @param {Bytes} content
+ */
+async function readManifest(content) {
+  let manifest, canonical;
+  try {
+    const text = fromUtf8(content);
+    manifest = JSON.parse(text);
+    canonical = canonicalJson(text, ['model', 'engines', 'files', 'fingerprint']);
+  } catch (error) {
+    throw new FedparaError(`${MANIFEST}: expected JSON, found ${/** @type {Error} */ (error).message}; ${REMEDY}`);
+  }
+  if (manifest?.schema !== 1 && manifest?.schema !== 2) {
+    throw new FedparaError(
+      `${MANIFEST}: expected schema 1 or 2, found ${manifest?.schema}; open the page of the release that exported it`,
+    );
+  }
+  const found = await sha256(toUtf8(canonical)), stated = String(manifest.fingerprint);
+  if (found === stated) return manifest;
+  throw new FedparaError(
+    `${MANIFEST}: expected fingerprint ${found.slice(0, 12)}…, found ${stated.slice(0, 12)}…: it was changed; ${REMEDY}`,
+  );
 }

@@ -1,5 +1,8 @@
 /** Error with a message of one line for the person at the device: what was expected, what was found, and the remedy. */
 export class FedparaError extends Error {
-  /** @override */
-  name = 'FedparaError';
+  /** @param {string} message */
+  constructor(message) {
+    super(message.replace(/\s+/g, ' '));
+    this.name = 'FedparaError';
+  }
 }

@@ -122,17 +122,25 @@ export function readTensors(file, name, format) {
   /** @type {Map<string, Tensor>} */
   const tensors = new Map();
   let next = 0;
-  const places = Object.entries(table).sort(([, a], [, b]) => a.data_offsets[0] - b.data_offsets[0]);
-  for (const [tensor, { dtype: code, shape, data_offsets: [begin, end] }] of places) {
-    const dtype = BY_CODE.get(code);
-    const type = dtype && DTYPES[dtype].type;
-    if (!dtype || !type || begin !== next || end - begin !== entriesOf(shape) * type.BYTES_PER_ELEMENT) {
-      throw whole(`tensor '${tensor}' of ${code} [${shape}] in bytes ${begin} to ${end}`);
-    }
-    if (start + end > file.length) throw whole(`${file.length - start} bytes of data where ${end} are needed`);
-    tensors.set(tensor, { dtype, shape, values: new type(file.slice(start + begin, start + end).buffer) });
-    next = end;
+  const begins = (/** @type {any} */ place) => Number(place?.data_offsets?.[0]);
+  for (const [tensor, place] of Object.entries(table).sort(([, a], [, b]) => begins(a) - begins(b))) {
+    const dtype = BY_CODE.get(place?.dtype), bytes = dtype ? bytesIn(DTYPES[dtype].type, place.shape) : NaN;
+    if (!dtype || String(place.data_offsets) !== `${next},${next + bytes}`) throw whole(`a wrong place of tensor '${tensor}'`);
+    const begin = start + next, end = begin + bytes;
+    if (end > file.length) throw whole(`${file.length - start} bytes of data where ${next + bytes} are needed`);
+    tensors.set(tensor, { dtype, shape: place.shape, values: new DTYPES[dtype].type(file.slice(begin, end).buffer) });
+    next += bytes;
   }
   if (start + next !== file.length) throw whole(`${file.length - start} bytes of data where its header tells of ${next}`);
   return { header, tensors };
+}
+
+/**
+ * Bytes of an array; NaN if the shape is none.
+ * @param {{BYTES_PER_ELEMENT: number}} type
+ * @param {unknown} shape
+ */
+function bytesIn({ BYTES_PER_ELEMENT }, shape) {
+  if (!Array.isArray(shape) || !shape.every((size) => Number.isSafeInteger(size) && size >= 0)) return NaN;
+  return entriesOf(shape) * BYTES_PER_ELEMENT;
 }

@@ -56,6 +56,20 @@ export function pythonJson(value) {
   throw new TypeError(`no JSON for ${typeof value}`);
 }
 
+/** A string, or a number outside of strings. */
+const TOKEN = /"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/g;
+
+/**
+ * JSON text as `pythonJson` has it, with every number as it stands there, and without some keys of the outermost object.
+ * @param {string} text JSON that Python wrote.
+ * @param {readonly string[]} without
+ */
+export function canonicalJson(text, without) {
+  const value = JSON.parse(text.replace(TOKEN, (token) => (token.startsWith('"') ? token : `"\\u0000${token}"`)));
+  for (const key of without) delete value[key];
+  return pythonJson(value).replace(/"\\u0000([^"]*)"/g, '$1');
+}
+
 /** @param {string} text */
 function quoted(text) {
   const escaped = (/** @type {string} */ unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, '0')}`;

@@ -22,6 +22,9 @@ import { readTensors } from './tensorfile.js';
 export async function readWeights(file, name, bundle, zstd) {
   const found = readTensors(file, name, 'fedpara-edge/weights'), { fingerprint, round } = found.header;
   checkFingerprint(name, fingerprint, bundle);
+  if (!Number.isSafeInteger(round) || round < 0) {
+    throw new FedparaError(`${name}: round: expected a number from 0, found ${JSON.stringify(round)}; fetch it again`);
+  }
   const tensors = unflatten(bundle.layout.flat, decodeChange(found, name, bundle.layout.flat, zstd));
   checkFinite(name, tensors);
   return { round, base: await baseOf(fingerprint, round, tensors), tensors };
@@ -39,7 +42,7 @@ export async function readWeights(file, name, bundle, zstd) {
 export async function applyChange(weights, file, name, bundle, zstd) {
   const found = readTensors(file, name, 'fedpara-edge/change'), { fingerprint, round, base, result } = found.header;
   checkFingerprint(name, fingerprint, bundle);
-  if (base !== weights.base || !(round > weights.round)) {
+  if (base !== weights.base || !Number.isSafeInteger(round) || round <= weights.round) {
     throw new FedparaError(
       `${name}: expected a change of the weights of round ${weights.round} (${weights.base.slice(0, 12)}…), found one ` +
         `to round ${round} of ${String(base).slice(0, 12)}…; apply every change since those weights, in order`,

@@ -171,7 +171,13 @@ export function decompress(section, size, zstd) {
   const kind = section.byte('a kind of bytes');
   if (kind === 0) return section.take(size, 'symbols');
   if (kind !== 1) throw new DamageError(`bytes of kind 0 or 1, found kind ${kind}`);
-  const content = zstd.decompress(section.take(section.rest, 'a frame'));
-  if (content.length !== size) throw new DamageError(`a Zstandard frame of ${size} bytes, found one of ${content.length}`);
+  const frame = section.take(section.rest, 'a frame'), expected = `a Zstandard frame of ${size} bytes`;
+  let content;
+  try {
+    content = zstd.decompress(frame);
+  } catch (error) {
+    throw new DamageError(`${expected}, found another (${/** @type {Error} */ (error).message})`);
+  }
+  if (content.length !== size) throw new DamageError(`${expected}, found one of ${content.length}`);
   return content;
 }
