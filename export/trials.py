@@ -216,6 +216,7 @@ def _quiet() -> SessionOptions:
     options = SessionOptions()
     options.log_severity_level = 4
     options.enable_mem_pattern = False  # which keeps the most that any batch took
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # torch and the other engine compute, too
     return options
 
 
