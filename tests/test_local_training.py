@@ -183,6 +183,10 @@ def test_training_works_outside_the_main_thread(inputs, expected, tmp_path):
     assert device.result() == expected
 
 
+CHANGES, LAST_SAVE = 18, 7
+"""Renames and removals of a call, and those up to the rename of its last progress."""
+
+
 class PowerCut:
     """Lets `allowed` renames and removals happen, then none: a cut before the next or, with `late`, right after it."""
 
@@ -239,12 +243,12 @@ def test_a_power_cut_at_any_write_changes_nothing(inputs, expected, tmp_path, la
         if train_until_power_cut(device, first, late=late):
             break
         assert complete(device) == expected
-    # Three saves of the progress and the last one, the pending state in two files, the update, the committed state, and
-    # three removals.
-    assert first == 11
+    # Three saves of the progress and the last one, the pending state in two files and the update, each renamed and its
+    # lock removed; the committed state, and three removals.
+    assert first == CHANGES
 
 
-@pytest.mark.parametrize("allowed", range(4, 11))
+@pytest.mark.parametrize("allowed", range(LAST_SAVE, CHANGES))
 def test_a_power_cut_after_the_last_save_costs_no_step(inputs, expected, tmp_path, allowed):
     device = Device(inputs, tmp_path)
     assert not train_until_power_cut(device, allowed, late=False)
@@ -256,7 +260,7 @@ def test_a_power_cut_after_the_last_save_costs_no_step(inputs, expected, tmp_pat
 
 @pytest.mark.parametrize("late", [False, True])
 def test_so_do_two_power_cuts(inputs, expected, tmp_path, late):
-    for first in range(11):
+    for first in range(CHANGES):
         for second in range(100):
             device = Device(inputs, tmp_path / f"{first}-{second}")
             assert not train_until_power_cut(device, first, late=late)
@@ -434,10 +438,10 @@ def test_foreign_or_broken_weights_are_refused(inputs, tmp_path):
     device = Device(inputs, tmp_path / "device", weights=other.file(WEIGHTS))
     with pytest.raises(WrongBundleError, match=r"expected weights of bundle .*…, found those of .*; use weights"):
         device.train()
-    broken = bytearray((inputs / "bundle" / WEIGHTS).read_bytes())
-    broken[-4:] = np.float32(np.nan).tobytes()
+    initial = read_weights(inputs / "bundle" / WEIGHTS)
+    broken = {name: np.full_like(tensor, np.nan) for name, tensor in initial.tensors.items()}
     device.weights = tmp_path / "nan.safetensors"
-    device.weights.write_bytes(broken)
+    write_weights(device.weights, replace(initial, tensors=broken))
     with pytest.raises(WrongBundleError, match=r"tensor 'fc.weight': expected finite weights, found NaN"):
         device.train()
 

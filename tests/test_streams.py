@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import small_round
@@ -37,6 +38,13 @@ def test_what_is_printed_on_both_streams_is_escaped(capsys: pytest.CaptureFixtur
             print(f"{EVIL}\tété…", file=stream)
     assert capsys.readouterr() == (f"{ESCAPED}\tété…\n",) * 2
     assert printable(EVIL) == ESCAPED
+
+
+def test_bytes_are_text(capsys: pytest.CaptureFixture[str]) -> None:
+    """As click writes the scripts of shell completion."""
+    with safe_streams():
+        click.echo("été\n\x1b[2J".encode())
+    assert capsys.readouterr().out == "été\n\\x1b[2J\n"
 
 
 def test_what_draws_is_let_through(capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,7 +80,9 @@ class _Stream:
     def drawing(self) -> _Stream:
         return _Stream(self._stream, is_result=self._is_result, escape=False)
 
-    def write(self, text: str) -> int:
+    def write(self, text: str | bytes) -> int:
+        if isinstance(text, bytes):  # as click writes scripts of completion
+            text = text.decode("utf-8", "surrogateescape")
         safe = printable(text) if self._escape else text
         safe = safe.encode(self.encoding, self.errors).decode(self.encoding)
         with self._failing():
