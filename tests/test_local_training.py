@@ -22,7 +22,7 @@ from fedpara_edge.errors import BusyError, FedparaError, InputError, WrongBundle
 from fedpara_edge.formats.bundle import WEIGHTS, open_bundle
 from fedpara_edge.formats.update import open_update
 from fedpara_edge.formats.weights import read_weights, write_weights
-from fedpara_edge.storage.tensorfile import TensorFile
+from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
 
 CONFIG = TrainConfig(epochs=3, batch_size=5, lr=0.2, seed=7, schedule="cosine", save_steps=4)
 STEPS = 15  # 23 examples in batches of 5, 3 epochs
@@ -438,10 +438,11 @@ def test_foreign_or_broken_weights_are_refused(inputs, tmp_path):
     device = Device(inputs, tmp_path / "device", weights=other.file(WEIGHTS))
     with pytest.raises(WrongBundleError, match=r"expected weights of bundle .*…, found those of .*; use weights"):
         device.train()
-    initial = read_weights(inputs / "bundle" / WEIGHTS)
-    broken = {name: np.full_like(tensor, np.nan) for name, tensor in initial.tensors.items()}
     device.weights = tmp_path / "nan.safetensors"
-    write_weights(device.weights, replace(initial, tensors=broken))
+    with TensorFile(inputs / "bundle" / WEIGHTS, format="fedpara-edge/weights", error=InputError) as file:
+        header = {key: value for key, value in file.header.items() if key != "digest"}
+        broken = {name: np.full_like(file.read(name), np.nan) for name in file.entries}
+    write_tensors(device.weights, broken, header)
     with pytest.raises(WrongBundleError, match=r"tensor 'fc.weight': expected finite weights, found NaN"):
         device.train()
 
