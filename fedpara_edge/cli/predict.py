@@ -12,11 +12,13 @@ from device_runtime.sources import Reading
 from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.options import DATA, PATH, options_of
 from fedpara_edge.cli.output import emit, output_options
+from fedpara_edge.cli.received import find_model, model_repository_options
 from fedpara_edge.cli.scores import as_json, as_text
 
 
 @click.command("predict", cls=Command)
-@click.argument("model", type=PATH)
+@click.argument("model", type=PATH, required=False)
+@model_repository_options
 @click.option("--data", type=PATH, required=True, help=f"{DATA} Labels give metrics.")
 @options_of(Reading, into="reading")
 @click.option("-o", "--output", type=PATH, required=True, help=".npz to write: the outputs and the predicted labels.")
@@ -24,7 +26,10 @@ from fedpara_edge.cli.scores import as_json, as_text
 @click.option("--threads", type=int, help="Of onnxruntime.  [default: as many as cores]")
 @output_options
 def command(
-    model: Path,
+    model: Path | None,
+    repository: str | None,
+    root: Path | None,
+    cache: Path | None,
     data: Path,
     reading: Mapping[str, Any],
     output: Path,
@@ -42,7 +47,10 @@ def command(
     from fedpara_edge.storage.atomic import check_output
 
     check_output(output, overwrite=overwrite, inputs=(model, data))
-    predictor = Predictor(model, threads=threads)
+    predictor = Predictor(
+        find_model(model, repository=repository, root=root, cache=cache),
+        threads=threads,
+    )
     inputs = open_inputs(data, predictor.spec, Reading(**reading))
     predictions = predict_all(predictor, inputs, batch_size)
     write_predictions(output, predictions)

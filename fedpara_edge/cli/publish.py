@@ -25,6 +25,7 @@ from fedpara_edge.trust.publication import Additions, Lifetimes
 )
 @click.option("--run", help="Name of the run, to which updates are signed; with --bundle.")
 @click.option("--weights", type=PATH, help="Newest weights, in place of those before.")
+@click.option("--model", type=PATH, help="Folded model for `predict`, in place of the one before.")
 @click.option("--change", type=PATH, multiple=True, help="Change that leads to newer weights, several times.")
 @click.option("--transcript", type=PATH, multiple=True, help="Transcript of a round, several times.")
 @click.option("--key", type=PATH, multiple=True, required=True, metavar="FILE", help="Private key, several times.")
@@ -36,6 +37,7 @@ def command(
     bundle: Path | None,
     run: str | None,
     weights: Path | None,
+    model: Path | None,
     change: tuple[Path, ...],
     transcript: tuple[Path, ...],
     key: tuple[Path, ...],
@@ -52,7 +54,7 @@ def command(
     require("trust")
     from fedpara_edge.trust.repository import publish
 
-    additions = Additions(bundle=bundle, run=run, weights=weights, changes=change, transcripts=transcript)
+    additions = Additions(bundle=bundle, run=run, weights=weights, model=model, changes=change, transcripts=transcript)
     done = publish(repository, root, additions, key, Lifetimes(**lifetimes))
     versions = ", ".join(f"{role} {version}" for role, version in done.versions.items())
     text = f"{repository}: {done.files} files of run {done.run}; {versions}; expires {done.expires}"

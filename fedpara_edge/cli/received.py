@@ -35,13 +35,19 @@ class Origin:
 
 def repository_options(function: Function) -> Function:
     """The options `--repository`, `--root` and `--cache`; `find_origin` takes them."""
-    cache = click.option("--cache", type=PATH, help="Folder for what was verified.  [default: repository in --state]")
+    of_state = "  [default: repository in --state]"
+    return _options(function, "bundle and weights from, in place of BUNDLE and --weights", of_state)
+
+
+def model_repository_options(function: Function) -> Function:
+    """The options `--repository`, `--root` and `--cache`; `find_model` takes them."""
+    return _options(function, "the folded model from, in place of MODEL", "")
+
+
+def _options(function: Function, what: str, default: str) -> Function:
+    cache = click.option("--cache", type=PATH, help=f"Folder for what was verified; with --repository.{default}")
     root = click.option("--root", type=PATH, help="Root metadata that this device trusts; with --repository.")
-    repository = click.option(
-        "--repository",
-        metavar="DIR|URL",
-        help="Signed repository of `publish` to take bundle and weights from, in place of BUNDLE and --weights.",
-    )
+    repository = click.option("--repository", metavar="DIR|URL", help=f"Signed repository of `publish` to take {what}.")
     return repository(root(cache(function)))
 
 
@@ -60,28 +66,55 @@ def find_origin(
         InputError: Options don't go together.
         TrustError: What is in the repository is not to be trusted.
     """
+    if repository is not None and weights is not None:
+        raise InputError("expected the weights of --repository alone, found others; leave it out", key="weights")
+    if cache is None and state is not None and repository is not None:
+        cache = state / "repository"
+    place = _find_place("BUNDLE", bundle, repository, root, cache, remedy="give it, or --state")
+    if isinstance(place, Path):
+        return Origin(place, weights, None)
+    from fedpara_edge.trust.client import receive
+
+    received = receive(*place)
+    return Origin(received.bundle, received.weights, received.run)
+
+
+def find_model(model: Path | None, *, repository: str | None, root: Path | None, cache: Path | None) -> Path:
+    """The folded model that was given, or that of a repository, verified.
+
+    Raises:
+        InputError: Options don't go together.
+        TrustError: What is in the repository is not to be trusted.
+    """
+    place = _find_place("MODEL", model, repository, root, cache, remedy="give it")
+    if isinstance(place, Path):
+        return place
+    from fedpara_edge.trust.client import receive_model
+
+    return receive_model(*place)
+
+
+def _find_place(
+    name: str, given: Path | None, repository: str | None, root: Path | None, cache: Path | None, *, remedy: str
+) -> Path | tuple[str, Path, Path]:
+    """The argument of that name, or repository, root and cache where these are given in its place."""
     if repository is None:
         for key, value in (("root", root), ("cache", cache)):
             if value is not None:
                 raise InputError("expected with --repository, found without; leave it out", key=key)
-        if bundle is None:
-            raise click.UsageError("expected BUNDLE or --repository, found neither")
-        return Origin(bundle, weights, None)
-    if bundle is not None:
-        raise click.UsageError(f"expected BUNDLE or --repository, found both; leave {bundle} out")
-    if weights is not None:
-        raise InputError("expected the weights of --repository alone, found others; leave it out", key="weights")
+        if given is None:
+            raise click.UsageError(f"expected {name} or --repository, found neither")
+        return given
+    if given is not None:
+        raise click.UsageError(f"expected {name} or --repository, found both; leave {given} out")
     if root is None:
         raise InputError("expected the root metadata that this device trusts, found none; give them", key="root")
-    if cache is None and state is None:
-        raise InputError("expected a folder for what was verified, found none; give it, or --state", key="cache")
+    if cache is None:
+        raise InputError(f"expected a folder for what was verified, found none; {remedy}", key="cache")
     from fedpara_edge.cli.installed import require
 
     require("trust")
-    from fedpara_edge.trust.client import receive
-
-    received = receive(repository, root, cache or Path(str(state)) / "repository")
-    return Origin(received.bundle, received.weights, received.run)
+    return repository, root, cache
 
 
 def find_seal(key: Path | None, run: str | None, origin: Origin) -> Ready | None:

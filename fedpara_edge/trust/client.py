@@ -3,6 +3,7 @@
     metadata/              newest metadata that the device has seen, against which older ones are refused
     bundle/                the bundle
     weights.safetensors    the newest weights, after round 0
+    model.onnx             the folded model, for predictions
 
 Every file in this cache is verified again each time, by length and SHA-256 as they are signed. Weights are made from
 the changes since those that are there where that takes fewer bytes: the result has to have the signed SHA-256 too.
@@ -11,7 +12,7 @@ the changes since those that are there where that takes fewer bytes: the result 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,11 +36,12 @@ from fedpara_edge.formats.change import apply_change
 from fedpara_edge.formats.weights import read_weights, write_weights
 from fedpara_edge.storage.locking import hold
 from fedpara_edge.storage.rounds import round_path
-from fedpara_edge.trust.repository import BUNDLE, CHANGES, TRANSCRIPTS, WEIGHTS
+from fedpara_edge.trust.repository import BUNDLE, CHANGES, MODELS, TRANSCRIPTS, WEIGHTS
 from fedpara_edge.trust.roots import parse_root
 
+_FOLDERS = (BUNDLE, WEIGHTS, MODELS, CHANGES, TRANSCRIPTS)
 _PIECE = 1 << 20
-_NEWEST, _TEMPORARY = "weights.safetensors", "fetched"
+_NEWEST, _MODEL, _TEMPORARY = "weights.safetensors", "model.onnx", "fetched"
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,24 @@ def receive(repository: str, root: Path, cache: Path) -> Received:
         BusyError: Another process uses the cache.
         FedparaError: The repository can't be reached, or a file of it is missing.
     """
+    with _visiting(repository, root, cache) as receiver:
+        return receiver.receive()
+
+
+def receive_model(repository: str, root: Path, cache: Path) -> Path:
+    """Fetch the folded model of a repository and verify it, as `receive` does; its path in the cache.
+
+    Raises:
+        TrustError: Something is forged, changed, old or expired, or no model is published; `code` says which.
+        InputError, BusyError, FedparaError: As of `receive`.
+    """
+    with _visiting(repository, root, cache) as receiver:
+        return receiver.receive_model()
+
+
+@contextmanager
+def _visiting(repository: str, root: Path, cache: Path) -> Iterator[_Receiver]:
+    """A visit, during which the cache is locked."""
     try:
         trusted = root.read_bytes()
     except OSError as error:
@@ -83,7 +103,7 @@ def receive(repository: str, root: Path, cache: Path) -> Received:
     except OSError as error:
         raise InputError(f"{cache}: expected a writable folder, found {error.strerror}; choose another") from error
     with hold(cache / "lock", folder=cache, kind="a cache"):
-        return _Receiver(repository, root, trusted, cache).receive()
+        yield _Receiver(repository, root, trusted, cache)
 
 
 class _Receiver:
@@ -102,7 +122,7 @@ class _Receiver:
 
     def receive(self) -> Received:
         """Metadata first, then the bundle, then the weights."""
-        try:
+        with self._naming():
             updater = self._open()
             targets = self._targets(updater)
             manifest = targets.get(f"{BUNDLE}/{MANIFEST}")
@@ -110,10 +130,29 @@ class _Receiver:
                 raise TrustError(f"{self._repository}: expected a bundle in the list of files, found none")
             bundle = self._receive_bundle(updater, targets)
             weights = self._receive_weights(updater, targets)
-        except (RepositoryError, DownloadError, OSError) as error:
-            raise self._refusal(error) from error
         run = str((manifest.custom or {}).get("run", ""))
         return Received(bundle, weights, run, self._fetched_bytes)
+
+    def receive_model(self) -> Path:
+        """Metadata first, then the folded model."""
+        path = self._cache / _MODEL
+        with self._naming():
+            updater = self._open()
+            models = [target for name, target in self._targets(updater).items() if name.startswith(f"{MODELS}/")]
+            if not models:
+                raise TrustError(
+                    f"{self._repository}: expected a folded model in the list of files, found none; publish --model"
+                )
+            self._fetch(updater, models[0], path)
+        return path
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Turn what the libraries raise into errors by name."""
+        try:
+            yield
+        except (RepositoryError, DownloadError, OSError) as error:
+            raise self._refusal(error) from error
 
     def _open(self) -> Updater:
         metadata = self._cache / "metadata"
@@ -137,7 +176,7 @@ class _Receiver:
         found = {name: updater.get_targetinfo(name) for name in signed.targets}
         for name in found:
             folder, _, file = name.partition("/")
-            if folder not in (BUNDLE, WEIGHTS, CHANGES, TRANSCRIPTS) or Path(file).name != file or file in (".", ".."):
+            if folder not in _FOLDERS or Path(file).name != file or file in (".", ".."):
                 raise TrustError(f"{self._repository}: target {name!r}: expected a name of ours, found another")
         return {name: target for name, target in found.items() if target is not None}
 

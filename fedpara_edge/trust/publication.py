@@ -37,6 +37,7 @@ class Additions:
         bundle: Bundle folder; takes the place of the bundle and of all that belonged with it.
         run: Name of the federation's run; needed with a bundle.
         weights: Weights of a round; take the place of those before.
+        model: Folded model for `predict`; takes the place of the one before.
         changes: Change files.
         transcripts: Transcripts of rounds.
     """
@@ -44,6 +45,7 @@ class Additions:
     bundle: Path | None = None
     run: str | None = None
     weights: Path | None = None
+    model: Path | None = None
     changes: tuple[Path, ...] = ()
     transcripts: tuple[Path, ...] = ()
 

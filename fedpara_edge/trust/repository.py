@@ -3,6 +3,7 @@
     metadata/<n>.root.json, <n>.targets.json, <n>.snapshot.json, timestamp.json
     targets/bundle/<sha256>.<file>                          every file of the bundle
     targets/weights/<sha256>.round-<n>.safetensors          the newest weights, after round 0
+    targets/models/<sha256>.round-<n>.onnx                  a folded model
     targets/changes/<sha256>.round-<n>.safetensors          changes that lead there
     targets/transcripts/<sha256>.round-<n>.json             transcripts of rounds, for everybody who audits them
 
@@ -29,6 +30,7 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Tar
 from fedpara_edge.errors import InputError, TrustError, WrongBundleError, brief
 from fedpara_edge.formats import change as change_file
 from fedpara_edge.formats.bundle import MANIFEST, open_bundle
+from fedpara_edge.formats.folded import read_folded
 from fedpara_edge.formats.transcript import read_transcript
 from fedpara_edge.formats.weights import read_weights
 from fedpara_edge.storage.atomic import remove_leftovers_in, replacing_file
@@ -39,7 +41,7 @@ from fedpara_edge.trust.keys import read_signer
 from fedpara_edge.trust.publication import Additions, Lifetimes
 from fedpara_edge.trust.roots import after, check_root, parse_root, read_root
 
-BUNDLE, WEIGHTS, CHANGES, TRANSCRIPTS = "bundle", "weights", "changes", "transcripts"
+BUNDLE, WEIGHTS, MODELS, CHANGES, TRANSCRIPTS = "bundle", "weights", "models", "changes", "transcripts"
 """Folders of targets."""
 _MANIFEST = f"{BUNDLE}/{MANIFEST}"
 _LOCK = ".lock"
@@ -269,8 +271,9 @@ def _with_additions(
     if len(set(fingerprints.values())) > 1:
         named = ", ".join(f"{path} of {str(found)[:12]}…" for path, found in fingerprints.items())
         raise WrongBundleError(f"expected files of one bundle, found {named}; publish those that belong together")
-    if additions.weights is not None:
-        new = {name: target for name, target in new.items() if not name.startswith(f"{WEIGHTS}/")}
+    for kind, newer in ((WEIGHTS, additions.weights), (MODELS, additions.model)):
+        if newer is not None:
+            new = {name: target for name, target in new.items() if not name.startswith(f"{kind}/")}
     for name, source in sources.items():
         new[name] = TargetFile.from_file(name, str(source))
     if additions.bundle is not None:
@@ -290,6 +293,16 @@ def _sources(additions: Additions, fingerprints: dict[Path, Any]) -> Iterator[tu
         weights = read_weights(additions.weights)
         fingerprints[additions.weights] = weights.fingerprint
         yield round_path(Path(WEIGHTS), weights.round).as_posix(), additions.weights
+    if additions.model is not None:
+        spec, _ = read_folded(additions.model)
+        if spec.personal:
+            raise InputError(
+                f"{additions.model}: expected a model for everybody, found one with a device's own personal tensors; "
+                "fold it without --state",
+                key="model",
+            )
+        fingerprints[additions.model] = spec.fingerprint
+        yield f"{MODELS}/round-{spec.round}.onnx", additions.model
     for path in additions.changes:
         with TensorFile(path, format=change_file.FORMAT, error=WrongBundleError) as file:
             fingerprints[path], number = file.header.get("fingerprint"), file.header.get("round")
