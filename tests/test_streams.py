@@ -173,3 +173,15 @@ def test_bytes_that_are_no_text_are_names_too(here: Path, run: Command) -> None:
             assert (ended.code, ended.err if ended.code else "") == (0, ""), command
             assert is_safe(ended.out + ended.err)
     assert Path(f"{odd}.npy").exists()
+
+
+def test_tables_and_pictures_of_such_names(weights: Weights, run: Command) -> None:
+    odd = "n\udcff"
+    Path(f"{odd}.csv").write_text("a,y\n1,0\n2,1\n3,0\n4,1\n")
+    assert (
+        run("split", f"{odd}.csv", "-o", f"{odd}.d", "--clients", 2, "--split", "iid", "--label-column", "y").code == 0
+    )
+    update = small_round.send(Path(), weights, "a", name=odd)
+    bench = ("codec", "bench", update, "--weights", "base.safetensors", "--codec", "float32", "--seconds", 0.001)
+    assert run(*bench, "--plot", f"{odd}.svg").code == 0
+    assert r"n\udcff.update" in Path(f"{odd}.svg").read_text()

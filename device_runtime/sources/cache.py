@@ -64,12 +64,12 @@ def _place(path: Path) -> Path:
 def _record(entry: Path) -> str:
     try:
         return str(json.loads((entry / RECORD).read_text(encoding="utf-8"))["seen"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 
 def _digest(lines: object) -> str:
     found = hashlib.sha256()
     for line in lines:  # type: ignore[attr-defined]
-        found.update(f"{line}\n".encode())
+        found.update(f"{line}\n".encode(errors="surrogateescape"))
     return found.hexdigest()

@@ -6,7 +6,6 @@ import importlib
 import logging
 import sys
 import time
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from fedpara_edge.cli.streams import ReaderGoneError, safe_streams
 from fedpara_edge.errors import EXIT_CODES, INTERRUPTED, FedparaError, InputError
 from fedpara_edge.installation import check_package
 from fedpara_edge.options import check_keys
+from fedpara_edge.storage.tomlfile import read_toml
 
 COMMANDS = {
     "export": "Make a bundle from a PyTorch model.",
@@ -78,7 +78,7 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
     if path is None:
         return
     try:
-        config = tomllib.loads(path.read_text(encoding="utf-8"))
+        config = read_toml(path)
     except (OSError, ValueError) as error:
         raise click.UsageError(f"{path}: expected a TOML file with a table for each command, found {error}") from error
     assert isinstance(ctx.command, LazyGroup)

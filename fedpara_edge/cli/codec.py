@@ -12,7 +12,7 @@ import click
 from fedpara_edge.cli.command import Group
 from fedpara_edge.cli.options import PATH
 from fedpara_edge.cli.output import emit, json_option, megabytes, overwrite_option, table
-from fedpara_edge.cli.streams import drawing
+from fedpara_edge.cli.streams import drawing, printable
 from fedpara_edge.errors import InputError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def bench(
     if plot is not None:
         from fedpara_edge.report.codecplots import write_picture
 
-        write_picture(plot, rows, file.name)
+        write_picture(plot, rows, printable(file.name))
     text = (
         f"{file}: {len(change):,} parameters, {megabytes(4 * len(change))} in float32, of a dense model of "
         f"{megabytes(dense)}\n\n{_table(rows, dense)}"

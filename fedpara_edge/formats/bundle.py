@@ -29,18 +29,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from fedpara_edge.errors import InputError, WrongBundleError
+from fedpara_edge.errors import InputError, WrongBundleError, brief, brief_text
 from fedpara_edge.factors.layout import Layout
 from fedpara_edge.factors.update import check_updates
 from fedpara_edge.formats.graphfile import read_graph
-from fedpara_edge.formats.interface import Interface
+from fedpara_edge.formats.interface import Interface, is_text
 from fedpara_edge.storage.atomic import sha256_of
 from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
 from fedpara_edge.storage.tensortable import strict_json
@@ -198,10 +199,15 @@ def _read_manifest(path: Path) -> Manifest:
     except ValueError as error:
         raise WrongBundleError(f"{path}: expected JSON, found {error}; {REMEDY}") from error
     schema = data.get("schema") if isinstance(data, dict) else type(data).__name__
-    if schema not in SCHEMAS:
-        raise WrongBundleError(f"{path}: expected schema 1, 2 or 3, found {schema}; use the release that exported it")
+    if type(schema) is not int or schema not in SCHEMAS:
+        raise WrongBundleError(
+            f"{path}: expected schema 1, 2 or 3, found {brief_text(schema)}; use the release that exported it"
+        )
     is_first = schema == 1 or (schema == 3 and "heads" not in data)
     try:
+        for name, fits in _FITTING.items():
+            if not fits(data[name]):
+                raise ValueError(f"{name} {brief(data[name])}")
         manifest = Manifest(
             model=data["model"],
             layout=Layout.from_json(data["layout"]),
@@ -220,13 +226,54 @@ def _read_manifest(path: Path) -> Manifest:
         ) from error
     if fingerprint != stated:
         raise WrongBundleError(
-            f"{path}: expected fingerprint {fingerprint[:12]}…, found {str(stated)[:12]}…: it was changed; {REMEDY}"
+            f"{path}: expected fingerprint {fingerprint[:12]}…, found {brief_text(stated, max_length=12)}: it was "
+            f"changed; {REMEDY}"
         )
     return manifest
 
 
+def _is_list_of_text(found: Any) -> bool:
+    return isinstance(found, list) and all(map(is_text, found))
+
+
+def _is_optimizer(found: Any) -> bool:
+    if not isinstance(found, dict) or not found.keys() >= _CONSTANTS.get(str(found.get("name")), {"none"}):
+        return False
+    constants = {name: value for name, value in found.items() if name != "name"}
+    betas = constants.pop("betas", [0, 0])
+    return isinstance(betas, list) and len(betas) == 2 and all(map(_is_number, (*betas, *constants.values())))
+
+
+def _is_number(found: Any) -> bool:
+    return type(found) in (int, float) and abs(found) <= sys.float_info.max
+
+
+def _are_files(found: Any) -> bool:
+    return isinstance(found, dict) and all(
+        is_text(name)
+        and isinstance(entry, dict)
+        and is_text(entry["sha256"])
+        and type(entry["bytes"]) is int
+        and entry["bytes"] >= 0
+        for name, entry in found.items()
+    )
+
+
+_CONSTANTS: Mapping[str, set[str]] = {"sgd": set(), "adamw": {"betas", "eps", "weight_decay"}}
+"""Constants that the manifest must state, by optimizer."""
+_FITTING: Mapping[str, Callable[[Any], bool]] = {
+    "model": is_text,
+    "optimizer": _is_optimizer,
+    "engines": _is_list_of_text,
+    "graph": is_text,
+    "local": lambda found: found is None or is_text(found),
+    "files": _are_files,
+}
+"""Functions that tell whether a field may be what was found; those of layout and interface check themselves."""
+
+
 def _fault(error: Exception) -> str:
-    return f"no field {error}" if isinstance(error, KeyError) else str(error)
+    return f"no field {error}" if isinstance(error, KeyError) else brief_text(str(error), max_length=200)
 
 
 def _canonical(data: Any) -> bytes:

@@ -20,15 +20,27 @@ names.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fedpara_edge.errors import brief, brief_text
 from fedpara_edge.losses import Loss, find_loss
 
 DTYPES = ("uint8", "float32", "int64", "bool")
 """Dtypes that an array can have."""
+_MAX_ENTRIES = _MAX_CLASSES = 1 << 31
+"""Bounds on what one example may take, and on the classes of a label: beyond them, somebody means harm."""
 _FIRST_LOSSES = ("cross_entropy", "mse", "bce")
+
+
+def is_text(found: Any) -> bool:
+    """Whether a value from JSON is text that has bytes in UTF-8."""
+    try:
+        return isinstance(found, str) and found.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -66,15 +78,24 @@ class ArraySpec:
         """Inverse of `to_json`.
 
         Raises:
-            TypeError: A field is missing or unknown.
+            KeyError, TypeError: A field is missing or unknown.
             ValueError: A field has an impossible value.
         """
-        names = data.get("class_names")
+        names, classes = data.get("class_names"), data.get("classes")
+        if not isinstance(data["shape"], list) or not is_text(data["dtype"]):
+            raise ValueError(f"an array of {brief_text(data['dtype'])} {brief(data['shape'])}")
+        if not is_text(data["name"]) or not (
+            names is None or (isinstance(names, list) and all(isinstance(each, str) for each in names))
+        ):
+            raise ValueError(f"an array with the name {brief(data['name'])} and names of classes {brief(names)}")
+        if not (classes is None or (type(classes) is int and 0 < classes <= _MAX_CLASSES)):
+            raise ValueError(f"an array of {brief(classes)} classes")
         spec = ArraySpec(
             **{**data, "shape": tuple(data["shape"]), "class_names": None if names is None else tuple(names)}
         )
-        if spec.dtype not in DTYPES or not all(type(size) is int and size > 0 for size in spec.shape):
-            raise ValueError(f"an array of {spec.dtype} {list(spec.shape)}")
+        sizes = all(type(size) is int and size > 0 for size in spec.shape)
+        if spec.dtype not in DTYPES or not sizes or math.prod(spec.shape) > _MAX_ENTRIES:
+            raise ValueError(f"an array of {brief_text(spec.dtype)} {brief(list(spec.shape))}")
         return spec
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import math
+import sys
 import types
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
+
+_TOO_LARGE = 1 << 63
+"""Integers from which on numpy and the disk have none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,10 +104,10 @@ def fits(hint: Any, value: Any, option: Option) -> bool:
             isinstance(key, str) and fits(arguments[1], item, option) for key, item in value.items()
         )
     if hint is float:
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        return number and _in_range(value, option)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and abs(value) <= sys.float_info.max and _in_range(value, option)
     if hint is int:
-        return type(value) is int and _in_range(value, option)
+        return type(value) is int and abs(value) < _TOO_LARGE and _in_range(value, option)
     if hint is str:
         return isinstance(value, str) and (not option.choices or value in option.choices)
     return isinstance(value, hint)

@@ -160,7 +160,7 @@ def _lines(path: Path) -> Iterator[Line]:
             continue
         try:
             line = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines):
                 return  # the run was killed while it wrote this line
             raise InputError(

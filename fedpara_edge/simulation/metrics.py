@@ -33,12 +33,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fedpara_edge.errors import FedparaError, InputError
+from fedpara_edge.errors import FedparaError, InputError, brief, brief_text
 from fedpara_edge.storage.atomic import replacing_file
 
 Event = Mapping[str, Any]
 ORDER = ("arm", "clients", "round", "done")
 """Order of the lines about one round: those about its clients come first, as they are cut off without the round."""
+_OF_ROUNDS = ("clients", "round")
 
 
 class Journal:
@@ -150,8 +151,10 @@ def _read(path: Path) -> tuple[list[Event], int]:
 def _event(path: Path, line: bytes) -> Event:
     try:
         event: Event = json.loads(line)
-        if event["event"] not in ORDER or not {"arm", "seed"} <= event.keys():
-            raise ValueError(f"the event {event['event']!r}")
+        kind, numbers = event["event"], [event["seed"]] + ([event["round"]] if event["event"] in _OF_ROUNDS else [])
+        if kind not in ORDER or not isinstance(event["arm"], str) or any(type(number) is not int for number in numbers):
+            raise ValueError(f"the event {brief(event)}")
         return event
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: expected one metric a line, found {error}; take another folder") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        found = f"no field {error}" if isinstance(error, KeyError) else brief_text(str(error), max_length=200)
+        raise InputError(f"{path}: expected one metric a line, found {found}; take another folder") from error

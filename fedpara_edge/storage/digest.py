@@ -87,7 +87,7 @@ def read_checked(file: TensorFile, names: Iterable[str] | None = None) -> dict[s
 
 
 def _add(digest: Any, name: str, tensor: NDArray[Any]) -> None:
-    digest.update(f"{name}\0{tensor.dtype.name} {list(tensor.shape)}\0".encode())
+    digest.update(f"{name}\0{tensor.dtype.name} {list(tensor.shape)}\0".encode(errors="surrogatepass"))
     digest.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
 
 

@@ -12,7 +12,6 @@ A round reads it once, at its start: what is changed in it takes effect at the n
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from securesystemslib.signer import Key
 
 from fedpara_edge.errors import InputError, brief
 from fedpara_edge.options import check, check_keys, declared, option
+from fedpara_edge.storage.tomlfile import read_toml
 from fedpara_edge.trust.keys import parse_public
 
 
@@ -72,7 +72,7 @@ def read_clients(path: Path) -> Clients:
         InputError: The file can't be read, an entry does not fit, or two clients have one key.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = read_toml(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: expected a TOML file with a list of clients, found {error}") from error
     try:

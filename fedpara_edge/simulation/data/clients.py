@@ -104,10 +104,19 @@ def write_clients(folder: Path, data: DataPlan, seed: int) -> None:
 
 
 def read_clients(folder: Path) -> Clients:
-    """The clients that `write_clients` wrote to a folder."""
-    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    clients = tuple(Client(**client) for client in index["clients"])
-    return Clients(**{**index, "folder": folder, "clients": clients})
+    """The clients that `write_clients` wrote to a folder.
+
+    Raises:
+        InputError: The folder holds something else.
+    """
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        clients = tuple(Client(**client) for client in index["clients"])
+        return Clients(**{**index, "folder": folder, "clients": clients})
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"{folder / INDEX}: expected the clients of a run, found a damaged file; run the plan into a new folder"
+        ) from error
 
 
 def _write(folder: Path, examples: Examples, shared: Mapping[str, NDArray[Any]]) -> None:

@@ -255,7 +255,7 @@ def _deal(data: DataPlan, columns: Columns, seed: int) -> dict[str, Rows]:
 
 def _divide(name: str, rows: Rows, groups: Keys | None, data: DataPlan, seed: int) -> tuple[Rows, Rows]:
     """Rows to train on and rows to test on, ascending; none to train on where both can't be had."""
-    generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    generator = np.random.default_rng([seed, zlib.crc32(name.encode(errors="surrogatepass"))])
     if data.max_examples is not None and len(rows) > data.max_examples:
         rows = np.sort(generator.choice(rows, data.max_examples, replace=False))
     if not data.test_share:

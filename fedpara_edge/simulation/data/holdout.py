@@ -46,7 +46,14 @@ def fewest_rows(min_examples: int, share: float) -> int:
     """
     if share == 0:
         return min_examples
-    rows = min_examples + 1
-    while rows - min(rows - 1, max(1, math.ceil(share * rows - 0.5))) < min_examples:
-        rows += 1
-    return rows
+
+    def enough(rows: int) -> bool:
+        return rows - min(rows - 1, max(1, math.ceil(share * rows - 0.5))) >= min_examples
+
+    few, many = min_examples, min_examples + 1
+    while not enough(many):
+        few, many = many, 2 * many
+    while many - few > 1:  # each row more leaves as many to train on, or one more
+        middle = (few + many) // 2
+        few, many = (few, middle) if enough(middle) else (middle, many)
+    return many

@@ -24,7 +24,6 @@ before the whole plan was found good.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -40,6 +39,7 @@ from fedpara_edge.errors import InputError, brief
 from fedpara_edge.formats.recipe import Recipe
 from fedpara_edge.options import bind, check, check_keys, declared, option
 from fedpara_edge.simulation.data.federation import DataPlan
+from fedpara_edge.storage.tomlfile import read_toml
 
 Tables = Mapping[str, Any]
 Made = TypeVar("Made")
@@ -267,7 +267,7 @@ def read_tables(path: Path) -> dict[str, Any]:
         InputError: The file can't be read, or is no TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return read_toml(path)
     except OSError as error:
         raise InputError(f"{path}: expected a plan, found {error.strerror}; check the path") from error
     except ValueError as error:
