@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from device_runtime.training import train
     from export.exporter import export_bundle as export
     from export.folding.fold import fold
-    from fedpara_edge.aggregation import AggregateConfig, aggregate, run_round
+    from fedpara_edge.aggregation import AggregateConfig, aggregate, make_partial, run_round
     from fedpara_edge.codecs import find_encoder
     from fedpara_edge.errors import (
         BudgetError,
@@ -53,7 +53,7 @@ _MODULES = {
     "device_runtime.training": "train",
     "export.exporter": "export",
     "export.folding.fold": "fold",
-    "fedpara_edge.aggregation": "AggregateConfig aggregate run_round",
+    "fedpara_edge.aggregation": "AggregateConfig aggregate make_partial run_round",
     "fedpara_edge.codecs": "find_encoder",
     "fedpara_edge.errors": "BudgetError BusyError DivergedError FedparaError InputError InvalidUpdateError "
     "OutputExistsError TooFewUpdatesError TrustError WrongBundleError",
@@ -91,6 +91,7 @@ __all__ = [
     "export",
     "find_encoder",
     "fold",
+    "make_partial",
     "open_bundle",
     "open_data",
     "open_engine",

@@ -25,6 +25,8 @@ is refused, as they stand in reports:
 | `duplicate`         | has the same client and the same content as one that was taken               |
 | `conflict`          | has the same client as another with other content: both are refused          |
 | `changed`           | was changed while it was being read                                          |
+| `digest`            | is a partial with other content than was written                             |
+| `partial`           | is a partial that is damaged, or contradicts another file                    |
 | `unsigned`          | has no signature, where signed ones count                                    |
 | `unknown_client`    | is signed by nobody on the list of clients                                   |
 | `forged`            | has a signature that is not that of its client and content                   |

@@ -26,7 +26,7 @@ def test_the_public_names_are_these() -> None:
     assert " ".join(fedpara_edge.__all__) == (
         "AggregateConfig BudgetError BusyError DivergedError ExportConfig Factorization FedparaError InputError "
         "InvalidUpdateError OutputExistsError TooFewUpdatesError TrainConfig TrustError WrongBundleError aggregate "
-        "apply_change convert evaluate export find_encoder fold open_bundle open_data open_engine predict "
+        "apply_change convert evaluate export find_encoder fold make_partial open_bundle open_data open_engine predict "
         "publish_change read_metrics read_weights run_round simulate train write_report write_weights"
     )
     assert set(fedpara_edge.__all__) == set(fedpara_edge._PLACES)

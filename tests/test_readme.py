@@ -29,6 +29,7 @@ PAGES = (
     "howto/fewer-bytes.md",
     "howto/personalization.md",
     "howto/algorithms.md",
+    "howto/tree.md",
     "howto/trust.md",
     "howto/command-line.md",
 )

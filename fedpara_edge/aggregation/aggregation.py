@@ -17,32 +17,35 @@ alone: what was refused leaves no trace in it.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedpara_edge.aggregation.addition import add_change, find_overflowing, limit
-from fedpara_edge.aggregation.averaging import average
 from fedpara_edge.aggregation.bounds import Bounds
+from fedpara_edge.aggregation.candidates import Candidates, Combining, Screened, Summed
 from fedpara_edge.aggregation.composed import find_exploded, find_exploding
-from fedpara_edge.aggregation.config import Merge, check_merge, check_min_updates, check_weighting, effective_weighting
+from fedpara_edge.aggregation.config import (
+    Merge,
+    check_exact,
+    check_merge,
+    check_min_updates,
+    check_weighting,
+    effective_weighting,
+)
 from fedpara_edge.aggregation.effort import USUAL, Effort
 from fedpara_edge.aggregation.gate import Gate
-from fedpara_edge.aggregation.private import Privacy, average_privately, check_layout, check_private
+from fedpara_edge.aggregation.private import Privacy, check_layout, check_private
 from fedpara_edge.aggregation.refit import refit
 from fedpara_edge.aggregation.result import Aggregation
 from fedpara_edge.aggregation.rules.method import Method
-from fedpara_edge.aggregation.screening import Rejected, screen
 from fedpara_edge.aggregation.stepping import take_step
+from fedpara_edge.aggregation.verdicts import check_finite, diverged, find_deviating, kept_groups, too_few
 from fedpara_edge.algorithms import ServerAlgorithm, Weighting
 from fedpara_edge.algorithms.fedavg import FedAvgServer
 from fedpara_edge.codecs.codec import not_finite
-from fedpara_edge.errors import DivergedError, FedparaError, InputError, InvalidUpdateError, TooFewUpdatesError
 from fedpara_edge.formats.serverstate import ServerState, state_of
-from fedpara_edge.formats.update import Update
 from fedpara_edge.formats.weights import Weights
 
 FEDAVG = FedAvgServer()
@@ -60,6 +63,7 @@ def aggregate(
     merge: Merge = "mean",
     bounds: Bounds = DEFAULT_BOUNDS,
     method: Method = MEAN,
+    exact: bool = False,
     strict: bool = False,
     min_updates: int = 1,
     gate: Gate | None = None,
@@ -75,7 +79,7 @@ def aggregate(
     keeps, and 8 for the second mean of scaffold.
 
     Args:
-        paths: Update files, in any order.
+        paths: Update files, in any order; with `exact` partials as well.
         weights: Weights that the updates were trained from, as read from their file.
         algorithm: Server algorithm that moves the weights.
         state: Server state of the round before; needed after round 0 if the algorithm keeps anything.
@@ -84,6 +88,7 @@ def aggregate(
             a second pass over the files and 12 bytes for each dense weight (`refit`).
         bounds: Bounds on what one client can do.
         method: Rule that combines the updates, for the mean.
+        exact: Whether to sum without rounding, as in partials (`exact`).
         strict: Whether the first bad update, by path, ends the round instead of being left out.
         min_updates: Number of valid updates below which nothing is aggregated.
         gate: Judge of whose each update is; None to believe the names in the files.
@@ -104,35 +109,38 @@ def aggregate(
     check_min_updates(min_updates)
     check_merge(merge, algorithm, method)
     check_weighting(weighting, method)
+
     weights.refuse_keeping(algorithm.name, algorithm.groups)
+    check_exact(exact, merge, method)
     if privacy is not None:
-        check_private(algorithm=algorithm, weighting=weighting, merge=merge, bounds=bounds, method=method)
+        check_private(algorithm=algorithm, weighting=weighting, merge=merge, bounds=bounds, method=method, exact=exact)
         check_layout(weights)
         weighting = "equal"
-    kept = _kept(state, weights, algorithm)
+    kept = kept_groups(state, weights, algorithm)
     weighting = effective_weighting(weighting, algorithm, method)
-    updates, rejected = screen(map(Path, paths), weights, algorithm, gate)
+    combining = Combining(
+        weights=weights,
+        algorithm=algorithm,
+        weighting=weighting,
+        bounds=bounds,
+        method=method,
+        gate=gate,
+        privacy=privacy,
+        on_progress=on_progress,
+        effort=effort,
+    )
+    files = list(map(Path, paths))
+    candidates: Candidates = Summed(files, combining) if exact else Screened(files, combining)
     while True:
+        updates, rejected = candidates.updates, candidates.rejected
         rejected.sort(key=lambda update: str(update.path))
         if strict and rejected:
             raise rejected[0].error
         if len(updates) < min_updates:
-            raise _too_few(min_updates, len(updates), rejected)
+            raise too_few(min_updates, len(updates), rejected)
         participation = algorithm.participation(len(updates))
-        if privacy is not None:
-            mean = average_privately(updates, weights, privacy, on_progress=on_progress, effort=effort)
-        else:
-            mean = average(
-                updates,
-                weights,
-                algorithm,
-                weighting=weighting,
-                bounds=bounds,
-                method=method,
-                on_progress=on_progress,
-                effort=effort,
-            )
-        refused, refitted = mean.refused or _find_deviating(updates, algorithm), None
+        mean = candidates.average()
+        refused, refitted = mean.refused or find_deviating(updates, algorithm), None
         if not refused:
             if merge == "refit":
                 with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is compared below
@@ -147,18 +155,17 @@ def aggregate(
                 refused = find_overflowing(mean.updates, weights, largest)
                 tensors = limit(tensors) if algorithm.convex and merge == "mean" else tensors
         if not refused:
-            _check_finite({"weights": tensors, **groups}, algorithm)
+            check_finite({"weights": tensors, **groups}, algorithm)
             if bounds.binds("weights") and (found := find_exploded(weights.layout, tensors, weights.tensors)):
                 refused = find_exploding(mean.updates, weights) if privacy is None else {}
                 if not refused:
-                    raise _diverged(found.expected, found.found, algorithm)
+                    raise diverged(found.expected, found.found, algorithm)
         if not refused:
             break
-        rejected += [Rejected(updates[n].path, updates[n].header.client, error) for n, error in refused.items()]
-        updates = [update for number, update in enumerate(updates) if number not in refused]
+        candidates.refuse(refused)
     unused = {update.path for update in rejected} - {update.path for update in updates}
     moved = weights.moved(tensors, weights.round + 1)
-    _check_finite({"weights": moved.tensors}, algorithm)
+    check_finite({"weights": moved.tensors}, algorithm)
     return Aggregation(
         weights=moved,
         tensors=tensors,
@@ -173,50 +180,3 @@ def aggregate(
         gap=mean.gap,
         refit=refitted,
     )
-
-
-def _kept(
-    state: ServerState | None, weights: Weights, algorithm: ServerAlgorithm
-) -> Mapping[str, Mapping[str, NDArray[np.float32]]]:
-    if state is None:
-        if algorithm.groups and weights.round:
-            raise InputError(
-                f"algorithm {algorithm.name}: expected the server state of round {weights.round}, found none; "
-                "give the state of the rounds before, or begin again from round 0"
-            )
-        return {}
-    state.check_weights(weights)
-    state.check_algorithm(algorithm)
-    return state.groups
-
-
-def _find_deviating(updates: Sequence[Update], algorithm: ServerAlgorithm) -> dict[int, FedparaError]:
-    headers = [update.header for update in updates]
-    found = algorithm.find_deviating([header.metrics for header in headers], [header.steps for header in headers])
-    remedy = "train with the rate of the round, or leave the device out"
-    return {
-        number: InvalidUpdateError(f"{updates[number].path}: {reason}; {remedy}", code="metrics")
-        for number, reason in found.items()
-    }
-
-
-def _check_finite(groups: Mapping[str, Mapping[str, NDArray[np.float32]]], algorithm: ServerAlgorithm) -> None:
-    for group, tensors in groups.items():
-        if (bad := not_finite(tensors)) is not None:
-            raise _diverged(f"tensor {bad!r}: expected finite {group}", "one beyond float32", algorithm)
-
-
-def _diverged(expected: str, found: str, algorithm: ServerAlgorithm) -> DivergedError:
-    return DivergedError(
-        f"{expected} after the step of algorithm {algorithm.name}, found {found}; lower the server's lr, or begin "
-        "again from an earlier round"
-    )
-
-
-def _too_few(expected: int, found: int, rejected: Sequence[Rejected]) -> TooFewUpdatesError:
-    message = f"expected at least {expected} valid update{'s' * (expected > 1)}, found {found}"
-    if rejected:
-        codes = Counter(update.code for update in rejected)
-        counts = ", ".join(f"{count} {code}" for code, count in sorted(codes.items()))
-        message += f"; refused {len(rejected)} ({counts}), the first: {rejected[0].reason}"
-    return TooFewUpdatesError(message, rejected=[update.error for update in rejected])

@@ -25,10 +25,11 @@ from fedpara_edge.aggregation.rules.method import Method
 from fedpara_edge.aggregation.rules.rule import Sorting
 from fedpara_edge.aggregation.spread import SpreadOfMeans
 from fedpara_edge.aggregation.stream import StreamedMean, Watcher, stream_mean
+from fedpara_edge.aggregation.sums import Contribution, factors_of
 from fedpara_edge.algorithms import ServerAlgorithm, Weighting
 from fedpara_edge.errors import FedparaError
 from fedpara_edge.factors.layout import Layout
-from fedpara_edge.formats.update import Update
+from fedpara_edge.formats.update import Update, UpdateHeader
 from fedpara_edge.formats.weights import Weights
 
 
@@ -104,7 +105,13 @@ def average(
         refused=refused,
         gap=gap,
         weights=own,
-        accepted=passes.describe(own, _limits(updates, shares, weighting, bounds)),
+        accepted=describe(
+            contributions := passes.contributions,
+            own,
+            passes.factors,
+            respects_of(contributions, passes.scales),
+            limits([update.header for update in updates], shares, weighting, bounds),
+        ),
     )
 
 
@@ -123,22 +130,20 @@ class _Passes:
         self.updates, self.weights, self.algorithm, self.bounds = updates, weights, algorithm, bounds
         self.on_progress, self.effort = on_progress, effort
         self.metrics = [update.header.metrics for update in updates]
-        self.scales = algorithm.shares(np.ones(len(updates)), self.metrics)
+        self.scales = factors_of([update.header for update in updates], algorithm)
         self.meter = NormMeter(weights.layout, len(updates))
         self.taken = updates
         self.factors = np.ones((2, len(updates)))
 
     @property
-    def respects(self) -> NDArray[np.float64]:
-        """Norms in every respect, float64 [respects, updates]: of each mean, and of running statistics."""
-        trained, statistics = self.meter.norms()
-        return np.vstack([trained * self.scales, statistics])
+    def contributions(self) -> list[Contribution]:
+        """The updates with their norms."""
+        return contributions_of(self.updates, self.meter)
 
     def bound(self) -> bool:
         """Scale what is too large from now on; whether anything is."""
-        respects = self.respects
-        self.factors = np.stack([self.bounds.factors(respects[:-1]), self.bounds.factors(respects[-1:])])
-        self.taken = _scaled(self.updates, self.factors, self.weights.layout)
+        self.factors = scaling_of(respects_of(self.contributions, self.scales), self.bounds)
+        self.taken = scaled(self.updates, self.factors, self.weights.layout)
         return bool((self.factors < 1).any())
 
     def measure(self, method: Method) -> tuple[NDArray[np.float64], dict[int, FedparaError]]:
@@ -183,38 +188,79 @@ class _Passes:
             self.on_progress(len(self.taken), len(self.taken))
         return StreamedMean(means, refused)
 
-    def describe(self, own: NDArray[np.float64], limited: Sequence[tuple[str, ...]]) -> tuple[Accepted, ...]:
-        """Facts about the updates.
 
-        Args:
-            own: Weights of the updates.
-            limited: Names of the bounds on the weight of each that bind.
-        """
-        respects = self.respects
-        norms = respects[0] / self.scales[0]
-        with np.errstate(invalid="ignore"):
-            in_medians = np.max([row / typical(row) for row in respects], axis=0)
-        scales = self.factors.min(axis=0)
-        return tuple(
-            Accepted(
-                path=update.path,
-                client=update.header.client,
-                examples=update.header.examples,
-                steps=update.header.steps,
-                metrics=update.header.metrics,
-                bytes=update.file.size_bytes,
-                share=float(own[k]),
-                norm=float(norms[k]),
-                norm_in_medians=float(in_medians[k]) if np.isfinite(typical(norms)) else None,
-                scale=float(scales[k]),
-                bounded=(*(("norm",) if scales[k] < 1 else ()), *limited[k]),
-                sha256=update.file.known_sha256,
-            )
-            for k, update in enumerate(self.updates)
+def describe(
+    contributions: Sequence[Contribution],
+    weights: NDArray[np.float64],
+    factors: NDArray[np.float64],
+    respects: NDArray[np.float64],
+    limited: Sequence[tuple[str, ...]],
+) -> tuple[Accepted, ...]:
+    """Facts about updates that count.
+
+    Args:
+        contributions: The updates.
+        weights: Weights of the updates in the first mean, float64 [updates].
+        factors: Factors by which trained tensors and running statistics were scaled down, float64 [2, updates].
+        respects: Norms in every respect, float64 [respects, updates].
+        limited: Names of the bounds on the weight of each that bind.
+    """
+    with np.errstate(invalid="ignore"):
+        in_medians = np.max([row / typical(row) for row in respects], axis=0)
+    means_something = np.isfinite(typical(np.array([each.norms[0] for each in contributions])))
+    scales = factors.min(axis=0)
+    return tuple(
+        Accepted(
+            path=each.path,
+            client=each.header.client,
+            examples=each.header.examples,
+            steps=each.header.steps,
+            metrics=each.header.metrics,
+            bytes=each.bytes,
+            share=float(weights[k]),
+            norm=each.norms[0],
+            norm_in_medians=float(in_medians[k]) if means_something else None,
+            scale=float(scales[k]),
+            bounded=(*(("norm",) if scales[k] < 1 else ()), *limited[k]),
+            sha256=each.sha256,
         )
+        for k, each in enumerate(contributions)
+    )
 
 
-def _scaled(updates: Sequence[Update], factors: NDArray[np.float64], layout: Layout) -> list[Update]:
+def respects_of(contributions: Sequence[Contribution], factors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Norms in every respect, float64 [respects, updates]: of each mean, and of running statistics.
+
+    Args:
+        contributions: The updates.
+        factors: Factors of the updates in each mean (`sums.factors_of`).
+    """
+    trained, statistics = np.array([each.norms for each in contributions]).T
+    return np.vstack([trained * factors, statistics])
+
+
+def contributions_of(updates: Sequence[Update], meter: NormMeter) -> list[Contribution]:
+    """Updates with the norms that a meter found."""
+    return [
+        Contribution(
+            header=update.header,
+            path=update.path,
+            bytes=update.file.size_bytes,
+            norms=(float(norms[0]), float(norms[1])),
+            sha256=update.file.known_sha256,
+            update=update,
+        )
+        for update, norms in zip(updates, meter.norms().T, strict=True)
+    ]
+
+
+def scaling_of(respects: NDArray[np.float64], bounds: Bounds) -> NDArray[np.float64]:
+    """Factors that bring trained tensors and running statistics down to their bound, float64 [2, updates]."""
+    return np.stack([bounds.factors(respects[:-1]), bounds.factors(respects[-1:])])
+
+
+def scaled(updates: Sequence[Update], factors: NDArray[np.float64], layout: Layout) -> list[Update]:
+    """Updates whose trained tensors and running statistics are multiplied by factors, float64 [2, updates]."""
     runs = sorts_of(layout)
     return [
         update if (own == 1).all() else update.scaled([(start, stop, float(own[sort])) for start, stop, sort in runs])
@@ -222,13 +268,13 @@ def _scaled(updates: Sequence[Update], factors: NDArray[np.float64], layout: Lay
     ]
 
 
-def _limits(
-    updates: Sequence[Update], shares: NDArray[np.float64], weighting: Weighting, bounds: Bounds
+def limits(
+    headers: Sequence[UpdateHeader], shares: NDArray[np.float64], weighting: Weighting, bounds: Bounds
 ) -> list[tuple[str, ...]]:
     """Names of the bounds on the weight of each update that bind."""
     if weighting == "equal":
-        return [()] * len(updates)
-    examples = [update.header.examples for update in updates]
+        return [()] * len(headers)
+    examples = [header.examples for header in headers]
     counted = bounds.count(examples)
     return [
         tuple(
@@ -239,5 +285,5 @@ def _limits(
             )
             if binds
         )
-        for k in range(len(updates))
+        for k in range(len(headers))
     ]

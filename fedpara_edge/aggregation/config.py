@@ -40,6 +40,7 @@ class AggregateConfig(Bounds):
             `gaussian:clip=1,noise=1.1,expected=100,epsilon=8,delta=1e-5` (`fedpara_edge.privacy`); None for none.
         downlink_codec: Codec of the change that is published for devices that have the weights before; None to publish
             whole weights.
+        exact: Whether to sum without rounding, as partials of a round are summed (`aggregation.exact`).
         min_updates: Number of valid updates below which no weights are written.
         strict: Whether to stop at the first invalid update instead of leaving it out.
 
@@ -84,6 +85,9 @@ class AggregateConfig(Bounds):
         unset="whole weights",
         help="Codec of the change that is published for devices that have the weights before.",
     )
+    exact: bool = option(
+        False, help="Sum without rounding, so that partials of any grouping finalize to the same weights; slower."
+    )
     min_updates: int = option(1, minimum=1, help="Valid updates below which the exit code is 4.")
     strict: bool = option(False, help="Stop at the first invalid update, with its exit code.")
 
@@ -96,6 +100,7 @@ class AggregateConfig(Bounds):
             )
         check_merge(self.merge, self.server_algorithm, self.method)
         check_weighting(self.weighting, self.method)
+        check_exact(self.exact, self.merge, self.method)
         if self.mechanism is not None:
             check_private(
                 algorithm=self.server_algorithm,
@@ -103,6 +108,7 @@ class AggregateConfig(Bounds):
                 merge=self.merge,
                 bounds=self.bounds,
                 method=self.method,
+                exact=self.exact,
             )
         try:
             _ = self.downlink_encoder
@@ -187,3 +193,21 @@ def check_merge(merge: Merge, algorithm: ServerAlgorithm, method: Method) -> Non
             "be what the server keeps",
             key="merge",
         )
+
+
+def check_exact(exact: bool, merge: Merge, method: Method) -> None:
+    """Refuse exact sums, and with them partials, where more than a mean of changes is asked for.
+
+    Raises:
+        InputError: The rule, the mixing or the refit needs all updates at once.
+    """
+    if not exact:
+        return
+    asked = {"rule": method.rule.name, "mixing": method.mixing and method.mixing.name, "merge": merge}
+    for key, found in asked.items():
+        if found not in ("mean", None):
+            raise InputError(
+                f"expected {'none' if key == 'mixing' else 'mean'} in exact sums and partials, found {found}, which "
+                "compares all updates of the round; aggregate these themselves, in one pass and without --exact",
+                key=key,
+            )

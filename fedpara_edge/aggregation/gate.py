@@ -25,6 +25,14 @@ class Gate(Protocol):
         """
         ...
 
+    def check_partial(self, path: Path) -> None:
+        """Refuse a partial, if it would hide whose the updates in it are.
+
+        Raises:
+            TrustError: It would.
+        """
+        ...
+
     def record(self, paths: Sequence[Path], weights: Weights) -> None:
         """Remember the updates that are accepted in a round, before anything is written that they went into."""
         ...
@@ -36,6 +44,9 @@ class HashingGate:
     def check(self, file: TensorFile, weights: Weights) -> None:  # noqa: ARG002
         """Compute the digest."""
         file.sha256()
+
+    def check_partial(self, path: Path) -> None:
+        """Nothing to compute: a partial has the digests."""
 
     def record(self, paths: Sequence[Path], weights: Weights) -> None:
         """Nothing to remember."""

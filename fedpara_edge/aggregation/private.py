@@ -58,7 +58,13 @@ class Privacy:
 
 
 def check_private(
-    *, algorithm: ServerAlgorithm, weighting: Weighting | None, merge: str, bounds: Bounds, method: Method
+    *,
+    algorithm: ServerAlgorithm,
+    weighting: Weighting | None,
+    merge: str,
+    bounds: Bounds,
+    method: Method,
+    exact: bool,
 ) -> None:
     """Refuse what lets a client do more to a noisy mean than its clipped change does.
 
@@ -82,6 +88,8 @@ def check_private(
         raise InputError("expected equal with privacy, as examples tell of a client; leave it out", key="weighting")
     if merge != "mean":
         raise InputError(f"expected mean with privacy, found {merge}; leave it out", key="merge")
+    if exact:
+        raise InputError("expected a single pass with privacy, found exact sums; leave it out", key="exact")
     usual = Bounds()
     for name in ("max_norm", "max_examples", "max_share"):
         if (found := getattr(bounds, name)) != getattr(usual, name):

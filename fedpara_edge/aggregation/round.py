@@ -154,6 +154,7 @@ def run_round(
             merge=config.merge,
             bounds=config.bounds,
             method=config.method,
+            exact=config.exact,
             strict=config.strict,
             min_updates=config.min_updates,
             gate=gate,

@@ -71,19 +71,31 @@ def screen(
     Returns:
         The updates to take, closed, sorted by client, and the rejected ones.
     """
+    opened, rejected = open_updates(paths, weights, algorithm, gate)
+    admitted, others = one_of_each(opened, weights)
+    return admitted, [*rejected, *others]
+
+
+def open_updates(
+    paths: Iterable[Path], weights: Weights, algorithm: ServerAlgorithm, gate: Gate | None = None
+) -> tuple[list[Update], list[Rejected]]:
+    """The updates that are good in themselves but for their values, closed, and the rejected ones (`screen`)."""
+    found = _open_all(sorted(paths, key=str), weights, algorithm, gate)
+    updates = [each for each in found if isinstance(each, Update)]
+    return updates, [each for each in found if isinstance(each, Rejected)]
+
+
+def one_of_each(updates: Iterable[Update], weights: Weights) -> tuple[list[Update], list[Rejected]]:
+    """One update of each client, sorted by client, and the others; none where several differ."""
     by_client: dict[str, list[Update]] = {}
-    rejected = []
-    for found in _open_all(sorted(paths, key=str), weights, algorithm, gate):
-        if isinstance(found, Rejected):
-            rejected.append(found)
-        else:
-            by_client.setdefault(found.header.client, []).append(found)
-    admitted = []
-    for updates in by_client.values():
-        one, others = _one_of(updates, weights)
+    for update in updates:
+        by_client.setdefault(update.header.client, []).append(update)
+    admitted, rejected = [], []
+    for client in sorted(by_client):
+        one, others = _one_of(by_client[client], weights)
         admitted += one
         rejected += others
-    return sorted(admitted, key=lambda update: update.header.client), rejected
+    return admitted, rejected
 
 
 def _open_all(
@@ -130,6 +142,18 @@ def _check_metrics(update: Update, algorithm: ServerAlgorithm) -> None:
 def _one_of(updates: Sequence[Update], weights: Weights) -> tuple[list[Update], list[Rejected]]:
     if len(updates) == 1:
         return list(updates), []
+    readable, rejected = read_whole(updates, weights)
+    if len({digest for digest, _ in readable}) > 1:
+        rejected += [conflicting(update) for _, update in readable]
+        return [], rejected
+    for _, update in readable[1:]:
+        message = f"expected one update of each client, found the content of {readable[0][1].path} again"
+        rejected.append(_reject(update, f"{update.path}: client {update.header.client!r}: {message}", "duplicate"))
+    return [update for _, update in readable[:1]], rejected
+
+
+def read_whole(updates: Iterable[Update], weights: Weights) -> tuple[list[tuple[str, Update]], list[Rejected]]:
+    """Updates whose values are good too, each with the digest of its file, and the rejected ones."""
     readable: list[tuple[str, Update]] = []
     rejected = []
     tensors = in_order(weights.layout.shared)
@@ -141,15 +165,13 @@ def _one_of(updates: Sequence[Update], weights: Weights) -> tuple[list[Update], 
                 readable.append((update.file.sha256(), update))
         except InvalidUpdateError as error:
             rejected.append(Rejected(update.path, update.header.client, error))
-    if len({digest for digest, _ in readable}) > 1:
-        for _, update in readable:
-            message = "expected one update of each client, found several with different content; send the right one"
-            rejected.append(_reject(update, f"{update.path}: client {update.header.client!r}: {message}", "conflict"))
-        return [], rejected
-    for _, update in readable[1:]:
-        message = f"expected one update of each client, found the content of {readable[0][1].path} again"
-        rejected.append(_reject(update, f"{update.path}: client {update.header.client!r}: {message}", "duplicate"))
-    return [update for _, update in readable[:1]], rejected
+    return readable, rejected
+
+
+def conflicting(update: Update) -> Rejected:
+    """The refusal of an update beside another of its client."""
+    message = "expected one update of each client, found several with different content; send the right one"
+    return _reject(update, f"{update.path}: client {update.header.client!r}: {message}", "conflict")
 
 
 def _reject(update: Update, message: str, code: str) -> Rejected:

@@ -28,8 +28,8 @@ class SpreadOfMeans(EntryWatcher):
     """
 
     def __init__(self, layout: Layout) -> None:
-        self._pairs = _pairs(layout)
-        super().__init__(np.concatenate([np.arange(0), *(_range(mean) for mean, _ in self._pairs)]))
+        self._layout = layout
+        super().__init__(running_means(layout))
         self._squares = np.zeros(len(self._positions))
 
     def finish_block(self, shares: NDArray[np.float64], thread: int, threads: int) -> None:
@@ -40,21 +40,38 @@ class SpreadOfMeans(EntryWatcher):
             self._squares[own] += shares @ np.square(changes)
 
     def add_to(self, change: NDArray[np.float64], base: Mapping[str, NDArray[np.float32]]) -> None:
-        """Add the spread to the changes of the running variances, in place, and keep the variances from being negative.
+        """Add the spread to the changes of the running variances, in place (`add_spread`)."""
+        add_spread(self._layout, self._squares, change, base)
 
-        Args:
-            change: Mean change of all updates, float64 [entries].
-            base: Shared tensors that it changes, by name; a lossy codec may take a variance below zero.
-        """
-        offset = 0
-        with np.errstate(over="ignore", invalid="ignore"):
-            for mean, variance in self._pairs:
-                size = mean[1].size
-                spread = self._squares[offset : offset + size] - np.square(change[mean[0] : mean[0] + size])
-                moved = change[variance[0] : variance[0] + size]
-                moved += np.maximum(spread, 0)
-                np.maximum(moved, -base[variance[1].name].reshape(-1).astype(np.float64), out=moved)
-                offset += size
+
+def running_means(layout: Layout) -> NDArray[np.int64]:
+    """Positions in a flat change of the running means that travel with a variance, ascending."""
+    return np.concatenate([np.arange(0), *(_range(mean) for mean, _ in _pairs(layout))])
+
+
+def add_spread(
+    layout: Layout,
+    squares: NDArray[np.float64],
+    change: NDArray[np.float64],
+    base: Mapping[str, NDArray[np.float32]],
+) -> None:
+    """Add the spread to the changes of the running variances, in place, and keep the variances from being negative.
+
+    Args:
+        layout: Layout of the model.
+        squares: Means of the squared changes of running means, float64 [entries of `running_means`].
+        change: Mean change of all updates, float64 [entries].
+        base: Shared tensors that it changes, by name; a lossy codec may take a variance below zero.
+    """
+    offset = 0
+    with np.errstate(over="ignore", invalid="ignore"):
+        for mean, variance in _pairs(layout):
+            size = mean[1].size
+            spread = squares[offset : offset + size] - np.square(change[mean[0] : mean[0] + size])
+            moved = change[variance[0] : variance[0] + size]
+            moved += np.maximum(spread, 0)
+            np.maximum(moved, -base[variance[1].name].reshape(-1).astype(np.float64), out=moved)
+            offset += size
 
 
 Placed = tuple[int, TensorSpec]

@@ -27,6 +27,8 @@ COMMANDS = {
     "split": "Deal the rows of one data file to clients.",
     "train": "Train a bundle on local data and write an update.",
     "aggregate": "Combine updates into the next weights.",
+    "merge": "Put partials of a round together into one.",
+    "finalize": "Turn partials of a round into the next weights.",
     "apply": "Bring weights up to date with the changes that the server published.",
     "evaluate": "Measure loss and accuracy of weights on data.",
     "fold": "Make one inference model of a bundle and weights.",

@@ -23,6 +23,7 @@ from fedpara_edge.errors import brief_text
 from fedpara_edge.storage.tensorfile import TensorFile
 
 FIELD = "digest"
+_PIECE_BYTES = 1 << 20
 
 
 def with_digest(header: Mapping[str, Any], content: str) -> dict[str, Any]:
@@ -40,6 +41,23 @@ def content_digest(tensors: Mapping[str, NDArray[Any]]) -> str:
     found = hashlib.sha256()
     for name in sorted(tensors):
         _add(found, name, np.asarray(tensors[name]))
+    return found.hexdigest()
+
+
+def stored_digest(file: TensorFile) -> str:
+    """The digest of the tensors in an open file (`content_digest`), read in pieces of which none is large.
+
+    Raises:
+        FedparaError: The file can't be read.
+    """
+    found, piece = hashlib.sha256(), np.empty(_PIECE_BYTES, np.uint8)
+    for name in sorted(file.entries):
+        entry = file.entries[name]
+        found.update(_label(name, entry.dtype, entry.shape))
+        for start in range(0, entry.nbytes, _PIECE_BYTES):
+            part = piece[: min(_PIECE_BYTES, entry.nbytes - start)]
+            file.read_into(entry.offset + start, part)
+            found.update(part.data)
     return found.hexdigest()
 
 
@@ -87,8 +105,12 @@ def read_checked(file: TensorFile, names: Iterable[str] | None = None) -> dict[s
 
 
 def _add(digest: Any, name: str, tensor: NDArray[Any]) -> None:
-    digest.update(f"{name}\0{tensor.dtype.name} {list(tensor.shape)}\0".encode(errors="surrogatepass"))
+    digest.update(_label(name, tensor.dtype.name, tensor.shape))
     digest.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
+
+
+def _label(name: str, dtype: str, shape: tuple[int, ...]) -> bytes:
+    return f"{name}\0{dtype} {list(shape)}\0".encode(errors="surrogatepass")
 
 
 def _digest(header: Mapping[str, Any], content: str) -> str:

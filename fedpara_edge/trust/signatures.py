@@ -30,6 +30,14 @@ class IdentityGate:
         self._admit(file.path, member, statement, weights)
         self._check_content(file, statement)
 
+    def check_partial(self, path: Path) -> None:
+        """Refuse any partial."""
+        raise TrustError(
+            f"{path}: expected signed updates with a list of clients, found a partial, which nobody signs; give the "
+            "list where partials are made",
+            code="unsigned",
+        )
+
     def record(self, paths: Sequence[Path], weights: Weights) -> None:
         """Nothing to remember."""
 

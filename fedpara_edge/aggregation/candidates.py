@@ -1,0 +1,154 @@
+"""The updates of a round that may count, and how they are combined: read as they are, or in exact sums.
+
+Both leave out what turned out bad, and are asked again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from fedpara_edge.aggregation.averaging import Average, average
+from fedpara_edge.aggregation.bounds import Bounds
+from fedpara_edge.aggregation.effort import Effort
+from fedpara_edge.aggregation.finishing import finish, remove
+from fedpara_edge.aggregation.gate import Gate
+from fedpara_edge.aggregation.gathering import Gathered, gather
+from fedpara_edge.aggregation.private import Privacy, average_privately
+from fedpara_edge.aggregation.rules.method import Method
+from fedpara_edge.aggregation.screening import Rejected, screen
+from fedpara_edge.aggregation.sums import Contribution
+from fedpara_edge.algorithms import ServerAlgorithm, Weighting
+from fedpara_edge.errors import FedparaError
+from fedpara_edge.formats.update import Update
+from fedpara_edge.formats.weights import Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Combining:
+    """Options by which the updates of a round are combined; `aggregation.aggregate` describes them."""
+
+    weights: Weights
+    algorithm: ServerAlgorithm
+    weighting: Weighting
+    bounds: Bounds
+    method: Method
+    gate: Gate | None
+    privacy: Privacy | None
+    on_progress: Callable[[int, int], None] | None
+    effort: Effort
+
+
+class Candidates(Protocol):
+    """Updates that may count.
+
+    Attributes:
+        rejected: Files that were refused.
+    """
+
+    rejected: list[Rejected]
+
+    @property
+    def updates(self) -> Sequence[Update] | Sequence[Contribution]:
+        """The updates, sorted by client."""
+        ...
+
+    def average(self) -> Average:
+        """Their combination."""
+        ...
+
+    def refuse(self, errors: Mapping[int, FedparaError]) -> None:
+        """Leave updates out, by number."""
+        ...
+
+
+class Screened:
+    """Updates that are read as they are.
+
+    Args:
+        paths: Update files, in any order.
+        combining: Options by which they are combined.
+    """
+
+    def __init__(self, paths: Sequence[Path], combining: Combining) -> None:
+        self._combining = combining
+        self.updates, self.rejected = screen(paths, combining.weights, combining.algorithm, combining.gate)
+
+    def average(self) -> Average:
+        """Their combination by the rule, or their noisy mean."""
+        how = self._combining
+        if how.privacy is not None:
+            return average_privately(
+                self.updates, how.weights, how.privacy, on_progress=how.on_progress, effort=how.effort
+            )
+        return average(
+            self.updates,
+            how.weights,
+            how.algorithm,
+            weighting=how.weighting,
+            bounds=how.bounds,
+            method=how.method,
+            on_progress=how.on_progress,
+            effort=how.effort,
+        )
+
+    def refuse(self, errors: Mapping[int, FedparaError]) -> None:
+        """Leave updates out, by number."""
+        self.rejected += [_refusal(self.updates[number], error) for number, error in errors.items()]
+        self.updates = [update for number, update in enumerate(self.updates) if number not in errors]
+
+
+class Summed:
+    """Updates in exact sums, of their own or of partials (`gathering`).
+
+    Args:
+        paths: Update files and partials, in any order.
+        combining: Options by which they are combined.
+    """
+
+    def __init__(self, paths: Sequence[Path], combining: Combining) -> None:
+        self._paths, self._combining = paths, combining
+        gathered = self._gather()
+        self._gathered: Gathered | None = gathered
+        self.updates, self.rejected = list(gathered.contributions), list(gathered.rejected)
+
+    def average(self) -> Average:
+        """Their mean; with the updates themselves if all are there."""
+        how, gathered = self._combining, self._gathered or self._gather()
+        counting = {each.header.client for each in self.updates}
+        out = [each for each in gathered.contributions if each.header.client not in counting]
+        remove(out, gathered.sums, how.algorithm, how.weighting, reason="they can't be right", effort=how.effort)
+        self._gathered = None  # the sums are used up below
+        mean = finish(
+            self.updates,
+            gathered.sums,
+            how.weights,
+            how.algorithm,
+            weighting=how.weighting,
+            bounds=how.bounds,
+            effort=how.effort,
+        )
+        return mean if len(mean.updates) == len(self.updates) else replace(mean, updates=())
+
+    def refuse(self, errors: Mapping[int, FedparaError]) -> None:
+        """Leave updates out, by number; those of partials are taken away again."""
+        self.rejected += [_refusal(self.updates[number], error) for number, error in errors.items()]
+        self.updates = [each for number, each in enumerate(self.updates) if number not in errors]
+
+    def _gather(self) -> Gathered:
+        how = self._combining
+        return gather(
+            self._paths,
+            how.weights,
+            how.algorithm,
+            weighting=how.weighting,
+            gate=how.gate,
+            on_progress=how.on_progress,
+            effort=how.effort,
+        )
+
+
+def _refusal(update: Update | Contribution, error: FedparaError) -> Rejected:
+    return Rejected(update.path, update.header.client, error)

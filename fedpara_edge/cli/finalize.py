@@ -1,0 +1,49 @@
+"""`fedpara-edge finalize`: partials to the next weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fedpara_edge.aggregation.config import AggregateConfig
+from fedpara_edge.cli.command import Command
+from fedpara_edge.cli.options import PATH, options_of
+from fedpara_edge.cli.output import output_options
+from fedpara_edge.cli.rounds import RoundFiles, advance
+
+IN_ONE_PASS = {"merge", "rule", "mixing", "space", "privacy", "exact"}
+"""Options that need all updates at once, or that go without saying."""
+
+
+@click.command("finalize", cls=Command)
+@click.argument("partials", nargs=-1, type=PATH, metavar="[PARTIAL|UPDATE]...")
+@click.option("--weights", type=PATH, required=True, help="Weights the updates started from.")
+@click.option("-o", "--output", type=PATH, required=True, help="Next weights to write.")
+@options_of(AggregateConfig, without=IN_ONE_PASS)
+@click.option("--state", type=PATH, help="The server's state folder: what the algorithm or the downlink keeps.")
+@click.option("--keep", type=int, metavar="N", help="Rounds, from 2 on, whose state stays in --state.  [default: all]")
+@click.option("--change", type=PATH, help="Change file to write; with --downlink-codec.")
+@click.option("--transcript", type=PATH, help="Transcript to write, for `audit`: digests of the accepted updates.")
+@output_options
+def command(
+    partials: tuple[Path, ...],
+    weights: Path,
+    output: Path,
+    options: Mapping[str, Any],
+    state: Path | None,
+    keep: int | None,
+    change: Path | None,
+    transcript: Path | None,
+    overwrite: bool,
+    json: bool,
+) -> None:
+    """Write the next weights from partials, and from update files beside them.
+
+    They are those of `aggregate --exact` with all the updates, to the last bit. The updates that a bound of the round
+    binds (--max-norm, --max-examples, --max-share) must be among the arguments; the error names them.
+    """
+    files = RoundFiles(output=output, state=state, keep=keep, change=change, transcript=transcript)
+    advance(partials, weights, files, AggregateConfig(**options, exact=True), overwrite=overwrite, json=json)
