@@ -112,6 +112,7 @@ def test_what_the_result_tells(tmp_path: Path, weights: Weights) -> None:
             "share": examples / 40,
             "norm": pytest.approx(np.linalg.norm(small_round.flat(load_file(path)))),
             "sha256": None,
+            "staleness": 0,
             **stated,
         }
     assert result.received_bytes == sum(path.stat().st_size for path in paths)

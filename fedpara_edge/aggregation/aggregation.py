@@ -45,6 +45,7 @@ from fedpara_edge.aggregation.verdicts import check_finite, diverged, find_devia
 from fedpara_edge.algorithms import ServerAlgorithm, Weighting
 from fedpara_edge.algorithms.fedavg import FedAvgServer
 from fedpara_edge.codecs.codec import not_finite
+from fedpara_edge.formats.history import NO_HISTORY, History
 from fedpara_edge.formats.serverstate import ServerState, state_of
 from fedpara_edge.formats.weights import Weights
 
@@ -68,6 +69,7 @@ def aggregate(
     min_updates: int = 1,
     gate: Gate | None = None,
     privacy: Privacy | None = None,
+    history: History = NO_HISTORY,
     on_progress: Callable[[int, int], None] | None = None,
     effort: Effort = USUAL,
 ) -> Aggregation:
@@ -93,6 +95,7 @@ def aggregate(
         min_updates: Number of valid updates below which nothing is aggregated.
         gate: Judge of whose each update is; None to believe the names in the files.
         privacy: Noise on the mean and the budget that pays for it, in place of the bounds; None for none.
+        history: Past rounds whose updates may count as well, for less (`staleness`).
         on_progress: Function that is called now and then with the number of files read and of all to read; it starts
             again if the files must be read twice.
         effort: Division of the work into blocks, threads and pieces.
@@ -109,7 +112,6 @@ def aggregate(
     check_min_updates(min_updates)
     check_merge(merge, algorithm, method)
     check_weighting(weighting, method)
-
     weights.refuse_keeping(algorithm.name, algorithm.groups)
     check_exact(exact, merge, method)
     if privacy is not None:
@@ -126,6 +128,7 @@ def aggregate(
         method=method,
         gate=gate,
         privacy=privacy,
+        history=history,
         on_progress=on_progress,
         effort=effort,
     )

@@ -111,6 +111,7 @@ def average(
             passes.factors,
             respects_of(contributions, passes.scales),
             limits([update.header for update in updates], shares, weighting, bounds),
+            number=weights.round,
         ),
     )
 
@@ -195,6 +196,8 @@ def describe(
     factors: NDArray[np.float64],
     respects: NDArray[np.float64],
     limited: Sequence[tuple[str, ...]],
+    *,
+    number: int,
 ) -> tuple[Accepted, ...]:
     """Facts about updates that count.
 
@@ -204,6 +207,7 @@ def describe(
         factors: Factors by which trained tensors and running statistics were scaled down, float64 [2, updates].
         respects: Norms in every respect, float64 [respects, updates].
         limited: Names of the bounds on the weight of each that bind.
+        number: Number of the round, that of the weights that are changed.
     """
     with np.errstate(invalid="ignore"):
         in_medians = np.max([row / typical(row) for row in respects], axis=0)
@@ -222,6 +226,7 @@ def describe(
             norm_in_medians=float(in_medians[k]) if means_something else None,
             scale=float(scales[k]),
             bounded=(*(("norm",) if scales[k] < 1 else ()), *limited[k]),
+            staleness=number - each.header.round,
             sha256=each.sha256,
         )
         for k, each in enumerate(contributions)

@@ -22,6 +22,7 @@ from fedpara_edge.aggregation.screening import Rejected, screen
 from fedpara_edge.aggregation.sums import Contribution
 from fedpara_edge.algorithms import ServerAlgorithm, Weighting
 from fedpara_edge.errors import FedparaError
+from fedpara_edge.formats.history import History
 from fedpara_edge.formats.update import Update
 from fedpara_edge.formats.weights import Weights
 
@@ -37,6 +38,7 @@ class Combining:
     method: Method
     gate: Gate | None
     privacy: Privacy | None
+    history: History
     on_progress: Callable[[int, int], None] | None
     effort: Effort
 
@@ -74,7 +76,9 @@ class Screened:
 
     def __init__(self, paths: Sequence[Path], combining: Combining) -> None:
         self._combining = combining
-        self.updates, self.rejected = screen(paths, combining.weights, combining.algorithm, combining.gate)
+        self.updates, self.rejected = screen(
+            paths, combining.weights, combining.algorithm, combining.gate, history=combining.history
+        )
 
     def average(self) -> Average:
         """Their combination by the rule, or their noisy mean."""
@@ -117,8 +121,8 @@ class Summed:
     def average(self) -> Average:
         """Their mean; with the updates themselves if all are there."""
         how, gathered = self._combining, self._gathered or self._gather()
-        counting = {each.header.client for each in self.updates}
-        out = [each for each in gathered.contributions if each.header.client not in counting]
+        counting = {each.header.sender for each in self.updates}
+        out = [each for each in gathered.contributions if each.header.sender not in counting]
         remove(out, gathered.sums, how.algorithm, how.weighting, reason="they can't be right", effort=how.effort)
         self._gathered = None  # the sums are used up below
         mean = finish(
@@ -145,6 +149,7 @@ class Summed:
             how.algorithm,
             weighting=how.weighting,
             gate=how.gate,
+            history=how.history,
             on_progress=how.on_progress,
             effort=how.effort,
         )

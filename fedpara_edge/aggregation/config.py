@@ -41,6 +41,7 @@ class AggregateConfig(Bounds):
         downlink_codec: Codec of the change that is published for devices that have the weights before; None to publish
             whole weights.
         exact: Whether to sum without rounding, as partials of a round are summed (`aggregation.exact`).
+        max_staleness: Most rounds by which an update may be late; its change is discounted (`aggregation.staleness`).
         min_updates: Number of valid updates below which no weights are written.
         strict: Whether to stop at the first invalid update instead of leaving it out.
 
@@ -88,6 +89,9 @@ class AggregateConfig(Bounds):
     exact: bool = option(
         False, help="Sum without rounding, so that partials of any grouping finalize to the same weights; slower."
     )
+    max_staleness: int = option(
+        0, minimum=0, maximum=1000, help="Most rounds by which an update may be late; it counts for less."
+    )
     min_updates: int = option(1, minimum=1, help="Valid updates below which the exit code is 4.")
     strict: bool = option(False, help="Stop at the first invalid update, with its exit code.")
 
@@ -110,6 +114,9 @@ class AggregateConfig(Bounds):
                 method=self.method,
                 exact=self.exact,
             )
+            check_late(self.max_staleness, "privacy", "a client could count several times in a round")
+        if not self.server_algorithm.takes_late:
+            check_late(self.max_staleness, f"algorithm {name}", "the clients would keep something else than the server")
         try:
             _ = self.downlink_encoder
         except InputError as error:
@@ -192,6 +199,18 @@ def check_merge(merge: Merge, algorithm: ServerAlgorithm, method: Method) -> Non
             f"expected mean with algorithm {algorithm.name}, found refit: what the clients keep would no longer "
             "be what the server keeps",
             key="merge",
+        )
+
+
+def check_late(max_staleness: int, beside: str, reason: str) -> None:
+    """Refuse late updates beside what does not go with them.
+
+    Raises:
+        InputError: Some may count.
+    """
+    if max_staleness:
+        raise InputError(
+            f"expected 0 with {beside}, found {max_staleness}: {reason}; leave it out", key="max_staleness"
         )
 
 

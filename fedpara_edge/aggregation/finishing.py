@@ -99,7 +99,7 @@ def finish(
         refused={},
         gap=None,
         weights=shares,
-        accepted=describe(contributions, shares, scaling, respects, limited),
+        accepted=describe(contributions, shares, scaling, respects, limited, number=weights.round),
     )
 
 

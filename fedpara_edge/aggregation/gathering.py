@@ -12,7 +12,7 @@ Taking away needs the update file beside the partials. So the result does not de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,14 +25,16 @@ from fedpara_edge.aggregation.screening import Rejected, conflicting, one_of_eac
 from fedpara_edge.aggregation.sums import Contribution, ModelSums, own_weights
 from fedpara_edge.algorithms import ServerAlgorithm, Weighting
 from fedpara_edge.errors import FedparaError, InvalidUpdateError, TrustError, WrongBundleError
-from fedpara_edge.formats.partial import FORMAT, Counted, Partial, PartialFile, PartialHeader
+from fedpara_edge.formats.history import NO_HISTORY, History
+from fedpara_edge.formats.partial import FORMAT, Conflicts, Counted, Partial, PartialFile, PartialHeader
 from fedpara_edge.formats.tables import max_table_bytes
-from fedpara_edge.formats.update import Update
+from fedpara_edge.formats.update import Update, check_base
 from fedpara_edge.formats.weights import Weights
 from fedpara_edge.storage.atomic import sha256_of
 from fedpara_edge.storage.tensorfile import TensorFile
 
-Conflicts = Mapping[str, Sequence[str]]
+Sender = tuple[str, int]
+"""Client and round of an update."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +43,8 @@ class Gathered:
 
     Args:
         header: Weights, algorithm and weighting that the sums are for.
-        contributions: Updates in the sums, sorted by client.
-        conflicts: Digests of the updates of clients of which several were found.
+        contributions: Updates in the sums, sorted by client and round.
+        conflicts: Digests of the updates of which several were found, by client and round.
         sums: Exact sums.
         rejected: Updates and partials that were refused.
     """
@@ -70,6 +72,7 @@ def gather(
     *,
     weighting: Weighting,
     gate: Gate | None = None,
+    history: History = NO_HISTORY,
     on_progress: Callable[[int, int], None] | None = None,
     effort: Effort = USUAL,
 ) -> Gathered:
@@ -81,6 +84,7 @@ def gather(
         algorithm: Server algorithm, which says what means it needs.
         weighting: Weighting of the updates.
         gate: Judge of whose each update is; None to believe the names in the files.
+        history: Past rounds of which updates may count as well.
         on_progress: Function that is called with the number of update files read and of all.
         effort: Division of the work.
 
@@ -98,12 +102,12 @@ def gather(
     files, found = list(map(Path, paths)), dict[bool, list[Path]]()
     for path in sorted(set(files), key=str):
         found.setdefault(_is_partial(path, weights), []).append(path)
-    partials, rejected = _open_partials(found.get(True, []), weights, algorithm, header, gate)
-    updates, refused = open_updates(found.get(False, []), weights, algorithm, gate)
-    shared = {client for partial in partials for client in (*partial.conflicts, *_clients(partial))}
-    admitted, others = one_of_each([each for each in updates if each.header.client not in shared], weights)
-    conflicts = _conflicts_of(others)
-    beside, unreadable = read_whole([each for each in updates if each.header.client in shared], weights)
+    partials, rejected = _open_partials(found.get(True, []), weights, algorithm, header, gate, history)
+    updates, refused = open_updates(found.get(False, []), weights, algorithm, gate, history=history)
+    shared = {sender for partial in partials for sender in (*partial.conflicts, *_senders(partial))}
+    admitted, others = one_of_each([each for each in updates if each.header.sender not in shared], weights)
+    conflicts = _conflicts_of(others, updates)
+    beside, unreadable = read_whole([each for each in updates if each.header.sender in shared], weights)
     rejected += [*refused, *others, *unreadable]
     sums, contributions, bad = _sum(admitted, weights, algorithm, weighting, on_progress, effort)
     rejected += bad
@@ -112,12 +116,12 @@ def gather(
             for level, digits in partial.digits(name):
                 part.add_digits(level, digits)
     kept, surplus, contradicting = _settle(partials, beside)
-    rejected += [conflicting(update) for _, update in beside if update.header.client in contradicting]
+    rejected += [conflicting(update) for _, update in beside if update.header.sender in contradicting]
     for reason, several in surplus.items():
         remove(several, sums, algorithm, weighting, reason=reason, effort=effort)
     return Gathered(
         header=header,
-        contributions=sorted((*contributions, *kept), key=lambda each: each.header.client),
+        contributions=sorted((*contributions, *kept), key=lambda each: each.header.sender),
         conflicts={**conflicts, **contradicting},
         sums=sums,
         rejected=rejected,
@@ -134,7 +138,12 @@ def _is_partial(path: Path, weights: Weights) -> bool:
 
 
 def _open_partials(
-    paths: Iterable[Path], weights: Weights, algorithm: ServerAlgorithm, header: PartialHeader, gate: Gate | None
+    paths: Iterable[Path],
+    weights: Weights,
+    algorithm: ServerAlgorithm,
+    header: PartialHeader,
+    gate: Gate | None,
+    history: History,
 ) -> tuple[list[PartialFile], list[Rejected]]:
     """The partials that fit and are not in others, and the refused ones."""
     entries = {name: part.entries for name, part in ModelSums(weights.layout, algorithm).parts().items()}
@@ -145,6 +154,7 @@ def _open_partials(
                 gate.check_partial(path)
             partial = PartialFile(path, weights, header, entries)
             for counted in partial.counted:
+                check_base(counted.header, weights, history, path=path)
                 algorithm.check_metrics(counted.header.metrics)
         except (InvalidUpdateError, TrustError, WrongBundleError) as error:
             rejected.append(Rejected(path, None, error))
@@ -172,7 +182,7 @@ def _holds(whole: PartialFile, part: PartialFile) -> bool:
     updates = {each.sha256 for each in whole.counted}
     if not all(each.sha256 in updates for each in part.counted):
         return False
-    if not all(set(digests) <= set(whole.conflicts.get(client, ())) for client, digests in part.conflicts.items()):
+    if not all(set(digests) <= set(whole.conflicts.get(sender, ())) for sender, digests in part.conflicts.items()):
         return False
     if len(part.counted) == len(updates) and part.conflicts == whole.conflicts and part.digest != whole.digest:
         raise InvalidUpdateError(
@@ -182,16 +192,16 @@ def _holds(whole: PartialFile, part: PartialFile) -> bool:
     return True
 
 
-def _clients(partial: PartialFile) -> list[str]:
-    return [each.header.client for each in partial.counted]
+def _senders(partial: PartialFile) -> list[Sender]:
+    return [each.header.sender for each in partial.counted]
 
 
-def _conflicts_of(rejected: Iterable[Rejected]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+def _conflicts_of(rejected: Iterable[Rejected], updates: Sequence[Update]) -> dict[Sender, list[str]]:
+    by_path, found = {update.path: update for update in updates}, dict[Sender, list[str]]()
     for each in rejected:
-        if each.code == "conflict" and each.client is not None:
-            found.setdefault(each.client, []).append(sha256_of(each.path))
-    return {client: sorted(digests) for client, digests in found.items()}
+        if each.code == "conflict":
+            found.setdefault(by_path[each.path].header.sender, []).append(sha256_of(each.path))
+    return {sender: sorted(digests) for sender, digests in found.items()}
 
 
 def _sum(
@@ -216,31 +226,31 @@ def _sum(
 
 def _settle(
     partials: Sequence[PartialFile], beside: Sequence[tuple[str, Update]]
-) -> tuple[list[Contribution], dict[str, list[Contribution]], dict[str, list[str]]]:
-    """Updates in partials that count, those to take away by reason, and the digests of clients with several.
+) -> tuple[list[Contribution], dict[str, list[Contribution]], dict[Sender, list[str]]]:
+    """Updates in partials that count, those to take away by reason, and the digests where a client sent several.
 
     Args:
         partials: The partials.
-        beside: Updates of the same clients that came as files, by their digests.
+        beside: Updates of the same clients and rounds that came as files, by their digests.
     """
-    files, found, digests = dict(beside), dict[str, list[Contribution]](), dict[str, set[str]]()
+    files, found, digests = dict(beside), dict[Sender, list[Contribution]](), dict[Sender, set[str]]()
     for digest, update in beside:
-        digests.setdefault(update.header.client, set()).add(digest)
+        digests.setdefault(update.header.sender, set()).add(digest)
     for partial in partials:
-        for client, several in partial.conflicts.items():
-            digests.setdefault(client, set()).update(several)
+        for sender, several in partial.conflicts.items():
+            digests.setdefault(sender, set()).update(several)
         for counted in partial.counted:
             file = files.get(counted.sha256)
             if file is not None and file.header != counted.header:
                 raise _contradiction(partial.path, counted, file.path)
-            client = counted.header.client
-            found.setdefault(client, []).append(Contribution(**vars(counted), path=partial.path, update=file))
-            digests.setdefault(client, set()).add(counted.sha256)
-    in_conflict = {client for client, several in digests.items() if len(several) > 1}
-    in_conflict.update(client for partial in partials for client in partial.conflicts)
+            sender = counted.header.sender
+            found.setdefault(sender, []).append(Contribution(**vars(counted), path=partial.path, update=file))
+            digests.setdefault(sender, set()).add(counted.sha256)
+    in_conflict = {sender for sender, several in digests.items() if len(several) > 1}
+    in_conflict.update(sender for partial in partials for sender in partial.conflicts)
     kept, surplus = list[Contribution](), dict[str, list[Contribution]]()
-    for client, (first, *others) in found.items():
-        if client in in_conflict:
+    for sender, (first, *others) in found.items():
+        if sender in in_conflict:
             surplus.setdefault("their clients sent several with different content", []).extend((first, *others))
             continue
         kept.append(first)
@@ -248,7 +258,7 @@ def _settle(
             if replace(each, path=first.path) != first:
                 raise _contradiction(each.path, each, first.path)
             surplus.setdefault("they are in several of them", []).append(each)
-    return kept, surplus, {client: sorted(digests[client]) for client in in_conflict}
+    return kept, surplus, {sender: sorted(digests[sender]) for sender in in_conflict}
 
 
 def _contradiction(path: Path, counted: Counted | Contribution, other: Path) -> InvalidUpdateError:

@@ -15,9 +15,12 @@ from fedpara_edge.aggregation.config import AggregateConfig
 from fedpara_edge.aggregation.gate import Gate, HashingGate
 from fedpara_edge.aggregation.gathering import gather
 from fedpara_edge.aggregation.screening import Rejected
+from fedpara_edge.aggregation.staleness import recent
 from fedpara_edge.aggregation.sums import Contribution
 from fedpara_edge.aggregation.verdicts import too_few
+from fedpara_edge.errors import InputError
 from fedpara_edge.formats.partial import write_partial
+from fedpara_edge.formats.serverstate import read_state_for
 from fedpara_edge.formats.weights import read_weights
 from fedpara_edge.storage.atomic import check_output
 
@@ -69,6 +72,7 @@ def make_partial(
     output: Path | str,
     config: AggregateConfig = EXACT,
     *,
+    state: Path | str | None = None,
     gate: Gate | None = None,
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
@@ -82,6 +86,8 @@ def make_partial(
         weights: Weights file that the updates were trained from.
         output: Partial to write.
         config: Algorithm and weighting, as in the aggregation to come, and when to stop; with `exact`.
+        state: Folder with the server state of the round, which knows the rounds before; needed for late updates, with
+            `config.max_staleness`.
         gate: Judge of whose each update is; None to believe the names in the files.
         overwrite: Whether to replace a file that exists with other content.
         on_progress: Function that is called with the number of update files read and of all to read.
@@ -98,12 +104,16 @@ def make_partial(
     gate = gate or HashingGate()
     output, base, files = Path(output), read_weights(Path(weights)), tuple(map(Path, updates))
     check_output(output, overwrite=True, inputs=(Path(weights), *files))
+    if config.max_staleness and state is None:
+        raise InputError("expected the folder that knows the rounds before, found none; give one", key="state")
+    kept = read_state_for(Path(state), base) if config.max_staleness and state is not None else None
     gathered = gather(
         files,
         base,
         config.server_algorithm,
         weighting=config.effective_weighting,
         gate=gate,
+        history=recent(kept, base, config.max_staleness),
         on_progress=on_progress,
     )
     rejected = sorted(gathered.rejected, key=lambda each: str(each.path))

@@ -35,6 +35,7 @@ class Accepted:
         norm_in_medians: Largest norm of the change over the median of the round; None where that means nothing.
         scale: Factor by which the change was scaled down; 1 if it was not.
         bounded: Names of the bounds that made it count for less (`bounds`).
+        staleness: Number of rounds by which it was late.
         sha256: Digest of the file, hexadecimal; None where it was not needed.
     """
 
@@ -49,6 +50,7 @@ class Accepted:
     norm_in_medians: float | None
     scale: float
     bounded: tuple[str, ...]
+    staleness: int = 0
     sha256: str | None = None
 
     def to_json(self) -> dict[str, Any]:

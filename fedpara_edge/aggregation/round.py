@@ -22,8 +22,11 @@ from fedpara_edge.aggregation.config import AggregateConfig
 from fedpara_edge.aggregation.gate import Gate, HashingGate
 from fedpara_edge.aggregation.private import Budget, Privacy
 from fedpara_edge.aggregation.result import Aggregation
+from fedpara_edge.aggregation.staleness import following as following_history
+from fedpara_edge.aggregation.staleness import recent
 from fedpara_edge.errors import FedparaError, InputError, TrustError
 from fedpara_edge.formats.change import publish_change
+from fedpara_edge.formats.history import History
 from fedpara_edge.formats.serverstate import (
     RESIDUAL,
     ServerState,
@@ -145,6 +148,7 @@ def run_round(
     privacy = _privacy(config, budget, again=again)
     with nullcontext() if state is None else _holding(state):
         kept = None if state is None else _read_state(state, base, config)
+        history = recent(kept, base, config.max_staleness)
         aggregation = aggregate(
             files,
             base,
@@ -159,6 +163,7 @@ def run_round(
             min_updates=config.min_updates,
             gate=gate,
             privacy=privacy,
+            history=history,
             on_progress=on_progress,
         )
         if gate is not None:
@@ -167,6 +172,7 @@ def run_round(
             aggregation,
             base,
             kept,
+            history,
             output=output,
             change=change,
             state=target,
@@ -207,6 +213,8 @@ def _check_options(config: AggregateConfig, *, state: Path | None, change: Path 
     keeper = None if config.downlink_codec is None else f"the downlink's codec {config.downlink_codec}"
     if config.server_algorithm.groups:
         keeper = f"algorithm {config.server_algorithm.name}"
+    if config.max_staleness:
+        keeper = "a round that takes late updates"
     if state is None and keeper is not None:
         raise InputError(f"expected a folder for what {keeper} keeps, found none; give one", key="state")
     if keep is not None and (type(keep) is not int or keep < LEAST_KEPT):
@@ -286,6 +294,7 @@ def _write(
     aggregation: Aggregation,
     base: Weights,
     kept: ServerState | None,
+    history: History,
     *,
     output: Path,
     change: Path | None,
@@ -306,7 +315,9 @@ def _write(
             groups[RESIDUAL] = published.residual
     following = None
     if state is not None:
-        following = state_of(weights, aggregation.algorithm, groups)
+        counted = [(update.client, update.staleness) for update in aggregation.accepted]
+        past = following_history(history, base, counted, config.max_staleness)
+        following = replace(state_of(weights, aggregation.algorithm, groups), history=past)
         write_server_state(state, following, overwrite=overwrite)
     if transcript is not None:
         listed = Transcript(

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from fedpara_edge.aggregation.gate import Gate
+from fedpara_edge.aggregation.staleness import discounted
 from fedpara_edge.algorithms import ServerAlgorithm
 from fedpara_edge.codecs.codec import in_order
 from fedpara_edge.errors import FedparaError, InvalidUpdateError, TrustError, WrongBundleError, detached
 from fedpara_edge.formats.encoded import read_change
+from fedpara_edge.formats.history import NO_HISTORY, History
 from fedpara_edge.formats.update import Update, is_valid_client_name, open_update_file
 from fedpara_edge.formats.weights import Weights
 from fedpara_edge.storage.tensorfile import TensorFile
@@ -58,7 +60,12 @@ class Rejected:
 
 
 def screen(
-    paths: Iterable[Path], weights: Weights, algorithm: ServerAlgorithm, gate: Gate | None = None
+    paths: Iterable[Path],
+    weights: Weights,
+    algorithm: ServerAlgorithm,
+    gate: Gate | None = None,
+    *,
+    history: History = NO_HISTORY,
 ) -> tuple[list[Update], list[Rejected]]:
     """Compare all files with the weights they should change, except for their values.
 
@@ -67,48 +74,56 @@ def screen(
         weights: Weights that they must have been trained from.
         algorithm: Algorithm that they must have been trained for, as far as their metrics tell.
         gate: Judge of whose each is; None to believe the names in the files.
+        history: Past rounds of which updates may count as well.
 
     Returns:
-        The updates to take, closed, sorted by client, and the rejected ones.
+        The updates to take, closed, discounted if late (`staleness`), sorted by client, and the rejected ones.
     """
-    opened, rejected = open_updates(paths, weights, algorithm, gate)
+    opened, rejected = open_updates(paths, weights, algorithm, gate, history=history)
     admitted, others = one_of_each(opened, weights)
     return admitted, [*rejected, *others]
 
 
 def open_updates(
-    paths: Iterable[Path], weights: Weights, algorithm: ServerAlgorithm, gate: Gate | None = None
+    paths: Iterable[Path],
+    weights: Weights,
+    algorithm: ServerAlgorithm,
+    gate: Gate | None = None,
+    *,
+    history: History = NO_HISTORY,
 ) -> tuple[list[Update], list[Rejected]]:
     """The updates that are good in themselves but for their values, closed, and the rejected ones (`screen`)."""
-    found = _open_all(sorted(paths, key=str), weights, algorithm, gate)
+    found = _open_all(sorted(paths, key=str), weights, algorithm, gate, history)
     updates = [each for each in found if isinstance(each, Update)]
     return updates, [each for each in found if isinstance(each, Rejected)]
 
 
 def one_of_each(updates: Iterable[Update], weights: Weights) -> tuple[list[Update], list[Rejected]]:
-    """One update of each client, sorted by client, and the others; none where several differ."""
-    by_client: dict[str, list[Update]] = {}
+    """One update of each client and round, sorted by these, and the others; none where several differ."""
+    by_sender: dict[tuple[str, int], list[Update]] = {}
     for update in updates:
-        by_client.setdefault(update.header.client, []).append(update)
+        by_sender.setdefault(update.header.sender, []).append(update)
     admitted, rejected = [], []
-    for client in sorted(by_client):
-        one, others = _one_of(by_client[client], weights)
+    for sender in sorted(by_sender):
+        one, others = _one_of(by_sender[sender], weights)
         admitted += one
         rejected += others
     return admitted, rejected
 
 
 def _open_all(
-    paths: Sequence[Path], weights: Weights, algorithm: ServerAlgorithm, gate: Gate | None
+    paths: Sequence[Path], weights: Weights, algorithm: ServerAlgorithm, gate: Gate | None, history: History
 ) -> list[Update | Rejected]:
     """What `_open` makes of each: on all cores if a gate reads the files, which takes longer than all that follows."""
     if gate is None:
-        return [_open(path, weights, algorithm, None) for path in paths]
+        return [_open(path, weights, algorithm, None, history) for path in paths]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(lambda path: _open(path, weights, algorithm, gate), paths))
+        return list(pool.map(lambda path: _open(path, weights, algorithm, gate, history), paths))
 
 
-def _open(path: Path, weights: Weights, algorithm: ServerAlgorithm, gate: Gate | None) -> Update | Rejected:
+def _open(
+    path: Path, weights: Weights, algorithm: ServerAlgorithm, gate: Gate | None, history: History
+) -> Update | Rejected:
     """The update in a file, closed again, or why it is refused."""
     client = None
     try:
@@ -116,12 +131,12 @@ def _open(path: Path, weights: Weights, algorithm: ServerAlgorithm, gate: Gate |
         client = _stated_client(file)
         if gate is not None:
             _pass(gate, file, weights)
-        update = Update(file, weights)
+        update = Update(file, weights, history)
         update.close()
         _check_metrics(update, algorithm)
     except (InvalidUpdateError, TrustError, WrongBundleError) as error:
         return Rejected(path, client, error)
-    return update
+    return discounted(update, weights)
 
 
 def _pass(gate: Gate, file: TensorFile, weights: Weights) -> None:

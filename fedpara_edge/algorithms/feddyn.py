@@ -85,6 +85,7 @@ class FedDynServer(ServerAlgorithm):
     name = "feddyn"
     groups = ("h",)
     takes_refit = False  # h is the mean of what the clients keep, who know nothing of a refit
+    takes_late = False  # nor of the server's h by which they started
     weighting = "equal"
 
     def participation(self, updates: int) -> float:

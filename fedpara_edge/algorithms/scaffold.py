@@ -105,6 +105,7 @@ class ScaffoldServer(ServerAlgorithm):
 
     name = "scaffold"
     groups = (CONTROL,)
+    takes_late = False  # the clients' c_i moved by the c of the round in which they started
     weighting = "equal"
 
     def participation(self, updates: int) -> float:

@@ -35,11 +35,13 @@ class ServerAlgorithm(Algorithm):
     Attributes:
         groups: Names of the vectors that it keeps.
         takes_refit: Whether the mean that it gets may be that of refitted factors.
+        takes_late: Whether clients of earlier rounds may be in the mean.
         weighting: Weighting of the clients unless the user asks for another.
     """
 
     groups: ClassVar[tuple[str, ...]] = ()
     takes_refit: ClassVar[bool] = True
+    takes_late: ClassVar[bool] = True
     weighting: ClassVar[Weighting] = "examples"
 
     @property

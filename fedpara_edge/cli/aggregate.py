@@ -72,9 +72,9 @@ def command(
     config = AggregateConfig(**{**options, **({"exact": True} if partial else {})})
     if partial:
         _check_partial(options, keep=keep, change=change, privacy_ledger=privacy_ledger, transcript=transcript)
-    with _gate(allow, ledger, state) as gate, _budget(config, privacy_ledger, state) as budget:
+    with _gate(allow, ledger, state, config.max_staleness) as gate, _budget(config, privacy_ledger, state) as budget:
         if partial:
-            write_sum(updates, weights, output, config, gate=gate, overwrite=overwrite, json=json)
+            write_sum(updates, weights, output, config, state=state, gate=gate, overwrite=overwrite, json=json)
         else:
             files = RoundFiles(output=output, state=state, keep=keep, change=change, transcript=transcript)
             advance(updates, weights, files, config, gate=gate, budget=budget, overwrite=overwrite, json=json)
@@ -92,7 +92,7 @@ def _check_partial(options: Mapping[str, Any], **files: Any) -> None:
 
 
 @contextmanager
-def _gate(allow: Path | None, ledger: Path | None, state: Path | None) -> Iterator[Gate | None]:
+def _gate(allow: Path | None, ledger: Path | None, state: Path | None, late: int) -> Iterator[Gate | None]:
     """The gate that only signed updates of the clients in a list pass; None without a list."""
     if allow is None:
         if ledger is not None:
@@ -110,7 +110,7 @@ def _gate(allow: Path | None, ledger: Path | None, state: Path | None) -> Iterat
 
     clients = read_clients(allow)
     with open_ledger(ledger or Path(str(state)) / "ledger", clients.run) as opened:
-        yield SignatureGate(clients, opened)
+        yield SignatureGate(clients, opened, max_staleness=late)
 
 
 @contextmanager

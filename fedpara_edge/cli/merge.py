@@ -23,13 +23,22 @@ FOR_THE_ROUND = {name for name in declared(AggregateConfig) if name not in FOR_P
 @click.option("--weights", type=PATH, required=True, help="Weights the updates started from.")
 @click.option("-o", "--output", type=PATH, required=True, help="Partial to write.")
 @options_of(AggregateConfig, without=FOR_THE_ROUND)
+@click.option("--state", type=PATH, help="Folder with the server's state of the round; with --max-staleness.")
 @output_options
 def command(
-    partials: tuple[Path, ...], weights: Path, output: Path, options: Mapping[str, Any], overwrite: bool, json: bool
+    partials: tuple[Path, ...],
+    weights: Path,
+    output: Path,
+    options: Mapping[str, Any],
+    state: Path | None,
+    overwrite: bool,
+    json: bool,
 ) -> None:
     """Put partials together into one, also with update files.
 
     Neither order nor grouping changes a byte of it. An update that is in several partials counts once, for which its
     file must be among the arguments, unless one of the partials has all that is in the other.
     """
-    write_sum(partials, weights, output, AggregateConfig(**options, exact=True), overwrite=overwrite, json=json)
+    write_sum(
+        partials, weights, output, AggregateConfig(**options, exact=True), state=state, overwrite=overwrite, json=json
+    )

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fedpara_edge.aggregation.gate import Gate
     from fedpara_edge.privacy.ledger import PrivacyLedger
 
-FOR_PARTIALS = ("algorithm", "clients", "weighting", "exact", "min_updates", "strict")
+FOR_PARTIALS = ("algorithm", "clients", "weighting", "exact", "max_staleness", "min_updates", "strict")
 """Options that count when a partial is made; the others are for the round as a whole."""
 
 
@@ -44,6 +44,7 @@ def write_sum(
     output: Path,
     config: AggregateConfig,
     *,
+    state: Path | None,
     gate: Gate | None = None,
     overwrite: bool,
     json: bool,
@@ -53,7 +54,9 @@ def write_sum(
 
     try:
         with _progress_bar(len(files)) as on_progress:
-            made = make_partial(files, weights, output, config, gate=gate, overwrite=overwrite, on_progress=on_progress)
+            made = make_partial(
+                files, weights, output, config, state=state, gate=gate, overwrite=overwrite, on_progress=on_progress
+            )
     except TooFewUpdatesError as error:
         _show(error.rejected)
         raise
@@ -137,7 +140,7 @@ def _text(done: Round) -> str:
     text = (
         f"{done.output}: round {done.number} from {len(result.accepted)} updates "
         f"({sum(update.examples for update in result.accepted)} examples), {len(result.rejected)} rejected"
-        f"{_bounded(result.accepted)}\n"
+        f"{_bounded(result.accepted)}{_late(result.accepted)}\n"
         f"received {megabytes(result.received_bytes)}, {result.share:.1%} of the {megabytes(result.dense_bytes)} "
         "that the dense model costs in float32"
     )
@@ -164,6 +167,11 @@ def _show(rejected: Iterable[FedparaError]) -> None:
 def _bounded(accepted: Iterable[Accepted]) -> str:
     count = sum(bool(update.bounded) for update in accepted)
     return f", {count} bounded" if count else ""
+
+
+def _late(accepted: Iterable[Accepted]) -> str:
+    count = sum(update.staleness > 0 for update in accepted)
+    return f", {count} late" if count else ""
 
 
 def _warn(accepted: Iterable[Accepted], config: AggregateConfig) -> None:

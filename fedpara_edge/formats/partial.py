@@ -16,11 +16,11 @@ no others, and the arrays
     mean/0 …      int32 [levels, entries]; digits of Σ n_i d_i of the flat changes d_i (`codecs.codec`), one for each
                   mean of the algorithm, in further ones times 2^64 and the algorithm's factors (`aggregation.sums`)
     squares       int32 [levels, entries]; digits of Σ n_i d_i² of the running means, in the order of the flat change
-    updates       uint8; UTF-8, a line of JSON for each update, sorted by client: {"client", "examples", "steps",
-                  "metrics", "round", "base"} of its header, the "sha256" and "bytes" of its file, and the "norms" of
-                  the changes of trained tensors and of running statistics
-    conflicts     uint8; UTF-8, a line of JSON for each client of which several updates were found, none of which is
-                  in the sums: {"client", "sha256": [of each, ascending]}
+    updates       uint8; UTF-8, a line of JSON for each update, sorted by client and round: {"client", "examples",
+                  "steps", "metrics", "round", "base"} of its header, the "sha256" and "bytes" of its file, and the
+                  "norms" of the changes of trained tensors and of running statistics, discounted if it is late
+    conflicts     uint8; UTF-8, a line of JSON for each client of which several updates of one round were found, none
+                  of which is in the sums, sorted likewise: {"client", "round", "sha256": [of each, ascending]}
 
 With B = 2^32, a sum is Σ_k a_k B^(lowest + k) of its rows a_k, with -2^31 <= a_k < 2^31; neither the first nor the last
 row is all 0. So the sum of the same updates has the same bytes, however it came about.
@@ -58,6 +58,9 @@ MAX_LIST_BYTES = 1 << 24
 MAX_LINE_BYTES = 1 << 16
 _FIELDS = ("client", "examples", "steps", "metrics", "round", "base")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+
+Conflicts = Mapping[tuple[str, int], Sequence[str]]
+"""Digests of the updates of which several were found, by client and round."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,13 +111,13 @@ class Partial:
     Args:
         header: Weights, algorithm and weighting that it is the sum for.
         counted: Updates in the sums, sorted by client.
-        conflicts: Digests of the updates of clients of which several were found, none of which is in the sums.
+        conflicts: Digests of the updates of which several were found for a client and round; none is in the sums.
         sums: Exact sums by name.
     """
 
     header: PartialHeader
     counted: Sequence[Counted]
-    conflicts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    conflicts: Conflicts = field(default_factory=dict)
     sums: Mapping[str, Digits]
 
 
@@ -126,7 +129,10 @@ def write_partial(path: Path, partial: Partial, *, overwrite: bool = True) -> st
         FedparaError: There are too many updates, or the disk refuses the write.
     """
     updates = [_line_of(each) for each in partial.counted]
-    conflicts = [{"client": client, "sha256": sorted(found)} for client, found in sorted(partial.conflicts.items())]
+    conflicts = [
+        {"client": client, "round": number, "sha256": sorted(found)}
+        for (client, number), found in sorted(partial.conflicts.items())
+    ]
     arrays: dict[str, NDArray[Any]] = {
         **{name: digits.rows for name, digits in partial.sums.items()},
         "updates": _lines(updates),
@@ -158,8 +164,8 @@ class PartialFile:
         entries: Number of entries of each sum that it must have, by name.
 
     Attributes:
-        counted: Updates in the sums, sorted by client.
-        conflicts: Digests of conflicting updates, by client.
+        counted: Updates in the sums, sorted by client and round.
+        conflicts: Digests of conflicting updates, by client and round.
         digest: Digest that it states.
 
     Raises:
@@ -251,25 +257,26 @@ class PartialFile:
                 raise self._refuse(f"expected a list of updates, found a bad entry ({error})") from error
             norms = (float(trained), float(statistics))
             found.append(Counted(header=counted, sha256=sha256, bytes=size, norms=norms))
-        self._check_order([each.header.client for each in found])
+        self._check_order([each.header.sender for each in found])
         return tuple(found)
 
-    def _read_conflicts(self) -> dict[str, tuple[str, ...]]:
-        found: dict[str, tuple[str, ...]] = {}
-        clients = []
+    def _read_conflicts(self) -> Conflicts:
+        found: dict[tuple[str, int], tuple[str, ...]] = {}
+        senders = []
         for line in self._read_lines("conflicts"):
-            client, digests = line.get("client"), line.get("sha256")
+            client, number, digests = line.get("client"), line.get("round"), line.get("sha256")
             if not (
-                line.keys() == {"client", "sha256"}
+                line.keys() == {"client", "round", "sha256"}
+                and type(number) is int
                 and isinstance(client, str)
                 and is_valid_client_name(client)
                 and isinstance(digests, list)
                 and all(map(_is_digest, digests))
             ):
                 raise self._refuse("expected a list of conflicts, found a bad entry")
-            clients.append(client)
-            found[client] = tuple(digests)
-        self._check_order(clients)
+            senders.append((client, number))
+            found[client, number] = tuple(digests)
+        self._check_order(senders)
         return found
 
     def _read_lines(self, name: str) -> Iterator[dict[str, Any]]:
@@ -285,9 +292,9 @@ class PartialFile:
                 raise self._refuse(f"array {name!r}: expected lines of JSON, found {error}") from error
             yield value
 
-    def _check_order(self, clients: Sequence[str]) -> None:
-        if any(one >= other for one, other in pairwise(clients)):
-            raise self._refuse("expected each client once, in order, found another list")
+    def _check_order(self, senders: Sequence[tuple[str, int]]) -> None:
+        if any(one >= other for one, other in pairwise(senders)):
+            raise self._refuse("expected each client and round once, in order, found another list")
 
     def _refuse(self, text: str) -> InvalidUpdateError:
         return InvalidUpdateError(f"{self.path}: {text}; {REMEDY}", code="partial")

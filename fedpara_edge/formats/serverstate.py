@@ -7,6 +7,7 @@ Format `fedpara-edge/server-state`, version 1 (container: `storage.tensorfile`).
     round         round of the weights that it belongs with
     base          SHA-256 of those weights (`weights`)
     algorithm     {"name": text, "options": {name: number}}: the server algorithm that wrote it (`algorithms`)
+    history       past rounds (`formats.history`); left out unless late updates may count
     digest        as in `storage.digest`
 
 and float32 tensors `<group>/<name>`, all finite: in each group one for every shared tensor, under its name and in its
@@ -31,6 +32,7 @@ from numpy.typing import NDArray
 from fedpara_edge.algorithms import SERVER, ServerAlgorithm
 from fedpara_edge.codecs.codec import not_finite
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError, brief_text
+from fedpara_edge.formats.history import History, history_from_json, history_to_json
 from fedpara_edge.formats.weights import Weights
 from fedpara_edge.storage.digest import content_digest, read_checked, with_digest
 from fedpara_edge.storage.rounds import round_path, rounds_in
@@ -55,6 +57,7 @@ class ServerState:
         algorithm: Name of the server algorithm.
         options: Options of the server algorithm.
         groups: Arrays by group and shared tensor, float32.
+        history: Past rounds of which updates may count.
     """
 
     fingerprint: str
@@ -63,6 +66,7 @@ class ServerState:
     algorithm: str
     options: Mapping[str, Any]
     groups: Mapping[str, Group] = field(default_factory=dict)
+    history: History = field(default_factory=dict)
 
     def check_weights(self, weights: Weights) -> None:
         """Compare with the weights that it is to be used with.
@@ -149,6 +153,7 @@ def write_server_state(path: Path, state: ServerState, *, overwrite: bool = True
         "round": state.round,
         "base": state.base,
         "algorithm": {"name": state.algorithm, "options": dict(state.options)},
+        **({"history": history_to_json(state.history)} if state.history else {}),
     }
     write_tensors(path, tensors, with_digest(header, content_digest(tensors)), overwrite=overwrite)
 
@@ -229,6 +234,10 @@ def _header_of(file: TensorFile) -> ServerState:
         "round": type(header.get("round")) is int and 0 <= header["round"] <= 1 << 40,
         "algorithm": isinstance(name, str) and name in SERVER and isinstance(options, dict),
     }
+    try:
+        history = history_from_json(header.get("history", []))
+    except ValueError:
+        checks["history"] = False
     wrong = next((name for name, right in checks.items() if not right), None)
     if wrong is not None:
         raise WrongBundleError(
@@ -241,4 +250,5 @@ def _header_of(file: TensorFile) -> ServerState:
         base=header["base"],
         algorithm=str(name),
         options=dict(options or {}),
+        history=history,
     )

@@ -34,6 +34,7 @@ from fedpara_edge.codecs.decoding import ScaledDecoder
 from fedpara_edge.codecs.statistics import encode_change
 from fedpara_edge.errors import InputError, InvalidUpdateError, WrongBundleError, brief, brief_text
 from fedpara_edge.factors.layout import Layout
+from fedpara_edge.formats.history import NO_HISTORY, History
 from fedpara_edge.formats.tables import max_table_bytes
 from fedpara_edge.formats.weights import Weights
 from fedpara_edge.options import check, option
@@ -91,6 +92,11 @@ class UpdateHeader:
                 raise InvalidUpdateError(
                     f"metric {brief(name)}: expected a finite number, found {brief(value)}", code="header"
                 )
+
+    @property
+    def sender(self) -> tuple[str, int]:
+        """Client and round, of which there is one update."""
+        return self.client, self.round
 
 
 def is_valid_client_name(name: str) -> bool:
@@ -223,6 +229,7 @@ class Update:
     Args:
         file: Open container, which is closed if anything is wrong.
         weights: Weights from which the update must have been trained.
+        history: Past rounds from whose weights it may have been trained as well.
 
     Attributes:
         header: Header of the file.
@@ -234,11 +241,11 @@ class Update:
         WrongBundleError: The update was trained with another bundle, in another round or from other weights.
     """
 
-    def __init__(self, file: TensorFile, weights: Weights) -> None:
+    def __init__(self, file: TensorFile, weights: Weights, history: History = NO_HISTORY) -> None:
         self.file = file
         try:
             self.header = _header_of(self.file)
-            self._check_base(weights)
+            check_base(self.header, weights, history, path=file.path)
             self.decoder: Decoder = open_codec(self.file, in_order(weights.layout.shared))
         except BaseException:
             self.file.close()
@@ -271,16 +278,37 @@ class Update:
         """
         self.file.reopen()
 
-    def _check_base(self, weights: Weights) -> None:
-        expected = {"fingerprint": weights.fingerprint, "round": weights.round, "base": weights.base}
-        for name, value in expected.items():
-            found = getattr(self.header, name)
-            if found != value:
-                raise WrongBundleError(
-                    f"{self.path}: {name}: expected {_short(value)}, found {_short(found)}; "
-                    "train again from the current weights and bundle",
-                    code=f"wrong_{name}",
-                )
+
+def check_base(header: UpdateHeader, weights: Weights, history: History, *, path: Path) -> None:
+    """Compare the header of an update with the weights that it is to change.
+
+    Args:
+        header: Header of the update.
+        weights: Weights of the round.
+        history: Past rounds of which updates may count as well.
+        path: File that has the header.
+
+    Raises:
+        WrongBundleError: The update was trained with another bundle, in another round or from other weights.
+        InvalidUpdateError: It has counted in an earlier round, or another one of its client and round has.
+    """
+    past = history.get(header.round)
+    base = weights.base if past is None else past.base
+    round_ = weights.round if past is None else header.round
+    for name, value in {"fingerprint": weights.fingerprint, "round": round_, "base": base}.items():
+        found = getattr(header, name)
+        if found != value:
+            raise WrongBundleError(
+                f"{path}: {name}: expected {_short(value)}, found {_short(found)}; "
+                "train again from the current weights and bundle",
+                code=f"wrong_{name}",
+            )
+    if past is not None and header.client in past.counted:
+        raise InvalidUpdateError(
+            f"{path}: client {header.client!r}: expected an update that has not counted, found that of round "
+            f"{header.round}, which has; leave it out",
+            code="duplicate",
+        )
 
 
 def _header_of(file: TensorFile) -> UpdateHeader:

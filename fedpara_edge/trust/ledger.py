@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.formats.weights import Weights
 from fedpara_edge.storage.atomic import replacing_file
 from fedpara_edge.storage.locking import hold
 from fedpara_edge.storage.tensortable import strict_json
@@ -69,8 +68,14 @@ class Ledger:
             )
         return dict(entries)
 
-    def record(self, weights: Weights, accepted: Mapping[str, str]) -> None:
-        """Add the updates that are accepted in the round of some weights, and remove what is closed by it.
+    def record(self, accepted: Mapping[str, str], *, fingerprint: str, round: int, base: str) -> None:
+        """Add updates of a round that are accepted, in it or later, and remove what is closed by it.
+
+        Args:
+            accepted: SHA-256 of the update of each client.
+            fingerprint: Fingerprint of the bundle.
+            round: Number of the round.
+            base: SHA-256 of the weights from which the round started.
 
         Raises:
             FedparaError: The disk refuses the write.
@@ -79,17 +84,17 @@ class Ledger:
             "format": FORMAT,
             "version": 1,
             "run": self._run,
-            "fingerprint": weights.fingerprint,
-            "round": weights.round,
-            "base": weights.base,
-            "accepted": {**accepted, **self.accepted(weights.round)},
+            "fingerprint": fingerprint,
+            "round": round,
+            "base": base,
+            "accepted": {**accepted, **self.accepted(round)},
         }
-        with replacing_file(self._path(weights.round)) as temporary:
+        with replacing_file(self._path(round)) as temporary:
             temporary.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         oldest = self.oldest_open
-        for round in self._rounds():
-            if round < oldest:
-                self._path(round).unlink()
+        for earlier in self._rounds():
+            if earlier < oldest:
+                self._path(earlier).unlink()
 
     def _rounds(self) -> list[int]:
         names = (re.fullmatch(r"round-(\d+)\.json", path.name) for path in self._folder.iterdir())

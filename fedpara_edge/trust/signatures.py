@@ -79,10 +79,13 @@ class SignatureGate(IdentityGate):
     Args:
         clients: Clients whose updates count.
         ledger: Open ledger of their run.
+        max_staleness: Most rounds by which an update may be late. That it has not counted in an earlier round is known
+            to the server state, so that a round can be done again.
     """
 
-    def __init__(self, clients: Clients, ledger: Ledger) -> None:
+    def __init__(self, clients: Clients, ledger: Ledger, *, max_staleness: int = 0) -> None:
         super().__init__(clients)
+        self._max_staleness = max_staleness
         self._ledger, self._oldest_open = ledger, ledger.oldest_open
         self._accepted = cache(ledger.accepted)
         self._statements: dict[Path, Statement] = {}
@@ -90,7 +93,11 @@ class SignatureGate(IdentityGate):
     def record(self, paths: Sequence[Path], weights: Weights) -> None:
         """Enter the updates that are accepted in a round in the ledger."""
         accepted = [self._statements[path] for path in paths]
-        self._ledger.record(weights, {statement.client: statement.sha256 for statement in accepted})
+        for number in sorted({weights.round, *(statement.round for statement in accepted)}):
+            own = [statement for statement in accepted if statement.round == number]
+            base = own[0].base if own else weights.base
+            digests = {statement.client: statement.sha256 for statement in own}
+            self._ledger.record(digests, fingerprint=weights.fingerprint, round=number, base=base)
 
     def _admit(self, path: Path, member: Member, statement: Statement, weights: Weights) -> None:
         if member.client.revoked:
@@ -101,8 +108,9 @@ class SignatureGate(IdentityGate):
         if statement.round < self._oldest_open:
             found = f"expected an update of round {self._oldest_open} or later, found one of round {statement.round}"
             raise _refusal(path, member.name, f"{found}, which is closed", "replay")
+        is_timely = weights.round - self._max_staleness <= statement.round <= weights.round
         known = self._accepted(statement.round).get(member.name)
-        if known is not None and (known != statement.sha256 or statement.round != weights.round):
+        if known is not None and (known != statement.sha256 or not is_timely):
             of_round = f"its one update of round {statement.round}, {known[:12]}…, was accepted"
             found = f"expected an update that was not replayed, found {statement.sha256[:12]}…: {of_round}"
             raise _refusal(path, member.name, found, "replay")
