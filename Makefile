@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: test web page phone docs versions versions-quick demo bench bench-quick zoo-check report figures kills pi pi-board pi-32 pi-wheel format clean
+.PHONY: test web page phone docs versions versions-quick demo bench bench-quick zoo-check attacks report figures kills pi pi-board pi-32 pi-wheel format clean
 .DELETE_ON_ERROR:
 
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -54,6 +54,9 @@ bench-quick: $(VENV)/ready  ## the same benchmarks at small sizes, in less than 
 
 zoo-check: $(VENV)/ready  ## architectures exported and trained on 5 seeds, to benchmarks/zoo_check.md, from where it stopped
 	$(BIN)/python benchmarks/zoo_check.py $(ZOO)
+
+attacks: $(VENV)/ready  ## accuracy by rule and attack, to benchmarks/attacks.md, from where it stopped
+	$(BIN)/python benchmarks/attacks.py --figure docs/attacks.svg $(ATTACKS)
 
 report: $(VENV)/ready  ## page and figures of every run in plans/results, into build/reports/
 	mkdir -p build/reports

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from small_round import flat, forge, layer, layout_of, random_tensors, send, start_round
 
 from fedpara_edge.aggregation import AggregateConfig, Aggregation, aggregate, columns
-from fedpara_edge.aggregation.bounds import UNBOUNDED
+from fedpara_edge.aggregation.bounds import UNBOUNDED, Bounds
 from fedpara_edge.aggregation.effort import Effort
 from fedpara_edge.aggregation.rules import MIXINGS, RULES, coordinates, find_mixing, find_rule, geometry
 from fedpara_edge.aggregation.rules.coordinates import mean_of_ranks
@@ -245,7 +245,7 @@ def test_bounds_come_before_a_rule(text: str, tmp_path: Path, weights: Weights) 
     paths, rows = spread_updates(tmp_path, weights)
     norms = np.linalg.norm(rows, axis=1)
     scaled = rows * np.minimum(1, 2 * np.median(norms) / norms)[:, None]
-    result = aggregate(paths, weights, method=method(text))
+    result = aggregate(paths, weights, method=method(text), bounds=Bounds(max_norm=2.0))
     np.testing.assert_allclose(moved(result, weights), ORACLES[text](scaled), atol=2e-6)
     assert [update.client for update in result.accepted if update.bounded] == ["c04", "c07"]
 

@@ -13,7 +13,9 @@ asks for, such as that of Δ_i / R_i for scaffold. All bind from three updates o
 median over an even number of examples is the lower one.
 
 The defaults are such that from five updates on, whoever claims most examples and the largest change moves the weights
-by no more than the others do together, if these agree: 0.33 times 2 medians against 0.67 times 1.
+by less than the others do together, if these agree: 0.33 times 1.5 medians against 0.67 times 1. Where 30 % of the
+clients send -10 times their change, a bound of 1.5 medians leaves more of the accuracy than one of 2 does, and where
+none does, as much (`benchmarks/attacks.md`); at 1, half of all honest changes would be scaled down.
 
 Clipping to a multiple of the median is norm bounding (Sun et al. 2019, arXiv 1911.07963) with the threshold taken from
 the round, of which more than half must be honest for it.
@@ -53,7 +55,7 @@ class Bounds:
     """
 
     max_norm: float = option(
-        2.0, minimum=1, help="Largest norm of a change, in medians of the round; larger ones are scaled down."
+        1.5, minimum=1, help="Largest norm of a change, in medians of the round; larger ones are scaled down."
     )
     max_examples: float = option(
         10.0, minimum=1, help="Most examples that count for one client, in medians of the round."
