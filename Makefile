@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: test web page phone docs versions versions-quick demo bench bench-quick zoo-check attacks report figures kills pi pi-board pi-32 pi-wheel format clean
+.PHONY: test web page phone docs versions versions-quick demo bench bench-quick zoo-check attacks report figures kills fuzz pi pi-board pi-32 pi-wheel format clean
 .DELETE_ON_ERROR:
 
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -68,6 +68,9 @@ figures: $(VENV)/ready  ## the figures of the documentation, drawn again from pl
 
 kills: $(VENV)/ready  ## every command that writes, killed in each call by which it changes a file, and on failing disks
 	PYTHONPATH=.:tests $(BIN)/python tests/kills.py $(KILLS)
+
+fuzz: $(VENV)/ready  ## 100,000 mutated files of each format: each reads as something consistent or is refused in one line
+	PYTHONPATH=.:tests $(BIN)/python tests/fuzz.py $(FUZZ)
 
 PI := $(VENV)/pi
 PI_SUITE ?= bookworm

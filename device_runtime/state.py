@@ -169,7 +169,9 @@ class DeviceState:
         try:
             promise = strict_json(self._promise.read_text(encoding="utf-8"))
             output = Path(promise["output"])
-            return output.with_name(Path(promise["waiting"]).name) / output.name
+            waiting = output.with_name(Path(promise["waiting"]).name) / output.name
+            waiting.exists()  # or else the name is one that the system refuses
+            return waiting
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{self._promise}: expected the place of an update, found a damaged file; delete it, and the state of "

@@ -159,6 +159,13 @@ def _round(folder: Path) -> None:
         send(folder, read_weights(folder / "base.safetensors"), client, codec="int8")
 
 
+def partials(folder: Path) -> None:
+    _round(folder)
+    for client in CLIENTS:
+        update, weights = f"{client}.update", "base.safetensors"
+        run_here(folder, "aggregate", update, "--partial", "--weights", weights, "-o", f"{client}.partial")
+
+
 def _signed_round(folder: Path) -> None:
     """The third round of a server that keeps a state, a ledger and changes."""
     base = start_round(folder, number=0)
@@ -211,7 +218,7 @@ def _plan(folder: Path) -> None:
     (folder / "plan.toml").write_text(PLAN)
 
 
-def _half_run(folder: Path) -> None:
+def half_run(folder: Path) -> None:
     """A run of one round, whose plan has two and another arm by now."""
     _plan(folder)
     run_here(folder, "simulate", "plan.toml", "-o", "run")
@@ -240,6 +247,17 @@ CASES: dict[str, Case] = {
          "--change", "change-2", "--allow", "clients.toml", "--transcript", "transcript.json"),
         ("change-2", "server/round-3.safetensors", "transcript.json", "next.safetensors"),
     ),
+    "merge": Case(
+        partials,
+        ("merge", "ann.partial", "ben.partial", "--weights", "base.safetensors", "-o", "both.partial"),
+        ("both.partial",),
+    ),
+    "finalize": Case(
+        partials,
+        ("finalize", "ann.partial", "ben.partial", "--weights", "base.safetensors", "-o", "next.safetensors",
+         "--transcript", "transcript.json"),
+        ("transcript.json", "next.safetensors"),
+    ),
     "apply": Case(_repository, ("apply", "bundle/weights.safetensors", "c1", "c2", "-o", "out"), ("out",)),
     "publish": Case(
         _repository,
@@ -267,7 +285,7 @@ CASES: dict[str, Case] = {
         ("split",),
     ),
     "simulate": Case(_plan, ("simulate", "plan.toml", "-o", "run"), ("run/plan.toml",)),
-    "simulate-more": Case(_half_run, ("simulate", "plan.toml", "-o", "run"), ("run/plan.toml",)),
-    "report": Case(_half_run, ("report", "run", "-o", "out"), ("out/report.html",)),
-    "report-csv": Case(_half_run, ("report", "run", "--csv", "table.csv"), ("table.csv",)),
+    "simulate-more": Case(half_run, ("simulate", "plan.toml", "-o", "run"), ("run/plan.toml",)),
+    "report": Case(half_run, ("report", "run", "-o", "out"), ("out/report.html",)),
+    "report-csv": Case(half_run, ("report", "run", "--csv", "table.csv"), ("table.csv",)),
 }  # fmt: skip

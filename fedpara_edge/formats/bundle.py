@@ -35,6 +35,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.errors import InputError, WrongBundleError, brief, brief_text
@@ -150,13 +151,23 @@ class Bundle:
         """Initial personal tensors, by name; none if the model has no personal tensors.
 
         Raises:
-            WrongBundleError: `local.safetensors` is damaged.
+            WrongBundleError: `local.safetensors` is damaged, or has other tensors than the layout.
         """
         if INITIAL_PERSONAL not in self.manifest.files:
             return {}
         path = self.file(INITIAL_PERSONAL)
+        expected = {tensor.name: (tensor.shape, tensor.dtype) for tensor in self.manifest.layout.with_role("personal")}
         with TensorFile(path, format=INITIAL_PERSONAL_FORMAT, error=WrongBundleError, remedy=REMEDY) as file:
-            return {name: file.read(name) for name in file.entries}
+            if {name: (entry.shape, entry.dtype) for name, entry in file.entries.items()} != expected:
+                raise WrongBundleError(
+                    f"{path}: expected the personal tensors of {MANIFEST} ({len(expected)}), found others "
+                    f"({len(file.entries)}); {REMEDY}"
+                )
+            tensors = {name: file.read(name) for name in file.entries}
+        for name, tensor in tensors.items():
+            if not np.isfinite(tensor).all():
+                raise WrongBundleError(f"{path}: tensor {name!r}: expected finite values, found NaN or Inf; {REMEDY}")
+        return tensors
 
 
 def write_initial_personal(folder: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
@@ -179,14 +190,21 @@ def open_bundle(path: Path | str) -> Bundle:
     manifest = _read_manifest(path / MANIFEST)
     for name, entry in manifest.files.items():
         file = path / name
-        if Path(name).name != name or not file.is_file():
+        if Path(name).name != name or not _is_file(file):
             raise WrongBundleError(f"{file}: expected a file that {MANIFEST} lists, found nothing; {REMEDY}")
         if file.stat().st_size != entry["bytes"] or sha256_of(file) != entry["sha256"]:
             raise WrongBundleError(
-                f"{file}: expected the content that {MANIFEST} lists (sha256 {entry['sha256'][:12]}…), "
-                f"found other content; {REMEDY}"
+                f"{file}: expected the content that {MANIFEST} lists (sha256 "
+                f"{brief_text(entry['sha256'], max_length=12)}), found other content; {REMEDY}"
             )
     return Bundle(path, manifest)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for the system
+        return False
 
 
 def _read_manifest(path: Path) -> Manifest:

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fedpara_edge.errors import InputError, TrustError
+from fedpara_edge.errors import InputError, TrustError, brief_text
 from fedpara_edge.storage.atomic import replacing_file
 from fedpara_edge.storage.tensortable import strict_json
 
@@ -79,7 +79,8 @@ def read_transcript(path: Path) -> Transcript:
         raise InputError(f"{path}: expected a transcript of a round, found another file ({error})") from error
     if found != tree:
         raise TrustError(
-            f"{path}: expected updates with the tree hash {str(tree)[:12]}…, found {found[:12]}…: the list was changed",
+            f"{path}: expected updates with the tree hash {brief_text(tree, max_length=12)}, found {found[:12]}…: the "
+            "list was changed",
             code="transcript",
         )
     return transcript

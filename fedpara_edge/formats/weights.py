@@ -219,8 +219,8 @@ def _check_bundle(path: Path, fingerprint: str, layout: Layout, bundle: Bundle) 
     roles: tuple[Role, ...] = ("shared", "base")
     if fingerprint != expected or layout.with_role(*roles) != bundle.manifest.layout.with_role(*roles):
         raise WrongBundleError(
-            f"{path}: expected weights of bundle {expected[:12]}…, found those of {fingerprint[:12]}…; "
-            f"use weights that were exported or aggregated with {bundle.path}"
+            f"{path}: expected weights of bundle {expected[:12]}…, found those of "
+            f"{brief_text(fingerprint, max_length=12)}; use weights that were exported or aggregated with {bundle.path}"
         )
 
 

@@ -136,7 +136,11 @@ def _read(path: Path) -> tuple[bytes, tuple[Entry, ...]]:
 
 def _is_valid(entry: Entry) -> bool:
     numbers = (entry.noise, entry.sampling)
-    return all(type(number) in (int, float) for number in numbers) and entry.noise > 0 and 0 < entry.sampling <= 1
+    return (
+        all(type(number) in (int, float) for number in numbers)
+        and 0 < entry.noise <= sys.float_info.max
+        and 0 < entry.sampling <= 1
+    )
 
 
 @contextmanager

@@ -7,7 +7,7 @@ different rounds. What is there is read; of two lines about the same round the l
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import starmap
@@ -110,7 +110,7 @@ def number_of(line: Line, field: str) -> float | None:
     0.5
     """
     value = line.get(field)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         return None
     return float(value)
 

@@ -63,6 +63,7 @@ def _rows(arm: str, seed: SeedRun) -> Iterator[dict[str, Any]]:
 def _flat(line: Line) -> Iterable[tuple[str, Any]]:
     for name, value in line.items():
         if name in NESTED:
-            yield from ((f"{name}.{key}", of) for key, of in (value or {}).items())
+            nested = value if isinstance(value, dict) else {}
+            yield from ((f"{name}.{key}", of) for key, of in nested.items())
         elif name not in ("event", *KEYS):
             yield name, value

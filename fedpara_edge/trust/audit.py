@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 from fedpara_edge.aggregation import AggregateConfig, run_round
 from fedpara_edge.aggregation.gate import Gate, HashingGate
-from fedpara_edge.errors import InputError, TrustError
+from fedpara_edge.errors import InputError, TrustError, brief_text
 from fedpara_edge.formats.transcript import Transcript
 from fedpara_edge.formats.weights import Weights, read_weights
 from fedpara_edge.options.binding import bind
@@ -61,7 +61,8 @@ def audit(
     if missing:
         raise TrustError(
             f"expected the {len(transcript.updates)} updates of the transcript, found {len(missing)} of them missing, "
-            f"the first that of {missing[0]['client']!r} with SHA-256 {missing[0]['sha256'][:12]}…",
+            f"the first that of {missing[0]['client']!r} with SHA-256 "
+            f"{brief_text(missing[0]['sha256'], max_length=12)}",
             code="transcript",
         )
     for path, expected in ((weights, transcript.base), (published, transcript.result)):

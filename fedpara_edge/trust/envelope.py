@@ -88,7 +88,9 @@ def read_envelope(update: Path) -> Envelope:
             data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise ValueError(f"more than {_MAX_BYTES} bytes")
-        return Envelope.from_dict(strict_json(data.decode()))
+        envelope = Envelope.from_dict(strict_json(data.decode()))
+        envelope.pae()  # what a signature is of, if there can be one
+        return envelope
     except FileNotFoundError as error:
         raise TrustError(
             f"{update}: expected a signature in {path.name} beside it, found none; train with --key", code="unsigned"

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedpara_edge.errors import InputError
+from fedpara_edge.errors import InputError, brief
 from fedpara_edge.storage.atomic import replacing_file
 from fedpara_edge.storage.locking import hold
 from fedpara_edge.storage.tensortable import strict_json
@@ -55,16 +55,17 @@ class Ledger:
         try:
             data = strict_json(path.read_text(encoding="utf-8"))
             found, entries = (data["format"], data["version"], data["round"]), data["accepted"]
+            run = data["run"]
             if found != (FORMAT, 1, round) or not all(isinstance(text, str) for text in entries.values()):
                 raise ValueError("other fields")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{path}: expected the ledger of round {round}, found a damaged file ({error}); bring back a copy"
             ) from error
-        if data["run"] != self._run:
+        if run != self._run:
             raise InputError(
-                f"{path}: expected the ledger of run {self._run!r}, found that of {data['run']!r}; give each run a "
-                "ledger of its own"
+                f"{path}: expected the ledger of run {self._run!r}, found that of {brief(run)}; give each run a ledger "
+                "of its own"
             )
         return dict(entries)
 

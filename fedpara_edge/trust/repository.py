@@ -27,7 +27,7 @@ from securesystemslib.signer import Signer
 from tuf.api.exceptions import LengthOrHashMismatchError, RepositoryError
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
-from fedpara_edge.errors import InputError, TrustError, WrongBundleError, brief
+from fedpara_edge.errors import InputError, TrustError, WrongBundleError, brief, brief_text
 from fedpara_edge.formats import change as change_file
 from fedpara_edge.formats.bundle import MANIFEST, open_bundle
 from fedpara_edge.formats.folded import read_folded
@@ -269,7 +269,7 @@ def _with_additions(
     if manifest := new.get(_MANIFEST):
         fingerprints[Path(_MANIFEST)] = manifest.custom["fingerprint"]
     if len(set(fingerprints.values())) > 1:
-        named = ", ".join(f"{path} of {str(found)[:12]}…" for path, found in fingerprints.items())
+        named = ", ".join(f"{path} of {brief_text(found, max_length=12)}" for path, found in fingerprints.items())
         raise WrongBundleError(f"expected files of one bundle, found {named}; publish those that belong together")
     for kind, newer in ((WEIGHTS, additions.weights), (MODELS, additions.model)):
         if newer is not None:

@@ -116,6 +116,7 @@ def parse_root(path: Path, data: bytes) -> Metadata[Root]:
     """
     try:
         metadata = Metadata[Root].from_bytes(data)
+        _ = metadata.signed_bytes  # what a signature is of, if there can be one
     except RepositoryError as error:
         raise InputError(f"{path}: expected root metadata, found another file; check the path") from error
     if not isinstance(metadata.signed, Root):

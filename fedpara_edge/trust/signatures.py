@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from fedpara_edge.errors import TrustError, brief
+from fedpara_edge.errors import TrustError, brief, brief_text
 from fedpara_edge.formats.weights import Weights
 from fedpara_edge.storage.tensorfile import TensorFile
 from fedpara_edge.trust.clients import Clients, Member
@@ -111,8 +111,9 @@ class SignatureGate(IdentityGate):
         is_timely = weights.round - self._max_staleness <= statement.round <= weights.round
         known = self._accepted(statement.round).get(member.name)
         if known is not None and (known != statement.sha256 or not is_timely):
-            of_round = f"its one update of round {statement.round}, {known[:12]}…, was accepted"
-            found = f"expected an update that was not replayed, found {statement.sha256[:12]}…: {of_round}"
+            of_round = f"its one update of round {statement.round}, {brief_text(known, max_length=12)}, was accepted"
+            sent = brief_text(statement.sha256, max_length=12)
+            found = f"expected an update that was not replayed, found {sent}: {of_round}"
             raise _refusal(path, member.name, found, "replay")
         self._statements[path] = statement
 
