@@ -30,6 +30,7 @@ SCRIPTS = {
     "Depthwise convolutions and BatchNorm": "mobile.py",
     "Inference with a folded model": "folded.py",
     "Aggregation on the server": "aggregation.py",
+    "Signatures and bounds": "signatures.py",
     "Codecs": "codecs.py",
 }
 QUICK = {
@@ -41,6 +42,7 @@ QUICK = {
     "mobile.py": ("--models", "DS-CNN", "--repetitions", "2"),
     "folded.py": ("--models", "mlp,cnn", "--repetitions", "2"),
     "aggregation.py": ("--updates", "10", "40", "--repetitions", "2"),
+    "signatures.py": ("--codec", "float32", "--codec", "int4", "--updates", "20", "--repetitions", "2"),
     "codecs.py": ("--parameters", "500000", "--updates", "5", "--repetitions", "2", "--seconds", "0.1"),
 }
 """Options that make a benchmark small."""

@@ -53,6 +53,17 @@ def test_mobile(tmp_path: Path) -> None:
     assert min(row["ms"].values()) > 0
 
 
+def test_signatures(tmp_path: Path) -> None:
+    options = ["--codec", "int4", "--updates", "2", "--parameters", "1", "--repetitions", "1", "--folder", tmp_path]
+    command = [sys.executable, BENCHMARKS / "signatures.py", *options, "--json", tmp_path / "numbers.json"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    (row,) = json.loads((tmp_path / "numbers.json").read_text())["rows"]
+    assert row["ratios"].keys() == {"bounds", "signed", "both", "disk signed"}
+    assert row["ratios"]["both"] == row["seconds"]["both"] / row["seconds"]["plain"]
+    assert done.stdout.splitlines()[-1].startswith("int4 ")
+    assert [path.name for path in tmp_path.iterdir()] == ["numbers.json"]
+
+
 def test_exporting(tmp_path: Path) -> None:
     command = [sys.executable, BENCHMARKS / "exporting.py", "--models", "cnn", "--repetitions", "1"]
     subprocess.run([*command, "--json", tmp_path / "numbers.json"], check=True, capture_output=True)
