@@ -108,14 +108,14 @@ class ServerState:
         for option in sorted(self.options.keys() | found.keys()):
             if option not in CHANGEABLE and self.options.get(option) != found.get(option):
                 raise InputError(
-                    f"{option}: expected {self.options.get(option)} as in round {self.round}, "
+                    f"{brief_text(option)}: expected {brief_text(self.options.get(option))} as in round {self.round}, "
                     f"found {found.get(option)}; {remedy}"
                 )
         groups = set(self.groups) - {RESIDUAL}
         if groups != set(algorithm.groups):
             raise WrongBundleError(
                 f"server state: expected the groups {', '.join(algorithm.groups) or 'none'} of {algorithm.name}, "
-                f"found {', '.join(sorted(groups)) or 'none'}; take a state that aggregate wrote"
+                f"found {', '.join(map(brief_text, sorted(groups))) or 'none'}; take a state that aggregate wrote"
             )
 
 
