@@ -306,7 +306,8 @@ def _dealt(folder: Path) -> Made:
 def _ledgers(folder: Path) -> Made:
     weights = start_round(folder, number=0)
     with open_ledger(folder / "ledger", signed.RUN) as ledger:
-        ledger.record(weights, {"ann": "a" * 64, "ben": "b" * 64})
+        digests = {"ann": "a" * 64, "ben": "b" * 64}
+        ledger.record(digests, fingerprint=weights.fingerprint, round=0, base=weights.base)
 
     def read(_: Path) -> None:
         with open_ledger(folder / "ledger", signed.RUN) as ledger:
