@@ -16,6 +16,7 @@ import pytest
 import tiny_plan
 import torch
 from command_line import Command, Ended
+from hypothesis import settings
 from small_net import SmallBundle, export_small_net
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
@@ -24,6 +25,8 @@ from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.simulation import runner
 from fedpara_edge.simulation.tasks.engines import bundle_at
 
+settings.register_profile("tests", deadline=None)  # how long an example takes depends on what else runs here
+settings.load_profile("tests")
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 gc.freeze()  # torch is large, stays, and need not be searched for garbage again and again
 

@@ -209,14 +209,14 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Round:
     return Round(tmp_path_factory.mktemp("round"))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_order_changes_no_byte(everything: Round, data: st.DataObject) -> None:
     paths = data.draw(st.permutations(everything.good))
     assert written(everything.folder, aggregate(paths, everything.weights)) == everything.bytes
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(paths=st.data())
 def test_bad_updates_are_named_and_leave_no_trace(everything: Round, paths: st.DataObject, effort: Effort) -> None:
     bad = paths.draw(st.lists(st.sampled_from(sorted(everything.bad)), unique=True))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import zstandard
 from encoded import tensors
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
 from hypothesis.extra.numpy import arrays as numpy_arrays
@@ -38,7 +38,6 @@ VECTORS = array_shapes(max_dims=1, min_side=0, max_side=200)
 INTEGERS = st.one_of(st.integers(-1, 1), st.integers(-60, 60), st.integers(-LARGEST, LARGEST))
 
 
-@settings(deadline=None)
 @given(numpy_arrays(np.int32, VECTORS, elements=INTEGERS, fill=st.just(0)))
 def test_sparse_integers_come_back(integers: NDArray[np.int32]) -> None:
     np.testing.assert_array_equal(through_sparse(integers), integers)
@@ -183,7 +182,6 @@ def test_signs_are_those_of_splitmix() -> None:
     assert signs(1, 0, 128).tolist() != expected
 
 
-@settings(deadline=None)
 @given(st.floats(0, 2.0**100, width=32))
 def test_scales_are_rounded_up_and_down_by_less_than_their_precision(scale: float) -> None:
     up, down = float(round_up(np.array([scale]))[0]), float(round_down(scale))

@@ -15,7 +15,7 @@ from command_line import Command
 from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -70,7 +70,6 @@ def moved(done: Round, weights: Weights) -> NDArray[np.float64]:
 FLOATS = arrays(np.float32, (3, 40), elements=st.floats(width=32, allow_nan=False, allow_infinity=False))
 
 
-@settings(deadline=None)
 @given(rows=FLOATS, noise=st.floats(1e-3, 1e6), clip=st.floats(1e-6, 1e6))
 def test_one_client_moves_the_sum_by_at_most_the_clip(rows: NDArray[np.float32], noise: float, clip: float) -> None:
     mechanism = Gaussian(clip=clip, noise=noise, expected=3, epsilon=1.0, delta=1e-5)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import small_round
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from small_round import flat, forge, layer, layout_of, random_tensors, send, start_round
@@ -265,7 +265,6 @@ def test_every_mean_of_an_algorithm_goes_through_the_rule(text: str, tmp_path: P
 
 
 @given(st.integers(1, 40), st.sampled_from((3, coordinates.WIDTH)), st.data())
-@settings(deadline=None)
 def test_the_mean_of_ranks_is_that_of_a_sort(count: int, width: int, data: st.DataObject) -> None:
     first = data.draw(st.integers(0, count - 1))
     last = data.draw(st.integers(first + 1, count))

@@ -206,7 +206,7 @@ def test_a_ledger_is_of_one_run_and_one_process(server: Server) -> None:
         server.round(*server.honest(), output="other")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_mutation_of_an_envelope_passes_or_crashes(server: Server, data: st.DataObject) -> None:
     path = server.send("ann")

@@ -101,7 +101,7 @@ def test_directions_differ_by_bundle_period_and_layer() -> None:
     assert abs(np.mean([np.mean(each) for each in drawn])) < 0.2
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**32 - 1), spread=st.integers(0, 30))
 def test_a_fold_has_the_bits_of_the_exact_product(seed: int, spread: int) -> None:
     """Entries over many orders of magnitude, in rational numbers, rounded as float64 rounds and once to float32."""
@@ -126,7 +126,7 @@ def test_a_fold_has_the_bits_of_the_exact_product(seed: int, spread: int) -> Non
     assert fold_update(base, u, v, drawn).tobytes() == expected.tobytes()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_the_mean_of_factors_is_the_mean_of_weights(seed: int) -> None:
     random, layer = np.random.default_rng(seed), LAYERS[0]
