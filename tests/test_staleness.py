@@ -23,7 +23,7 @@ from fedpara_edge.trust.keys import new_key, read_signer
 from fedpara_edge.trust.ledger import open_ledger
 from fedpara_edge.trust.signatures import SignatureGate
 
-TWO = AggregateConfig(max_staleness=2)
+TWO = AggregateConfig(max_staleness=2, max_norm=10)
 
 
 class Server:
