@@ -41,7 +41,7 @@ MANIFEST_OF_THE_TEST = Manifest(
     local=None,
     files={},
 )
-LOCAL_TENSORS = {"own.x2": np.ones((5, 2), np.float32), "steps": np.array(3, np.int64)}
+LOCAL_TENSORS = {t.name: np.ones(t.shape, t.dtype) for t in small_round.LAYOUT.with_role("personal")}
 
 
 @pytest.fixture

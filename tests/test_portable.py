@@ -111,7 +111,7 @@ def test_a_missing_graph_is_refused(bundle: Bundle) -> None:
 def test_a_bundle_without_a_personal_tensor_is_refused(bundle: Bundle) -> None:
     tensors = bundle.read_initial_personal()
     write_initial_personal(bundle.path, {name: tensor for name, tensor in tensors.items() if name != "6.x2"})
-    with pytest.raises(WrongBundleError, match=r"tensor '6.x2': expected an initial value, found none; export again"):
+    with pytest.raises(WrongBundleError, match=r"personal tensors of manifest.json \(2\), found others \(1\)"):
         open_engine(bundle)
 
 

@@ -471,7 +471,7 @@ def size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-@pytest.mark.parametrize("torn", ['{"event": "round", "arm"', '{"event": "clients", "arm": "alone", "seed": 4}\n'])
+@pytest.mark.parametrize("torn", ['{"event": "round", "arm"', '{"event": "clients", "arm": "alone", "seed": 4, "round": 9}\n'])
 def test_lines_without_their_round_are_cut_off(done: Path, tmp_path: Path, torn: str) -> None:
     path = tmp_path / "metrics.jsonl"
     whole = (done / "metrics.jsonl").read_text()
@@ -594,7 +594,8 @@ def bad_again(place: Path) -> Path:
 
 def test_a_measure_that_is_not_finite_is_null(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "metrics.jsonl")
-    journal.append({"event": "round", "arm": "a", "seed": 0, "weight_norm": np.inf, "gap": 0.5, "loss": float("nan")})
+    event = {"event": "round", "arm": "a", "seed": 0, "round": 1}
+    journal.append({**event, "weight_norm": np.inf, "gap": 0.5, "loss": float("nan")})
     (event,) = Journal(tmp_path / "metrics.jsonl").events
     assert (event["weight_norm"], event["gap"], event["loss"]) == (None, 0.5, None)
     assert journal.events == [event]

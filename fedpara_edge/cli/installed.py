@@ -39,7 +39,7 @@ CAPABILITIES = (
         "server",
         (("numpy",), ("click",), ("safetensors",), ("zstandard",)),
         "",
-        ("split", "aggregate", "apply", "audit", "codec", "inspect", "report", "doctor"),
+        ("split", "aggregate", "merge", "finalize", "apply", "audit", "codec", "inspect", "report", "doctor"),
     ),
     Capability(
         "device",
