@@ -471,7 +471,9 @@ def size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-@pytest.mark.parametrize("torn", ['{"event": "round", "arm"', '{"event": "clients", "arm": "alone", "seed": 4, "round": 9}\n'])
+@pytest.mark.parametrize(
+    "torn", ['{"event": "round", "arm"', '{"event": "clients", "arm": "alone", "seed": 4, "round": 9}\n']
+)
 def test_lines_without_their_round_are_cut_off(done: Path, tmp_path: Path, torn: str) -> None:
     path = tmp_path / "metrics.jsonl"
     whole = (done / "metrics.jsonl").read_text()
