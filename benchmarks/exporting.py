@@ -1,7 +1,7 @@
 """Time and memory of `fedpara-edge export`, beside those of `torch.onnx.export` alone on the same model.
 
 Each is a whole process, from the start of Python to its end, so that imports count as they do for a user; they run in
-turn. The export writes and verifies the files of both engines, and the largest of its three processes counts.
+turn. The export writes and verifies the files of both engines, and the larger of its two processes counts.
 
     python benchmarks/exporting.py --json exporting.json
 """

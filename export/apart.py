@@ -1,9 +1,9 @@
-"""Native code in processes of its own, as a user's graph may crash it.
+"""Native code in a process of its own, as a user's graph may crash it.
 
 onnxruntime and, above all, onnxruntime-training divide by zero, read past the end of an array or run out of stack on
 some graphs; then the process is gone, and with it what the user had not saved. So everything that makes, loads or runs
 a graph of a user's model does so in a second process of the exporter, which is started once, serves one call at a time
-and ends with this one; a third computes beside it. Functions, arguments and results go through their pipes, pickled.
+and ends with this one. Functions, arguments and results go through its pipes, pickled.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class CrashError(Exception):
-    """Another process ended in the middle of a call; the message says how, as the end of a sentence."""
+    """The second process ended in the middle of a call; the message says how, as the end of a sentence."""
 
 
 def apart(function: Callable[..., T], *args: Any) -> T:
@@ -35,36 +35,34 @@ def apart(function: Callable[..., T], *args: Any) -> T:
         CrashError: The process ended.
         Exception: What the function raised; a RuntimeError with its text if it can't be pickled.
     """
-    result: T = _processes[0].ask("call", function, args)
+    result: T = _process.ask("call", function, args)
     return result
 
 
 class Apart:
-    """An object in another process.
+    """An object in the second process.
 
     Args:
         make: Class or function of a module that makes it.
         args: Arguments of `make`.
-        process: Number of the process: objects in different ones compute side by side.
     """
 
-    def __init__(self, make: Callable[..., Any], *args: Any, process: int = 0) -> None:
-        self._process = _processes[process]
-        self._key = self._process.ask("make", make, args)
-        weakref.finalize(self, self._process.dropped.append, self._key)
+    def __init__(self, make: Callable[..., Any], *args: Any) -> None:
+        self._key = _process.ask("make", make, args)
+        weakref.finalize(self, _process.dropped.append, self._key)
 
     def call(self, method: str, *args: Any) -> Any:
         """Result of a method."""
-        return self._process.ask("method", self._key, method, args)
+        return _process.ask("method", self._key, method, args)
 
 
-def prepare(*modules: str, process: int = 0) -> None:
-    """Start a process, which imports some modules while this one goes on."""
-    _processes[process].tell("prepare", modules)
+def prepare(*modules: str) -> None:
+    """Start the second process, which imports some modules while this one goes on."""
+    _process.tell("prepare", modules)
 
 
 class _Process:
-    """Another process, started when first needed and after each crash.
+    """The second process, started when first needed and after each crash.
 
     Attributes:
         dropped: Keys of its objects that are no longer in use here, of which the next message tells it.
@@ -202,6 +200,5 @@ def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
     return stream
 
 
-_processes = (_Process(), _Process())
-for _process in _processes:
-    atexit.register(_process.stop)
+_process = _Process()
+atexit.register(_process.stop)

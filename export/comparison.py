@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping
-from concurrent.futures import Executor, Future
 from functools import cached_property, partial
 from typing import Any
 
@@ -36,14 +35,11 @@ class Comparison:
         reference: Model in torch that the files stand for.
         trials: Files by engine, loaded.
         graph: Forward pass of the files, for errors.
-        pool: Threads in which the engines run, while this one computes in torch.
     """
 
-    def __init__(
-        self, batch: Batch, reference: Reference, trials: Mapping[str, Trial], graph: ForwardGraph, pool: Executor
-    ) -> None:
+    def __init__(self, batch: Batch, reference: Reference, trials: Mapping[str, Trial], graph: ForwardGraph) -> None:
         self.batch = batch
-        self._reference, self._trials, self._graph, self._pool = reference, trials, graph, pool
+        self._reference, self._trials, self._graph = reference, trials, graph
         self._errors: dict[str, Errors] = {}
         self._rounded: list[Errors] = []
         self._moved: list[float] = []
@@ -56,8 +52,9 @@ class Comparison:
             EngineError: The engine does not run the files on the batch.
         """
         if engine not in self._errors:
-            runs, exact = self._runs, self._exact
-            self._errors[engine] = relative_errors(runs[engine].result(), exact)
+            self._errors[engine] = relative_errors(
+                run_trial(engine, self._trials[engine], self.batch, self._graph), self._exact
+            )
         return self._errors[engine]
 
     def is_within(self, engine: str) -> bool:
@@ -93,13 +90,6 @@ class Comparison:
 
         what = max(limits, key=excess)
         return what, errors[what], limits[what]
-
-    @cached_property
-    def _runs(self) -> Mapping[str, Future[Results]]:
-        return {
-            engine: self._pool.submit(run_trial, engine, trial, self.batch, self._graph)
-            for engine, trial in self._trials.items()
-        }
 
     @cached_property
     def _exact(self) -> Results:

@@ -25,7 +25,7 @@ from export.forward.preprocess import Argument, Deployed, Preprocessing
 from export.reference import Reference
 from export.step.training_step import INTERFACE, StepSpec, write_steps
 from export.step.weight_update import CORRECTION, optimizer_constants
-from export.trials import OnnxruntimeTrial, OpenTrial, OrtTrainingTrial, TrialApart
+from export.trials import OnnxruntimeTrial, OpenTrial, OrtTrainingTrial, SecondProcessTrial
 from export.verify import Verification, check_parameters, verify
 from fedpara_edge.errors import InputError
 from fedpara_edge.factors.layout import Layout
@@ -107,9 +107,7 @@ def export_bundle(
         examples=examples or {},
     )
     example = {name: torch.from_numpy(array) for name, array in batches.draw(_EXAMPLES).inputs.items()}
-    if _is_possible("ort-training", config):
-        prepare("export.trials", "export.artifacts", process=0)
-    prepare("export.trials", process=1)
+    prepare("export.trials", *(["export.artifacts"] if _is_possible("ort-training", config) else []))
     on_step("exporting the forward pass")
     graph = forward_graph(deployed, example, batch_size=config.batch_size, contracting=CORRECTION not in optimizer)
     interface = _with_class_names(_interface(specs, [*losses.values()], graph.outputs), config.class_names)
@@ -190,13 +188,13 @@ def _writers(
             examples=arrays,
             held=held,
         )
-        return partial(TrialApart, OrtTrainingTrial, folder, graph, trained, process=0)
+        return partial(SecondProcessTrial, OrtTrainingTrial, folder, graph, trained)
 
     def write_onnxruntime(folder: Path) -> OpenTrial:
         on_step("differentiating for onnxruntime")
         spec = StepSpec(trained, interface.heads, optimizer, layout, layout.statistics, layout.held)
         write_steps(graph, folder, spec, arrays)
-        return partial(TrialApart, OnnxruntimeTrial, folder, layout, tensors, optimizer, process=1)
+        return partial(SecondProcessTrial, OnnxruntimeTrial, folder, layout, tensors, optimizer)
 
     return {"ort-training": write_ort_training, "onnxruntime": write_onnxruntime}
 

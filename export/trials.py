@@ -69,17 +69,16 @@ OpenTrial = Callable[[], Trial]
 """Function that loads the files of an engine."""
 
 
-class TrialApart:
-    """A trial in another process (`export.apart`), as the files may crash the runtime.
+class SecondProcessTrial:
+    """A trial in the second process (`export.apart`), as the files may crash the runtime.
 
     Args:
         make: Class of the trial.
         args: Arguments of the class.
-        process: Number of the process.
     """
 
-    def __init__(self, make: Callable[..., Trial], *args: Any, process: int) -> None:
-        self._trial = Apart(make, *args, process=process)
+    def __init__(self, make: Callable[..., Trial], *args: Any) -> None:
+        self._trial = Apart(make, *args)
 
     def run(self, batch: Batch) -> Results:
         """Run training step and evaluation on a batch."""
@@ -216,7 +215,6 @@ def _quiet() -> SessionOptions:
     options = SessionOptions()
     options.log_severity_level = 4
     options.enable_mem_pattern = False  # which keeps the most that any batch took
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # torch and the other engine compute, too
     return options
 
 

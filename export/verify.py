@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -112,18 +111,17 @@ def verify(
         EngineError: A runtime does not run the files, or not on every number of rows, or a result differs, and rounding
             does not explain it.
     """
-    with ThreadPoolExecutor(len(openers)) as pool:
-        on_step("loading the files")
-        trials = dict(zip(openers, pool.map(open_trial, openers, openers.values()), strict=True))
-        compare = partial(Comparison, reference=reference, trials=trials, graph=graph, pool=pool)
-        on_step("verifying single rows")
-        rows, verified = _find_rows(trials, (compare(draw(1, number)) for number in range(_BATCHES)))
-        for size in SIZES:
-            on_step(f"verifying batches of {size}")
-            likely = [joined([rows[number % len(rows)] for number in range(size)])] if rows else []
-            batches = itertools.chain(likely, (draw(size, number) for number in range(_BATCHES)))
-            found = _verified(trials, map(compare, batches))
-            verified = {engine: _worse(verified[engine], found[engine]) for engine in trials}
+    on_step("loading the files")
+    trials = {engine: open_trial(engine, opener) for engine, opener in openers.items()}
+    compare = partial(Comparison, reference=reference, trials=trials, graph=graph)
+    on_step("verifying single rows")
+    rows, verified = _find_rows(trials, (compare(draw(1, number)) for number in range(_BATCHES)))
+    for size in SIZES:
+        on_step(f"verifying batches of {size}")
+        likely = [joined([rows[number % len(rows)] for number in range(size)])] if rows else []
+        batches = itertools.chain(likely, (draw(size, number) for number in range(_BATCHES)))
+        found = _verified(trials, map(compare, batches))
+        verified = {engine: _worse(verified[engine], found[engine]) for engine in trials}
     batch = draw(SIZES[-1], 0)
     for engine, trial in trials.items():
         gradients = run_trial(engine, trial, batch, graph).gradients
