@@ -13,7 +13,7 @@ from fedpara_edge.aggregation.config import AggregateConfig
 from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.options import PATH, options_of
 from fedpara_edge.cli.output import note, output_options
-from fedpara_edge.cli.rounds import FOR_PARTIALS, RoundFiles, advance, write_sum
+from fedpara_edge.cli.rounds import FOR_PARTIALS, RoundFiles, advance, files_options, write_sum
 from fedpara_edge.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,9 +32,7 @@ RENAMED = {
 @click.option("--weights", type=PATH, required=True, help="Weights the updates started from.")
 @click.option("-o", "--output", type=PATH, required=True, help="Next weights to write.")
 @options_of(AggregateConfig)
-@click.option("--state", type=PATH, help="The server's state folder: what the algorithm or the downlink keeps.")
-@click.option("--keep", type=int, metavar="N", help="Rounds, from 2 on, whose state stays in --state.  [default: all]")
-@click.option("--change", type=PATH, help="Change file to write; with --downlink-codec.")
+@files_options
 @click.option("--allow", type=PATH, metavar="FILE", help="TOML file with keys of clients: signed updates alone count.")
 @click.option("--ledger", type=PATH, help="Folder of what was accepted, with --allow.  [default: ledger in --state]")
 @click.option(
@@ -43,7 +41,6 @@ RENAMED = {
     metavar="FOLDER",
     help="Folder of what is spent of the budget, with --privacy.  [default: privacy in --state]",
 )
-@click.option("--transcript", type=PATH, help="Transcript to write, for `audit`: digests of the accepted updates.")
 @click.option("--partial", is_flag=True, help="Write a partial to -o in place of weights, for `merge` and `finalize`.")
 @output_options
 def command(

@@ -12,7 +12,7 @@ from fedpara_edge.aggregation.config import AggregateConfig
 from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.options import PATH, options_of
 from fedpara_edge.cli.output import output_options
-from fedpara_edge.cli.rounds import RoundFiles, advance
+from fedpara_edge.cli.rounds import RoundFiles, advance, files_options
 
 IN_ONE_PASS = {"merge", "rule", "mixing", "space", "privacy", "exact"}
 """Options that need all updates at once, or that go without saying."""
@@ -23,10 +23,7 @@ IN_ONE_PASS = {"merge", "rule", "mixing", "space", "privacy", "exact"}
 @click.option("--weights", type=PATH, required=True, help="Weights the updates started from.")
 @click.option("-o", "--output", type=PATH, required=True, help="Next weights to write.")
 @options_of(AggregateConfig, without=IN_ONE_PASS)
-@click.option("--state", type=PATH, help="The server's state folder: what the algorithm or the downlink keeps.")
-@click.option("--keep", type=int, metavar="N", help="Rounds, from 2 on, whose state stays in --state.  [default: all]")
-@click.option("--change", type=PATH, help="Change file to write; with --downlink-codec.")
-@click.option("--transcript", type=PATH, help="Transcript to write, for `audit`: digests of the accepted updates.")
+@files_options
 @output_options
 def command(
     partials: tuple[Path, ...],

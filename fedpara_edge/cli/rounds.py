@@ -14,7 +14,8 @@ import click
 
 from fedpara_edge.aggregation.config import AggregateConfig
 from fedpara_edge.cli.log import event
-from fedpara_edge.cli.output import emit, megabytes, note
+from fedpara_edge.cli.options import PATH
+from fedpara_edge.cli.output import Function, emit, megabytes, note
 from fedpara_edge.cli.streams import drawing
 from fedpara_edge.errors import FedparaError, TooFewUpdatesError
 
@@ -36,6 +37,23 @@ class RoundFiles:
     keep: int | None
     change: Path | None
     transcript: Path | None
+
+
+def files_options(function: Function) -> Function:
+    """The options of the `RoundFiles` besides `-o`."""
+    for declare in reversed(_FILES):
+        function = declare(function)
+    return function
+
+
+_FILES = (
+    click.option("--state", type=PATH, help="The server's state folder: what the algorithm or the downlink keeps."),
+    click.option(
+        "--keep", type=int, metavar="N", help="Rounds, from 2 on, whose state stays in --state.  [default: all]"
+    ),
+    click.option("--change", type=PATH, help="Change file to write; with --downlink-codec."),
+    click.option("--transcript", type=PATH, help="Transcript to write, for `audit`: digests of the accepted updates."),
+)
 
 
 def write_sum(
