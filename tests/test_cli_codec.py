@@ -51,10 +51,13 @@ def test_bench_measures_the_usual_codecs(weights: Weights, run: Command) -> None
     assert rows["float32"]["error"] == 0
     assert rows["float32"]["random_error"] is None
     assert rows["topk:share=0.01"]["random_error"] is None
-    for row in rows.values():
+    for name, row in rows.items():
         assert row["bits_per_parameter"] == 8 * row["bytes"] / 100_001
         assert 0 <= row["error"] < 1
-        assert row["random_error"] is None or row["error"] < row["random_error"]
+        if name.startswith("rotated"):
+            assert row["random_error"] == pytest.approx(row["error"], rel=0.15)
+        else:
+            assert row["random_error"] is None or row["error"] < row["random_error"]
         assert min(row["encode_mb_per_s"], row["decode_mb_per_s"]) > 0
     for better, worse in (("int8", "int4"), ("int4", "int3"), ("int3", "int2"), ("uniform:step=1", "uniform:step=2")):
         assert rows[better]["bytes"] > rows[worse]["bytes"]

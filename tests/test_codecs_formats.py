@@ -52,7 +52,7 @@ GOLDEN: list[tuple[str, dict[str, Any], str, list[float]]] = [
     ),
     (
         "rotated:block=16",
-        {"block": 16, "bits": 4, "seed": 7647863},
+        {"block": 16, "bits": 4, "seed": 7647863, "rotations": 1},
         "93 3e ae 3e  00  d6 2c 6a 76",
         [0.861328125, -2.009765625, 0.33984375, 0.0, -0.33984375, 4.078125, 0.0],
     ),
@@ -83,6 +83,13 @@ OLD: list[tuple[str, int, dict[str, Any], str, list[float]]] = [
         {"block": 16},
         "82 3c 02 3d  00  be 01 8f 7f 77 fd 83",
         [0.999755859375, -1.99951171875, 0.5078125, 0.0, -0.25390625, 3.9990234375, 0.126953125],
+    ),
+    (
+        "rotated",
+        1,
+        {"block": 16, "bits": 4, "seed": 7647863},
+        "93 3e ae 3e  00  d6 2c 6a 76",
+        [0.861328125, -2.009765625, 0.33984375, 0.0, -0.33984375, 4.078125, 0.0],
     ),
 ]
 LATEST = dict(sorted(OPENERS))
@@ -120,7 +127,8 @@ def test_what_earlier_releases_wrote_is_read(
         write_section(tmp_path / "file", name, settings, bytes.fromhex(section)[:length], version=version)
         refused(tmp_path / "file")
     write_section(tmp_path / "file", name, settings, bytes.fromhex(section)[:-1] + b"\xff", version=version)
-    assert "integers from -127 to 127, found a byte of 255" in refused(tmp_path / "file")
+    largest = 2 ** (settings.get("bits", 8) - 1) - 1
+    assert f"integers from -{largest} to {largest}, found a byte of 255" in refused(tmp_path / "file")
 
 
 def test_golden_frame(tmp_path: Path) -> None:
@@ -278,11 +286,13 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("int4", {"block": [16]}),
     ("int4", {"block": "16\n\x1b[32maccepted"}),
     ("int4", {"block": 16, "bits": 4}),
-    ("rotated", {"block": 16, "bits": 4}),
-    ("rotated", {"block": 16, "bits": 9, "seed": 0}),
-    ("rotated", {"block": 16, "bits": 1, "seed": 0}),
-    ("rotated", {"block": 16, "bits": 4, "seed": -1}),
-    ("rotated", {"block": 16, "bits": 4, "seed": 2**32}),
+    ("rotated", {"block": 16, "bits": 4, "seed": 0}),
+    ("rotated", {"block": 16, "bits": 9, "seed": 0, "rotations": 1}),
+    ("rotated", {"block": 16, "bits": 1, "seed": 0, "rotations": 1}),
+    ("rotated", {"block": 16, "bits": 4, "seed": -1, "rotations": 1}),
+    ("rotated", {"block": 16, "bits": 4, "seed": 2**32, "rotations": 1}),
+    ("rotated", {"block": 16, "bits": 4, "seed": 0, "rotations": 0}),
+    ("rotated", {"block": 16, "bits": 4, "seed": 0, "rotations": 3}),
     ("uniform", {"block": -1}),
     ("uniform", {"block": 1}),
     ("uniform", {"block": 65535}),

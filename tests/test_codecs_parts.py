@@ -14,11 +14,11 @@ from fedpara_edge.codecs import codec
 from fedpara_edge.codecs.blocks import cut
 from fedpara_edge.codecs.digits import Digits
 from fedpara_edge.codecs.frames import compress, decompress, decompress_all
-from fedpara_edge.codecs.hadamard import signs, transform
+from fedpara_edge.codecs.hadamard import Rotation, signs, transform
 from fedpara_edge.codecs.halves import Halves
 from fedpara_edge.codecs.integers import Packing
 from fedpara_edge.codecs.rounding import generator, round_randomly, round_to_nearest
-from fedpara_edge.codecs.scales import from_bytes, round_down, round_up, to_bytes
+from fedpara_edge.codecs.scales import from_bytes, round_at_random, round_down, round_up, to_bytes
 from fedpara_edge.codecs.section import DamageError, Section
 from fedpara_edge.codecs.sparse import LARGEST, decode_sparse, encode_sparse
 
@@ -165,6 +165,50 @@ def test_rotated_integers_are_exact(length: int) -> None:
     matrix = np.array([[(-1) ** (a & b).bit_count() for b in range(side)] for a in range(side)])
     expected = matrix @ integers.astype(np.int64).reshape(side, side) @ matrix
     np.testing.assert_array_equal(found.astype(np.float64) * side, expected.reshape(-1))
+
+
+@pytest.mark.parametrize("largest", [1, 127])
+def test_integers_of_two_rotations_are_exact(largest: int) -> None:
+    rotation = Rotation(3, rotations=2, longest=1024)
+    lengths = np.array([1024 * 63, 1000, 24])
+    integers = np.full((2, 1 << 16), largest, np.float32)
+    integers[1] = rotation.rotate(integers[1], lengths, 7)  # gathered by the way back into the largest sums there are
+    integers[1] = np.clip(np.rint(integers[1]), -largest, largest)
+    found = integers.copy()
+    rotation.rotate_back(found, lengths, 7)
+    exact = integers.astype(np.float64)
+    for number in (1, 0):
+        for row in exact:
+            for start in range(0, 1024 * 63, 1024):
+                row[start : start + 1024] = hadamard(1024) @ row[start : start + 1024] / 32
+        exact *= signs(3 + (number << 32), 7, 1 << 16)
+    np.testing.assert_array_equal(found[:, : 1024 * 63], exact[:, : 1024 * 63])
+
+
+def test_rotating_back_is_the_inverse() -> None:
+    values = np.random.default_rng(1).standard_normal(3000).astype(np.float32)
+    lengths = np.array([1024, 1024, 952])
+    for rotations in (1, 2):
+        rotation = Rotation(5, rotations=rotations, longest=256)
+        rotated = rotation.rotate(values, lengths, 100)
+        assert not np.allclose(rotated, values, atol=0.1)
+        rotation.rotate_back(rotated[np.newaxis], lengths, 100)
+        np.testing.assert_allclose(rotated, values, atol=4e-6)
+
+
+def test_random_rounding_of_scales_is_right_in_expectation() -> None:
+    scales = np.repeat(np.array([2.0**-100, 1.001, 1.9999, 3e20, 2.0**100]), 100_000)
+    found = round_at_random(scales, np.random.default_rng(0)).astype(np.float64).reshape(5, -1)
+    np.testing.assert_allclose(found.mean(1), scales[::100_000], rtol=2.0**-7 * 5 / np.sqrt(100_000))
+    assert [len(np.unique(row)) for row in found] == [1, 2, 2, 2, 1]
+    np.testing.assert_array_equal(round_up(found.reshape(-1)), found.reshape(-1))
+
+
+def hadamard(size: int) -> NDArray[np.float64]:
+    matrix = np.ones((1, 1))
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return matrix
 
 
 def test_pieces_of_a_rotation_are_the_largest_powers_of_four_from_the_front() -> None:

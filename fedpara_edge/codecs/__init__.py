@@ -11,7 +11,7 @@ bits, by every codec but `float32` (`statistics`).
 | `float32`                      | the entry itself                                                    | `float32`  |
 | `float16`, `bfloat16`          | 16 bits                                                             | `floats`   |
 | `int8`, `int4`, `int3`, `int2` | an integer times the scale of its block; `block=1024`, `entropy=1`  | `integers` |
-| `rotated`                      | the same after a randomized rotation; `bits=4` and the same options | `integers` |
+| `rotated`                      | the same after a randomized rotation; `bits=4` and the same options | `rotated`  |
 | `uniform`                      | an integer times a step; `step=2`, `by=all` or `by=tensor`          | `uniform`  |
 | `topk`                         | zero, except for the largest entries; `share=0.05`, `bits=3`        | `topk`     |
 | `adaptive`                     | as `uniform`, for `bytes=…` per change or a relative `error=…`      | `adaptive` |
@@ -27,7 +27,8 @@ from fedpara_edge.codecs.adaptive import Adaptive
 from fedpara_edge.codecs.codec import Decoder, Encoder, Opener
 from fedpara_edge.codecs.float32 import Float32, open_float32
 from fedpara_edge.codecs.floats import Float16, open_float16
-from fedpara_edge.codecs.integers import Integers, Rotated, open_integers
+from fedpara_edge.codecs.integers import Integers, open_integers
+from fedpara_edge.codecs.rotated import Rotated, open_rotated
 from fedpara_edge.codecs.settings import UPDATE
 from fedpara_edge.codecs.statistics import StatisticsDecoder, check_statistics, without_statistics
 from fedpara_edge.codecs.topk import TopK, open_topk
@@ -58,7 +59,7 @@ OPENERS: Mapping[tuple[str, int], Opener] = {
     ("bfloat16", 1): partial(open_float16, name="bfloat16"),
     **{(f"int{bits}", 1): partial(open_integers, name=f"int{bits}", bits=bits) for bits in (8, 4, 3, 2)},
     ("int8", 2): partial(open_integers, name="int8", bits=8, version=2),
-    ("rotated", 1): partial(open_integers, name="rotated"),
+    **{("rotated", version): partial(open_rotated, version=version) for version in (1, 2)},
     ("uniform", 1): open_uniform,
     ("topk", 1): open_topk,
 }

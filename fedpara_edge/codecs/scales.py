@@ -38,6 +38,21 @@ def round_up(scales: NDArray[np.floating]) -> NDArray[np.float32]:
     return raised.view(np.float32)
 
 
+def round_at_random(scales: NDArray[np.floating], random: np.random.Generator) -> NDArray[np.float32]:
+    """Storable scales, each one of the two beside the given one, which is their expectation.
+
+    Args:
+        scales: Scales, float [blocks], from `SMALLEST` to `LARGEST`.
+        random: Generator of one uint16 for each.
+
+    Returns:
+        Storable scales, float32 [blocks], each a bfloat16.
+    """
+    raised = scales.astype(np.float32).view(np.uint32) + random.integers(1 << 16, size=len(scales), dtype=np.uint32)
+    storable: NDArray[np.float32] = (raised & np.uint32(0xFFFF0000)).view(np.float32)
+    return storable
+
+
 def round_down(scale: float) -> np.float32:
     """Largest storable scale that is not above the given one; 0 below `SMALLEST`.
 
