@@ -15,6 +15,7 @@ from fedpara_edge.algorithms.client import Term
 from fedpara_edge.codecs import ENCODERS, find_encoder
 from fedpara_edge.codecs.codec import Encoder
 from fedpara_edge.options import check, option
+from fedpara_edge.privacy.local import LocalGaussian, check_algorithm, find_local
 
 NO_TERM = Term()
 
@@ -117,6 +118,8 @@ class TrainCall(TrainConfig):
 
     Args:
         codec: Codec of the update with its options, such as `uniform:step=2` (`fedpara_edge.codecs`).
+        privacy: Noise that the device adds to its change, with its options and its budget, such as
+            `gaussian:clip=0.5,noise=40,epsilon=4,delta=1e-5` (`fedpara_edge.privacy.local`); None for none.
         engine: Engine that trains; `auto` for the faster of those that run here.
         threads: Threads of the engine; None for one per core.
 
@@ -130,6 +133,13 @@ class TrainCall(TrainConfig):
         help=f"Codec of the update: {', '.join(ENCODERS)}; with its options, such as uniform:step=2. "
         "`fedpara-edge codec bench` compares them.",
     )
+    privacy: str | None = option(
+        None,
+        metavar="NAME:OPTION=VALUE,…",
+        unset="none",
+        help="Noise on the change before it leaves the device, with the device's budget: gaussian, with clip, noise, "
+        "epsilon and delta.",
+    )
     engine: str = option("auto", choices=("auto", *ENGINES), help="Engine that trains; auto for the faster one here.")
     threads: int | None = option(
         None, minimum=1, maximum=MAX_THREADS, unset="one per core", help="Threads of the engine."
@@ -138,6 +148,13 @@ class TrainCall(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         find_encoder(self.codec)
+        if self.mechanism is not None:
+            check_algorithm(self.client_algorithm)
+
+    @property
+    def mechanism(self) -> LocalGaussian | None:
+        """The noise on the change with its budget; None for none."""
+        return None if self.privacy is None else find_local(self.privacy)
 
     @property
     def encoder(self) -> Encoder:

@@ -7,6 +7,8 @@
     pending.json           the promise of that update: {"output": its absolute path, "waiting": name of the folder
                            beside it in which the complete update waits for its rename}; absent otherwise
     progress.safetensors   an unfinished call; absent otherwise
+    privacy.json           what was spent of the privacy budget, and the secret of the noise
+                           (`fedpara_edge.privacy.ledger`); absent without noise
 
 The `.safetensors` files (container: `fedpara_edge.storage.tensorfile`) hold *groups* of tensors, a group being a
 mapping from names to arrays of any shape and dtype; whatever is kept besides the personal tensors is one more group.
@@ -53,7 +55,7 @@ from device_runtime.statefiles import (
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.update import EncodedUpdate, is_update
 from fedpara_edge.storage.atomic import remove_leftovers, remove_leftovers_in, replacing_file, sync
-from fedpara_edge.storage.locking import hold
+from fedpara_edge.storage.locking import hold_folder
 from fedpara_edge.storage.tensortable import strict_json
 
 COMMITTED, PENDING, PROMISE = "lasting.safetensors", "pending.safetensors", "pending.json"
@@ -212,13 +214,7 @@ def open_state(folder: Path, fingerprint: str) -> Iterator[DeviceState]:
         BusyError: Another process uses the folder.
         InputError: The folder can't be made or locked.
     """
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{folder}: expected a writable state folder, found {error.strerror}; choose another"
-        ) from error
-    with hold(folder / "lock", folder=folder, kind="a state folder"):
+    with hold_folder(folder, kind="a state folder", lock="lock", parents=False):
         _remove_leftovers(folder)
         state = DeviceState(folder, fingerprint)
         state.settle()

@@ -9,6 +9,8 @@ that in the long run nothing is lost (Seide et al. 2014; Karimireddy et al., arX
 codecs that can (`Encoder.unbiased`) round at random instead, exact in expectation; what the others leave out is lost.
 So they do for a model of kind `update`, whose factors have other directions the next time.
 
+With noise on the change (`device_runtime.noising`), error feedback and algorithms go on from the noisy one.
+
 What an algorithm keeps for the next round (`fedpara_edge.algorithms.client`) is a group in the state folder as well,
 and refers to the change as readers of the update decode it.
 """
@@ -35,6 +37,7 @@ from device_runtime.engines.protocol import Engine
 from device_runtime.epochs import Step, count_steps, sum_learning_rates, take_steps
 from device_runtime.interrupts import holding_interrupts
 from device_runtime.loading import PERSONAL, RESIDUAL, load_personal, load_weights, read_control, read_groups
+from device_runtime.noising import open_noising
 from device_runtime.progress import OnStep
 from device_runtime.state import PROGRESS, DeviceState, open_state
 from device_runtime.statefiles import Committed, Groups, Progress
@@ -48,6 +51,8 @@ from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.formats.serverstate import Group
 from fedpara_edge.formats.update import UpdateHeader, encode_update
 from fedpara_edge.formats.weights import Weights
+from fedpara_edge.privacy.ledger import Budget
+from fedpara_edge.privacy.local import LocalGaussian
 from fedpara_edge.storage.atomic import Ready, check_output, sha256_of
 
 
@@ -64,6 +69,7 @@ class TrainResult:
         seconds: Time that all steps took, earlier runs included, in seconds.
         losses: Mean training loss of each epoch.
         update_bytes: Size of the update file in bytes.
+        spent: ε of all updates of the device so far; None without noise.
     """
 
     client: str
@@ -74,6 +80,7 @@ class TrainResult:
     seconds: float
     losses: tuple[float, ...]
     update_bytes: int
+    spent: float | None = None
 
 
 def train(
@@ -84,6 +91,8 @@ def train(
     *,
     output: Path | str,
     encoder: Encoder = FLOAT32,
+    privacy: LocalGaussian | None = None,
+    budget: Budget | None = None,
     state: Path | str | None = None,
     client: str | None = None,
     server_state: Path | str | None = None,
@@ -103,7 +112,10 @@ def train(
         config: Training configuration.
         output: Update file to write.
         encoder: Codec of the change (`fedpara_edge.codecs.find_encoder`).
-        state: State folder of the device; needed if the bundle has personal tensors or the algorithm keeps something.
+        privacy: Noise on the change and its budget (`fedpara_edge.privacy.local`); None for none.
+        budget: Budget that the update is paid from; None for the ledger in the state folder.
+        state: State folder of the device; needed if the bundle has personal tensors, the algorithm keeps something, or
+            there is noise.
         client: Name in the update; None for the one in the state folder, or a random one without it.
         server_state: Server state of the weights' round, where scaffold has its control variate; needed for it after
             round 0.
@@ -117,6 +129,7 @@ def train(
         BusyError: Another process uses the state folder.
         WrongBundleError: The weights, the state folder or the server state belong to another bundle or round.
         DivergedError: The training diverged.
+        BudgetError: The update would take more than what is left of the privacy budget.
         FedparaError: The disk refuses a write.
         KeyboardInterrupt: SIGINT or SIGTERM arrived.
     """
@@ -128,13 +141,14 @@ def train(
     origin = load_weights(engine, weights)
     origin.refuse_keeping(algorithm.name, [] if algorithm.group is None else [algorithm.group])
     control = read_control(server_state, origin, algorithm)
-    call = _identity(origin, dataset, engine, encoder, config, server_state)
+    call = _identity(origin, dataset, engine, encoder, config, privacy, server_state)
     folder = nullcontext() if state is None else open_state(state, origin.fingerprint)
     with folder as kept, holding_interrupts() as interrupted:
         header = _header(origin, _name(client, kept), examples=dataset.examples, steps=steps)
         inputs = (weights, dataset.path, server_state)
         begin = _begin(kept, call, steps=steps, output=output, inputs=inputs, overwrite=overwrite)
         before = {} if kept is None else read_groups(kept, call, bundle)
+        noising = open_noising(privacy, budget, kept, origin, algorithm)
         personal = load_personal(engine, before)
         begin = _resume(engine, begin, kept, steps=steps, epochs=config.epochs)
         start = _start(origin, before, control, config, steps=steps)
@@ -156,6 +170,8 @@ def train(
         losses = _mean_losses(end, dataset, config)
         header = replace(header, metrics={**_in_six_digits(losses), **algorithm.metrics(start)})
         change = _change(trained, origin, before.get(RESIDUAL, {}))
+        if noising is not None:
+            header, change = noising.header(header, algorithm.metrics(start)), noising.add(change)
         is_fed_back = kept is not None and not origin.layout.held
         seed = None if is_fed_back else _rounding_seed(config, header)
         update = encode_update(header, bundle.manifest.layout, change, encoder=encoder, seed=seed)
@@ -176,6 +192,7 @@ def train(
         seconds=end.seconds,
         losses=losses,
         update_bytes=output.stat().st_size,
+        spent=None if noising is None else noising.spent,
     )
 
 
@@ -201,6 +218,7 @@ def _identity(
     engine: Engine,
     encoder: Encoder,
     config: TrainConfig,
+    privacy: LocalGaussian | None,
     server_state: Path | None,
 ) -> dict[str, Any]:
     """Identity of a call: everything that decides its outcome, as plain JSON data (`device_runtime.state`)."""
@@ -210,6 +228,7 @@ def _identity(
         "data": dataset.digest(),
         "engine": engine.name,
         "codec": spelled(encoder),
+        **({} if privacy is None else {"privacy": privacy.to_json()}),
         **({} if server_state is None else {"control": sha256_of(server_state)}),
         **config.decisive(),
     }

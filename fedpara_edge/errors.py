@@ -32,6 +32,8 @@ is refused, as they stand in reports:
 | `forged`            | has a signature that is not that of its client and content                   |
 | `revoked`           | is signed with a key that was revoked                                        |
 | `replay`            | is of another run, or another update of the client was accepted for its round |
+| `no_noise`          | states no noise of its device, where such noise is asked for               |
+| `budget`            | takes more than what is left of its client's privacy budget                |
 | `over_cap`          | claims more examples than its client may                                     |
 | `not_finite`        | has a change that is NaN or infinite                                         |
 | `overflow`          | has a change so large that the weights become infinite                       |

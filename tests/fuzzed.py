@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from json import dumps, loads
@@ -45,6 +45,8 @@ from fedpara_edge.formats.folded import METADATA_KEY, FoldedSpec, read_folded
 from fedpara_edge.formats.serverstate import read_server_state
 from fedpara_edge.formats.transcript import read_transcript
 from fedpara_edge.formats.weights import read_weights, write_weights
+from fedpara_edge.privacy.devices import FILE as SPENT
+from fedpara_edge.privacy.devices import Sent, find_device_budget, open_device_ledger
 from fedpara_edge.privacy.ledger import FILE, open_privacy_ledger
 from fedpara_edge.privacy.ledger import FORMAT as PRIVACY
 from fedpara_edge.report.results import read_results
@@ -330,6 +332,18 @@ def _budgets(folder: Path) -> Made:
     return [folder / FILE], read
 
 
+def _device_budgets(folder: Path) -> Made:
+    budget, sent = find_device_budget("gaussian:epsilon=9,delta=1e-5"), Sent(client="ann", sha256="a" * 64, noise=2.0)
+    with open_device_ledger(folder) as ledger:
+        ledger.record(budget, [sent, replace(sent, client="ben", noise=30.0)], "b" * 64)
+
+    def read(_: Path) -> None:
+        with open_device_ledger(folder) as ledger:
+            ledger.check(budget, replace(sent, sha256="c" * 64, noise=1e6), "d" * 64)
+
+    return [folder / SPENT], read
+
+
 def _transcripts(folder: Path) -> Made:
     weights = start_round(folder, number=0)
     path = folder / "transcript.json"
@@ -420,6 +434,7 @@ FORMATS: dict[str, Format] = {
     "dealt rows": Format(_dealt, in_json, ("simulation.data.clients",)),
     "ledger": Format(_ledgers, in_json, ("trust.ledger",), ("ledger",)),
     "privacy budget": Format(_budgets, in_json, ("privacy.ledger",), ("privacy",)),
+    "budgets of devices": Format(_device_budgets, in_json, ("privacy.devices",), ("device-privacy",)),
     "transcript": Format(_transcripts, in_json, ("formats.transcript",), ("transcript",)),
     "envelope": Format(_envelopes, in_json, ("trust.envelope",)),
     "list of clients": Format(_clients, in_toml, ("trust.clients",)),

@@ -83,7 +83,13 @@ DEVICE: tuple[set[str], ...] = (
         "device_runtime.statefiles",
     },
     {"device_runtime.data", "device_runtime.state", "device_runtime.config"},
-    {"device_runtime.batches", "device_runtime.loading", "device_runtime.nonfinite", "device_runtime.prediction"},
+    {
+        "device_runtime.batches",
+        "device_runtime.loading",
+        "device_runtime.noising",
+        "device_runtime.nonfinite",
+        "device_runtime.prediction",
+    },
     {"device_runtime.epochs", "device_runtime.evaluation"},
     {"device_runtime.clients", "device_runtime.training"},
 )

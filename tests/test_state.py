@@ -139,7 +139,7 @@ def test_leftovers_of_a_power_cut_are_removed_and_nothing_else(tmp_path):
 def test_a_place_that_is_no_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     for place in ("file", "none/state"):
-        with pytest.raises(InputError, match="expected a writable state folder"), open_state(tmp_path / place, ""):
+        with pytest.raises(InputError, match="expected a state folder to write in"), open_state(tmp_path / place, ""):
             pass
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,7 @@ def still() -> Iterator[None]:
     replaced: list[tuple[Any, str, Any]] = [
         (time, "monotonic", lambda: 0.0),
         (secrets, "token_hex", lambda count: "ab" * count),
+        (secrets, "token_bytes", lambda count: bytes(count)),
         (CryptoSigner, "generate_ed25519", generate),
         (roots, "after", lambda days: _NOW + timedelta(days=days)),
         (repository, "after", lambda days: _NOW + timedelta(days=days)),
@@ -153,10 +155,10 @@ def _repository(folder: Path) -> None:
     signed.release(folder / "repository", root, keys, weights=folder / "w1", changes=(folder / "c1",))
 
 
-def _round(folder: Path) -> None:
+def _round(folder: Path, **stated: Any) -> None:
     start_round(folder, number=0)
     for client in CLIENTS:
-        send(folder, read_weights(folder / "base.safetensors"), client, codec="int8")
+        send(folder, read_weights(folder / "base.safetensors"), client, codec="int8", **stated)
 
 
 def partials(folder: Path) -> None:
@@ -212,7 +214,7 @@ aggregate.algorithm = "feddyn"
 ALONE = "[arms.alone]\nlocal_only = true\n"
 
 
-def _plan(folder: Path) -> None:
+def plan_with_two_clients(folder: Path) -> None:
     arrays = np.load(write_npz(folder / "data.npz", examples=20))
     np.savez(folder / "data.npz", **arrays, x_test=arrays["x"], y_test=arrays["y"])
     (folder / "plan.toml").write_text(PLAN)
@@ -220,7 +222,7 @@ def _plan(folder: Path) -> None:
 
 def half_run(folder: Path) -> None:
     """A run of one round, whose plan has two and another arm by now."""
-    _plan(folder)
+    plan_with_two_clients(folder)
     run_here(folder, "simulate", "plan.toml", "-o", "run")
     (folder / "plan.toml").write_text(PLAN.replace("rounds = 1", "rounds = 2") + ALONE)
 
@@ -237,6 +239,11 @@ CASES: dict[str, Case] = {
         (*TRAIN, "bundle", "--weights", "w1", "--key", "ann", "--run", signed.RUN),
         ("u.dsse", "u"),
     ),
+    "train-private": Case(
+        _second_training,
+        (*TRAIN, "bundle", "--weights", "w1", "--privacy", "gaussian:clip=0.5,noise=2,epsilon=9,delta=1e-5"),
+        ("own/privacy.json", "u"),
+    ),
     "train-repository": Case(
         _repository, (*TRAIN, "--repository", "repository", "--root", "root.json"), ("u",), "own/repository"
     ),
@@ -246,6 +253,11 @@ CASES: dict[str, Case] = {
         (*ROUND, "--algorithm", "fedadam:lr=0.1", "--downlink-codec", "int8", "--state", "server", "--keep", "2",
          "--change", "change-2", "--allow", "clients.toml", "--transcript", "transcript.json"),
         ("change-2", "server/round-3.safetensors", "transcript.json", "next.safetensors"),
+    ),
+    "aggregate-device-privacy": Case(
+        partial(_round, privacy={"name": "gaussian", "clip": 0.5, "noise": 2.0}),
+        (*ROUND, "--device-privacy", "gaussian:epsilon=9,delta=1e-5", "--privacy-ledger", "dp"),
+        ("dp/devices.json", "next.safetensors"),
     ),
     "merge": Case(
         partials,
@@ -284,7 +296,7 @@ CASES: dict[str, Case] = {
         ("split", "d.npz", "--clients", "2", "--test-share", "0.2", "-o", "split"),
         ("split",),
     ),
-    "simulate": Case(_plan, ("simulate", "plan.toml", "-o", "run"), ("run/plan.toml",)),
+    "simulate": Case(plan_with_two_clients, ("simulate", "plan.toml", "-o", "run"), ("run/plan.toml",)),
     "simulate-more": Case(half_run, ("simulate", "plan.toml", "-o", "run"), ("run/plan.toml",)),
     "report": Case(half_run, ("report", "run", "-o", "out"), ("out/report.html",)),
     "report-csv": Case(half_run, ("report", "run", "--csv", "table.csv"), ("table.csv",)),

@@ -36,7 +36,7 @@ from fedpara_edge.aggregation.config import (
 )
 from fedpara_edge.aggregation.effort import USUAL, Effort
 from fedpara_edge.aggregation.gate import Gate
-from fedpara_edge.aggregation.private import Privacy, check_layout, check_private
+from fedpara_edge.aggregation.private import Privacy, check_private
 from fedpara_edge.aggregation.refit import refit
 from fedpara_edge.aggregation.result import Aggregation
 from fedpara_edge.aggregation.rules.method import Method
@@ -48,6 +48,7 @@ from fedpara_edge.codecs.codec import not_finite
 from fedpara_edge.formats.history import NO_HISTORY, History
 from fedpara_edge.formats.serverstate import ServerState, state_of
 from fedpara_edge.formats.weights import Weights
+from fedpara_edge.privacy.mechanism import check_layout
 
 FEDAVG = FedAvgServer()
 DEFAULT_BOUNDS = Bounds()
@@ -116,7 +117,7 @@ def aggregate(
     check_exact(exact, merge, method)
     if privacy is not None:
         check_private(algorithm=algorithm, weighting=weighting, merge=merge, bounds=bounds, method=method, exact=exact)
-        check_layout(weights)
+        check_layout(weights.layout)
         weighting = "equal"
     kept = kept_groups(state, weights, algorithm)
     weighting = effective_weighting(weighting, algorithm, method)

@@ -22,6 +22,8 @@ class Gate(Protocol):
 
         Raises:
             TrustError: It is forged, unsigned or replayed, or too much is claimed in it.
+            InvalidUpdateError: It does not state what it must.
+            BudgetError: Nothing is left of the privacy budget of its client.
         """
         ...
 
@@ -29,7 +31,7 @@ class Gate(Protocol):
         """Refuse a partial, if it would hide whose the updates in it are.
 
         Raises:
-            TrustError: It would.
+            TrustError, InvalidUpdateError: It would.
         """
         ...
 
@@ -50,3 +52,29 @@ class HashingGate:
 
     def record(self, paths: Sequence[Path], weights: Weights) -> None:
         """Nothing to remember."""
+
+
+class Gates:
+    """A `Gate` of several, all of which an update must pass.
+
+    Args:
+        gates: Gates, in the order in which they are passed.
+    """
+
+    def __init__(self, gates: Sequence[Gate]) -> None:
+        self._gates = gates
+
+    def check(self, file: TensorFile, weights: Weights) -> None:
+        """Refuse an update that one of them refuses."""
+        for gate in self._gates:
+            gate.check(file, weights)
+
+    def check_partial(self, path: Path) -> None:
+        """Refuse a partial that one of them refuses."""
+        for gate in self._gates:
+            gate.check_partial(path)
+
+    def record(self, paths: Sequence[Path], weights: Weights) -> None:
+        """Have all remember the updates that are accepted."""
+        for gate in self._gates:
+            gate.record(paths, weights)

@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,19 +26,12 @@ from fedpara_edge.algorithms import ServerAlgorithm, Weighting
 from fedpara_edge.errors import FedparaError, InputError
 from fedpara_edge.formats.update import Update
 from fedpara_edge.formats.weights import Weights
+from fedpara_edge.privacy.ledger import Budget
 from fedpara_edge.privacy.mechanism import RESOLUTION, Gaussian, clipped_sum
 from fedpara_edge.privacy.noise import gaussian_integers
 
 PRIVATE_ALGORITHMS = ("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad")
 """Server algorithms that see one mean and nothing else of a round."""
-
-
-class Budget(Protocol):
-    """What pays for releases (`privacy.ledger`)."""
-
-    def spend(self, mechanism: Gaussian, content: bytes, round: int, *, again: bool) -> bytes:
-        """Pay for a release before it is made, or know it as paid `again`; return the secret key of its noise."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,21 +90,6 @@ def check_private(
                 "is the bound",
                 key=name,
             )
-
-
-def check_layout(weights: Weights) -> None:
-    """Refuse a model that sends running statistics, whose variances are no sums of what clients send.
-
-    Raises:
-        InputError: It does.
-    """
-    shared = {tensor.name for tensor in weights.layout.shared}
-    if sent := [tensor.name for tensor in weights.layout.statistics if tensor.name in shared]:
-        raise InputError(
-            f"expected a model that sends no running statistics with privacy, found {sent[0]!r} and "
-            f"{len(sent) - 1} more; export it with --batchnorm freeze or local",
-            key="privacy",
-        )
 
 
 def average_privately(

@@ -11,8 +11,8 @@ round, and what they lack is kept in the server state and sent with the next cha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 from fedpara_edge.aggregation.aggregation import aggregate
 from fedpara_edge.aggregation.config import AggregateConfig
 from fedpara_edge.aggregation.gate import Gate, HashingGate
-from fedpara_edge.aggregation.private import Budget, Privacy
+from fedpara_edge.aggregation.private import Privacy
 from fedpara_edge.aggregation.result import Aggregation
 from fedpara_edge.aggregation.staleness import following as following_history
 from fedpara_edge.aggregation.staleness import recent
@@ -36,8 +36,9 @@ from fedpara_edge.formats.serverstate import (
 )
 from fedpara_edge.formats.transcript import Transcript, read_transcript, write_transcript
 from fedpara_edge.formats.weights import Weights, read_weights, write_weights
+from fedpara_edge.privacy.ledger import Budget
 from fedpara_edge.storage.atomic import check_output
-from fedpara_edge.storage.locking import hold
+from fedpara_edge.storage.locking import hold_folder
 from fedpara_edge.storage.rounds import remove_rounds_before, round_path
 from fedpara_edge.storage.tensorfile import TensorFile
 
@@ -146,7 +147,7 @@ def run_round(
     _check_outputs(output, change, target, transcript, base=base, inputs=inputs, overwrite=overwrite)
     again = not overwrite and any(path.exists() for path in (output, change, target, transcript) if path is not None)
     privacy = _privacy(config, budget, again=again)
-    with nullcontext() if state is None else _holding(state):
+    with nullcontext() if state is None else hold_folder(state, kind="a state folder", lock=LOCK, parents=False):
         kept = None if state is None else _read_state(state, base, config)
         history = recent(kept, base, config.max_staleness)
         aggregation = aggregate(
@@ -190,19 +191,6 @@ def run_round(
         change_bytes=None if change is None else change.stat().st_size,
         state=target,
     )
-
-
-@contextmanager
-def _holding(state: Path) -> Iterator[None]:
-    """Make the state folder if it is missing, and keep other processes from writing rounds there."""
-    try:
-        state.mkdir(exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{state}: expected a writable state folder, found {error.strerror}; choose another"
-        ) from error
-    with hold(state / LOCK, folder=state, kind="a state folder"):
-        yield
 
 
 def _check_options(config: AggregateConfig, *, state: Path | None, change: Path | None, keep: int | None) -> None:

@@ -18,7 +18,7 @@ from fedpara_edge.aggregation.gate import Gate
 from fedpara_edge.aggregation.staleness import discounted
 from fedpara_edge.algorithms import ServerAlgorithm
 from fedpara_edge.codecs.codec import in_order
-from fedpara_edge.errors import FedparaError, InvalidUpdateError, TrustError, WrongBundleError, detached
+from fedpara_edge.errors import BudgetError, FedparaError, InvalidUpdateError, TrustError, WrongBundleError, detached
 from fedpara_edge.formats.encoded import read_change
 from fedpara_edge.formats.history import NO_HISTORY, History
 from fedpara_edge.formats.update import Update, is_valid_client_name, open_update_file
@@ -134,7 +134,7 @@ def _open(
         update = Update(file, weights, history)
         update.close()
         _check_metrics(update, algorithm)
-    except (InvalidUpdateError, TrustError, WrongBundleError) as error:
+    except (BudgetError, InvalidUpdateError, TrustError, WrongBundleError) as error:
         return Rejected(path, client, error)
     return discounted(update, weights)
 

@@ -65,11 +65,13 @@ class ClientAlgorithm(Algorithm):
         group: Name under which the state folder holds what the device keeps; None for nothing.
         controlled: Whether the device needs the server's state of the round.
         paired: Whether it goes with the server algorithm of the same name alone.
+        states_steps: Whether its updates state numbers that depend on the steps taken (`metrics`).
     """
 
     group: ClassVar[str | None] = None
     controlled: ClassVar[bool] = False
     paired: ClassVar[bool] = False
+    states_steps: ClassVar[bool] = False
 
     def check_optimizer(self, constants: Mapping[str, Any]) -> None:
         """Refuse an optimizer with which the algorithm would be wrong.

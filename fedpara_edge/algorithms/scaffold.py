@@ -56,6 +56,7 @@ class ScaffoldClient(ClientAlgorithm):
     group = CONTROL
     controlled = True
     paired = True
+    states_steps = True
 
     def check_optimizer(self, constants: Mapping[str, Any]) -> None:
         """Plain SGD only: with anything else, -Δ / R is not the mean of the gradients."""

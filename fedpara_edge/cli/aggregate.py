@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,10 +36,15 @@ RENAMED = {
 @click.option("--allow", type=PATH, metavar="FILE", help="TOML file with keys of clients: signed updates alone count.")
 @click.option("--ledger", type=PATH, help="Folder of what was accepted, with --allow.  [default: ledger in --state]")
 @click.option(
+    "--device-privacy",
+    metavar="gaussian:epsilon=…,delta=…",
+    help="Budget of each device for noise of its own: updates without such noise, or beyond it, are refused.",
+)
+@click.option(
     "--privacy-ledger",
     type=PATH,
     metavar="FOLDER",
-    help="Folder of what is spent of the budget, with --privacy.  [default: privacy in --state]",
+    help="Folder of what is spent, with --privacy or --device-privacy.  [default: privacy in --state]",
 )
 @click.option("--partial", is_flag=True, help="Write a partial to -o in place of weights, for `merge` and `finalize`.")
 @output_options
@@ -53,6 +58,7 @@ def command(
     change: Path | None,
     allow: Path | None,
     ledger: Path | None,
+    device_privacy: str | None,
     privacy_ledger: Path | None,
     transcript: Path | None,
     partial: bool,
@@ -66,10 +72,23 @@ def command(
     state folder gets one file for each round, whose name is the round's: that of --weights must be there, except at
     round 0. With a downlink codec the weights written are those that devices get by applying the change.
     """
+    from fedpara_edge.aggregation.gate import Gates
+
     config = AggregateConfig(**{**options, **({"exact": True} if partial else {})})
     if partial:
-        _check_partial(options, keep=keep, change=change, privacy_ledger=privacy_ledger, transcript=transcript)
-    with _gate(allow, ledger, state, config.max_staleness) as gate, _budget(config, privacy_ledger, state) as budget:
+        _check_partial(options, keep=keep, change=change, transcript=transcript)
+    if privacy_ledger is not None and config.privacy is None and device_privacy is None:
+        raise InputError(
+            "expected with --privacy or --device-privacy, found without; leave it out", key="privacy_ledger"
+        )
+    if ledger is not None and allow is None:
+        raise InputError("expected with --allow, found without; leave it out", key="ledger")
+    with ExitStack() as stack:
+        budget = None if config.privacy is None else stack.enter_context(_budget(privacy_ledger, state))
+        gates = [] if allow is None else [stack.enter_context(_signatures(allow, ledger, state, config.max_staleness))]
+        if device_privacy is not None:
+            gates.append(stack.enter_context(_noise(device_privacy, privacy_ledger, state)))
+        gate = Gates(gates) if gates else None
         if partial:
             write_sum(updates, weights, output, config, state=state, gate=gate, overwrite=overwrite, json=json)
         else:
@@ -89,15 +108,9 @@ def _check_partial(options: Mapping[str, Any], **files: Any) -> None:
 
 
 @contextmanager
-def _gate(allow: Path | None, ledger: Path | None, state: Path | None, late: int) -> Iterator[Gate | None]:
-    """The gate that only signed updates of the clients in a list pass; None without a list."""
-    if allow is None:
-        if ledger is not None:
-            raise InputError("expected with --allow, found without; leave it out", key="ledger")
-        yield None
-        return
-    if ledger is None and state is None:
-        raise InputError("expected a folder for what was accepted, found none; give it, or --state", key="ledger")
+def _signatures(allow: Path, ledger: Path | None, state: Path | None, late: int) -> Iterator[Gate]:
+    """The gate that only signed updates of the clients in a list pass."""
+    folder = _folder(ledger, state, "ledger", key="ledger", holding="what was accepted")
     from fedpara_edge.cli.installed import require
 
     require("trust")
@@ -106,25 +119,43 @@ def _gate(allow: Path | None, ledger: Path | None, state: Path | None, late: int
     from fedpara_edge.trust.signatures import SignatureGate
 
     clients = read_clients(allow)
-    with open_ledger(ledger or Path(str(state)) / "ledger", clients.run) as opened:
+    with open_ledger(folder, clients.run) as opened:
         yield SignatureGate(clients, opened, max_staleness=late)
 
 
 @contextmanager
-def _budget(config: AggregateConfig, folder: Path | None, state: Path | None) -> Iterator[PrivacyLedger | None]:
-    """The ledger of the privacy budget; None without noise."""
-    if config.mechanism is None:
-        if folder is not None:
-            raise InputError("expected with --privacy, found without; leave it out", key="privacy_ledger")
-        yield None
-        return
-    if folder is None and state is None:
-        raise InputError("expected a folder for what is spent, found none; give it, or --state", key="privacy_ledger")
+def _noise(text: str, ledger: Path | None, state: Path | None) -> Iterator[Gate]:
+    """The gate that only updates with noise of their device's own pass."""
+    from fedpara_edge.aggregation.noised import NoiseGate
+    from fedpara_edge.privacy.devices import find_device_budget, open_device_ledger
+
+    budget = find_device_budget(text)
+    with open_device_ledger(_privacy_folder(ledger, state)) as opened:
+        yield NoiseGate(budget, opened)
+
+
+@contextmanager
+def _budget(ledger: Path | None, state: Path | None) -> Iterator[PrivacyLedger]:
+    """The ledger of the budget of noise on the mean."""
+    folder = _privacy_folder(ledger, state)
     from fedpara_edge.cli.installed import require
 
     require("privacy")
     from fedpara_edge.privacy.accounting import epsilon
     from fedpara_edge.privacy.ledger import open_privacy_ledger
 
-    with open_privacy_ledger(folder or Path(str(state)) / "privacy", epsilon) as opened:
+    with open_privacy_ledger(folder, epsilon) as opened:
         yield opened
+
+
+def _privacy_folder(ledger: Path | None, state: Path | None) -> Path:
+    return _folder(ledger, state, "privacy", key="privacy_ledger", holding="what is spent")
+
+
+def _folder(given: Path | None, state: Path | None, name: str, *, key: str, holding: str) -> Path:
+    """A folder that was given, or else that of a name in the state folder."""
+    if given is not None:
+        return given
+    if state is None:
+        raise InputError(f"expected a folder for {holding}, found none; give it, or --state", key=key)
+    return state / name

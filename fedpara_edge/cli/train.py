@@ -84,6 +84,7 @@ def command(
             call,
             output=output,
             encoder=call.encoder,
+            privacy=call.mechanism,
             state=state,
             client=client,
             server_state=server_state,
@@ -112,4 +113,6 @@ def command(
         f"sends {megabytes(result.update_bytes)}, {result.update_bytes / dense:.1%} of the dense model's "
         f"{megabytes(dense)}"
     )
+    if call.mechanism is not None and result.spent is not None:
+        text += f"\nprivacy: ε {result.spent:.4g} of {call.mechanism.epsilon:g} spent at δ {call.mechanism.delta:g}"
     emit({"update": output, **asdict(result), "dense_bytes": dense}, text, as_json=json)

@@ -12,6 +12,8 @@ Format `fedpara-edge/update`, version 1 (container: `storage.tensorfile`). Heade
     codec         {"name", "version", …}: how the change is stored (`codecs`), with the settings of that codec
     metrics       measured on the device, e.g. {"loss": 0.41}; at most 64 finite numbers, with names of at most 100
                   characters
+    privacy       {"name": "gaussian", "clip", "noise"}: the noise that the device added (`privacy.local`); examples
+                  and steps are 1 then, and no metric is measured; absent without noise
 
 no others, and the arrays the codec stores. A composed weight, a personal tensor or a training example is never in it.
 """
@@ -38,6 +40,7 @@ from fedpara_edge.formats.history import NO_HISTORY, History
 from fedpara_edge.formats.tables import max_table_bytes
 from fedpara_edge.formats.weights import Weights
 from fedpara_edge.options import check, option
+from fedpara_edge.privacy.local import Noise, stated
 from fedpara_edge.storage.atomic import Ready
 from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
 
@@ -59,6 +62,7 @@ class UpdateHeader:
     examples: int = option(minimum=1, maximum=1 << 40)
     steps: int = option(minimum=1, maximum=1 << 40)
     metrics: Mapping[str, float]
+    privacy: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -92,6 +96,19 @@ class UpdateHeader:
                 raise InvalidUpdateError(
                     f"metric {brief(name)}: expected a finite number, found {brief(value)}", code="header"
                 )
+        _ = self.added_noise
+
+    @property
+    def added_noise(self) -> Noise | None:
+        """The noise that the device added; None for none."""
+        try:
+            return None if self.privacy is None else stated(self.privacy)
+        except InputError as error:
+            raise InvalidUpdateError(str(error), code="header") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields that the update has, plain data for `json.dumps`."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @property
     def sender(self) -> tuple[str, int]:
@@ -168,7 +185,7 @@ def encode_update(
         )
     encoded = encode_change(encoder, tensors, flatten(tensors, change), seed=seed)
     codec = {"name": encoder.name, "version": encoder.version, **encoded.settings}
-    fields = {"format": FORMAT, "version": 1, "codec": codec, **asdict(header)}
+    fields = {"format": FORMAT, "version": 1, "codec": codec, **header.to_json()}
     return EncodedUpdate(header=fields, arrays=encoded.arrays, change=unflatten(tensors, encoded.decoded))
 
 
@@ -313,7 +330,7 @@ def check_base(header: UpdateHeader, weights: Weights, history: History, *, path
 
 def _header_of(file: TensorFile) -> UpdateHeader:
     names = UpdateHeader.__dataclass_fields__
-    missing = [name for name in names if name not in file.header]
+    missing = [name for name in names if name not in file.header and name != "privacy"]
     if missing:
         raise InvalidUpdateError(
             f"{file.path}: expected the header fields {', '.join(missing)}, found none; {REMEDY}", code="header"
@@ -325,7 +342,7 @@ def _header_of(file: TensorFile) -> UpdateHeader:
             code="header",
         )
     try:
-        return UpdateHeader(**{name: file.header[name] for name in names})
+        return UpdateHeader(**{name: file.header[name] for name in names if name in file.header})
     except InvalidUpdateError as error:
         raise InvalidUpdateError(f"{file.path}: {error}", code=error.code) from error
 

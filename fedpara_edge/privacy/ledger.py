@@ -1,4 +1,4 @@
-"""The ledger of a privacy budget: the noise of every round that was released, written before it is released.
+"""The ledger of a privacy budget: the noise of every release, written before it is released.
 
     privacy.json    {"format": "fedpara-edge/privacy", "version": 1, "secret": 64 hexadecimal digits,
                      "spent": [{"round", "noise", "sampling", "tag"}, …]}
@@ -8,8 +8,9 @@ the sum that the noise is for, and the key of the noise is made from it: a round
 same tag, hence the same noise, and costs nothing more; any other sum has another noise and is an entry of its own. So
 no weights are released that the ledger does not have, and no two with the same noise.
 
-One ledger is for all that the same clients take part in, whatever bundle or run. It is the server's secret: whoever has
-it can take the noise off again.
+The ledger of a server is for all that the same clients take part in, whatever bundle or run; that of a device, in its
+state folder, is for its own updates. It is the secret of whoever adds the noise: whoever has it can take the noise off
+again.
 """
 
 from __future__ import annotations
@@ -23,18 +24,41 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fedpara_edge.errors import BudgetError, InputError, OutputExistsError
-from fedpara_edge.privacy.mechanism import Gaussian
 from fedpara_edge.storage.atomic import replacing_file
-from fedpara_edge.storage.locking import hold
+from fedpara_edge.storage.locking import hold_folder
 from fedpara_edge.storage.tensortable import strict_json
 
 FORMAT = "fedpara-edge/privacy"
 FILE = "privacy.json"
 Epsilon = Callable[[Sequence[tuple[float, float]], float], float]
 """`accounting.epsilon`."""
+
+
+class Mechanism(Protocol):
+    """What a release of a mechanism costs, and the budget that it is paid from."""
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of the noise, in clips."""
+        ...
+
+    @property
+    def sampling(self) -> float:
+        """Probability with which a client takes part."""
+        ...
+
+    @property
+    def epsilon(self) -> float:
+        """Largest ε of all releases together."""
+        ...
+
+    @property
+    def delta(self) -> float:
+        """δ at which ε is measured."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +69,14 @@ class Entry:
     noise: float
     sampling: float
     tag: str
+
+
+class Budget(Protocol):
+    """What pays for releases."""
+
+    def spend(self, mechanism: Mechanism, content: bytes, round: int, *, again: bool) -> bytes:
+        """Pay for a release before it is made, or know it as paid `again`; return the secret key of its noise."""
+        ...
 
 
 class PrivacyLedger:
@@ -64,7 +96,17 @@ class PrivacyLedger:
         """The ε of all rounds so far at a δ."""
         return self._of(self._entries, delta)
 
-    def spend(self, mechanism: Gaussian, content: bytes, round: int, *, again: bool = False) -> bytes:
+    def check(self, mechanism: Mechanism, round: int) -> None:
+        """Refuse a release that can't be paid for, before any work; not one of a round in which there was one already.
+
+        Raises:
+            BudgetError: The budget would be exceeded.
+        """
+        if round not in {entry.round for entry in self._entries}:
+            new = Entry(round=round, noise=mechanism.noise, sampling=mechanism.sampling, tag="")
+            self._check(mechanism, (*self._entries, new))
+
+    def spend(self, mechanism: Mechanism, content: bytes, round: int, *, again: bool = False) -> bytes:
         """Pay for a release, and return the secret key of its noise.
 
         Args:
@@ -87,16 +129,19 @@ class PrivacyLedger:
                 )
             entry = Entry(round=round, noise=mechanism.noise, sampling=mechanism.sampling, tag=tag.hex())
             entries = (*self._entries, entry)
-            needed = self._of(entries, mechanism.delta)
-            if needed > mechanism.epsilon:
-                raise BudgetError(
-                    f"{self._path}: expected at most ε {mechanism.epsilon:g} at δ {mechanism.delta:g}, found "
-                    f"{needed:.4g} with round {round} after {len(self._entries)} rounds; end the training, or start "
-                    "over with more noise"
-                )
+            self._check(mechanism, entries)
             self._write(entries)
             self._entries = entries
         return hmac.digest(self._secret, b"noise" + tag, "sha256")
+
+    def _check(self, mechanism: Mechanism, entries: Sequence[Entry]) -> None:
+        needed = self._of(entries, mechanism.delta)
+        if needed > mechanism.epsilon:
+            raise BudgetError(
+                f"{self._path}: expected at most ε {mechanism.epsilon:g} at δ {mechanism.delta:g}, found "
+                f"{needed:.4g} with round {entries[-1].round} after {len(entries) - 1} rounds; end the training, or "
+                "start over with more noise"
+            )
 
     def _of(self, entries: Sequence[Entry], delta: float) -> float:
         key = len(entries), delta
@@ -151,9 +196,5 @@ def open_privacy_ledger(folder: Path, epsilon: Epsilon) -> Iterator[PrivacyLedge
         BusyError: Another process uses it.
         InputError: The folder can't be made or locked, or the ledger is damaged.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: expected a writable folder, found {error.strerror}; choose another") from error
-    with hold(folder / ".lock", folder=folder, kind="the ledger of a privacy budget"):
+    with hold_folder(folder, kind="the ledger of a privacy budget"):
         yield PrivacyLedger(folder / FILE, epsilon)

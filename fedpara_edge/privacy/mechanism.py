@@ -28,12 +28,16 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpara_edge.errors import InputError
+from fedpara_edge.factors.layout import Layout
 from fedpara_edge.options import check, choose, option
 
 RESOLUTION = 1 << 20
 """Steps of the grid in one standard deviation of the noise."""
 SLACK = 2.0**-20
 """Share by which changes are clipped more than asked for: a norm in float64 is off by less, up to 2^32 entries."""
+MIN_NOISE, MAX_NOISE, MAX_CLIP = 1e-3, 1e6, 1e30
+"""Limits within which integers on the grid are exact in float64, and noisy changes within float32."""
 TILE = 1 << 12
 
 
@@ -53,8 +57,12 @@ class Gaussian:
         InputError: An option is out of its range.
     """
 
-    clip: float = option(above=0, help="Largest L2 norm of a client's change; a larger change is scaled down.")
-    noise: float = option(above=0, help="Standard deviation of the noise on the sum, in clips.")
+    clip: float = option(
+        above=0, maximum=MAX_CLIP, help="Largest L2 norm of a client's change; a larger change is scaled down."
+    )
+    noise: float = option(
+        minimum=MIN_NOISE, maximum=MAX_NOISE, help="Standard deviation of the noise on the sum, in clips."
+    )
     expected: int = option(minimum=1, help="Number that the sum is divided by, whatever number takes part.")
     epsilon: float = option(above=0, help="Largest ε of all rounds together.")
     delta: float = option(above=0, below=1, help="δ at which ε is measured; well below one over all clients.")
@@ -107,6 +115,21 @@ def clipped_sum(rows: NDArray[np.float32], factors: NDArray[np.float64]) -> NDAr
         tile = slice(start, start + TILE)
         total[tile] = clipped(rows[:, tile], factors).sum(axis=0)
     return total
+
+
+def check_layout(layout: Layout) -> None:
+    """Refuse a model that sends running statistics, whose variances are no sums of what clients send.
+
+    Raises:
+        InputError: It does.
+    """
+    shared = {tensor.name for tensor in layout.shared}
+    if sent := [tensor.name for tensor in layout.statistics if tensor.name in shared]:
+        raise InputError(
+            f"expected a model that sends no running statistics with privacy, found {sent[0]!r} and "
+            f"{len(sent) - 1} more; export it with --batchnorm freeze or local",
+            key="privacy",
+        )
 
 
 MECHANISMS: Mapping[str, type[Gaussian]] = {Gaussian.name: Gaussian}

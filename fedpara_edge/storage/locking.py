@@ -58,6 +58,28 @@ def hold(file: Path, *, folder: Path, kind: str, alone: bool = True, patience_se
         yield
 
 
+@contextmanager
+def hold_folder(folder: Path, *, kind: str, lock: str = ".lock", parents: bool = True) -> Iterator[None]:
+    """Make a folder if it is missing, and hold its lock for as long as the context lasts.
+
+    Args:
+        folder: Folder.
+        kind: Kind of the folder with its article, for messages.
+        lock: Name of the lock's file in it.
+        parents: Whether the folders above it are made too.
+
+    Raises:
+        BusyError: Another process holds it.
+        InputError: The folder can't be made or locked.
+    """
+    try:
+        folder.mkdir(parents=parents, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: expected {kind} to write in, found {error.strerror}; choose another") from error
+    with hold(folder / lock, folder=folder, kind=kind):
+        yield
+
+
 def try_lock(file: IO[str]) -> bool:
     """Lock an open file unless another process has; whether it did.
 

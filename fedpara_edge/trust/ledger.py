@@ -19,7 +19,7 @@ from pathlib import Path
 
 from fedpara_edge.errors import InputError, brief
 from fedpara_edge.storage.atomic import replacing_file
-from fedpara_edge.storage.locking import hold
+from fedpara_edge.storage.locking import hold_folder
 from fedpara_edge.storage.tensortable import strict_json
 
 FORMAT = "fedpara-edge/ledger"
@@ -113,9 +113,5 @@ def open_ledger(folder: Path, run: str) -> Iterator[Ledger]:
         BusyError: Another process uses it.
         InputError: The folder can't be made or locked.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: expected a writable folder, found {error.strerror}; choose another") from error
-    with hold(folder / ".lock", folder=folder, kind="a ledger"):
+    with hold_folder(folder, kind="a ledger"):
         yield Ledger(folder, run)

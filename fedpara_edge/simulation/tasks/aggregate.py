@@ -8,8 +8,8 @@ from pathlib import Path
 
 from fedpara_edge.aggregation import AggregateConfig, run_round
 from fedpara_edge.formats.serverstate import write_server_state
-from fedpara_edge.privacy.mechanism import Gaussian
 from fedpara_edge.simulation.folder import JobFolder
+from fedpara_edge.simulation.tasks.rehearsal import Rehearsal
 
 CONTROL = "control"
 """Group of a server state that scaffold's devices need."""
@@ -30,13 +30,6 @@ class Aggregated:
     mean_gap: float | None = None
     weights_bytes: int = 0
     change_bytes: int | None = None
-
-
-class _Rehearsal:
-    """A privacy budget that is not spent: the noise is public, so that a simulation is the same each time."""
-
-    def spend(self, mechanism: Gaussian, content: bytes, round: int, *, again: bool) -> bytes:  # noqa: ARG002
-        return content
 
 
 def aggregate_round(
@@ -67,7 +60,7 @@ def aggregate_round(
         config,
         state=folder.server if config.server_algorithm.groups or sends_changes else None,
         change=folder.change(number) if sends_changes else None,
-        budget=None if config.privacy is None else _Rehearsal(),
+        budget=None if config.privacy is None else Rehearsal(),
         overwrite=True,
     )
     result = done.aggregation

@@ -12,6 +12,7 @@ from fedpara_edge.formats.weights import read_weights, write_weights
 from fedpara_edge.simulation.folder import JobFolder
 from fedpara_edge.simulation.plan.plan import TrainPlan
 from fedpara_edge.simulation.tasks.engines import Model, fresh_engine
+from fedpara_edge.simulation.tasks.rehearsal import Rehearsal
 
 START = "start.safetensors"
 """Name of the file with a client's own weights to start from, beside those of its earlier rounds."""
@@ -45,6 +46,8 @@ def train_client(
         state=folder.state(client),
         client=client,
         encoder=options.encoder,
+        privacy=options.mechanism,
+        budget=Rehearsal(),
         server_state=control if control.exists() else None,
         overwrite=True,
     )
@@ -64,7 +67,7 @@ def train_alone(
     output = folder.own_weights(client, round + 1)
     start = output.with_name(START)
     write_weights(start, replace(read_weights(weights), round=round))
-    exact = replace(options, codec="float32")
+    exact = replace(options, codec="float32", privacy=None)
     try:
         result = train_client(model, folder, client=client, round=round, data=data, weights=start, options=exact)
         run_round([folder.update(client)], start, output, AggregateConfig(strict=True), overwrite=True)
