@@ -1,6 +1,7 @@
 """The rank schedule reproduces the counts of the paper's Tables 1 and 5."""
 
 import math
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 
 import pytest
@@ -30,12 +31,15 @@ def count(kind: Kind, shape: tuple[int, ...], rank: int, form: Form = "tensor") 
     return factor_count(layer_spec(shape, kind=kind, form=form, rank=rank))
 
 
-def vgg16_millions(classes: int, *, kind: Kind, gamma: float = 0.1) -> float:
-    layers = [choose_layer("", s, kind=kind, gamma=gamma, schedule="paper").spec for s in VGG16_CONVOLUTIONS]
-    weights = sum(map(factor_count, layers))
+def vgg16(classes: int, layers: Iterable[LayerSpec]) -> int:
     biases_and_norms = 3 * sum(shape[0] for shape in VGG16_CONVOLUTIONS)
     dense_head = 2 * (512 * 512 + 512) + 512 * classes + classes
-    return (weights + biases_and_norms + dense_head) / 1e6
+    return sum(map(factor_count, layers)) + biases_and_norms + dense_head
+
+
+def vgg16_millions(classes: int, *, kind: Kind, gamma: float = 0.1) -> float:
+    layers = [choose_layer("", s, kind=kind, gamma=gamma, schedule="paper").spec for s in VGG16_CONVOLUTIONS]
+    return vgg16(classes, layers) / 1e6
 
 
 def test_table_1_linear() -> None:
@@ -65,6 +69,19 @@ def test_vgg16_ranks_at_a_tenth() -> None:
     ranks = [scheduled_rank(shape, gamma=0.1) for shape in VGG16_CONVOLUTIONS]
     assert ranks == [2, 11, 13, 19, 22, 30, 30, 36, 52, 52, 52, 52, 52]
     assert vgg16_millions(10, kind="fedpara") == pytest.approx(1.54662)
+
+
+def with_rank(rank: Callable[[tuple[int, ...]], int]) -> int:
+    shapes = VGG16_CONVOLUTIONS
+    return vgg16(10, [layer_spec(shape, kind="fedpara", form="tensor", rank=rank(shape)) for shape in shapes])
+
+
+def test_other_roundings_give_other_counts() -> None:
+    assert with_rank(lambda shape: scheduled_rank(shape, gamma=0)) == 925_720
+    assert with_rank(lambda shape: math.ceil(math.sqrt(max(shape[:2])))) == 951_334  # the authors' notebook
+    assert with_rank(lambda shape: scheduled_rank(shape, gamma=0.1)) == 1_546_620
+    found = with_rank(lambda shape: -(-(9 * minimum_rank(shape) + maximum_rank(shape)) // 10))
+    assert found == 1_546_844  # Flower's baseline
 
 
 @pytest.mark.parametrize("classes", [10, 100])
