@@ -16,7 +16,7 @@ test: web  ## formatting, lint, strict types, all tests and docs examples, the w
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -n auto --dist loadfile
+	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 	rm -rf $(VENV)/wheel
 	$(BIN)/python -m build --quiet --wheel --outdir $(VENV)/wheel .
 	sh tests/try_wheel.sh $(BIN)/python $(VENV)/wheel

@@ -31,6 +31,29 @@ torch.set_num_threads(1)  # the models are tiny: more threads only wait for each
 gc.freeze()  # torch is large, stays, and need not be searched for garbage again and again
 
 
+LONGEST = (
+    "test_readme.py",
+    "test_kills.py",
+    "test_training_engines.py",
+    "test_training_step.py",
+    "test_export.py",
+    "test_fold.py",
+    "test_packaging.py",
+    "test_draws.py",
+    "test_simulation.py",
+    "test_recurrent.py",
+    "test_gradient_coverage.py",
+    "test_zoo.py",
+)
+"""Test files that take the longest, which begin first so that no worker is left with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the files of `LONGEST` before all others."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _fast_disk() -> Iterator[None]:
     """No waiting for the disk; what happens where a sync fails is tested with `failing_disk`."""
