@@ -59,8 +59,8 @@ class Round:
             name = f"client-{number:05}"
             key = new_key(folder / name)
             write_envelope(path, path, read_signer(folder / name), RUN)
-            members.append(Member(name=name, key=parse_public(key), client=Client(key=key)))
-        self.clients = Clients(run=RUN, by_key={member.key.keyid: member for member in members})
+            members.append(Member(name=name, key=parse_public(key), entry=Client(key=key)))
+        self.clients = Clients(run=RUN, members=members)
         os.sync()  # dirty pages stay in the cache
 
     def plain(self, bounds: Bounds = UNBOUNDED) -> None:
@@ -70,7 +70,7 @@ class Round:
         with open_ledger(self.folder / "ledger", RUN) as ledger:
             gate = SignatureGate(self.clients, ledger)
             done = aggregate(self.paths, self.weights, bounds=bounds, gate=gate, min_updates=len(self.paths))
-            gate.record([update.path for update in done.accepted], self.weights)
+            gate.record(done.identities, self.weights)
 
     def hash(self) -> None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -59,7 +59,7 @@ from fedpara_edge.simulation.plan.plan import read_plan
 from fedpara_edge.storage.rounds import round_path
 from fedpara_edge.trust.client import receive
 from fedpara_edge.trust.clients import read_clients
-from fedpara_edge.trust.envelope import envelope_path, read_envelope, verified_statement, write_envelope
+from fedpara_edge.trust.envelope import Statement, envelope_path, read_envelope, verified_statement, write_envelope
 from fedpara_edge.trust.keys import new_key, read_public, read_signer
 from fedpara_edge.trust.ledger import open_ledger
 from fedpara_edge.trust.publication import Lifetimes
@@ -356,7 +356,7 @@ def _envelopes(folder: Path) -> Made:
     update = send(folder, start_round(folder), "ann")
     write_envelope(update, update, read_signer(folder / "ann"), signed.RUN)
     key = read_public(folder / "ann.pub")
-    return [envelope_path(update)], lambda _: verified_statement(read_envelope(update), key, update)
+    return [envelope_path(update)], lambda _: verified_statement(read_envelope(update), key, update, Statement)
 
 
 def _clients(folder: Path) -> Made:

@@ -81,11 +81,11 @@ REFUSED: dict[str, Bad] = {
         2,
         "part: expected the updates of clients 'f' beside the partials, as a bound binds them",
     ),
-    "a list of clients for a partial": (
-        None,
-        ("merge", "part", *WEIGHTS, "-o", "out", "--allow", "clients.toml"),
+    "a ledger without a list": (
+        part,
+        ("merge", "part", *WEIGHTS, "-o", "out", "--ledger", "ledger"),
         2,
-        "No such option '--allow'",
+        "--ledger: expected with --allow, found without",
     ),
 }
 

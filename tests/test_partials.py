@@ -259,8 +259,8 @@ class TestRefused:
 
     def test_partials_where_signed_updates_alone_count(self, tmp_path: Path) -> None:
         fleet = Fleet(tmp_path, 3)
-        gate = IdentityGate(Clients(run="winter", by_key={}))
-        with pytest.raises(TooFewUpdatesError, match=r"1 unsigned.*found a partial, which nobody signs"):
+        gate = IdentityGate(Clients(run="winter", members=()))
+        with pytest.raises(TooFewUpdatesError, match=r"1 unsigned.*expected a signature in part\.dsse beside it"):
             aggregate([fleet.part("part", fleet.updates)], fleet.weights, exact=True, gate=gate)
 
     def test_a_bad_partial_stops_nobody_unless_strict(self, tmp_path: Path) -> None:

@@ -30,8 +30,8 @@ class Server:
     def __init__(self, folder: Path, number: int = 3) -> None:
         self.folder = folder
         public = {name: new_key(folder / name) for name in ("ann", "ben")}
-        members = [Member(name=name, key=parse_public(key), client=Client(key=key)) for name, key in public.items()]
-        self.clients = Clients(run=RUN, by_key={member.key.keyid: member for member in members})
+        members = [Member(name=name, key=parse_public(key), entry=Client(key=key)) for name, key in public.items()]
+        self.clients = Clients(run=RUN, members=members)
         self.start(number)
 
     def start(self, number: int) -> None:

@@ -228,7 +228,7 @@ def test_no_mutation_of_an_envelope_passes_or_crashes(server: Server, data: st.D
     ("text", "words"),
     [
         ("", "run: expected a name, found None"),
-        ('run = "a"', "clients: expected a table for each client"),
+        ('run = "a"', "clients: expected a table for each of them"),
         ('run = "a"\nclient = 1', "client: expected"),
         ('run = "a"\n[clients.ann]', "clients.ann.key: expected a public key"),
         ('run = "a"\n[clients.ann]\nkey = "rsa:00"', "clients.ann.key: expected ed25519"),
@@ -246,7 +246,7 @@ def test_a_list_of_clients_that_is_none(tmp_path: Path, text: str, words: str) -
 def test_two_clients_have_two_keys(server: Server) -> None:
     server.public["ben"] = server.public["ann"]
     server.allow()
-    with pytest.raises(InputError, match=r"clients\.ben\.key: expected a key of its own, found that of ann"):
+    with pytest.raises(InputError, match=r"clients\.ben\.key: expected a key of its own, found that of clients\.ann"):
         server.round()
 
 

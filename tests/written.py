@@ -259,6 +259,12 @@ CASES: dict[str, Case] = {
         (*ROUND, "--device-privacy", "gaussian:epsilon=9,delta=1e-5", "--privacy-ledger", "dp"),
         ("dp/devices.json", "next.safetensors"),
     ),
+    "aggregate-partial": Case(
+        _signed_round,
+        ("aggregate", "ann.update", "ben.update", "--partial", "--weights", "base.safetensors", "-o", "both.partial",
+         "--allow", "clients.toml", "--ledger", "ledger", "--key", "ann"),
+        ("ledger/round-2.json", "both.partial.dsse", "both.partial"),
+    ),
     "merge": Case(
         partials,
         ("merge", "ann.partial", "ben.partial", "--weights", "base.safetensors", "-o", "both.partial"),

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+from fedpara_edge.formats.partial import PartialFile
 from fedpara_edge.formats.weights import Weights
 from fedpara_edge.storage.tensorfile import TensorFile
+
+
+class Identity(NamedTuple):
+    """An update: its client, its round, and the SHA-256 of its file."""
+
+    client: str
+    round: int
+    sha256: str
 
 
 class Gate(Protocol):
@@ -27,15 +35,15 @@ class Gate(Protocol):
         """
         ...
 
-    def check_partial(self, path: Path) -> None:
-        """Refuse a partial, if it would hide whose the updates in it are.
+    def check_partial(self, partial: PartialFile, weights: Weights) -> None:
+        """Refuse a partial, if it hides whose the updates in it are, or has one that would be refused itself.
 
         Raises:
-            TrustError, InvalidUpdateError: It would.
+            TrustError, InvalidUpdateError: It does.
         """
         ...
 
-    def record(self, paths: Sequence[Path], weights: Weights) -> None:
+    def record(self, accepted: Sequence[Identity], weights: Weights) -> None:
         """Remember the updates that are accepted in a round, before anything is written that they went into."""
         ...
 
@@ -47,10 +55,10 @@ class HashingGate:
         """Compute the digest."""
         file.sha256()
 
-    def check_partial(self, path: Path) -> None:
+    def check_partial(self, partial: PartialFile, weights: Weights) -> None:
         """Nothing to compute: a partial has the digests."""
 
-    def record(self, paths: Sequence[Path], weights: Weights) -> None:
+    def record(self, accepted: Sequence[Identity], weights: Weights) -> None:
         """Nothing to remember."""
 
 
@@ -69,12 +77,12 @@ class Gates:
         for gate in self._gates:
             gate.check(file, weights)
 
-    def check_partial(self, path: Path) -> None:
+    def check_partial(self, partial: PartialFile, weights: Weights) -> None:
         """Refuse a partial that one of them refuses."""
         for gate in self._gates:
-            gate.check_partial(path)
+            gate.check_partial(partial, weights)
 
-    def record(self, paths: Sequence[Path], weights: Weights) -> None:
+    def record(self, accepted: Sequence[Identity], weights: Weights) -> None:
         """Have all remember the updates that are accepted."""
         for gate in self._gates:
-            gate.record(paths, weights)
+            gate.record(accepted, weights)

@@ -150,9 +150,9 @@ def _open_partials(
     opened, rejected = list[PartialFile](), list[Rejected]()
     for path in paths:
         try:
-            if gate is not None:
-                gate.check_partial(path)
             partial = PartialFile(path, weights, header, entries)
+            if gate is not None:
+                gate.check_partial(partial, weights)
             for counted in partial.counted:
                 check_base(counted.header, weights, history, path=path)
                 algorithm.check_metrics(counted.header.metrics)

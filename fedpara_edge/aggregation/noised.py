@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
+from fedpara_edge.aggregation.gate import Identity
 from fedpara_edge.errors import BudgetError, InputError, InvalidUpdateError
+from fedpara_edge.formats.partial import PartialFile
 from fedpara_edge.formats.weights import Weights
 from fedpara_edge.privacy.devices import DeviceBudget, DeviceLedger, Sent
 from fedpara_edge.privacy.local import stated
@@ -24,7 +25,7 @@ class NoiseGate:
 
     def __init__(self, budget: DeviceBudget, ledger: DeviceLedger) -> None:
         self._budget, self._ledger = budget, ledger
-        self._sent: dict[Path, Sent] = {}
+        self._sent: dict[tuple[str, str], Sent] = {}
 
     def check(self, file: TensorFile, weights: Weights) -> None:
         """Refuse an update that states no noise, or whose client has nothing left."""
@@ -46,16 +47,16 @@ class NoiseGate:
             self._ledger.check(self._budget, sent, weights.base)
         except BudgetError as error:
             raise BudgetError(f"{file.path}: {error}") from error
-        self._sent[file.path] = sent
+        self._sent[client, sent.sha256] = sent
 
-    def check_partial(self, path: Path) -> None:
+    def check_partial(self, partial: PartialFile, weights: Weights) -> None:  # noqa: ARG002
         """Refuse any partial."""
         raise InvalidUpdateError(
-            f"{path}: expected updates that state their noise with a budget of devices, found a partial, which states "
-            "none; give the budget where partials are made",
+            f"{partial.path}: expected updates that state their noise with a budget of devices, found a "
+            "partial, which states none; give the budget where partials are made",
             code="no_noise",
         )
 
-    def record(self, paths: Sequence[Path], weights: Weights) -> None:
+    def record(self, accepted: Sequence[Identity], weights: Weights) -> None:
         """Enter the updates that are accepted in a round in the ledger."""
-        self._ledger.record(self._budget, [self._sent[path] for path in paths], weights.base)
+        self._ledger.record(self._budget, [self._sent[each.client, each.sha256] for each in accepted], weights.base)

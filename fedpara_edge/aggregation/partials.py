@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpara_edge.aggregation.config import AggregateConfig
-from fedpara_edge.aggregation.gate import Gate, HashingGate
+from fedpara_edge.aggregation.gate import Gate, HashingGate, Identity
 from fedpara_edge.aggregation.gathering import gather
 from fedpara_edge.aggregation.screening import Rejected
 from fedpara_edge.aggregation.staleness import recent
@@ -22,7 +22,7 @@ from fedpara_edge.errors import InputError
 from fedpara_edge.formats.partial import write_partial
 from fedpara_edge.formats.serverstate import read_state_for
 from fedpara_edge.formats.weights import read_weights
-from fedpara_edge.storage.atomic import check_output
+from fedpara_edge.storage.atomic import Ready, check_output
 
 EXACT = AggregateConfig(exact=True)
 
@@ -74,6 +74,7 @@ def make_partial(
     *,
     state: Path | str | None = None,
     gate: Gate | None = None,
+    seal: Ready | None = None,
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> MadePartial:
@@ -89,6 +90,7 @@ def make_partial(
         state: Folder with the server state of the round, which knows the rounds before; needed for late updates, with
             `config.max_staleness`.
         gate: Judge of whose each update is; None to believe the names in the files.
+        seal: Function that signs the complete partial before it appears as `output`; None for none.
         overwrite: Whether to replace a file that exists with other content.
         on_progress: Function that is called with the number of update files read and of all to read.
 
@@ -122,8 +124,8 @@ def make_partial(
     if len(gathered.contributions) < config.min_updates:
         raise too_few(config.min_updates, len(gathered.contributions), rejected)
     partial = gathered.to_partial()
-    gate.record([each.path for each in gathered.contributions], base)
-    digest = write_partial(output, partial, overwrite=overwrite)
+    gate.record([Identity(*each.header.sender, str(each.sha256)) for each in gathered.contributions], base)
+    digest = write_partial(output, partial, overwrite=overwrite, seal=seal)
     return MadePartial(
         output=output,
         bytes=output.stat().st_size,

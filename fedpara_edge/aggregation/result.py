@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.aggregation.gap import Gap, finite
+from fedpara_edge.aggregation.gate import Identity
 from fedpara_edge.aggregation.refit import Refit
 from fedpara_edge.aggregation.rules.method import Method
 from fedpara_edge.aggregation.screening import Rejected
@@ -95,6 +96,12 @@ class Aggregation:
     def received_bytes(self) -> int:
         """Size of all accepted files."""
         return sum(update.bytes for update in self.accepted)
+
+    @property
+    def identities(self) -> list[Identity]:
+        """The updates that were accepted, for a gate, which knows their digests."""
+        base = self.weights.round - 1
+        return [Identity(each.client, base - each.staleness, str(each.sha256)) for each in self.accepted]
 
     @property
     def listing(self) -> list[dict[str, Any]]:

@@ -168,7 +168,7 @@ def run_round(
             on_progress=on_progress,
         )
         if gate is not None:
-            gate.record([update.path for update in aggregation.accepted], base)
+            gate.record(aggregation.identities, base)
         written = _write(
             aggregation,
             base,

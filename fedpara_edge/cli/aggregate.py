@@ -11,8 +11,16 @@ import click
 
 from fedpara_edge.aggregation.config import AggregateConfig
 from fedpara_edge.cli.command import Command
+from fedpara_edge.cli.gates import (
+    find_partial_seal,
+    folder_of,
+    gate_options,
+    partial_key_options,
+    say_unsigned,
+    signature_gate,
+)
 from fedpara_edge.cli.options import PATH, options_of
-from fedpara_edge.cli.output import note, output_options
+from fedpara_edge.cli.output import output_options
 from fedpara_edge.cli.rounds import FOR_PARTIALS, RoundFiles, advance, files_options, write_sum
 from fedpara_edge.errors import InputError
 
@@ -33,8 +41,7 @@ RENAMED = {
 @click.option("-o", "--output", type=PATH, required=True, help="Next weights to write.")
 @options_of(AggregateConfig)
 @files_options
-@click.option("--allow", type=PATH, metavar="FILE", help="TOML file with keys of clients: signed updates alone count.")
-@click.option("--ledger", type=PATH, help="Folder of what was accepted, with --allow.  [default: ledger in --state]")
+@gate_options
 @click.option(
     "--device-privacy",
     metavar="gaussian:epsilon=…,delta=…",
@@ -47,6 +54,7 @@ RENAMED = {
     help="Folder of what is spent, with --privacy or --device-privacy.  [default: privacy in --state]",
 )
 @click.option("--partial", is_flag=True, help="Write a partial to -o in place of weights, for `merge` and `finalize`.")
+@partial_key_options
 @output_options
 def command(
     updates: tuple[Path, ...],
@@ -62,6 +70,8 @@ def command(
     privacy_ledger: Path | None,
     transcript: Path | None,
     partial: bool,
+    key: Path | None,
+    run: str | None,
     overwrite: bool,
     json: bool,
 ) -> None:
@@ -81,21 +91,25 @@ def command(
         raise InputError(
             "expected with --privacy or --device-privacy, found without; leave it out", key="privacy_ledger"
         )
-    if ledger is not None and allow is None:
-        raise InputError("expected with --allow, found without; leave it out", key="ledger")
+    if key is not None and not partial:
+        raise InputError("expected with --partial, found without; leave it out", key="key")
+    seal = find_partial_seal(key, run, allow)
     with ExitStack() as stack:
         budget = None if config.privacy is None else stack.enter_context(_budget(privacy_ledger, state))
-        gates = [] if allow is None else [stack.enter_context(_signatures(allow, ledger, state, config.max_staleness))]
-        if device_privacy is not None:
-            gates.append(stack.enter_context(_noise(device_privacy, privacy_ledger, state)))
-        gate = Gates(gates) if gates else None
+        gates = [
+            stack.enter_context(signature_gate(allow, ledger, state, config.max_staleness)),
+            stack.enter_context(_noise(device_privacy, privacy_ledger, state)),
+        ]
+        given = [gate for gate in gates if gate is not None]
+        gate = Gates(given) if given else None
         if partial:
-            write_sum(updates, weights, output, config, state=state, gate=gate, overwrite=overwrite, json=json)
+            write_sum(
+                updates, weights, output, config, state=state, gate=gate, seal=seal, overwrite=overwrite, json=json
+            )
         else:
             files = RoundFiles(output=output, state=state, keep=keep, change=change, transcript=transcript)
             advance(updates, weights, files, config, gate=gate, budget=budget, overwrite=overwrite, json=json)
-    if allow is None:
-        note("note: updates are not signed, so that anybody can send under any name; outside local work, pass --allow")
+    say_unsigned(allow)
 
 
 def _check_partial(options: Mapping[str, Any], **files: Any) -> None:
@@ -108,24 +122,11 @@ def _check_partial(options: Mapping[str, Any], **files: Any) -> None:
 
 
 @contextmanager
-def _signatures(allow: Path, ledger: Path | None, state: Path | None, late: int) -> Iterator[Gate]:
-    """The gate that only signed updates of the clients in a list pass."""
-    folder = _folder(ledger, state, "ledger", key="ledger", holding="what was accepted")
-    from fedpara_edge.cli.installed import require
-
-    require("trust")
-    from fedpara_edge.trust.clients import read_clients
-    from fedpara_edge.trust.ledger import open_ledger
-    from fedpara_edge.trust.signatures import SignatureGate
-
-    clients = read_clients(allow)
-    with open_ledger(folder, clients.run) as opened:
-        yield SignatureGate(clients, opened, max_staleness=late)
-
-
-@contextmanager
-def _noise(text: str, ledger: Path | None, state: Path | None) -> Iterator[Gate]:
-    """The gate that only updates with noise of their device's own pass."""
+def _noise(text: str | None, ledger: Path | None, state: Path | None) -> Iterator[Gate | None]:
+    """The gate that only updates with noise of their device's own pass; None without a budget for it."""
+    if text is None:
+        yield None
+        return
     from fedpara_edge.aggregation.noised import NoiseGate
     from fedpara_edge.privacy.devices import find_device_budget, open_device_ledger
 
@@ -149,13 +150,4 @@ def _budget(ledger: Path | None, state: Path | None) -> Iterator[PrivacyLedger]:
 
 
 def _privacy_folder(ledger: Path | None, state: Path | None) -> Path:
-    return _folder(ledger, state, "privacy", key="privacy_ledger", holding="what is spent")
-
-
-def _folder(given: Path | None, state: Path | None, name: str, *, key: str, holding: str) -> Path:
-    """A folder that was given, or else that of a name in the state folder."""
-    if given is not None:
-        return given
-    if state is None:
-        raise InputError(f"expected a folder for {holding}, found none; give it, or --state", key=key)
-    return state / name
+    return folder_of(ledger, state, "privacy", key="privacy_ledger", holding="what is spent")

@@ -10,6 +10,7 @@ import click
 
 from fedpara_edge.aggregation.config import AggregateConfig
 from fedpara_edge.cli.command import Command
+from fedpara_edge.cli.gates import gate_options, say_unsigned, signature_gate
 from fedpara_edge.cli.options import PATH, options_of
 from fedpara_edge.cli.output import output_options
 from fedpara_edge.cli.rounds import RoundFiles, advance, files_options
@@ -24,6 +25,7 @@ IN_ONE_PASS = {"merge", "rule", "mixing", "space", "privacy", "exact"}
 @click.option("-o", "--output", type=PATH, required=True, help="Next weights to write.")
 @options_of(AggregateConfig, without=IN_ONE_PASS)
 @files_options
+@gate_options
 @output_options
 def command(
     partials: tuple[Path, ...],
@@ -34,6 +36,8 @@ def command(
     keep: int | None,
     change: Path | None,
     transcript: Path | None,
+    allow: Path | None,
+    ledger: Path | None,
     overwrite: bool,
     json: bool,
 ) -> None:
@@ -43,4 +47,7 @@ def command(
     binds (--max-norm, --max-examples, --max-share) must be among the arguments; the error names them.
     """
     files = RoundFiles(output=output, state=state, keep=keep, change=change, transcript=transcript)
-    advance(partials, weights, files, AggregateConfig(**options, exact=True), overwrite=overwrite, json=json)
+    config = AggregateConfig(**options, exact=True)
+    with signature_gate(allow, ledger, state, config.max_staleness) as gate:
+        advance(partials, weights, files, config, gate=gate, overwrite=overwrite, json=json)
+    say_unsigned(allow)

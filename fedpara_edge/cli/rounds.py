@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fedpara_edge.aggregation import Accepted, Round
     from fedpara_edge.aggregation.gate import Gate
     from fedpara_edge.privacy.ledger import PrivacyLedger
+    from fedpara_edge.storage.atomic import Ready
 
 FOR_PARTIALS = ("algorithm", "clients", "weighting", "exact", "max_staleness", "min_updates", "strict")
 """Options that count when a partial is made; the others are for the round as a whole."""
@@ -64,6 +65,7 @@ def write_sum(
     *,
     state: Path | None,
     gate: Gate | None = None,
+    seal: Ready | None = None,
     overwrite: bool,
     json: bool,
 ) -> None:
@@ -73,7 +75,15 @@ def write_sum(
     try:
         with _progress_bar(len(files)) as on_progress:
             made = make_partial(
-                files, weights, output, config, state=state, gate=gate, overwrite=overwrite, on_progress=on_progress
+                files,
+                weights,
+                output,
+                config,
+                state=state,
+                gate=gate,
+                seal=seal,
+                overwrite=overwrite,
+                on_progress=on_progress,
             )
     except TooFewUpdatesError as error:
         _show(error.rejected)

@@ -45,6 +45,7 @@ from fedpara_edge.errors import FedparaError, InvalidUpdateError, WrongBundleErr
 from fedpara_edge.formats.tables import max_table_bytes
 from fedpara_edge.formats.update import UpdateHeader, is_valid_client_name
 from fedpara_edge.formats.weights import Weights
+from fedpara_edge.storage.atomic import Ready
 from fedpara_edge.storage.digest import FIELD, check_digest, content_digest, stored_digest, with_digest
 from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
 from fedpara_edge.storage.tensortable import strict_json
@@ -121,8 +122,14 @@ class Partial:
     sums: Mapping[str, Digits]
 
 
-def write_partial(path: Path, partial: Partial, *, overwrite: bool = True) -> str:
+def write_partial(path: Path, partial: Partial, *, overwrite: bool = True, seal: Ready | None = None) -> str:
     """Write a partial, atomically; return its digest.
+
+    Args:
+        path: File to write.
+        partial: Content of the partial.
+        overwrite: Whether to replace an existing file that has other content.
+        seal: Function that signs the complete file before it appears at `path`; None for none.
 
     Raises:
         OutputExistsError: The file exists with other content, and `overwrite` is false.
@@ -150,7 +157,7 @@ def write_partial(path: Path, partial: Partial, *, overwrite: bool = True) -> st
         "lowest": {name: digits.lowest for name, digits in partial.sums.items()},
     }
     digested = with_digest(header, content_digest(arrays))
-    write_tensors(path, arrays, digested, overwrite=overwrite)
+    write_tensors(path, arrays, digested, overwrite=overwrite, ready=seal)
     return str(digested[FIELD])
 
 

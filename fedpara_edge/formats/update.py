@@ -47,6 +47,8 @@ from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
 FORMAT = "fedpara-edge/update"
 REMEDY = "send it again"
 """Remedy for a damaged update, for the device."""
+ELSEWHERE = {"fedpara-edge/partial": "give partials to finalize or merge"}
+"""Remedies for files of other formats."""
 MAX_CLIENT_CHARACTERS = 200
 MAX_METRICS, MAX_METRIC_CHARACTERS = 64, 100
 
@@ -237,7 +239,9 @@ def open_update_file(path: Path, weights: Weights) -> TensorFile:
         InvalidUpdateError: The file is missing, truncated or not ours.
     """
     limit = max_table_bytes(weights.layout)
-    return TensorFile(path, format=FORMAT, error=InvalidUpdateError, remedy=REMEDY, max_table_bytes=limit)
+    return TensorFile(
+        path, format=FORMAT, error=InvalidUpdateError, remedy=REMEDY, max_table_bytes=limit, elsewhere=ELSEWHERE
+    )
 
 
 class Update:

@@ -81,10 +81,11 @@ def replacing_file(
         yield temporary
         sync(temporary)
         temporary.chmod(mode & ~_umask())
+        if is_there := not overwrite and path.exists():
+            _check_same(temporary, path)
         if ready is not None:
             ready(temporary, path)
-        if not overwrite and path.exists():
-            _check_same(temporary, path)
+        if is_there:
             return
         temporary.replace(path)
         sync(path.parent)

@@ -45,6 +45,7 @@ from fedpara_edge.storage.tensortable import (
 )
 
 KEY = "fedpara_edge"
+NOWHERE: Mapping[str, str] = {}
 _HASHED_BYTES = 1 << 18
 _SHARED_CHARACTERS = 1 << 18
 """Length of the longest table that is cached: that of a thousand tensors and more."""
@@ -90,6 +91,7 @@ class TensorFile:
         error: Class of the errors to raise.
         remedy: Remedy for a damaged file, which ends the message.
         max_table_bytes: Largest table, header included; what is larger is refused unread.
+        elsewhere: Remedies for files of other formats that are easily given in place of this one, by format.
 
     Attributes:
         header: The JSON header.
@@ -112,6 +114,7 @@ class TensorFile:
         error: type[FedparaError],
         remedy: str = "copy it again",
         max_table_bytes: int = MAX_TABLE_BYTES,
+        elsewhere: Mapping[str, str] = NOWHERE,
     ) -> None:
         self.path = path
         self.error = error
@@ -124,7 +127,7 @@ class TensorFile:
             self._stamp = self._current_stamp()
             self.size_bytes = os.fstat(self._file.fileno()).st_size
             metadata, self.entries = self._read_table(max_table_bytes)
-            self.header = self._parse_header(metadata, format, version)
+            self.header = self._parse_header(metadata, format, version, elsewhere)
         except BaseException:
             self._file.close()
             raise
@@ -272,7 +275,9 @@ class TensorFile:
             f"{self.path}: expected a whole safetensors file, found {found}; {self.remedy}", code=cause.code
         )
 
-    def _parse_header(self, metadata: Mapping[str, str], format: str | None, version: int) -> dict[str, Any]:
+    def _parse_header(
+        self, metadata: Mapping[str, str], format: str | None, version: int, elsewhere: Mapping[str, str]
+    ) -> dict[str, Any]:
         try:
             if len(metadata) != 1:
                 raise ValueError("other metadata than the header")
@@ -284,8 +289,9 @@ class TensorFile:
                 code="wrong_format",
             ) from cause
         if format is not None and found != format:
+            remedy = elsewhere.get(found if isinstance(found, str) else "", "check the order of the arguments")
             raise self.error(
-                f"{self.path}: expected {self._expected}, found {brief_text(found)}; check the order of the arguments",
+                f"{self.path}: expected {self._expected}, found {brief_text(found)}; {remedy}",
                 code="wrong_format",
             )
         if found_version != version:

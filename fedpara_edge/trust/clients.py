@@ -1,4 +1,4 @@
-"""The list of clients whose updates count: a TOML file with a public key for each.
+"""The list of clients whose updates count, and of aggregators whose partials do: a TOML file with a key for each.
 
     run = "winter"                    name of the run that updates are signed for
 
@@ -7,15 +7,20 @@
     max_examples = 5000               most examples that the client may claim; none for any number
     revoked = true                    whether nothing is accepted from the client any more
 
+    [aggregators.east]                who may sum updates of these clients in partials
+    key = "ed25519:…"
+    revoked = true
+
 A round reads it once, at its start: what is changed in it takes effect at the next round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from securesystemslib.signer import Key
 
@@ -38,31 +43,52 @@ class Client:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Member:
-    """A client and its key.
+class Aggregator:
+    """An entry of an aggregator; the module describes the fields."""
+
+    key: str = option(help="Public key, as `keys show` prints it.")
+    revoked: bool = option(False, help="Whether nothing is accepted from the aggregator any more.")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+Entry = TypeVar("Entry", Client, Aggregator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member(Generic[Entry]):
+    """A client or an aggregator, and its key.
 
     Args:
-        name: Name of the client.
+        name: Name.
         key: Public key.
-        client: Entry in the list.
+        entry: Entry in the list.
     """
 
     name: str
     key: Key
-    client: Client
+    entry: Entry
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clients:
-    """The clients of a run.
+    """The clients of a run, and its aggregators.
 
     Args:
         run: Name of the run.
-        by_key: Client by the identifier of its key.
+        members: The clients.
+        aggregators: The aggregators.
     """
 
     run: str
-    by_key: Mapping[str, Member]
+    members: Sequence[Member[Client]]
+    aggregators: Sequence[Member[Aggregator]] = ()
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Member[Client]]:
+        """Clients by name."""
+        return {member.name: member for member in self.members}
 
 
 def read_clients(path: Path) -> Clients:
@@ -82,31 +108,42 @@ def read_clients(path: Path) -> Clients:
 
 
 def _parsed(data: Mapping[str, Any]) -> Clients:
-    check_keys(data, ("run", "clients"))
-    run, entries = data.get("run"), data.get("clients")
+    check_keys(data, ("run", "clients", "aggregators"))
+    run = data.get("run")
     if not isinstance(run, str) or not run:
         raise InputError(f"expected a name, found {brief(run)}", key="run")
+    members = _members("clients", data.get("clients"), Client)
+    aggregators = _members("aggregators", data.get("aggregators", {}), Aggregator)
+    places: dict[str, str] = {}
+    for place, key in [
+        *((f"clients.{member.name}", member.key) for member in members),
+        *((f"aggregators.{member.name}", member.key) for member in aggregators),
+    ]:
+        if (other := places.setdefault(key.keyid, place)) != place:
+            raise InputError(f"expected a key of its own, found that of {other}", key=f"{place}.key")
+    return Clients(run=run, members=members, aggregators=aggregators)
+
+
+def _members(table: str, entries: Any, kind: type[Entry]) -> list[Member[Entry]]:
     if not isinstance(entries, dict):
-        raise InputError(f"expected a table for each client, found {brief(entries)}", key="clients")
-    by_key: dict[str, Member] = {}
+        raise InputError(f"expected a table for each of them, found {brief(entries)}", key=table)
+    found = []
     for name, entry in entries.items():
         try:
-            member = _member(name, entry)
+            found.append(_member(name, entry, kind))
         except InputError as error:
-            raise error.under(f"clients.{name}") from error
-        if (other := by_key.setdefault(member.key.keyid, member)) is not member:
-            raise InputError(f"expected a key of its own, found that of {other.name}", key=f"clients.{name}.key")
-    return Clients(run=run, by_key=by_key)
+            raise error.under(f"{table}.{name}") from error
+    return found
 
 
-def _member(name: str, entry: Any) -> Member:
+def _member(name: str, entry: Any, kind: type[Entry]) -> Member[Entry]:
     if not isinstance(entry, dict):
         raise InputError(f"expected a table, found {brief(entry)}")
-    check_keys(entry, declared(Client))
+    check_keys(entry, declared(kind))
     if "key" not in entry:
         raise InputError("expected a public key, found none", key="key")
-    client = Client(**entry)
+    made = kind(**entry)
     try:
-        return Member(name=name, key=parse_public(client.key), client=client)
+        return Member(name=name, key=parse_public(made.key), entry=made)
     except InputError as error:
         raise error.about("key") from error

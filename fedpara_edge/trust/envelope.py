@@ -1,4 +1,4 @@
-"""The envelope of an update: a signature by the client, in a file beside the update.
+"""The envelope of an update or a partial: a signature by the client or the aggregator, in a file beside it.
 
     update.safetensors          the update, as without a signature (`formats.update`)
     update.safetensors.dsse     a DSSE envelope (github.com/secure-systems-lab/dsse) in JSON, signed with Ed25519
@@ -9,6 +9,13 @@ Its payload, of type `application/vnd.fedpara-edge.update+json`, is JSON with th
     run           name of the federation's run, so that nothing is replayed in another
     fingerprint, round, base, client, examples
                   as the header of the update has them
+
+That of a partial, of type `application/vnd.fedpara-edge.partial+json`, has
+
+    digest        of the partial, as its header states it, which is checked when it is read (`formats.partial`)
+    run           as above
+    fingerprint, round, base
+                  as the header of the partial has them
 """
 
 from __future__ import annotations
@@ -16,26 +23,29 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import Error
 from securesystemslib.signer import Key, Signer
 
 from fedpara_edge.errors import InvalidUpdateError, TrustError
+from fedpara_edge.formats.partial import FORMAT as PARTIAL
 from fedpara_edge.formats.update import FORMAT, REMEDY
 from fedpara_edge.storage.atomic import replacing_file, sha256_of
 from fedpara_edge.storage.tensorfile import TensorFile
 from fedpara_edge.storage.tensortable import strict_json
 
 SUFFIX = ".dsse"
-PAYLOAD_TYPE = "application/vnd.fedpara-edge.update+json"
 _MAX_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Statement:
     """What a client signs of its update; the module describes the fields."""
+
+    payload_type: ClassVar[str] = "application/vnd.fedpara-edge.update+json"
+    kind: ClassVar[str] = "an update"
 
     sha256: str
     run: str
@@ -46,8 +56,26 @@ class Statement:
     examples: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class PartialStatement:
+    """What an aggregator signs of its partial; the module describes the fields."""
+
+    payload_type: ClassVar[str] = "application/vnd.fedpara-edge.partial+json"
+    kind: ClassVar[str] = "a partial"
+
+    digest: str
+    run: str
+    fingerprint: str
+    round: int
+    base: str
+
+
+Stated = TypeVar("Stated", Statement, PartialStatement)
+
 HEADER_FIELDS = ("fingerprint", "round", "base", "client", "examples")
 """Fields that the header of the update has too."""
+PARTIAL_FIELDS = ("digest", "fingerprint", "round", "base")
+"""Fields that the header of the partial has too."""
 
 
 def envelope_path(update: Path) -> Path:
@@ -68,16 +96,31 @@ def write_envelope(update: Path, output: Path, signer: Signer, run: str) -> None
     """
     with TensorFile(update, format=FORMAT, error=InvalidUpdateError) as file:
         header = {name: file.header[name] for name in HEADER_FIELDS}
-    statement = Statement(sha256=sha256_of(update), run=run, **header)
+    _sign(Statement(sha256=sha256_of(update), run=run, **header), output, signer)
+
+
+def write_partial_envelope(partial: Path, output: Path, signer: Signer, run: str) -> None:
+    """Sign a complete partial that is about to appear as `output`, and write the envelope for that name.
+
+    Raises:
+        InvalidUpdateError: The file is no partial.
+        FedparaError: The disk refuses the write.
+    """
+    with TensorFile(partial, format=PARTIAL, error=InvalidUpdateError) as file:
+        header = {name: file.header[name] for name in PARTIAL_FIELDS}
+    _sign(PartialStatement(run=run, **header), output, signer)
+
+
+def _sign(statement: Statement | PartialStatement, output: Path, signer: Signer) -> None:
     payload = json.dumps(asdict(statement), sort_keys=True, separators=(",", ":")).encode()
-    envelope = Envelope(payload, PAYLOAD_TYPE, {})
+    envelope = Envelope(payload, statement.payload_type, {})
     envelope.sign(signer)
     with replacing_file(envelope_path(output)) as temporary:
         temporary.write_text(json.dumps(envelope.to_dict()) + "\n", encoding="ascii")
 
 
 def read_envelope(update: Path) -> Envelope:
-    """The envelope of an update, whose signature is still to be verified.
+    """The envelope of an update or a partial, whose signature is still to be verified.
 
     Raises:
         TrustError: There is none, or it is damaged.
@@ -93,34 +136,41 @@ def read_envelope(update: Path) -> Envelope:
         return envelope
     except FileNotFoundError as error:
         raise TrustError(
-            f"{update}: expected a signature in {path.name} beside it, found none; train with --key", code="unsigned"
+            f"{update}: expected a signature in {path.name} beside it, found none; give --key where it is made",
+            code="unsigned",
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, Error) as error:
         raise TrustError(f"{path}: expected an envelope, found a damaged one; {REMEDY}", code="forged") from error
 
 
-def verified_statement(envelope: Envelope, key: Key, update: Path) -> Statement:
+def verified_statement(envelope: Envelope, key: Key, path: Path, kind: type[Stated]) -> Stated:
     """What is stated in an envelope, signed with a key.
 
+    Args:
+        envelope: Envelope.
+        key: Key that must have signed it.
+        path: File that it is beside.
+        kind: Class of the statement that it must be.
+
     Raises:
-        TrustError: The signature is not by that key, or the statement is not one about an update.
+        TrustError: The signature is not by that key, or the statement is another one.
     """
     try:
         envelope.verify([key], 1)
     except Error as error:
         raise TrustError(
-            f"{update}: expected a signature by its client's key, found a forged one; leave it out", code="forged"
+            f"{path}: expected a signature by the listed key, found a forged one; leave it out", code="forged"
         ) from error
     try:
         stated: Any = strict_json(envelope.payload.decode())
-        statement = Statement(**stated)
-        if envelope.payload_type != PAYLOAD_TYPE or any(
-            type(stated[field.name]).__name__ != field.type for field in fields(Statement)
+        statement = kind(**stated)
+        if envelope.payload_type != kind.payload_type or any(
+            type(stated[field.name]).__name__ != field.type for field in fields(kind)
         ):
             raise ValueError
     except (ValueError, TypeError, AttributeError) as error:
         raise TrustError(
-            f"{update}: expected a statement about an update, found another signed one; use the release that wrote it",
+            f"{path}: expected a statement about {kind.kind}, found another signed one; use the release that wrote it",
             code="forged",
         ) from error
     return statement

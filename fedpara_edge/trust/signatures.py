@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+from fedpara_edge.aggregation.gate import Identity
 from fedpara_edge.errors import TrustError, brief, brief_text
+from fedpara_edge.formats.partial import PartialFile
 from fedpara_edge.formats.weights import Weights
 from fedpara_edge.storage.tensorfile import TensorFile
-from fedpara_edge.trust.clients import Clients, Member
-from fedpara_edge.trust.envelope import HEADER_FIELDS, Statement, read_envelope, verified_statement
+from fedpara_edge.trust.clients import Client, Clients, Entry, Member
+from fedpara_edge.trust.envelope import (
+    HEADER_FIELDS,
+    PartialStatement,
+    Stated,
+    Statement,
+    read_envelope,
+    verified_statement,
+)
 from fedpara_edge.trust.ledger import Ledger
 
 
 class IdentityGate:
     """A `fedpara_edge.aggregation.gate.Gate` that only updates pass which a client of a list signed for its run.
+
+    Partials pass that an aggregator of the list signed, if all updates in them are of such clients.
 
     Args:
         clients: Clients whose updates count.
@@ -23,54 +34,72 @@ class IdentityGate:
 
     def __init__(self, clients: Clients) -> None:
         self._clients = clients
+        self._by_key = {member.key.keyid: member for member in clients.members}
+        self._aggregators = {member.key.keyid: member for member in clients.aggregators}
 
     def check(self, file: TensorFile, weights: Weights) -> None:
         """Refuse an update that is not proven to be that of the client whose name it has."""
-        member, statement = self._identify(file.path)
-        self._admit(file.path, member, statement, weights)
-        self._check_content(file, statement)
-
-    def check_partial(self, path: Path) -> None:
-        """Refuse any partial."""
-        raise TrustError(
-            f"{path}: expected signed updates with a list of clients, found a partial, which nobody signs; give the "
-            "list where partials are made",
-            code="unsigned",
-        )
-
-    def record(self, paths: Sequence[Path], weights: Weights) -> None:
-        """Nothing to remember."""
-
-    def _identify(self, path: Path) -> tuple[Member, Statement]:
-        """The client that signed an update in its own name, and what it states."""
-        envelope = read_envelope(path)
-        members = [self._clients.by_key[keyid] for keyid in envelope.signatures if keyid in self._clients.by_key]
-        if len(members) != 1:
-            raise TrustError(
-                f"{path}: expected a signature by one key of the list of clients, found {len(members)} of "
-                f"{len(envelope.signatures)}; add the client's key to the list, or leave the file out",
-                code="unknown_client",
-            )
-        (member,) = members
-        statement = verified_statement(envelope, member.key, path)
+        member, statement = self._proven(file.path, self._by_key, Statement, "clients")
         if statement.client != member.name:
             found = f"expected its own name to be signed with its key, found {brief(statement.client)}"
-            raise _refusal(path, member.name, found, "forged")
-        if statement.run != self._clients.run:
-            found = f"expected an update of run {self._clients.run!r}, found one of {brief(statement.run)}"
-            raise _refusal(path, member.name, found, "replay")
-        return member, statement
-
-    def _admit(self, path: Path, member: Member, statement: Statement, weights: Weights) -> None:
-        """Refuse what a client may not send, though it is its own; here, nothing."""
-
-    def _check_content(self, file: TensorFile, statement: Statement) -> None:
+            raise _refusal(file.path, member.name, found, "forged")
+        self._admit(file.path, member, statement, weights)
         for name in HEADER_FIELDS:
             if file.header.get(name) != getattr(statement, name):
                 found = f"{name}: expected {brief(getattr(statement, name))} as signed, found another"
                 raise _refusal(file.path, statement.client, found, "forged")
         if file.sha256() != statement.sha256:
             raise _refusal(file.path, statement.client, "expected the content that was signed, found other", "forged")
+
+    def check_partial(self, partial: PartialFile, weights: Weights) -> None:
+        """Refuse a partial that no aggregator signed, or that has an update which would be refused itself."""
+        path = partial.path
+        member, statement = self._proven(path, self._aggregators, PartialStatement, "aggregators")
+        if member.entry.revoked:
+            raise TrustError(
+                f"{path}: aggregator {member.name!r}: expected a key that is not revoked, found a revoked one; leave "
+                "it out",
+                code="revoked",
+            )
+        about = (partial.digest, weights.fingerprint, weights.round, weights.base)
+        if about != (statement.digest, statement.fingerprint, statement.round, statement.base):
+            raise TrustError(
+                f"{path}: aggregator {member.name!r}: expected the content that was signed, found other; leave it out",
+                code="forged",
+            )
+        for counted in partial.counted:
+            client = counted.header.client
+            if client not in self._clients.by_name:
+                found = "expected a client of the list in a partial, found another"
+                raise _refusal(path, client, found, "unknown_client")
+            header = {name: getattr(counted.header, name) for name in HEADER_FIELDS}
+            stated = Statement(sha256=counted.sha256, run=statement.run, **header)
+            self._admit(path, self._clients.by_name[client], stated, weights)
+
+    def record(self, accepted: Sequence[Identity], weights: Weights) -> None:
+        """Nothing to remember."""
+
+    def _proven(
+        self, path: Path, listed: Mapping[str, Member[Entry]], kind: type[Stated], table: str
+    ) -> tuple[Member[Entry], Stated]:
+        """Who of the list signed a file for the run, and what is stated of it."""
+        envelope = read_envelope(path)
+        members = [listed[keyid] for keyid in envelope.signatures if keyid in listed]
+        if len(members) != 1:
+            raise TrustError(
+                f"{path}: expected a signature by one key of the list of {table}, found {len(members)} of "
+                f"{len(envelope.signatures)}; add the key to the list, or leave the file out",
+                code="unknown_client",
+            )
+        (member,) = members
+        statement = verified_statement(envelope, member.key, path, kind)
+        if statement.run != self._clients.run:
+            found = f"expected {kind.kind} of run {self._clients.run!r}, found one of {brief(statement.run)}"
+            raise _refusal(path, member.name, found, "replay")
+        return member, statement
+
+    def _admit(self, path: Path, member: Member[Client], statement: Statement, weights: Weights) -> None:
+        """Refuse what a client may not send, though it is its own; here, nothing."""
 
 
 class SignatureGate(IdentityGate):
@@ -88,22 +117,21 @@ class SignatureGate(IdentityGate):
         self._max_staleness = max_staleness
         self._ledger, self._oldest_open = ledger, ledger.oldest_open
         self._accepted = cache(ledger.accepted)
-        self._statements: dict[Path, Statement] = {}
+        self._bases: dict[Identity, str] = {}
 
-    def record(self, paths: Sequence[Path], weights: Weights) -> None:
+    def record(self, accepted: Sequence[Identity], weights: Weights) -> None:
         """Enter the updates that are accepted in a round in the ledger."""
-        accepted = [self._statements[path] for path in paths]
-        for number in sorted({weights.round, *(statement.round for statement in accepted)}):
-            own = [statement for statement in accepted if statement.round == number]
-            base = own[0].base if own else weights.base
-            digests = {statement.client: statement.sha256 for statement in own}
+        for number in sorted({weights.round, *(each.round for each in accepted)}):
+            own = [each for each in accepted if each.round == number]
+            base = self._bases[own[0]] if own else weights.base
+            digests = {each.client: each.sha256 for each in own}
             self._ledger.record(digests, fingerprint=weights.fingerprint, round=number, base=base)
 
-    def _admit(self, path: Path, member: Member, statement: Statement, weights: Weights) -> None:
-        if member.client.revoked:
+    def _admit(self, path: Path, member: Member[Client], statement: Statement, weights: Weights) -> None:
+        if member.entry.revoked:
             raise _refusal(path, member.name, "expected a key that is not revoked, found a revoked one", "revoked")
-        if member.client.max_examples is not None and statement.examples > member.client.max_examples:
-            found = f"expected at most {member.client.max_examples} examples, found {statement.examples} claimed"
+        if member.entry.max_examples is not None and statement.examples > member.entry.max_examples:
+            found = f"expected at most {member.entry.max_examples} examples, found {statement.examples} claimed"
             raise _refusal(path, member.name, found, "over_cap")
         if statement.round < self._oldest_open:
             found = f"expected an update of round {self._oldest_open} or later, found one of round {statement.round}"
@@ -115,7 +143,7 @@ class SignatureGate(IdentityGate):
             sent = brief_text(statement.sha256, max_length=12)
             found = f"expected an update that was not replayed, found {sent}: {of_round}"
             raise _refusal(path, member.name, found, "replay")
-        self._statements[path] = statement
+        self._bases[Identity(statement.client, statement.round, statement.sha256)] = statement.base
 
 
 def _refusal(path: Path, client: str, found: str, code: str) -> TrustError:
