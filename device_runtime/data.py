@@ -103,7 +103,7 @@ class Dataset(Inputs):
         specs = (*self.interface.inputs, *self.interface.labels)
         arrays = [self.arrays[spec.name] for spec in specs]
         found = hashlib.sha256(" ".join(f"{array.shape} {array.dtype}" for array in arrays).encode())
-        for row in np.unique(np.arange(SAMPLED_ROWS) * (self.examples - 1) // (SAMPLED_ROWS - 1)):
+        for row in dict.fromkeys(number * (self.examples - 1) // (SAMPLED_ROWS - 1) for number in range(SAMPLED_ROWS)):
             for array in arrays:
                 found.update(array[row].tobytes())
         return found.hexdigest()

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.codecs.codec import chunks, flatten, in_order, name_at, not_finite
+from fedpara_edge.aggregation.effort import USUAL, Effort
+from fedpara_edge.codecs.codec import chunks, flatten, name_at, not_finite, unflatten
 from fedpara_edge.errors import FedparaError, InvalidUpdateError, WrongBundleError
 from fedpara_edge.formats.update import Update
 from fedpara_edge.formats.weights import Weights
@@ -20,21 +21,24 @@ from fedpara_edge.formats.weights import Weights
 _LARGEST = np.finfo(np.float32).max
 
 
-def add_change(weights: Weights, change: NDArray[np.float64]) -> dict[str, NDArray[np.float32]]:
+def add_change(
+    weights: Weights, change: NDArray[np.float64], *, effort: Effort = USUAL
+) -> dict[str, NDArray[np.float32]]:
     """The sum of weights and a flat change, by tensor; infinite where it is too large.
 
     Args:
         weights: Weights that it changes.
         change: Change of all of them, float64 [entries].
+        effort: Division of the work.
     """
-    flat = np.empty(change.shape, np.float32)
-    base, moved, offset = weights.tensors, {}, 0
-    with np.errstate(over="ignore"):
-        for tensor in in_order(weights.layout.shared):
-            name, part = tensor.name, slice(offset, offset + tensor.size)
-            np.add(base[name].reshape(-1), change[part], out=flat[part], dtype=np.float64, casting="same_kind")
-            moved[name] = flat[part].reshape(base[name].shape)
-            offset = part.stop
+    flat, base = np.empty(change.shape, np.float32), weights.tensors
+    moved, old = unflatten(weights.flat, flat), unflatten(weights.flat, change)
+
+    def add(name: str) -> None:
+        with np.errstate(over="ignore"):
+            np.add(base[name], old[name], out=moved[name], dtype=np.float64, casting="same_kind")
+
+    effort.each(add, moved)
     return {name: moved[name] for name in base if name in moved}
 
 
@@ -58,7 +62,7 @@ def find_overflowing(updates: Sequence[Update], weights: Weights, largest: Seque
     """
     if not_finite(weights.tensors) is not None:
         raise WrongBundleError("weights: expected finite tensors, found NaN or Inf; start from the round before")
-    tensors = in_order(weights.layout.shared)
+    tensors = weights.flat
     base = flatten(tensors, weights.tensors)
     refused: dict[int, FedparaError] = {}
     for number, update in enumerate(updates):

@@ -150,20 +150,23 @@ def aggregate(
                 with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is compared below
                     refitted = refit(mean.updates, mean.weights, weights.layout, weights.tensors, mean.means[0])
                 mean.means[0] = refitted.change
-            groups = take_step(
-                algorithm, weights.layout, mean.means, kept, participation, piece_entries=effort.piece_entries
-            )
-            tensors = add_change(weights, mean.means[0])
-            if privacy is None and any(not_finite(each) is not None for each in (tensors, *groups.values())):
+            groups = take_step(algorithm, weights.layout, mean.means, kept, participation, effort=effort)
+            tensors = add_change(weights, mean.means[0], effort=effort)
+            is_finite = all(not_finite(each) is None for each in (tensors, *groups.values()))
+            if privacy is None and not is_finite:
                 largest = [algorithm.largest_change(update.header.metrics) for update in updates]
                 refused = find_overflowing(mean.updates, weights, largest)
                 tensors = limit(tensors) if algorithm.convex and merge == "mean" else tensors
         if not refused:
-            check_finite({"weights": tensors, **groups}, algorithm)
-            if bounds.binds("weights") and (found := find_exploded(weights.layout, tensors, weights.tensors)):
+            if not is_finite:
+                check_finite({"weights": tensors, **groups}, algorithm)
+            exploded = bounds.binds("weights") and find_exploded(
+                weights.layout, tensors, weights.tensors, effort=effort
+            )
+            if exploded:
                 refused = find_exploding(mean.updates, weights) if privacy is None else {}
                 if not refused:
-                    raise diverged(found.expected, found.found, algorithm)
+                    raise diverged(exploded.expected, exploded.found, algorithm)
         if not refused:
             break
         candidates.refuse(refused)

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median_low
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,7 +79,7 @@ class Bounds:
         """
         if not self.binds("examples") or len(examples) < MAJORITY:
             return list(examples)
-        most = int(self.max_examples * median_low(examples))
+        most = int(self.max_examples * sorted(examples)[(len(examples) - 1) // 2])
         return [min(each, most) for each in examples]
 
     def shares(self, examples: Sequence[int], weighting: Weighting) -> NDArray[np.float64]:
@@ -92,7 +91,8 @@ class Bounds:
         if weighting == "equal":
             return np.full(len(examples), 1 / len(examples))
         counted = self.count(examples)
-        shares = np.array([each / sum(counted) for each in counted])
+        total = sum(counted)
+        shares = np.array([each / total for each in counted])
         if not self.binds("share") or len(shares) < MAJORITY:
             return shares
         return _limited(shares, max(self.max_share, LEAST_SHARES / len(shares)))

@@ -22,6 +22,7 @@ from fedpara_edge.aggregation.stream import Failure, find_not_finite
 from fedpara_edge.codecs.changes import Changes
 from fedpara_edge.codecs.codec import chunks, in_order
 from fedpara_edge.codecs.decoding import decode_rows
+from fedpara_edge.codecs.scratch import Scratch
 from fedpara_edge.errors import FedparaError, InvalidUpdateError
 from fedpara_edge.factors.layout import TensorSpec
 from fedpara_edge.formats.update import Update
@@ -77,6 +78,11 @@ class _Reader:
         """Read the pieces of a lane; return the failures by number of the update."""
         chunk_entries = max((stop - start for start, stop in self.chunks), default=0)
         memory = np.empty(len(self.updates) * min(self.width, chunk_entries), np.float32)
+        with Scratch().lent():
+            self._read(lane, memory, failures, are_open)
+        return failures
+
+    def _read(self, lane: int, memory: NDArray[np.float32], failures: dict[int, Failure], are_open: bool) -> None:
         for start, stop in self.chunks[lane::LANES]:
             for first in range(start, stop, self.width):
                 last = min(first + self.width, stop)
@@ -89,7 +95,6 @@ class _Reader:
                     if not np.isfinite(squares).all():
                         failures.update(find_not_finite(self.updates, self.tensors, first, rows))
                     self.work(lane, first, rows)
-        return failures
 
     def _decode(
         self,

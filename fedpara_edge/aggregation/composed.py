@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.codecs.codec import flatten, in_order, unflatten
+from fedpara_edge.aggregation.effort import USUAL, Effort
+from fedpara_edge.codecs.codec import flatten, unflatten
 from fedpara_edge.codecs.decoding import decode_all
 from fedpara_edge.errors import FedparaError, InvalidUpdateError
 from fedpara_edge.factors.compose import compose_named, factor_shapes, travelling
@@ -42,19 +43,23 @@ class Exploded:
     found: str
 
 
-def find_exploded(layout: Layout, tensors: Tensors, base: Tensors) -> Exploded | None:
+def find_exploded(layout: Layout, tensors: Tensors, base: Tensors, *, effort: Effort = USUAL) -> Exploded | None:
     """The first layer whose weight exploded; None if none did.
 
     Args:
         layout: Layout of the model.
         tensors: Shared tensors by name, finite.
         base: The same tensors before the round.
+        effort: Division of the work.
     """
-    for layer in layout.layers:
+    layers = [(layer, travelling(layout, layer)) for layer in layout.layers]
+    bounds = effort.each(
+        lambda seen: 0.0 if seen is None or seen.tanh else _bound(layout, seen, tensors), [seen for _, seen in layers]
+    )
+    for (layer, seen), bound in zip(layers, bounds, strict=True):
         if layer.kind == "update" and (added := _added(layout, layer, tensors)) > LARGEST:
             return Exploded(f"layer {layer.name!r}: expected an update of at most {LARGEST:.3g}", f"{added:.3g}")
-        seen = travelling(layout, layer)
-        if seen is None or seen.tanh or _bound(layout, seen, tensors) <= LARGEST:
+        if seen is None or bound <= LARGEST:
             continue
         with np.errstate(over="ignore", invalid="ignore"):
             before, largest = (np.abs(compose_named(layout, seen, each)).max() for each in (base, tensors))
@@ -72,7 +77,7 @@ def find_exploding(updates: Sequence[Update], weights: Weights) -> dict[int, Fed
         weights: Weights that they change.
     """
     layout, refused = weights.layout, dict[int, FedparaError]()
-    tensors = in_order(layout.shared)
+    tensors = weights.flat
     base = flatten(tensors, weights.tensors)
     for number, update in enumerate(updates):
         try:

@@ -6,7 +6,13 @@ ones, within the accuracy that `stream` states.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +28,11 @@ class Effort:
     block_files: int = 20
     threads: int = 2
     piece_entries: int = 1 << 18
+
+    def each(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+        """Results of a function for each item, in order, found by all threads."""
+        with ThreadPoolExecutor(self.threads) as pool:
+            return list(pool.map(function, items))
 
 
 USUAL = Effort()

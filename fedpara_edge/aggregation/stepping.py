@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpara_edge.aggregation.effort import USUAL, Effort
 from fedpara_edge.algorithms import ServerAlgorithm
 from fedpara_edge.codecs.codec import flatten, in_order, unflatten
 from fedpara_edge.factors.layout import STATISTICS, Layout
@@ -22,7 +23,7 @@ def take_step(
     kept: Mapping[str, Mapping[str, NDArray[np.float32]]],
     participation: float,
     *,
-    piece_entries: int,
+    effort: Effort = USUAL,
 ) -> dict[str, dict[str, NDArray[np.float32]]]:
     """Turn the mean change into the movement of the weights, in place, and return what the server keeps next.
 
@@ -32,7 +33,7 @@ def take_step(
         means: Means that the algorithm asked for, float64 [means, entries]; the first becomes the movement.
         kept: Groups of the algorithm after the round before, by shared tensor; empty before the first round.
         participation: Share of all clients that are in the means.
-        piece_entries: Number of entries of a piece.
+        effort: Division of the work into pieces and threads.
 
     Returns:
         The groups, float32 by shared tensor; infinite where they are too large.
@@ -42,15 +43,16 @@ def take_step(
     old = {group: flatten(tensors, kept[group]) for group in algorithm.groups if kept}
     new = {group: np.empty(entries, np.float32) for group in algorithm.groups}
     statistics = np.flatnonzero(np.repeat([t.part in STATISTICS for t in tensors], [t.size for t in tensors]))
-    with np.errstate(over="ignore", invalid="ignore"):
-        for start in range(0, entries, piece_entries):
-            piece = slice(start, min(start + piece_entries, entries))
-            before = {
-                group: np.asarray(old[group][piece], np.float64)
-                if old
-                else np.full(piece.stop - piece.start, algorithm.start(group))
-                for group in algorithm.groups
-            }
+
+    def step(start: int) -> None:
+        piece = slice(start, min(start + effort.piece_entries, entries))
+        before = {
+            group: np.asarray(old[group][piece], np.float64)
+            if old
+            else np.full(piece.stop - piece.start, algorithm.start(group))
+            for group in algorithm.groups
+        }
+        with np.errstate(over="ignore", invalid="ignore"):
             movement, after = algorithm.step(means[:, piece], before, participation)
             first, last = np.searchsorted(statistics, (piece.start, piece.stop))
             inside = statistics[first:last] - start
@@ -59,4 +61,6 @@ def take_step(
             for group, values in after.items():
                 new[group][piece] = values
                 new[group][piece][inside] = before[group][inside]
+
+    effort.each(step, range(0, entries, effort.piece_entries))
     return {group: unflatten(tensors, values) for group, values in new.items()}

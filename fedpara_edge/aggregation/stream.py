@@ -28,6 +28,7 @@ from fedpara_edge.aggregation.effort import USUAL, Effort
 from fedpara_edge.codecs.changes import Changes
 from fedpara_edge.codecs.codec import chunks, in_order, name_at
 from fedpara_edge.codecs.decoding import decode_rows
+from fedpara_edge.codecs.scratch import Scratch, scratch
 from fedpara_edge.errors import FedparaError, InvalidUpdateError
 from fedpara_edge.factors.layout import TensorSpec
 from fedpara_edge.formats.update import Update
@@ -117,11 +118,11 @@ def stream_mean(
     tensors = in_order(tensors)
     means = np.zeros((len(shares), sum(tensor.size for tensor in tensors)))
     failures: dict[int, Failure] = {}
-    scratch = [_Scratch() for _ in range(effort.threads)]
+    lanes = [Scratch() for _ in range(effort.threads)]
     with ThreadPoolExecutor(effort.threads) as pool:
         for first in range(0, len(updates), effort.block_files):
             last = min(first + effort.block_files, len(updates))
-            block = _Block(updates[first:last], tensors, shares[:, first:last], means, scratch, watchers)
+            block = _Block(updates[first:last], tensors, shares[:, first:last], means, lanes, watchers)
             for number, failure in block.run(pool).items():
                 failures[first + number] = failure
             if on_progress is not None:
@@ -137,19 +138,6 @@ class Failure:
     error: FedparaError
 
 
-class _Scratch:
-    """The memory of one thread, for one piece of a block of updates."""
-
-    def __init__(self) -> None:
-        self._changes = np.zeros(0, np.float32)
-
-    def matrix(self, rows: int, width: int) -> NDArray[np.float32]:
-        """A matrix to decode into, float32 [rows, width] of any values."""
-        if self._changes.size < rows * width:
-            self._changes = np.zeros(rows * width, np.float32)
-        return self._changes[: rows * width].reshape(rows, width)
-
-
 class _Block:
     """A block of updates on their way into the means, with a scratch for each thread."""
 
@@ -159,11 +147,11 @@ class _Block:
         tensors: Sequence[TensorSpec],
         shares: NDArray[np.float64],
         means: NDArray[np.float64],
-        scratch: Sequence[_Scratch],
+        lanes: Sequence[Scratch],
         watchers: Sequence[Watcher],
     ) -> None:
         self.updates, self.tensors, self.shares = updates, tensors, shares
-        self.means, self.scratch, self.watchers = means, scratch, watchers
+        self.means, self.lanes, self.watchers = means, lanes, watchers
         self.pieces = list(chunks(means.shape[1]))
 
     def run(self, pool: ThreadPoolExecutor) -> dict[int, Failure]:
@@ -178,7 +166,7 @@ class _Block:
                     opened.callback(update.close)
                 except InvalidUpdateError as error:
                     failures[number] = Failure(-1, error)
-            missing, threads = dict(failures), len(self.scratch)
+            missing, threads = dict(failures), len(self.lanes)
             for found in pool.map(lambda thread: self._add(thread, dict(missing)), range(threads)):
                 for number, failure in found.items():
                     if number not in failures or failure.position < failures[number].position:
@@ -195,11 +183,12 @@ class _Block:
         return failures
 
     def _add(self, thread: int, failures: dict[int, Failure]) -> dict[int, Failure]:
-        pieces = self.pieces[thread :: len(self.scratch)]
+        pieces = self.pieces[thread :: len(self.lanes)]
         shares = self.shares.astype(np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"), self.lanes[thread].lent():
             for start, stop in pieces:
-                changes = self._decode(start, self.scratch[thread].matrix(len(self.updates), stop - start), failures)
+                memory = scratch("changes", (len(self.updates), 4 * (stop - start))).view(np.float32)
+                changes = self._decode(start, memory, failures)
                 parts = changes.weighted_sums(shares)
                 if np.isfinite(parts).all():
                     self.means[:, start:stop] += parts

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpara_edge.codecs.scratch import scratch
 from fedpara_edge.codecs.section import DamageError
 
 
@@ -62,11 +63,11 @@ class Digits:
         found = int(symbols.max(initial=0))
         if found >= base**digits:
             raise DamageError(f"integers from -{self.largest} to {self.largest}, found a byte of {found}")
-        rest, digit = symbols, np.empty_like(symbols)
+        rest, digit = symbols, scratch("digit", symbols.shape)
         for number in range(digits):
             # The digit minus `largest`, which as a byte in two's complement is the integer.
             if number < digits - 1:
-                higher = rest // np.uint8(base)
+                higher = np.floor_divide(rest, np.uint8(base), out=scratch(f"rest {number % 2}", symbols.shape))
                 np.multiply(higher, np.uint8(base), out=digit)
                 np.subtract(rest, digit, out=digit)
                 np.subtract(digit, np.uint8(self.largest), out=digit)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpara_edge.codecs.scratch import scratch
 from fedpara_edge.codecs.section import DamageError, Section
 from fedpara_edge.errors import InputError
 
@@ -60,7 +61,7 @@ def decompress(section: Section, size: int) -> NDArray[np.uint8]:
 
 
 def decompress_all(sections: Sequence[Section], size: int) -> NDArray[np.uint8]:
-    """Contents of several sections, as `decompress` returns each, uint8 [sections, size].
+    """Contents of several sections, as `decompress` returns each, uint8 [sections, size]; of a `scratch`.
 
     Where `zstandard` can (with its C backend, the one for CPython), all frames are decoded in one call, so that the
     threads of an aggregation need not wait for each other after every frame.
@@ -70,8 +71,10 @@ def decompress_all(sections: Sequence[Section], size: int) -> NDArray[np.uint8]:
     """
     opened = [_open(section, size) for section in sections]
     contents = iter(_contents([stored for stored, framed in opened if framed], size))
-    joined = b"".join(next(contents) if framed else stored for stored, framed in opened)
-    return np.frombuffer(joined, np.uint8).reshape(len(sections), size)
+    joined = scratch("symbols", (len(sections), size))
+    for row, (stored, framed) in zip(joined, opened, strict=True):
+        row[:] = np.frombuffer(next(contents) if framed else stored, np.uint8)
+    return joined
 
 
 def _open(section: Section, size: int) -> tuple[memoryview, bool]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpara_edge.codecs.scratch import scratch
 from fedpara_edge.codecs.section import DamageError
 
 _LOWER, _UPPER = np.uint8(0x0F), np.uint8(0xF0)
@@ -47,9 +48,9 @@ class Halves:
     def unpack(self, lower: NDArray[np.uint8], upper: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
         """Join the halves."""
         width = lower.shape[-1]
-        joined = np.empty((*lower.shape[:-1], 2 * width), np.uint8)
+        joined = scratch("integers", (*lower.shape[:-1], 2 * width))
         first, second = joined[..., :width], joined[..., width:]
-        part = lower & _LOWER
+        part = np.bitwise_and(lower, _LOWER, out=scratch("halves", lower.shape))
         np.bitwise_or(np.bitwise_and(upper, _UPPER, out=first), part, out=first)
         np.right_shift(lower, _HALF, out=part)
         # Multiplying is a left shift, thirteen times as fast.

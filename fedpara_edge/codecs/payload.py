@@ -21,6 +21,7 @@ from fedpara_edge.codecs import codec
 from fedpara_edge.codecs.blocks import cut
 from fedpara_edge.codecs.changes import BlockScales
 from fedpara_edge.codecs.codec import Encoded, name_at
+from fedpara_edge.codecs.scratch import scratch
 from fedpara_edge.codecs.section import DamageError, Section
 from fedpara_edge.errors import InvalidUpdateError
 from fedpara_edge.factors.layout import TensorSpec
@@ -167,7 +168,7 @@ def decode_together(decoders: Sequence[PayloadDecoder], start: int, out: NDArray
     first, chunk = decoders[0], start // codec.CHUNK_ENTRIES
     bounds = [decoder.ends[chunk : chunk + 2].tolist() for decoder in decoders]
     sizes = [end - begin for begin, end in bounds]
-    stored = np.empty((len(decoders), max(sizes)), np.uint8)
+    stored = scratch("sections", (len(decoders), max(sizes)))
     for decoder, row, size, (begin, _) in zip(decoders, stored, sizes, bounds, strict=True):
         decoder.file.read_into(begin, row[:size])
     return first.sections.decode(start, stored, sizes, first.blocks[chunk], out)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-Generator = np.random.Generator
 
-
-def generator(seed: int) -> Generator:
+def generator(seed: int) -> np.random.Generator:
     """Generator of the random numbers for one change; decoding does not depend on how they are drawn."""
     return np.random.Generator(np.random.SFC64(seed))
 
 
-def round_randomly(values: NDArray[np.float32], random: Generator) -> NDArray[np.float32]:
+def round_randomly(values: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
     """Random rounding ⌊v + u⌋ with u uniform in [0, 1), whose expectation is v."""
     moved = random.random(len(values), dtype=np.float32)
     moved += values

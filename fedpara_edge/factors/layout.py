@@ -151,7 +151,7 @@ class TensorSpec:
                 f"found {brief(self.role)} and {brief(self.part)}"
             )
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of entries."""
         return math.prod(self.shape)
@@ -163,6 +163,13 @@ class Layout:
 
     layers: tuple[LayerSpec, ...]
     tensors: tuple[TensorSpec, ...]
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.layers, self.tensors))
+
+    def __hash__(self) -> int:
+        return self._hash  # kept, as that of all tensors takes long and caches ask for it for every update
 
     @cached_property
     def shared(self) -> tuple[TensorSpec, ...]:

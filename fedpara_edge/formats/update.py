@@ -267,7 +267,7 @@ class Update:
         try:
             self.header = _header_of(self.file)
             check_base(self.header, weights, history, path=file.path)
-            self.decoder: Decoder = open_codec(self.file, in_order(weights.layout.shared))
+            self.decoder: Decoder = open_codec(self.file, weights.flat)
         except BaseException:
             self.file.close()
             raise

@@ -37,7 +37,7 @@ from fedpara_edge.codecs.decoding import decode_all
 from fedpara_edge.codecs.float32 import Float32
 from fedpara_edge.codecs.statistics import encode_change
 from fedpara_edge.errors import FedparaError, InputError, InvalidUpdateError, WrongBundleError, brief, brief_text
-from fedpara_edge.factors.layout import Layout, Role
+from fedpara_edge.factors.layout import Layout, Role, TensorSpec
 from fedpara_edge.factors.update import check_updates, drawn_tensors, folded, stored_tensors
 from fedpara_edge.formats import drawn
 from fedpara_edge.formats.bundle import Bundle
@@ -80,6 +80,11 @@ class Weights:
             content.update(name.encode() + b"\0")
             content.update(np.ascontiguousarray(self.tensors[name], "<f4").data)
         return content.hexdigest()
+
+    @cached_property
+    def flat(self) -> Sequence[TensorSpec]:
+        """Shared tensors in the order of a flat change (`codecs.codec`)."""
+        return in_order(self.layout.shared)
 
     @property
     def whole(self) -> dict[str, NDArray[np.float32]]:

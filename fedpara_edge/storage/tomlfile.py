@@ -7,7 +7,6 @@ parts: a minute for 100 kB.
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         OSError: The file can't be read.
         ValueError: It is no UTF-8 or no TOML, or is nested too deeply.
     """
+    import tomllib  # not at the top: every command imports this module, and few read TOML
+
     text = path.read_text(encoding="utf-8")
     try:
         if _dotted_parts(text) > MAX_PARTS:
