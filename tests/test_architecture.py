@@ -20,12 +20,15 @@ FACE = ROOT / "fedpara_edge" / "__init__.py"
 STANDARD = sys.stdlib_module_names
 WITH_TORCH = ("device.py", "engine.py", "optimizers.py", "vector.py")
 WITH_ONNXRUNTIME = ("ort.py", "ort_training.py", "portable.py")
+WITH_FLOWER = ("client.py", "exchange.py", "messages.py", "server.py")
+"""What Flower runs, or speaks its messages; the rest of the room `fleet` imports it where it runs a fleet."""
+WITH_FLEET = (*WITH_FLOWER, "gathering.py", "keys.py", "programs.py", "rounds.py")
 DRAWING = ("bars.py", "codecplots.py", "drawing.py", "labels.py", "lines.py", "savings.py", "style.py")
 READERS = {"images.py": {"PIL"}, "sounds.py": {"soundfile"}, "tables.py": {"pyarrow"}}
 """What reads the sources that numpy and the standard library can't read."""
 LIGHT = {"numpy", "safetensors", "click"}
 SIGNING = {"tuf", "securesystemslib", "cryptography"}
-"""What signs and verifies, for the room `trust` alone."""
+"""What signs and verifies, for the room `trust` alone; certificates and Flower's keys are made with the last of it."""
 
 LIBRARY: tuple[set[str], ...] = (
     {"fedpara_edge.errors", "fedpara_edge._version"},
@@ -37,14 +40,14 @@ LIBRARY: tuple[set[str], ...] = (
 )
 APPLICATIONS: tuple[set[str], ...] = (
     {"fedpara_edge.simulation", "fedpara_edge.trust"},
-    {"fedpara_edge.demo", "fedpara_edge.report"},
+    {"fedpara_edge.demo", "fedpara_edge.report", "fedpara_edge.fleet"},
     {"fedpara_edge.cli"},
     {"fedpara_edge.__main__"},
 )
 SIMULATION: tuple[set[str], ...] = (
     {"fedpara_edge.simulation.data", "fedpara_edge.simulation.sampling", "fedpara_edge.simulation.traffic"},
     {"fedpara_edge.simulation.plan"},
-    {"fedpara_edge.simulation.metrics"},
+    {"fedpara_edge.simulation.about", "fedpara_edge.simulation.metrics"},
     {"fedpara_edge.simulation.growth"},
     {"fedpara_edge.simulation.folder"},
     {"fedpara_edge.simulation.torchengine"},
@@ -170,6 +173,9 @@ def allowed(path: Path) -> set[str]:
         return {"dp_accounting"}
     if room == "trust":
         return {*LIGHT, *SIGNING, "fedpara_edge"}
+    if room == "fleet":
+        own = {"cryptography"} if path.name == "keys.py" else {"flwr"} if path.name in WITH_FLOWER else set()
+        return {*LIGHT, *own, "fedpara_edge", "device_runtime"}
     if path.parent.name == "torchengine" and path.name in WITH_TORCH:
         return {"torch", *LIGHT, "fedpara_edge", "device_runtime", "export"}
     if room in ("simulation", "cli"):
@@ -183,6 +189,8 @@ def allowed_lazily(path: Path) -> set[str]:
     """What else it may import inside functions."""
     if path.is_relative_to(ROOT / "fedpara_edge" / "cli") or path == FACE:
         return {"device_runtime", "export"}
+    if path.parent == ROOT / "fedpara_edge" / "fleet":
+        return {"flwr"}
     if path.parent == ROOT / "device_runtime" / "sources":
         return READERS.get(path.name, set())
     return {"export"} if path == ROOT / "fedpara_edge" / "simulation" / "bundles.py" else set()
@@ -250,8 +258,20 @@ def test_importing_brings_in_nothing_heavy(package: str) -> None:
         if not {"nn", "trust"} & set(path.relative_to(ROOT).parts)
         and path.name not in ("__main__.py", "accounting.py", *DRAWING, *WITH_ONNXRUNTIME)
         and not (path.parent.name == "torchengine" and path.name in WITH_TORCH)
+        and not (path.parent.name == "fleet" and path.name in WITH_FLEET)
     ]
-    heavy = {"torch", "onnx", "onnxruntime", "onnxscript", "zstandard", "matplotlib", "PIL", "pyarrow", "soundfile"}
+    heavy = {
+        "flwr",
+        "torch",
+        "onnx",
+        "onnxruntime",
+        "onnxscript",
+        "zstandard",
+        "matplotlib",
+        "PIL",
+        "pyarrow",
+        "soundfile",
+    }
     code = f"import {', '.join(names)}, sys\nheavy = {heavy | SIGNING} & sys.modules.keys()\nassert not heavy, heavy"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

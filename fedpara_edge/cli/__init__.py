@@ -39,13 +39,14 @@ COMMANDS = {
     "codec": "Compare the codecs that changes are written with.",
     "inspect": "Show what is in a bundle, weights, update or state.",
     "simulate": "Run whole federations of a plan on this machine, and report on them.",
+    "fleet": "Run the rounds of a plan on Flower, here or on many machines.",
     "report": "Report on a simulation: a page, a figure or a table of all that was measured.",
     "demo": "Compare FedPara, dense and low-rank on real images, in under 4 minutes.",
     "doctor": "Tell what this machine can run, and what to install.",
 }
 
 
-WITH_DEVICE_RUNTIME = ("export", "data", "split", "train", "evaluate", "predict", "simulate", "report")
+WITH_DEVICE_RUNTIME = ("export", "data", "split", "train", "evaluate", "predict", "simulate", "fleet", "report")
 """Commands whose modules import `device_runtime`."""
 
 

@@ -59,6 +59,7 @@ CAPABILITIES = (
     Capability("data", (("pillow",), ("pyarrow",), ("soundfile",)), "data", ("data",), ("device_runtime",)),
     Capability("trust", (("tuf",), ("securesystemslib",), ("cryptography",)), "trust", ("keys", "publish")),
     Capability("privacy", (("dp-accounting",),), "privacy", ("aggregate",)),
+    Capability("fleet", (("flwr",), ("onnxruntime", *_TRAINING)), "fleet", ("fleet",), ("device_runtime",)),
     Capability("report", (("matplotlib",),), "report", ("simulate", "codec")),
 )
 

@@ -70,7 +70,7 @@ def open_pool(workers: int, lock: Path) -> Iterator[ProcessPoolExecutor]:
         lock: Lock of the run folder, which they hold until they end.
     """
     others = set(multiprocessing.active_children())
-    with _environment(dict.fromkeys(ONE_THREAD, "1")):
+    with environment(dict.fromkeys(ONE_THREAD, "1")):
         pool = _Pool(
             workers,
             mp_context=multiprocessing.get_context("spawn"),
@@ -126,7 +126,7 @@ def _holding_back_interrupts() -> Iterator[None]:
 
 
 @contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
+def environment(variables: dict[str, str]) -> Iterator[None]:
     """Environment variables for the processes to start: numpy reads its number of threads when it is imported."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)

@@ -17,6 +17,7 @@ from functools import partial
 from device_runtime.training import TrainResult
 from fedpara_edge.errors import DivergedError, TooFewUpdatesError
 from fedpara_edge.formats.bundle import WEIGHTS
+from fedpara_edge.simulation.about import about
 from fedpara_edge.simulation.evaluating import evaluate_round
 from fedpara_edge.simulation.job import Job
 from fedpara_edge.simulation.metrics import Event
@@ -209,25 +210,11 @@ def _traffic(job: Job, round: int, good: Mapping[str, TrainResult]) -> dict[str,
 
 
 def _arm_event(job: Job) -> Event:
-    arm, layout = job.arm, job.bundle.manifest.layout
-    shared = 0 if arm.local_only else layout.shared_parameters
-    trained = sum(tensor.size for tensor in layout.with_role("shared", "personal"))
     return job.event(
         "arm",
-        model=arm.model.title,
-        kind=arm.model.kind,
-        gamma=None if arm.model.kind == "dense" else arm.model.gamma,
-        algorithm=arm.algorithm,
-        weighting=None if arm.local_only else arm.aggregate.effective_weighting,
-        codec=arm.train.codec,
+        **about(job.arm, job.bundle.manifest.layout),
         **({} if job.torch is None else {"engine": job.torch.choice.name}),
-        downlink_codec=arm.aggregate.downlink_codec or "float32",
-        shared_parameters=shared,
-        personal_parameters=trained - shared,
-        dense_parameters=layout.dense_parameters,
-        full_ranks={layer.name: min(layer.matrix_shape) for layer in layout.layers if layer.kind != "dense"},
         clients=len(job.clients.clients),
         left_out=job.clients.left_out,
         participants=len(job.participants(0)),
-        local_only=arm.local_only,
     )

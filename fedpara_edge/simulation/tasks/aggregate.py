@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedpara_edge.aggregation import AggregateConfig, run_round
+from fedpara_edge.aggregation import AggregateConfig, Round, run_round
+from fedpara_edge.aggregation.gate import Gate
 from fedpara_edge.formats.serverstate import write_server_state
+from fedpara_edge.privacy.ledger import Budget
 from fedpara_edge.simulation.folder import JobFolder
 from fedpara_edge.simulation.tasks.rehearsal import Rehearsal
 
@@ -52,27 +54,62 @@ def aggregate_round(
         DivergedError: The updates lead beyond what can be sent.
         FedparaError: A file is damaged or can't be written.
     """
+    budget = None if config.privacy is None else Rehearsal()
+    done = write_round(folder, map(folder.update, clients), round=round, weights=weights, config=config, budget=budget)
+    return aggregated(done), tuple(update.code for update in done.aggregation.rejected)
+
+
+def write_round(
+    folder: JobFolder,
+    updates: Iterable[Path],
+    *,
+    round: int,
+    weights: Path,
+    config: AggregateConfig,
+    gate: Gate | None = None,
+    budget: Budget | None = None,
+) -> Round:
+    """Do a round of the server on the files of a federation.
+
+    Args:
+        folder: Folder of the federation.
+        updates: Update files.
+        round: Round whose updates these are, from 0 on.
+        weights: Weights file that they were trained from.
+        config: Algorithm, weighting and the like.
+        gate: Judge of whose each update is; None to believe the names in the files.
+        budget: Budget that pays for the noise of `config.privacy`.
+
+    Raises:
+        FedparaError: As `run_round` does.
+    """
     number, sends_changes = round + 1, config.downlink_codec is not None
+    keeps = config.server_algorithm.groups or sends_changes or config.max_staleness
     done = run_round(
-        map(folder.update, clients),
+        updates,
         weights,
         folder.weights(number),
         config,
-        state=folder.server if config.server_algorithm.groups or sends_changes else None,
+        state=folder.server if keeps else None,
         change=folder.change(number) if sends_changes else None,
-        budget=None if config.privacy is None else Rehearsal(),
+        gate=gate,
+        budget=budget,
         overwrite=True,
     )
-    result = done.aggregation
-    if result.state is not None and CONTROL in result.state.groups:
+    state = done.aggregation.state
+    if state is not None and CONTROL in state.groups:
         # The server's own file may have more in it than devices need.
-        control = folder.control(number)
-        write_server_state(control, replace(result.state, groups={CONTROL: result.state.groups[CONTROL]}))
+        write_server_state(folder.control(number), replace(state, groups={CONTROL: state.groups[CONTROL]}))
+    return done
+
+
+def aggregated(done: Round) -> Aggregated:
+    """What a round came to."""
+    result = done.aggregation
     of_mean = None if result.gap is None else result.gap.relative
-    aggregated = Aggregated(
+    return Aggregated(
         gap=result.refit.after if result.refit else of_mean,
         mean_gap=result.refit.before if result.refit else of_mean,
         weights_bytes=done.weights_bytes,
         change_bytes=done.change_bytes,
     )
-    return aggregated, tuple(update.code for update in result.rejected)

@@ -1,0 +1,129 @@
+"""`fedpara-edge fleet`: rounds on Flower, as a Flower app and on this machine."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fedpara_edge.cli.command import Group
+from fedpara_edge.cli.options import PATH, options_of
+from fedpara_edge.cli.output import emit, json_option, megabytes, note
+from fedpara_edge.fleet.settings import FleetConfig
+from fedpara_edge.simulation.metrics import Event
+
+COLUMNS = ("round", "devices", "failed", "accuracy", "loss", "up", "down", "seconds")
+WIDTH = 9
+
+
+@click.group("fleet", cls=Group)
+def command() -> None:
+    """Run the rounds of a plan on Flower, on this machine or on many."""
+
+
+@command.command("init")
+@click.argument("bundle", type=PATH)
+@click.option("--plan", type=PATH, required=True, help="Plan of the rounds, as `simulate` takes it.")
+@click.option("--arm", help="Arm of the plan.  [default: the only one]")
+@click.option("-o", "--output", type=PATH, required=True, help="Folder of the Flower app to make.")
+@options_of(FleetConfig, without=("bundle", "plan", "run", "arm"))
+@json_option
+def init(bundle: Path, plan: Path, arm: str | None, output: Path, options: Mapping[str, Any], json: bool) -> None:
+    """Write a Flower app that runs the rounds of a plan for BUNDLE; `flwr run` takes it as it is."""
+    from fedpara_edge.fleet.app import RUN, find_arm, write_app
+    from fedpara_edge.simulation.plan.plan import read_plan
+
+    rest: dict[str, Any] = {
+        name: value.absolute() if isinstance(value, Path) else value for name, value in options.items()
+    }
+    config = FleetConfig(
+        bundle=bundle.absolute(),
+        plan=plan.absolute(),
+        run=output.absolute() / RUN,
+        arm=find_arm(read_plan(plan), arm).name,
+        **rest,
+    )
+    write_app(output, config)
+    text = f"{output}: a Flower app for arm {config.arm} of {plan}\nrun it here: fedpara-edge fleet up {output} -n 2"
+    emit({"app": output, "arm": config.arm}, text, as_json=json)
+
+
+@command.command("up")
+@click.argument("app", type=PATH)
+@click.option("-n", "--nodes", type=click.IntRange(min=1), help="SuperNodes.  [default: one for each --data, or 2]")
+@click.option("--data", type=PATH, multiple=True, help="Data of a node, once for each.  [default: the plan's clients]")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port of the SuperLink.  [default: a free one]")
+@click.option("--secure", is_flag=True, help="Use TLS, and let in nodes with known keys alone; keys are made.")
+@json_option
+def up(app: Path, nodes: int | None, data: tuple[Path, ...], port: int, secure: bool, json: bool) -> None:
+    """Run the rounds of APP that are left on this machine, with a SuperLink and SuperNodes of their own.
+
+    Interrupted or killed, the same command goes on after the last round that was done, and nothing stays behind.
+    """
+    from fedpara_edge.cli.installed import require
+
+    require("fleet")
+    from fedpara_edge.fleet.up import run_up
+
+    with _terminated_as_interrupted():
+        table = _Table(quiet=json)
+        outcome = run_up(
+            app,
+            nodes=nodes or len(data) or 2,
+            data=data,
+            port=port,
+            secure=secure,
+            on_round=table.row,
+            on_line=note,
+        )
+    result = {"status": outcome.status, "weights": outcome.weights, "rounds": list(outcome.rounds)}
+    emit(result, f"{outcome.weights}: {len(outcome.rounds)} rounds, {outcome.status}", as_json=json)
+
+
+class _Table:
+    """A table with a row for each round, as it is done.
+
+    Args:
+        quiet: Whether to show nothing.
+    """
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet, self._rows = quiet, 0
+
+    def row(self, event: Event) -> None:
+        """Show a round."""
+        if self._quiet:
+            return
+        if not self._rows:
+            print("".join(name.rjust(WIDTH) for name in COLUMNS), flush=True)
+        self._rows += 1
+        accuracy, loss = event["accuracy"], event["loss"]
+        cells = (
+            event["round"],
+            event["participants"],
+            event["rejected"],
+            "-" if accuracy is None else f"{accuracy:.2%}",
+            f"{event['train_loss'] if loss is None else loss:.4f}",
+            megabytes(event["up_bytes"]),
+            megabytes(event["down_bytes"]),
+            f"{event['seconds']:.1f}",
+        )
+        print("".join(str(cell).rjust(WIDTH) for cell in cells), flush=True)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Have SIGTERM end the command as Ctrl-C does, in order."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

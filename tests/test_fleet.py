@@ -1,0 +1,469 @@
+"""A fleet without Flower's processes: what travels, what the server makes of it, and what a device may do to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import Bad, Command, check_refused, succeed
+from fleet_grid import Grid, crashed, garbage, gone, of_another_app, replays, silent, trains
+from flwr.app import Message
+from flwr.cli.build import build_fab_from_disk
+from flwr.cli.config_utils import load_and_validate
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.task_identity import TaskIdentity
+from tiny_plan import write_plan
+
+from device_runtime.config import TrainCall
+from device_runtime.data import open_data
+from device_runtime.engines.registry import open_engine
+from device_runtime.training import train
+from fedpara_edge.aggregation import AggregateConfig, run_round
+from fedpara_edge.errors import InputError, TooFewUpdatesError, WrongBundleError
+from fedpara_edge.fleet import exchange, gathering
+from fedpara_edge.fleet.app import read_app
+from fedpara_edge.fleet.device import answer
+from fedpara_edge.fleet.messages import SMALL_BYTES, Answer, Call, read_answer, read_call
+from fedpara_edge.fleet.rounds import run_fleet
+from fedpara_edge.fleet.settings import FleetConfig, NodeConfig, from_flower, to_flower
+from fedpara_edge.formats.bundle import open_bundle
+from fedpara_edge.formats.weights import read_weights
+from fedpara_edge.report import read_metrics
+from fedpara_edge.trust.keys import new_key
+
+ROUNDS, DEVICES = 2, (11, 22, 33)
+EXPORT = "export mlp --classes 3 --input-shape 1,4,4 --gamma 0.5 --batch-size 8 -o bundle"
+Fleet = Callable[..., FleetConfig]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("model")
+    succeed(place, EXPORT.split())
+    return place / "bundle"
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, bundle: Path) -> Fleet:
+    """Settings for a plan of one arm, with changes of its text."""
+
+    def make(*changes: tuple[str, str], **settings: Any) -> FleetConfig:
+        plan = write_plan(tmp_path, ("participants = 2\n", ""), *changes)
+        for number in DEVICES:
+            data = np.load(tmp_path / "data.npz")
+            rows = slice(3 * number, 3 * number + 20 + number % 10)
+            np.savez(tmp_path / f"{number}.npz", x=data["x"][rows, None], y=data["y"][rows])
+        values = {"nodes": 3, "wait_seconds": 1.0, **settings}
+        return FleetConfig(bundle=bundle, plan=plan, run=tmp_path / "run", arm="small", **values)
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _in_a_server_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_run_id", "_task_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+    monkeypatch.setattr(exchange, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(gathering, "WAIT_SECONDS", 0.01)
+
+
+def devices(place: Path, *numbers: int) -> dict[int, Any]:
+    return {number: device(place, number) for number in numbers or DEVICES}
+
+
+def device(place: Path, number: int, **more: Any) -> Any:
+    return trains(place / f"state-{number}", place / f"{number}.npz", **{"client": f"client-{number}", **more})
+
+
+def rounds_of(config: FleetConfig) -> list[dict[str, Any]]:
+    lines = map(json.loads, (config.run / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["event"] == "round"]
+
+
+def weights_of(config: FleetConfig, number: int = ROUNDS) -> Path:
+    return config.run / "work" / "small" / "seed-4" / "weights" / f"round-{number}.safetensors"
+
+
+def by_hand(place: Path, config: FleetConfig, options: dict[str, Any], server: AggregateConfig) -> bytes:
+    """The weights after the rounds of a plan, by `train` and `run_round` alone."""
+    bundle = open_bundle(config.bundle)
+    weights = bundle.file("weights.safetensors")
+    call = TrainCall(**{"batch_size": 8, "lr": 0.1, "lr_decay": 0.9, "codec": "int8", "seed": 4, **options})
+    (place / "hand").mkdir()
+    for number in range(1, ROUNDS + 1):
+        updates = []
+        for name in DEVICES:
+            updates.append(place / "hand" / f"{number}-{name}.safetensors")
+            train(
+                open_engine(bundle, "onnxruntime", threads=1),
+                open_data(place / f"{name}.npz", bundle.manifest),
+                weights,
+                call,
+                output=updates[-1],
+                encoder=call.encoder,
+                state=place / "hand" / f"state-{name}",
+                client=f"client-{name}",
+                server_state=place / "hand" / "server" / f"round-{number - 1}.safetensors"
+                if call.algorithm == "scaffold" and number > 1
+                else None,
+            )
+        after = place / "hand" / f"weights-{number}.safetensors"
+        state = place / "hand" / "server"
+        keeps = server.downlink_codec or server.server_algorithm.groups
+        run_round(
+            updates,
+            weights,
+            after,
+            server,
+            state=state if keeps else None,
+            change=place / "hand" / f"change-{number}.safetensors" if server.downlink_codec else None,
+        )
+        weights = after
+    return weights.read_bytes()
+
+
+VARIANTS: dict[str, tuple[Sequence[tuple[str, str]], dict[str, Any], dict[str, Any]]] = {
+    "int8": ((), {}, {}),
+    "changes": (
+        (("[arms.dense]", "[aggregate]\ndowlink\n[arms.dense]".replace("dowlink", 'downlink_codec = "int8"')),),
+        {},
+        {"downlink_codec": "int8"},
+    ),
+    "scaffold": (
+        (
+            ("[arms.dense]", '[aggregate]\nalgorithm = "scaffold"\n[arms.dense]'),
+            ("lr_decay = 0.9", 'lr_decay = 0.9\nalgorithm = "scaffold"'),
+            ("local_only = true", 'local_only = true\ntrain.algorithm = "fedavg"\naggregate.algorithm = "fedavg"'),
+        ),
+        {"algorithm": "scaffold"},
+        {"algorithm": "scaffold", "clients": 3},
+    ),
+    "robust": ((("[arms.dense]", '[aggregate]\nrule = "median"\n[arms.dense]'),), {}, {"rule": "median"}),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_fleet_comes_to_the_weights_of_train_and_aggregate_by_hand(
+    tmp_path: Path, fleet: Fleet, variant: str
+) -> None:
+    changes, options, server = VARIANTS[variant]
+    config = fleet(*changes)
+    run_fleet(Grid(devices(tmp_path)), config)
+    assert weights_of(config).read_bytes() == by_hand(tmp_path, config, options, AggregateConfig(**server))
+    assert [(line["round"], line["participants"], line["rejected"]) for line in rounds_of(config)] == [
+        (1, 3, 0),
+        (2, 3, 0),
+    ]
+
+
+def test_what_a_device_has_is_not_sent_again(tmp_path: Path, fleet: Fleet) -> None:
+    config = fleet(VARIANTS["changes"][0][0])
+    grid = Grid(devices(tmp_path, 11))
+    run_fleet(grid, replace(config, nodes=1))
+    first, second = (set(call.files) for _, call in grid.calls)
+    assert {"bundle/manifest.json", "bundle/weights.safetensors"} < first
+    assert "weights" not in first
+    assert second == {"change-1"}
+
+
+def test_a_device_that_lost_what_it_had_gets_it_again(tmp_path: Path, fleet: Fleet) -> None:
+    config = replace(fleet(VARIANTS["changes"][0][0]), nodes=1)
+    forgets = device(tmp_path, 11)
+
+    def forgetful(call: Call) -> Any:
+        if call.round and set(call.files) == {"change-1"}:
+            for path in sorted((tmp_path / "state-11" / "fleet").rglob("*"), reverse=True):
+                path.unlink() if path.is_file() else path.rmdir()
+        return forgets(call)
+
+    grid = Grid({11: forgetful})
+    run_fleet(grid, config)
+    assert len(grid.calls) == 3
+    assert {"bundle/manifest.json", "change-1"} < set(grid.calls[2][1].files)
+    assert [line["rejected"] for line in rounds_of(config)] == [0, 0]
+
+
+@pytest.mark.parametrize("size", [1000, SMALL_BYTES + 1])
+def test_an_update_travels_as_its_bytes_and_little_else(size: int) -> None:
+    update = np.random.default_rng(0).bytes(size)
+    content = Answer(numbers={"examples": 7, "loss": 0.5}, files={"update": update}).content()
+    assert read_answer(content).files == {"update": update}
+    message = Message(content, dst_node_id=1, message_type="train")
+    sent_bytes = sum(len(part.deflate()) for part in get_all_nested_objects(message).values())
+    assert size < sent_bytes < size + 3000
+
+
+def test_a_call_reads_as_it_was_written() -> None:
+    call = Call(fingerprint="f", round=3, base="b", options={"lr": 0.1}, run="winter", files={"weights": b"w"})
+    assert read_call(call.content()) == call
+
+
+def test_neither_calls_nor_answers_pile_up(tmp_path: Path, fleet: Fleet) -> None:
+    config = fleet(("rounds = 2", "rounds = 1"), at_once=20, nodes=30)
+    reply = device(tmp_path, 11)
+
+    def say(call: Call) -> Any:
+        return reply(replace(call, options={**call.options, "epochs": 1}))
+
+    grid = Grid(dict.fromkeys(range(1, 31), say))
+    run_fleet(grid, config)
+    assert grid.most_open == 20
+    assert grid.most_held <= exchange.HELD
+    (line,) = rounds_of(config)
+    assert line["rejections"] == {"duplicate": 29}
+
+
+FAULTS: dict[str, tuple[Any, str]] = {
+    "dies": (gone, "node_unavailable"),
+    "fails": (crashed, "client_app_failed"),
+    "hangs": (silent, "late"),
+    "garbage": (garbage, "not_safetensors"),
+    "another app": (of_another_app, "invalid"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_device_with_a_fault_costs_its_own_update_alone(tmp_path: Path, fleet: Fleet, fault: str) -> None:
+    faulty, code = FAULTS[fault]
+    config = fleet(round_seconds=1.0)
+    said: list[str] = []
+    run_fleet(Grid({**devices(tmp_path, 11, 22), 44: faulty}), config, said.append)
+    first = rounds_of(config)[0]
+    assert first["rejections"] == {code: 1}
+    assert len(rounds_of(config)) == ROUNDS
+    assert f"[{code}]" in said[0]
+    alone = replace(config, run=tmp_path / "alone", nodes=2)
+    for number in (11, 22):
+        (tmp_path / f"state-{number}").rename(tmp_path / f"before-{number}")
+    run_fleet(Grid(devices(tmp_path, 11, 22)), alone)
+    assert weights_of(config).read_bytes() == weights_of(alone).read_bytes()
+
+
+def test_an_update_of_an_old_round_does_not_count_again(tmp_path: Path, fleet: Fleet) -> None:
+    config = fleet()
+    run_fleet(Grid({**devices(tmp_path, 11, 22), 33: replays(device(tmp_path, 33))}), config)
+    assert [line["rejections"] for line in rounds_of(config)] == [{}, {"wrong_round": 1}]
+
+
+def test_another_device_takes_the_place_of_one_that_went_away(tmp_path: Path, fleet: Fleet) -> None:
+    config = fleet(nodes=2)
+    grid = Grid(devices(tmp_path, 11))
+
+    def dies(call: Call) -> Any:
+        grid.devices[33] = device(tmp_path, 33)
+        return gone(call)
+
+    grid.devices[22] = dies
+    run_fleet(grid, config)
+    assert [node for node, _ in grid.calls[:3]] == [11, 22, 33]
+    assert rounds_of(config)[0]["rejections"] == {"node_unavailable": 1}
+    assert rounds_of(config)[0]["participants"] == 3
+
+
+def test_a_late_answer_is_no_answer_to_the_next_call_and_then_the_device_is_back(tmp_path: Path, fleet: Fleet) -> None:
+    config = fleet(("rounds = 2", "rounds = 3"), nodes=2, round_seconds=0.5)
+    prompt, slow = device(tmp_path, 11), device(tmp_path, 22)
+    finished = [False]
+
+    def hangs_once(call: Call) -> Any:
+        return slow(call) if finished[0] or call.round else None
+
+    def say(call: Call) -> Any:
+        finished[0] = call.round >= 1
+        return prompt(call)
+
+    grid = Grid({11: say, 22: hangs_once})
+    run_fleet(grid, config)
+    assert [node for node, _ in grid.calls] == [11, 22, 11, 11, 22]
+    assert [line["rejections"] for line in rounds_of(config)] == [{"late": 1}, {"wrong_round": 1}, {}]
+
+
+def test_a_killed_server_asks_only_for_what_is_missing_and_nothing_counts_twice(tmp_path: Path, fleet: Fleet) -> None:
+    whole = fleet()
+    run_fleet(Grid(devices(tmp_path)), whole)
+    for number in DEVICES:
+        (tmp_path / f"state-{number}").rename(tmp_path / f"before-{number}")
+    config = replace(whole, run=tmp_path / "killed")
+
+    def kills(call: Call) -> Any:
+        if call.round == 1:
+            raise KeyboardInterrupt
+        return device(tmp_path, 33)(call)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_fleet(Grid({**devices(tmp_path, 11, 22), 33: kills}), replace(config, at_once=1))
+    assert len(rounds_of(config)) == 1
+    grid = Grid(devices(tmp_path))
+    run_fleet(grid, config)
+    assert [(node, call.round) for node, call in grid.calls] == [(33, 1)]
+    assert [line["round"] for line in rounds_of(config)] == [1, 2]
+    assert weights_of(config).read_bytes() == weights_of(whole).read_bytes()
+
+
+def test_a_fleet_goes_on_when_its_plan_has_more_rounds_and_is_reported_on(
+    tmp_path: Path, fleet: Fleet, run: Command
+) -> None:
+    config = fleet(test=None)
+    run_fleet(Grid(devices(tmp_path)), config)
+    run_fleet(Grid({}), config)
+    fleet(("rounds = 2", "rounds = 3"))
+    run_fleet(Grid(devices(tmp_path)), config)
+    assert [line["round"] for line in rounds_of(config)] == [1, 2, 3]
+    assert read_metrics(config.run)
+    assert run("report", config.run).code == 0
+
+
+def test_a_device_that_was_cut_off_goes_on_where_it_stopped(tmp_path: Path, fleet: Fleet) -> None:
+    config = fleet()
+    bundle = open_bundle(config.bundle)
+    call = TrainCall(batch_size=8, lr=0.1, lr_decay=0.9, codec="int8", seed=4, engine="onnxruntime", epochs=1)
+    (tmp_path / "sent").mkdir()
+
+    def stop(step: int, *_: Any) -> None:
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            open_engine(bundle, "onnxruntime", threads=1),
+            open_data(tmp_path / "11.npz", bundle.manifest),
+            bundle.file("weights.safetensors"),
+            call,
+            output=tmp_path / "sent" / "update.safetensors",
+            encoder=call.encoder,
+            state=tmp_path / "state-11",
+            on_step=stop,
+        )
+    node = NodeConfig(data=tmp_path / "11.npz", state=tmp_path / "state-11", bundle=config.bundle)
+    options = {name: getattr(call, name) for name in ("batch_size", "lr", "lr_decay", "codec", "seed", "engine")}
+    base = read_weights(bundle.file("weights.safetensors")).base
+    found = answer(Call(fingerprint=bundle.manifest.fingerprint, round=0, base=base, options=options), node)
+    assert found.code == ""
+    assert found.numbers["resumed_from_step"] == 1
+
+
+def test_signed_updates_of_known_clients_alone_count(tmp_path: Path, fleet: Fleet) -> None:
+    listed = []
+    for number in (11, 22):
+        public = new_key(tmp_path / f"key-{number}")
+        listed.append(f'[clients.client-{number}]\nkey = "{public}"')
+    (tmp_path / "clients.toml").write_text('run = "winter"\n' + "\n".join(listed))
+    config = fleet(allow=tmp_path / "clients.toml")
+    signing = {number: device(tmp_path, number, key=tmp_path / f"key-{number}") for number in (11, 22)}
+    said: list[str] = []
+    run_fleet(Grid({**signing, 33: device(tmp_path, 33)}), config, said.append)
+    assert [line["rejections"] for line in rounds_of(config)] == [{"unsigned": 1}, {"unsigned": 1}]
+
+
+def test_a_device_with_another_bundle_refuses_in_a_line(tmp_path: Path, fleet: Fleet) -> None:
+    succeed(tmp_path, [*EXPORT.replace("0.5", "0.3").split()[:-1], "other"])
+    config = fleet(nodes=2)
+    said: list[str] = []
+    run_fleet(
+        Grid({11: device(tmp_path, 11), 22: device(tmp_path, 22, bundle=tmp_path / "other")}), config, said.append
+    )
+    assert [line["rejections"] for line in rounds_of(config)] == [{"wrong_bundle": 1}] * 2
+    assert "expected the bundle of the fleet" in said[0]
+    assert "\n" not in said[0]
+
+
+def test_too_few_devices_are_a_line_and_the_round_is_not_done(tmp_path: Path, fleet: Fleet) -> None:
+    config = fleet(wait_seconds=0.1)
+    with pytest.raises(TooFewUpdatesError, match="expected at least 3 devices"):
+        run_fleet(Grid(devices(tmp_path, 11)), config)
+    with pytest.raises(TooFewUpdatesError):
+        run_fleet(Grid(dict.fromkeys(DEVICES, crashed)), config)
+    assert rounds_of(config) == []
+
+
+def test_settings_survive_flower(tmp_path: Path) -> None:
+    config = FleetConfig(bundle=tmp_path, plan=tmp_path / "p", run=tmp_path / "r", arm="a", round_seconds=5)
+    assert from_flower(FleetConfig, to_flower(config)) == config
+    node = from_flower(NodeConfig, {"data": "d", "state": "s", "image-size": "", "label-column": "y", "threads": 2})
+    assert (node.data, node.threads, node.reading.label_column) == (Path("d"), 2, ("y",))
+    with pytest.raises(InputError, match="dta: expected a key of this table, found an unknown one; did you mean data"):
+        from_flower(NodeConfig, {"dta": "d", "state": "s"})
+
+
+def init(plan: str = "plan.toml", *more: str) -> list[str]:
+    return ["fleet", "init", "bundle", "--plan", plan, "--arm", "small", "-o", "app", *more]
+
+
+def here_with(bundle: Path) -> Callable[[Path], None]:
+    def prepare(place: Path) -> None:
+        write_plan(place)
+        (place / "bundle").symlink_to(bundle)
+
+    return prepare
+
+
+@pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # Flower's own
+def test_the_app_is_one_that_flower_takes(
+    tmp_path: Path, bundle: Path, run: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    here_with(bundle)(tmp_path)
+    assert run(*init(), "--nodes", "5").code == 0
+    config, warnings = load_and_validate(Path("app") / "pyproject.toml")
+    assert warnings == []
+    assert config["project"]["name"] == "fedpara-rounds"
+    before = build_fab_from_disk(tmp_path / "app")
+    (tmp_path / "app" / "run").mkdir()
+    (tmp_path / "app" / "run" / "notes.md").write_text("a run")
+    assert build_fab_from_disk(tmp_path / "app") == before
+    found = read_app(tmp_path / "app")
+    assert (found.nodes, found.arm, found.plan, found.run) == (
+        5,
+        "small",
+        tmp_path / "plan.toml",
+        tmp_path / "app" / "run",
+    )
+
+
+BAD: dict[str, tuple[Sequence[str], int, str]] = {
+    "kind": ([*init(), "--arm", "dense"], 2, "expected model.kind dense, as in arm dense, found fedpara"),
+    "local": ([*init(), "--arm", "alone"], 2, "arm alone: expected one with a server"),
+    "arm": ([*init()[:4], "plan.toml", "-o", "app"], 2, "--arm: expected one of dense, small, alone, found none"),
+    "plan": (init("nothing.toml"), 2, "nothing.toml: expected a plan"),
+    "app": (["fleet", "up", "bundle"], 2, "bundle: expected a Flower app of fedpara-edge, found none"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line(
+    name: str, bundle: Path, tmp_path: Path, run: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    here_with(bundle)(tmp_path)
+    bad: Bad = (None, *BAD[name])
+    check_refused(run, tmp_path, bad)
+
+
+def test_without_flower_the_line_to_install_it_is_given(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedpara_edge.cli import installed
+
+    monkeypatch.setattr(installed, "_has_module", lambda name: name != "flwr")
+    monkeypatch.setattr(installed, "_version", lambda name: None if name == "flwr" else "1")
+    ended = run("fleet", "up", "app")
+    assert ended.code == 2
+    assert "fleet: expected flwr to be installed, found none; type: " in ended.err
+    assert "[fleet]" in ended.err
+
+
+def test_a_bundle_that_is_not_what_was_called_for_is_refused(tmp_path: Path, fleet: Fleet) -> None:
+    config = fleet()
+    files = {f"bundle/{path.name}": path.read_bytes() for path in config.bundle.iterdir()}
+    node = NodeConfig(data=tmp_path / "11.npz", state=tmp_path / "state")
+    call = Call(fingerprint="0" * 64, round=0, base="", options={}, files=files)
+    assert answer(call, node).code == WrongBundleError.code
+    assert not (tmp_path / "state" / "fleet" / "bundle").exists()
+    hostile = replace(call, files={"bundle/../../out": b"x"})
+    assert answer(hostile, node).code == InputError.code
+    assert not (tmp_path / "state" / "out").exists()

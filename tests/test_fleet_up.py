@@ -1,0 +1,168 @@
+"""`fedpara-edge fleet up` with Flower's own programs: success, faults, and nothing that stays behind.
+
+Each test starts a SuperLink and SuperNodes, which takes some seconds; so there are few of them, and each tries a lot.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import succeed
+from tiny_plan import write_plan
+
+from fedpara_edge.fleet.ports import LOOPBACK
+
+AROUND_BYTES = 4000
+"""Most bytes of a message besides the files in it."""
+SECONDS = 240.0
+"""Patience on a machine that has much else to do."""
+EXPORT = "export mlp --classes 3 --input-shape 1,4,4 --gamma 0.5 --batch-size 8 -o bundle"
+INIT = "fleet init bundle --plan plan.toml --arm small -o app"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("model")
+    succeed(place, EXPORT.split())
+    return place / "bundle"
+
+
+@pytest.fixture
+def here(tmp_path: Path, model: Path) -> Iterator[Path]:
+    """A folder with a bundle; nothing may run there in the end."""
+    (tmp_path / "bundle").symlink_to(model)
+    yield tmp_path
+    left = processes(tmp_path)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+
+
+def make_app(place: Path, rounds: int, **settings: object) -> None:
+    write_plan(place, ("rounds = 2", f"rounds = {rounds}"))
+    options = [f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]
+    succeed(place, [*INIT.split(), *options])
+
+
+def start(place: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "fedpara_edge", "fleet", "up", "app", *options]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=place, **streams)  # type: ignore[call-overload]
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=SECONDS)
+    return process.returncode, out, err
+
+
+def processes(place: Path) -> list[int]:
+    """Processes that a command started in a folder has left there."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and int(entry.name) != os.getpid():
+            with suppress(OSError):
+                if (entry / "cwd").readlink() == place:
+                    found.append(int(entry.name))
+    return found
+
+
+def rounds(place: Path) -> list[dict[str, Any]]:
+    path = place / "app" / "run" / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [event for event in map(json.loads, lines) if event["event"] == "round"]
+
+
+def wait_until(condition: Any) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def ports(place: Path) -> list[int]:
+    logs = [path.read_text() for path in (place / "app" / "local" / "logs").glob("*.log")]
+    return [int(port) for log in logs for port in re.findall(rf"running on https?://{re.escape(LOOPBACK)}:(\d+)", log)]
+
+
+def assert_free(numbers: list[int]) -> None:
+    for number in numbers:
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((LOOPBACK, number))
+
+
+def test_rounds_with_tls_and_keys_send_the_updates_and_little_else(here: Path) -> None:
+    make_app(here, rounds=2)
+    code, out, err = end(start(here, "-n", "2", "--secure"))
+    assert code == 0, err
+    assert [line.split()[:3] for line in out.splitlines()[1:3]] == [["1", "2", "0"], ["2", "2", "0"]]
+    assert out.splitlines()[3].endswith("2 rounds, finished:completed")
+    assert [event["accuracy"] is None for event in rounds(here)] == [False, False]
+    log = (here / "app" / "local" / "logs" / "record.log").read_text()
+    traffic = json.loads(log[log.index("{") :])["runs"][0]["network-traffic"]
+    up_bytes = sum(event["up_bytes"] for event in rounds(here))
+    down_bytes = sum(event["down_bytes"] for event in rounds(here))
+    assert up_bytes < traffic["inbound-bytes"] < up_bytes + 4 * AROUND_BYTES
+    assert traffic["outbound-bytes"] < down_bytes + 4 * AROUND_BYTES
+    assert len(ports(here)) >= 2
+    assert_free(ports(here))
+
+
+def test_killed_it_leaves_nothing_and_goes_on_without_a_node_that_dies(here: Path) -> None:
+    make_app(here, rounds=4, round_seconds=6)
+    first = start(here, "-n", "2")
+    wait_until(lambda: rounds(here))
+    first.kill()
+    first.communicate()
+    wait_until(lambda: not processes(here))
+    assert_free(ports(here))
+    before = len(rounds(here))
+    again = start(here, "-n", "2")
+    wait_until(lambda: len(rounds(here)) > before or again.poll() is not None)
+    log = (here / "app" / "local" / "logs" / "node-1.log").read_text()
+    (node,) = re.findall(r"Started server process \[(\d+)\]", log)
+    os.kill(int(node), signal.SIGKILL)
+    code, _, err = end(again)
+    assert code == 0, err
+    assert "node-1: its SuperNode ended" in err
+    assert [event["round"] for event in rounds(here)] == [1, 2, 3, 4]
+    assert_free(ports(here))
+
+
+def test_failed_or_interrupted_it_says_so_and_leaves_nothing(here: Path) -> None:
+    make_app(here, rounds=50, min_updates=3)
+    code, out, err = end(start(here, "-n", "2"))
+    assert code == 4, err
+    assert err.splitlines()[-1] == "Error: expected at least 3 valid updates, found 2"
+    assert out == ""
+    assert rounds(here) == []
+    assert not processes(here)
+    project = here / "app" / "pyproject.toml"
+    project.write_text(project.read_text().replace("min-updates = 3", "min-updates = 1"))
+    log = here / "app" / "local" / "logs" / "node-1.log"
+    for stop, began in ((signal.SIGTERM, log.exists), (signal.SIGINT, lambda: rounds(here))):
+        running = start(here, "-n", "2")
+        wait_until(began)
+        running.send_signal(stop)
+        code, _, err = end(running)
+        assert (code, err.splitlines()[-1]) == (130, "Error: interrupted")
+        assert not processes(here)
+    assert_free(ports(here))
+    with socket.socket() as listener:
+        listener.bind((LOOPBACK, 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        code, _, err = end(start(here, "--port", str(port)))
+    assert (code, err) == (2, f"Error: --port: expected a free port, found {port} in use; choose another\n")
