@@ -18,6 +18,8 @@ from fedpara_edge.options import check, option
 from fedpara_edge.privacy.local import LocalGaussian, check_algorithm, find_local
 
 NO_TERM = Term()
+OWN = ("engine", "threads", "save_seconds", "save_steps", "privacy")
+"""Options of a `TrainCall` that are each device's own, where a server sets the others."""
 
 
 @dataclass(frozen=True, kw_only=True)

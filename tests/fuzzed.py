@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
@@ -18,11 +19,15 @@ import numpy as np
 import signed
 from mutations import Mutate, in_bytes, in_json, in_lines, in_protobuf, in_tensors, in_toml
 from onnx import TensorProto, helper
+from served import bundle_in, federation_in, update_of
 from small_round import send, start_round
 from softmax_regression import SoftmaxRegression, make_bundle, write_npz
 from tiny_plan import write_plan
 from written import half_run, partials
 
+from device_runtime.agent.connection import Connection
+from device_runtime.agent.member import Member
+from device_runtime.agent.transfers import read_location
 from device_runtime.data import open_data
 from device_runtime.loading import load_personal
 from device_runtime.sources.tables import read_table
@@ -43,6 +48,7 @@ from fedpara_edge.formats.bundle import INITIAL_PERSONAL, MANIFEST, Bundle, open
 from fedpara_edge.formats.change import apply_change
 from fedpara_edge.formats.folded import METADATA_KEY, FoldedSpec, read_folded
 from fedpara_edge.formats.serverstate import read_server_state
+from fedpara_edge.formats.task import read_task
 from fedpara_edge.formats.transcript import read_transcript
 from fedpara_edge.formats.weights import read_weights, write_weights
 from fedpara_edge.privacy.devices import FILE as SPENT
@@ -52,10 +58,16 @@ from fedpara_edge.privacy.ledger import FORMAT as PRIVACY
 from fedpara_edge.report.results import read_results
 from fedpara_edge.report.rows import read_metrics, to_csv
 from fedpara_edge.report.summarizing import summarize
+from fedpara_edge.serving.application import read_join
+from fedpara_edge.serving.devices import Devices
+from fedpara_edge.serving.folder import open_folder
+from fedpara_edge.serving.rounds import RoundFolder
+from fedpara_edge.serving.uploads import Uploads
 from fedpara_edge.simulation.data.clients import INDEX
 from fedpara_edge.simulation.data.clients import read_clients as read_dealt
 from fedpara_edge.simulation.metrics import Journal
 from fedpara_edge.simulation.plan.plan import read_plan
+from fedpara_edge.storage.atomic import sha256_of
 from fedpara_edge.storage.rounds import round_path
 from fedpara_edge.trust.client import receive
 from fedpara_edge.trust.clients import read_clients
@@ -399,6 +411,77 @@ def _repositories(folder: Path) -> Made:
     return [path for path in metadata.iterdir() if path.name != "1.root.json"], read
 
 
+def _tasks(folder: Path) -> Made:
+    with federation_in(folder / "server", bundle_in(folder)) as federation:
+        (folder / "task.json").write_text(dumps(federation.task("ann").to_json()))
+
+    def read(path: Path) -> None:
+        task = read_task(path.read_bytes(), source="here")
+        assert task.changes_from(task.base) == []
+
+    return [folder / "task.json"], read
+
+
+def _serving(folder: Path) -> Made:
+    bundle, server = bundle_in(folder), folder / "server"
+    with federation_in(server, bundle, updates=1) as federation:
+        federation.devices.join("ann", "proof", now=0)
+        federation.task("ann")
+        update = update_of(folder / "sent", read_weights(bundle.file("weights.safetensors")), "ann")
+        federation.take(update, "ann")
+        federation.close()
+        federation.advance()
+
+    def read(path: Path) -> None:
+        if path.name == "run.json":
+            with open_folder(server, bundle):
+                pass
+        elif path.name == "devices.jsonl":
+            assert all(isinstance(device.client, str) for device in Devices(path).all)
+        else:
+            found = RoundFolder(path.parent)
+            assert found.result is not None
+            assert all(path.parent == found.path / "updates" for path in found.closed or ())
+
+    records = [server / "rounds" / "0" / name for name in ("opened.json", "asked.jsonl", "closed.json", "result.json")]
+    return [server / "run.json", server / "devices.jsonl", *records], read
+
+
+def _uploads(folder: Path) -> Made:
+    (folder / "uploads").mkdir()
+    upload = Uploads(folder / "uploads", max_bytes=100).begin("ann", 9)
+    saved = folder / "upload.json"
+    shutil.copy(upload.folder / saved.name, saved)
+
+    def read(path: Path) -> None:
+        upload.folder.mkdir(exist_ok=True)
+        upload.content.touch()
+        shutil.copy(path, upload.folder / path.name)
+        Uploads(folder / "uploads", max_bytes=100)
+
+    return [saved], read
+
+
+def _joining(folder: Path) -> Made:
+    (folder / "join").write_text(dumps({"client": "ann", "secret": "s" * 32}))
+    return [folder / "join"], lambda path: read_join(path.read_bytes())
+
+
+def _members(folder: Path) -> Made:
+    connection = Connection("http://localhost:1/")
+    kept = {"url": connection.url, "client": "ann", "secret": "s" * 32, "token": "t"}
+    (folder / "member.json").write_text(dumps(kept))
+    return [folder / "member.json"], lambda _: Member(folder, connection)
+
+
+def _sending(folder: Path) -> Made:
+    update = send(folder, start_round(folder), "ann")
+    note = update.with_name(f"{update.name}.json")
+    note.write_text(dumps({"sha256": sha256_of(update), "location": "/updates/x"}))
+
+    return [note], lambda path: read_location(path, sha256_of(update))
+
+
 def _npz(folder: Path) -> Made:
     bundle = make_bundle(folder / "bundle")
     return [write_npz(folder / "d.npz")], lambda path: open_data(path, bundle.manifest)
@@ -441,6 +524,12 @@ FORMATS: dict[str, Format] = {
     "root metadata": Format(_roots, in_json, ("trust.roots",)),
     "key": Format(_keys, in_bytes, ("trust.keys",)),
     "repository": Format(_repositories, in_json, ("trust.client", "trust.repository"), slow=50),
+    "task": Format(_tasks, in_json, ("formats.task",), ("task",)),
+    "state of serve": Format(_serving, in_lines, ("serving.folder", "serving.rounds", "storage.lines"), ("serving",)),
+    "upload": Format(_uploads, in_json, ("serving.uploads",)),
+    "joining": Format(_joining, in_json, ("serving.application",)),
+    "member": Format(_members, in_json, ("agent.member",)),
+    "sending": Format(_sending, in_json, ("agent.transfers",)),
     "npz": Format(_npz, in_bytes, ("storage.arrayfile",)),
     "csv": Format(_tables, in_bytes, ("sources.tables",), slow=2),
 }

@@ -27,6 +27,8 @@ DRAWING = ("bars.py", "codecplots.py", "drawing.py", "labels.py", "lines.py", "s
 READERS = {"images.py": {"PIL"}, "sounds.py": {"soundfile"}, "tables.py": {"pyarrow"}}
 """What reads the sources that numpy and the standard library can't read."""
 LIGHT = {"numpy", "safetensors", "click"}
+WEB = {"application.py": {"starlette", "anyio"}, "running.py": {"uvicorn"}}
+"""What talks HTTP in the room `serving`."""
 SIGNING = {"tuf", "securesystemslib", "cryptography"}
 """What signs and verifies, for the room `trust` alone; certificates and Flower's keys are made with the last of it."""
 
@@ -39,7 +41,7 @@ LIBRARY: tuple[set[str], ...] = (
     {"fedpara_edge.aggregation", "fedpara_edge.nn"},
 )
 APPLICATIONS: tuple[set[str], ...] = (
-    {"fedpara_edge.simulation", "fedpara_edge.trust"},
+    {"fedpara_edge.simulation", "fedpara_edge.trust", "fedpara_edge.serving"},
     {"fedpara_edge.demo", "fedpara_edge.report", "fedpara_edge.fleet"},
     {"fedpara_edge.cli"},
     {"fedpara_edge.__main__"},
@@ -95,6 +97,7 @@ DEVICE: tuple[set[str], ...] = (
     },
     {"device_runtime.epochs", "device_runtime.evaluation"},
     {"device_runtime.clients", "device_runtime.training"},
+    {"device_runtime.agent"},
 )
 HOUSES = (LIBRARY + APPLICATIONS, SIMULATION, EXPORT, DEVICE)
 """Lists of floors, each complete for the rooms of the package that it begins with."""
@@ -178,6 +181,8 @@ def allowed(path: Path) -> set[str]:
         return {*LIGHT, *own, "fedpara_edge", "device_runtime"}
     if path.parent.name == "torchengine" and path.name in WITH_TORCH:
         return {"torch", *LIGHT, "fedpara_edge", "device_runtime", "export"}
+    if room == "serving":
+        return {*LIGHT, *WEB.get(path.name, set()), "fedpara_edge"}
     if room in ("simulation", "cli"):
         return {*LIGHT, "fedpara_edge", "device_runtime"}
     if room == "nn":
@@ -256,7 +261,7 @@ def test_importing_brings_in_nothing_heavy(package: str) -> None:
         name_of(path)
         for path in modules(package)
         if not {"nn", "trust"} & set(path.relative_to(ROOT).parts)
-        and path.name not in ("__main__.py", "accounting.py", *DRAWING, *WITH_ONNXRUNTIME)
+        and path.name not in ("__main__.py", "accounting.py", *DRAWING, *WITH_ONNXRUNTIME, *WEB)
         and not (path.parent.name == "torchengine" and path.name in WITH_TORCH)
         and not (path.parent.name == "fleet" and path.name in WITH_FLEET)
     ]
@@ -271,6 +276,8 @@ def test_importing_brings_in_nothing_heavy(package: str) -> None:
         "PIL",
         "pyarrow",
         "soundfile",
+        "starlette",
+        "uvicorn",
     }
     code = f"import {', '.join(names)}, sys\nheavy = {heavy | SIGNING} & sys.modules.keys()\nassert not heavy, heavy"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -173,7 +173,7 @@ def test_a_device_without_onnxruntime_is_told_what_to_type(
     ended = run(*TRAIN, "device-0.npz")
     assert ended.code == 2
     assert re.match(f"Error: device: expected onnxruntime to be installed, found none; .*{line}", ended.err)
-    assert re.search(f"no   device: train, evaluate, predict: missing onnxruntime: .*{line}", run("doctor").out)
+    assert re.search(f"no   device: train, evaluate, predict, device: missing onnxruntime: .*{line}", run("doctor").out)
     assert run("doctor", "--json").json["engines"] == []
     assert sorted(here.iterdir()) == before
 

@@ -137,7 +137,10 @@ BAD_PLANS: dict[str, tuple[tuple[str, str], str]] = {
         ('codec = "int8"', 'algorithm = "scaffold"'),
         "arms.small.train.algorithm: expected scaffold with",
     ),
-    "a server's own": (("[arms.dense]", '[aggregate]\nalgorithm = "feddyn"\n[arms.dense]'), "feddyn with aggregate"),
+    "a server's own": (
+        ("[arms.dense]", '[aggregate]\nalgorithm = "feddyn"\n[arms.dense]'),
+        "expected feddyn with the server's algorithm",
+    ),
     "server algorithm": (
         ("[arms.dense]", '[aggregate]\nalgorithm = "sgd"\n[arms.dense]'),
         "aggregate.algorithm: expected",

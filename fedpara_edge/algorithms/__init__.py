@@ -17,6 +17,7 @@ from fedpara_edge.algorithms.feddyn import FedDynClient, FedDynServer
 from fedpara_edge.algorithms.fedprox import FedProx
 from fedpara_edge.algorithms.scaffold import ScaffoldClient, ScaffoldServer
 from fedpara_edge.algorithms.server import ServerAlgorithm, Weighting
+from fedpara_edge.errors import InputError
 from fedpara_edge.options import choose
 
 CLIENT: Mapping[str, type[ClientAlgorithm]] = {
@@ -28,7 +29,16 @@ SERVER: Mapping[str, type[ServerAlgorithm]] = {
 }
 """Server algorithms by name."""
 
-__all__ = ["CLIENT", "SERVER", "ClientAlgorithm", "ServerAlgorithm", "Weighting", "find_client", "find_server"]
+__all__ = [
+    "CLIENT",
+    "SERVER",
+    "ClientAlgorithm",
+    "ServerAlgorithm",
+    "Weighting",
+    "check_halves",
+    "find_client",
+    "find_server",
+]
 
 
 def find_client(text: str) -> ClientAlgorithm:
@@ -63,3 +73,22 @@ def find_server(text: str, *, clients: int | None = None) -> ServerAlgorithm:
     given = {} if clients is None else {"clients": clients}
     algorithm: ServerAlgorithm = choose(SERVER, text, key="algorithm", given=given)
     return algorithm
+
+
+def check_halves(client: ClientAlgorithm, server: ServerAlgorithm) -> None:
+    """Refuse the halves of different algorithms, where a half needs its other one.
+
+    Raises:
+        InputError: They don't go together.
+    """
+    local, central = client.name, server.name
+    own = [name for name, kind in CLIENT.items() if kind.paired]
+    if local != central and {local, central} & set(own):
+        one = local if local in own else central
+        raise InputError(
+            f"expected {one} with the server's algorithm {one} and only then, found {local} with {central}"
+        )
+    if local == "feddyn":
+        alpha, expected = client.to_json()["alpha"], server.options()["alpha"]
+        if alpha != expected:
+            raise InputError(f"expected the alpha of the server's algorithm, {expected}, found {alpha}")

@@ -35,6 +35,8 @@ COMMANDS = {
     "predict": "Predict data with a folded model.",
     "keys": "Make keys, and root metadata that say which of them sign what.",
     "publish": "Sign bundles, weights and changes for devices, in a folder that anything can carry.",
+    "serve": "Run rounds with devices and phones over the network.",
+    "device": "Take part in the rounds of a server, by itself.",
     "audit": "Recompute published weights from the updates, to the last bit.",
     "codec": "Compare the codecs that changes are written with.",
     "inspect": "Show what is in a bundle, weights, update or state.",
@@ -46,7 +48,10 @@ COMMANDS = {
 }
 
 
-WITH_DEVICE_RUNTIME = ("export", "data", "split", "train", "evaluate", "predict", "simulate", "fleet", "report")
+WITH_DEVICE_RUNTIME = (
+    "export", "data", "split", "train", "evaluate", "predict", "serve", "device", "simulate", "fleet",
+    "report",
+)  # fmt: skip
 """Commands whose modules import `device_runtime`."""
 
 

@@ -45,7 +45,7 @@ CAPABILITIES = (
         "device",
         (("onnxruntime", *_TRAINING),),
         "device",
-        ("train", "evaluate", "predict"),
+        ("train", "evaluate", "predict", "device"),
         ("device_runtime",),
     ),
     Capability(
@@ -58,6 +58,7 @@ CAPABILITIES = (
     Capability("fold", (("onnx",), ("onnxruntime", *_TRAINING)), "export", ("fold",), OWN_PACKAGES),
     Capability("data", (("pillow",), ("pyarrow",), ("soundfile",)), "data", ("data",), ("device_runtime",)),
     Capability("trust", (("tuf",), ("securesystemslib",), ("cryptography",)), "trust", ("keys", "publish")),
+    Capability("serve", (("starlette",), ("uvicorn",), ("segno",), ("cryptography",)), "serve", ("serve",)),
     Capability("privacy", (("dp-accounting",),), "privacy", ("aggregate",)),
     Capability("fleet", (("flwr",), ("onnxruntime", *_TRAINING)), "fleet", ("fleet",), ("device_runtime",)),
     Capability("report", (("matplotlib",),), "report", ("simulate", "codec")),

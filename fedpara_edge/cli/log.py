@@ -11,6 +11,13 @@ A line has `time` (UTC, ISO 8601), `level`, `event`, `pid`, and the fields of th
 | `training_finished`   | info    | update, client, round, examples, steps, resumed_from_step, seconds, loss, bytes |
 | `update_rejected`     | warning | code, message                                                                   |
 | `round_written`       | info    | output, round, accepted, rejected, examples, received_bytes                     |
+| `device_joined`       | info    | client                                                                          |
+| `update_taken`        | info    | client, round                                                                   |
+| `update_refused`      | warning | client, message; of an agent code, message                                      |
+| `round_opened`        | info    | round, base                                                                     |
+| `round_closed`        | info    | round, updates                                                                  |
+| `update_sent`         | info    | round, bytes                                                                    |
+| `unreachable`         | info    | message, again_in_seconds                                                       |
 | `simulation_finished` | info    | as in `fedpara_edge.simulation.runner.Outcome`                                  |
 | `error`               | error   | code, message                                                                   |
 | `command_ended`       | info    | exit_code, seconds                                                              |

@@ -187,7 +187,7 @@ def open_bundle(path: Path | str) -> Bundle:
     if not path.is_dir():
         found = "a file" if path.exists() else "nothing"
         raise InputError(f"{path}: expected a bundle folder, found {found}; check the path")
-    manifest = _read_manifest(path / MANIFEST)
+    manifest = read_manifest(path / MANIFEST)
     for name, entry in manifest.files.items():
         file = path / name
         if Path(name).name != name or not _is_file(file):
@@ -207,7 +207,12 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
+    """Read a `manifest.json` and verify its fingerprint; the files that it lists are not looked at.
+
+    Raises:
+        WrongBundleError: It can't be read, has another schema, or was changed.
+    """
     try:
         data = strict_json(path.read_text(encoding="utf-8"))
     except OSError as error:

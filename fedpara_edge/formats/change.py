@@ -155,6 +155,16 @@ def apply_change(weights: Weights, path: Path | str) -> Weights:
     return moved
 
 
+def read_change_base(path: Path) -> str:
+    """SHA-256 of the weights that a change applies to, as its header states it.
+
+    Raises:
+        InvalidUpdateError: The file is missing, damaged or not ours.
+    """
+    with TensorFile(path, format=FORMAT, error=InvalidUpdateError, remedy=REMEDY) as file:
+        return str(file.header.get("base"))
+
+
 def _check_header(header: Mapping[str, Any], weights: Weights, path: Path) -> tuple[int, str]:
     found = {name: header.get(name) for name in ("fingerprint", "base", "result")}
     round_ = header.get("round")

@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.algorithms import SERVER, ServerAlgorithm
+from fedpara_edge.algorithms.scaffold import CONTROL
 from fedpara_edge.codecs.codec import not_finite
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError, brief_text
 from fedpara_edge.formats.history import History, history_from_json, history_to_json
@@ -191,6 +192,18 @@ def read_server_state(path: Path, *, only: Collection[str] | None = None) -> Ser
         group, _, tensor = name.partition("/")
         groups.setdefault(group, {})[tensor] = values
     return replace(header, groups=groups)
+
+
+def write_control(path: Path, state: ServerState | None) -> None:
+    """Write what devices need of a server state, the control variate of scaffold; nothing where there is none.
+
+    The server's own file may have more in it.
+
+    Raises:
+        FedparaError: The disk refuses the write.
+    """
+    if state is not None and CONTROL in state.groups:
+        write_server_state(path, replace(state, groups={CONTROL: state.groups[CONTROL]}))
 
 
 def read_state_for(folder: Path, weights: Weights) -> ServerState | None:

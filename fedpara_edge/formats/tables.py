@@ -17,3 +17,8 @@ def max_table_bytes(layout: Layout) -> int:
     It leaves room for the layout itself, twice escaped, and a row for each tensor.
     """
     return _ANY_HEADER_BYTES + 4 * len(json.dumps(layout.to_json()))
+
+
+def max_update_bytes(layout: Layout) -> int:
+    """Size of the largest update of a model, in bytes: no codec takes more than twice what float32 does."""
+    return 8 * layout.shared_parameters + max_table_bytes(layout) + _ANY_HEADER_BYTES

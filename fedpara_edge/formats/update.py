@@ -221,6 +221,16 @@ def is_update(path: Path, header: Mapping[str, Any]) -> bool:
         return False
 
 
+def read_update_round(path: Path) -> int:
+    """Round of the weights from which an update was trained.
+
+    Raises:
+        InvalidUpdateError: The file is missing, truncated or not ours.
+    """
+    with TensorFile(path, format=FORMAT, error=InvalidUpdateError, remedy=REMEDY) as file:
+        return _header_of(file).round
+
+
 def open_update(path: Path, weights: Weights) -> Update:
     """Open an update file and check it in all but its values against the weights that it changes.
 

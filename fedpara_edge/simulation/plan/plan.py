@@ -33,7 +33,7 @@ from typing import Any, Literal, TypeVar
 from device_runtime.config import TrainCall
 from device_runtime.engines.registry import ENGINES
 from fedpara_edge.aggregation.config import COUNTING, AggregateConfig
-from fedpara_edge.algorithms import CLIENT, ServerAlgorithm
+from fedpara_edge.algorithms import ServerAlgorithm, check_halves
 from fedpara_edge.codecs.float32 import Float32
 from fedpara_edge.errors import InputError, brief
 from fedpara_edge.formats.recipe import Recipe
@@ -46,8 +46,6 @@ Made = TypeVar("Made")
 
 ARM_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,59}")
 PARTS = ("train", "model", "aggregate")
-OWN_SERVER = tuple(name for name, kind in CLIENT.items() if kind.paired)
-"""Client algorithms that need the server's of the same name, and the other way round."""
 UNPLANNED = ("seed", "threads", "save_seconds", "save_steps", "clients", "min_updates", "strict")
 """Options of the commands that a plan decides otherwise, or has no use for."""
 
@@ -136,18 +134,10 @@ class Arm:
         check(self)
         of_device, of_server = self.train.client_algorithm, self.aggregate.server_algorithm
         local, server = of_device.name, of_server.name
-        if local != server and {local, server} & set(OWN_SERVER):
-            one = local if local in OWN_SERVER else server
-            raise InputError(
-                f"expected {one} with aggregate.algorithm {one} and only then, found {local} with {server}",
-                key="train.algorithm",
-            )
-        if local == "feddyn":
-            alpha, expected = of_device.to_json()["alpha"], of_server.options()["alpha"]
-            if alpha != expected:
-                raise InputError(
-                    f"expected the alpha of aggregate.algorithm, {expected}, found {alpha}", key="train.algorithm"
-                )
+        try:
+            check_halves(of_device, of_server)
+        except InputError as error:
+            raise error.about("train.algorithm") from error
         if self.local_only and (local, server) != ("fedavg", "fedavg"):
             raise InputError(
                 f"expected with algorithm fedavg, found {local} and {server}: nothing is aggregated", key="local_only"

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedpara_edge.aggregation import AggregateConfig, Round, run_round
 from fedpara_edge.aggregation.gate import Gate
-from fedpara_edge.formats.serverstate import write_server_state
+from fedpara_edge.formats.serverstate import write_control
 from fedpara_edge.privacy.ledger import Budget
 from fedpara_edge.simulation.folder import JobFolder
 from fedpara_edge.simulation.tasks.rehearsal import Rehearsal
-
-CONTROL = "control"
-"""Group of a server state that scaffold's devices need."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +93,7 @@ def write_round(
         budget=budget,
         overwrite=True,
     )
-    state = done.aggregation.state
-    if state is not None and CONTROL in state.groups:
-        # The server's own file may have more in it than devices need.
-        write_server_state(folder.control(number), replace(state, groups={CONTROL: state.groups[CONTROL]}))
+    write_control(folder.control(number), done.aggregation.state)
     return done
 
 

@@ -1,0 +1,1 @@
+"""A server for devices: rounds that open and close by themselves, over HTTP."""

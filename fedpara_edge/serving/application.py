@@ -1,0 +1,417 @@
+"""The server's surface: what devices, pages and monitoring ask over HTTP, as an ASGI application.
+
+| request                      | token    | answer                                                                   |
+|------------------------------|----------|--------------------------------------------------------------------------|
+| `GET /` and files below      | none     | the page for phones                                                      |
+| `POST /join`                 | join     | `{"client", "token"}`: name of the device, and the token for all it asks |
+| `GET /task.json`             | device   | the task (`formats.task`), at once or, with `Prefer: wait=N` (RFC 7240), |
+|                              |          | when the device is to train, but after N seconds at the latest           |
+| `GET /files/…`               | device   | a file that never changes, in ranges if asked for                        |
+| `POST /updates`              | device   | takes an update, or begins one that comes in pieces                      |
+| `HEAD`, `PATCH` and `DELETE` | device   | tells how much of such an update is there, adds a piece, forgets it      |
+| `/updates/<id>`              |          |                                                                          |
+| `GET /healthz`               | none     | 200, or 503 with the reason why rounds can't go on                       |
+| `GET /metrics`               | operator | what the server counts, for Prometheus                                   |
+
+Who asks shows a token (`tokens`) as `Authorization: Bearer …`. Updates in pieces follow the IETF's draft "Resumable
+Uploads for HTTP" (draft-ietf-httpbis-resumable-upload, revision 05 and later): an upload is begun by a POST with
+`Upload-Complete: ?0`, continued by PATCH with `Upload-Offset` and the type `application/partial-upload`, and its last
+piece has `Upload-Complete: ?1`. A POST without these fields is an update in one piece. A refusal is a sentence of plain
+text; 429 and 503 say after how many seconds to try again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from fedpara_edge.errors import FedparaError
+from fedpara_edge.formats.update import is_valid_client_name
+from fedpara_edge.serving.config import ServeConfig
+from fedpara_edge.serving.federation import ALIVE_SECONDS, Federation, OnEvent, ignore
+from fedpara_edge.serving.limits import Rates
+from fedpara_edge.serving.measures import Measures
+from fedpara_edge.serving.page import POLICY, Page
+from fedpara_edge.serving.refused import RefusedError
+from fedpara_edge.serving.tokens import Kind, Tokens
+from fedpara_edge.serving.uploads import Upload, Uploads
+from fedpara_edge.storage.tensortable import strict_json
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+MAX_WAIT_SECONDS = 60.0
+"""Longest time for which a request for a task may wait."""
+PIECE_SECONDS = 60.0
+"""Time for the next bytes of a body, after which the connection is given up."""
+RETRY_SECONDS = 2
+_MAX_JOIN_BYTES = 4096
+_READERS = 4
+"""Updates that are checked at the same time."""
+_FOR_GOOD = "private, max-age=31536000, immutable"
+_PARTIAL = "application/partial-upload"
+_COMPLETE = {"?1": True, "?0": False}
+_HEADERS = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+
+
+class Application:
+    """The application of a federation.
+
+    Args:
+        federation: Federation that runs.
+        uploads: Updates that are arriving.
+        tokens: Tokens of the server.
+        config: Limits.
+        page: Page for phones; None to hand out none.
+        on_event: Function that is told what happens.
+
+    Attributes:
+        asgi: The application, for a server of ASGI.
+    """
+
+    def __init__(
+        self,
+        federation: Federation,
+        uploads: Uploads,
+        tokens: Tokens,
+        config: ServeConfig,
+        *,
+        page: Page | None = None,
+        on_event: OnEvent = ignore,
+    ) -> None:
+        self._federation, self._uploads, self._tokens, self._page = federation, uploads, tokens, page
+        self._rates = Rates(config.requests_per_minute, time.monotonic)
+        self._measures, self._tell = Measures(), on_event
+        self._changed, self._work = asyncio.Event(), asyncio.Event()
+        self._ended = asyncio.Event()
+        routes = [
+            Route("/healthz", self._answer(self._health)),
+            Route("/metrics", self._answer(self._metrics)),
+            Route("/join", self._answer(self._join), methods=["POST"]),
+            Route("/task.json", self._answer(self._task)),
+            Route("/files/{place:path}", self._answer(self._file)),
+            Route("/updates", self._answer(self._post), methods=["POST"]),
+            Route("/updates/{name}", self._answer(self._head), methods=["HEAD"]),
+            Route("/updates/{name}", self._answer(self._patch), methods=["PATCH"]),
+            Route("/updates/{name}", self._answer(self._delete), methods=["DELETE"]),
+            Route("/{place:path}", self._answer(self._of_page)),
+        ]
+        refused = {HTTPException: _refuse_route}
+        self.asgi = Starlette(routes=routes, lifespan=self._lifespan, exception_handlers=refused)
+
+    def end(self) -> None:
+        """Have requests that wait answer now, as the server is about to end."""
+        self._ended.set()
+        self._changed.set()
+        self._work.set()
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        loop = asyncio.get_running_loop()
+        self._readers = anyio.CapacityLimiter(_READERS)
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(self._wake)
+
+        self._federation.listeners.append(wake)
+        ticking = asyncio.create_task(self._tick())
+        yield
+        ticking.cancel()
+        with suppress(asyncio.CancelledError):
+            await ticking
+
+    def _wake(self) -> None:
+        """Have everybody who waits for a change look again."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+        self._work.set()
+
+    async def _tick(self) -> None:
+        """Close rounds when it is time, and aggregate them."""
+        while not self._ended.is_set():
+            self._work.clear()
+            left = self._federation.seconds_left()
+            if left == 0:
+                self._federation.close()
+            await anyio.to_thread.run_sync(self._federation.advance)
+            if left != 0:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._work.wait(), min(1.0 if left is None else left, 1.0))
+
+    def _answer(self, handler: Handler) -> Handler:
+        """A handler whose errors become answers, and whose answers are counted."""
+
+        async def answer(request: Request) -> Response:
+            try:
+                response = await handler(request)
+            except RefusedError as error:
+                response = _refused(str(error), error.status)
+            except (ClientDisconnect, TimeoutError):
+                response = _refused("expected the rest of the request, found none; send it again", 408)
+            except (FedparaError, OSError) as error:
+                self._tell("error", level=logging.ERROR, code=getattr(error, "code", "disk"), message=str(error))
+                response = _refused("expected a server that can write, found it can't now; try again later", 503)
+            for name, value in _HEADERS.items():
+                response.headers.setdefault(name, value)
+            self._measures.count("requests_total", f'status="{response.status_code}"')
+            return response
+
+        return answer
+
+    def _allow(self, request: Request, kind: Kind) -> str:
+        """The subject of the request's token, whose request is counted.
+
+        Raises:
+            RefusedError: It has no valid token of the kind, or made too many requests.
+        """
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        subject = self._tokens.subject(kind, token.strip(), now=time.time()) if scheme.lower() == "bearer" else None
+        if subject is None:
+            self._rates.spend(f"address {request.client.host if request.client else ''}")
+            remedy = {"join": "ask for a new join link", "device": "join again", "operator": "use the operator's"}[kind]
+            raise RefusedError(f"expected a token of kind {kind} that is still good, found none; {remedy}", status=401)
+        if kind != "join":
+            self._rates.spend(f"{kind} {subject}")
+        return subject
+
+    def _allow_device(self, request: Request) -> str:
+        """The name of the device that asks.
+
+        Raises:
+            RefusedError: It has no valid token, or did not join this federation.
+        """
+        client = self._allow(request, "device")
+        if client not in self._federation.devices:
+            raise RefusedError("expected a device that joined, found another; join again", status=401)
+        return client
+
+    async def _health(self, _: Request) -> Response:
+        error = self._federation.error
+        return PlainTextResponse("ok\n" if error is None else f"{error}\n", 200 if error is None else 503)
+
+    async def _metrics(self, request: Request) -> Response:
+        self._allow(request, "operator")
+        federation = self._federation
+        gauges = {
+            "round": federation.number,
+            "round_updates": federation.round.count,
+            "round_asked": len(federation.round.asked),
+            "devices": len(federation.devices),
+            "devices_alive": len(federation.devices.seen_since(time.time() - ALIVE_SECONDS)),
+            "paused": int(federation.phase == "paused"),
+            "failed": int(federation.error is not None),
+        }
+        return PlainTextResponse(self._measures.text(gauges), media_type="text/plain; version=0.0.4")
+
+    async def _join(self, request: Request) -> Response:
+        self._allow(request, "join")
+        body = b""
+        async for piece in _pieces(request):
+            body += piece
+            if len(body) > _MAX_JOIN_BYTES:
+                raise RefusedError(f"expected at most {_MAX_JOIN_BYTES} bytes, found more", status=413)
+        client, proof = read_join(body)
+        await anyio.to_thread.run_sync(partial(self._federation.devices.join, client, proof, now=time.time()))
+        self._tell("device_joined", client=client)
+        return JSONResponse({"client": client, "token": self._tokens.make("device", client)}, 201)
+
+    async def _task(self, request: Request) -> Response:
+        client = self._allow_device(request)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _wait_seconds(request.headers.get("Prefer", ""))
+        while True:
+            changed = self._changed
+            task = self._federation.task(client)
+            left = deadline - loop.time()
+            if task.train or task.phase == "finished" or left <= 0 or self._ended.is_set():
+                return JSONResponse(task.to_json(), headers={"Cache-Control": "no-store"})
+            with suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), left)
+
+    async def _file(self, request: Request) -> Response:
+        self._allow_device(request)
+        place = request.path_params["place"]
+        path = self._federation.content.find(place)
+        if path is None:
+            raise RefusedError("expected a file of this round, found none; get the task again", status=404)
+        return _of_file(request, path, digest=place, caching=_FOR_GOOD, media_type="application/octet-stream")
+
+    async def _post(self, request: Request) -> Response:
+        client = self._allow_device(request)
+        is_complete = _is_complete(request, default=True)
+        length = _number(request, "Upload-Length", None)
+        if is_complete:
+            length = _number(request, "Content-Length", length)
+        upload = self._uploads.begin(client, length)
+        return await self._receive(request, upload, 0, is_complete, status=201)
+
+    async def _head(self, request: Request) -> Response:
+        upload = self._uploads.find(request.path_params["name"], self._allow_device(request))
+        return Response(status_code=204, headers={**_state_of(upload), "Cache-Control": "no-store"})
+
+    async def _patch(self, request: Request) -> Response:
+        upload = self._uploads.find(request.path_params["name"], self._allow_device(request))
+        if request.headers.get("Content-Type") != _PARTIAL:
+            raise RefusedError(f"expected the type {_PARTIAL}, found another", status=415)
+        offset = _number(request, "Upload-Offset", None)
+        if offset is None:
+            raise RefusedError("expected the field Upload-Offset, found none", status=400)
+        return await self._receive(request, upload, offset, _is_complete(request, default=False), status=204)
+
+    async def _delete(self, request: Request) -> Response:
+        upload = self._uploads.find(request.path_params["name"], self._allow_device(request))
+        self._uploads.remove(upload.id)
+        return Response(status_code=204)
+
+    async def _receive(
+        self, request: Request, upload: Upload, offset: int, is_complete: bool, *, status: int
+    ) -> Response:
+        """Add the body of a request to an upload, and take the update if it is complete with it."""
+        try:
+            writer = self._uploads.take_over(upload, offset)
+            async for piece in _pieces(request):
+                self._measures.count("received_bytes_total", by=len(piece))
+                self._uploads.append(upload, writer, piece)
+        except RefusedError as error:
+            if error.status != 409:
+                self._uploads.remove(upload.id)
+                raise
+            return _refused(str(error), error.status, _state_of(upload))
+        if not is_complete:
+            return Response(status_code=status, headers=_state_of(upload))
+        try:
+            self._uploads.check_complete(upload)
+            take = partial(self._federation.take, upload.content, upload.client)
+            receipt = await anyio.to_thread.run_sync(take, limiter=self._readers)
+        except RefusedError as error:
+            if error.status < 500:
+                self._measures.count("updates_total", 'outcome="refused"')
+                self._uploads.remove(upload.id)
+                raise
+            return _refused(str(error), error.status, _state_of(upload))
+        self._uploads.remove(upload.id)
+        self._measures.count("updates_total", f'outcome="{"taken" if receipt.is_new else "again"}"')
+        self._work.set()
+        return JSONResponse({"client": receipt.client, "round": receipt.round}, 201 if receipt.is_new else 200)
+
+    async def _of_page(self, request: Request) -> Response:
+        if self._page is None:
+            raise RefusedError("expected an address of this server, found another; it hands out no page", status=404)
+        file = self._page.find(request.path_params["place"], request.headers.get("Accept-Encoding", ""))
+        if file is None:
+            raise RefusedError("expected a file of the page, found none", status=404)
+        response = _of_file(request, file.path, digest=file.digest, caching="no-cache", media_type=file.media_type)
+        response.headers["Vary"] = "Accept-Encoding"
+        if file.coding is not None:
+            response.headers["Content-Encoding"] = file.coding
+        return response
+
+
+async def _refuse_route(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _refused(f"{error.detail}: expected another request", error.status_code)
+
+
+def _refused(message: str, status: int, headers: dict[str, str] | None = None) -> Response:
+    more = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+    if status in (429, 503):
+        more["Retry-After"] = str(RETRY_SECONDS)
+    if status in (408, 413):
+        more["Connection"] = "close"  # the rest of the body is not read
+    return PlainTextResponse(f"{message}\n", status, {**more, **_HEADERS, **(headers or {})})
+
+
+async def _pieces(request: Request) -> AsyncIterator[bytes]:
+    """The body of a request, piece by piece.
+
+    Raises:
+        TimeoutError: The next one takes too long.
+        ClientDisconnect: The connection broke.
+    """
+    stream = aiter(request.stream())
+    while True:
+        try:
+            piece = await asyncio.wait_for(anext(stream), PIECE_SECONDS)
+        except StopAsyncIteration:
+            return
+        if piece:
+            yield piece
+
+
+def _of_file(request: Request, path: Path, *, digest: str, caching: str, media_type: str) -> Response:
+    headers = {"ETag": f'"{digest}"', "Cache-Control": caching}
+    if request.headers.get("If-None-Match") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
+    return FileResponse(path, headers=headers, media_type=media_type)
+
+
+def _state_of(upload: Upload) -> dict[str, str]:
+    """Fields that say how much of an upload is there."""
+    fields = {"Location": f"/updates/{upload.id}", "Upload-Offset": str(upload.offset)}
+    if upload.length is not None:
+        fields["Upload-Length"] = str(upload.length)
+    return {**fields, "Upload-Complete": "?0"}
+
+
+def _is_complete(request: Request, *, default: bool) -> bool:
+    found = request.headers.get("Upload-Complete")
+    if found is None:
+        return default
+    if found not in _COMPLETE:
+        raise RefusedError("expected the field Upload-Complete as ?0 or ?1, found something else", status=400)
+    return _COMPLETE[found]
+
+
+def _number(request: Request, name: str, default: int | None) -> int | None:
+    """A field that is a number."""
+    found = request.headers.get(name)
+    if found is None:
+        return default
+    if not (found.isascii() and found.isdecimal() and len(found) <= 18):
+        raise RefusedError(f"expected a number in the field {name}, found something else", status=400)
+    return int(found)
+
+
+def _wait_seconds(preference: str) -> float:
+    """Time for which a request may wait, of its field Prefer."""
+    for part in preference.split(","):
+        name, _, value = part.partition("=")
+        if name.strip().lower() == "wait" and value.strip().isdecimal():
+            return min(float(value.strip()[:6]), MAX_WAIT_SECONDS)
+    return 0.0
+
+
+def read_join(body: bytes) -> tuple[str, str]:
+    """The name of a device that joins, made of its secret where it has none, and the SHA-256 of that secret.
+
+    Raises:
+        RefusedError: The request says neither.
+    """
+    try:
+        found: Any = strict_json(body.decode("utf-8"))
+        client, secret = found.get("client"), found["secret"]
+        if not isinstance(secret, str) or len(secret) < 32:
+            raise ValueError("no secret of at least 32 characters")
+        if client is None:
+            client = hashlib.sha256(f"name {secret}".encode()).hexdigest()[:16]
+        if not isinstance(client, str) or not is_valid_client_name(client):
+            raise ValueError("a client without a printable name")
+    except (AttributeError, KeyError, UnicodeDecodeError, ValueError) as error:
+        raise RefusedError(
+            f"expected JSON with client and secret, found {json.dumps(str(error))}", status=400
+        ) from error
+    return client, hashlib.sha256(secret.encode()).hexdigest()

@@ -1,0 +1,372 @@
+"""A federation that runs: its rounds open, take updates, close, are aggregated, and the next one opens.
+
+All of it is on the disk (`folder`, `rounds`) before anybody is told, and is read from there at the start. A round that
+was closed is aggregated from the same updates again, to the same bytes, until its result is written.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fedpara_edge.aggregation.config import AggregateConfig
+from fedpara_edge.aggregation.round import LEAST_KEPT, run_round
+from fedpara_edge.aggregation.screening import read_whole, screen
+from fedpara_edge.aggregation.staleness import recent
+from fedpara_edge.errors import FedparaError, TooFewUpdatesError
+from fedpara_edge.formats.history import NO_HISTORY
+from fedpara_edge.formats.serverstate import read_state_for, write_control
+from fedpara_edge.formats.task import Phase, Task
+from fedpara_edge.formats.update import UpdateHeader
+from fedpara_edge.formats.weights import read_weights
+from fedpara_edge.serving.config import ServeConfig
+from fedpara_edge.serving.content import Content
+from fedpara_edge.serving.devices import Devices
+from fedpara_edge.serving.folder import ServerFolder
+from fedpara_edge.serving.refused import RefusedError
+from fedpara_edge.serving.rounds import RoundFolder
+from fedpara_edge.storage.atomic import sha256_of, sync
+from fedpara_edge.storage.rounds import remove_rounds_before
+
+OnEvent = Callable[..., None]
+"""Function of an event: its name, `level` of Python's logging, and fields."""
+ALIVE_SECONDS = 120.0
+"""Time after its last request for which a device may be drawn for a round."""
+
+
+def ignore(name: str, *, level: int = logging.INFO, **fields: Any) -> None:
+    """Pass over an event."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """An update that was taken.
+
+    Args:
+        client: Name of the device.
+        round: Round of the weights from which it was trained.
+        is_new: Whether it was not there before.
+    """
+
+    client: str
+    round: int
+    is_new: bool
+
+
+class Federation:
+    """A federation on a server's state folder, which is locked. Its methods may be called from several threads.
+
+    Args:
+        folder: State folder.
+        aggregate: Aggregation of the updates.
+        config: Conditions on which rounds open and close.
+        settings: Options of the devices' training, by name.
+        clock: Function that tells the time in seconds since 1970.
+        on_event: Function that is told what happens.
+
+    Attributes:
+        devices: The devices that joined.
+        number: Round that is open or being aggregated: that of the weights from which devices train.
+        error: Reason why the aggregation can't go on; None if it can.
+
+    Raises:
+        FedparaError: A file of the folder is damaged or can't be written.
+    """
+
+    def __init__(
+        self,
+        folder: ServerFolder,
+        aggregate: AggregateConfig,
+        config: ServeConfig,
+        settings: Mapping[str, Any],
+        *,
+        clock: Callable[[], float] = time.time,
+        on_event: OnEvent = ignore,
+    ) -> None:
+        self._folder, self._aggregate, self._config, self._settings = folder, aggregate, config, dict(settings)
+        self._clock, self._tell = clock, on_event
+        self._lock = threading.RLock()
+        self._needed = 0
+        self._is_paused = False
+        self.error: str | None = None
+        self.listeners: list[Callable[[], None]] = []
+        self.devices = Devices(folder.devices)
+        newest = folder.newest
+        behind = newest > 0 and RoundFolder(folder.round(newest - 1)).result is None
+        self._load(newest - 1 if behind else newest)
+
+    @property
+    def phase(self) -> Phase:
+        """Phase of the round, as devices are told."""
+        with self._lock:
+            if self._round.closed is not None:
+                return "closing"
+            if self._config.rounds is not None and self.number >= self._config.rounds:
+                return "finished"
+            return "paused" if self._is_paused else "open"
+
+    @property
+    def round(self) -> RoundFolder:
+        """Folder of the round that is open or being aggregated."""
+        return self._round
+
+    @property
+    def content(self) -> Content:
+        """Files that devices may get now."""
+        return self._content
+
+    def task(self, client: str) -> Task:
+        """The task of a device, which is asked to train if there is a place for it."""
+        now = self._clock()
+        with self._lock:
+            self.devices.see(client, now=now)
+            phase = self.phase
+            reason = self._ask_or_say_why(client, phase, now)
+            return Task(
+                fingerprint=self._base.fingerprint,
+                round=self.number,
+                base=self._base.base,
+                phase=phase,
+                train=reason is None,
+                reason=reason,
+                bundle=self._content.bundle,
+                weights=self._content.weights,
+                history=self._content.history,
+                control=self._content.control,
+                updates="updates",
+                settings=self._settings,
+            )
+
+    def take(self, path: Path, client: str) -> Receipt:
+        """Take a complete update of a device, once, if `aggregate` would.
+
+        Args:
+            path: File, which is moved away.
+            client: Device that sent it.
+
+        Raises:
+            RefusedError: It is refused.
+        """
+        try:
+            receipt = self._take(path, client)
+        except RefusedError as error:
+            if error.status < 500:
+                self.devices.judge(client, round=None, error=str(error))
+                self._tell("update_refused", level=logging.WARNING, client=client, message=str(error))
+            raise
+        self.devices.judge(client, round=receipt.round, error=None)
+        if receipt.is_new:
+            self._tell("update_taken", client=client, round=receipt.round)
+        return receipt
+
+    def seconds_left(self) -> float | None:
+        """Time until the round may have to be closed; 0 if it has to be now, None if only an update can do that."""
+        with self._lock:
+            if self.phase != "open":
+                return None
+            if self._round.count >= max(self._config.updates, self._needed):
+                return 0.0
+            if self._overdue_at is None or self._round.count < max(self._aggregate.min_updates, self._needed):
+                return None
+            return max(self._overdue_at - self._clock(), 0.0)
+
+    def close(self) -> None:
+        """Close the round that is open with the updates that it has.
+
+        Raises:
+            RefusedError: It has fewer than count, or is not open.
+        """
+        with self._lock:
+            fewest = max(self._aggregate.min_updates, self._needed)
+            if self._round.closed is None and self._round.count < fewest:
+                raise RefusedError(
+                    f"expected at least {fewest} updates to close round {self.number}, found {self._round.count}",
+                    status=409,
+                )
+            if self.phase not in ("open", "paused"):
+                raise RefusedError(f"expected a round that is open, found none: {self.phase}", status=409)
+            self._round.close(self._clock())
+            self._tell("round_closed", round=self.number, updates=self._round.count)
+        self._changed()
+
+    def pause(self, is_paused: bool) -> None:
+        """Ask no device to train from now on, and close no round; or go on. Updates under way are still taken."""
+        with self._lock:
+            self._is_paused, self.error = is_paused, self.error if is_paused else None
+        self._tell("paused" if is_paused else "resumed", round=self.number)
+        self._changed()
+
+    def advance(self) -> None:
+        """Aggregate the round if it is closed, and open the next one. Updates are not taken meanwhile.
+
+        An error stops the federation (`error`) until it is resumed, which tries again.
+        """
+        closed = self._round.closed
+        if closed is None or self.error is not None:
+            return
+        try:
+            self._advance(closed)
+        except TooFewUpdatesError as error:
+            with self._lock:
+                self._needed = self._round.count + 1
+                self._round.reopen()
+            self._tell("round_reopened", level=logging.WARNING, round=self.number, message=str(error))
+        except FedparaError as error:
+            with self._lock:
+                self.error, self._is_paused = str(error), True
+            self._tell("error", level=logging.ERROR, code=error.code, message=str(error))
+        self._changed()
+
+    def _load(self, number: int) -> None:
+        """Go on with a round, which is opened if it was not yet."""
+        folder, config = self._folder, self._config
+        base = read_weights(folder.weights(number), folder.bundle)
+        state = read_state_for(folder.server, base) if number else None
+        history = recent(state, base, self._aggregate.max_staleness) if state else NO_HISTORY
+        content = Content(folder, base, keep=config.keep_rounds)
+        counted = {
+            digest
+            for earlier in range(max(number - config.keep_rounds, 0), number)
+            for digest in RoundFolder(folder.round(earlier)).digests
+        }
+        round_ = RoundFolder(folder.round(number))
+        if round_.opened is None:
+            round_.open(self._clock(), self._draw())
+            self._tell("round_opened", round=number, base=base.base)
+        with self._lock:
+            self.number, self._base, self._history, self._content = number, base, history, content
+            self._round, self._counted, self._needed = round_, counted, 0
+            opened = round_.opened
+            self._overdue_at = None if config.deadline is None or opened is None else opened + config.deadline
+
+    def _draw(self) -> list[str]:
+        """Devices to ask first: some of those that are here, if they are more than there are places."""
+        here = self.devices.seen_since(self._clock() - ALIVE_SECONDS)
+        places = self._config.participants
+        return secrets.SystemRandom().sample(here, places) if places is not None and places < len(here) else []
+
+    def _ask_or_say_why(self, client: str, phase: Phase, now: float) -> str | None:
+        """The reason why a device is not to train; None if it is, and then it counts as asked."""
+        if phase != "open":
+            return {
+                "closing": "the updates of this round are being put together",
+                "paused": "the federation is paused",
+                "finished": "the federation is finished",
+            }[phase]
+        if self._round.has_sent(client, self.number):
+            return "the update of this device is there; the round is not over yet"
+        if client not in self._round.asked:
+            places = self._config.participants
+            is_overdue = self._overdue_at is not None and now > self._overdue_at
+            if places is not None and len(self._round.asked) >= places and not is_overdue:
+                return "other devices were drawn for this round"
+            self._round.ask([client])
+        return None
+
+    def _take(self, path: Path, client: str) -> Receipt:
+        digest = sha256_of(path)
+        sync(path)
+        while True:
+            with self._lock:
+                number, base, history = self.number, self._base, self._history
+                if digest in self._counted or digest in self._round.digests:
+                    return Receipt(client=client, round=number, is_new=False)
+                self._check_open()
+            header = self._read(path, base, history)
+            if header.client != client:
+                raise RefusedError(
+                    f"update: expected the name under which this device joined, {client!r}, found {header.client!r}",
+                    status=403,
+                )
+            with self._lock:
+                if number != self.number:
+                    continue
+                self._check_open()
+                self._check_sender(header, digest)
+                self._round.take(path, header.client, header.round, digest)
+            return Receipt(client=client, round=header.round, is_new=True)
+
+    def _check_open(self) -> None:
+        phase = self.phase
+        if phase == "closing":
+            raise RefusedError(
+                "update: expected a round that is open, found it being aggregated; send it again", status=503
+            )
+        if phase == "finished":
+            raise RefusedError("update: expected a round that is open, found the federation finished", status=409)
+
+    def _check_sender(self, header: UpdateHeader, digest: str) -> None:
+        found = self._round.digest_of(header.client, header.round)
+        if found not in (None, digest):
+            raise RefusedError(
+                "update: expected one of each device in a round, found another one before it", status=409
+            )
+        if header.round == self.number and header.client not in self._round.asked:
+            raise RefusedError("update: expected a device that was drawn for the round, found another", status=409)
+
+    def _read(self, path: Path, base: Any, history: Any) -> UpdateHeader:
+        """The header of an update that is good, values included."""
+        updates, rejected = screen([path], base, self._aggregate.server_algorithm, history=history)
+        if not rejected:
+            readable, rejected = read_whole(updates, base)
+        if rejected:
+            is_late = rejected[0].code in ("wrong_round", "wrong_base", "duplicate")
+            raise RefusedError(rejected[0].reason.replace(f"{path}", "update"), status=409 if is_late else 422)
+        return readable[0][1].header
+
+    def _advance(self, closed: list[Path]) -> None:
+        folder, number, keep = self._folder, self.number + 1, max(self._config.keep_rounds, LEAST_KEPT)
+        started = self._clock()
+        done = run_round(
+            closed,
+            folder.weights(self.number),
+            folder.weights(number),
+            replace(self._aggregate, strict=False),
+            state=folder.server,
+            change=None if self._aggregate.downlink_codec is None else folder.change(number),
+            keep=keep,
+        )
+        write_control(folder.control(number), done.aggregation.state)
+        taken = {update.client for update in done.aggregation.accepted}
+        stragglers = sorted(self._round.asked - taken)
+        result = {
+            "opened": self._round.opened,
+            "closed": started,
+            "ended": self._clock(),
+            "asked": len(self._round.asked),
+            "stragglers": stragglers,
+            **done.to_json(),
+        }
+        self._round.finish(result)
+        for update in done.aggregation.rejected:
+            if update.client is not None:
+                self.devices.judge(update.client, round=None, error=update.reason.replace(str(update.path), "update"))
+        self._tell(
+            "round_written",
+            output=done.output,
+            round=number,
+            accepted=len(done.aggregation.accepted),
+            rejected=len(done.aggregation.rejected),
+            stragglers=len(stragglers),
+            examples=result["examples"],
+            received_bytes=result["received_bytes"],
+        )
+        self._load(number)
+        self._remove_before(number - self._config.keep_rounds)
+
+    def _remove_before(self, number: int) -> None:
+        """Remove what nobody needs of the rounds before one; weights and results stay."""
+        for name in ("changes", "control"):
+            remove_rounds_before(self._folder.path / name, number)
+        if number > 0:
+            RoundFolder(self._folder.round(number - 1)).forget()
+
+    def _changed(self) -> None:
+        for listener in self.listeners:
+            listener()

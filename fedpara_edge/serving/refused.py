@@ -1,0 +1,18 @@
+"""The refusal of a request, with the status of HTTP that tells the device what to do."""
+
+from __future__ import annotations
+
+from fedpara_edge.errors import FedparaError
+
+
+class RefusedError(FedparaError):
+    """A request that is not granted.
+
+    Args:
+        message: Expectation, finding and remedy, in one line, which the device or its user reads.
+        status: Status of HTTP: 409 and below 500 for good, 429 and 503 to try again.
+    """
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message, code="refused")
+        self.status = status

@@ -1,0 +1,155 @@
+"""A server that runs: its state folder, its federation and its application on a socket, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from fedpara_edge.aggregation.config import AggregateConfig
+from fedpara_edge.errors import InputError
+from fedpara_edge.formats.bundle import Bundle
+from fedpara_edge.formats.tables import max_update_bytes
+from fedpara_edge.serving.application import Application
+from fedpara_edge.serving.config import ServeConfig
+from fedpara_edge.serving.federation import Federation, OnEvent
+from fedpara_edge.serving.folder import open_folder
+from fedpara_edge.serving.page import Page
+from fedpara_edge.serving.tokens import Tokens, open_tokens
+from fedpara_edge.serving.uploads import Uploads
+
+_BACKLOG = 2048
+_GRACE_SECONDS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """A server that is about to answer.
+
+    Args:
+        host: Address that it listens on.
+        port: Port that it listens on.
+        federation: Federation that it runs.
+        tokens: Tokens of the server.
+        stop: Function that has it end, as a signal does; for the thread that it runs in, or a signal's handler.
+    """
+
+    host: str
+    port: int
+    federation: Federation
+    tokens: Tokens
+    stop: Callable[[], None]
+
+
+def run_server(
+    bundle: Bundle,
+    state: Path,
+    aggregate: AggregateConfig,
+    config: ServeConfig,
+    settings: Mapping[str, Any],
+    *,
+    host: str,
+    port: int,
+    page: Path | None = None,
+    on_event: OnEvent,
+    on_ready: Callable[[Running], None],
+) -> None:
+    """Run a server until SIGINT or SIGTERM.
+
+    Args:
+        bundle: Bundle that is trained.
+        state: State folder, made if it is missing.
+        aggregate: Aggregation of the updates.
+        config: Conditions on which rounds open and close, and limits.
+        settings: Options of the devices' training, by name.
+        host: Address to listen on.
+        port: Port to listen on; 0 for one that is free.
+        page: Folder of the page for phones; None to hand out none.
+        on_event: Function that is told what happens: the name of an event, `level` and fields.
+        on_ready: Function that is called once the socket is open.
+
+    Raises:
+        BusyError: Another server uses the state folder.
+        InputError: The address can't be used, or a folder has something else in it.
+        WrongBundleError: The state belongs to another bundle.
+        FedparaError: A file of the state is damaged or can't be written.
+    """
+    opened_page = None if page is None else Page(page)
+    with open_folder(state, bundle) as folder, _listening(host, port) as listening:
+        tokens = open_tokens(folder.path)
+        federation = Federation(folder, aggregate, config, settings, on_event=on_event)
+        uploads = Uploads(folder.uploads, max_bytes=max_update_bytes(bundle.manifest.layout))
+        application = Application(federation, uploads, tokens, config, page=opened_page, on_event=on_event)
+        server, number = _Server(application), listening.getsockname()[1]
+        on_ready(Running(host=host, port=number, federation=federation, tokens=tokens, stop=server.stop))
+        asyncio.run(server.serve(sockets=[listening]))
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server for an application; requests that wait are answered when it is told to stop."""
+
+    def __init__(self, application: Application) -> None:
+        super().__init__(
+            uvicorn.Config(
+                application.asgi,
+                loop="asyncio",
+                http="h11",
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=_GRACE_SECONDS,
+            )
+        )
+        self._application = application
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop at SIGINT and SIGTERM, without raising them again at the end."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        previous = [signal.signal(number, self.handle_exit) for number in numbers]
+        try:
+            yield
+        finally:
+            for number, handler in zip(numbers, previous, strict=True):
+                signal.signal(number, handler)
+
+    def stop(self) -> None:
+        """Stop once the requests under way are answered."""
+        self.should_exit = True
+        self._application.end()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop, at the second signal at once."""
+        super().handle_exit(sig, frame)
+        self._application.end()
+
+
+@contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that listens.
+
+    Raises:
+        InputError: The address can't be used.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        opened = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except (OSError, OverflowError) as error:
+        found = getattr(error, "strerror", None) or error
+        raise InputError(f"{host}:{port}: expected an address to listen on, found {found}; choose another") from error
+    with opened:
+        yield opened
