@@ -2,10 +2,11 @@
 
 import errno
 import hashlib
+import os
 import signal
 import subprocess
 import sys
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,14 @@ import small_round
 
 from fedpara_edge.errors import FedparaError, InputError, OutputExistsError
 from fedpara_edge.storage import atomic, tensorfile
-from fedpara_edge.storage.atomic import check_output, remove_leftovers, replacing_file, replacing_folder, sha256_of
+from fedpara_edge.storage.atomic import (
+    check_output,
+    remove_leftovers,
+    replacing_file,
+    replacing_folder,
+    sha256_of,
+    unsynced,
+)
 
 
 def listing(folder: Path) -> dict[str, bytes | None]:
@@ -229,3 +237,17 @@ def test_a_file_with_the_same_content_may_be_there(tmp_path: Path) -> None:
     ):
         temporary.write_text("other")
     assert listing(tmp_path) == {"file": b"same"}
+
+
+def test_nothing_waits_for_the_disk_while_it_need_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    for expected, context in ((0, unsynced()), (2, nullcontext()), (4, nullcontext())):
+        with context, replacing_file(tmp_path / "file") as temporary:
+            temporary.write_text(str(expected))
+        assert (tmp_path / "file").read_text() == str(expected)
+        assert len(synced) == expected
+    with pytest.raises(ZeroDivisionError), unsynced(), replacing_file(tmp_path / "file") as temporary:
+        temporary.write_text(str(1 / 0))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "4"

@@ -376,6 +376,12 @@ def test_clients_on_their_own_are_evaluated_one_by_one_and_the_first_is_measured
     assert not of(done, "clients", "alone"), "those are scores on own test shares"
 
 
+def test_clients_that_keep_nothing_have_no_state(done: Path) -> None:
+    for arm, keeps in {"dense": False, "small": True, "alone": False}.items():
+        clients = (RunFolder(done).job(arm, 4).path / "clients").iterdir()
+        assert any((client / "state").exists() for client in clients) == keeps, arm
+
+
 def test_participants_are_the_same_in_all_arms_and_others_in_other_rounds() -> None:
     names = tuple(f"c{number}" for number in range(20))
     drawn = [draw_participants(names, 5, seed=seed, round=number) for seed in range(2) for number in range(10)]

@@ -32,6 +32,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ class Manifest:
     local: str | None
     files: Mapping[str, Mapping[str, Any]]
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hexadecimal SHA-256 of what must agree between devices."""
         data = self._plain()

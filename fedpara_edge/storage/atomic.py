@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import IO
 
@@ -242,8 +243,27 @@ def _explaining_os_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+_syncing = ContextVar("syncing", default=True)
+
+
+@contextmanager
+def unsynced() -> Iterator[None]:
+    """Context in which this thread does not wait for the disk.
+
+    What it writes is complete or not there, whenever it is killed; but a power cut may damage it, so that this is for
+    files that are made again after one.
+    """
+    token = _syncing.set(False)
+    try:
+        yield
+    finally:
+        _syncing.reset(token)
+
+
 def sync(path: Path) -> None:
-    """Wait until a file's content, or the names in a folder, are on the disk."""
+    """Wait until a file's content, or the names in a folder, are on the disk; not if `unsynced`."""
+    if not _syncing.get():
+        return
     # A folder can't be opened for syncing on every system; the rename is atomic all the same.
     with suppress(PermissionError, IsADirectoryError):
         handle = os.open(path, os.O_RDONLY)
