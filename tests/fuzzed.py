@@ -61,6 +61,7 @@ from fedpara_edge.report.summarizing import summarize
 from fedpara_edge.serving.application import read_join
 from fedpara_edge.serving.devices import Devices
 from fedpara_edge.serving.folder import open_folder
+from fedpara_edge.serving.invitation import keep_address, read_address
 from fedpara_edge.serving.rounds import RoundFolder
 from fedpara_edge.serving.uploads import Uploads
 from fedpara_edge.simulation.data.clients import INDEX
@@ -462,6 +463,11 @@ def _uploads(folder: Path) -> Made:
     return [saved], read
 
 
+def _addresses(folder: Path) -> Made:
+    keep_address(folder, "https://pi.local/", None)
+    return [folder / "address.json"], lambda path: read_address(path.parent).link("token")
+
+
 def _joining(folder: Path) -> Made:
     (folder / "join").write_text(dumps({"client": "ann", "secret": "s" * 32}))
     return [folder / "join"], lambda path: read_join(path.read_bytes())
@@ -527,6 +533,7 @@ FORMATS: dict[str, Format] = {
     "task": Format(_tasks, in_json, ("formats.task",), ("task",)),
     "state of serve": Format(_serving, in_lines, ("serving.folder", "serving.rounds", "storage.lines"), ("serving",)),
     "upload": Format(_uploads, in_json, ("serving.uploads",)),
+    "address": Format(_addresses, in_json, ("serving.invitation",)),
     "joining": Format(_joining, in_json, ("serving.application",)),
     "member": Format(_members, in_json, ("agent.member",)),
     "sending": Format(_sending, in_json, ("agent.transfers",)),

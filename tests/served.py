@@ -151,15 +151,15 @@ class Process:
         options: Options of `fedpara-edge serve`.
     """
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, scheme: str = "http") -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
-        self._folder, self._options = folder, options
+        self._folder, self._options, self._scheme = folder, options, scheme
         self.link = ""
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/"
+        return f"{self._scheme}://127.0.0.1:{self.port}/"
 
     def start(self) -> None:
         """Start it, and wait until it answers."""

@@ -27,7 +27,12 @@ DRAWING = ("bars.py", "codecplots.py", "drawing.py", "labels.py", "lines.py", "s
 READERS = {"images.py": {"PIL"}, "sounds.py": {"soundfile"}, "tables.py": {"pyarrow"}}
 """What reads the sources that numpy and the standard library can't read."""
 LIGHT = {"numpy", "safetensors", "click"}
-WEB = {"application.py": {"starlette", "anyio"}, "running.py": {"uvicorn"}}
+WEB = {
+    "application.py": {"starlette", "anyio"},
+    "certificates.py": {"cryptography"},
+    "invitation.py": {"segno"},
+    "running.py": {"uvicorn"},
+}
 """What talks HTTP in the room `serving`."""
 SIGNING = {"tuf", "securesystemslib", "cryptography"}
 """What signs and verifies, for the room `trust` alone; certificates and Flower's keys are made with the last of it."""
@@ -278,6 +283,7 @@ def test_importing_brings_in_nothing_heavy(package: str) -> None:
         "soundfile",
         "starlette",
         "uvicorn",
+        "segno",
     }
     code = f"import {', '.join(names)}, sys\nheavy = {heavy | SIGNING} & sys.modules.keys()\nassert not heavy, heavy"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

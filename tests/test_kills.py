@@ -18,7 +18,7 @@ from fedpara_edge.cli import COMMANDS, fedpara_edge
 
 TESTS = Path(__file__).parent
 SAMPLE = 4
-NO_OUTPUT = {"evaluate", "audit", "inspect", "doctor"}
+NO_OUTPUT = {"evaluate", "audit", "inspect", "invite", "doctor"}
 """Commands that write nothing."""
 AGAIN = {"serve", "device"}
 """Commands that run until they are stopped; `test_serving.py`, `test_serving_http.py` and `test_agent.py` kill them."""

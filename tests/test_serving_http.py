@@ -6,22 +6,26 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Command
 from served import Process, Served, base_of, bundle_in, serving, update_of
 from softmax_regression import CLASSES, FEATURES
 
 from device_runtime.agent.connection import Answer, Connection, UnreachableError
-from device_runtime.agent.link import read_link
+from device_runtime.agent.link import connect, read_link
 from device_runtime.agent.member import Member
 from device_runtime.agent.transfers import PARTIAL, fetch, send
 from fedpara_edge.aggregation import AggregateConfig
-from fedpara_edge.errors import InvalidUpdateError
+from fedpara_edge.errors import InvalidUpdateError, TrustError
 from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.formats.tables import max_update_bytes
 from fedpara_edge.formats.weights import read_weights
+from fedpara_edge.serving.certificates import keep_certificates
+from fedpara_edge.serving.invitation import keep_address, qr_code
 from fedpara_edge.serving.rounds import RoundFolder
 
 
@@ -339,3 +343,75 @@ def _accepted(folder: Path, number: int) -> Mapping[str, int]:
     for each in result["accepted"]:
         counts[each["client"]] = counts.get(each["client"], 0) + 1
     return counts
+
+
+@pytest.mark.usefixtures("bundle")
+def test_a_server_makes_itself_a_certificate_that_its_link_vouches_for(tmp_path: Path) -> None:
+    process = Process(tmp_path, "--tls-lan", "--updates", "1", scheme="https")
+    process.start()
+    link = read_link(process.link)
+    assert link.ca is not None
+    (tmp_path / "ann").mkdir()
+    member = Member(tmp_path / "ann", connect(link, None, tmp_path / "ann"))
+    member.join(link, "ann")
+    assert member.task(wait=False).train
+    again = Member(tmp_path / "ann", connect(replace(link, token=None), None, tmp_path / "ann"))
+    assert again.task(wait=False).round == 0
+    with pytest.raises(TrustError, match="expected the certificate that the join link names"):
+        connect(replace(link, ca="0" * 64), None, tmp_path)
+    with pytest.raises(UnreachableError, match="a certificate that this device does not trust"):
+        connect(replace(link, ca=None), None, tmp_path).request("GET", "healthz")
+    tls = tmp_path / "server" / "tls"
+    before = (tls / "ca.pem").read_bytes()
+    named = connect(replace(link, ca=None), tls / "ca.pem", tmp_path)
+    assert named.request("GET", "ca.pem").content == before
+    assert process.stop() == 0
+    process.start()
+    assert read_link(process.link).ca == link.ca, "as long as it is good"
+    process.stop()
+    assert (tls / "server-key.pem").stat().st_mode & 0o077 == 0
+
+
+def test_certificates_are_made_anew_for_other_names(tmp_path: Path) -> None:
+    assert keep_certificates(tmp_path, {"localhost", "127.0.0.1"}, authority="one")
+    assert not keep_certificates(tmp_path, {"localhost"}, authority="one")
+    assert keep_certificates(tmp_path, {"localhost", "10.0.0.7"}, authority="one")
+    (tmp_path / "ca.pem").write_text("damaged")
+    assert keep_certificates(tmp_path, {"localhost"}, authority="one")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--tls-certificate", "bundle/manifest.json"), "--tls-key: expected the certificate and its key"),
+        (("--tls-certificate", "x", "--tls-key", "y", "--tls-lan"), "--tls-lan: expected without --tls-certificate"),
+        (("--tls-certificate", "bundle/manifest.json", "--tls-key", "y"), "expected a certificate in PEM"),
+        (("--host", "256.0.0.1"), "expected an address to listen on"),
+        (("--page", "bundle"), "--page: bundle: expected the page that `make page` writes"),
+        (("--updates", "3", "--participants", "2"), "--participants: expected at least 3"),
+        (("--client-algorithm", "scaffold"), "--client-algorithm: expected scaffold with the server's algorithm"),
+        (("--min-updates", "3"), "--min-updates: expected at most 2"),
+    ],
+)
+@pytest.mark.usefixtures("bundle")
+def test_options_that_do_not_go_together_are_refused(
+    options: tuple[str, ...], text: str, tmp_path: Path, run: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = run("serve", "bundle", "--state", "server", "--port", "0", *options)
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert text in ended.err
+
+
+def test_invitations_let_devices_in_without_a_restart(tmp_path: Path, bundle: Bundle, run: Command) -> None:
+    refused = run("invite", str(tmp_path / "server"))
+    assert refused.code == 2
+    assert "start `serve` on this folder" in refused.err
+    with serving(tmp_path / "server", bundle) as served:
+        keep_address(tmp_path / "server", served.url, None)
+        link = read_link(run("invite", str(tmp_path / "server"), "--hours", "1").out)
+        (tmp_path / "ann").mkdir()
+        Member(tmp_path / "ann", Connection(link.url)).join(link, "ann")
+        operator = run("invite", str(tmp_path / "server"), "--operator", "--json").json["link"]
+        assert ask(served, "GET", "/metrics", operator.partition("#operator=")[2]).status == 200
+    assert len(qr_code("https://192.168.1.20:8443/#join=" + "x" * 130).splitlines()) > 20

@@ -36,6 +36,7 @@ COMMANDS = {
     "keys": "Make keys, and root metadata that say which of them sign what.",
     "publish": "Sign bundles, weights and changes for devices, in a folder that anything can carry.",
     "serve": "Run rounds with devices and phones over the network.",
+    "invite": "Show a link by which devices join a server.",
     "device": "Take part in the rounds of a server, by itself.",
     "audit": "Recompute published weights from the updates, to the last bit.",
     "codec": "Compare the codecs that changes are written with.",

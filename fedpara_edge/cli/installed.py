@@ -58,7 +58,7 @@ CAPABILITIES = (
     Capability("fold", (("onnx",), ("onnxruntime", *_TRAINING)), "export", ("fold",), OWN_PACKAGES),
     Capability("data", (("pillow",), ("pyarrow",), ("soundfile",)), "data", ("data",), ("device_runtime",)),
     Capability("trust", (("tuf",), ("securesystemslib",), ("cryptography",)), "trust", ("keys", "publish")),
-    Capability("serve", (("starlette",), ("uvicorn",), ("segno",), ("cryptography",)), "serve", ("serve",)),
+    Capability("serve", (("starlette",), ("uvicorn",), ("segno",), ("cryptography",)), "serve", ("serve", "invite")),
     Capability("privacy", (("dp-accounting",),), "privacy", ("aggregate",)),
     Capability("fleet", (("flwr",), ("onnxruntime", *_TRAINING)), "fleet", ("fleet",), ("device_runtime",)),
     Capability("report", (("matplotlib",),), "report", ("simulate", "codec")),

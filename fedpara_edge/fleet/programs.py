@@ -10,8 +10,9 @@ from typing import Any
 
 from fedpara_edge.errors import FedparaError
 from fedpara_edge.fleet.forks import Forks
-from fedpara_edge.fleet.keys import make_node_key, make_server_keys
+from fedpara_edge.fleet.keys import make_node_key
 from fedpara_edge.fleet.ports import LOOPBACK, answers
+from fedpara_edge.serving.certificates import AUTHORITY, CERTIFICATE, KEY, make_certificates
 
 CONNECTION = "fleet"
 """Name of the connection in Flower's configuration."""
@@ -35,7 +36,7 @@ class Programs:
         self._forks, self._local, self._secure = forks, local, secure
         self._port, *self._node_ports = ports
         self._keys = local / "keys"
-        self._trusting = ("--root-certificates", str(self._keys / "ca.pem")) if secure else ("--insecure",)
+        self._trusting = ("--root-certificates", str(self._keys / AUTHORITY)) if secure else ("--insecure",)
         self._needed: dict[str, int] = {}
         self._nodes: dict[str, int] = {}
 
@@ -125,8 +126,8 @@ class Programs:
     def _server_options(self) -> Sequence[str]:
         if not self._secure:
             return ("--insecure",)
-        make_server_keys(self._keys)
-        files = {"ca-certfile": "ca.pem", "certfile": "server.pem", "keyfile": "server-key.pem"}
+        make_certificates(self._keys, ("localhost", LOOPBACK), authority="fedpara-edge fleet")
+        files = {"ca-certfile": AUTHORITY, "certfile": CERTIFICATE, "keyfile": KEY}
         options = [(f"--ssl-{name}", str(self._keys / file)) for name, file in files.items()]
         return [part for pair in options for part in pair] + ["--enable-supernode-auth"]
 
@@ -141,7 +142,7 @@ class Programs:
         return self._local / "logs" / f"{name}.log"
 
     def _write_connection(self) -> None:
-        trust = f"root-certificates = {_quoted(self._keys / 'ca.pem')}" if self._secure else "insecure = true"
+        trust = f"root-certificates = {_quoted(self._keys / AUTHORITY)}" if self._secure else "insecure = true"
         address = _quoted(f"{LOOPBACK}:{self._port}")
         text = f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = {address}\n{trust}\n'
         (self._local / "flower" / "config.toml").write_text(text, encoding="utf-8")

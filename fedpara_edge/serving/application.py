@@ -11,6 +11,7 @@
 | `HEAD`, `PATCH` and `DELETE` | device   | tells how much of such an update is there, adds a piece, forgets it      |
 | `/updates/<id>`              |          |                                                                          |
 | `GET /healthz`               | none     | 200, or 503 with the reason why rounds can't go on                       |
+| `GET /ca.pem`                | none     | certificate that vouches for the server, where it made its own           |
 | `GET /metrics`               | operator | what the server counts, for Prometheus                                   |
 
 Who asks shows a token (`tokens`) as `Authorization: Bearer …`. Updates in pieces follow the IETF's draft "Resumable
@@ -63,6 +64,7 @@ _MAX_JOIN_BYTES = 4096
 _READERS = 4
 """Updates that are checked at the same time."""
 _FOR_GOOD = "private, max-age=31536000, immutable"
+_CERTIFICATE = "application/x-x509-ca-cert"
 _PARTIAL = "application/partial-upload"
 _COMPLETE = {"?1": True, "?0": False}
 _HEADERS = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
@@ -77,6 +79,7 @@ class Application:
         tokens: Tokens of the server.
         config: Limits.
         page: Page for phones; None to hand out none.
+        authority: Certificate that devices are to trust, PEM; None for none of the server's own.
         on_event: Function that is told what happens.
 
     Attributes:
@@ -91,15 +94,17 @@ class Application:
         config: ServeConfig,
         *,
         page: Page | None = None,
+        authority: Path | None = None,
         on_event: OnEvent = ignore,
     ) -> None:
         self._federation, self._uploads, self._tokens, self._page = federation, uploads, tokens, page
         self._rates = Rates(config.requests_per_minute, time.monotonic)
-        self._measures, self._tell = Measures(), on_event
+        self._measures, self._tell, self._authority = Measures(), on_event, authority
         self._changed, self._work = asyncio.Event(), asyncio.Event()
         self._ended = asyncio.Event()
         routes = [
             Route("/healthz", self._answer(self._health)),
+            Route("/ca.pem", self._answer(self._ca)),
             Route("/metrics", self._answer(self._metrics)),
             Route("/join", self._answer(self._join), methods=["POST"]),
             Route("/task.json", self._answer(self._task)),
@@ -202,6 +207,11 @@ class Application:
     async def _health(self, _: Request) -> Response:
         error = self._federation.error
         return PlainTextResponse("ok\n" if error is None else f"{error}\n", 200 if error is None else 503)
+
+    async def _ca(self, _: Request) -> Response:
+        if self._authority is None:
+            raise RefusedError("expected a server with an authority of its own, found one without", status=404)
+        return FileResponse(self._authority, headers={"Cache-Control": "no-cache"}, media_type=_CERTIFICATE)
 
     async def _metrics(self, request: Request) -> Response:
         self._allow(request, "operator")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,39 @@ _GRACE_SECONDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
+class Encryption:
+    """Certificate with which a server answers over TLS.
+
+    Args:
+        certificate: File with the certificate and those between it and its authority, PEM.
+        key: File with its private key, PEM.
+        authority: Certificate of an authority of the server's own, for devices to trust; None for another one.
+    """
+
+    certificate: Path
+    key: Path
+    authority: Path | None = None
+
+    def check(self) -> None:
+        """Refuse files that are no certificate and its key.
+
+        Raises:
+            InputError: They are not.
+        """
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.key)
+        except (OSError, ssl.SSLError) as error:
+            raise InputError(
+                f"{self.certificate}: expected a certificate in PEM, and in {self.key} its private key without a "
+                f"password, found {error.strerror or error}; check both files"
+            ) from error
+
+
+def unencrypted(_: Path) -> None:
+    """No certificate."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Running:
     """A server that is about to answer.
 
@@ -40,6 +74,7 @@ class Running:
         port: Port that it listens on.
         federation: Federation that it runs.
         tokens: Tokens of the server.
+        encryption: Certificate with which it answers; None for none.
         stop: Function that has it end, as a signal does; for the thread that it runs in, or a signal's handler.
     """
 
@@ -47,6 +82,7 @@ class Running:
     port: int
     federation: Federation
     tokens: Tokens
+    encryption: Encryption | None
     stop: Callable[[], None]
 
 
@@ -60,6 +96,7 @@ def run_server(
     host: str,
     port: int,
     page: Path | None = None,
+    encrypt: Callable[[Path], Encryption | None] = unencrypted,
     on_event: OnEvent,
     on_ready: Callable[[Running], None],
 ) -> None:
@@ -74,6 +111,7 @@ def run_server(
         host: Address to listen on.
         port: Port to listen on; 0 for one that is free.
         page: Folder of the page for phones; None to hand out none.
+        encrypt: Function of the state folder with the certificate of the server; None there to answer without TLS.
         on_event: Function that is told what happens: the name of an event, `level` and fields.
         on_ready: Function that is called once the socket is open.
 
@@ -85,19 +123,33 @@ def run_server(
     """
     opened_page = None if page is None else Page(page)
     with open_folder(state, bundle) as folder, _listening(host, port) as listening:
+        encryption = encrypt(folder.path)
+        if encryption is not None:
+            encryption.check()
         tokens = open_tokens(folder.path)
         federation = Federation(folder, aggregate, config, settings, on_event=on_event)
         uploads = Uploads(folder.uploads, max_bytes=max_update_bytes(bundle.manifest.layout))
-        application = Application(federation, uploads, tokens, config, page=opened_page, on_event=on_event)
-        server, number = _Server(application), listening.getsockname()[1]
-        on_ready(Running(host=host, port=number, federation=federation, tokens=tokens, stop=server.stop))
+        authority = None if encryption is None else encryption.authority
+        application = Application(
+            federation, uploads, tokens, config, page=opened_page, authority=authority, on_event=on_event
+        )
+        server, number = _Server(application, encryption), listening.getsockname()[1]
+        running = Running(
+            host=host,
+            port=number,
+            federation=federation,
+            tokens=tokens,
+            encryption=encryption,
+            stop=server.stop,
+        )
+        on_ready(running)
         asyncio.run(server.serve(sockets=[listening]))
 
 
 class _Server(uvicorn.Server):
     """uvicorn's server for an application; requests that wait are answered when it is told to stop."""
 
-    def __init__(self, application: Application) -> None:
+    def __init__(self, application: Application, encryption: Encryption | None) -> None:
         super().__init__(
             uvicorn.Config(
                 application.asgi,
@@ -109,6 +161,8 @@ class _Server(uvicorn.Server):
                 server_header=False,
                 timeout_keep_alive=75,
                 timeout_graceful_shutdown=_GRACE_SECONDS,
+                ssl_certfile=None if encryption is None else encryption.certificate,
+                ssl_keyfile=None if encryption is None else encryption.key,
             )
         )
         self._application = application
