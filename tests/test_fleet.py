@@ -388,6 +388,8 @@ def test_settings_survive_flower(tmp_path: Path) -> None:
     assert from_flower(FleetConfig, to_flower(config)) == config
     node = from_flower(NodeConfig, {"data": "d", "state": "s", "image-size": "", "label-column": "y", "threads": 2})
     assert (node.data, node.threads, node.reading.label_column) == (Path("d"), 2, ("y",))
+    whole = NodeConfig(data=tmp_path, state=tmp_path, column=("a", "b"), image_size=None, threads=2)
+    assert from_flower(NodeConfig, to_flower(whole)) == whole
     with pytest.raises(InputError, match="dta: expected a key of this table, found an unknown one; did you mean data"):
         from_flower(NodeConfig, {"dta": "d", "state": "s"})
 

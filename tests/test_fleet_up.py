@@ -22,7 +22,7 @@ import pytest
 from command_line import succeed
 from tiny_plan import write_plan
 
-from fedpara_edge.fleet.ports import LOOPBACK
+from fedpara_edge.fleet.ports import LOOPBACK, free_ports
 
 AROUND_BYTES = 4000
 """Most bytes of a message besides the files in it."""
@@ -56,10 +56,10 @@ def make_app(place: Path, rounds: int, **settings: object) -> None:
     succeed(place, [*INIT.split(), *options])
 
 
-def start(place: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "fedpara_edge", "fleet", "up", "app", *options]
+def start(place: Path, *options: str, command: str = "up app") -> subprocess.Popen[str]:
+    arguments = [sys.executable, "-m", "fedpara_edge", "fleet", *command.split(), *options]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=place, **streams)  # type: ignore[call-overload]
+    return subprocess.Popen(arguments, cwd=place, **streams)  # type: ignore[call-overload]
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
@@ -105,8 +105,18 @@ def assert_free(numbers: list[int]) -> None:
 
 def test_rounds_with_tls_and_keys_send_the_updates_and_little_else(here: Path) -> None:
     make_app(here, rounds=2)
-    code, out, err = end(start(here, "-n", "2", "--secure"))
+    data = here / "app" / "local" / "data" / "clients" / "client-1" / "train"
+    (port,) = free_ports(1)
+    server = start(here, "-n", "1", "--remote", "1", "--host", "localhost", "--port", str(port), "--secure")
+    keys = here / "app" / "local" / "keys"
+    wait_until(lambda: (keys / "device-0.pub").exists() or server.poll() is not None)
+    options = ["--data", str(data), "--ca", str(keys / "ca.pem"), "--auth", str(keys / "device-0")]
+    node = start(here, f"localhost:{port}", "--state", "state", *options, command="node")
+    code, out, err = end(server)
     assert code == 0, err
+    assert f"fedpara-edge fleet node localhost:{port} --data DATA --state STATE --ca ca.pem" in err
+    node.send_signal(signal.SIGINT)
+    assert end(node)[0] == 130
     assert [line.split()[:3] for line in out.splitlines()[1:3]] == [["1", "2", "0"], ["2", "2", "0"]]
     assert out.splitlines()[3].endswith("2 rounds, finished:completed")
     assert [event["accuracy"] is None for event in rounds(here)] == [False, False]
@@ -116,8 +126,7 @@ def test_rounds_with_tls_and_keys_send_the_updates_and_little_else(here: Path) -
     down_bytes = sum(event["down_bytes"] for event in rounds(here))
     assert up_bytes < traffic["inbound-bytes"] < up_bytes + 4 * AROUND_BYTES
     assert traffic["outbound-bytes"] < down_bytes + 4 * AROUND_BYTES
-    assert len(ports(here)) >= 2
-    assert_free(ports(here))
+    assert_free([port, *ports(here)])
 
 
 def test_killed_it_leaves_nothing_and_goes_on_without_a_node_that_dies(here: Path) -> None:
@@ -153,6 +162,7 @@ def test_failed_or_interrupted_it_says_so_and_leaves_nothing(here: Path) -> None
     project.write_text(project.read_text().replace("min-updates = 3", "min-updates = 1"))
     log = here / "app" / "local" / "logs" / "node-1.log"
     for stop, began in ((signal.SIGTERM, log.exists), (signal.SIGINT, lambda: rounds(here))):
+        log.unlink(missing_ok=True)
         running = start(here, "-n", "2")
         wait_until(began)
         running.send_signal(stop)

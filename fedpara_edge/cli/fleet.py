@@ -11,9 +11,10 @@ from typing import Any
 import click
 
 from fedpara_edge.cli.command import Group
-from fedpara_edge.cli.options import PATH, options_of
+from fedpara_edge.cli.options import DATA, PATH, options_of
 from fedpara_edge.cli.output import emit, json_option, megabytes, note
-from fedpara_edge.fleet.settings import FleetConfig
+from fedpara_edge.errors import InputError
+from fedpara_edge.fleet.settings import FleetConfig, NodeConfig
 from fedpara_edge.simulation.metrics import Event
 
 COLUMNS = ("round", "devices", "failed", "accuracy", "loss", "up", "down", "seconds")
@@ -54,34 +55,78 @@ def init(bundle: Path, plan: Path, arm: str | None, output: Path, options: Mappi
 
 @command.command("up")
 @click.argument("app", type=PATH)
-@click.option("-n", "--nodes", type=click.IntRange(min=1), help="SuperNodes.  [default: one for each --data, or 2]")
+@click.option(
+    "-n", "--nodes", type=click.IntRange(min=0), help="SuperNodes here.  [default: one for each --data, or 2]"
+)
 @click.option("--data", type=PATH, multiple=True, help="Data of a node, once for each.  [default: the plan's clients]")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port of the SuperLink.  [default: a free one]")
 @click.option("--secure", is_flag=True, help="Use TLS, and let in nodes with known keys alone; keys are made.")
+@click.option("--remote", type=click.IntRange(min=0), default=0, help="Devices elsewhere to wait for, with --host.")
+@click.option("--host", default="", help="Name or address by which these reach this machine.")
 @json_option
-def up(app: Path, nodes: int | None, data: tuple[Path, ...], port: int, secure: bool, json: bool) -> None:
-    """Run the rounds of APP that are left on this machine, with a SuperLink and SuperNodes of their own.
+def up(
+    app: Path,
+    nodes: int | None,
+    data: tuple[Path, ...],
+    port: int,
+    secure: bool,
+    remote: int,
+    host: str,
+    json: bool,
+) -> None:
+    """Run the rounds of APP that are left, with a SuperLink and SuperNodes on this machine.
 
-    Interrupted or killed, the same command goes on after the last round that was done, and nothing stays behind.
+    Interrupted or killed, the same command goes on after the last round that was done, and nothing stays behind. For
+    devices elsewhere, it says what to type there.
     """
     from fedpara_edge.cli.installed import require
 
     require("fleet")
     from fedpara_edge.fleet.up import run_up
 
+    if bool(remote) != bool(host):
+        raise InputError("expected with --remote and only then", key="host")
+    here = nodes if nodes is not None else len(data) or (0 if remote else 2)
+    if not here + remote:
+        raise InputError("expected at least 1 here or elsewhere, found none", key="nodes")
     with _terminated_as_interrupted():
         table = _Table(quiet=json)
         outcome = run_up(
             app,
-            nodes=nodes or len(data) or 2,
+            nodes=here,
             data=data,
             port=port,
             secure=secure,
+            remote=remote,
+            host=host,
             on_round=table.row,
             on_line=note,
         )
     result = {"status": outcome.status, "weights": outcome.weights, "rounds": list(outcome.rounds)}
     emit(result, f"{outcome.weights}: {len(outcome.rounds)} rounds, {outcome.status}", as_json=json)
+
+
+@command.command("node")
+@click.argument("address", metavar="HOST:PORT")
+@click.option("--data", type=PATH, required=True, help=DATA)
+@click.option("--state", type=PATH, required=True, help="The device's state folder; what comes is kept there too.")
+@options_of(NodeConfig, without=("data", "state"))
+@click.option("--ca", type=PATH, metavar="FILE", help="Certificate that the server's is signed with, for TLS.")
+@click.option("--auth", type=PATH, metavar="FILE", help="Private key of this node, for a server that knows its nodes.")
+def node(address: str, data: Path, state: Path, options: Mapping[str, Any], ca: Path | None, auth: Path | None) -> None:
+    """Train for the server at HOST:PORT whenever it calls, until Ctrl-C.
+
+    A SuperNode of Flower, in less memory than its own command needs, and with shorter rounds.
+    """
+    from fedpara_edge.cli.installed import require
+
+    require("fleet")
+    from fedpara_edge.fleet.node import run_node
+
+    config = NodeConfig(data=data.absolute(), state=state.absolute(), **options)
+    note(f"a node of {address}; Ctrl-C ends it")
+    with _terminated_as_interrupted():
+        run_node(address, config, ca=ca, auth=auth)
 
 
 class _Table:

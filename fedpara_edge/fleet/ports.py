@@ -7,16 +7,18 @@ import time
 
 from fedpara_edge.errors import InputError
 
-LOOPBACK = "127.0.0.1"
+LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"
+"""Addresses to listen at, for this machine alone and for all."""
 _RETRY_SECONDS = 0.05
 
 
-def free_ports(count: int, *, first: int = 0) -> list[int]:
+def free_ports(count: int, *, first: int = 0, address: str = LOOPBACK) -> list[int]:
     """Ports that nobody uses.
 
     Args:
         count: Number of ports.
         first: The first of them; 0 for any.
+        address: Address to listen at.
 
     Raises:
         InputError: The first is in use.
@@ -28,7 +30,7 @@ def free_ports(count: int, *, first: int = 0) -> list[int]:
             opened.append(listener)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                listener.bind((LOOPBACK, number))
+                listener.bind((address, number))
             except OSError as error:
                 raise InputError(f"expected a free port, found {number} in use; choose another", key="port") from error
         return [listener.getsockname()[1] for listener in opened]

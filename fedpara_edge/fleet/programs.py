@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedpara_edge.errors import FedparaError
+from fedpara_edge.errors import FedparaError, brief_text
 from fedpara_edge.fleet.forks import Forks
 from fedpara_edge.fleet.keys import make_node_key
-from fedpara_edge.fleet.ports import LOOPBACK, answers
-from fedpara_edge.serving.certificates import AUTHORITY, CERTIFICATE, KEY, make_certificates
+from fedpara_edge.fleet.ports import EVERYWHERE, LOOPBACK, answers
+from fedpara_edge.fleet.settings import NodeConfig, to_flower
+from fedpara_edge.serving.certificates import AUTHORITY, CERTIFICATE, KEY, keep_certificates
 
 CONNECTION = "fleet"
 """Name of the connection in Flower's configuration."""
@@ -28,20 +29,27 @@ class Programs:
     Args:
         forks: Forks to start them as.
         local: Folder for keys, configuration and the state of the nodes.
-        ports: Port of the SuperLink, and those of the nodes.
+        ports: Port of the SuperLink, and those of the nodes here.
         secure: Whether to use TLS, and to let nodes with known keys in alone.
+        host: Name or address by which nodes elsewhere reach this machine; empty for nodes here alone.
     """
 
-    def __init__(self, forks: Forks, local: Path, ports: Sequence[int], *, secure: bool) -> None:
-        self._forks, self._local, self._secure = forks, local, secure
+    def __init__(
+        self, forks: Forks, local: Path, ports: Sequence[int], *, secure: bool = False, host: str = ""
+    ) -> None:
+        self._forks, self._local, self._secure, self._host = forks, local, secure, host
         self._port, *self._node_ports = ports
         self._keys = local / "keys"
         self._trusting = ("--root-certificates", str(self._keys / AUTHORITY)) if secure else ("--insecure",)
         self._needed: dict[str, int] = {}
         self._nodes: dict[str, int] = {}
 
-    def start(self, data: Sequence[Path]) -> None:
-        """Start the SuperLink, and a SuperNode for each of some data.
+    def start(self, data: Sequence[Path], *, remote: int = 0) -> None:
+        """Start the SuperLink, and a SuperNode here for each of some data.
+
+        Args:
+            data: Data of the nodes here.
+            remote: Number of nodes elsewhere, which get keys where these are needed.
 
         Raises:
             FedparaError: The SuperLink does not start, or refuses a key.
@@ -50,11 +58,11 @@ class Programs:
         self._needed["superlink"] = self._forks.start(
             "flower-superlink",
             *self._server_options(),
-            *("--isolation", "process", "--host", LOOPBACK, "--port", str(self._port)),
+            *("--isolation", "process", "--host", EVERYWHERE if self._host else LOOPBACK, "--port", str(self._port)),
             "--disable-runtime-dependency-installation",
             log="superlink",
         )
-        self._needed["server"] = self._superexec(self._port, self._trusting, log="server")
+        self._needed["server"] = _start_superexec(self._forks, self._port, self._trusting, log="server")
         deadline = time.monotonic() + START_SECONDS
         while not answers(self._port):
             self.check()
@@ -62,7 +70,14 @@ class Programs:
                 raise FedparaError(f"{self._log('superlink')}: expected a SuperLink that answers, found none")
             time.sleep(POLL_SECONDS)
         for number, path in enumerate(data):
-            self._start_node(number, path)
+            name = f"node-{number}"
+            config = NodeConfig(data=path, state=self._local / "nodes" / name, threads=1)
+            address = f"{LOOPBACK}:{self._port}"
+            trusting = [*self._trusting, *self._key_of(name)]
+            port = self._node_ports[number]
+            self._nodes[name] = start_node(self._forks, address, config, port, trusting, log=name)[0]
+        for number in range(remote):
+            self._key_of(f"device-{number}")
 
     def run(self, app: Path, settings: Mapping[str, Any]) -> int:
         """Start the rounds of a Flower app; the process that ends when they do."""
@@ -95,38 +110,24 @@ class Programs:
         except (ValueError, KeyError, IndexError, TypeError):
             return "none", ""
 
-    def _start_node(self, number: int, data: Path) -> None:
-        name, port = f"node-{number}", self._node_ports[number]
-        key: Sequence[str] = ()
-        if self._secure:
-            public = make_node_key(self._keys / name)
-            self._flwr("supernode", "register", str(public), CONNECTION, log=f"{name}-register")
-            key = ("--auth-supernode-private-key", str(self._keys / name))
-        config = {"data": data, "state": self._local / "nodes" / name, "threads": 1}
-        self._nodes[name] = self._forks.start(
-            "flower-supernode",
-            *self._trusting,
-            *key,
-            *("--superlink", f"{LOOPBACK}:{self._port}"),
-            *("--isolation", "process", "--host", LOOPBACK, "--port", str(port)),
-            *("--node-config", _pairs(config)),
-            log=name,
-        )
-        self._superexec(port, ("--insecure",), log=name)
+    def _key_of(self, name: str) -> Sequence[str]:
+        """Options of a node for its key, which the SuperLink then knows; none where no keys are needed.
 
-    def _superexec(self, port: int, trusting: Sequence[str], *, log: str) -> int:
-        return self._forks.start(
-            "flower-superexec",
-            *trusting,
-            *("--runtime-api-address", f"{LOOPBACK}:{port}"),
-            log=log,
-            wait_for=lambda: answers(port, seconds=START_SECONDS),
-        )
+        Raises:
+            FedparaError: The SuperLink refuses the key.
+        """
+        if not self._secure:
+            return ()
+        public = make_node_key(self._keys / name)
+        if "registered" not in (said := self._flwr("supernode", "register", str(public), CONNECTION, log="register")):
+            raise FedparaError(f"{public}: expected a SuperLink that takes the key, found {brief_text(said)}")
+        return ("--auth-supernode-private-key", str(self._keys / name))
 
     def _server_options(self) -> Sequence[str]:
         if not self._secure:
             return ("--insecure",)
-        make_certificates(self._keys, ("localhost", LOOPBACK), authority="fedpara-edge fleet")
+        hosts = dict.fromkeys(("localhost", LOOPBACK, self._host or LOOPBACK))
+        keep_certificates(self._keys, tuple(hosts), authority="fedpara-edge fleet")
         files = {"ca-certfile": AUTHORITY, "certfile": CERTIFICATE, "keyfile": KEY}
         options = [(f"--ssl-{name}", str(self._keys / file)) for name, file in files.items()]
         return [part for pair in options for part in pair] + ["--enable-supernode-auth"]
@@ -148,9 +149,44 @@ class Programs:
         (self._local / "flower" / "config.toml").write_text(text, encoding="utf-8")
 
 
+def start_node(
+    forks: Forks, address: str, config: NodeConfig, port: int, options: Sequence[str], *, log: str
+) -> tuple[int, int]:
+    """Start a SuperNode, and the SuperExec that runs its tasks; their processes.
+
+    Args:
+        forks: Forks to start them as.
+        address: Address of the SuperLink.
+        config: Settings of the node.
+        port: Port for its own use.
+        options: Options of `flower-supernode` for what to trust and which key to use.
+        log: Name of the file for what they print.
+    """
+    node = forks.start(
+        "flower-supernode",
+        *options,
+        *("--superlink", address, "--isolation", "process", "--host", LOOPBACK, "--port", str(port)),
+        *("--node-config", _pairs(to_flower(config))),
+        log=log,
+    )
+    return node, _start_superexec(forks, port, ("--insecure",), log=log)
+
+
+def _start_superexec(forks: Forks, port: int, options: Sequence[str], *, log: str) -> int:
+    return forks.start(
+        "flower-superexec",
+        *options,
+        *("--runtime-api-address", f"{LOOPBACK}:{port}"),
+        log=log,
+        wait_for=lambda: answers(port, seconds=START_SECONDS),
+    )
+
+
 def _pairs(settings: Mapping[str, Any]) -> str:
     """Settings as `--run-config` and `--node-config` take them."""
-    return " ".join(f"{key}={value if isinstance(value, int) else _quoted(value)}" for key, value in settings.items())
+    return " ".join(
+        f"{key}={value if isinstance(value, int | float) else _quoted(value)}" for key, value in settings.items()
+    )
 
 
 def _quoted(value: Any) -> str:

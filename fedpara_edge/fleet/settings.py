@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 from device_runtime.engines.registry import ENGINES, MAX_THREADS
 from device_runtime.sources import Reading
@@ -94,13 +94,20 @@ def from_flower(kind: type[Settings], table: Mapping[str, Any]) -> Settings:
     Raises:
         InputError: A key is missing or unknown, or a value is out of its range.
     """
-    return bind(kind, {key.replace("-", "_"): value for key, value in table.items() if value != ""})
+    known = declared(kind)
+    values = {key.replace("-", "_"): value for key, value in table.items() if value != ""}
+    typed = {
+        name: value.split(",") if name in known and get_origin(known[name].kind) is tuple else value
+        for name, value in values.items()
+    }
+    return bind(kind, typed)
 
 
 def to_flower(settings: Any) -> dict[str, str | int | float]:
     """A table as Flower has it."""
     values = {name.replace("_", "-"): getattr(settings, name) for name in declared(type(settings))}
-    return {
-        name: "" if value is None else value if isinstance(value, int | float) else str(value)
-        for name, value in values.items()
-    }
+    return {name: value if isinstance(value, int | float) else _text(value) for name, value in values.items()}
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -18,8 +18,9 @@ from fedpara_edge import errors
 from fedpara_edge.errors import FedparaError, InputError
 from fedpara_edge.fleet.app import LOCAL, read_app
 from fedpara_edge.fleet.federation import check_fit
-from fedpara_edge.fleet.ports import free_ports
+from fedpara_edge.fleet.ports import EVERYWHERE, LOOPBACK, free_ports
 from fedpara_edge.fleet.settings import FleetConfig
+from fedpara_edge.fleet.switches import SWITCHES
 from fedpara_edge.formats.bundle import open_bundle
 from fedpara_edge.simulation.data.clients import read_clients, write_clients
 from fedpara_edge.simulation.folder import RunFolder
@@ -32,13 +33,6 @@ if TYPE_CHECKING:
     from fedpara_edge.fleet.forks import Forks
     from fedpara_edge.fleet.programs import Programs
 
-SWITCHES = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
-}
-"""Environment of Flower: it tells nobody, asks nobody and installs nothing."""
 POLL_SECONDS = 0.1
 SUCCESS = "finished:completed"
 _REASON = re.compile(r"\[([a-z_]+)\] (.*)", re.DOTALL)
@@ -70,6 +64,8 @@ def run_up(
     data: Sequence[Path] = (),
     port: int = 0,
     secure: bool = False,
+    remote: int = 0,
+    host: str = "",
     on_round: OnRound = lambda _: None,
     on_line: OnLine = lambda _: None,
 ) -> Outcome:
@@ -77,10 +73,12 @@ def run_up(
 
     Args:
         folder: The Flower app.
-        nodes: Number of SuperNodes.
+        nodes: Number of SuperNodes here.
         data: Data of each node; none for the clients of the plan.
         port: Port of the SuperLink; 0 for a free one.
         secure: Whether to use TLS, and to let nodes with known keys in alone.
+        remote: Number of SuperNodes elsewhere to wait for.
+        host: Name or address by which these reach this machine.
         on_round: Function that is called with the metrics of each round that is done.
         on_line: Function that is called with what goes wrong, a line each.
 
@@ -98,13 +96,13 @@ def run_up(
     plan = read_plan(config.plan)
     arm = plan.arm(config.arm)
     check_fit(arm, open_bundle(config.bundle))
-    ports = free_ports(nodes + 1, first=port)
+    ports = free_ports(nodes + 1, first=port, address=EVERYWHERE if remote else LOOPBACK)
     local = folder.absolute() / LOCAL
     for name in ("logs", "flower", "keys", "nodes"):
         (local / name).mkdir(parents=True, exist_ok=True)
     with hold(local / ".lock", folder=folder, kind="a fleet"):
         sources, test = _data(local, plan, nodes, data)
-        settings = {"nodes": nodes, **({} if config.test or test is None else {"test": test})}
+        settings = {"nodes": nodes + remote, **({} if config.test or test is None else {"test": test})}
         for log in (local / "logs").iterdir():
             log.unlink()
         with environment({**SWITCHES, "FLWR_HOME": str(local / "flower")}):
@@ -115,9 +113,11 @@ def run_up(
             quicken()
             forks = Forks(local / "logs")
             try:
-                programs = Programs(forks, local, ports, secure=secure)
+                programs = Programs(forks, local, ports, secure=secure, host=host if remote else "")
                 told = _Told(local / "logs" / "run.log", SAID, on_line)
-                programs.start(sources)
+                programs.start(sources, remote=remote)
+                if remote:
+                    on_line(_invitation(host, ports[0], local / "keys" if secure else None, remote))
                 run = programs.run(folder, settings)
                 rounds = _watch(forks, programs, run, config, on_round, told)
                 status, details = programs.record()
@@ -168,6 +168,16 @@ def _watch(
         if has_ended:
             return rounds
         time.sleep(POLL_SECONDS)
+
+
+def _invitation(host: str, port: int, keys: Path | None, count: int) -> str:
+    """What to type on the devices elsewhere."""
+    line = f"fedpara-edge fleet node {host}:{port} --data DATA --state STATE"
+    where = "on a device" if count == 1 else f"on each of {count} devices"
+    if keys is None:
+        return f"{where}: {line}"
+    own = "device-0" if count == 1 else f"its own of device-0 to device-{count - 1}"
+    return f"{where}, with ca.pem and {own} from {keys}: {line} --ca ca.pem --auth device-0"
 
 
 def _rounds(config: FleetConfig) -> list[Event]:

@@ -1,0 +1,62 @@
+"""A device's SuperNode, with all that it starts as forks of one process that has imported it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedpara_edge.errors import FedparaError, InputError
+from fedpara_edge.fleet.device import FLEET
+from fedpara_edge.fleet.ports import free_ports
+from fedpara_edge.fleet.settings import NodeConfig
+from fedpara_edge.fleet.switches import SWITCHES
+from fedpara_edge.simulation.processes import environment
+from fedpara_edge.storage.locking import hold
+
+POLL_SECONDS = 0.2
+
+
+def run_node(address: str, config: NodeConfig, *, ca: Path | None = None, auth: Path | None = None) -> None:
+    """Train whenever the server calls, until this is interrupted.
+
+    Args:
+        address: Address of the SuperLink, `host:port`.
+        config: Settings of the device.
+        ca: Certificate of the authority that signed the SuperLink's; None for a connection without TLS.
+        auth: Private key that the SuperLink knows; None for one that lets everybody in.
+
+    Raises:
+        InputError: A file is missing.
+        BusyError: Another process is the node of this state folder.
+        FedparaError: The SuperNode ended.
+        KeyboardInterrupt: Interrupted.
+    """
+    if sys.platform == "win32":
+        raise InputError("fleet node: expected Linux or macOS, found Windows; start flower-supernode")
+    for path, name in ((config.data, "data"), (ca, "ca"), (auth, "auth")):
+        if path is not None and not path.exists():
+            raise InputError(f"expected a file or folder, found nothing at {path}; check the path", key=name)
+    local = config.state.absolute() / FLEET
+    for folder in (local, local / "logs", local / "flower"):
+        folder.mkdir(parents=True, exist_ok=True)
+    log = local / "logs" / "node.log"
+    with hold(local / ".lock", folder=config.state, kind="the state folder of a node"):
+        log.unlink(missing_ok=True)
+        trust: Sequence[str] = ("--insecure",) if ca is None else ("--root-certificates", str(ca))
+        key: Sequence[str] = () if auth is None else ("--auth-supernode-private-key", str(auth))
+        with environment({**SWITCHES, "FLWR_HOME": str(local / "flower")}):
+            from fedpara_edge.fleet.forks import Forks, quicken
+            from fedpara_edge.fleet.programs import start_node
+
+            quicken()
+            forks = Forks(local / "logs")
+            try:
+                (port,) = free_ports(1)
+                running = start_node(forks, address, config, port, (*trust, *key), log="node")
+                while all(forks.ended(pid) is None for pid in running):
+                    time.sleep(POLL_SECONDS)
+            finally:
+                forks.stop()
+    raise FedparaError(f"{log}: expected a SuperNode that runs, found that it ended; the log tells why")
