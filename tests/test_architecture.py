@@ -48,6 +48,7 @@ LIBRARY: tuple[set[str], ...] = (
 APPLICATIONS: tuple[set[str], ...] = (
     {"fedpara_edge.simulation", "fedpara_edge.trust", "fedpara_edge.serving"},
     {"fedpara_edge.demo", "fedpara_edge.report", "fedpara_edge.fleet"},
+    {"fedpara_edge.advising"},
     {"fedpara_edge.cli"},
     {"fedpara_edge.__main__"},
 )

@@ -42,6 +42,7 @@ COMMANDS = {
     "codec": "Compare the codecs that changes are written with.",
     "inspect": "Show what is in a bundle, weights, update or state.",
     "simulate": "Run whole federations of a plan on this machine, and report on them.",
+    "advise": "Find the cheapest setting for an accuracy, by short simulations.",
     "fleet": "Run the rounds of a plan on Flower, here or on many machines.",
     "report": "Report on a simulation: a page, a figure or a table of all that was measured.",
     "demo": "Compare FedPara, dense and low-rank on real images, in under 4 minutes.",
@@ -50,8 +51,8 @@ COMMANDS = {
 
 
 WITH_DEVICE_RUNTIME = (
-    "export", "data", "split", "train", "evaluate", "predict", "serve", "device", "simulate", "fleet",
-    "report",
+    "export", "data", "split", "train", "evaluate", "predict", "serve", "device", "simulate", "advise",
+    "fleet", "report",
 )  # fmt: skip
 """Commands whose modules import `device_runtime`."""
 

@@ -52,7 +52,7 @@ CAPABILITIES = (
         "export",
         (("torch",), ("onnx",), ("onnxscript",), ("onnxruntime", *_TRAINING)),
         "export",
-        ("export", "simulate", "demo"),
+        ("export", "simulate", "advise", "demo"),
         OWN_PACKAGES,
     ),
     Capability("fold", (("onnx",), ("onnxruntime", *_TRAINING)), "export", ("fold",), OWN_PACKAGES),

@@ -1,4 +1,4 @@
-"""TOML from files that anyone may have written, of which Python's reader takes some beyond all bounds.
+"""TOML, written and read; of files that anyone may have written, Python's reader takes some beyond all bounds.
 
 Nested values end it with a RecursionError, and the time that it takes for a dotted key grows with the square of its
 parts: a minute for 100 kB.
@@ -6,7 +6,9 @@ parts: a minute for 100 kB.
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,31 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ValueError("values that are nested too deeply") from error
 
 
+def toml_text(tables: Mapping[str, Any]) -> str:
+    """TOML of nested tables of numbers, texts, booleans and lists of those, one key a line.
+
+    >>> print(toml_text({"rounds": 3, "arms": {"a.b": {"train": {"lr": 1e-05, "codec": "int4"}}}}), end="")
+    rounds = 3
+    arms."a.b".train.lr = 1e-05
+    arms."a.b".train.codec = "int4"
+    """
+    return "".join(f"{key} = {value}\n" for key, value in _lines(tables))
+
+
+def _lines(tables: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in tables.items():
+        name = key if _BARE_KEY.fullmatch(key) else _value(key)
+        if isinstance(value, Mapping) and value:
+            yield from ((f"{name}.{inner}", text) for inner, text in _lines(value))
+        else:
+            yield name, "{}" if isinstance(value, Mapping) else _value(value)
+
+
+def _value(value: Any) -> str:
+    # JSON is TOML here but for one character that TOML wants escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def _dotted_parts(text: str) -> int:
     """Parts of the longest dotted key, but for its first and last; strings and comments count as well.
 
@@ -45,4 +72,5 @@ def _dotted_parts(text: str) -> int:
     return longest
 
 
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _NO_KEY = re.compile(r"[\n,=\[\]{}#]|^\s*$")
