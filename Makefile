@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: test web page phone docs versions versions-quick demo bench bench-quick zoo-check attacks report figures kills fuzz pi pi-board pi-32 pi-wheel format clean
+.PHONY: test web page phone docs versions versions-quick demo bench bench-quick zoo-check attacks report figures kills fuzz fleet pi pi-board pi-32 pi-wheel format clean
 .DELETE_ON_ERROR:
 
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -81,6 +81,10 @@ pi: pi-wheel $(PI_64)/ready  ## rounds of two emulated Raspberry Pis, one with a
 	sh tests/pi/install.sh $(PI_64) $(BIN)/python $(PI)/wheel/*.whl -c constraints.txt
 	$(BIN)/python tests/pi/emulated_round.py two-pis $(PI_64)
 	PYTHONPATH=tests $(BIN)/python tests/pi/emulated_page.py $(PI_64)
+
+fleet: pi-wheel $(PI_64)/ready  ## a fleet on Flower, of a node on this machine and one on an emulated Raspberry Pi
+	EXTRA=fleet sh tests/pi/install.sh $(PI_64) $(BIN)/python $(PI)/wheel/*.whl -c constraints.txt
+	$(BIN)/python tests/pi/emulated_fleet.py $(PI_64)
 
 pi-board: pi-wheel $(PI_64)/ready $(PI)/board/ready  ## training on a whole emulated Raspberry Pi 3, which boots for it
 	sh tests/pi/install.sh $(PI_64) $(BIN)/python $(PI)/wheel/*.whl -c constraints.txt

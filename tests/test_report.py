@@ -695,9 +695,14 @@ def test_one_figure_is_a_file(run: Command, run_folder: Path, tmp_path: Path, su
         (("--figure", "gap", "-o", "a.jpg"), "ends in .png, .svg, .pdf"),
         (("--figure", "gap", "-o", "a.svg", "--arm", "tiny"), "arm: expected one of the run's arms"),
         (("--figure", "gap", "-o", "a.svg", "--target", 86), "target: expected an accuracy between 0 and 1, found 86"),
-        (("--figure", "gap", "-o", "a.svg", "--csv", "a.csv"), "--csv: expected without --figure"),
+        (
+            ("--figure", "gap", "-o", "a.svg", "--csv", "a.csv"),
+            "--csv, --figure, --tensorboard: expected one, found several",
+        ),
         (("--arm", "small"), "expected with --figure NAME"),
         (("--csv", "a.csv", "-o", "b"), "--output: expected without --csv"),
+        (("--tensorboard", "a", "-o", "b"), "--output: expected without --tensorboard"),
+        (("--follow",), "--follow: expected with --tensorboard FOLDER, found without"),
         (("--csv", "-", "--json"), "expected a file beside --json"),
     ],
 )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,19 +87,18 @@ def up(
     here = nodes if nodes is not None else len(data) or (0 if remote else 2)
     if not here + remote:
         raise InputError("expected at least 1 here or elsewhere, found none", key="nodes")
-    with _terminated_as_interrupted():
-        table = _Table(quiet=json)
-        outcome = run_up(
-            app,
-            nodes=here,
-            data=data,
-            port=port,
-            secure=secure,
-            remote=remote,
-            host=host,
-            on_round=table.row,
-            on_line=note,
-        )
+    table = _Table(quiet=json)
+    outcome = run_up(
+        app,
+        nodes=here,
+        data=data,
+        port=port,
+        secure=secure,
+        remote=remote,
+        host=host,
+        on_round=table.row,
+        on_line=note,
+    )
     result = {"status": outcome.status, "weights": outcome.weights, "rounds": list(outcome.rounds)}
     emit(result, f"{outcome.weights}: {len(outcome.rounds)} rounds, {outcome.status}", as_json=json)
 
@@ -125,8 +122,7 @@ def node(address: str, data: Path, state: Path, options: Mapping[str, Any], ca: 
 
     config = NodeConfig(data=data.absolute(), state=state.absolute(), **options)
     note(f"a node of {address}; Ctrl-C ends it")
-    with _terminated_as_interrupted():
-        run_node(address, config, ca=ca, auth=auth)
+    run_node(address, config, ca=ca, auth=auth)
 
 
 class _Table:
@@ -158,17 +154,3 @@ class _Table:
             f"{event['seconds']:.1f}",
         )
         print("".join(str(cell).rjust(WIDTH) for cell in cells), flush=True)
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Have SIGTERM end the command as Ctrl-C does, in order."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -18,6 +18,10 @@ STDOUT = Path("-")
 @click.argument("run", type=PATH)
 @click.option("-o", "--output", type=PATH, help="Folder for the report, or file for --figure.  [default: RUN]")
 @click.option("--csv", type=PATH, help="Write a table instead, one row per arm, seed and round; - for stdout.")
+@click.option("--tensorboard", type=PATH, metavar="FOLDER", help="Write TensorBoard's event files instead.")
+@click.option(
+    "--follow", is_flag=True, help="With --tensorboard: go on with rounds that are yet to come, until Ctrl-C."
+)
 @click.option("--figure", metavar="NAME", help="Write one figure instead, such as accuracy-by-bytes: .svg, .png, .pdf.")
 @click.option(
     "--arm",
@@ -38,6 +42,8 @@ def command(
     run: Path,
     output: Path | None,
     csv: Path | None,
+    tensorboard: Path | None,
+    follow: bool,
     figure: str | None,
     arm: tuple[str, ...],
     target: float | None,
@@ -49,11 +55,17 @@ def command(
 
     Writes RUN/report.html, which needs no other file, and a PNG for each figure. Figures need matplotlib.
     """
-    if csv is not None and figure is not None:
-        raise click.UsageError("--csv: expected without --figure; type one command for each")
+    if sum(asked is not None for asked in (csv, figure, tensorboard)) > 1:
+        raise click.UsageError("--csv, --figure, --tensorboard: expected one, found several; type one command for each")
+    if follow and tensorboard is None:
+        raise click.UsageError("--follow: expected with --tensorboard FOLDER, found without")
     if figure is None and (arm or target is not None or title is not None):
         raise click.UsageError("--arm, --target, --title: expected with --figure NAME, found without")
-    if csv is not None:
+    if tensorboard is not None:
+        if output is not None:
+            raise click.UsageError(f"--output: expected without --tensorboard, which names its folder, found {output}")
+        _track(run, tensorboard, follow=follow, overwrite=overwrite, json=json)
+    elif csv is not None:
         if output is not None:
             raise click.UsageError(f"--output: expected without --csv, which names its file, found {output}")
         if csv == STDOUT and json:
@@ -80,6 +92,18 @@ def _write_report(run: Path, output: Path | None, *, overwrite: bool, json: bool
     files = {"report": report.page, "figures": report.figures}
     result = {"run": run, **files, "notes": list(report.notes), "left_out": report.left_out}
     emit(result, f"report: {report.page}", as_json=json)
+
+
+def _track(run: Path, folder: Path, *, follow: bool, overwrite: bool, json: bool) -> None:
+    from fedpara_edge.report.tracking import TensorBoard, track
+    from fedpara_edge.storage.atomic import check_output, replacing_folder
+
+    check_output(folder, overwrite=overwrite, folder=True)
+    with replacing_folder(folder) as made:
+        rounds = 0 if follow else track(run, TensorBoard(made))
+    if follow:
+        rounds = track(run, TensorBoard(folder), follow=True)
+    emit({"run": run, "tensorboard": folder, "rounds": rounds}, f"{rounds} rounds: {folder}", as_json=json)
 
 
 def _write_table(run: Path, csv: Path, *, overwrite: bool, json: bool) -> None:

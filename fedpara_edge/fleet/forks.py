@@ -19,8 +19,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -120,7 +120,22 @@ class Forks:
         executor.subprocess = SimpleNamespace(Popen=popen, DEVNULL=subprocess.DEVNULL)  # type: ignore[attr-defined]
 
 
-def quicken() -> None:
+@contextmanager
+def running_forks(logs: Path) -> Iterator[Forks]:
+    """Forks that are stopped when the context ends, whose SuperNodes are quick.
+
+    Args:
+        logs: Folder for what they print.
+    """
+    _quicken()
+    forks = Forks(logs)
+    try:
+        yield forks
+    finally:
+        forks.stop()
+
+
+def _quicken() -> None:
     """Have the SuperNodes of this process and its forks ask for messages more often than Flower has them do."""
     module: Any = importlib.import_module("flwr.supernode.start_client_internal")
 

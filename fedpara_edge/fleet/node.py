@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from device_runtime.interrupts import holding_interrupts
 from fedpara_edge.errors import FedparaError, InputError
 from fedpara_edge.fleet.device import FLEET
 from fedpara_edge.fleet.ports import free_ports
@@ -47,16 +48,14 @@ def run_node(address: str, config: NodeConfig, *, ca: Path | None = None, auth: 
         trust: Sequence[str] = ("--insecure",) if ca is None else ("--root-certificates", str(ca))
         key: Sequence[str] = () if auth is None else ("--auth-supernode-private-key", str(auth))
         with environment({**SWITCHES, "FLWR_HOME": str(local / "flower")}):
-            from fedpara_edge.fleet.forks import Forks, quicken
+            from fedpara_edge.fleet.forks import running_forks
             from fedpara_edge.fleet.programs import start_node
 
-            quicken()
-            forks = Forks(local / "logs")
-            try:
+            with holding_interrupts() as interrupted, running_forks(local / "logs") as forks:
                 (port,) = free_ports(1)
                 running = start_node(forks, address, config, port, (*trust, *key), log="node")
                 while all(forks.ended(pid) is None for pid in running):
+                    if interrupted():
+                        raise KeyboardInterrupt
                     time.sleep(POLL_SECONDS)
-            finally:
-                forks.stop()
     raise FedparaError(f"{log}: expected a SuperNode that runs, found that it ended; the log tells why")

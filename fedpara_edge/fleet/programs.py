@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,20 @@ class Programs:
         ports: Port of the SuperLink, and those of the nodes here.
         secure: Whether to use TLS, and to let nodes with known keys in alone.
         host: Name or address by which nodes elsewhere reach this machine; empty for nodes here alone.
+        interrupted: Function that tells whether to end.
     """
 
     def __init__(
-        self, forks: Forks, local: Path, ports: Sequence[int], *, secure: bool = False, host: str = ""
+        self,
+        forks: Forks,
+        local: Path,
+        ports: Sequence[int],
+        *,
+        secure: bool = False,
+        host: str = "",
+        interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._interrupted = interrupted
         self._forks, self._local, self._secure, self._host = forks, local, secure, host
         self._port, *self._node_ports = ports
         self._keys = local / "keys"
@@ -89,7 +98,10 @@ class Programs:
 
         Raises:
             FedparaError: A program ended that is needed to go on.
+            KeyboardInterrupt: Interrupted.
         """
+        if self._interrupted():
+            raise KeyboardInterrupt
         for name, pid in self._needed.items():
             if self._forks.ended(pid) is not None:
                 raise FedparaError(
@@ -136,6 +148,8 @@ class Programs:
         """Run a command of `flwr` to its end; what it printed."""
         pid = self._forks.start("flwr", *arguments, log=log)
         while self._forks.ended(pid) is None:
+            if self._interrupted():
+                raise KeyboardInterrupt
             time.sleep(POLL_SECONDS)
         return self._log(log).read_text(encoding="utf-8", errors="replace")
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from device_runtime.interrupts import holding_interrupts
 from fedpara_edge import errors
 from fedpara_edge.errors import FedparaError, InputError
 from fedpara_edge.fleet.app import LOCAL, read_app
@@ -106,14 +107,14 @@ def run_up(
         for log in (local / "logs").iterdir():
             log.unlink()
         with environment({**SWITCHES, "FLWR_HOME": str(local / "flower")}):
-            from fedpara_edge.fleet.forks import Forks, quicken
+            from fedpara_edge.fleet.forks import running_forks
             from fedpara_edge.fleet.programs import Programs
             from fedpara_edge.fleet.server import SAID
 
-            quicken()
-            forks = Forks(local / "logs")
-            try:
-                programs = Programs(forks, local, ports, secure=secure, host=host if remote else "")
+            with holding_interrupts() as interrupted, running_forks(local / "logs") as forks:
+                programs = Programs(
+                    forks, local, ports, secure=secure, host=host if remote else "", interrupted=interrupted
+                )
                 told = _Told(local / "logs" / "run.log", SAID, on_line)
                 programs.start(sources, remote=remote)
                 if remote:
@@ -121,8 +122,6 @@ def run_up(
                 run = programs.run(folder, settings)
                 rounds = _watch(forks, programs, run, config, on_round, told)
                 status, details = programs.record()
-            finally:
-                forks.stop()
     if status != SUCCESS:
         raise _reason(local / "logs", status, details)
     done = RunFolder(config.run).job(arm.name, plan.seeds[0])
