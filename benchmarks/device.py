@@ -1,13 +1,17 @@
 """Time and memory of training on a device: both engines against torch eager, FedPara against dense.
 
 All contenders take steps in turn, in one process, and each figure is a median; only the ratios are meant to carry over
-to other machines. A cold start is a whole process: `fedpara-edge train` on one batch, from start to end.
+to other machines. A cold start is a whole process: `fedpara-edge train` on one batch, from start to end. A limit is
+what the convolutions and other products of the FedPara model would take at the rate of a large matrix product
+(`limits`).
 
     python benchmarks/device.py --json device.json
+    python benchmarks/device.py --profile             # time by operator in a step of the engine onnxruntime
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import subprocess
@@ -22,13 +26,14 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from limits import operators, peak_gflops, step_gflops
 from parts import keep_options, measure_parts
 from torch.nn import functional as F
 
 from device_runtime import open_engine
 from export import export_bundle
 from fedpara_edge.cli.output import table
-from fedpara_edge.formats.bundle import ENGINES, Bundle
+from fedpara_edge.formats.bundle import ENGINES, Bundle, open_bundle
 from fedpara_edge.formats.recipe import ExportConfig
 from fedpara_edge.nn import ZOO
 
@@ -108,6 +113,8 @@ def measure_steps(model: str, threads: int, folder: Path, repetitions: int) -> d
     steps = steppers(model, "fedpara", threads, folder) | steppers(model, "dense", threads, folder)
     ms = median_ms(steps, repetitions)
     ours = ms["onnxruntime fedpara"]
+    gflop, peak = step_gflops(steps["torch fedpara"]), peak_gflops(threads)
+    limit_ms = 1e3 * sum(gflop.values()) / peak
     return {
         "model": model,
         "threads": threads,
@@ -116,7 +123,29 @@ def measure_steps(model: str, threads: int, folder: Path, repetitions: int) -> d
         "over_ort_training": ours / ms["ort-training fedpara"],
         "fedpara_over_dense": ours / ms["onnxruntime dense"],
         "dense_over_torch": ms["onnxruntime dense"] / ms["torch dense"],
+        "gflop": gflop,
+        "peak_gflops": peak,
+        "limit_ms": limit_ms,
+        "over_limit": ours / limit_ms,
     }
+
+
+def profile(model: str, threads: int, folder: Path, repetitions: int) -> str:
+    """Text about a step of the FedPara model in the engine onnxruntime: the time of its operators, beside its limit."""
+    torch.set_num_threads(threads)
+    steps = steppers(model, "fedpara", threads, folder)
+    x, y = random_batch(model)
+    bundle = open_bundle(folder / f"{model}-fedpara-{threads}")
+    rows = operators(bundle, x, y, threads=threads, repetitions=repetitions)
+    total = sum(row["ms"] for row in rows)
+    gflop, peak = step_gflops(steps["torch fedpara"]), peak_gflops(threads)
+    convolutions, other = (1e3 * gflop[name] / peak for name in ("convolutions", "other"))
+    cells = [(row["operator"], row["nodes"], f"{row['ms']:.2f}", f"{row['ms'] / total:.1%}") for row in rows]
+    return (
+        f"{model}, {threads} threads: {sum(row['nodes'] for row in rows)} nodes, {total:.2f} ms; limit "
+        f"{convolutions + other:.2f} ms, {convolutions:.2f} of it convolutions, at {peak:.0f} GFLOP/s\n\n"
+        f"{table(('operator', 'nodes', 'ms', 'share'), cells)}\n"
+    )
 
 
 def measure_start(model: str, engine: str, folder: Path, repetitions: int) -> dict[str, Any]:
@@ -174,6 +203,7 @@ def report(results: Mapping[str, Any]) -> str:
             row["model"],
             row["threads"],
             *(f"{row['ms'][f'{runtime} {kind}']:.2f}" for kind in ("fedpara", "dense") for runtime in runtimes),
+            f"{row['limit_ms']:.2f}",
         )
         for row in results["steps"]
     ]
@@ -188,7 +218,7 @@ def report(results: Mapping[str, Any]) -> str:
     ]
     heads = [f"{runtime} {kind}" for kind in ("FedPara", "dense") for runtime in runtimes]
     tables = [
-        (f"milliseconds a step of {BATCH} (medians)", ("model", "threads", *heads), steps),
+        (f"milliseconds a step of {BATCH} (medians)", ("model", "threads", *heads, "limit FedPara"), steps),
         ("ratios", ("model", "threads", *_RATIOS.values()), ratios),
         (
             "`fedpara-edge train` of one step, whole process",
@@ -209,6 +239,7 @@ _RATIOS = {
     "over_ort_training": "onnxruntime/ort-training",
     "fedpara_over_dense": "FedPara/dense",
     "dense_over_torch": "dense: onnxruntime/torch",
+    "over_limit": "onnxruntime/limit",
 }
 
 
@@ -216,12 +247,19 @@ _RATIOS = {
 @click.option("--models", default=",".join(MODELS), show_default=True)
 @click.option("--repetitions", default=7, show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path))
+@click.option("--profile", "profiling", is_flag=True, help="Print the time of each operator in a step instead.")
 @keep_options
-def main(models: str, repetitions: int, json_file: Path | None, kept: Path | None, again: bool) -> None:
+def main(
+    models: str, repetitions: int, json_file: Path | None, profiling: bool, kept: Path | None, again: bool
+) -> None:
     """Measure, print the tables, and write them as JSON."""
     names = models.split(",")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if profiling:
+            for model, threads in itertools.product(names, (1, 2)):
+                click.echo(profile(model, threads, folder, repetitions))
+            return
         parts: dict[str, Callable[[], Any]] = {
             f"step of {model}, {threads} threads": partial(measure_steps, model, threads, folder, repetitions)
             for model in names

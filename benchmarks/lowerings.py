@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from device_runtime.engines.ort import InferenceSession, keep_freed_memory, session_options
 from export.forward.graph import IR_VERSION, OPSET
 from export.forward.tracing import Batch, Shape, Trace
-from export.gradients import Graph, convolution, differentiate, normalization, pooling
+from export.gradients import Graph, convolution, differentiate, normalization, pooling, winograd
 from export.gradients.builder import attributes, initializers_of, needed
 from export.gradients.geometry import Convolution
 from export.gradients.normalization import GROUP
@@ -263,7 +263,7 @@ UNSTRIDED = (mirrored, mirrored_merged, shifted_sums)
 
 
 def convolution_contests(layer: str, conv: Conv, batch: int) -> Iterator[Contest]:
-    """Contests of a convolution and of its two gradients."""
+    """Contests of a convolution, of its two gradients, and of all three by Winograd's filtering."""
     out = (conv.size + 2 * conv.pad - conv.kernel) // conv.stride + 1
     arrays = _random(
         x=(batch, conv.channels, conv.size, conv.size),
@@ -283,6 +283,24 @@ def convolution_contests(layer: str, conv: Conv, batch: int) -> Iterator[Contest
                 lowerings[name] = graph, [append(graph, Convolution.from_conv(graph, node))]
         reference = partial(_torch_convolution, arrays, conv, product.of)
         yield Contest(product.title, layer, str(conv), arrays, lowerings, chosen, reference)
+    if conv.kernel == 3 and conv.stride == 1 and conv.size**2 <= max(pixels for pixels, _ in winograd.LIMITS):
+        yield _winograd_contest(layer, conv, node, arrays)
+
+
+def _winograd_contest(layer: str, conv: Conv, node: NodeProto, arrays: Mapping[str, NDArray[np.float32]]) -> Contest:
+    """Contest of a convolution together with both gradients, of a weight that is not composed."""
+    graph, by = _graph(arrays), ["x", "w"]
+    nodes = winograd.fuse(graph, [node], lambda _: True)
+    graph.nodes.extend(nodes[:-1])
+    winograd.forward(graph, nodes[-1])
+    gradients = differentiate(graph, nodes, {"y": "dy"}, by)
+    lowerings: dict[str, Lowering] = {
+        "Conv": _exported(node, arrays, by, forward=convolution.forward),
+        "Winograd": (graph, ["y", *(gradients[name] for name in by)]),
+    }
+    chosen = "Winograd" if winograd.is_faster(Convolution.from_conv(graph, node)) else "Conv"
+    reference = _with_gradients(lambda x, w: F.conv2d(x, w, None, conv.stride, conv.pad), arrays, by)
+    return Contest("convolution with both gradients", layer, str(conv), arrays, lowerings, chosen, reference)
 
 
 def _torch_convolution(arrays: Mapping[str, NDArray[Any]], conv: Conv, of: str | None) -> Sequence[Tensor]:

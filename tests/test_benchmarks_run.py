@@ -1,6 +1,7 @@
 """The benchmarks of what the exporter chooses run, find every lowering right, and measure what is chosen."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,21 @@ def test_lowerings(tmp_path: Path) -> None:
     rows = rows_of("lowerings.py", tmp_path / "numbers.json", "--layers", "cnn *1", "--batch", "2")
     assert [row["layer"] for row in rows] == ["cnn conv1"] * 3 + ["cnn pool1", "cnn relu1", "cnn norm1"]
     assert all(len(row["ms"]) > 2 and "torch" in row["ms"] for row in rows)
+
+
+def test_lowerings_of_a_convolution_on_small_images(tmp_path: Path) -> None:
+    *_, whole = rows_of("lowerings.py", tmp_path / "numbers.json", "--layers", "cnn conv4", "--batch", "2")
+    assert whole["table"] == "convolution with both gradients"
+    assert whole["ms"].keys() == {"Conv", "Winograd", "torch"}
+
+
+def test_a_profile_of_a_step_names_its_operators_and_its_limit() -> None:
+    command = [sys.executable, BENCHMARKS / "device.py", "--profile", "--models", "mlp", "--repetitions", "2"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stderr == ""
+    for threads in (1, 2):
+        assert re.search(rf"mlp, {threads} threads: \d+ nodes, [\d.]+ ms; limit [\d.]+ ms, 0.00 of it", done.stdout)
+    assert re.search(r"\nGemm +\d+ +[\d.]+ +[\d.]+%\n", done.stdout)
 
 
 def test_contraction(tmp_path: Path) -> None:

@@ -71,3 +71,18 @@ def test_a_dropout_without_mode_drops_nothing(tmp_path: Path) -> None:
     x, y = np.ones((1, 50), np.float32), np.zeros((1, 50), np.float32)
     gradient = run_step(tmp_path / "train_step.onnx", x, y, weights=np.ones(50, np.float32))["gradient"]
     np.testing.assert_allclose(gradient, 2 / 50, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bound", [6.0, 4.0, 0.0, -1.0, -0.3, 1e-30, 1e30])
+@pytest.mark.parametrize("upper", [False, True])
+def test_a_bound_of_clip_belongs_to_what_it_clips(bound: float, upper: bool, tmp_path: Path) -> None:
+    limit, far = np.float32(bound), np.float32(np.inf)
+    entries = np.array([np.nextafter(limit, -far), limit, np.nextafter(limit, far), -4 * abs(bound) - 1, 4 * bound + 1])
+    values = entries.astype(np.float32)
+    constant = helper.make_node("Constant", [], ["bound"], name="bound", value=numpy_helper.from_array(limit))
+    node = helper.make_node("Clip", ["scaled", *(["", "bound"] if upper else ["bound"])], ["result"], name="clip")
+    write(tmp_path, constant, node, shape=(5,), entries=5)
+    clipped = np.minimum(values, limit) if upper else np.maximum(values, limit)
+    x, y = np.ones((1, 5), np.float32), clipped[None] / 2 - 1  # no entry is at its label
+    found = run_step(tmp_path / "train_step.onnx", x, y, weights=values)["gradient"]
+    np.testing.assert_array_equal(found != 0, values <= limit if upper else values >= limit)

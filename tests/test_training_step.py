@@ -38,6 +38,14 @@ class Scaled(nn.Module):
         return self.last(torch.where(x > 0, y, self.a * x))
 
 
+class Pooled(nn.Module):
+    """Maximum pooling of a ReLU, which is of use itself."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x.relu()
+        return F.max_pool2d(y, 3, 2, 1) + y[:, :, ::2, ::2]
+
+
 class Recurrent(nn.Module):
     """A recurrent module on steps of 3 numbers, from zeros or from states that are trained, and a linear layer.
 
@@ -148,6 +156,8 @@ MODELS = {
     "max pool, tiles": (lambda: net(nn.Conv2d(2, 4, 3, padding=1), nn.MaxPool2d((1, 2))), IMAGE),
     "max pool, rest": (lambda: net(nn.Conv2d(2, 4, 3, padding=1), nn.MaxPool2d(3), nn.MaxPool2d(2)), IMAGE),
     "max pool, overlap": (lambda: net(nn.Conv2d(2, 4, 3), nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(2, 1)), IMAGE),
+    "max pool of relu": (lambda: net(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)), IMAGE),
+    "max pool of relu in use": (lambda: net(nn.Conv2d(2, 4, 3, padding=1), Pooled()), IMAGE),
     "max pool, ceil": (lambda: net(nn.Conv2d(2, 4, 3, padding=1), nn.MaxPool2d(2, ceil_mode=True)), IMAGE),
     "max pool, dilation": (lambda: net(nn.Conv2d(2, 4, 3), nn.MaxPool2d(2, 1, dilation=2)), IMAGE),
     "max pool, three dimensions": (

@@ -22,6 +22,7 @@ from export.gradients import (  # noqa: F401  (each registers its rules)
     reductions,
     resizing,
     shaping,
+    winograd,
 )
 from export.gradients.builder import Graph
 from export.gradients.rules import RULES

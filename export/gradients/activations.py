@@ -95,16 +95,14 @@ def erf(graph: Graph, node: NodeProto, gradient: str) -> str:
 
 @elementwise("Relu")
 def relu(graph: Graph, node: NodeProto, gradient: str) -> str:
-    """Gradient g · min(y · largest, 1): two passes for the factor, like Greater and Cast; Where takes a slow one."""
-    steep = graph.op("Mul", node.output[0], graph.scalar(_LARGEST))
-    return graph.op("Mul", gradient, graph.op("Clip", steep, graph.scalar(0.0), graph.scalar(1.0)))
+    return graph.op("Mul", gradient, positive(graph, node.output[0]))
 
 
 @elementwise("LeakyRelu")
 def leaky_relu(graph: Graph, node: NodeProto, gradient: str) -> str:
     slope = attributes(node).get("alpha", 0.01)
-    positive = _indicator(graph, graph.op("Greater", node.input[0], graph.scalar(0.0)))
-    factor = graph.op("Add", graph.op("Mul", positive, graph.scalar(1 - slope)), graph.scalar(slope))
+    above = graph.op("Mul", positive(graph, node.input[0]), graph.scalar(1 - slope))
+    factor = graph.op("Add", above, graph.scalar(slope))
     return graph.op("Mul", gradient, factor)
 
 
@@ -115,8 +113,8 @@ def prelu(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     assert gradient is not None
     grad_x = grad_slope = None
     if x in graph.wanted:
-        positive = graph.op("Greater", x, graph.scalar(0.0))
-        grad_x = graph.op("Where", positive, gradient, graph.op("Mul", gradient, slope))
+        above = graph.op("Greater", x, graph.scalar(0.0))
+        grad_x = graph.op("Where", above, gradient, graph.op("Mul", gradient, slope))
     if slope in graph.wanted:
         product = graph.op("Mul", gradient, graph.op("Min", x, graph.scalar(0.0)))
         grad_slope = graph.sum_to(product, graph.shape(x), graph.shape(slope))
@@ -128,10 +126,9 @@ def clip(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     """Gradient g within the bounds and on them, as in torch."""
     (gradient,) = gradients
     assert gradient is not None
-    for operator, bound in zip(("GreaterOrEqual", "LessOrEqual"), node.input[1:], strict=False):
+    for sign, bound in zip((1, -1), node.input[1:], strict=False):
         if bound:
-            inside = graph.op(operator, node.input[0], bound)
-            gradient = graph.op("Mul", gradient, _indicator(graph, inside))
+            gradient = graph.op("Mul", gradient, _within(graph, node.input[0], bound, sign))
     return [gradient, None, None]
 
 
@@ -151,6 +148,21 @@ def log_softmax(graph: Graph, node: NodeProto, gradient: str) -> str:
     return graph.op("Sub", gradient, graph.op("Mul", graph.op("Exp", node.output[0]), total))
 
 
-def _indicator(graph: Graph, condition: str) -> str:
-    """Indicator of a condition, float32: one where it holds, zero elsewhere."""
-    return graph.op("Cast", condition, to=TensorProto.FLOAT)
+def positive(graph: Graph, x: str) -> str:
+    """Indicator of x > 0, float32: min(largest · x, 1) in one pass; a comparison and a Cast take two."""
+    return graph.op("HardSigmoid", x, alpha=_LARGEST, beta=0.0)
+
+
+def _within(graph: Graph, x: str, bound: str, sign: int) -> str:
+    """Indicator of x >= bound, or with sign -1 of x <= bound, float32.
+
+    For a constant bound, it is min(max(1 + sign · (x - bound) / step, 0), 1) with the distance to the nearest number
+    beyond the bound as the step, a power of two, so that nothing is rounded near the bound.
+    """
+    found = graph.constant(bound)
+    limit = np.float32(np.nan if found is None else found.reshape(()))
+    step = abs(float(np.nextafter(limit, np.float32(-sign * np.inf))) - float(limit))
+    if not (math.isfinite(step) and 1 / step <= _LARGEST):
+        holds = graph.op("GreaterOrEqual" if sign > 0 else "LessOrEqual", x, bound)
+        return graph.op("Cast", holds, to=TensorProto.FLOAT)
+    return graph.op("HardSigmoid", x, alpha=sign / step, beta=1 - sign * float(limit) / step)

@@ -11,6 +11,7 @@ from math import prod
 from onnx import NodeProto, TensorProto
 
 from export.gradients.builder import Graph, attributes
+from export.gradients.channelwise import scale_and_shift
 from export.gradients.normalization import is_constant
 from export.gradients.rules import Gradients, rule
 
@@ -27,10 +28,8 @@ def forward(graph: Graph, node: NodeProto) -> None:
     raised = graph.op("Add", variance, graph.scalar(attributes(node).get("epsilon", 1e-5)))
     inverse = graph.define(f"{y}.inverse", "Reciprocal", graph.op("Sqrt", raised))
     slope = inverse if is_constant(graph, scale, 1) else graph.op("Mul", inverse, scale)
-    slope = graph.define(f"{y}.slope", "Identity", _column(graph, slope))
-    result = graph.op("Mul", centred, slope)
-    if not is_constant(graph, shift, 0):
-        result = graph.op("Add", result, _column(graph, shift))
+    slope = graph.define(f"{y}.slope", "Identity", slope)
+    result = scale_and_shift(graph, centred, slope, "" if is_constant(graph, shift, 0) else shift)
     graph.define(y, "Reshape", result, graph.ints(-1, *_static(graph, x)))
     if graph.constant(node.input[3]) is None:
         _append_statistics(graph, node, mean, variance)
@@ -78,9 +77,11 @@ def batch_normalization(graph: Graph, node: NodeProto, gradients: Gradients) -> 
         grad_shift = graph.op("Mul", drift, count)
         grad_scale = graph.op("Mul", graph.op("Mul", share, inverse), count)
     if x in graph.wanted:
-        pull = graph.op("Mul", share, graph.op("Mul", inverse, inverse))
-        rest = graph.op("Sub", graph.op("Sub", g, graph.op("Mul", c, _column(graph, pull))), _column(graph, drift))
-        grad_x = graph.reshape_like(graph.op("Mul", rest, f"{y}.slope"), x)
+        slope = f"{y}.slope"
+        opposite = graph.op("Neg", slope)
+        pull = graph.op("Mul", graph.op("Mul", share, graph.op("Mul", inverse, inverse)), opposite)
+        rest = scale_and_shift(graph, c, pull, graph.op("Mul", drift, opposite))
+        grad_x = graph.reshape_like(graph.op("Add", scale_and_shift(graph, g, slope, ""), rest), x)
     return [grad_x, grad_scale, grad_shift]
 
 

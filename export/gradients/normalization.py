@@ -14,6 +14,7 @@ from onnx import NodeProto, helper
 
 from export.forward.tracing import Batch
 from export.gradients.builder import Graph, attributes
+from export.gradients.channelwise import scale_and_shift
 from export.gradients.rules import Gradients, rule
 
 GROUP = "GroupNormalization"
@@ -67,15 +68,19 @@ def _forward_group(graph: Graph, node: NodeProto) -> None:
     groups, channels, pixels = _sizes(graph, node)
     flat = graph.op("Reshape", x, graph.ints(-1, groups, channels * pixels))
     centred = _normalize(graph, flat, [2], given["epsilon"], y)
-    slope = graph.op("Unsqueeze", f"{y}.inverse", graph.ints(3))
-    if scale:
-        slope = graph.op("Mul", slope, graph.op("Reshape", scale, graph.ints(1, groups, channels, 1)))
-    graph.define(f"{y}.slope", "Identity", slope)
-    result = graph.op("Mul", graph.op("Reshape", centred, graph.ints(-1, groups, channels, pixels)), slope)
+    by_channel = graph.ints(1, groups, channels)
+    weight = (
+        graph.op("Reshape", scale, by_channel) if scale else graph.array(np.ones((1, groups, channels), np.float32))
+    )
+    slope = graph.op("Mul", f"{y}.inverse", weight)
+    shift = ""
     if bias:
-        result = graph.op("Add", result, graph.op("Reshape", bias, graph.ints(groups, channels, 1)))
+        zeros = graph.op("Mul", slope, graph.scalar(0.0))
+        shift = graph.op("Reshape", graph.op("Add", zeros, graph.op("Reshape", bias, by_channel)), graph.ints(-1))
+    slope = graph.define(f"{y}.slope", "Reshape", slope, graph.ints(-1))
+    rows = graph.op("Reshape", centred, graph.ints(1, -1, pixels))  # [1, N · C, pixels]
     static = [size for size in graph.shape(x)[1:] if isinstance(size, int)]
-    graph.define(y, "Reshape", result, graph.ints(-1, *static))
+    graph.define(y, "Reshape", scale_and_shift(graph, rows, slope, shift), graph.ints(-1, *static))
 
 
 @rule(GROUP)
@@ -104,9 +109,12 @@ def group_normalization(graph: Graph, node: NodeProto, gradients: Gradients) -> 
         drift = graph.op("Mul", graph.sum(s1, [2], keepdims=True), share)
         pull = graph.op("Mul", graph.sum(s2, [2], keepdims=True), share)
         pull = graph.op("Mul", pull, graph.op("Mul", inverse, inverse))
-        pull, drift = (graph.op("Unsqueeze", value, graph.ints(3)) for value in (pull, drift))
-        rest = graph.op("Add", graph.op("Mul", c, pull), drift)
-        grad_x = graph.reshape_like(graph.op("Add", graph.op("Mul", g, f"{y}.slope"), rest), x)
+        by_group, everything = graph.ints(1, -1, channels * pixels), graph.ints(-1)
+        pull, drift = (graph.op("Reshape", value, everything) for value in (pull, drift))
+        rest = scale_and_shift(graph, graph.op("Reshape", c, by_group), pull, drift)
+        by_channel = graph.ints(1, -1, pixels)
+        scaled = scale_and_shift(graph, graph.op("Reshape", gradient, by_channel), f"{y}.slope", "")
+        grad_x = graph.op("Add", graph.reshape_like(scaled, x), graph.reshape_like(rest, x))
     return [grad_x, grad_scale, grad_bias]
 
 

@@ -9,6 +9,8 @@ where windows overlap. Only volumes, with three spatial axes, and large kernels 
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -41,6 +43,27 @@ class _Axis:
     def in_place(self) -> bool:
         """Whether `pick` changes nothing."""
         return np.array_equal(self.pick, np.eye(self.size))
+
+
+def before_relu(graph: Graph, nodes: Sequence[NodeProto]) -> list[NodeProto]:
+    """Exchange each Relu with the MaxPool that alone reads it: the maximum is the same, of fewer entries.
+
+    So is the gradient: of a window without a positive entry it is zero either way.
+    """
+    count = Counter(name for node in nodes for name in node.input)
+    relus = {node.output[0]: node for node in nodes if node.op_type == "Relu"}
+    made = []
+    for node in nodes:
+        relu = relus.get(node.input[0]) if node.op_type == "MaxPool" and len(node.output) == 1 else None
+        if relu is None or count[relu.output[0]] > 1:
+            made.append(node)
+            continue
+        pool, pooled = NodeProto(), f"{node.output[0]}.signed"
+        pool.CopyFrom(node)
+        pool.input[0], pool.output[0] = relu.input[0], pooled
+        graph.set_shape(pooled, graph.shape(node.output[0]))
+        made += [pool, helper.make_node("Relu", [pooled], list(node.output), name=pooled)]
+    return made
 
 
 def forward(graph: Graph, node: NodeProto) -> None:

@@ -13,6 +13,8 @@ from export.forward.tracing import Batch, Dim
 from export.gradients.builder import Graph, attributes, static
 from export.gradients.rules import Gradients, rule
 
+_WIDE = 64  # columns from which on a product for each B is faster than moving them side by side
+
 
 @rule("Gemm")
 def gemm(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
@@ -133,9 +135,10 @@ def _grad_vectors(graph: Graph, gradient: str, a: str, b: str, y: str) -> Gradie
 
 
 def _grad_left(graph: Graph, gradient: str, a: str, b: str, y: str) -> str:
-    """Gradient of A, gradient Bᵀ; where one A [M, K] meets many B [..., K, N], a single product over all of them."""
+    """Gradient of A, gradient Bᵀ; where one A [M, K] meets many narrow B [..., K, N], one product over all of them."""
     rank_a, shape_b = len(graph.shape(a)), graph.shape(b)
-    if rank_a == 2 and len(shape_b) == 3 and not any(isinstance(dim, Batch) for dim in shape_b):
+    static_b = not any(isinstance(dim, Batch) for dim in shape_b)
+    if rank_a == 2 and len(shape_b) == 3 and static_b and shape_b[2] < _WIDE:  # type: ignore[operator]
         rows, inner, columns = graph.shape(a)[0], shape_b[1], shape_b[0] * shape_b[2]  # type: ignore[operator]
         left = graph.reshape(graph.transpose(gradient, [1, 0, 2]), [rows, columns])
         right = graph.reshape(graph.transpose(b, [1, 0, 2]), [inner, columns])

@@ -59,6 +59,7 @@ from export.gradients import (
     recurrent,
     refusing,
     shaping,
+    winograd,
 )
 from export.gradients.builder import initializers_of, needed
 from export.step.draws import draw, from_seed
@@ -86,6 +87,7 @@ _LOWERED: dict[str, Callable[[Graph, NodeProto], None]] = {
     "MaxPool": pooling.forward,
     recurrent.LSTM: recurrent.forward,
     recurrent.GRU: recurrent.forward,
+    winograd.WINOGRAD: winograd.forward,
 }
 _LOWERED_IN_EVALUATION = {"BatchNormalization": batch_normalization.evaluate}
 _LOWERED_WITHOUT_GRADIENT = {"BatchNormalization": batch_normalization.forward}
@@ -254,7 +256,10 @@ def _append_forward(
     fixed: list[NodeProto] = []
     if training:
         fixed, changing = _apart(changing, [_inner(tensor.name) for tensor in spec.tensors])
-        for rewrite in (shaping.join_slices, normalization.fuse, recurrent.split):
+        rewrites = [shaping.join_slices, normalization.fuse, recurrent.split, pooling.before_relu]
+        if CORRECTION not in spec.optimizer:  # which reads the weights as the model composes them
+            rewrites.append(winograd.fuse)
+        for rewrite in rewrites:
             changing = rewrite(graph, changing)
     nodes: list[NodeProto] = []
     for node in (*fixed, *changing):

@@ -1,0 +1,251 @@
+"""Convolutions with 3x3 kernels on small images by Winograd's minimal filtering, with 16 products for 4 x 9.
+
+Of every tile of 2 x 2 outputs, the 4 x 4 inputs that it sees and the 9 entries of a kernel are turned into 16
+frequencies, in which the convolution is a product: for x [N, I, *S] and w [9, O, I], with y [N, O, *T],
+
+    V = B x [16, tiles · N, I]    U = K w [16, O, I]    y = A (V Uᵀ)
+
+B, K and A are constant matrices, the first and the last of which also place the tiles and their padding. So all three
+products of a training step are 16 plain matrix products, in whose layout channels come last and the positions of a
+kernel first. `fuse` composes weights in that layout, so that neither they nor their gradients are ever transposed.
+
+Source: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (arXiv 1509.09308), F(2x2, 3x3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto, helper
+
+from export.forward.tracing import Shape
+from export.gradients.builder import Graph, static
+from export.gradients.geometry import Convolution
+from export.gradients.rules import Gradients, rule
+
+WINOGRAD = "WinogradConv"
+"""Operator of the nodes that `fuse` makes: x [N, I, *S], w [9, O, I], and often a bias [O]; their attributes are pads.
+
+They exist only between the forward graph and its lowering."""
+
+LIMITS = ((36, 32), (64, 128))
+"""Pairs of the most pixels that x may have and the fewest channels that both x and y must have; measured."""
+LEAST_SAVING = 1.5
+"""Least quotient of the products of a direct convolution and these, which is 2.25 for even sizes; measured."""
+
+_POSITIONS, _FREQUENCIES = 9, 16
+_INPUT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]], np.float32)
+_KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
+_KERNELS = np.kron(_KERNEL, _KERNEL)  # K
+_OUTPUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]], np.float32)
+
+
+def is_faster(facts: Convolution) -> bool:
+    """Whether a convolution and its gradients are computed this way."""
+    if facts.kernel != [3, 3] or facts.groups > 1 or {*facts.strides, *facts.dilations} != {1}:
+        return False
+    channels, tiles = min(facts.channels, facts.filters), prod(-(-out // 2) for out in facts.out)
+    if _POSITIONS * prod(facts.out) < LEAST_SAVING * _FREQUENCIES * tiles:
+        return False
+    return any(prod(facts.size) <= pixels and channels >= fewest for pixels, fewest in LIMITS)
+
+
+def fuse(
+    graph: Graph, nodes: Sequence[NodeProto], applies: Callable[[Convolution], bool] = is_faster
+) -> list[NodeProto]:
+    """Replace the convolutions to which it applies with `WINOGRAD` nodes, and compose their weights anew."""
+    makers = {name: node for node in nodes for name in node.output}
+    made: list[NodeProto] = []
+    layout = _KernelsFirst(graph, makers, made)
+    for node in nodes:
+        facts = Convolution.from_conv(graph, node) if node.op_type == "Conv" else None
+        if facts is None or not applies(facts):
+            made.append(node)
+            continue
+        inputs = [node.input[0], layout.moved(node.input[1]), *node.input[2:]]
+        pads = [*facts.before, *facts.after]
+        made.append(helper.make_node(WINOGRAD, inputs, list(node.output), name=node.name, pads=pads))
+    return made
+
+
+@dataclass
+class _KernelsFirst:
+    """Layout [9, O, I] of weights [O, I, 3, 3].
+
+    Args:
+        graph: Graph that knows the shapes.
+        makers: Nodes of the forward pass by output.
+        nodes: List to append the nodes to that make the weights.
+    """
+
+    graph: Graph
+    makers: dict[str, NodeProto]
+    nodes: list[NodeProto]
+
+    def __post_init__(self) -> None:
+        self._moved: dict[str, str] = {}
+
+    def moved(self, weight: str) -> str:
+        """Weight in this layout."""
+        if weight not in self._moved:
+            self._moved[weight] = self._composed(weight) or self._transposed(weight)
+        return self._moved[weight]
+
+    def _composed(self, weight: str) -> str | None:
+        """Weight composed in this layout: what is computed by entry, and the products of factors; None for others."""
+        shape, maker = self.graph.shape(weight), self.makers.get(weight)
+        if maker is None:
+            return None
+        if maker.op_type in ("Mul", "Add", "Tanh"):
+            shapes = [self.graph.shape(name) for name in maker.input]
+            if any(each not in (shape, ()) for each in shapes):
+                return None
+            inputs = [
+                self.moved(name) if each == shape else name for name, each in zip(maker.input, shapes, strict=True)
+            ]
+            return self._op(maker.op_type, self._shape(shape), *inputs)
+        product = self.makers.get(maker.input[0]) if maker.op_type == "Reshape" else None
+        if product is None or product.op_type != "MatMul":
+            return None
+        left, right = product.input
+        filters, channels, *_ = static(shape, "weights")
+        if len(self.graph.shape(left)) != 2 or self.graph.shape(left)[0] != filters:
+            return None
+        return self._op("MatMul", self._shape(shape), left, self._inner(right, channels))
+
+    def _inner(self, value: str, channels: int) -> str:
+        """Right factor [R, I · 9] as [9, R, I]; if T by Y, from T [R, S, 9] as [9, R, S]."""
+        graph = self.graph
+        (rank,) = static(graph.shape(value)[:1], "ranks")
+        source = self.makers.get(value)
+        product = self.makers.get(source.input[0]) if source is not None and source.op_type == "Reshape" else None
+        if product is not None and product.op_type == "MatMul":
+            y, t = product.input
+            shape = graph.shape(t)
+            if len(shape) == 3 and shape[::2] == (rank, _POSITIONS) and graph.shape(y) == (channels, shape[1]):
+                first = self._op("Transpose", (_POSITIONS, *shape[:2]), t, perm=[2, 0, 1])
+                turned = self._op("Transpose", (shape[1], channels), y, perm=[1, 0])
+                return self._op("MatMul", (_POSITIONS, rank, channels), first, turned)
+        apart = self._op("Reshape", (rank, channels, _POSITIONS), value, graph.ints(rank, channels, _POSITIONS))
+        return self._op("Transpose", (_POSITIONS, rank, channels), apart, perm=[2, 0, 1])
+
+    def _transposed(self, weight: str) -> str:
+        filters, channels, *_ = static(self.graph.shape(weight), "weights")
+        flat = (filters, channels, _POSITIONS)
+        apart = self._op("Reshape", flat, weight, self.graph.ints(*flat))
+        return self._op("Transpose", self._shape(flat), apart, perm=[2, 0, 1])
+
+    def _shape(self, shape: Shape) -> Shape:
+        return (_POSITIONS, *shape[:2])
+
+    def _op(self, operator: str, shape: Shape, *inputs: str, **attributes: Any) -> str:
+        name = self.graph.name(operator)
+        self.nodes.append(helper.make_node(operator, list(inputs), [name], name=name, **attributes))
+        self.graph.set_shape(name, shape)
+        return name
+
+
+def forward(graph: Graph, node: NodeProto) -> None:
+    """Append a `WINOGRAD` node of the forward graph, with its output under the same name."""
+    (x, weight, *bias), y = node.input, node.output[0]
+    filters, channels, place, collect = _facts(graph, node)
+    size = graph.sizes(y, "pixels")[1:]
+    kernels, tiles = _kernels(graph, weight), _tiles(graph, x, channels, place)
+    products = graph.op("MatMul", tiles, graph.transpose(kernels, [0, 2, 1]))
+    found = graph.op("MatMul", graph.array(collect), graph.op("Reshape", products, graph.ints(len(collect[0]), -1)))
+    found = graph.op("Reshape", found, graph.ints(prod(size), -1, filters))
+    if bias:
+        found = graph.op("Add", found, bias[0])
+    graph.define(y, "Reshape", graph.transpose(found, [1, 2, 0]), graph.ints(-1, filters, *size))
+
+
+@rule(WINOGRAD)
+def winograd(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
+    """Gradients by the transposed matrices; those of the weights are products over all tiles."""
+    (gradient,), (x, weight, *bias) = gradients, node.input
+    assert gradient is not None
+    filters, channels, place, collect = _facts(graph, node)
+    slopes = _pixels_first(graph, gradient, filters, len(collect))
+    grad_x = grad_weight = grad_bias = None
+    if bias and bias[0] in graph.wanted:
+        grad_bias = graph.sum(graph.op("Reshape", slopes, graph.ints(-1, filters)), [0])
+    found = graph.op("MatMul", graph.array(collect.T.copy()), slopes)
+    found = graph.op("Reshape", found, graph.ints(_FREQUENCIES, -1, filters))
+    if x in graph.wanted:
+        tiles = graph.op(
+            "Reshape", graph.op("MatMul", found, _kernels(graph, _again(graph, weight))), graph.ints(len(place), -1)
+        )
+        pixels = graph.op("MatMul", graph.array(place.T.copy()), tiles)
+        apart = graph.op("Reshape", pixels, graph.ints(len(place[0]), -1, channels))
+        grad_x = graph.reshape_like(graph.transpose(apart, [1, 2, 0]), x)
+    if weight in graph.wanted:
+        kernels = graph.op("MatMul", graph.transpose(found, [0, 2, 1]), _tiles(graph, x, channels, place))
+        flat = graph.op("Reshape", kernels, graph.ints(_FREQUENCIES, -1))
+        grad_weight = graph.reshape_like(graph.op("MatMul", graph.array(_KERNELS.T.copy()), flat), weight)
+    return [grad_x, grad_weight, grad_bias]
+
+
+def _pixels_first(graph: Graph, value: str, channels: int, pixels: int) -> str:
+    """A value [N, C, *S] as [pixels, N · C]."""
+    apart = graph.op("Reshape", value, graph.ints(-1, channels, pixels))
+    return graph.op("Reshape", graph.transpose(apart, [2, 0, 1]), graph.ints(pixels, -1))
+
+
+def _kernels(graph: Graph, weight: str) -> str:
+    """U [16, O, I], of a weight [9, O, I].
+
+    The backward pass computes U and V again, by constants of its own, so that no pass over the graph makes one of both:
+    they are larger than w and x, and would be in memory for all layers at once. So does w where it is a mere product.
+    """
+    own = graph.initialize(graph.name("Constant"), _KERNELS)
+    flat = graph.op("MatMul", own, graph.op("Reshape", weight, graph.ints(_POSITIONS, -1)))
+    return graph.reshape(flat, [_FREQUENCIES, *graph.shape(weight)[1:]])
+
+
+def _again(graph: Graph, weight: str) -> str:
+    """A weight, multiplied once more if it is a product of two values; others as they are."""
+    maker = next((node for node in graph.nodes if weight in node.output), None)
+    if maker is None or maker.op_type != "Mul":
+        return weight
+    again = graph.op("Mul", *maker.input[::-1])  # the other way round, as equal nodes would be made one
+    graph.set_shape(again, graph.shape(weight))
+    return again
+
+
+def _tiles(graph: Graph, x: str, channels: int, place: NDArray[np.float32]) -> str:
+    """V [16, tiles · N, I]."""
+    own = graph.initialize(graph.name("Constant"), place)
+    seen = graph.op("MatMul", own, _pixels_first(graph, x, channels, len(place[0])))
+    return graph.op("Reshape", seen, graph.ints(_FREQUENCIES, -1, channels))
+
+
+def _facts(graph: Graph, node: NodeProto) -> tuple[int, int, NDArray[np.float32], NDArray[np.float32]]:
+    """Filters, channels, B [16 · tiles, pixels of x] and A [pixels of y, 16 · tiles]."""
+    (x, weight), y = node.input[:2], node.output[0]
+    filters, channels = graph.sizes(weight, "weights")
+    size, out = (graph.sizes(name, "pixels")[1:] for name in (x, y))
+    before = node.attribute[0].ints[:2]
+    by_axis = [_along(*each) for each in zip(size, out, before, strict=True)]
+    place, collect = (
+        np.einsum("ftp,guq->fgtupq", *(pair[number] for pair in by_axis)).astype(np.float32) for number in (0, 1)
+    )
+    return filters, channels, place.reshape(-1, prod(size)), collect.reshape(-1, prod(out)).T.copy()
+
+
+def _along(size: int, out: int, before: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """B [4, tiles, size] and Aᵀ [4, tiles, out] along one axis."""
+    tiles = -(-out // 2)
+    place, collect = np.zeros((4, tiles, size), np.float32), np.zeros((4, tiles, out), np.float32)
+    for tile in range(tiles):
+        for entry in range(4):
+            pixel = 2 * tile + entry - before
+            if 0 <= pixel < size:
+                place[:, tile, pixel] = _INPUT[:, entry]
+        for entry in range(min(2, out - 2 * tile)):
+            collect[:, tile, 2 * tile + entry] = _OUTPUT[entry]
+    return place, collect
