@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: test web page phone docs versions versions-quick demo bench bench-quick zoo-check attacks report figures kills fuzz fleet pi pi-board pi-32 pi-wheel format clean
+.PHONY: test web page wheel phone docs versions versions-quick demo bench bench-quick zoo-check attacks report figures kills fuzz fleet pi pi-board pi-32 pi-wheel format clean
 .DELETE_ON_ERROR:
 
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -26,6 +26,11 @@ web: $(VENV)/ready  ## the packages of the phone's page, which are pinned by the
 
 page: web  ## the phone's page for any web server, in build/page, with its files in brotli and gzip beside them
 	PATH="$(abspath $(BIN)):$$PATH" node device_runtime/web/build.mjs build/page --compress
+
+wheel: web  ## the wheel with the phone's page in it, for servers that phones join, in dist/
+	rm -rf device_runtime/web/page
+	PATH="$(abspath $(BIN)):$$PATH" node device_runtime/web/build.mjs device_runtime/web/page --compress
+	$(BIN)/python -m build --quiet --wheel --outdir dist .
 
 phone: web  ## rounds of two emulated phones in Chromium, and what goes wrong on phones
 	CHROMIUM=$$(sh tests/phone/browser.sh) && export CHROMIUM && $(BIN)/python -m pytest -q tests/phone/in_browser.py

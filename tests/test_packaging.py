@@ -13,13 +13,14 @@ from typing import NamedTuple
 
 import pytest
 import yaml
+from phone_tools import WEB, run_node
 
 from fedpara_edge import __version__
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("device_runtime", "export", "fedpara_edge")
 NOT_COPIED = shutil.ignore_patterns(
-    ".*", "*.egg-info", "__pycache__", "_build", "build", "demo-run", "dist", "node_modules"
+    ".*", "*.egg-info", "__pycache__", "_build", "build", "demo-run", "dist", "node_modules", "page"
 )
 HIDDEN = (".pre-commit-config.yaml",)
 DATA = {
@@ -30,6 +31,9 @@ DATA = {
     "fedpara_edge/py.typed",
 }
 """All that is in the packages besides modules."""
+PAGE = "device_runtime/web/page"
+"""Place of the phone's page, which `make wheel` builds."""
+PARTS_OF_THE_PAGE = {"index.html", "device.js", "codecs/codec.js", "vendor/zstd.js", "vendor/zstd.LICENSE"}
 FOR_THE_TESTS = {
     "CHANGELOG.md",
     "CITATION.cff",
@@ -49,20 +53,24 @@ FOLDERS_FOR_THE_TESTS = ("benchmarks", "docs", "examples", "plans", "tests", *PA
 class Built(NamedTuple):
     wheel: Path
     sdist: Path
+    page: set[str]
+    """Files of the page that it was built with."""
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """The sdist of a copy of the checkout, and the wheel of that sdist."""
+    """The sdist of a copy of the checkout with the phone's page, and the wheel of that sdist."""
     folder = tmp_path_factory.mktemp("packaging")
     shutil.copytree(ROOT, folder / "checkout", ignore=NOT_COPIED)
     for name in HIDDEN:
         shutil.copy(ROOT / name, folder / "checkout")
+    page = folder / "checkout" / PAGE
+    run_node(WEB / "build.mjs", page)
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder / "dist"), "checkout"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,), (sdist,) = (folder / "dist").glob("*.whl"), (folder / "dist").glob("*.tar.gz")
-    return Built(wheel, sdist)
+    return Built(wheel, sdist, {f"{PAGE}/{path.relative_to(page)}" for path in page.rglob("*") if path.is_file()})
 
 
 def of_checkout(*folders: str) -> set[str]:
@@ -73,21 +81,35 @@ def of_checkout(*folders: str) -> set[str]:
 
 def is_made(path: Path) -> bool:
     in_plans = path.parts[0] == "plans" and path.suffix in (".html", ".npz", ".png")
-    return in_plans or path.suffix == ".pyc" or bool({"_build", ".kept", "node_modules"} & set(path.parts))
+    return in_plans or path.suffix == ".pyc" or bool({"_build", ".kept", "node_modules", "page"} & set(path.parts))
 
 
 def test_the_wheel_has_the_three_packages_and_nothing_else(built: Built) -> None:
     with zipfile.ZipFile(built.wheel) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert {name.partition("/")[0] for name in names} == set(PACKAGES)
-    assert names == {name for name in of_checkout(*PACKAGES) if name.endswith(".py")} | DATA
+    assert names == {name for name in of_checkout(*PACKAGES) if name.endswith(".py")} | DATA | built.page
+    assert built.page >= {f"{PAGE}/{name}" for name in PARTS_OF_THE_PAGE}
+
+
+def test_a_server_hands_out_the_page_of_its_wheel(built: Built, tmp_path: Path) -> None:
+    with zipfile.ZipFile(built.wheel) as wheel:
+        wheel.extractall(tmp_path)
+    read = (
+        "from fedpara_edge.cli.serve import installed_page; from fedpara_edge.serving.page import Page; "
+        "print(Page(installed_page()).find('', 'br').path)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", read], cwd=tmp_path, env={"PYTHONPATH": "."}, capture_output=True, text=True, check=False
+    )
+    assert Path(done.stdout.strip()) == tmp_path / PAGE / "index.html", done.stderr
 
 
 def test_the_sdist_has_what_the_tests_need_and_nothing_made(built: Built) -> None:
     with tarfile.open(built.sdist) as sdist:
         names = {member.name.partition("/")[2] for member in sdist.getmembers() if member.isfile()}
     made = {name for name in names if name.startswith("fedpara_edge.egg-info/")} | {"PKG-INFO", "setup.cfg"}
-    assert names - made == FOR_THE_TESTS | of_checkout(*FOLDERS_FOR_THE_TESTS)
+    assert names - made == FOR_THE_TESTS | of_checkout(*FOLDERS_FOR_THE_TESTS) | built.page
 
 
 def test_twine_takes_both(built: Built) -> None:
@@ -130,4 +152,4 @@ def test_every_extra_is_pinned() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     names = {re.split(r"[\[<>=; ]", wanted)[0] for extra in extras.values() for wanted in extra} - {"fedpara-edge"}
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").casefold()
-    assert [name for name in sorted(names) if f"\n{name}==" not in pins] == []
+    assert [name for name in sorted(names) if f"\n{name.casefold()}==" not in pins] == []

@@ -42,7 +42,11 @@ UNSERVED = ("privacy", "strict")
 @click.option(
     "--tls-lan", is_flag=True, help="Answer over TLS with a certificate made for this machine's names and addresses."
 )
-@click.option("--page", type=PATH, help="Folder of the page for phones, as `make page` writes it.")
+@click.option(
+    "--page",
+    type=PATH,
+    help="Folder of the page for phones, as `make page` writes it.  [default: the one of this installation, if any]",
+)
 @options_of(ServeConfig, into="config")
 @options_of(TrainCall, without=("algorithm", *OWN), into="train")
 @click.option(
@@ -110,11 +114,19 @@ def command(
         {**train, "algorithm": client_algorithm},
         host=host,
         port=port,
-        page=page,
+        page=page or installed_page(),
         encrypt=encrypt,
         on_event=_report,
         on_ready=show,
     )
+
+
+def installed_page() -> Path | None:
+    """Folder of the page that came with this installation; None if it has none, as of a wheel without `make wheel`."""
+    import device_runtime
+
+    folder = Path(device_runtime.__file__).parent / "web" / "page"
+    return folder if folder.is_dir() else None
 
 
 def _check_encryption(certificate: Path | None, key: Path | None, is_made: bool) -> None:
