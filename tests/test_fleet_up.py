@@ -129,25 +129,34 @@ def test_rounds_with_tls_and_keys_send_the_updates_and_little_else(here: Path) -
     assert_free([port, *ports(here)])
 
 
-def test_killed_it_leaves_nothing_and_goes_on_without_a_node_that_dies(here: Path) -> None:
+def test_killed_it_leaves_nothing_and_goes_on_with_the_nodes_that_are_there(here: Path) -> None:
     make_app(here, rounds=4, round_seconds=6)
-    first = start(here, "-n", "2")
+    (port,) = free_ports(1)
+    options = ["-n", "1", "--remote", "1", "--host", LOOPBACK, "--port", str(port)]
+    first = start(here, *options)
+    data = here / "app" / "local" / "data" / "clients" / "client-1" / "train"
+    wait_until(lambda: data.exists() or first.poll() is not None)
+    (here / "device").mkdir()
+    node = start(here / "device", f"{LOOPBACK}:{port}", "--data", str(data), "--state", "state", command="node")
     wait_until(lambda: rounds(here))
     first.kill()
     first.communicate()
     wait_until(lambda: not processes(here))
-    assert_free(ports(here))
+    assert_free([port])
     before = len(rounds(here))
-    again = start(here, "-n", "2")
+    again = start(here, *options)
     wait_until(lambda: len(rounds(here)) > before or again.poll() is not None)
-    log = (here / "app" / "local" / "logs" / "node-1.log").read_text()
-    (node,) = re.findall(r"Started server process \[(\d+)\]", log)
-    os.kill(int(node), signal.SIGKILL)
+    log = (here / "app" / "local" / "logs" / "node-0.log").read_text()
+    (pid,) = re.findall(r"Started server process \[(\d+)\]", log)
+    os.kill(int(pid), signal.SIGKILL)
     code, _, err = end(again)
     assert code == 0, err
-    assert "node-1: its SuperNode ended" in err
+    assert "node-0: its SuperNode ended" in err
     assert [event["round"] for event in rounds(here)] == [1, 2, 3, 4]
-    assert_free(ports(here))
+    node.send_signal(signal.SIGINT)
+    assert end(node)[0] == 130
+    assert not processes(here / "device")
+    assert_free([port, *ports(here)])
 
 
 def test_failed_or_interrupted_it_says_so_and_leaves_nothing(here: Path) -> None:

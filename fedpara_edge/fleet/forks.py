@@ -26,10 +26,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
+from device_runtime.engines.registry import ENGINES
+
 STOP_SECONDS = 8.0
 """Time that a program gets to end after SIGTERM."""
 IDLE_SECONDS = 0.5
 """Time in which an idle SuperNode asks for messages, and looks for a reply, in place of Flower's 3 s."""
+BACKOFF_SECONDS = 0.1
+"""Time after which a task first looks again for a message that is still to come, in place of Flower's 1 s."""
 _KILLED = 137
 
 Program = Callable[[], Any]
@@ -84,8 +88,13 @@ class Forks:
         return self._ended.get(pid, _KILLED)
 
     def stop(self) -> None:
-        """End all programs and what they started: the last first, by SIGTERM, and by SIGKILL those that don't end."""
-        pids = list(reversed(self._running))
+        """End all programs, the last first."""
+        self.end(*reversed(self._running))
+        os.close(self._end)
+        os.close(self._life)
+
+    def end(self, *pids: int) -> None:
+        """End programs and what they started, by SIGTERM, and by SIGKILL those that don't end in time."""
         for pid in pids:
             _signal(pid, signal.SIGTERM)
         deadline = time.monotonic() + STOP_SECONDS
@@ -93,12 +102,8 @@ class Forks:
             time.sleep(0.02)
         for pid in pids:
             _signal(pid, signal.SIGKILL)
-        os.close(self._end)
-        for pid in pids:
-            if pid in self._running:
-                os.waitpid(pid, 0)
-        self._running.clear()
-        os.close(self._life)
+        while any(self.ended(pid) is None for pid in pids):
+            time.sleep(0.02)
 
     def _run(self, command: str, arguments: Sequence[str]) -> None:
         sys.argv = [command, *arguments]
@@ -128,11 +133,21 @@ def running_forks(logs: Path) -> Iterator[Forks]:
         logs: Folder for what they print.
     """
     _quicken()
+    _import_apps()
     forks = Forks(logs)
     try:
         yield forks
     finally:
         forks.stop()
+
+
+def _import_apps() -> None:
+    """Import what tasks run, before they are forked."""
+    for name in ("fedpara_edge.fleet.client", "fedpara_edge.fleet.server"):
+        importlib.import_module(name)
+    for engine in ENGINES.values():
+        with suppress(ImportError):  # the engine of this device is another
+            importlib.import_module(engine.module)
 
 
 def _quicken() -> None:
@@ -143,6 +158,9 @@ def _quicken() -> None:
         time.sleep(min(seconds, IDLE_SECONDS))
 
     module.time = SimpleNamespace(sleep=sleep)
+    # A task is there before the message that it is about, and first waits for a second if it has to.
+    pull: Any = importlib.import_module("flwr.supercore.inflatable.inflatable_utils").pull_objects
+    pull.__kwdefaults__ = {**(pull.__kwdefaults__ or {}), "initial_backoff": BACKOFF_SECONDS}
 
 
 def _programs() -> Mapping[str, Program]:

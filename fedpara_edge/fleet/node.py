@@ -1,4 +1,8 @@
-"""A device's SuperNode, with all that it starts as forks of one process that has imported it."""
+"""A device's SuperNode, with all that it starts as forks of one process that has imported it.
+
+A SuperLink that was restarted knows none of its nodes, and these go on asking it in vain. So whenever the server is
+there again after it was not, the SuperNode is started anew; a training that is under way saves its progress first.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +14,13 @@ from pathlib import Path
 from device_runtime.interrupts import holding_interrupts
 from fedpara_edge.errors import FedparaError, InputError
 from fedpara_edge.fleet.device import FLEET
-from fedpara_edge.fleet.ports import free_ports
+from fedpara_edge.fleet.ports import answers, free_ports
 from fedpara_edge.fleet.settings import NodeConfig
 from fedpara_edge.fleet.switches import SWITCHES
 from fedpara_edge.simulation.processes import environment
 from fedpara_edge.storage.locking import hold
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 1.0
 
 
 def run_node(address: str, config: NodeConfig, *, ca: Path | None = None, auth: Path | None = None) -> None:
@@ -29,7 +33,7 @@ def run_node(address: str, config: NodeConfig, *, ca: Path | None = None, auth: 
         auth: Private key that the SuperLink knows; None for one that lets everybody in.
 
     Raises:
-        InputError: A file is missing.
+        InputError: A file is missing, or the address is none.
         BusyError: Another process is the node of this state folder.
         FedparaError: The SuperNode ended.
         KeyboardInterrupt: Interrupted.
@@ -39,6 +43,10 @@ def run_node(address: str, config: NodeConfig, *, ca: Path | None = None, auth: 
     for path, name in ((config.data, "data"), (ca, "ca"), (auth, "auth")):
         if path is not None and not path.exists():
             raise InputError(f"expected a file or folder, found nothing at {path}; check the path", key=name)
+    host, _, number = address.rpartition(":")
+    if not host or not number.isdecimal():
+        raise InputError(f"{address}: expected HOST:PORT, found another address")
+    server = int(number)
     local = config.state.absolute() / FLEET
     for folder in (local, local / "logs", local / "flower"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -53,8 +61,13 @@ def run_node(address: str, config: NodeConfig, *, ca: Path | None = None, auth: 
 
             with holding_interrupts() as interrupted, running_forks(local / "logs") as forks:
                 (port,) = free_ports(1)
-                running = start_node(forks, address, config, port, (*trust, *key), log="node")
+                running: tuple[int, ...] = ()
+                is_there = False
                 while all(forks.ended(pid) is None for pid in running):
+                    was_there, is_there = is_there, answers(server, host=host)
+                    if not running or (is_there and not was_there):
+                        forks.end(*running)
+                        running = start_node(forks, address, config, port, (*trust, *key), log="node")
                     if interrupted():
                         raise KeyboardInterrupt
                     time.sleep(POLL_SECONDS)

@@ -39,12 +39,12 @@ def free_ports(count: int, *, first: int = 0, address: str = LOOPBACK) -> list[i
             listener.close()
 
 
-def answers(port: int, *, seconds: float = 0.0) -> bool:
+def answers(port: int, *, host: str = LOOPBACK, seconds: float = 0.0) -> bool:
     """Whether something listens at a port, by the end of some time."""
     deadline = time.monotonic() + seconds
     while True:
         try:
-            with socket.create_connection((LOOPBACK, port), timeout=1):
+            with socket.create_connection((host, port), timeout=1):
                 return True
         except OSError:
             if time.monotonic() >= deadline:
