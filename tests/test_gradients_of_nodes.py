@@ -55,6 +55,29 @@ def test_max_pool_in_all_its_forms(axes: int, options: dict[str, Any], around: t
     np.testing.assert_allclose(found, scale.grad.numpy().ravel(), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("shape", [(2, 6, 8), (2, 5, 7), (2, 2, 2)])
+@pytest.mark.parametrize("options", [{}, {"ceil_mode": 1}, {"pads": [1, 0, 0, 1]}])
+def test_of_equal_entries_the_first_takes_the_gradient(
+    shape: tuple[int, ...], options: dict[str, Any], tmp_path: Path
+) -> None:
+    generator = np.random.default_rng(0)
+    x = generator.integers(-1, 2, (4, *shape)).astype(np.float32)
+    scale = torch.ones(1, *shape, dtype=torch.float64, requires_grad=True)
+    top, left, bottom, right = options.get("pads", [0] * 4)
+    filled = F.pad(torch.from_numpy(x).double() + scale - 1, (left, right, top, bottom), value=-np.inf)
+    expected = F.max_pool2d(filled, 2, ceil_mode="ceil_mode" in options).flatten(1)
+    y = generator.standard_normal(expected.shape, dtype=np.float32)
+    F.mse_loss(expected, torch.from_numpy(y).double()).backward()
+    add = helper.make_node("Add", ["x", "weight"], ["scaled"], name="add")
+    node = helper.make_node("MaxPool", ["scaled"], ["result"], name="p", kernel_shape=[2, 2], strides=[2, 2], **options)
+    rows = helper.make_node("Reshape", ["result", "rows"], [OUTPUT], name="rows")
+    entries = y.shape[1]
+    arrays = {"weight": np.zeros((1, *shape), np.float32), "rows": np.array([-1, entries])}
+    write_rows([add, node, rows], arrays, ["weight"], entries, tmp_path, np.ones((3, *shape), np.float32))
+    found = run_step(tmp_path / "train_step.onnx", x, y, weights=np.zeros(x[0].size, np.float32))["gradient"]
+    np.testing.assert_allclose(found, scale.grad.numpy().ravel(), rtol=1e-5, atol=1e-7)
+
+
 def test_a_dropout_without_ratio_drops_half(tmp_path: Path) -> None:
     train = helper.make_node("Constant", [], ["train"], name="train", value=numpy_helper.from_array(np.array(True)))
     node = helper.make_node("Dropout", ["scaled", "", "train"], ["result"], name="dropout")

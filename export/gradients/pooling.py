@@ -19,12 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
+from export.forward.tracing import Batch
 from export.gradients.builder import Graph, attributes
 from export.gradients.rules import Gradients, rule
 from export.gradients.windows import window_padding
 
 _CANDIDATES = 64  # most candidates that are compared one by one
-_LOWEST = float(np.finfo(np.float32).min)  # 0 when multiplied by 0, unlike -inf
+_LOWEST, _HIGHEST = float(np.finfo(np.float32).min), float(np.finfo(np.float32).max)  # 0 times 0, unlike infinities
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,34 @@ def before_relu(graph: Graph, nodes: Sequence[NodeProto]) -> list[NodeProto]:
         pool.CopyFrom(node)
         pool.input[0], pool.output[0] = relu.input[0], pooled
         graph.set_shape(pooled, graph.shape(node.output[0]))
-        made += [pool, helper.make_node("Relu", [pooled], list(node.output), name=pooled)]
+        made += [pool, helper.make_node("Relu", [pooled], list(node.output), name=relu.name)]
     return made
+
+
+def by_axis(graph: Graph, nodes: Sequence[NodeProto]) -> list[NodeProto]:
+    """Replace each MaxPool of tiles of 2 x 2 with one of the pairs in every row and one of the rows.
+
+    The first largest entry of a tile is the first largest of the first row that has the largest one.
+    """
+    made = []
+    for node in nodes:
+        if node.op_type != "MaxPool" or len(node.output) > 1 or not _pairs(graph, node, [2, 2]):
+            made.append(node)
+            continue
+        by_row, (*images, height, width) = f"{node.output[0]}.rows", graph.shape(node.input[0])
+        graph.set_shape(by_row, (*images, height, width // 2))  # type: ignore[operator]
+        for kernel, x, y in (([1, 2], node.input[0], by_row), ([2, 1], by_row, node.output[0])):
+            made.append(helper.make_node("MaxPool", [x], [y], name=y, kernel_shape=kernel, strides=kernel))
+    return made
+
+
+def _pairs(graph: Graph, node: NodeProto, kernel: list[int]) -> bool:
+    """Whether the windows of a MaxPool are tiles of a given shape."""
+    given = attributes(node)
+    plain = not any(given.get("pads", ())) and {*given.get("dilations", ())} <= {1} and not given.get("ceil_mode", 0)
+    plain = plain and given.get("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+    static = not any(isinstance(size, Batch) for size in graph.shape(node.input[0])[1:])
+    return plain and static and given["kernel_shape"] == kernel == given.get("strides")
 
 
 def forward(graph: Graph, node: NodeProto) -> None:
@@ -125,6 +152,8 @@ def max_pool(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
         return [_grad_of_one_window(graph, x, gradient)]
     if _by_indices(graph, node):
         return [_grad_by_indices(graph, node, gradient)]
+    if _pairs(graph, node, [1, 2]):
+        return [_grad_of_pairs(graph, x, gradient, pixels[1])]
     rows, columns = _axes(graph, node, pixels)
     value = graph.op("Reshape", x, graph.ints(-1, channels, rows.size, columns.size))
     spare = rows.size - len(rows.pick)
@@ -174,6 +203,19 @@ def _grad_of_one_window(graph: Graph, x: str, gradient: str) -> str:
     place = graph.op("ArgMax", flat, axis=2)
     given = graph.op("Reshape", gradient, graph.ints(-1, channels, 1))
     return graph.reshape_like(graph.op("ScatterElements", graph.zeros_like(flat), place, given, axis=2), x)
+
+
+def _grad_of_pairs(graph: Graph, x: str, gradient: str, width: int) -> str:
+    """Gradient of the pairs (a, b) in rows of x, from a - b: that of a if this is not negative, that of b otherwise."""
+    pairs = width // 2
+    subtract, place = np.zeros((width, pairs), np.float32), np.zeros((2, pairs, width), np.float32)
+    for pair in range(pairs):
+        subtract[2 * pair : 2 * pair + 2, pair] = 1, -1
+        place[0, pair, 2 * pair : 2 * pair + 2] = 0, 1  # of the whole gradient
+        place[1, pair, 2 * pair : 2 * pair + 2] = 1, -1  # of that of a
+    ahead = graph.op("HardSigmoid", graph.op("MatMul", x, graph.array(subtract)), alpha=_HIGHEST, beta=1.0)
+    both = graph.op("Concat", gradient, graph.op("Mul", gradient, ahead), axis=3)
+    return graph.op("MatMul", both, graph.array(place.reshape(2 * pairs, width)))
 
 
 def _grad_by_indices(graph: Graph, node: NodeProto, gradient: str) -> str:

@@ -256,7 +256,7 @@ def _append_forward(
     fixed: list[NodeProto] = []
     if training:
         fixed, changing = _apart(changing, [_inner(tensor.name) for tensor in spec.tensors])
-        rewrites = [shaping.join_slices, normalization.fuse, recurrent.split, pooling.before_relu]
+        rewrites = [shaping.join_slices, normalization.fuse, recurrent.split, pooling.before_relu, pooling.by_axis]
         if CORRECTION not in spec.optimizer:  # which reads the weights as the model composes them
             rewrites.append(winograd.fuse)
         for rewrite in rewrites:
