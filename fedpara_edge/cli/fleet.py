@@ -83,7 +83,8 @@ def up(
     from fedpara_edge.fleet.up import run_up
 
     if bool(remote) != bool(host):
-        raise InputError("expected with --remote and only then", key="host")
+        found = "it without" if host else "none"
+        raise InputError(f"expected with --remote and only then, found {found}; give both, or none", key="host")
     here = nodes if nodes is not None else len(data) or (0 if remote else 2)
     if not here + remote:
         raise InputError("expected at least 1 here or elsewhere, found none", key="nodes")
@@ -121,8 +122,7 @@ def node(address: str, data: Path, state: Path, options: Mapping[str, Any], ca: 
     from fedpara_edge.fleet.node import run_node
 
     config = NodeConfig(data=data.absolute(), state=state.absolute(), **options)
-    note(f"a node of {address}; Ctrl-C ends it")
-    run_node(address, config, ca=ca, auth=auth)
+    run_node(address, config, ca=ca, auth=auth, on_start=lambda: note(f"a node of {address}; Ctrl-C ends it"))
 
 
 class _Table:

@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 
 from fedpara_edge._version import __version__
-from fedpara_edge.errors import InputError
+from fedpara_edge.errors import InputError, OutputExistsError
 from fedpara_edge.fleet.federation import check_fit
 from fedpara_edge.fleet.settings import FleetConfig, from_flower, to_flower
 from fedpara_edge.formats.bundle import open_bundle
@@ -101,7 +101,11 @@ def write_app(output: Path, config: FleetConfig) -> None:
     """
     plan = read_plan(config.plan)
     check_fit(plan.arm(config.arm), open_bundle(config.bundle))
-    check_output(output, overwrite=False, folder=True)
+    check_output(output, overwrite=True, folder=True)
+    if output.exists():
+        raise OutputExistsError(
+            f"{output}: expected a new folder, found an existing one; choose another name, or change its pyproject.toml"
+        )
     lines = "\n".join(f"{key} = {_toml(value)}" for key, value in to_flower(config).items())
     project = _PROJECT.format(package=PACKAGE, version=__version__, flower=FLOWER, config=lines)
     with replacing_folder(output) as made:

@@ -105,7 +105,7 @@ class Federation:
 
     def nodes(self) -> dict[int, int]:
         """Round of the weights that each device has, of those that are known."""
-        with suppress(OSError, ValueError):  # those that are not known get everything
+        with suppress(OSError, ValueError, TypeError, AttributeError):  # those that are not known get everything
             found = strict_json((self.folder.path / NODES).read_text(encoding="utf-8"))
             return {int(node): int(round) for node, round in found.items()}
         return {}

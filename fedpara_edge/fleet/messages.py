@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedpara_edge.errors import InvalidUpdateError, brief_text
+from fedpara_edge.errors import InvalidUpdateError, brief, brief_text
+from fedpara_edge.storage.tensortable import strict_json
 
 SMALL_BYTES = 1 << 20
 """Size up to which a file is sent in one piece."""
@@ -99,7 +100,7 @@ def read_call(content: RecordDict) -> Call:
         fingerprint=_word(words, "fingerprint"),
         round=int(_number(numbers, "round")),
         base=_word(words, "base"),
-        options=json.loads(_word(words, "options")),
+        options=_options(_word(words, "options")),
         run=_word(words, "run"),
         files=files,
     )
@@ -150,6 +151,16 @@ def _word(words: Mapping[str, Any], name: str) -> str:
     if not isinstance(value, str):
         raise InvalidUpdateError(f"expected a message of fedpara-edge with {name!r}, found one without")
     return value
+
+
+def _options(text: str) -> dict[str, Any]:
+    try:
+        options = strict_json(text)
+    except ValueError as error:
+        raise InvalidUpdateError(f"options: expected JSON, found {error}") from error
+    if not isinstance(options, dict):
+        raise InvalidUpdateError(f"options: expected a mapping, found {brief(options)}")
+    return options
 
 
 def _brief_word(words: Mapping[str, Any], name: str, max_length: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from device_runtime.interrupts import holding_interrupts
@@ -23,7 +23,14 @@ from fedpara_edge.storage.locking import hold
 POLL_SECONDS = 1.0
 
 
-def run_node(address: str, config: NodeConfig, *, ca: Path | None = None, auth: Path | None = None) -> None:
+def run_node(
+    address: str,
+    config: NodeConfig,
+    *,
+    ca: Path | None = None,
+    auth: Path | None = None,
+    on_start: Callable[[], None] = lambda: None,
+) -> None:
     """Train whenever the server calls, until this is interrupted.
 
     Args:
@@ -31,6 +38,7 @@ def run_node(address: str, config: NodeConfig, *, ca: Path | None = None, auth: 
         config: Settings of the device.
         ca: Certificate of the authority that signed the SuperLink's; None for a connection without TLS.
         auth: Private key that the SuperLink knows; None for one that lets everybody in.
+        on_start: Function that is called when all was found good.
 
     Raises:
         InputError: A file is missing, or the address is none.
@@ -45,7 +53,7 @@ def run_node(address: str, config: NodeConfig, *, ca: Path | None = None, auth: 
             raise InputError(f"expected a file or folder, found nothing at {path}; check the path", key=name)
     host, _, number = address.rpartition(":")
     if not host or not number.isdecimal():
-        raise InputError(f"{address}: expected HOST:PORT, found another address")
+        raise InputError(f"{address}: expected HOST:PORT, found no port; add it")
     server = int(number)
     local = config.state.absolute() / FLEET
     for folder in (local, local / "logs", local / "flower"):
@@ -53,6 +61,7 @@ def run_node(address: str, config: NodeConfig, *, ca: Path | None = None, auth: 
     log = local / "logs" / "node.log"
     with hold(local / ".lock", folder=config.state, kind="the state folder of a node"):
         log.unlink(missing_ok=True)
+        on_start()
         trust: Sequence[str] = ("--insecure",) if ca is None else ("--root-certificates", str(ca))
         key: Sequence[str] = () if auth is None else ("--auth-supernode-private-key", str(auth))
         with environment({**SWITCHES, "FLWR_HOME": str(local / "flower")}):

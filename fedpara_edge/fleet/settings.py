@@ -48,7 +48,9 @@ class FleetConfig:
     round_seconds: float = option(3600.0, above=0, help="Time that the devices of a round get.")
     at_once: int = option(100, minimum=1, help="Devices that train at a time.")
     min_updates: int = option(1, minimum=1, help="Valid updates below which a round fails.")
-    test: Path | None = option(None, unset="no evaluation", help="Data to evaluate the weights of each round on.")
+    test: Path | None = option(
+        None, metavar="PATH", unset="no evaluation", help="Data to evaluate the weights of each round on."
+    )
     allow: Path | None = option(
         None, metavar="FILE", help="TOML file with keys of clients: signed updates alone count."
     )
@@ -76,11 +78,15 @@ class NodeConfig(Reading):
 
     data: Path = option(help="Data file or folder.")
     state: Path = option(help="State folder.")
-    bundle: Path | None = option(None, help="Bundle folder that the device has.")
-    key: Path | None = option(None, help="Private key to sign updates with.")
-    client: str | None = option(None, help="Name of the device in its updates.")
-    engine: str | None = option(None, choices=("auto", *ENGINES), help="Engine that trains.")
-    threads: int | None = option(None, minimum=1, maximum=MAX_THREADS, help="Threads of the engine.")
+    bundle: Path | None = option(
+        None, metavar="PATH", unset="the one that the server sends", help="Bundle folder that the device has."
+    )
+    key: Path | None = option(None, metavar="FILE", help="Private key to sign updates with.")
+    client: str | None = option(None, unset="kept in the state folder", help="Name of the device in its updates.")
+    engine: str | None = option(None, choices=("auto", *ENGINES), unset="the plan's", help="Engine that trains.")
+    threads: int | None = option(
+        None, minimum=1, maximum=MAX_THREADS, unset="one per core", help="Threads of the engine."
+    )
 
     @property
     def reading(self) -> Reading:
