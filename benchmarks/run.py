@@ -31,7 +31,9 @@ SCRIPTS = {
     "Inference with a folded model": "folded.py",
     "Aggregation on the server": "aggregation.py",
     "Signatures and bounds": "signatures.py",
+    "Digests and exact sums": "digests.py",
     "Codecs": "codecs.py",
+    "Starts of commands": "starting.py",
 }
 QUICK = {
     "exporting.py": ("--models", "cnn", "--repetitions", "1"),
@@ -43,6 +45,8 @@ QUICK = {
     "folded.py": ("--models", "mlp,cnn", "--repetitions", "2"),
     "aggregation.py": ("--updates", "10", "40", "--repetitions", "2"),
     "signatures.py": ("--codec", "float32", "--codec", "int4", "--updates", "20", "--repetitions", "2"),
+    "digests.py": ("--updates", "10", "--parameters", "500000", "--repetitions", "2"),
+    "starting.py": ("--repetitions", "3"),
     "codecs.py": ("--parameters", "500000", "--updates", "5", "--repetitions", "2", "--seconds", "0.1"),
 }
 """Options that make a benchmark small."""

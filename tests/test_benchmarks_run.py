@@ -80,6 +80,48 @@ def test_signatures(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["numbers.json"]
 
 
+def test_digests(tmp_path: Path) -> None:
+    options = ["--updates", "2", "--parameters", "1", "--repetitions", "1", "--folder", tmp_path]
+    command = [sys.executable, BENCHMARKS / "digests.py", *options, "--json", tmp_path / "numbers.json"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found = json.loads((tmp_path / "numbers.json").read_text())
+    assert list(found) == ["weights", "server state", "2 float32", "2 int8"]
+    assert all(min(result["seconds"].values()) > 0 for result in found.values())
+    assert done.stdout.splitlines()[-1].startswith("2 int8 ")
+    assert [path.name for path in tmp_path.iterdir()] == ["numbers.json"]
+
+
+def test_starting(tmp_path: Path) -> None:
+    command = [sys.executable, BENCHMARKS / "starting.py", "--repetitions", "1", "--json", tmp_path / "numbers.json"]
+    subprocess.run(command, check=True, capture_output=True)
+    starts = json.loads((tmp_path / "numbers.json").read_text())["starts"]
+    assert list(starts) == ["help", "aggregate", "train"]
+    for found in starts.values():
+        assert found["ratio"] == found["seconds"]["start"] / found["seconds"]["import"]
+        assert found["longest_ms"]
+    assert "fedpara_edge.aggregation" in starts["aggregate"]["longest_ms"]
+
+
+def test_simulating(tmp_path: Path) -> None:
+    options = [
+        "--clients",
+        "5",
+        "--images",
+        "200",
+        "--rounds",
+        "3",
+        "--turns",
+        "1",
+        "--json",
+        tmp_path / "numbers.json",
+    ]
+    command = [sys.executable, BENCHMARKS / "simulating.py", *options]
+    subprocess.run(command, check=True, capture_output=True)
+    (row,) = json.loads((tmp_path / "numbers.json").read_text())["rows"]
+    assert row["torch_over_simulation"] == row["seconds"]["torch"] / row["seconds"]["simulation"]
+    assert 0 < row["training"] < 1
+
+
 def test_exporting(tmp_path: Path) -> None:
     command = [sys.executable, BENCHMARKS / "exporting.py", "--models", "cnn", "--repetitions", "1"]
     subprocess.run([*command, "--json", tmp_path / "numbers.json"], check=True, capture_output=True)

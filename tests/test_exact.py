@@ -62,6 +62,19 @@ def test_what_is_taken_away_leaves_nothing(pairs: list[tuple[float, int]], other
     assert value_of(sum_) == value_of(summed(pairs))
 
 
+@pytest.mark.parametrize("entries", [1, 255, 256, 257, 4096, 4097, 9000])
+def test_a_sum_does_not_depend_on_those_beside_it(entries: int) -> None:
+    random = np.random.default_rng(entries)
+    values = (random.standard_normal((40, entries)) * 10.0 ** random.integers(-9, 9, entries)).astype(np.float32)
+    counts = [int(count) for count in random.integers(1, 1 << 40, 40)]
+    whole = ExactSum(entries)
+    whole.add(values, counts)
+    for entry in {0, 1, 254, 255, 256, 4095, 4096, entries - 1} & {*range(entries)}:
+        alone = summed([(float(value), count) for value, count in zip(values[:, entry], counts, strict=True)])
+        found = sum(int(digits[entry]) * Fraction(2) ** (32 * level) for level, digits in whole.digits().items())
+        assert found == value_of(alone), entry
+
+
 def test_many_additions_overflow_nothing() -> None:
     sum_, value = ExactSum(3), np.full((32, 3), -HUGE, np.float32)
     for _ in range(600):

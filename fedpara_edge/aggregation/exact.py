@@ -21,11 +21,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpara_edge.codecs.changes import TILE_ENTRIES
+
 DIGIT_BITS = 32
 LIMB_BITS = 16
 ROWS = 32
 """Most slices that, times a limb each, add up to at most 2^53."""
-TILE_ENTRIES = 4096
+CACHED_ENTRIES = 4096
 """Entries at a time, for the slices of a block of updates to stay in the cache."""
 _CARRY_AFTER = 256
 """Additions, each below 2^54, after which the levels are brought back below 2^32."""
@@ -52,8 +54,8 @@ class ExactSum:
         """
         for first in range(0, len(values), ROWS):
             limbs = _limbs(weights[first : first + ROWS])
-            for start in range(0, self._entries, TILE_ENTRIES):
-                tile = slice(start, min(start + TILE_ENTRIES, self._entries))
+            for start in range(0, self._entries, CACHED_ENTRIES):
+                tile = slice(start, min(start + CACHED_ENTRIES, self._entries))
                 self._add(tile, values[first : first + ROWS, tile].astype(np.float64), limbs)
             self._additions += len(limbs)
             if self._additions >= _CARRY_AFTER:
@@ -69,12 +71,11 @@ class ExactSum:
             high = rest + grid
             high -= grid
             rest -= high
-            sums = limbs @ high
+            sums = _products(limbs, high)
             sums *= 2.0 ** (-DIGIT_BITS * level)
             for number, units in enumerate(sums.astype(np.int64)):
                 self._deposit(level, tile, units, LIMB_BITS * number)
-            flat = rest.reshape(-1)
-            if not np.dot(flat, flat):
+            if not np.vecdot(rest, rest).any():
                 break
             level -= 1
 
@@ -124,6 +125,19 @@ class ExactSum:
         for level, digits in self.digits().items():
             total += digits * 2.0 ** (DIGIT_BITS * level)
         return total
+
+
+def _products(limbs: NDArray[np.float64], slices: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Products of limbs [limbs, rows] and slices [rows, entries], cut as in `codecs.changes`, and for its reason."""
+    products = np.empty((len(limbs), slices.shape[1]))
+    tiled = slices.shape[1] - slices.shape[1] % TILE_ENTRIES
+    for part in (slice(tiled), slice(tiled, None)):
+        columns, out = slices[:, part], products[:, part]
+        width = min(TILE_ENTRIES, columns.shape[1])
+        if width:
+            tiles = columns.reshape(len(columns), -1, width).transpose(1, 0, 2)
+            np.matmul(limbs, tiles, out=out.reshape(len(out), -1, width).transpose(1, 0, 2))
+    return products
 
 
 def _limbs(weights: Sequence[int]) -> NDArray[np.float64]:
