@@ -16,6 +16,7 @@ from typing import Any
 
 from fedpara_edge.errors import InputError
 from fedpara_edge.simulation.folder import METRICS, PLAN, RunFolder
+from fedpara_edge.simulation.metrics import is_number
 from fedpara_edge.simulation.plan.plan import Plan, read_plan
 
 Line = Mapping[str, Any]
@@ -93,7 +94,7 @@ def read_results(run: Path) -> Results:
     found: dict[str, dict[int, list[Line]]] = {}
     for line in _lines(folder.metrics):
         arm, seed = line.get("arm"), line.get("seed")
-        if isinstance(arm, str) and isinstance(seed, int):
+        if isinstance(arm, str) and is_number(seed):
             found.setdefault(arm, {}).setdefault(seed, []).append(line)
     if not found:
         raise InputError(f"{folder.metrics}: expected lines about arms, found none; let the simulation run first")
@@ -138,10 +139,10 @@ def _seed_run(seed: int, lines: Iterable[Line]) -> SeedRun:
         match line.get("event"):
             case "arm":
                 about = line
-            case "round" if isinstance(number, int):
+            case "round" if is_number(number):
                 rounds[number] = line
                 done = None  # a run that was over has been given more rounds
-            case "clients" if isinstance(number, int) and isinstance(of, dict):
+            case "clients" if is_number(number) and isinstance(of, dict):
                 clients[number] = {name: each for name, each in of.items() if isinstance(each, dict)}
             case "done":
                 done = line

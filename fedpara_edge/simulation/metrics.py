@@ -31,7 +31,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from fedpara_edge.errors import FedparaError, InputError, brief, brief_text
 from fedpara_edge.storage.atomic import replacing_file
@@ -39,6 +39,7 @@ from fedpara_edge.storage.atomic import replacing_file
 Event = Mapping[str, Any]
 ORDER = ("arm", "clients", "round", "done")
 """Order of the lines about one round: those about its clients come first, as they are cut off without the round."""
+MAX_NUMBER = 1 << 53
 _OF_ROUNDS = ("clients", "round")
 
 
@@ -148,11 +149,16 @@ def _read(path: Path) -> tuple[list[Event], int]:
     return events, good_bytes
 
 
+def is_number(value: Any) -> TypeGuard[int]:
+    """Whether a value can be the number of a seed or a round, which arithmetic can hold."""
+    return type(value) is int and 0 <= value <= MAX_NUMBER
+
+
 def _event(path: Path, line: bytes) -> Event:
     try:
         event: Event = json.loads(line)
         kind, numbers = event["event"], [event["seed"]] + ([event["round"]] if event["event"] in _OF_ROUNDS else [])
-        if kind not in ORDER or not isinstance(event["arm"], str) or any(type(number) is not int for number in numbers):
+        if kind not in ORDER or not isinstance(event["arm"], str) or not all(map(is_number, numbers)):
             raise ValueError(f"the event {brief(event)}")
         return event
     except (ValueError, KeyError, TypeError, RecursionError) as error:
