@@ -25,7 +25,7 @@ is refused, as they stand in reports:
 | `duplicate`         | has the same client and the same content as one that was taken               |
 | `conflict`          | has the same client as another with other content: both are refused          |
 | `changed`           | was changed while it was being read                                          |
-| `digest`            | is a partial with other content than was written                             |
+| `digest`            | has other content than was written                                         |
 | `partial`           | is a partial that is damaged, or contradicts another file                    |
 | `unsigned`          | has no signature, where signed ones count                                    |
 | `unknown_client`    | is signed by nobody on the list of clients                                   |

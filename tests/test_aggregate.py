@@ -14,7 +14,7 @@ import pytest
 import small_round
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from fedpara_edge import codecs
 from fedpara_edge.aggregation import Aggregation, aggregate, screening
@@ -33,6 +33,7 @@ from fedpara_edge.errors import FedparaError, InputError, InvalidUpdateError, To
 from fedpara_edge.factors.layout import Layout
 from fedpara_edge.formats.serverstate import state_of, write_server_state
 from fedpara_edge.formats.weights import Weights, read_weights, write_weights
+from fedpara_edge.storage.digest import with_digest
 from fedpara_edge.storage.tensorfile import TensorFile
 
 HUGE = float(np.finfo(np.float32).max)
@@ -157,6 +158,7 @@ class Round:
     """Weights, good updates of many clients and bad ones of every kind, and what the good ones alone give."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
         self.folder = folder
         self.weights = small_round.start_round(folder)
         self.good = [small_round.send(folder, self.weights, name) for name in ("ä", "b", "B", "a10", "a9", "z", "日")]
@@ -209,6 +211,12 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Round:
     return Round(tmp_path_factory.mktemp("round"))
 
 
+@pytest.fixture
+def chunked(effort: Effort, tmp_path: Path) -> Round:  # noqa: ARG001
+    """A round whose files have the chunks of the effort."""
+    return Round(tmp_path / "round")
+
+
 @settings(max_examples=25)
 @given(st.data())
 def test_order_changes_no_byte(everything: Round, data: st.DataObject) -> None:
@@ -218,7 +226,8 @@ def test_order_changes_no_byte(everything: Round, data: st.DataObject) -> None:
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(paths=st.data())
-def test_bad_updates_are_named_and_leave_no_trace(everything: Round, paths: st.DataObject, effort: Effort) -> None:
+def test_bad_updates_are_named_and_leave_no_trace(paths: st.DataObject, effort: Effort, chunked: Round) -> None:
+    everything = chunked
     bad = paths.draw(st.lists(st.sampled_from(sorted(everything.bad)), unique=True))
     if any(code == "conflict" for code, _ in map(everything.bad.__getitem__, bad)):
         bad = sorted({*bad, everything.folder / "one.update", everything.folder / "two.update"})
@@ -610,11 +619,14 @@ def test_a_step_that_leaves_float32_is_nobodys_fault(algorithm: ServerAlgorithm,
 
 def many(folder: Path, weights: Weights, count: int, *, codec: str = "float32") -> list[Path]:
     """Copies of one update that differ in their client, which is much faster than writing each."""
-    whole = small_round.send(folder, weights, "client-0000", codec=codec, metrics=METRICS).read_bytes()
-    paths = []
+    first = small_round.send(folder, weights, "client", codec=codec, metrics=METRICS)
+    with TensorFile(first, format=None, error=InvalidUpdateError) as file:
+        fields = {name: value for name, value in file.header.items() if name != "digest"}
+    paths, arrays = [], load_file(first)
     for number in range(count):
         path = folder / f"many-{number:04}"
-        path.write_bytes(whole.replace(b"client-0000", b"client-%04d" % number))
+        header = with_digest({**fields, "client": f"client-{number:04}"}, "")
+        save_file(arrays, path, metadata={"fedpara_edge": json.dumps(header)})
         paths.append(path)
     return paths
 

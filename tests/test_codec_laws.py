@@ -138,7 +138,7 @@ class Opens:
         )
         if not good:
             raise InvalidUpdateError(f"{file.path}: no")
-        return Float32Decoder(file, [(0, sum(tensor.size for tensor in tensors), file.data_offset)])
+        return Float32Decoder(file, [(0, sum(tensor.size for tensor in tensors), file.data_offset)], tensors)
 
 
 SLOPPY = {

@@ -157,9 +157,13 @@ def test_what_was_damaged_is_said(tmp_path: Path, run: Command) -> None:
     assert "it was changed or damaged; use weights written by export or aggregate" in ended.err
 
 
-def test_updates_and_changes_state_none(tmp_path: Path, run: Command) -> None:
+def test_updates_state_a_digest_of_their_header(tmp_path: Path, run: Command) -> None:
+    """And sums of their change, which `test_update` has."""
     weights = small_round.start_round(tmp_path)
     update = small_round.send(tmp_path, weights, "a")
     with TensorFile(update, format=None, error=InputError) as file:
-        assert "digest" not in file.header
-    assert "digest" not in run("inspect", update, "--json").json
+        stated = file.header["digest"]
+    assert run("inspect", update, "--json").json["digest"] == stated
+    update.write_bytes(update.read_bytes().replace(b"examples", b"exbmples"))
+    refused = run("inspect", update)
+    assert (refused.code, "expected content with the digest" in refused.err) == (2, True)

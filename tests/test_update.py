@@ -1,13 +1,16 @@
 """The update file: its bytes, the round trip, and every refusal."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import small_round
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
+from fedpara_edge.codecs import codec as codec_module
 from fedpara_edge.codecs import find_encoder
 from fedpara_edge.codecs.codec import chunks
 from fedpara_edge.codecs.float32 import Float32
@@ -15,11 +18,13 @@ from fedpara_edge.errors import FedparaError, InputError, InvalidUpdateError, Wr
 from fedpara_edge.factors.layout import Layout
 from fedpara_edge.formats.update import UpdateHeader, open_update, write_update
 from fedpara_edge.formats.weights import Weights
+from fedpara_edge.storage.digest import with_digest
+from fedpara_edge.storage.tensorfile import TensorFile
 
 GOLDEN = (
     rb'{"__metadata__":{"fedpara_edge":"{\"base\":\"bb\",\"client\":\"phone-7\",\"codec\":{\"name\":\"float32\",'
-    rb"\"version\":1},\"examples\":600,\"fingerprint\":\"ff\",\"format\":\"fedpara-edge/update\","
-    rb'\"metrics\":{\"loss\":0.25},\"round\":3,\"steps\":40,\"version\":1}"},'
+    rb"\"version\":1},DIGEST\"examples\":600,\"fingerprint\":\"ff\",\"format\":\"fedpara-edge/update\","
+    rb'\"metrics\":{\"loss\":0.25},\"round\":3,\"steps\":40,\"sums\":\"c00000007e800000\",\"version\":1}"},'
     rb'"fc.x1":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]},'
     rb'"fc.y1":{"dtype":"F32","shape":[1,1],"data_offsets":[8,12]}}'
 )
@@ -44,9 +49,9 @@ def refused(path: Path, weights: Weights, code: str, kind: type[FedparaError] = 
 def decoded(path: Path, weights: Weights) -> np.ndarray:
     update = open_update(path, weights)
     change = np.empty(weights.layout.shared_parameters, np.float32)
-    for start, stop in chunks(len(change)):
-        update.decoder.decode(start, change[start:stop])
-    update.close()
+    with update.file:
+        for start, stop in chunks(len(change)):
+            update.decoder.decode(start, change[start:stop])
     return change
 
 
@@ -57,9 +62,55 @@ def test_golden_bytes(tmp_path: Path) -> None:
     )
     change = {"fc.x1": np.array([[1], [-2]], np.float32), "fc.y1": np.array([[0.5]], np.float32)}
     write_update(tmp_path / "update", header, layout, change, encoder=Float32())
-    table = GOLDEN + b" " * (-len(GOLDEN) % 8)
+    # The sum of the words c0000000 3f800000 and 00000000 3f000000, and the digest of the header without it.
     data = bytes.fromhex("0000803f 000000c0 0000003f")
+    stated = GOLDEN.replace(b"DIGEST", b"").replace(b"\\", b"")[len(b'{"__metadata__":{"fedpara_edge":"') :]
+    digest = hashlib.sha256(stated[: stated.index(b'"},"fc.x1"')] + b"\n").hexdigest()
+    text = GOLDEN.replace(b"DIGEST", rb"\"digest\":\"" + digest.encode() + rb"\",")
+    table = text + b" " * (-len(text) % 8)
     assert (tmp_path / "update").read_bytes() == len(table).to_bytes(8, "little") + table + data
+
+
+@pytest.mark.parametrize(
+    "codec", ["float32", "float16", "int8", "int2:block=64", "uniform", "topk:share=0.2", "rotated"]
+)
+def test_a_value_that_was_flipped_is_noticed(codec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec_module, "CHUNK_ENTRIES", 64)
+    norm = (
+        small_round.tensor("norm.mean", (5,), part="mean"),
+        small_round.tensor("norm.variance", (5,), part="variance"),
+    )
+    weights = small_round.start_round(tmp_path, Layout((), (small_round.tensor("w", (199,)), *norm)))
+    path = small_round.send(tmp_path, weights, "a", codec=codec)
+    decoded(path, weights)
+    whole = path.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    random = np.random.default_rng(0)
+    flips = [(position, 1 << int(random.integers(8))) for position in range(start, len(whole))]
+    flips += [(position, 1) for position in range(8, start, 7)]
+    for position, bit in flips:
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ bit]) + whole[position + 1 :])
+        with pytest.raises(FedparaError) as caught:
+            decoded(path, weights)
+        if position >= start and codec == "float32":
+            assert caught.value.code == "digest"
+
+
+@pytest.mark.parametrize("codec", ["float32", "int8"])
+def test_updates_of_earlier_releases_have_no_sums(codec: str, tmp_path: Path, weights: Weights) -> None:
+    path = small_round.send(tmp_path, weights, "a", codec=codec)
+    expected, arrays = decoded(path, weights), load_file(path)
+    with TensorFile(path, format=None, error=InvalidUpdateError) as file:
+        stated = {name: value for name, value in file.header.items() if name not in ("sums", "digest")}
+        sums = file.header["sums"]
+    save_file(arrays, path, metadata={"fedpara_edge": json.dumps(stated)})
+    np.testing.assert_array_equal(decoded(path, weights), expected)
+    for half in ({"sums": sums}, {"digest": "0" * 64}):
+        save_file(arrays, path, metadata={"fedpara_edge": json.dumps({**stated, **half})})
+        assert "expected sums and digest in its header, found one of them" in refused(path, weights, "header")
+    for bad in ("", 3, sums[:-1], sums[:-1] + "g", " " + sums[1:], sums * 2):
+        save_file(arrays, path, metadata={"fedpara_edge": json.dumps(with_digest({**stated, "sums": bad}, ""))})
+        assert "sums: expected 1 sums of 16 hexadecimal digits" in refused(path, weights, "header")
 
 
 def test_what_is_written_is_read(tmp_path: Path, weights: Weights) -> None:
@@ -222,7 +273,7 @@ def test_a_closed_update_goes_on_where_it_was(tmp_path: Path, weights: Weights) 
     update = open_update(path, weights)
     update.close()
     update.reopen()
-    update.decoder.decode(0, np.empty(3, np.float32))
+    update.decoder.decode(0, np.empty(weights.layout.shared_parameters, np.float32))
     update.close()
     path.unlink()
     with pytest.raises(InvalidUpdateError, match="expected a readable file"):

@@ -2,7 +2,7 @@
 
 import { FedparaError } from './errors.js';
 import { bytesOf } from './tensorfile.js';
-import { compareText, toHex, toUtf8 } from './text.js';
+import { compareText, pythonJson, toHex, toUtf8 } from './text.js';
 
 /** @typedef {import('./text.js').Bytes} Bytes */
 
@@ -26,6 +26,14 @@ export async function baseOf(fingerprint, round, tensors) {
     parts.push(toUtf8(`${name}\0`), bytesOf(/** @type {Float32Array<ArrayBuffer>} */ (tensors.get(name))));
   }
   return sha256(joined(parts));
+}
+
+/**
+ * A header with the digest of itself, of a file without digested content (`fedpara_edge.storage.digest`).
+ * @param {Record<string, any>} header
+ */
+export async function withDigest(header) {
+  return { ...header, digest: await sha256(toUtf8(`${pythonJson(header)}\n`)) };
 }
 
 /**

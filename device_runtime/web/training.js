@@ -6,6 +6,7 @@
 
 import { findAlgorithm } from './algorithms.js';
 import { encodeChange, findCodec } from './codecs/codec.js';
+import { withDigest } from './digest.js';
 import { openEngine } from './engine.js';
 import { FedparaError } from './errors.js';
 import { flatten, isStatistic, notFinite, unflatten } from './layout.js';
@@ -96,7 +97,7 @@ export async function train({ ort, zstd }, call) {
     const change = changeOf(layout.flat, trained, weights.tensors, before?.get(RESIDUAL));
     const seed = before === null ? roundingSeed(settings.seed, weights.round, call.client) : null;
     const encoded = encodeChange(codec, layout.flat, change, { seed, zstd });
-    const update = writeTensors(encoded.arrays, { ...header, codec: encoded.codec });
+    const update = writeTensors(encoded.arrays, await withDigest({ ...header, codec: encoded.codec, sums: encoded.sums }));
     const sent = unflatten(layout.flat, encoded.decoded), left = leftOut(layout.flat, unflatten(layout.flat, change), sent);
     /** @type {Groups} */
     const after = new Map([...(before ?? []), [PERSONAL, named(layout.personal, trained)]]);

@@ -15,6 +15,7 @@ from fedpara_edge.cli.options import PATH
 from fedpara_edge.cli.output import emit, json_option, megabytes, table
 from fedpara_edge.cli.streams import printable
 from fedpara_edge.codecs.codec import in_order
+from fedpara_edge.codecs.sums import FIELD as SUMS
 from fedpara_edge.errors import InputError, InvalidUpdateError, brief
 from fedpara_edge.factors.compose import attainable_rank, factor_count
 from fedpara_edge.factors.layout import LayerSpec, Layout, plain
@@ -28,7 +29,7 @@ from fedpara_edge.formats.update import FORMAT as UPDATE_FORMAT
 from fedpara_edge.formats.weights import FORMAT as WEIGHTS_FORMAT
 from fedpara_edge.formats.weights import read_weights
 from fedpara_edge.installation import check_package
-from fedpara_edge.storage.digest import FIELD, read_checked
+from fedpara_edge.storage.digest import FIELD, check_digest, read_checked
 from fedpara_edge.storage.tensorfile import TensorFile
 
 
@@ -127,6 +128,8 @@ def _checked_digest(file: TensorFile) -> dict[str, Any]:
     found = file.header["format"]
     if found == WEIGHTS_FORMAT and FIELD in file.header:
         read_weights(file.path)
+    elif found == UPDATE_FORMAT and FIELD in file.header:
+        check_digest(file, "")  # of the header alone; the sums of the change are compared with --weights
     elif FIELD in file.header:
         read_checked(file)
     elif found != WEIGHTS_FORMAT and (found in (UPDATE_FORMAT, CHANGE_FORMAT) or _owner([found]) is None):
@@ -157,8 +160,8 @@ def _encoded(path: Path, weights: Path) -> dict[str, Any]:
 
 
 def _header(file: TensorFile) -> dict[str, Any]:
-    """The header of a file without the names that our own statements have."""
-    header = {name: value for name, value in file.header.items() if name not in _OURS}
+    """The header of a file without the names that our own statements have, and without sums, which tell nobody."""
+    header = {name: value for name, value in file.header.items() if name not in _OURS and name != SUMS}
     try:
         json_text.dumps(header, allow_nan=False)
     except (ValueError, RecursionError) as error:  # 1e999 is JSON, and infinite

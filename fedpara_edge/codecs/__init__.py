@@ -30,7 +30,12 @@ from fedpara_edge.codecs.floats import Float16, open_float16
 from fedpara_edge.codecs.integers import Integers, open_integers
 from fedpara_edge.codecs.rotated import Rotated, open_rotated
 from fedpara_edge.codecs.settings import UPDATE
-from fedpara_edge.codecs.statistics import StatisticsDecoder, check_statistics, without_statistics
+from fedpara_edge.codecs.statistics import (
+    StatisticsDecoder,
+    check_statistics,
+    check_sum_of_statistics,
+    without_statistics,
+)
 from fedpara_edge.codecs.topk import TopK, open_topk
 from fedpara_edge.codecs.uniform import Uniform, open_uniform
 from fedpara_edge.errors import InvalidUpdateError, brief, brief_text
@@ -128,4 +133,7 @@ def open_codec(
     trained = without_statistics(tensors)
     decoder = opener(file, trained, settings)
     entries = sum(tensor.size for tensor in trained)
-    return decoder if len(trained) == len(tensors) else StatisticsDecoder(decoder, entries, file)
+    if len(trained) == len(tensors):
+        return decoder
+    check_sum_of_statistics(file, entries)
+    return StatisticsDecoder(decoder, entries, file)

@@ -30,11 +30,13 @@ class Encoded:
         arrays: Arrays to store, by name.
         decoded: Flat change that every reader will get, float32 [entries].
         settings: Header fields of the codec besides its name and version, as plain JSON data.
+        sums: Sums of what the chunks are stored in (`sums`).
     """
 
     arrays: Mapping[str, NDArray[Any]]
     decoded: NDArray[np.float32]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    sums: Sequence[int] = ()
 
 
 class Encoder(Protocol):
@@ -112,6 +114,12 @@ def name_at(tensors: Sequence[TensorSpec], position: int) -> str:
     """Name of the tensor that holds entry `position` of the flat change; tensors in that order."""
     ends = np.cumsum([tensor.size for tensor in tensors])
     return tensors[int(np.searchsorted(ends, position, side="right"))].name
+
+
+def spelled_range(tensors: Sequence[TensorSpec], start: int, stop: int) -> str:
+    """Tensors that hold the entries of a range of the flat change, in words; tensors in that order."""
+    first, last = name_at(tensors, start), name_at(tensors, stop - 1)
+    return f"tensor {first!r}" if first == last else f"tensors {first!r} to {last!r}"
 
 
 def not_finite(tensors: Mapping[str, NDArray[Any]]) -> str | None:

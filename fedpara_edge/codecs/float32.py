@@ -14,8 +14,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.codecs.codec import Encoded, unflatten
+from fedpara_edge.codecs import codec
+from fedpara_edge.codecs.codec import Encoded, chunks, spelled_range, unflatten
 from fedpara_edge.codecs.settings import read_settings
+from fedpara_edge.codecs.sums import Sums, damaged, read_sums, sum_of
 from fedpara_edge.errors import InvalidUpdateError
 from fedpara_edge.factors.layout import TensorSpec
 from fedpara_edge.storage.tensorfile import TensorFile
@@ -31,7 +33,8 @@ class Float32:
 
     def encode(self, tensors: Sequence[TensorSpec], change: NDArray[np.float32], *, seed: int | None) -> Encoded:  # noqa: ARG002
         """Store the change itself, tensor by tensor."""
-        return Encoded(arrays=unflatten(tensors, change), decoded=change)
+        sums = [sum_of(change[start:stop]) for start, stop in chunks(len(change))]
+        return Encoded(arrays=unflatten(tensors, change), decoded=change, sums=sums)
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,10 @@ class Float32Decoder:
     file: TensorFile
     runs: Sequence[tuple[int, int, int]]
     """Parts of the flat change that are end to end in the file: first entry, the one after the last, and offset."""
+    tensors: Sequence[TensorSpec]
+    """Shared tensors, in the order of the flat change."""
+    sums: Sums | None = None
+    """Sums of the chunks; None where the file states none."""
 
     def decode(self, start: int, out: NDArray[np.float32]) -> None:
         """Read the chunk straight into `out`."""
@@ -48,6 +55,8 @@ class Float32Decoder:
             begin, end = max(first, start), min(stop, start + len(out))
             if begin < end:
                 self.file.read_into(offset + 4 * (begin - first), out[begin - start : end - start])
+        if self.sums is not None and self.sums[start // codec.CHUNK_ENTRIES] != sum_of(out):
+            raise damaged(self.file, spelled_range(self.tensors, start, start + len(out)))
 
 
 def open_float32(file: TensorFile, tensors: Sequence[TensorSpec], settings: Mapping[str, Any]) -> Float32Decoder:
@@ -61,7 +70,8 @@ def open_float32(file: TensorFile, tensors: Sequence[TensorSpec], settings: Mapp
     found = [(name, (entry.dtype, entry.shape)) for name, entry in file.entries.items()]
     if expected != found:
         raise _difference(file, dict(expected), dict(found))
-    return Float32Decoder(file, _runs(file, tensors))
+    count = len(list(chunks(sum(tensor.size for tensor in tensors))))
+    return Float32Decoder(file, _runs(file, tensors), tensors, read_sums(file, count))
 
 
 def _runs(file: TensorFile, tensors: Sequence[TensorSpec]) -> list[tuple[int, int, int]]:

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from fedpara_edge.codecs import codec
 from fedpara_edge.codecs.blocks import cut
 from fedpara_edge.codecs.changes import BlockScales
-from fedpara_edge.codecs.codec import Encoded, name_at
+from fedpara_edge.codecs.codec import Encoded, spelled_range
 from fedpara_edge.codecs.scratch import scratch
 from fedpara_edge.codecs.section import DamageError, Section
+from fedpara_edge.codecs.sums import Sums, damaged, read_sums, sum_of, sums_of_rows
 from fedpara_edge.errors import InvalidUpdateError
 from fedpara_edge.factors.layout import TensorSpec
 from fedpara_edge.storage.tensorfile import TensorFile
@@ -118,7 +119,8 @@ def write_payload(
         start = stop
     index = np.array([len(section) for section in sections], "<u4").tobytes()
     payload = np.frombuffer(b"".join([index, *sections]), np.uint8)
-    return Encoded(arrays={NAME: payload}, decoded=decoded, settings=settings)
+    sums = [sum_of(np.frombuffer(section, np.uint8)) for section in sections]
+    return Encoded(arrays={NAME: payload}, decoded=decoded, settings=settings, sums=sums)
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ class PayloadDecoder:
         ends: Offsets in the file where each section begins and the last one ends, int64 [chunks + 1].
         blocks: Block lengths in entries, by chunk.
         sections: Decoder of the sections.
+        sums: Sums of the sections; None where the file states none.
     """
 
     file: TensorFile
@@ -138,6 +141,7 @@ class PayloadDecoder:
     ends: NDArray[np.int64]
     blocks: Sequence[NDArray[np.intp]]
     sections: SectionDecoder
+    sums: Sums | None = None
 
     def decode(self, start: int, out: NDArray[np.float32]) -> None:
         """Read and decode the section of the chunk."""
@@ -148,13 +152,21 @@ class PayloadDecoder:
         if scales is not None:
             scales.multiply(out[np.newaxis])
 
+    def check_sum(self, start: int, stop: int, found: np.uint64) -> None:
+        """Compare the sum of a section with that which the file states, if it does.
+
+        Raises:
+            InvalidUpdateError: They differ.
+        """
+        if self.sums is not None and self.sums[start // codec.CHUNK_ENTRIES] != found:
+            raise damaged(self.file, spelled_range(self.tensors, start, stop))
+
     def _refusal(self, start: int, stop: int, damage: DamageError) -> InvalidUpdateError:
         lengths = self.blocks[start // codec.CHUNK_ENTRIES]
         if damage.block is not None and len(lengths) > 1:
             start += int(lengths[: damage.block].sum())
             stop = start + 1
-        first, last = name_at(self.tensors, start), name_at(self.tensors, stop - 1)
-        which = f"tensor {first!r}" if first == last else f"tensors {first!r} to {last!r}"
+        which = spelled_range(self.tensors, start, stop)
         return InvalidUpdateError(f"{self.file.path}: {which}: expected {damage}; {self.file.remedy}", code="payload")
 
 
@@ -163,14 +175,16 @@ def decode_together(decoders: Sequence[PayloadDecoder], start: int, out: NDArray
 
     Raises:
         DamageError: A section makes no sense.
-        InvalidUpdateError: A file has become too short in the meantime.
+        InvalidUpdateError: A file has become too short in the meantime, or a section has another sum than stated.
     """
     first, chunk = decoders[0], start // codec.CHUNK_ENTRIES
     bounds = [decoder.ends[chunk : chunk + 2].tolist() for decoder in decoders]
     sizes = [end - begin for begin, end in bounds]
-    stored = scratch("sections", (len(decoders), max(sizes)))
+    stored = scratch("sections", (len(decoders), -(-max(sizes) // 8) * 8))
     for decoder, row, size, (begin, _) in zip(decoders, stored, sizes, bounds, strict=True):
         decoder.file.read_into(begin, row[:size])
+    for decoder, found in zip(decoders, sums_of_rows(stored, sizes), strict=True):
+        decoder.check_sum(start, start + out.shape[1], found)
     return first.sections.decode(start, stored, sizes, first.blocks[chunk], out)
 
 
@@ -216,4 +230,5 @@ def open_payload(
             f"{ends[-1] - entry.offset} in all, the largest {lengths.max(initial=0)}; {file.remedy}",
             code="payload",
         )
-    return PayloadDecoder(file, tensors, ends, blocks, sections)
+    sums = read_sums(file, len(blocks) + (STATISTICS in file.entries))
+    return PayloadDecoder(file, tensors, ends, blocks, sections, sums)

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.codecs.codec import Decoder, Encoded, Encoder
+from fedpara_edge.codecs.codec import Decoder, Encoded, Encoder, chunks
 from fedpara_edge.codecs.float32 import Float32
 from fedpara_edge.codecs.payload import STATISTICS as NAME
+from fedpara_edge.codecs.sums import damaged, read_sums, sum_of
 from fedpara_edge.errors import InvalidUpdateError
 from fedpara_edge.factors.layout import STATISTICS, UPDATE, TensorSpec
 from fedpara_edge.storage.tensorfile import TensorFile
@@ -45,6 +46,7 @@ def encode_change(
         arrays={**encoded.arrays, NAME: stored},
         decoded=np.concatenate([encoded.decoded, stored.astype(np.float32)]),
         settings=encoded.settings,
+        sums=[*encoded.sums, sum_of(stored)],
     )
 
 
@@ -120,6 +122,21 @@ def check_statistics(file: TensorFile, tensors: Sequence[TensorSpec]) -> None:
             f"{file.path}: expected {expected}, found {stored}; write it again with the bundle that it names",
             code="payload",
         )
+
+
+def check_sum_of_statistics(file: TensorFile, entries: int) -> None:
+    """Compare the sum of the statistics that a file holds with the last one that it states, if it does.
+
+    Args:
+        file: Open file.
+        entries: Number of entries of the flat change before them.
+
+    Raises:
+        InvalidUpdateError: They differ.
+    """
+    sums = read_sums(file, len(list(chunks(entries))) + 1)
+    if sums is not None and int(sums[-1]) != sum_of(file.read(NAME)):
+        raise damaged(file, NAME)
 
 
 def _towards_zero(values: NDArray[np.float32]) -> NDArray[np.float16] | NDArray[np.float32]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 
+from fedpara_edge.codecs import codec
 from fedpara_edge.factors.layout import Layout
 
 _ANY_HEADER_BYTES = 1 << 16  # 64 metrics with long names, and what a codec states, take less
@@ -14,9 +15,10 @@ _ANY_HEADER_BYTES = 1 << 16  # 64 metrics with long names, and what a codec stat
 def max_table_bytes(layout: Layout) -> int:
     """Largest table of a file with the shared tensors of a model, in bytes.
 
-    It leaves room for the layout itself, twice escaped, and a row for each tensor.
+    It leaves room for the layout itself, twice escaped, a row for each tensor, and a sum for each chunk.
     """
-    return _ANY_HEADER_BYTES + 4 * len(json.dumps(layout.to_json()))
+    sums = 16 * (layout.shared_parameters // codec.CHUNK_ENTRIES + 2)
+    return _ANY_HEADER_BYTES + 4 * len(json.dumps(layout.to_json())) + sums
 
 
 def max_update_bytes(layout: Layout) -> int:

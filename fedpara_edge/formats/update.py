@@ -15,7 +15,11 @@ Format `fedpara-edge/update`, version 1 (container: `storage.tensorfile`). Heade
     privacy       {"name": "gaussian", "clip", "noise"}: the noise that the device added (`privacy.local`); examples
                   and steps are 1 then, and no metric is measured; absent without noise
 
-no others, and the arrays the codec stores. A composed weight, a personal tensor or a training example is never in it.
+    sums          of what the chunks of the change are stored in (`codecs.sums`)
+    digest        hexadecimal; of the header, with no content (`storage.digest`)
+
+no others, and the arrays the codec stores. The last two are missing together in files of releases up to 0.2. A composed
+weight, a personal tensor or a training example is never in it.
 """
 
 from __future__ import annotations
@@ -34,6 +38,8 @@ from fedpara_edge.codecs import open_codec
 from fedpara_edge.codecs.codec import Decoder, Encoder, flatten, in_order, not_finite, unflatten
 from fedpara_edge.codecs.decoding import ScaledDecoder
 from fedpara_edge.codecs.statistics import encode_change
+from fedpara_edge.codecs.sums import FIELD as SUMS
+from fedpara_edge.codecs.sums import to_text
 from fedpara_edge.errors import InputError, InvalidUpdateError, WrongBundleError, brief, brief_text
 from fedpara_edge.factors.layout import Layout
 from fedpara_edge.formats.history import NO_HISTORY, History
@@ -42,6 +48,8 @@ from fedpara_edge.formats.weights import Weights
 from fedpara_edge.options import check, option
 from fedpara_edge.privacy.local import Noise, stated
 from fedpara_edge.storage.atomic import Ready
+from fedpara_edge.storage.digest import FIELD as DIGEST
+from fedpara_edge.storage.digest import check_digest, with_digest
 from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
 
 FORMAT = "fedpara-edge/update"
@@ -187,8 +195,10 @@ def encode_update(
         )
     encoded = encode_change(encoder, tensors, flatten(tensors, change), seed=seed)
     codec = {"name": encoder.name, "version": encoder.version, **encoded.settings}
-    fields = {"format": FORMAT, "version": 1, "codec": codec, **header.to_json()}
-    return EncodedUpdate(header=fields, arrays=encoded.arrays, change=unflatten(tensors, encoded.decoded))
+    fields = {"format": FORMAT, "version": 1, "codec": codec, **header.to_json(), SUMS: to_text(encoded.sums)}
+    return EncodedUpdate(
+        header=with_digest(fields, ""), arrays=encoded.arrays, change=unflatten(tensors, encoded.decoded)
+    )
 
 
 def write_update(
@@ -349,12 +359,17 @@ def _header_of(file: TensorFile) -> UpdateHeader:
         raise InvalidUpdateError(
             f"{file.path}: expected the header fields {', '.join(missing)}, found none; {REMEDY}", code="header"
         )
-    unknown = file.header.keys() - {*names, "format", "version", "codec"}
+    unknown = file.header.keys() - {*names, "format", "version", "codec", SUMS, DIGEST}
     if unknown:
         raise InvalidUpdateError(
             f"{file.path}: expected only header fields of version 1, found {brief(min(unknown))} besides; {REMEDY}",
             code="header",
         )
+    if (SUMS in file.header) != (DIGEST in file.header):
+        raise InvalidUpdateError(
+            f"{file.path}: expected {SUMS} and {DIGEST} in its header, found one of them; {REMEDY}", code="header"
+        )
+    check_digest(file, "")
     try:
         return UpdateHeader(**{name: file.header[name] for name in names if name in file.header})
     except InvalidUpdateError as error:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.signer import CryptoSigner, Key, SSlibKey
@@ -133,7 +133,7 @@ def _signer_of(path: Path, data: bytes) -> CryptoSigner:
         )
     try:
         private = load_pem_private_key(data, None)
-    except (TypeError, ValueError, UnsupportedAlgorithm) as error:
+    except (TypeError, ValueError, InternalError, UnsupportedAlgorithm) as error:
         raise InputError(f"{path}: expected a private key in PEM, found another file; check the path") from error
     if not isinstance(private, Ed25519PrivateKey):
         raise InputError(f"{path}: expected an Ed25519 key, found another kind; make one with keys new")

@@ -11,6 +11,7 @@ import { argv } from 'node:process';
 import { interfaceOf, openBundle } from '../../device_runtime/web/bundle.js';
 import { decodeChange, encodeChange, findCodec } from '../../device_runtime/web/codecs/codec.js';
 import { openData } from '../../device_runtime/web/data.js';
+import { withDigest } from '../../device_runtime/web/digest.js';
 import { FedparaError } from '../../device_runtime/web/errors.js';
 import { groupsIn, tensorsOf } from '../../device_runtime/web/groups.js';
 import { Layout } from '../../device_runtime/web/layout.js';
@@ -59,7 +60,9 @@ async function answerCodec({ codec, seed, tensors, change, update, decoded }) {
     const encoded = encodeChange(findCodec(codec), flat, values, { seed, zstd: tools.zstd });
     if (update === null) return { error: null };
     const file = readTensors(await stored(update), update, UPDATE);
-    await write(update, writeTensors(encoded.arrays, { ...file.header, codec: encoded.codec }));
+    const { digest, ...header } = file.header;
+    const own = await withDigest({ ...header, codec: encoded.codec, sums: encoded.sums });
+    await write(update, writeTensors(encoded.arrays, own));
     await write(decoded, decodeChange(file, update, flat, tools.zstd));
     await write(`${decoded}-by-itself`, encoded.decoded);
     return {};

@@ -36,6 +36,7 @@ import { BY, makeUniform } from './uniform.js';
  * @property {Record<string, string | number>} codec Header field.
  * @property {Map<string, Tensor>} arrays
  * @property {Flat} decoded Change that every reader gets.
+ * @property {string} sums Header field with the sums of what the chunks are stored in.
  */
 
 const FLOAT32 = 'float32', STATISTICS = 'statistics', PAYLOAD = 'payload';
@@ -85,7 +86,8 @@ export function encodeChange(codec, tensors, change, { seed, zstd }) {
   if (codec === null) {
     const values = unflatten(tensors, change);
     const arrays = tensors.map(({ name, shape }) => /** @type {const} */ ([name, float32(shape, floatsOf(values, name))]));
-    return { codec: { name: FLOAT32, version: 1 }, arrays: new Map(arrays), decoded: change };
+    const sums = chunksOf(change).map((chunk) => sumOf(bytesOf(chunk))).join('');
+    return { codec: { name: FLOAT32, version: 1 }, arrays: new Map(arrays), decoded: change, sums };
   }
   const trained = tensors.filter((tensor) => !isStatistic(tensor)), entries = entriesIn(trained);
   const decoded = new Float32Array(change.length), generator = seed === null ? null : new SFC64(seed);
@@ -98,12 +100,14 @@ export function encodeChange(codec, tensors, change, { seed, zstd }) {
   const payload = joined([bytesOf(sizes), ...sections]);
   /** @type {Map<string, Tensor>} */
   const arrays = new Map([[PAYLOAD, { dtype: 'uint8', shape: [payload.length], values: payload }]]);
+  let sums = sections.map(sumOf).join('');
   if (entries < change.length) {
     const { stored, read } = storedStatistics(change.slice(entries));
     arrays.set(STATISTICS, stored);
     decoded.set(read, entries);
+    sums += sumOf(bytesOf(stored.values));
   }
-  return { codec: { name: codec.name, version: codec.version, ...codec.settings }, arrays, decoded };
+  return { codec: { name: codec.name, version: codec.version, ...codec.settings }, arrays, decoded, sums };
 }
 
 /**
@@ -171,6 +175,28 @@ function openCodec({ name, version, block }, file) {
     `${file}: expected one of the codecs ${KNOWN.join(', ')}, found ${name} version ${version}; ` +
       'write the weights with one that phones know',
   );
+}
+
+/** @param {Flat} change */
+const chunksOf = (change) =>
+  Array.from({ length: Math.ceil(change.length / CHUNK_ENTRIES) }, (_, chunk) =>
+    change.subarray(chunk * CHUNK_ENTRIES, (chunk + 1) * CHUNK_ENTRIES),
+  );
+
+/**
+ * Sum of the 64-bit words of some bytes, in hexadecimal digits (`fedpara_edge.codecs.sums`).
+ * @param {Uint8Array} bytes
+ */
+export function sumOf(bytes) {
+  const padded = new Uint8Array(Math.ceil(bytes.length / 8) * 8);
+  padded.set(bytes);
+  const words = new Uint32Array(padded.buffer);
+  let low = 0, high = 0; // exact up to 2^21 words, which no chunk has
+  for (let word = 0; word < words.length; word += 2) {
+    low += words[word];
+    high += words[word + 1];
+  }
+  return BigInt.asUintN(64, BigInt(low) + (BigInt(high) << 32n)).toString(16).padStart(16, '0');
 }
 
 /**
