@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 HELD = 8
 """Most answers that are in memory at a time."""
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.2
 GONE = "node_unavailable"
 """Code of a device that went away before it answered."""
 LATE = "late"

@@ -30,7 +30,7 @@ from device_runtime.engines.registry import ENGINES
 
 STOP_SECONDS = 8.0
 """Time that a program gets to end after SIGTERM."""
-IDLE_SECONDS = 0.5
+IDLE_SECONDS = 0.8
 """Time in which an idle SuperNode asks for messages, and looks for a reply, in place of Flower's 3 s."""
 BACKOFF_SECONDS = 0.1
 """Time after which a task first looks again for a message that is still to come, in place of Flower's 1 s."""

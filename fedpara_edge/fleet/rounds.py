@@ -90,12 +90,12 @@ def _finish_round(
 
 
 def _evaluator(federation: Federation, config: FleetConfig) -> Evaluate | None:
-    """The function that evaluates weights on the test data; None without data.
+    """The function that evaluates weights on the test data; None without data, or where each device has its own model.
 
     Raises:
         FedparaError: The data does not fit, or no engine runs here.
     """
-    if config.test is None:
+    if config.test is None or federation.bundle.manifest.layout.with_role("personal"):
         return None
     from device_runtime.data import open_data
     from device_runtime.engines.registry import open_engine
