@@ -11,7 +11,6 @@ Flower copies the small part of it to every node. What is in run/ and local/ sta
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from fedpara_edge._version import __version__
@@ -21,7 +20,7 @@ from fedpara_edge.fleet.settings import FleetConfig, from_flower, to_flower
 from fedpara_edge.formats.bundle import open_bundle
 from fedpara_edge.simulation.plan.plan import Arm, Plan, read_plan
 from fedpara_edge.storage.atomic import check_output, replacing_folder
-from fedpara_edge.storage.tomlfile import read_toml
+from fedpara_edge.storage.tomlfile import read_toml, toml_text
 
 PACKAGE = "fedpara_rounds"
 FLOWER = "1.42.0"
@@ -106,7 +105,7 @@ def write_app(output: Path, config: FleetConfig) -> None:
         raise OutputExistsError(
             f"{output}: expected a new folder, found an existing one; choose another name, or change its pyproject.toml"
         )
-    lines = "\n".join(f"{key} = {_toml(value)}" for key, value in to_flower(config).items())
+    lines = toml_text(to_flower(config)).rstrip("\n")
     project = _PROJECT.format(package=PACKAGE, version=__version__, flower=FLOWER, config=lines)
     with replacing_folder(output) as made:
         (made / PACKAGE).mkdir()
@@ -138,7 +137,3 @@ def read_app(folder: Path) -> FleetConfig:
         return from_flower(FleetConfig, table)
     except InputError as error:
         raise InputError(f"{path}: tool.flwr.app.config: {error}") from error
-
-
-def _toml(value: str | int | float) -> str:
-    return json.dumps(value, ensure_ascii=False)

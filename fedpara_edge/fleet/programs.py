@@ -14,6 +14,7 @@ from fedpara_edge.fleet.keys import make_node_key
 from fedpara_edge.fleet.ports import EVERYWHERE, LOOPBACK, answers
 from fedpara_edge.fleet.settings import NodeConfig, to_flower
 from fedpara_edge.serving.certificates import AUTHORITY, CERTIFICATE, KEY, keep_certificates
+from fedpara_edge.storage.tomlfile import toml_text
 
 CONNECTION = "fleet"
 """Name of the connection in Flower's configuration."""
@@ -157,9 +158,9 @@ class Programs:
         return self._local / "logs" / f"{name}.log"
 
     def _write_connection(self) -> None:
-        trust = f"root-certificates = {_quoted(self._keys / AUTHORITY)}" if self._secure else "insecure = true"
-        address = _quoted(f"{LOOPBACK}:{self._port}")
-        text = f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = {address}\n{trust}\n'
+        trust = {"root-certificates": str(self._keys / AUTHORITY)} if self._secure else {"insecure": True}
+        connection = {"address": f"{LOOPBACK}:{self._port}", **trust}
+        text = toml_text({"superlink": {"default": CONNECTION, CONNECTION: connection}})
         (self._local / "flower" / "config.toml").write_text(text, encoding="utf-8")
 
 
