@@ -531,13 +531,16 @@ def test_all_arms_of_the_comparison_of_optimizers_weigh_alike() -> None:
     assert {replace(arm.aggregate, weighting=None).effective_weighting for arm in plan.arms} == {"equal", "examples"}
 
 
-def test_outcomes_are_told_even_if_the_report_fails(run: Command, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_whose_report_can_not_be_written_is_complete(
+    run: Command, done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(_: Path) -> Path:
         raise FedparaError("report: no")
 
     monkeypatch.setattr("fedpara_edge.report.write_report", fail)
     ended = run("simulate", done / "plan.toml", "-o", done)
-    assert (ended.code, ended.err.strip()) == (1, "Error: report: no")
+    warning = f"warning: report: no; the run is complete, and fedpara-edge report {done} makes its report"
+    assert (ended.code, ended.err.strip()) == (0, warning)
     assert [line.split()[0] for line in ended.out.splitlines()] == ["arm", *ARMS]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from fedpara_edge.aggregation.averaging import Average, average
 from fedpara_edge.aggregation.bounds import Bounds
@@ -41,6 +41,9 @@ class Combining:
     history: History
     on_progress: Callable[[int, int], None] | None
     effort: Effort
+
+
+Taken = TypeVar("Taken", Update, Contribution)
 
 
 class Candidates(Protocol):
@@ -100,8 +103,7 @@ class Screened:
 
     def refuse(self, errors: Mapping[int, FedparaError]) -> None:
         """Leave updates out, by number."""
-        self.rejected += [_refusal(self.updates[number], error) for number, error in errors.items()]
-        self.updates = [update for number, update in enumerate(self.updates) if number not in errors]
+        self.updates = _left(self.updates, errors, self.rejected)
 
 
 class Summed:
@@ -138,8 +140,7 @@ class Summed:
 
     def refuse(self, errors: Mapping[int, FedparaError]) -> None:
         """Leave updates out, by number; those of partials are taken away again."""
-        self.rejected += [_refusal(self.updates[number], error) for number, error in errors.items()]
-        self.updates = [each for number, each in enumerate(self.updates) if number not in errors]
+        self.updates = _left(self.updates, errors, self.rejected)
 
     def _gather(self) -> Gathered:
         how = self._combining
@@ -155,5 +156,8 @@ class Summed:
         )
 
 
-def _refusal(update: Update | Contribution, error: FedparaError) -> Rejected:
-    return Rejected(update.path, update.header.client, error)
+def _left(updates: Sequence[Taken], errors: Mapping[int, FedparaError], rejected: list[Rejected]) -> list[Taken]:
+    """What is left of some updates without those that have an error, by number, which join the rejected ones."""
+    for number, error in errors.items():
+        rejected.append(Rejected(updates[number].path, updates[number].header.client, error))
+    return [update for number, update in enumerate(updates) if number not in errors]

@@ -18,6 +18,7 @@ from fedpara_edge.cli.log import event
 from fedpara_edge.cli.options import PATH, options_of
 from fedpara_edge.cli.output import emit, json_option, megabytes, note, table
 from fedpara_edge.cli.streams import drawing, printable
+from fedpara_edge.errors import FedparaError
 from fedpara_edge.simulation.torchengine.choice import EngineChoice
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def command(
         page = report.page
         if report.left_out is not None:
             note(report.left_out)
+    except FedparaError as error:
+        note(f"warning: {error}; the run is complete, and fedpara-edge report {output} makes its report")
     finally:  # what was run is told even if no report can be made of it
         result = {
             "run": output,
