@@ -15,30 +15,29 @@ Source: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (arXiv
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
-from export.forward.tracing import Shape
 from export.gradients.builder import Graph, static
 from export.gradients.geometry import Convolution
+from export.gradients.kernels_first import POSITIONS, KernelsFirst
 from export.gradients.rules import Gradients, rule
 
 WINOGRAD = "WinogradConv"
-"""Operator of the nodes that `fuse` makes: x [N, I, *S], w [9, O, I], and often a bias [O]; their attributes are pads.
+"""Operator of the nodes that `fuse` makes: x [N, I, *S], w, and often a bias [O]; their attributes are pads.
 
-They exist only between the forward graph and its lowering."""
+A weight w is [9, O, I] if it is composed, and [O, I, 3, 3] if not. The nodes exist only between the forward graph and
+its lowering."""
 
 LIMITS = ((36, 32), (64, 128))
 """Pairs of the most pixels that x may have and the fewest channels that both x and y must have; measured."""
 LEAST_SAVING = 1.5
 """Least quotient of the products of a direct convolution and these, which is 2.25 for even sizes; measured."""
 
-_POSITIONS, _FREQUENCIES = 9, 16
+_FREQUENCIES = 16
 _INPUT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]], np.float32)
 _KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 _KERNELS = np.kron(_KERNEL, _KERNEL)  # K
@@ -50,7 +49,7 @@ def is_faster(facts: Convolution) -> bool:
     if facts.kernel != [3, 3] or facts.groups > 1 or {*facts.strides, *facts.dilations} != {1}:
         return False
     channels, tiles = min(facts.channels, facts.filters), prod(-(-out // 2) for out in facts.out)
-    if _POSITIONS * prod(facts.out) < LEAST_SAVING * _FREQUENCIES * tiles:
+    if POSITIONS * prod(facts.out) < LEAST_SAVING * _FREQUENCIES * tiles:
         return False
     return any(prod(facts.size) <= pixels and channels >= fewest for pixels, fewest in LIMITS)
 
@@ -61,93 +60,24 @@ def fuse(
     """Replace the convolutions to which it applies with `WINOGRAD` nodes, and compose their weights anew."""
     makers = {name: node for node in nodes for name in node.output}
     made: list[NodeProto] = []
-    layout = _KernelsFirst(graph, makers, made)
+    layout = KernelsFirst(graph, makers, made)
     for node in nodes:
-        facts = Convolution.from_conv(graph, node) if node.op_type == "Conv" else None
+        facts = _facts_of(graph, node) if node.op_type == "Conv" else None
         if facts is None or not applies(facts):
             made.append(node)
             continue
-        inputs = [node.input[0], layout.moved(node.input[1]), *node.input[2:]]
+        inputs = [node.input[0], layout.composed(node.input[1]) or node.input[1], *node.input[2:]]
         pads = [*facts.before, *facts.after]
         made.append(helper.make_node(WINOGRAD, inputs, list(node.output), name=node.name, pads=pads))
     return made
 
 
-@dataclass
-class _KernelsFirst:
-    """Layout [9, O, I] of weights [O, I, 3, 3].
-
-    Args:
-        graph: Graph that knows the shapes.
-        makers: Nodes of the forward pass by output.
-        nodes: List to append the nodes to that make the weights.
-    """
-
-    graph: Graph
-    makers: dict[str, NodeProto]
-    nodes: list[NodeProto]
-
-    def __post_init__(self) -> None:
-        self._moved: dict[str, str] = {}
-
-    def moved(self, weight: str) -> str:
-        """Weight in this layout."""
-        if weight not in self._moved:
-            self._moved[weight] = self._composed(weight) or self._transposed(weight)
-        return self._moved[weight]
-
-    def _composed(self, weight: str) -> str | None:
-        """Weight composed in this layout: what is computed by entry, and the products of factors; None for others."""
-        shape, maker = self.graph.shape(weight), self.makers.get(weight)
-        if maker is None:
-            return None
-        if maker.op_type in ("Mul", "Add", "Tanh"):
-            shapes = [self.graph.shape(name) for name in maker.input]
-            if any(each not in (shape, ()) for each in shapes):
-                return None
-            inputs = [
-                self.moved(name) if each == shape else name for name, each in zip(maker.input, shapes, strict=True)
-            ]
-            return self._op(maker.op_type, self._shape(shape), *inputs)
-        product = self.makers.get(maker.input[0]) if maker.op_type == "Reshape" else None
-        if product is None or product.op_type != "MatMul":
-            return None
-        left, right = product.input
-        filters, channels, *_ = static(shape, "weights")
-        if len(self.graph.shape(left)) != 2 or self.graph.shape(left)[0] != filters:
-            return None
-        return self._op("MatMul", self._shape(shape), left, self._inner(right, channels))
-
-    def _inner(self, value: str, channels: int) -> str:
-        """Right factor [R, I · 9] as [9, R, I]; if T by Y, from T [R, S, 9] as [9, R, S]."""
-        graph = self.graph
-        (rank,) = static(graph.shape(value)[:1], "ranks")
-        source = self.makers.get(value)
-        product = self.makers.get(source.input[0]) if source is not None and source.op_type == "Reshape" else None
-        if product is not None and product.op_type == "MatMul":
-            y, t = product.input
-            shape = graph.shape(t)
-            if len(shape) == 3 and shape[::2] == (rank, _POSITIONS) and graph.shape(y) == (channels, shape[1]):
-                first = self._op("Transpose", (_POSITIONS, *shape[:2]), t, perm=[2, 0, 1])
-                turned = self._op("Transpose", (shape[1], channels), y, perm=[1, 0])
-                return self._op("MatMul", (_POSITIONS, rank, channels), first, turned)
-        apart = self._op("Reshape", (rank, channels, _POSITIONS), value, graph.ints(rank, channels, _POSITIONS))
-        return self._op("Transpose", (_POSITIONS, rank, channels), apart, perm=[2, 0, 1])
-
-    def _transposed(self, weight: str) -> str:
-        filters, channels, *_ = static(self.graph.shape(weight), "weights")
-        flat = (filters, channels, _POSITIONS)
-        apart = self._op("Reshape", flat, weight, self.graph.ints(*flat))
-        return self._op("Transpose", self._shape(flat), apart, perm=[2, 0, 1])
-
-    def _shape(self, shape: Shape) -> Shape:
-        return (_POSITIONS, *shape[:2])
-
-    def _op(self, operator: str, shape: Shape, *inputs: str, **attributes: Any) -> str:
-        name = self.graph.name(operator)
-        self.nodes.append(helper.make_node(operator, list(inputs), [name], name=name, **attributes))
-        self.graph.set_shape(name, shape)
-        return name
+def _facts_of(graph: Graph, node: NodeProto) -> Convolution | None:
+    """Facts about a Conv; None for one whose own lowering refuses it."""
+    try:
+        return Convolution.from_conv(graph, node)
+    except NotImplementedError:
+        return None
 
 
 def forward(graph: Graph, node: NodeProto) -> None:
@@ -159,7 +89,7 @@ def forward(graph: Graph, node: NodeProto) -> None:
     products = graph.op("MatMul", tiles, graph.transpose(kernels, [0, 2, 1]))
     found = graph.op("MatMul", graph.array(collect), graph.op("Reshape", products, graph.ints(len(collect[0]), -1)))
     found = graph.op("Reshape", found, graph.ints(prod(size), -1, filters))
-    if bias:
+    if bias and bias[0]:
         found = graph.op("Add", found, bias[0])
     graph.define(y, "Reshape", graph.transpose(found, [1, 2, 0]), graph.ints(-1, filters, *size))
 
@@ -177,16 +107,19 @@ def winograd(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     found = graph.op("MatMul", graph.array(collect.T.copy()), slopes)
     found = graph.op("Reshape", found, graph.ints(_FREQUENCIES, -1, filters))
     if x in graph.wanted:
-        tiles = graph.op(
-            "Reshape", graph.op("MatMul", found, _kernels(graph, _again(graph, weight))), graph.ints(len(place), -1)
-        )
+        tiles = graph.op("MatMul", found, _kernels(graph, _again(graph, weight)))
+        tiles = graph.op("Reshape", tiles, graph.ints(len(place), -1))
         pixels = graph.op("MatMul", graph.array(place.T.copy()), tiles)
         apart = graph.op("Reshape", pixels, graph.ints(len(place[0]), -1, channels))
         grad_x = graph.reshape_like(graph.transpose(apart, [1, 2, 0]), x)
     if weight in graph.wanted:
         kernels = graph.op("MatMul", graph.transpose(found, [0, 2, 1]), _tiles(graph, x, channels, place))
         flat = graph.op("Reshape", kernels, graph.ints(_FREQUENCIES, -1))
-        grad_weight = graph.reshape_like(graph.op("MatMul", graph.array(_KERNELS.T.copy()), flat), weight)
+        if len(graph.shape(weight)) == 3:
+            flat = graph.op("MatMul", graph.array(_KERNELS.T.copy()), flat)
+        else:
+            flat = graph.op("MatMul", graph.transpose(flat, [1, 0]), graph.array(_KERNELS))
+        grad_weight = graph.reshape_like(flat, weight)
     return [grad_x, grad_weight, grad_bias]
 
 
@@ -197,14 +130,17 @@ def _pixels_first(graph: Graph, value: str, channels: int, pixels: int) -> str:
 
 
 def _kernels(graph: Graph, weight: str) -> str:
-    """U [16, O, I], of a weight [9, O, I].
+    """U [16, O, I].
 
     The backward pass computes U and V again, by constants of its own, so that no pass over the graph makes one of both:
-    they are larger than w and x, and would be in memory for all layers at once. So does w where it is a mere product.
+    they are larger than w and x, and would be in memory for all layers at once. So would w where it is a mere product.
     """
-    own = graph.initialize(graph.name("Constant"), _KERNELS)
-    flat = graph.op("MatMul", own, graph.op("Reshape", weight, graph.ints(_POSITIONS, -1)))
-    return graph.reshape(flat, [_FREQUENCIES, *graph.shape(weight)[1:]])
+    own, shape = graph.initialize(graph.name("Constant"), _KERNELS), graph.shape(weight)
+    if len(shape) == 3:
+        rows = graph.op("Reshape", weight, graph.ints(POSITIONS, -1))
+    else:
+        rows = graph.transpose(graph.op("Reshape", weight, graph.ints(-1, POSITIONS)), [1, 0])
+    return graph.reshape(graph.op("MatMul", own, rows), [_FREQUENCIES, *(shape[1:] if len(shape) == 3 else shape[:2])])
 
 
 def _again(graph: Graph, weight: str) -> str:
@@ -227,7 +163,8 @@ def _tiles(graph: Graph, x: str, channels: int, place: NDArray[np.float32]) -> s
 def _facts(graph: Graph, node: NodeProto) -> tuple[int, int, NDArray[np.float32], NDArray[np.float32]]:
     """Filters, channels, B [16 · tiles, pixels of x] and A [pixels of y, 16 · tiles]."""
     (x, weight), y = node.input[:2], node.output[0]
-    filters, channels = graph.sizes(weight, "weights")
+    shape = static(graph.shape(weight), "weights")
+    filters, channels = shape[1:] if len(shape) == 3 else shape[:2]
     size, out = (graph.sizes(name, "pixels")[1:] for name in (x, y))
     before = node.attribute[0].ints[:2]
     by_axis = [_along(*each) for each in zip(size, out, before, strict=True)]
