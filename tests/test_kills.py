@@ -23,8 +23,9 @@ NO_OUTPUT = {"evaluate", "audit", "inspect", "invite", "doctor"}
 AGAIN = {"serve", "device"}
 """Commands that run until they are stopped; `test_serving.py`, `test_serving_http.py` and `test_agent.py` kill them."""
 ONE_FILE = {"fold", "predict", "codec", "demo", "export", "data", "fleet", "advise"}
-"""Commands that write by `replacing_file` or `replacing_folder`, as others here do, or in a run as `simulate` does; what
-`fleet up` writes, `test_fleet.py` and `test_fleet_up.py` cut short."""
+"""Commands that write by `replacing_file` or `replacing_folder`, as others here do, or in a run as `simulate` does.
+
+What `fleet up` writes, `test_fleet.py` and `test_fleet_up.py` cut short."""
 
 
 @pytest.mark.skipif(not can_watch(), reason="needs seccomp user notifications, which Linux has since 5.5")
