@@ -146,9 +146,9 @@ def train(
     with folder as kept, holding_interrupts() as interrupted:
         header = _header(origin, _name(client, kept), examples=dataset.examples, steps=steps)
         inputs = (weights, dataset.path, server_state)
+        noising = open_noising(privacy, budget, kept, origin, algorithm)
         begin = _begin(kept, call, steps=steps, output=output, inputs=inputs, overwrite=overwrite)
         before = {} if kept is None else read_groups(kept, call, bundle)
-        noising = open_noising(privacy, budget, kept, origin, algorithm)
         personal = load_personal(engine, before)
         begin = _resume(engine, begin, kept, steps=steps, epochs=config.epochs)
         start = _start(origin, before, control, config, steps=steps)

@@ -222,6 +222,19 @@ def test_nothing_is_sent_beyond_the_budget(device: Device) -> None:
     assert untouched.steps_taken == 0  # a new round is refused before any work
 
 
+def test_a_call_that_is_refused_drops_nothing_of_another(device: Device) -> None:
+    device.train()
+    base = read_weights(device.weights)
+    device.weights = device.weights.with_name("w1")
+    write_weights(device.weights, replace(base, round=1))
+    with pytest.raises(PowerCutError):
+        device.train(privacy=None, engine=Stopped(device.bundle, 4))
+    saved = (device.state / "progress.safetensors").read_bytes()
+    with pytest.raises(BudgetError):
+        device.train(privacy=replace(NOISE, epsilon=5.0))
+    assert (device.state / "progress.safetensors").read_bytes() == saved
+
+
 def test_secret_and_spending_are_for_the_device_alone(device: Device) -> None:
     device.train()
     path = device.state / "privacy.json"
