@@ -12,7 +12,8 @@ import { checkBrowser } from './support.js';
  */
 const element = (id) => document.getElementById(id);
 const [file, start, pause, send, save, clear] = ['file', 'start', 'pause', 'send', 'save', 'clear'].map(element);
-const MOST_POINTS = 200;
+const MOST_POINTS = 200, AGAIN_MS = 1000;
+const task = new URL('task.json', document.baseURI).href;
 
 /** @type {number[]} */
 let losses = [];
@@ -20,6 +21,10 @@ let losses = [];
 let update = null;
 /** @type {string | null} */
 let updates = null;
+/** @type {Record<string, string>} */
+let headers = {};
+/** Whether a server of `fedpara-edge serve` says when there is something to train. */
+let isServed = false;
 /** @type {Worker | undefined} */
 let worker;
 
@@ -38,11 +43,11 @@ function show(id, text) {
 /** @param {number} bytes */
 const size = (bytes) => (bytes < 1e6 ? `${(bytes / 1e3).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
 
-/** @param {'loading' | 'ready' | 'training' | 'done'} now */
+/** @param {'loading' | 'waiting' | 'ready' | 'training' | 'done'} now */
 function enter(now) {
   document.body.dataset['now'] = now;
   file.disabled = now === 'loading' || now === 'training';
-  start.disabled = now === 'loading' || now === 'training' || !file.files?.length;
+  start.disabled = now === 'loading' || now === 'waiting' || now === 'training' || !file.files?.length;
   pause.hidden = now !== 'training';
   element('result').hidden = now !== 'done';
   clear.disabled = now === 'training';
@@ -53,10 +58,14 @@ function take(reply) {
   switch (reply.kind) {
     case 'ready': {
       updates = reply.updates;
-      const model = `${reply.model}, round ${reply.round + 1}`;
-      show('model', `${model}: ${reply.entries.toLocaleString('en')} numbers learn from your examples.`);
+      headers = reply.headers;
+      isServed = reply.phase !== null;
+      const model = `${reply.model}, round ${reply.round + 1}`, entries = reply.entries.toLocaleString('en');
+      show('model', `${model}: ${reply.reason ?? `${entries} numbers learn from your examples`}.`);
       send.hidden = updates === null;
-      enter('ready');
+      if (document.body.dataset['now'] === 'waiting') show('error', '');
+      enter(reply.reason === null ? 'ready' : 'waiting');
+      if (reply.reason !== null && reply.phase !== 'finished') setTimeout(waitForRound, AGAIN_MS);
       break;
     }
     case 'step':
@@ -91,7 +100,8 @@ function take(reply) {
 /** @param {string} message */
 function fail(message) {
   show('error', message);
-  if (document.body.dataset['now'] !== 'loading') enter('ready');
+  if (document.body.dataset['now'] === 'waiting') setTimeout(waitForRound, 5 * AGAIN_MS);
+  else if (document.body.dataset['now'] !== 'loading') enter('ready');
 }
 
 /** The loss so far, thinned out to what can be seen. */
@@ -107,8 +117,8 @@ async function sendUpdate() {
   send.disabled = true;
   show('error', '');
   try {
-    const headers = { 'Content-Type': 'application/octet-stream' };
-    const response = await fetch(updates, { method: 'POST', body: update, headers });
+    const fields = { 'Content-Type': 'application/octet-stream', ...headers };
+    const response = await fetch(updates, { method: 'POST', body: update, headers: fields });
     if (!response.ok) {
       const isPlain = response.headers.get('Content-Type')?.startsWith('text/plain');
       const said = isPlain ? (await response.text()).slice(0, 200) : response.statusText;
@@ -116,6 +126,7 @@ async function sendUpdate() {
     }
     show('status', `Sent ${size(update.length)}. Thank you.`);
     element('result').hidden = true;
+    if (isServed) waitForRound();
   } catch (error) {
     const message = error instanceof FedparaError ? error.message : 'no connection: the update is kept; send it later';
     fail(message);
@@ -124,13 +135,26 @@ async function sendUpdate() {
   send.disabled = false;
 }
 
+/** Have the page ready for the next round, once there is one. */
+function waitForRound() {
+  enter('waiting');
+  ask({ kind: 'open', task, wait: true });
+}
+
+/** The token of the link by which the page was opened, which is taken out of the address. */
+function joinToken() {
+  const token = new URLSearchParams(location.hash.slice(1)).get('join');
+  if (token) history.replaceState(null, '', location.pathname + location.search);
+  return token;
+}
+
 async function askForPersistence() {
   const granted = await navigator.storage.persist().catch(() => false);
   const refused = 'The browser may delete it when the phone runs out of storage.';
   show('persistence', `What is trained is kept on this phone. ${granted ? '' : refused}`);
 }
 
-file.addEventListener('change', () => enter('ready'));
+file.addEventListener('change', () => enter(document.body.dataset['now'] === 'waiting' ? 'waiting' : 'ready'));
 start.addEventListener('click', () => {
   losses = [];
   document.body.dataset['begun'] = '';
@@ -153,7 +177,7 @@ try {
   worker = new Worker(new URL('./worker.js', import.meta.url), { type: 'module' });
   worker.onmessage = ({ data }) => take(data);
   worker.onerror = () => fail('this page: expected to load whole, found a part missing; load it again');
-  ask({ kind: 'open', task: new URL('task.json', document.baseURI).href });
+  ask({ kind: 'open', task, join: joinToken() });
 } catch (error) {
   fail(error instanceof Error ? error.message : String(error));
 }

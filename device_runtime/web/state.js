@@ -42,15 +42,18 @@ export class DeviceState {
    * @param {Folder} folder
    * @param {string} fingerprint Fingerprint of the bundle whose state it keeps.
    * @param {Layout} layout
+   * @param {string | null} [name] Name under which the device joined a federation; one of its own where it joined none.
    */
-  constructor(folder, fingerprint, layout) {
+  constructor(folder, fingerprint, layout, name = null) {
+    this._name = name;
     this._folder = folder;
     this._fingerprint = fingerprint;
     this._layout = layout;
   }
 
-  /** Name of the device: 16 random hexadecimal digits. */
+  /** Name of the device: the one under which it joined, or 16 random hexadecimal digits. */
   async client() {
+    if (this._name) return this._name;
     const found = await this._folder.read(CLIENT);
     if (found) return fromUtf8(found).trim();
     const name = toHex(crypto.getRandomValues(new Uint8Array(8)));

@@ -7,6 +7,7 @@ import { sha256 } from './digest.js';
 import { FedparaError } from './errors.js';
 import { openFolder } from './folder.js';
 import { entriesIn } from './layout.js';
+import { Member } from './member.js';
 import { readControl } from './serverstate.js';
 import { makeSettings } from './settings.js';
 import { DeviceState } from './state.js';
@@ -22,16 +23,24 @@ import { applyChange, readWeights } from './weights.js';
  * @property {string} [control] Server state of the round, for SCAFFOLD.
  * @property {Partial<import('./settings.js').Settings>} [settings]
  * @property {string} [updates] Where to send updates; none to save them as a file alone.
+ * @property {string} [phase] Phase of a federation of `fedpara-edge serve`, and
+ * @property {string | null} [reason] why this phone is not to train now.
  */
-/** @typedef {{kind: 'open', task: string} | {kind: 'train', file: File} | {kind: 'save' | 'stop' | 'clear'}} Request */
 /**
- * @typedef {{kind: 'ready', model: string, round: number, entries: number, codec: string, updates: string | null}
+ * `join` is the token of the link by which the page was opened; `wait` asks the server to answer once there is something
+ * to train.
+ * @typedef {{kind: 'open', task: string, join?: string | null, wait?: boolean} | {kind: 'train', file: File}
+ *   | {kind: 'save' | 'stop' | 'clear'}} Request
+ */
+/**
+ * @typedef {{kind: 'ready', model: string, round: number, entries: number, codec: string, updates: string | null,
+ *     headers: Record<string, string>, phase: string | null, reason: string | null}
  *   | {kind: 'step', step: number, steps: number, loss: number}
  *   | {kind: 'done', update: Bytes, resumedFromStep: number, seconds: number}
  *   | {kind: 'stopped'} | {kind: 'cleared'} | {kind: 'failed', message: string}} Reply
  */
 
-const SAVE_MS = 10_000;
+const SAVE_MS = 10_000, WAIT_SECONDS = 50;
 const ZSTD = './vendor/zstd.js', ORT = './vendor/onnxruntime-web/ort.wasm.min.mjs';
 
 /** @param {Reply} reply */
@@ -52,16 +61,18 @@ addEventListener('message', ({ data: request }) => {
 async function answer(request) {
   switch (request.kind) {
     case 'open': {
-      opened = open(request.task);
-      const { bundle, weights, settings, updates } = await opened;
-      const { model, layout } = bundle;
-      return post({ kind: 'ready', model, round: weights.round, entries: entriesIn(layout.shared), codec: settings.codec, updates });
+      opened = open(request);
+      const { bundle, weights, settings, updates, member, task } = await opened;
+      const { model, layout } = bundle, { phase = null, reason = null } = task, { headers } = member;
+      const { round } = weights, entries = entriesIn(layout.shared), { codec } = settings;
+      return post({ kind: 'ready', model, round, entries, codec, updates, headers, phase, reason });
     }
     case 'train':
       return trainOn(request.file);
     case 'clear': {
-      const { bundle, state } = await needOpened();
+      const { bundle, state, member } = await needOpened();
       await alone(bundle.fingerprint, () => state.clear());
+      await member.leave();
       return post({ kind: 'cleared' });
     }
     default:
@@ -69,12 +80,15 @@ async function answer(request) {
   }
 }
 
-/** @param {string} address Address of the task. */
-async function open(address) {
+/** @param {{task: string, join?: string | null, wait?: boolean}} request */
+async function open({ task: address, join, wait }) {
   const place = (/** @type {string} */ name) => new URL(name, address).href;
-  const get = async (/** @type {string} */ name) => fetched(place(name));
+  const member = await new Member(await openFolder(['fedpara-edge'])).open();
+  if (join) await member.join(place('join'), join);
+  const { headers } = member, get = async (/** @type {string} */ name) => fetched(place(name), { headers });
+  const asked = { ...headers, ...(wait ? { Prefer: `wait=${WAIT_SECONDS}` } : {}) };
   /** @type {Task} */
-  const task = JSON.parse(new TextDecoder().decode(await fetched(address, 'no-cache')));
+  const task = JSON.parse(new TextDecoder().decode(await fetchedAsMember(member, address, { headers: asked, cache: 'no-cache' })));
   const settings = makeSettings(task.settings ?? {}), tools = await loadTools();
   const bundle = await openBundle((name) => get(`${task.bundle.replace(/\/$/, '')}/${name}`));
   let weights = await readWeights(await get(task.weights), task.weights, bundle, tools.zstd);
@@ -83,8 +97,9 @@ async function open(address) {
   }
   const control = task.control ? readControl(await get(task.control), task.control, bundle, weights) : undefined;
   const folder = await openFolder(['fedpara-edge', bundle.fingerprint.slice(0, 16)]);
-  const state = new DeviceState(folder, bundle.fingerprint, bundle.layout);
-  return { tools, bundle, weights, settings, control, state, updates: task.updates ? place(task.updates) : null };
+  const state = new DeviceState(folder, bundle.fingerprint, bundle.layout, member.client);
+  const updates = task.updates ? place(task.updates) : null;
+  return { tools, bundle, weights, settings, control, state, updates, member, task };
 }
 
 /** @param {File} file */
@@ -125,14 +140,34 @@ async function loadTools() {
 }
 
 /**
+ * What a member may fetch; a place that the server does not know is left, so that the link lets in again.
+ * @param {Member} member
  * @param {string} address
- * @param {RequestCache} [cache]
+ * @param {RequestInit} options
  */
-async function fetched(address, cache = 'default') {
+async function fetchedAsMember(member, address, options) {
+  try {
+    return await fetched(address, options);
+  } catch (error) {
+    if (error instanceof NotJoinedError) await member.leave();
+    throw error;
+  }
+}
+
+class NotJoinedError extends FedparaError {}
+
+/**
+ * @param {string} address
+ * @param {RequestInit} options
+ */
+async function fetched(address, options) {
   const name = decodeURIComponent(new URL(address).pathname);
-  const response = await fetch(address, { cache }).catch(() => {
+  const response = await fetch(address, options).catch(() => {
     throw new FedparaError(`${name}: expected an answer of the server, found none; try again when there is a connection`);
   });
+  if (response.status === 401) {
+    throw new NotJoinedError('this page: expected a phone that has joined, found another; open the link, or scan the code, to join');
+  }
   if (!response.ok) {
     throw new FedparaError(
       `${name}: expected a file on the server, found ${response.status} ${response.statusText}; tell who runs it`,

@@ -6,11 +6,13 @@ import json
 import re
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import served
 from command_line import Command
 from norms import relative_error
 from phone_site import Site, serving
@@ -18,12 +20,16 @@ from phone_tools import PHONE, WEB, node, run_node, run_program
 from small_net import CLASSES, SHAPE, SmallBundle
 
 from device_runtime import TrainConfig, open_data, open_engine, train
+from device_runtime.agent.agent import AgentConfig, run_agent
+from device_runtime.sources import Reading
+from fedpara_edge.aggregation import AggregateConfig
 from fedpara_edge.codecs import find_encoder
 from fedpara_edge.codecs.codec import in_order
 from fedpara_edge.formats.bundle import WEIGHTS, Bundle
 from fedpara_edge.formats.encoded import read_change
 from fedpara_edge.formats.update import open_update
 from fedpara_edge.formats.weights import Weights, read_weights
+from fedpara_edge.serving.rounds import RoundFolder
 
 TOLERANCE = 1e-5
 SETTINGS: dict[str, Any] = {"epochs": 2, "batch_size": 8, "lr": 0.05, "seed": 3, "clip_norm": 1.0}
@@ -282,3 +288,52 @@ def test_examples_that_do_not_fit_are_refused_in_a_sentence(phone: Callable[...,
     assert told.read == [
         "wrong.npz: array 'x': expected shape [N, 1, 8, 8], found [3, 2]; bring the examples to that shape"
     ]
+
+
+def test_two_phones_and_a_native_device_in_the_rounds_of_a_server(
+    phone: Callable[..., Phone], page: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    """Phones join by the link, train when they are asked to, and wait for the next round, beside an agent."""
+    settings = {**SETTINGS, "codec": "int8"}
+    with served.serving(
+        tmp_path / "server", bundle, settings=settings, page=page, updates=3, rounds=2,
+        aggregate=AggregateConfig(downlink_codec="int8"),
+    ) as server:  # fmt: skip
+        link = f"{server.url}#join={server.link.token}"
+        names = ("one", "other")
+        with ThreadPoolExecutor(3) as pool:
+            again = ("tap", "start"), ("until", "done"), ("tap", "send"), ("untilStatus", "Sent")
+            once = (("open", link), ("until", "ready"), ("read", "address"))
+            acting = [
+                pool.submit(
+                    device.do_alone, *once, ("pick", str(device.data)), *again, ("until", "ready"), *again,
+                    ("untilModel", "finished"), ("restart", None), ("open", server.url), ("until", "waiting"),
+                )
+                for device in map(phone, names)
+            ]  # fmt: skip
+            config = AgentConfig(patience=60)
+            given: dict[str, Any] = {"reading": Reading(), "own": {}, "on_event": lambda *_, **__: None}
+            native = pool.submit(
+                run_agent, server.link, phone("native").data, tmp_path / "native", config, client="native", **given
+            )
+            told = [future.result() for future in acting]
+            assert native.result().rounds == (0, 1)
+        clients = [device.client for device in server.running.federation.devices.all]
+    for each in told:
+        assert each.read == [server.url], "the token is taken out of the address"
+        bodies = [request for request in each.requests if request["bytes"]]
+        assert [request["url"].removeprefix(server.url) for request in bodies] == ["join", "updates", "updates"]
+    for number in range(2):
+        result = RoundFolder(tmp_path / "server" / "rounds" / str(number)).result
+        assert result is not None
+        assert [update["client"] for update in result["accepted"]] == sorted(clients)
+        assert not result["rejected"]
+
+
+def test_a_phone_without_a_link_is_told_to_open_it(
+    phone: Callable[..., Phone], page: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    with served.serving(tmp_path / "server", bundle, page=page) as server:
+        for address in (server.url, f"{server.url}#join=guess"):
+            told = phone("guest").do_alone(("open", address), ("untilError", None), ("read", "error"))
+            assert "open the link" in told.read[0] or "ask for a new join link" in told.read[0]

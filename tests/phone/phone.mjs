@@ -40,11 +40,12 @@ const ACTIONS = {
   /** Wait until the page is in a state of `page.js`, or says what is wrong. */
   until: (state) => page.waitForSelector(`body[data-now=${state}], #error:not([hidden])`),
   untilStatus: (part) => page.waitForSelector(`#status:has-text("${part}")`),
+  untilModel: (part) => page.waitForSelector(`#model:has-text("${part}")`),
   untilError: () => page.waitForSelector('#error:not([hidden])'),
   untilStep: (step) => page.waitForFunction((/** @type {number} */ n) => (document.querySelector('progress')?.value ?? 0) >= n, step),
   pick: (file) => page.setInputFiles('#file', file),
   tap: (id) => page.tap(`#${id}`),
-  read: async (id) => read.push(String(await page.textContent(`#${id}`))),
+  read: async (id) => read.push(id === 'address' ? page.url() : String(await page.textContent(`#${id}`))),
   /** What happens when another app comes to the front. */
   hide: () =>
     page.evaluate(() => {
