@@ -32,6 +32,7 @@ SCRIPTS = {
     "Aggregation on the server": "aggregation.py",
     "Signatures and bounds": "signatures.py",
     "Digests and exact sums": "digests.py",
+    "Server for devices": "serving.py",
     "Codecs": "codecs.py",
     "Starts of commands": "starting.py",
 }
@@ -47,6 +48,7 @@ QUICK = {
     "signatures.py": ("--codec", "float32", "--codec", "int4", "--updates", "20", "--repetitions", "2"),
     "digests.py": ("--updates", "10", "--parameters", "500000", "--repetitions", "2"),
     "starting.py": ("--repetitions", "3"),
+    "serving.py": ("--devices", "50", "--rounds", "2"),
     "codecs.py": ("--parameters", "500000", "--updates", "5", "--repetitions", "2", "--seconds", "0.1"),
 }
 """Options that make a benchmark small."""

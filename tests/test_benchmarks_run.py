@@ -122,6 +122,14 @@ def test_simulating(tmp_path: Path) -> None:
     assert 0 < row["training"] < 1
 
 
+def test_serving(tmp_path: Path) -> None:
+    command = [sys.executable, BENCHMARKS / "serving.py", "--devices", "5", "--rounds", "2"]
+    subprocess.run([*command, "--json", tmp_path / "numbers.json"], check=True, capture_output=True)
+    (row,) = json.loads((tmp_path / "numbers.json").read_text())["rows"]
+    assert (row["devices"], row["errors"], len(row["mib"])) == (5, 0, 3)
+    assert row["request_ms"] <= row["request_ms_99"]
+
+
 def test_exporting(tmp_path: Path) -> None:
     command = [sys.executable, BENCHMARKS / "exporting.py", "--models", "cnn", "--repetitions", "1"]
     subprocess.run([*command, "--json", tmp_path / "numbers.json"], check=True, capture_output=True)

@@ -415,3 +415,42 @@ def test_invitations_let_devices_in_without_a_restart(tmp_path: Path, bundle: Bu
         operator = run("invite", str(tmp_path / "server"), "--operator", "--json").json["link"]
         assert ask(served, "GET", "/metrics", operator.partition("#operator=")[2]).status == 200
     assert len(qr_code("https://192.168.1.20:8443/#join=" + "x" * 130).splitlines()) > 20
+
+
+def test_an_operator_sees_and_steers_the_rounds(served: Served, tmp_path: Path, bundle: Bundle) -> None:
+    operator = served.running.tokens.make("operator")
+    member = served.member(tmp_path / "ann", "ann")
+
+    def state() -> Any:
+        return json.loads(ask(served, "GET", "/operator/state", operator).content)
+
+    def do(what: str) -> int:
+        return ask(served, "POST", f"/operator/{what}", operator, b"").status
+
+    for place in ("/operator", "/operator/operator.js", "/operator/operator.css"):
+        assert ask(served, "GET", place).status == 200
+    assert ask(served, "GET", "/operator/../key").status == 404
+    for method, place in (("GET", "state"), ("POST", "pause"), ("POST", "close")):
+        for token in (None, member.connection.token):
+            assert ask(served, method, f"/operator/{place}", token, b"" if method == "POST" else None).status == 401
+    assert do("close") == 409
+    assert do("stop") == 404
+    assert do("pause") == 204
+    assert not member.task(wait=False).train
+    assert state()["phase"] == "paused"
+    assert do("resume") == 204
+    assert member.task(wait=False).train
+    garbage = ask(served, "POST", "updates", member.connection.token, b"garbage")
+    assert state()["devices"][0]["error"] == garbage.content.decode().strip()
+    update = update_of(tmp_path / "sent", base_of(bundle), "ann")
+    send(member.connection, "updates", update)
+    assert [state()[name] for name in ("updates", "wanted", "asked")] == [1, 2, 1]
+    assert do("close") == 204
+    served.wait_for_round(1)
+    found = state()
+    (row,) = found["rounds"]
+    assert [row[name] for name in ("round", "updates", "rejected", "stragglers", "loss")] == [0, 1, 0, 0, 0.5]
+    assert row["received_bytes"] == update.stat().st_size
+    assert found["devices"][0] == {
+        "client": "ann", "is_here": True, "has_sent": False, "is_asked": False, "round": 0, "error": None,
+    }  # fmt: skip

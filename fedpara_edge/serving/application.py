@@ -12,6 +12,10 @@
 | `/updates/<id>`              |          |                                                                          |
 | `GET /healthz`               | none     | 200, or 503 with the reason why rounds can't go on                       |
 | `GET /ca.pem`                | none     | certificate that vouches for the server, where it made its own           |
+| `GET /operator`              | none     | the operator's page, which asks for what follows with its token          |
+| `GET /operator/state`        | operator | rounds and devices (`overview`)                                          |
+| `POST /operator/pause`,      | operator | asks no device to train from now on, goes on, closes the round           |
+| `resume`, `close`            |          |                                                                          |
 | `GET /metrics`               | operator | what the server counts, for Prometheus                                   |
 
 Who asks shows a token (`tokens`) as `Authorization: Bearer …`. Updates in pieces follow the IETF's draft "Resumable
@@ -47,12 +51,15 @@ from fedpara_edge.serving.config import ServeConfig
 from fedpara_edge.serving.federation import ALIVE_SECONDS, Federation, OnEvent, ignore
 from fedpara_edge.serving.limits import Rates
 from fedpara_edge.serving.measures import Measures
+from fedpara_edge.serving.overview import overview
 from fedpara_edge.serving.page import POLICY, Page
 from fedpara_edge.serving.refused import RefusedError
 from fedpara_edge.serving.tokens import Kind, Tokens
 from fedpara_edge.serving.uploads import Upload, Uploads
 from fedpara_edge.storage.tensortable import strict_json
 
+OPERATOR = Path(__file__).with_name("operator_page")
+"""Folder of the operator's page."""
 Handler = Callable[[Request], Awaitable[Response]]
 
 MAX_WAIT_SECONDS = 60.0
@@ -98,6 +105,7 @@ class Application:
         on_event: OnEvent = ignore,
     ) -> None:
         self._federation, self._uploads, self._tokens, self._page = federation, uploads, tokens, page
+        self._operator = Page(OPERATOR)
         self._rates = Rates(config.requests_per_minute, time.monotonic)
         self._measures, self._tell, self._authority = Measures(), on_event, authority
         self._changed, self._work = asyncio.Event(), asyncio.Event()
@@ -106,6 +114,10 @@ class Application:
             Route("/healthz", self._answer(self._health)),
             Route("/ca.pem", self._answer(self._ca)),
             Route("/metrics", self._answer(self._metrics)),
+            Route("/operator", self._answer(self._operator_page)),
+            Route("/operator/state", self._answer(self._overview)),
+            Route("/operator/{name:str}", self._answer(self._operator_file)),
+            Route("/operator/{what:str}", self._answer(self._operate), methods=["POST"]),
             Route("/join", self._answer(self._join), methods=["POST"]),
             Route("/task.json", self._answer(self._task)),
             Route("/files/{place:path}", self._answer(self._file)),
@@ -226,6 +238,38 @@ class Application:
             "failed": int(federation.error is not None),
         }
         return PlainTextResponse(self._measures.text(gauges), media_type="text/plain; version=0.0.4")
+
+    async def _operator_page(self, request: Request) -> Response:
+        return self._of_operator(request, "")
+
+    async def _operator_file(self, request: Request) -> Response:
+        return self._of_operator(request, request.path_params["name"])
+
+    def _of_operator(self, request: Request, name: str) -> Response:
+        """A file of the operator's page, which has nothing in it before the token is shown."""
+        file = self._operator.find(name, "")
+        if file is None:
+            raise RefusedError("expected a file of the operator's page, found none", status=404)
+        return _of_file(request, file.path, digest=file.digest, caching="no-cache", media_type=file.media_type)
+
+    async def _overview(self, request: Request) -> Response:
+        self._allow(request, "operator")
+        found = await anyio.to_thread.run_sync(partial(overview, self._federation, now=time.time()))
+        return JSONResponse(found, headers={"Cache-Control": "no-store"})
+
+    async def _operate(self, request: Request) -> Response:
+        self._allow(request, "operator")
+        actions: dict[str, Callable[[], None]] = {
+            "pause": partial(self._federation.pause, True),
+            "resume": partial(self._federation.pause, False),
+            "close": self._federation.close,
+        }
+        action = actions.get(request.path_params["what"])
+        if action is None:
+            raise RefusedError(f"expected {', '.join(actions)}, found something else", status=404)
+        await anyio.to_thread.run_sync(action)
+        self._work.set()
+        return Response(status_code=204)
 
     async def _join(self, request: Request) -> Response:
         self._allow(request, "join")

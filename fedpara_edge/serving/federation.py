@@ -30,7 +30,7 @@ from fedpara_edge.serving.content import Content
 from fedpara_edge.serving.devices import Devices
 from fedpara_edge.serving.folder import ServerFolder
 from fedpara_edge.serving.refused import RefusedError
-from fedpara_edge.serving.rounds import RoundFolder
+from fedpara_edge.serving.rounds import RoundFolder, read_result
 from fedpara_edge.storage.atomic import sha256_of, sync
 from fedpara_edge.storage.rounds import remove_rounds_before
 
@@ -98,7 +98,7 @@ class Federation:
         self.listeners: list[Callable[[], None]] = []
         self.devices = Devices(folder.devices)
         newest = folder.newest
-        behind = newest > 0 and RoundFolder(folder.round(newest - 1)).result is None
+        behind = newest > 0 and read_result(folder.round(newest - 1)) is None
         self._load(newest - 1 if behind else newest)
 
     @property
@@ -115,6 +115,15 @@ class Federation:
     def round(self) -> RoundFolder:
         """Folder of the round that is open or being aggregated."""
         return self._round
+
+    @property
+    def wanted(self) -> int:
+        """Number of updates that closes the round."""
+        return max(self._config.updates, self._needed)
+
+    def result(self, number: int) -> Mapping[str, Any] | None:
+        """What came of an earlier round; None where that is not known."""
+        return read_result(self._folder.round(number))
 
     @property
     def content(self) -> Content:
@@ -170,7 +179,7 @@ class Federation:
         with self._lock:
             if self.phase != "open":
                 return None
-            if self._round.count >= max(self._config.updates, self._needed):
+            if self._round.count >= self.wanted:
                 return 0.0
             if self._overdue_at is None or self._round.count < max(self._aggregate.min_updates, self._needed):
                 return None

@@ -52,7 +52,7 @@ class RoundFolder:
         found = [match for entry in self.updates.iterdir() if (match := _NAME.fullmatch(entry.name))]
         self._taken = {match[1]: match[2] for match in found}
         self.asked = set(map(str, read_lines(self.path / "asked.jsonl", remedy="delete it")))
-        opened, closed = self._read("opened.json", opened=_is_time), self._read("closed.json", updates=_are_names)
+        opened, closed = _read(path / "opened.json", opened=_is_time), _read(path / "closed.json", updates=_are_names)
         self.opened = None if opened is None else float(opened["opened"])
         self.closed = None if closed is None else [self.updates / name for name in closed["updates"]]
 
@@ -69,7 +69,7 @@ class RoundFolder:
     @property
     def result(self) -> Mapping[str, Any] | None:
         """What came of it; None before."""
-        return self._read("result.json")
+        return read_result(self.path)
 
     @property
     def digests(self) -> set[str]:
@@ -128,23 +128,30 @@ class RoundFolder:
         with replacing_file(self.path / name) as temporary:
             temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
-    def _read(self, name: str, **fitting: Callable[[Any], bool]) -> dict[str, Any] | None:
-        """A record, some of whose fields have to fit; None if there is none."""
-        path = self.path / name
-        if not path.exists():
-            return None
-        try:
-            content = strict_json(path.read_text(encoding="utf-8"))
-            if not isinstance(content, dict):
-                raise ValueError("no object")
-            for field, fits in fitting.items():
-                if not fits(content.get(field)):
-                    raise ValueError(f"{field} {brief(content.get(field))}")
-            return content
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{path}: expected a record of the round, found {error}; restore it from a copy"
-            ) from error
+
+def read_result(path: Path) -> Mapping[str, Any] | None:
+    """What came of a round, from its folder; None where that is not known.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    return _read(path / "result.json")
+
+
+def _read(path: Path, **fitting: Callable[[Any], bool]) -> dict[str, Any] | None:
+    """A record, some of whose fields have to fit; None if there is none."""
+    if not path.exists():
+        return None
+    try:
+        content = strict_json(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("no object")
+        for field, fits in fitting.items():
+            if not fits(content.get(field)):
+                raise ValueError(f"{field} {brief(content.get(field))}")
+        return content
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected a record of the round, found {error}; restore it from a copy") from error
 
 
 def _is_time(found: Any) -> bool:

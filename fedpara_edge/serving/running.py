@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import signal
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -30,6 +32,7 @@ from fedpara_edge.serving.uploads import Uploads
 
 _BACKLOG = 2048
 _GRACE_SECONDS = 5
+_M_ARENA_MAX = -8  # malloc.h of glibc
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +125,8 @@ def run_server(
         FedparaError: A file of the state is damaged or can't be written.
     """
     opened_page = None if page is None else Page(page)
+    _allow_many_files()
+    _share_memory()
     with open_folder(state, bundle) as folder, _listening(host, port) as listening:
         encryption = encrypt(folder.path)
         if encryption is not None:
@@ -190,6 +195,24 @@ class _Server(uvicorn.Server):
         """Stop, at the second signal at once."""
         super().handle_exit(sig, frame)
         self._application.end()
+
+
+def _allow_many_files() -> None:
+    """Have as many connections as the system allows, rather than the few that processes begin with."""
+    if sys.platform != "win32":
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _share_memory() -> None:
+    """Have all threads share two pools of memory, where glibc gives each its own, of which nothing is returned."""
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        if mallopt is not None:
+            mallopt(_M_ARENA_MAX, 2)
 
 
 @contextmanager
