@@ -44,6 +44,11 @@ from fedpara_edge.aggregation import AggregateConfig, aggregate, run_round
 from fedpara_edge.cli import fedpara_edge
 from fedpara_edge.codecs import find_encoder
 from fedpara_edge.errors import TooFewUpdatesError
+from fedpara_edge.fleet.app import read_app
+from fedpara_edge.fleet.federation import NODES as DEVICES
+from fedpara_edge.fleet.federation import read_rounds
+from fedpara_edge.fleet.messages import Call, read_call
+from fedpara_edge.fleet.settings import FleetConfig, to_flower
 from fedpara_edge.formats.bundle import INITIAL_PERSONAL, MANIFEST, Bundle, open_bundle
 from fedpara_edge.formats.change import apply_change
 from fedpara_edge.formats.folded import METADATA_KEY, FoldedSpec, read_folded
@@ -70,6 +75,7 @@ from fedpara_edge.simulation.metrics import Journal
 from fedpara_edge.simulation.plan.plan import read_plan
 from fedpara_edge.storage.atomic import sha256_of
 from fedpara_edge.storage.rounds import round_path
+from fedpara_edge.storage.tomlfile import toml_text
 from fedpara_edge.trust.client import receive
 from fedpara_edge.trust.clients import read_clients
 from fedpara_edge.trust.envelope import Statement, envelope_path, read_envelope, verified_statement, write_envelope
@@ -488,6 +494,36 @@ def _sending(folder: Path) -> Made:
     return [note], lambda path: read_location(path, sha256_of(update))
 
 
+def _fleet_apps(folder: Path) -> Made:
+    plan = folder / "plan.toml"
+    config = FleetConfig(bundle=folder / "bundle", plan=plan, run=folder / "run", arm="small", round_seconds=9.5)
+    text = toml_text({"tool": {"flwr": {"app": {"config": to_flower(config)}}}})
+    (folder / "pyproject.toml").write_text(text, encoding="utf-8")
+    return [folder / "pyproject.toml"], lambda path: read_app(path.parent)
+
+
+def _fleet_calls(folder: Path) -> Made:
+    (folder / "options.json").write_text(dumps({"lr": 0.1, "epochs": 2, "codec": "int8", "seed": 3}))
+    call = Call(fingerprint="f", round=2, base="b", options={})
+
+    def read(path: Path) -> None:
+        content = call.content()
+        content.config_records["words"]["options"] = path.read_bytes().decode("utf-8", "replace")
+        assert isinstance(read_call(content).options, dict)
+
+    return [folder / "options.json"], read
+
+
+def _fleet_devices(folder: Path) -> Made:
+    (folder / DEVICES).write_text(dumps({"1234567890123456789": 3, "5": 0}))
+
+    def read(path: Path) -> None:
+        held = read_rounds(path)
+        assert all(type(node) is type(round) is int for node, round in held.items())
+
+    return [folder / DEVICES], read
+
+
 def _npz(folder: Path) -> Made:
     bundle = make_bundle(folder / "bundle")
     return [write_npz(folder / "d.npz")], lambda path: open_data(path, bundle.manifest)
@@ -537,6 +573,9 @@ FORMATS: dict[str, Format] = {
     "joining": Format(_joining, in_json, ("serving.application",)),
     "member": Format(_members, in_json, ("agent.member",)),
     "sending": Format(_sending, in_json, ("agent.transfers",)),
+    "app of a fleet": Format(_fleet_apps, in_toml, ("fleet.app",)),
+    "call of a fleet": Format(_fleet_calls, in_json, ("fleet.messages",)),
+    "devices of a fleet": Format(_fleet_devices, in_json, ("fleet.federation",)),
     "npz": Format(_npz, in_bytes, ("storage.arrayfile",)),
     "csv": Format(_tables, in_bytes, ("sources.tables",), slow=2),
 }

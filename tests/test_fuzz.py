@@ -14,7 +14,10 @@ ROOT = Path(__file__).parent.parent
 COUNT = 400
 WRITTEN_ONLY = {"comparison"}
 """Formats that nothing of this project reads."""
-OF_OTHERS = {"installation", "demo.federation", "sources.cache", "storage.tomlfile", "sources.images", "sources.sounds"}
+OF_OTHERS = {
+    *("installation", "demo.federation", "sources.cache", "storage.tomlfile", "sources.images", "sources.sounds"),
+    "fleet.up",
+}
 """Modules that parse what pip, a child of ours or they themselves wrote, or for another reader here."""
 PARSES = re.compile(
     r"\b(json\.loads?|strict_json|tomllib\.loads?|read_toml|NpzFile|np\.load|csv\.reader|Metadata\[\w+\]\.from_\w+|"

@@ -105,10 +105,7 @@ class Federation:
 
     def nodes(self) -> dict[int, int]:
         """Round of the weights that each device has, of those that are known."""
-        with suppress(OSError, ValueError, TypeError, AttributeError):  # those that are not known get everything
-            found = strict_json((self.folder.path / NODES).read_text(encoding="utf-8"))
-            return {int(node): int(round) for node, round in found.items()}
-        return {}
+        return read_rounds(self.folder.path / NODES)
 
     def write_nodes(self, nodes: Mapping[int, int]) -> None:
         """Remember which weights the devices have."""
@@ -242,3 +239,11 @@ def _budget(arm: Arm, folder: JobFolder, opened: ExitStack) -> Budget | None:
     from fedpara_edge.privacy.ledger import open_privacy_ledger
 
     return opened.enter_context(open_privacy_ledger(folder.path / "privacy", epsilon))
+
+
+def read_rounds(path: Path) -> dict[int, int]:
+    """Round of the weights that each device has, of a file of them; empty, so that they get everything, without one."""
+    with suppress(OSError, ValueError, TypeError, AttributeError, OverflowError):
+        found = strict_json(path.read_text(encoding="utf-8"))
+        return {int(node): int(round) for node, round in found.items()}
+    return {}

@@ -18,6 +18,7 @@ those in pieces.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -170,6 +171,6 @@ def _brief_word(words: Mapping[str, Any], name: str, max_length: int) -> str:
 
 def _number(numbers: Mapping[str, Any], name: str) -> float:
     value = numbers.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise InvalidUpdateError(f"expected a message of fedpara-edge with {name!r}, found one without")
     return value
