@@ -48,11 +48,12 @@ def example(parameter: click.Parameter) -> str:
             return text
     if isinstance(kind, click.Choice):
         return str(kind.choices[0])
-    if parameter.name in ("engines", "unbounded"):
-        return {"engines": "onnxruntime", "unbounded": "norm"}[parameter.name]
+    listed = {"engines": "onnxruntime", "unbounded": "norm", "kind": "update"}
+    if parameter.name in listed:
+        return listed[parameter.name]
     if "=" in (parameter.metavar or ""):
         return "conv*=1"
-    return {"integer": "3", "integer range": "3", "float": "0.5"}.get(kind.name, "x,y")
+    return {"integer": "3", "integer range": "3", "float": "0.5", "float range": "0.5"}.get(kind.name, "x,y")
 
 
 def parsed(names: tuple[str, ...], arguments: list[str], *front: str) -> click.Context:

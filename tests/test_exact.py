@@ -125,5 +125,6 @@ def test_neither_blocks_nor_threads_nor_chunks_change_a_bit(tmp_path: Path, monk
         aggregate(paths, base, exact=True, effort=Effort(block_files=k, threads=1 + k % 3)).weights.base
         for k in (1, 5, 40)
     }
-    monkeypatch.setattr(codec, "CHUNK_ENTRIES", 16)
+    monkeypatch.setattr(codec, "CHUNK_ENTRIES", 16)  # of which files have a sum each
+    paths = [small_round.send(tmp_path, base, f"c{k}", examples=7 * k + 1) for k in range(12)]
     assert found == {aggregate(paths, base, exact=True).weights.base}

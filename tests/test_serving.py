@@ -93,10 +93,10 @@ def test_an_update_counts_once(tmp_path: Path, bundle: Bundle) -> None:
 
 def test_updates_that_aggregate_would_refuse_are_refused(tmp_path: Path, bundle: Bundle) -> None:
     base = base_of(bundle)
-    nan = update_of(tmp_path / "sent", base, "ann")
-    content = bytearray(nan.read_bytes())
+    damaged = update_of(tmp_path / "sent", base, "ann")
+    content = bytearray(damaged.read_bytes())
     content[-4:] = b"\x00\x00\xc0\x7f"
-    nan.write_bytes(content)
+    damaged.write_bytes(content)
     forged = forge(tmp_path / "forged.update", base, client="ann", examples=-1)
     later = update_of(tmp_path / "later", base, "ann", round=7)
     with federation_in(tmp_path / "server", bundle) as federation:
@@ -104,7 +104,7 @@ def test_updates_that_aggregate_would_refuse_are_refused(tmp_path: Path, bundle:
         for client in ("ann", "ben"):
             assert federation.task(client).train
         for update, status, text in (
-            (nan, 422, "expected a finite change"),
+            (damaged, 422, "expected content with the sum that its header states"),
             (forged, 422, "examples"),
             (later, 409, "round: expected 0, found 7"),
             (update_of(tmp_path / "sent", base, "ben"), 403, "'ann', found 'ben'"),

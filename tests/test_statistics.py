@@ -283,8 +283,8 @@ def test_a_local_batchnorm_stays_on_the_device(tmp_path: Path, bundles: Callable
     assert {tensor.layer for tensor in layout.with_role("personal")} == {"1", "4", "8"}
     assert [tensor.name for tensor in layout.statistics] == STATISTICS
     states = []
-    for client, shift in (("a", 0.0), ("b", 5.0)):
-        update = local_round(bundle, tmp_path, client, shift=shift)
+    for seed, (client, shift) in enumerate((("a", 0.0), ("b", 5.0))):
+        update = local_round(bundle, tmp_path, client, seed=seed, shift=shift)
         with TensorFile(update, format="fedpara-edge/update", error=InputError) as file:
             assert set(file.entries) == {tensor.name for tensor in layout.shared}
         with TensorFile(

@@ -33,7 +33,7 @@ def sum_of(data: NDArray[Any]) -> int:
     >>> sum_of(np.array([1, 2, 3], np.uint32)) == 1 + 3 + (2 << 32)
     True
     """
-    flat = data.reshape(-1)
+    flat = np.ascontiguousarray(data).reshape(-1)
     if data.nbytes % 8 == 0:
         return int(np.add.reduce(flat.view("<u8")))
     stored = flat.view(np.uint8)
