@@ -219,7 +219,10 @@ def _watch(listener: int, child: int, folder: Path, fault: Fault | None) -> list
             continue
         identifier, process, _, number, _, _, *arguments = _QUESTION.unpack(question)
         error, flags = 0, _GO_ON
-        call = _described(_NAMES[number], process, arguments, folder)
+        try:
+            call = _described(_NAMES[number], process, arguments, folder)
+        except (FileNotFoundError, ProcessLookupError):  # the same, since
+            continue
         if call is not None:
             if fault is not None and fault.hits(len(calls), call):
                 if fault.error == KILL:

@@ -453,7 +453,7 @@ def test_weights_that_cannot_be_sent_end_the_arm_and_other_errors_name_it(
 
 
 def test_a_run_that_is_killed_goes_on_to_the_same_metrics(done: Path, tmp_path: Path) -> None:
-    plan = write_plan(tmp_path, ("rounds = 2", "rounds = 16"))  # so that there is a while to kill it in
+    plan = write_plan(tmp_path, ("rounds = 2", "rounds = 40"))  # so that there is a while to kill it in
     whole, run = (with_bundles_of(done, tmp_path / name, plan=plan) for name in ("whole", "run"))
     simulate(plan, whole)
     for how in (signal.SIGKILL, signal.SIGINT):

@@ -147,8 +147,9 @@ def run_server(
             encryption=encryption,
             stop=server.stop,
         )
-        on_ready(running)
-        asyncio.run(server.serve(sockets=[listening]))
+        with server.capture_signals():  # a signal may come as soon as somebody knows that it runs
+            on_ready(running)
+            asyncio.run(server.serve(sockets=[listening]))
 
 
 class _Server(uvicorn.Server):
