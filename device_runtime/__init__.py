@@ -8,8 +8,9 @@ from device_runtime.evaluation import Evaluation, evaluate
 from device_runtime.loading import load_weights
 from device_runtime.prediction import Predictor
 from device_runtime.progress import progress_bar
+from device_runtime.result import TrainResult
 from device_runtime.schedule import Schedule
-from device_runtime.training import TrainResult, train
+from device_runtime.training import train
 
 __all__ = [
     "Adjustment",

@@ -6,8 +6,8 @@ interrupted and resumed (`device_runtime.state`).
 
 Error feedback: what a lossy codec leaves out of an update is kept in the state folder and added to the next change, so
 that in the long run nothing is lost (Seide et al. 2014; Karimireddy et al., arXiv 1901.09847). Without a state folder,
-codecs that can (`Encoder.unbiased`) round at random instead, exact in expectation; what the others leave out is lost.
-So they do for a model of kind `update`, whose factors have other directions the next time.
+codecs that can (`Encoder.unbiased`) encode without bias, right in expectation; what the others leave out is lost. So
+they do for a model of kind `update`, whose factors have other directions the next time.
 
 With noise on the change (`device_runtime.noising`), error feedback and algorithms go on from the noisy one.
 
@@ -23,7 +23,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from device_runtime.interrupts import holding_interrupts
 from device_runtime.loading import PERSONAL, RESIDUAL, load_personal, load_weights, read_control, read_groups
 from device_runtime.noising import open_noising
 from device_runtime.progress import OnStep
+from device_runtime.result import TrainResult
 from device_runtime.state import PROGRESS, DeviceState, open_state
 from device_runtime.statefiles import Committed, Groups, Progress
 from fedpara_edge.algorithms import ClientAlgorithm
@@ -54,33 +55,6 @@ from fedpara_edge.formats.weights import Weights
 from fedpara_edge.privacy.ledger import Budget
 from fedpara_edge.privacy.local import LocalGaussian
 from fedpara_edge.storage.atomic import Ready, check_output, sha256_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """Result of a training call.
-
-    Args:
-        client: Name of the client in the update.
-        round: Round of the weights from which the call started.
-        examples: Number of local examples.
-        steps: Number of steps in the whole call.
-        resumed_from_step: Steps that an earlier, interrupted run of the call had taken; 0 if there was none.
-        seconds: Time that all steps took, earlier runs included, in seconds.
-        losses: Mean training loss of each epoch.
-        update_bytes: Size of the update file in bytes.
-        spent: ε of all updates of the device so far; None without noise.
-    """
-
-    client: str
-    round: int
-    examples: int
-    steps: int
-    resumed_from_step: int
-    seconds: float
-    losses: tuple[float, ...]
-    update_bytes: int
-    spent: float | None = None
 
 
 def train(

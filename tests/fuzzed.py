@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
@@ -15,19 +14,16 @@ from random import Random
 from typing import Any
 
 import click
+import fuzzed_services as services
 import numpy as np
 import signed
-from mutations import Mutate, in_bytes, in_json, in_lines, in_protobuf, in_tensors, in_toml
+from mutations import Made, Mutate, in_bytes, in_json, in_lines, in_protobuf, in_tensors, in_toml
 from onnx import TensorProto, helper
-from served import bundle_in, federation_in, update_of
 from small_round import send, start_round
 from softmax_regression import SoftmaxRegression, make_bundle, write_npz
 from tiny_plan import write_plan
 from written import half_run, partials
 
-from device_runtime.agent.connection import Connection
-from device_runtime.agent.member import Member
-from device_runtime.agent.transfers import read_location
 from device_runtime.data import open_data
 from device_runtime.loading import load_personal
 from device_runtime.sources.tables import read_table
@@ -44,16 +40,10 @@ from fedpara_edge.aggregation import AggregateConfig, aggregate, run_round
 from fedpara_edge.cli import fedpara_edge
 from fedpara_edge.codecs import find_encoder
 from fedpara_edge.errors import TooFewUpdatesError
-from fedpara_edge.fleet.app import read_app
-from fedpara_edge.fleet.federation import NODES as DEVICES
-from fedpara_edge.fleet.federation import read_rounds
-from fedpara_edge.fleet.messages import Call, read_call
-from fedpara_edge.fleet.settings import FleetConfig, to_flower
 from fedpara_edge.formats.bundle import INITIAL_PERSONAL, MANIFEST, Bundle, open_bundle
 from fedpara_edge.formats.change import apply_change
 from fedpara_edge.formats.folded import METADATA_KEY, FoldedSpec, read_folded
 from fedpara_edge.formats.serverstate import read_server_state
-from fedpara_edge.formats.task import read_task
 from fedpara_edge.formats.transcript import read_transcript
 from fedpara_edge.formats.weights import read_weights, write_weights
 from fedpara_edge.privacy.devices import FILE as SPENT
@@ -63,19 +53,11 @@ from fedpara_edge.privacy.ledger import FORMAT as PRIVACY
 from fedpara_edge.report.results import read_results
 from fedpara_edge.report.rows import read_metrics, to_csv
 from fedpara_edge.report.summarizing import summarize
-from fedpara_edge.serving.application import read_join
-from fedpara_edge.serving.devices import Devices
-from fedpara_edge.serving.folder import open_folder
-from fedpara_edge.serving.invitation import keep_address, read_address
-from fedpara_edge.serving.rounds import RoundFolder
-from fedpara_edge.serving.uploads import Uploads
 from fedpara_edge.simulation.data.clients import INDEX
 from fedpara_edge.simulation.data.clients import read_clients as read_dealt
 from fedpara_edge.simulation.metrics import Journal
 from fedpara_edge.simulation.plan.plan import read_plan
-from fedpara_edge.storage.atomic import sha256_of
 from fedpara_edge.storage.rounds import round_path
-from fedpara_edge.storage.tomlfile import toml_text
 from fedpara_edge.trust.client import receive
 from fedpara_edge.trust.clients import read_clients
 from fedpara_edge.trust.envelope import Statement, envelope_path, read_envelope, verified_statement, write_envelope
@@ -85,8 +67,6 @@ from fedpara_edge.trust.publication import Lifetimes
 from fedpara_edge.trust.repository import _Publisher
 from fedpara_edge.trust.roots import check_root, read_root
 
-Read = Callable[[Path], object]
-Made = tuple[Sequence[Path], Read]
 EXACT = AggregateConfig(exact=True)
 CODECS = ("float32", "float16", "int8", "int4", "uniform", "topk:share=0.2")
 
@@ -418,112 +398,6 @@ def _repositories(folder: Path) -> Made:
     return [path for path in metadata.iterdir() if path.name != "1.root.json"], read
 
 
-def _tasks(folder: Path) -> Made:
-    with federation_in(folder / "server", bundle_in(folder)) as federation:
-        (folder / "task.json").write_text(dumps(federation.task("ann").to_json()))
-
-    def read(path: Path) -> None:
-        task = read_task(path.read_bytes(), source="here")
-        assert task.changes_from(task.base) == []
-
-    return [folder / "task.json"], read
-
-
-def _serving(folder: Path) -> Made:
-    bundle, server = bundle_in(folder), folder / "server"
-    with federation_in(server, bundle, updates=1) as federation:
-        federation.devices.join("ann", "proof", now=0)
-        federation.task("ann")
-        update = update_of(folder / "sent", read_weights(bundle.file("weights.safetensors")), "ann")
-        federation.take(update, "ann")
-        federation.close()
-        federation.advance()
-
-    def read(path: Path) -> None:
-        if path.name == "run.json":
-            with open_folder(server, bundle):
-                pass
-        elif path.name == "devices.jsonl":
-            assert all(isinstance(device.client, str) for device in Devices(path).all)
-        else:
-            found = RoundFolder(path.parent)
-            assert found.result is not None
-            assert all(path.parent == found.path / "updates" for path in found.closed or ())
-
-    records = [server / "rounds" / "0" / name for name in ("opened.json", "asked.jsonl", "closed.json", "result.json")]
-    return [server / "run.json", server / "devices.jsonl", *records], read
-
-
-def _uploads(folder: Path) -> Made:
-    (folder / "uploads").mkdir()
-    upload = Uploads(folder / "uploads", max_bytes=100).begin("ann", 9)
-    saved = folder / "upload.json"
-    shutil.copy(upload.folder / saved.name, saved)
-
-    def read(path: Path) -> None:
-        upload.folder.mkdir(exist_ok=True)
-        upload.content.touch()
-        shutil.copy(path, upload.folder / path.name)
-        Uploads(folder / "uploads", max_bytes=100)
-
-    return [saved], read
-
-
-def _addresses(folder: Path) -> Made:
-    keep_address(folder, "https://pi.local/", None)
-    return [folder / "address.json"], lambda path: read_address(path.parent).link("token")
-
-
-def _joining(folder: Path) -> Made:
-    (folder / "join").write_text(dumps({"client": "ann", "secret": "s" * 32}))
-    return [folder / "join"], lambda path: read_join(path.read_bytes())
-
-
-def _members(folder: Path) -> Made:
-    connection = Connection("http://localhost:1/")
-    kept = {"url": connection.url, "client": "ann", "secret": "s" * 32, "token": "t"}
-    (folder / "member.json").write_text(dumps(kept))
-    return [folder / "member.json"], lambda _: Member(folder, connection)
-
-
-def _sending(folder: Path) -> Made:
-    update = send(folder, start_round(folder), "ann")
-    note = update.with_name(f"{update.name}.json")
-    note.write_text(dumps({"sha256": sha256_of(update), "location": "/updates/x"}))
-
-    return [note], lambda path: read_location(path, sha256_of(update))
-
-
-def _fleet_apps(folder: Path) -> Made:
-    plan = folder / "plan.toml"
-    config = FleetConfig(bundle=folder / "bundle", plan=plan, run=folder / "run", arm="small", round_seconds=9.5)
-    text = toml_text({"tool": {"flwr": {"app": {"config": to_flower(config)}}}})
-    (folder / "pyproject.toml").write_text(text, encoding="utf-8")
-    return [folder / "pyproject.toml"], lambda path: read_app(path.parent)
-
-
-def _fleet_calls(folder: Path) -> Made:
-    (folder / "options.json").write_text(dumps({"lr": 0.1, "epochs": 2, "codec": "int8", "seed": 3}))
-    call = Call(fingerprint="f", round=2, base="b", options={})
-
-    def read(path: Path) -> None:
-        content = call.content()
-        content.config_records["words"]["options"] = path.read_bytes().decode("utf-8", "replace")
-        assert isinstance(read_call(content).options, dict)
-
-    return [folder / "options.json"], read
-
-
-def _fleet_devices(folder: Path) -> Made:
-    (folder / DEVICES).write_text(dumps({"1234567890123456789": 3, "5": 0}))
-
-    def read(path: Path) -> None:
-        held = read_rounds(path)
-        assert all(type(node) is type(round) is int for node, round in held.items())
-
-    return [folder / DEVICES], read
-
-
 def _npz(folder: Path) -> Made:
     bundle = make_bundle(folder / "bundle")
     return [write_npz(folder / "d.npz")], lambda path: open_data(path, bundle.manifest)
@@ -566,16 +440,18 @@ FORMATS: dict[str, Format] = {
     "root metadata": Format(_roots, in_json, ("trust.roots",)),
     "key": Format(_keys, in_bytes, ("trust.keys",)),
     "repository": Format(_repositories, in_json, ("trust.client", "trust.repository"), slow=50),
-    "task": Format(_tasks, in_json, ("formats.task",), ("task",)),
-    "state of serve": Format(_serving, in_lines, ("serving.folder", "serving.rounds", "storage.lines"), ("serving",)),
-    "upload": Format(_uploads, in_json, ("serving.uploads",)),
-    "address": Format(_addresses, in_json, ("serving.invitation",)),
-    "joining": Format(_joining, in_json, ("serving.application",)),
-    "member": Format(_members, in_json, ("agent.member",)),
-    "sending": Format(_sending, in_json, ("agent.transfers",)),
-    "app of a fleet": Format(_fleet_apps, in_toml, ("fleet.app",)),
-    "call of a fleet": Format(_fleet_calls, in_json, ("fleet.messages",)),
-    "devices of a fleet": Format(_fleet_devices, in_json, ("fleet.federation",)),
+    "task": Format(services.tasks, in_json, ("formats.task",), ("task",)),
+    "state of serve": Format(
+        services.serving, in_lines, ("serving.folder", "serving.rounds", "storage.lines"), ("serving",)
+    ),
+    "upload": Format(services.uploads, in_json, ("serving.uploads",)),
+    "address": Format(services.addresses, in_json, ("serving.invitation",)),
+    "joining": Format(services.joining, in_json, ("serving.requests",)),
+    "member": Format(services.members, in_json, ("agent.member",)),
+    "sending": Format(services.sending, in_json, ("agent.transfers",)),
+    "app of a fleet": Format(services.fleet_apps, in_toml, ("fleet.app",)),
+    "call of a fleet": Format(services.fleet_calls, in_json, ("fleet.messages",)),
+    "devices of a fleet": Format(services.fleet_devices, in_json, ("fleet.federation",)),
     "npz": Format(_npz, in_bytes, ("storage.arrayfile",)),
     "csv": Format(_tables, in_bytes, ("sources.tables",), slow=2),
 }

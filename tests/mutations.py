@@ -6,12 +6,15 @@ import json
 import tomllib
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from pathlib import Path
 from random import Random
 from typing import Any, TypeAlias
 
 from fedpara_edge.storage.protobuf import fields
 
 Mutate: TypeAlias = Callable[[bytes, Random], bytes]
+Made: TypeAlias = tuple[Sequence[Path], Callable[[Path], object]]
+"""Files of a format, and what reads one of them when it was mutated."""
 
 
 class Raw(str):

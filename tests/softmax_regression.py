@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from failing_disk import PowerCutError
 from numpy.typing import NDArray
 
 from device_runtime.engines.protocol import NONE, Adjustment, Given, Outcome, named
@@ -162,3 +163,16 @@ class SoftmaxRegression:
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         self.tensors = {name: state[name].copy() for name in self.tensors}
         self.velocity = {name: state[f"velocity/{name}"].copy() for name in self.velocity}
+
+
+class CutShort(SoftmaxRegression):
+    """An engine whose power is cut during the step after `after` of them."""
+
+    def __init__(self, bundle: Bundle, after: int) -> None:
+        super().__init__(bundle)
+        self.after = after
+
+    def step(self, *batch: Any, **options: Any) -> float:
+        if self.steps_taken == self.after:
+            raise PowerCutError
+        return super().step(*batch, **options)

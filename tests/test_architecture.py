@@ -29,6 +29,7 @@ READERS = {"images.py": {"PIL"}, "sounds.py": {"soundfile"}, "tables.py": {"pyar
 LIGHT = {"numpy", "safetensors", "click"}
 WEB = {
     "application.py": {"starlette", "anyio"},
+    "requests.py": {"starlette"},
     "certificates.py": {"cryptography"},
     "invitation.py": {"segno"},
     "running.py": {"uvicorn"},
@@ -89,6 +90,7 @@ DEVICE: tuple[set[str], ...] = (
         "device_runtime.labels",
         "device_runtime.progress",
         "device_runtime.remedies",
+        "device_runtime.result",
         "device_runtime.schedule",
         "device_runtime.sources",
         "device_runtime.statefiles",

@@ -21,14 +21,14 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from signed import RUN
 from small_round import LAYOUT, flat, random_tensors, send, start_round, tensor
-from softmax_regression import SoftmaxRegression, make_bundle, write_npz
+from softmax_regression import CutShort, SoftmaxRegression, make_bundle, write_npz
 from written import plan_with_two_clients, run_here, still
 
 from device_runtime import TrainConfig, open_data, train
 from device_runtime.config import TrainCall
 from device_runtime.noising import open_noising
+from device_runtime.result import TrainResult
 from device_runtime.state import DeviceState
-from device_runtime.training import TrainResult
 from fedpara_edge.aggregation import run_round
 from fedpara_edge.aggregation.noised import NoiseGate
 from fedpara_edge.algorithms import CLIENT, find_client
@@ -37,7 +37,7 @@ from fedpara_edge.codecs import find_encoder
 from fedpara_edge.codecs.decoding import decode_all
 from fedpara_edge.errors import BudgetError, InputError, InvalidUpdateError, TooFewUpdatesError
 from fedpara_edge.factors.layout import Layout
-from fedpara_edge.formats.bundle import Bundle, open_bundle
+from fedpara_edge.formats.bundle import open_bundle
 from fedpara_edge.formats.update import Update, open_update
 from fedpara_edge.formats.weights import Weights, read_weights, write_weights
 from fedpara_edge.privacy.devices import DeviceBudget, Sent, open_device_ledger
@@ -77,19 +77,6 @@ def test_more_updates_never_cost_less(noises: list[float], delta: float) -> None
     assert costs == sorted(costs)
     assert costs[0] == 0
     assert math.isfinite(costs[-1])
-
-
-class Stopped(SoftmaxRegression):
-    """An engine whose power is cut during the step after `after` of them."""
-
-    def __init__(self, bundle: Bundle, after: int) -> None:
-        super().__init__(bundle)
-        self.after = after
-
-    def step(self, *batch: Any, **options: Any) -> float:
-        if self.steps_taken == self.after:
-            raise PowerCutError
-        return super().step(*batch, **options)
 
 
 class Device:
@@ -171,7 +158,7 @@ def test_a_call_that_is_done_again_sends_the_same_and_pays_once(device: Device, 
 @pytest.mark.parametrize("after", [0, 4, 7])
 def test_a_training_that_was_cut_short_sends_one_update(device: Device, after: int) -> None:
     with pytest.raises(PowerCutError):
-        device.train(engine=Stopped(device.bundle, after))
+        device.train(engine=CutShort(device.bundle, after))
     assert not device.output.exists()
     assert device.spent() == 0
     device.train()
@@ -228,7 +215,7 @@ def test_a_call_that_is_refused_drops_nothing_of_another(device: Device) -> None
     device.weights = device.weights.with_name("w1")
     write_weights(device.weights, replace(base, round=1))
     with pytest.raises(PowerCutError):
-        device.train(privacy=None, engine=Stopped(device.bundle, 4))
+        device.train(privacy=None, engine=CutShort(device.bundle, 4))
     saved = (device.state / "progress.safetensors").read_bytes()
     with pytest.raises(BudgetError):
         device.train(privacy=replace(NOISE, epsilon=5.0))

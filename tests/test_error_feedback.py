@@ -3,14 +3,13 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import small_round
 from failing_disk import PowerCutError
 from norms import norm
-from softmax_regression import SoftmaxRegression, make_bundle, write_npz
+from softmax_regression import CutShort, SoftmaxRegression, make_bundle, write_npz
 
 from device_runtime import TrainConfig, open_data, train
 from device_runtime.epochs import take_steps
@@ -31,19 +30,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     make_bundle(folder / "bundle", personal=False)
     write_npz(folder / "data.npz")
     return open_bundle(folder / "bundle")
-
-
-class CutShort(SoftmaxRegression):
-    """An engine whose power is cut during the step after `after` of them."""
-
-    def __init__(self, bundle: Bundle, after: int) -> None:
-        super().__init__(bundle)
-        self.after = after
-
-    def step(self, *batch: Any, **options: Any) -> float:
-        if self.steps_taken == self.after:
-            raise PowerCutError
-        return super().step(*batch, **options)
 
 
 class Rounds:

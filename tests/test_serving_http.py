@@ -272,7 +272,7 @@ def test_requests_are_counted_and_limited(tmp_path: Path, bundle: Bundle) -> Non
 
 
 def test_a_silent_sender_is_given_up(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedpara_edge.serving.application.PIECE_SECONDS", 0.2)
+    monkeypatch.setattr("fedpara_edge.serving.requests.PIECE_SECONDS", 0.2)
     token = served.member(tmp_path / "ann", "ann").connection.token
     head = f"POST /updates HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Length: 100\r\n\r\nabc"
     with socket.create_connection((served.running.host, served.running.port), timeout=10) as connection:

@@ -170,18 +170,7 @@ class Agent:
             server_state=control,
             on_step=self._between_steps,
         )
-        self._tell(
-            "training_finished",
-            update=member.update,
-            client=result.client,
-            round=result.round,
-            examples=result.examples,
-            steps=result.steps,
-            resumed_from_step=result.resumed_from_step,
-            seconds=round(result.seconds, 3),
-            loss=result.losses[-1],
-            bytes=result.update_bytes,
-        )
+        self._tell("training_finished", update=member.update, **result.log_fields)
 
     def _call(self, task: Task) -> TrainCall:
         """The options of a training: the server's, and the device's own.

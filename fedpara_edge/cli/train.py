@@ -92,18 +92,7 @@ def command(
             overwrite=overwrite,
             on_step=on_step,
         )
-    event(
-        "training_finished",
-        update=output,
-        client=result.client,
-        round=result.round,
-        examples=result.examples,
-        steps=result.steps,
-        resumed_from_step=result.resumed_from_step,
-        seconds=round(result.seconds, 3),
-        loss=result.losses[-1],
-        bytes=result.update_bytes,
-    )
+    event("training_finished", update=output, **result.log_fields)
     resumed = f", resumed at step {result.resumed_from_step}" if result.resumed_from_step else ""
     losses = [f"{loss:.4f}" for loss in dict.fromkeys((result.losses[0], result.losses[-1]))]
     dense = 4 * opened.manifest.layout.dense_parameters

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 from device_runtime.config import TrainCall
 from device_runtime.data import open_data
 from device_runtime.engines.registry import open_engine
-from device_runtime.training import TrainResult, train
+from device_runtime.result import TrainResult
+from device_runtime.training import train
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError
 from fedpara_edge.fleet.settings import NodeConfig
 from fedpara_edge.formats.bundle import WEIGHTS, Bundle, open_bundle

@@ -56,7 +56,7 @@ class Measured:
         bytes: Size of a file with the change and nothing else in its header.
         bits_per_parameter: Bits of that file per entry of the change.
         error: Relative error ‖change - decoded‖ / ‖change‖ with rounding to the nearest.
-        random_error: The same with random rounding; None for a codec that has none.
+        random_error: The same without bias, as a device without a state encodes; None for a codec that can't.
         encode_mb_per_s: Encoding speed in 10^6 bytes of float32 per second, the best of several runs.
         decode_mb_per_s: Decoding speed in 10^6 bytes of float32 per second, from a file in the system's cache.
     """

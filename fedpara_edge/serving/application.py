@@ -28,15 +28,12 @@ text; 429 and 503 say after how many seconds to try again.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import anyio
 from starlette.applications import Starlette
@@ -46,7 +43,6 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from fedpara_edge.errors import FedparaError
-from fedpara_edge.formats.update import is_valid_client_name
 from fedpara_edge.serving.config import ServeConfig
 from fedpara_edge.serving.federation import ALIVE_SECONDS, Federation, OnEvent, ignore
 from fedpara_edge.serving.limits import Rates
@@ -54,18 +50,14 @@ from fedpara_edge.serving.measures import Measures
 from fedpara_edge.serving.overview import overview
 from fedpara_edge.serving.page import POLICY, Page
 from fedpara_edge.serving.refused import RefusedError
+from fedpara_edge.serving.requests import is_complete, number_in, pieces, read_join, wait_seconds
 from fedpara_edge.serving.tokens import Kind, Tokens
 from fedpara_edge.serving.uploads import Upload, Uploads
-from fedpara_edge.storage.tensortable import strict_json
 
 OPERATOR = Path(__file__).with_name("operator_page")
 """Folder of the operator's page."""
 Handler = Callable[[Request], Awaitable[Response]]
 
-MAX_WAIT_SECONDS = 60.0
-"""Longest time for which a request for a task may wait."""
-PIECE_SECONDS = 60.0
-"""Time for the next bytes of a body, after which the connection is given up."""
 RETRY_SECONDS = 2
 _MAX_JOIN_BYTES = 4096
 _READERS = 4
@@ -73,7 +65,6 @@ _READERS = 4
 _FOR_GOOD = "private, max-age=31536000, immutable"
 _CERTIFICATE = "application/x-x509-ca-cert"
 _PARTIAL = "application/partial-upload"
-_COMPLETE = {"?1": True, "?0": False}
 _HEADERS = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
 
@@ -274,7 +265,7 @@ class Application:
     async def _join(self, request: Request) -> Response:
         self._allow(request, "join")
         body = b""
-        async for piece in _pieces(request):
+        async for piece in pieces(request):
             body += piece
             if len(body) > _MAX_JOIN_BYTES:
                 raise RefusedError(f"expected at most {_MAX_JOIN_BYTES} bytes, found more", status=413)
@@ -286,7 +277,7 @@ class Application:
     async def _task(self, request: Request) -> Response:
         client = self._allow_device(request)
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + _wait_seconds(request.headers.get("Prefer", ""))
+        deadline = loop.time() + wait_seconds(request.headers.get("Prefer", ""))
         while True:
             changed = self._changed
             task = self._federation.task(client)
@@ -306,12 +297,12 @@ class Application:
 
     async def _post(self, request: Request) -> Response:
         client = self._allow_device(request)
-        is_complete = _is_complete(request, default=True)
-        length = _number(request, "Upload-Length", None)
-        if is_complete:
-            length = _number(request, "Content-Length", length)
+        complete = is_complete(request, default=True)
+        length = number_in(request, "Upload-Length", None)
+        if complete:
+            length = number_in(request, "Content-Length", length)
         upload = self._uploads.begin(client, length)
-        return await self._receive(request, upload, 0, is_complete, status=201)
+        return await self._receive(request, upload, 0, complete, status=201)
 
     async def _head(self, request: Request) -> Response:
         upload = self._uploads.find(request.path_params["name"], self._allow_device(request))
@@ -321,23 +312,21 @@ class Application:
         upload = self._uploads.find(request.path_params["name"], self._allow_device(request))
         if request.headers.get("Content-Type") != _PARTIAL:
             raise RefusedError(f"expected the type {_PARTIAL}, found another", status=415)
-        offset = _number(request, "Upload-Offset", None)
+        offset = number_in(request, "Upload-Offset", None)
         if offset is None:
             raise RefusedError("expected the field Upload-Offset, found none", status=400)
-        return await self._receive(request, upload, offset, _is_complete(request, default=False), status=204)
+        return await self._receive(request, upload, offset, is_complete(request, default=False), status=204)
 
     async def _delete(self, request: Request) -> Response:
         upload = self._uploads.find(request.path_params["name"], self._allow_device(request))
         self._uploads.remove(upload.id)
         return Response(status_code=204)
 
-    async def _receive(
-        self, request: Request, upload: Upload, offset: int, is_complete: bool, *, status: int
-    ) -> Response:
+    async def _receive(self, request: Request, upload: Upload, offset: int, complete: bool, *, status: int) -> Response:
         """Add the body of a request to an upload, and take the update if it is complete with it."""
         try:
             writer = self._uploads.take_over(upload, offset)
-            async for piece in _pieces(request):
+            async for piece in pieces(request):
                 self._measures.count("received_bytes_total", by=len(piece))
                 self._uploads.append(upload, writer, piece)
         except RefusedError as error:
@@ -345,7 +334,7 @@ class Application:
                 self._uploads.remove(upload.id)
                 raise
             return _refused(str(error), error.status, _state_of(upload))
-        if not is_complete:
+        if not complete:
             return Response(status_code=status, headers=_state_of(upload))
         try:
             self._uploads.check_complete(upload)
@@ -389,23 +378,6 @@ def _refused(message: str, status: int, headers: dict[str, str] | None = None) -
     return PlainTextResponse(f"{message}\n", status, {**more, **_HEADERS, **(headers or {})})
 
 
-async def _pieces(request: Request) -> AsyncIterator[bytes]:
-    """The body of a request, piece by piece.
-
-    Raises:
-        TimeoutError: The next one takes too long.
-        ClientDisconnect: The connection broke.
-    """
-    stream = aiter(request.stream())
-    while True:
-        try:
-            piece = await asyncio.wait_for(anext(stream), PIECE_SECONDS)
-        except StopAsyncIteration:
-            return
-        if piece:
-            yield piece
-
-
 def _of_file(request: Request, path: Path, *, digest: str, caching: str, media_type: str) -> Response:
     headers = {"ETag": f'"{digest}"', "Cache-Control": caching}
     if request.headers.get("If-None-Match") == headers["ETag"]:
@@ -419,53 +391,3 @@ def _state_of(upload: Upload) -> dict[str, str]:
     if upload.length is not None:
         fields["Upload-Length"] = str(upload.length)
     return {**fields, "Upload-Complete": "?0"}
-
-
-def _is_complete(request: Request, *, default: bool) -> bool:
-    found = request.headers.get("Upload-Complete")
-    if found is None:
-        return default
-    if found not in _COMPLETE:
-        raise RefusedError("expected the field Upload-Complete as ?0 or ?1, found something else", status=400)
-    return _COMPLETE[found]
-
-
-def _number(request: Request, name: str, default: int | None) -> int | None:
-    """A field that is a number."""
-    found = request.headers.get(name)
-    if found is None:
-        return default
-    if not (found.isascii() and found.isdecimal() and len(found) <= 18):
-        raise RefusedError(f"expected a number in the field {name}, found something else", status=400)
-    return int(found)
-
-
-def _wait_seconds(preference: str) -> float:
-    """Time for which a request may wait, of its field Prefer."""
-    for part in preference.split(","):
-        name, _, value = part.partition("=")
-        if name.strip().lower() == "wait" and value.strip().isdecimal():
-            return min(float(value.strip()[:6]), MAX_WAIT_SECONDS)
-    return 0.0
-
-
-def read_join(body: bytes) -> tuple[str, str]:
-    """The name of a device that joins, made of its secret where it has none, and the SHA-256 of that secret.
-
-    Raises:
-        RefusedError: The request says neither.
-    """
-    try:
-        found: Any = strict_json(body.decode("utf-8"))
-        client, secret = found.get("client"), found["secret"]
-        if not isinstance(secret, str) or len(secret) < 32:
-            raise ValueError("no secret of at least 32 characters")
-        if client is None:
-            client = hashlib.sha256(f"name {secret}".encode()).hexdigest()[:16]
-        if not isinstance(client, str) or not is_valid_client_name(client):
-            raise ValueError("a client without a printable name")
-    except (AttributeError, KeyError, UnicodeDecodeError, ValueError) as error:
-        raise RefusedError(
-            f"expected JSON with client and secret, found {json.dumps(str(error))}", status=400
-        ) from error
-    return client, hashlib.sha256(secret.encode()).hexdigest()

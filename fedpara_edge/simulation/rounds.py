@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 
-from device_runtime.training import TrainResult
+from device_runtime.result import TrainResult
 from fedpara_edge.errors import DivergedError, TooFewUpdatesError
 from fedpara_edge.formats.bundle import WEIGHTS
 from fedpara_edge.simulation.about import about

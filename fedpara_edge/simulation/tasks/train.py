@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from device_runtime.data import open_data
-from device_runtime.training import TrainResult, train
+from device_runtime.result import TrainResult
+from device_runtime.training import train
 from fedpara_edge.aggregation import AggregateConfig, run_round
 from fedpara_edge.codecs.float32 import Float32
 from fedpara_edge.formats.bundle import Bundle
