@@ -57,6 +57,7 @@ from fedpara_edge.formats.update import EncodedUpdate, is_update
 from fedpara_edge.storage.atomic import remove_leftovers, remove_leftovers_in, replacing_file, sync
 from fedpara_edge.storage.locking import hold_folder
 from fedpara_edge.storage.tensortable import strict_json
+from fedpara_edge.storage.wholefile import read_text
 
 COMMITTED, PENDING, PROMISE = "lasting.safetensors", "pending.safetensors", "pending.json"
 PROGRESS, CLIENT = "progress.safetensors", "client"
@@ -89,7 +90,7 @@ class DeviceState:
             with replacing_file(self._client) as temporary:
                 temporary.write_text(secrets.token_hex(8) + "\n", encoding="utf-8")
         try:
-            return self._client.read_text(encoding="utf-8").strip()
+            return read_text(self._client).strip()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{self._client}: expected the device's name, found {error}; write one there") from error
 
@@ -169,7 +170,7 @@ class DeviceState:
         if not self._promise.exists():
             return None
         try:
-            promise = strict_json(self._promise.read_text(encoding="utf-8"))
+            promise = strict_json(read_text(self._promise))
             output = Path(promise["output"])
             waiting = output.with_name(Path(promise["waiting"]).name) / output.name
             waiting.exists()  # or else the name is one that the system refuses

@@ -55,6 +55,7 @@ from fedpara_edge.formats.weights import Weights
 from fedpara_edge.privacy.ledger import Budget
 from fedpara_edge.privacy.local import LocalGaussian
 from fedpara_edge.storage.atomic import Ready, check_output, sha256_of
+from fedpara_edge.storage.wholefile import real_path
 
 
 def train(
@@ -313,7 +314,7 @@ def _begin(
     overwrite: bool,
 ) -> Progress:
     place = str(output.absolute())
-    if kept is not None and output.absolute().resolve().parent == kept.folder.resolve():
+    if kept is not None and real_path(output).parent == real_path(kept.folder):
         raise InputError(f"{output}: expected a place outside the state folder, found one inside; choose another")
     found = None if kept is None else kept.progress()
     if found is not None and found.call == call:

@@ -3,7 +3,8 @@
     python tests/fuzz.py [--count N] [--first N] [--keep FOLDER] [FORMAT...]
 
 No other exception, no end of the process, no more than `SECONDS` of CPU time and `MIB` of memory. The mutant of a
-number is always the same: `--first 17 --count 1` repeats one, and `--keep FOLDER` keeps the first of each fault.
+number is always the same: `--first 17 --count 1` repeats one, and `--keep FOLDER` keeps the first of each fault. What
+is in the place of a file but is none, or has no end (`STAND_INS`), comes before the mutants.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import chdir, contextmanager
 from pathlib import Path
 from random import Random
@@ -33,17 +34,30 @@ SECONDS = 2.0
 MIB = 256
 AT_ONCE = 1000
 """Mutants for each process."""
+STAND_INS: Mapping[str, Callable[[Path], object]] = {
+    "a pipe": os.mkfifo,
+    "a folder": Path.mkdir,
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+    "a link to itself": lambda path: path.symlink_to(path),
+    "a huge file": lambda path: (path.touch(), os.truncate(path, 1 << 40)),
+}
+"""What is put in the place of a file, by name."""
 
 
 class TooSlowError(BaseException):
-    """A mutant took more CPU time than it may."""
+    """A mutant took more time than it may."""
 
 
 def fault_of(made: Made, content: bytes, path: Path) -> str:
     """What is wrong with how a mutant is read, and where; "" for nothing."""
     path.write_bytes(content)
+    return fault_in(made, path, signal.ITIMER_PROF)
+
+
+def fault_in(made: Made, path: Path, timer: int) -> str:
+    """What is wrong with how what is at a path is read, in the time of a timer."""
     try:
-        with limited():
+        with limited(timer):
             made[1](path)
     except FedparaError as error:
         return "" if "\n" not in str(error) else f"several lines: {str(error)!r}"
@@ -56,18 +70,19 @@ def fault_of(made: Made, content: bytes, path: Path) -> str:
 
 
 @contextmanager
-def limited() -> Iterator[None]:
-    """Raise `TooSlowError` after too much CPU time."""
+def limited(timer: int) -> Iterator[None]:
+    """Raise `TooSlowError` after too much time of the CPU (`ITIMER_PROF`), or five times that (`ITIMER_REAL`)."""
 
     def stop(*_: object) -> None:
         raise TooSlowError
 
-    signal.signal(signal.SIGPROF, stop)
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    for number in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(number, stop)
+    signal.setitimer(timer, SECONDS if timer == signal.ITIMER_PROF else 5 * SECONDS)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(timer, 0)
 
 
 def mutant(format: Format, name: str, number: int, contents: list[bytes]) -> tuple[int, bytes]:
@@ -86,6 +101,8 @@ def faults(name: str, numbers: range) -> Iterator[tuple[int, str]]:
         contents = [path.read_bytes() for path in made[0]]
         for path in made[0]:
             made[1](path)  # what was not mutated is read
+        if not format.message:
+            yield from _in_child(name, range(-len(STAND_INS) * len(contents), 0), made, contents)
         for first in range(numbers.start, numbers.stop, AT_ONCE):
             yield from _in_child(name, range(first, min(first + AT_ONCE, numbers.stop)), made, contents)
 
@@ -118,15 +135,28 @@ def _in_child(name: str, numbers: range, made: Made, contents: list[bytes]) -> I
 
 
 def _read_all(name: str, numbers: range, made: Made, contents: list[bytes], told: IO[str]) -> None:
-    """Read mutants, and tell the number of each before and what is wrong after."""
+    """Read mutants, and tell the number of each before and what is wrong after; those below 0 are stand-ins."""
     _limit_memory()
     for number in numbers:
         print(number, file=told, flush=True)
-        which, content = mutant(FORMATS[name], name, number, contents)
-        fault = fault_of(made, content, made[0][which])
+        if number < 0:
+            which, kind = divmod(-1 - number, len(STAND_INS))
+            fault = _fault_of_stand_in(made, made[0][which], [*STAND_INS][kind])
+        else:
+            which, content = mutant(FORMATS[name], name, number, contents)
+            fault = fault_of(made, content, made[0][which])
         made[0][which].write_bytes(contents[which])
         if fault:
             print(json.dumps(fault), file=told, flush=True)
+
+
+def _fault_of_stand_in(made: Made, path: Path, kind: str) -> str:
+    """What is wrong with how something else in the place of a file is read."""
+    path.unlink(missing_ok=True)  # some readers remove what they have done with
+    STAND_INS[kind](path)
+    fault = fault_in(made, path, signal.ITIMER_REAL)
+    path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+    return f"{kind}: {fault}" if fault else ""
 
 
 def _limit_memory() -> None:

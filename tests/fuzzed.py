@@ -81,6 +81,7 @@ class Format:
         readers: Modules that parse it.
         states: What its header states as its format.
         slow: Number of the others' mutants that cost as much as one of this format.
+        message: Whether it comes in a message, and is in a file for the mutation alone.
     """
 
     make: Callable[[Path], Made]
@@ -88,6 +89,7 @@ class Format:
     readers: Sequence[str] = ()
     states: Sequence[str] = ()
     slow: int = 1
+    message: bool = False
 
 
 def _updates(folder: Path) -> Made:
@@ -440,17 +442,17 @@ FORMATS: dict[str, Format] = {
     "root metadata": Format(_roots, in_json, ("trust.roots",)),
     "key": Format(_keys, in_bytes, ("trust.keys",)),
     "repository": Format(_repositories, in_json, ("trust.client", "trust.repository"), slow=50),
-    "task": Format(services.tasks, in_json, ("formats.task",), ("task",)),
+    "task": Format(services.tasks, in_json, ("formats.task",), ("task",), message=True),
     "state of serve": Format(
         services.serving, in_lines, ("serving.folder", "serving.rounds", "storage.lines"), ("serving",)
     ),
-    "upload": Format(services.uploads, in_json, ("serving.uploads",)),
+    "upload": Format(services.uploads, in_json, ("serving.uploads",), message=True),
     "address": Format(services.addresses, in_json, ("serving.invitation",)),
-    "joining": Format(services.joining, in_json, ("serving.requests",)),
+    "joining": Format(services.joining, in_json, ("serving.requests",), message=True),
     "member": Format(services.members, in_json, ("agent.member",)),
     "sending": Format(services.sending, in_json, ("agent.transfers",)),
     "app of a fleet": Format(services.fleet_apps, in_toml, ("fleet.app",)),
-    "call of a fleet": Format(services.fleet_calls, in_json, ("fleet.messages",)),
+    "call of a fleet": Format(services.fleet_calls, in_json, ("fleet.messages",), message=True),
     "devices of a fleet": Format(services.fleet_devices, in_json, ("fleet.federation",)),
     "npz": Format(_npz, in_bytes, ("storage.arrayfile",)),
     "csv": Format(_tables, in_bytes, ("sources.tables",), slow=2),

@@ -18,6 +18,7 @@ from urllib.parse import parse_qs, urldefrag
 from device_runtime.agent.connection import Connection
 from fedpara_edge.errors import InputError, TrustError
 from fedpara_edge.storage.atomic import replacing_file
+from fedpara_edge.storage.wholefile import read_whole
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -83,7 +84,7 @@ def connect(link: JoinLink, ca: Path | None, folder: Path) -> Connection:
 
 def _fetch_ca(link: JoinLink, kept: Path) -> None:
     """Fetch the certificate that the link vouches for, unless it is there."""
-    if kept.exists() and hashlib.sha256(kept.read_bytes()).hexdigest() == link.ca:
+    if kept.exists() and hashlib.sha256(read_whole(kept)).hexdigest() == link.ca:
         return
     unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE

@@ -35,6 +35,7 @@ from fedpara_edge.formats.task import Task, read_task
 from fedpara_edge.formats.weights import read_weights, write_weights
 from fedpara_edge.storage.atomic import remove_leftovers_in, replacing_file
 from fedpara_edge.storage.tensortable import strict_json
+from fedpara_edge.storage.wholefile import read_text
 
 WAIT_SECONDS = 50
 """Time for which the server may keep a request for a task waiting."""
@@ -213,7 +214,7 @@ class Member:
         if not path.exists():
             return {}
         try:
-            found = strict_json(path.read_text(encoding="utf-8"))
+            found = strict_json(read_text(path))
             kept = {str(name): str(value) for name, value in found.items()}
         except (AttributeError, OSError, ValueError) as error:
             raise InputError(

@@ -14,6 +14,7 @@ from device_runtime.agent.connection import Answer, Connection, UnreachableError
 from fedpara_edge.errors import FedparaError, InvalidUpdateError
 from fedpara_edge.storage.atomic import replacing_file, sha256_of, sync
 from fedpara_edge.storage.tensortable import strict_json
+from fedpara_edge.storage.wholefile import read_text
 
 PARTIAL = "application/partial-upload"
 
@@ -124,7 +125,7 @@ def _find(connection: Connection, note: Path, digest: str) -> tuple[str | None, 
 def read_location(note: Path, digest: str) -> str | None:
     """Address to which an update of that SHA-256 was being sent; None if it was to none."""
     with suppress(KeyError, OSError, TypeError, ValueError):
-        kept = strict_json(note.read_text(encoding="utf-8"))
+        kept = strict_json(read_text(note))
         location = kept["location"]
         if kept["sha256"] == digest and isinstance(location, str) and location.isascii() and location.isprintable():
             return location

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from fedpara_edge.errors import InputError
 from fedpara_edge.installation import install_line
+from fedpara_edge.storage.wholefile import check_regular
 
 Columns = dict[str, NDArray[Any]]
 """Columns [rows] by name, in their order."""
@@ -22,6 +24,7 @@ CSV, PARQUET = frozenset({".csv", ".tsv"}), frozenset({".parquet", ".pq"})
 SUFFIXES = CSV | PARQUET
 DELIMITERS = ",;\t|"
 CHUNK_ROWS = 4096
+MAX_LINE = 1 << 24
 
 
 def read_table(path: Path) -> Columns:
@@ -122,15 +125,29 @@ def _chunks(path: Path) -> Iterator[list[list[str]]]:
             raise InputError(f"{path}: expected a table of text in UTF-8, found {error}; save it again") from error
 
 
-def _opened(path: Path) -> IO[str]:
-    return path.open(encoding="utf-8-sig", newline="")
+@contextmanager
+def _opened(path: Path) -> Iterator[Iterator[str]]:
+    """The lines of a table, none of which is too long."""
+    try:
+        check_regular(path)
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield _lines(path, file)
+    except OSError as error:
+        raise InputError(f"{path}: expected a table, found {error.strerror}; check the path") from error
+
+
+def _lines(path: Path, file: IO[str]) -> Iterator[str]:
+    while line := file.readline(MAX_LINE):
+        if len(line) == MAX_LINE:
+            raise InputError(f"{path}: expected lines of less than {MAX_LINE} characters, found a longer one; split it")
+        yield line
 
 
 def _delimiter(path: Path) -> str:
     """The delimiter that the first line has most often."""
     with _opened(path) as file:
         try:
-            line = file.readline()
+            line = next(file, "")
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: expected a table of text in UTF-8, found {error}; save it again") from error
     return max(DELIMITERS, key=line.count)
@@ -147,6 +164,7 @@ def _is_number(cell: Any) -> bool:
 def _read_parquet(path: Path) -> Columns:
     pyarrow, parquet = _pyarrow()
     try:
+        check_regular(path)
         table = parquet.read_table(path)
         return {name: _as_numpy(path, name, table.column(name), pyarrow.types) for name in table.column_names}
     except (OSError, pyarrow.ArrowException) as error:

@@ -27,6 +27,7 @@ from fedpara_edge.simulation.plan.plan import Tables, read_plan, read_tables
 from fedpara_edge.simulation.runner import OnTrained
 from fedpara_edge.storage.atomic import replacing_file
 from fedpara_edge.storage.tomlfile import toml_text
+from fedpara_edge.storage.wholefile import real_path
 
 ADVISED = "advised.toml"
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -101,7 +102,7 @@ def advise(
     """
     plan, folder = Path(plan), Path(folder)
     choices = choices or Choices()
-    found, tables = read_plan(plan), _anywhere(read_tables(plan), plan.parent.resolve())
+    found, tables = read_plan(plan), _anywhere(read_tables(plan), real_path(plan.parent))
     if folder.exists() and any(folder.iterdir()) and not (folder / "search.toml").exists():
         raise InputError(f"{folder}: expected a new folder or that of an earlier search, found another; choose another")
     folder.mkdir(parents=True, exist_ok=True)

@@ -41,6 +41,7 @@ from fedpara_edge.storage.atomic import check_output
 from fedpara_edge.storage.locking import hold_folder
 from fedpara_edge.storage.rounds import remove_rounds_before, round_path
 from fedpara_edge.storage.tensorfile import TensorFile
+from fedpara_edge.storage.wholefile import real_path
 
 LOCK = ".lock"
 """Name of the lock's file in a state folder."""
@@ -235,7 +236,7 @@ def _check_outputs(
     found = {name: path for name, path in files.items() if path is not None}
     names: dict[Path, str] = {}
     for name, path in found.items():
-        if (other := names.setdefault(path.absolute().resolve(), name)) != name:
+        if (other := names.setdefault(real_path(path), name)) != name:
             raise InputError(f"{path}: expected a file of its own for the {name}, found that of the {other}")
     written = [path.exists() for path in (change, state, output) if path is not None]
     was_cut_short = written == sorted(written, reverse=True)

@@ -35,6 +35,7 @@ from fedpara_edge.simulation.plan.plan import Arm, Plan, read_plan
 from fedpara_edge.storage.atomic import replacing_file
 from fedpara_edge.storage.rounds import remove_rounds_before
 from fedpara_edge.storage.tensortable import strict_json
+from fedpara_edge.storage.wholefile import read_text
 
 NODES = "nodes.json"
 
@@ -244,6 +245,6 @@ def _budget(arm: Arm, folder: JobFolder, opened: ExitStack) -> Budget | None:
 def read_rounds(path: Path) -> dict[int, int]:
     """Round of the weights that each device has, of a file of them; empty, so that they get everything, without one."""
     with suppress(OSError, ValueError, TypeError, AttributeError, OverflowError):
-        found = strict_json(path.read_text(encoding="utf-8"))
+        found = strict_json(read_text(path))
         return {int(node): int(round) for node, round in found.items()}
     return {}

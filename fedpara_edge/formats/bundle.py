@@ -47,6 +47,7 @@ from fedpara_edge.formats.interface import Interface, is_text
 from fedpara_edge.storage.atomic import sha256_of
 from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
 from fedpara_edge.storage.tensortable import strict_json
+from fedpara_edge.storage.wholefile import read_text
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
@@ -215,7 +216,7 @@ def read_manifest(path: Path) -> Manifest:
         WrongBundleError: It can't be read, has another schema, or was changed.
     """
     try:
-        data = strict_json(path.read_text(encoding="utf-8"))
+        data = strict_json(read_text(path))
     except OSError as error:
         raise WrongBundleError(
             f"{path}: expected a bundle's manifest, found {error.strerror}; check the path"

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from fedpara_edge.errors import brief, brief_text
 from fedpara_edge.storage.protobuf import fields
+from fedpara_edge.storage.wholefile import read_whole
 
 MAX_BYTES = (1 << 31) - 1
 """Largest size of a protobuf message."""
@@ -36,8 +37,8 @@ def read_graph(path: Path, *, training: bool = False) -> bytes:
     """Content of a graph file, after `check_graph`.
 
     Raises:
-        ValueError: The file is too large, or `check_graph` refuses it.
-        OSError: The file can't be read.
+        ValueError: `check_graph` refuses it.
+        OSError: The file can't be read, or is too large.
     """
     content = read_content(path)
     check_graph(content, training=training)
@@ -48,12 +49,9 @@ def read_content(path: Path) -> bytes:
     """Content of a file that may be a graph.
 
     Raises:
-        ValueError: The file is too large for one.
-        OSError: The file can't be read.
+        OSError: The file can't be read, or is too large for one.
     """
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"a file of more than {MAX_BYTES} bytes")
-    return path.read_bytes()
+    return read_whole(path, max_bytes=MAX_BYTES)
 
 
 def check_graph(content: bytes, *, training: bool = False) -> None:

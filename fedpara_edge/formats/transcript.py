@@ -27,6 +27,7 @@ from typing import Any
 from fedpara_edge.errors import InputError, TrustError, brief_text
 from fedpara_edge.storage.atomic import replacing_file
 from fedpara_edge.storage.tensortable import strict_json
+from fedpara_edge.storage.wholefile import read_text
 
 FORMAT = "fedpara-edge/transcript"
 
@@ -68,7 +69,7 @@ def read_transcript(path: Path) -> Transcript:
         TrustError: The list of updates is not the one that the tree was made of.
     """
     try:
-        data = strict_json(path.read_text(encoding="utf-8"))
+        data = strict_json(read_text(path))
         if (data.pop("format"), data.pop("version")) != (FORMAT, 1):
             raise ValueError("another format")
         if type(data["round"]) is not int:

@@ -31,6 +31,7 @@ from fedpara_edge.privacy.mechanism import MAX_NOISE, MIN_NOISE
 from fedpara_edge.storage.atomic import replacing_file
 from fedpara_edge.storage.locking import hold_folder
 from fedpara_edge.storage.tensortable import strict_json
+from fedpara_edge.storage.wholefile import read_text
 
 FORMAT = "fedpara-edge/device-privacy"
 FILE, LOCK = "devices.json", ".devices.lock"
@@ -169,7 +170,7 @@ def _read(path: Path) -> _Content:
         InputError: The file is damaged.
     """
     try:
-        data: Any = strict_json(path.read_text(encoding="utf-8"))
+        data: Any = strict_json(read_text(path))
         base, updates = data["newest"]["base"], data["newest"]["updates"]
         spent = {client: dict(found) for client, found in data["spent"].items()}
         numbers = [pair for found in spent.values() for pair in found.items()]

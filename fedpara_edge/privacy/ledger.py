@@ -30,6 +30,7 @@ from fedpara_edge.errors import BudgetError, InputError, OutputExistsError
 from fedpara_edge.storage.atomic import replacing_file
 from fedpara_edge.storage.locking import hold_folder
 from fedpara_edge.storage.tensortable import strict_json
+from fedpara_edge.storage.wholefile import read_text
 
 FORMAT = "fedpara-edge/privacy"
 FILE = "privacy.json"
@@ -168,7 +169,7 @@ def _read(path: Path) -> tuple[bytes, tuple[Entry, ...]]:
             "read its secret, which takes the noise off what was released; type chmod 600"
         )
     try:
-        data: Any = strict_json(path.read_text(encoding="utf-8"))
+        data: Any = strict_json(read_text(path))
         secret, entries = bytes.fromhex(data["secret"]), tuple(Entry(**entry) for entry in data["spent"])
         if (data["format"], data["version"], len(secret)) != (FORMAT, 1, 32) or not all(map(_is_valid, entries)):
             raise ValueError("other fields")

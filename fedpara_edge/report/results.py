@@ -18,6 +18,7 @@ from fedpara_edge.errors import InputError
 from fedpara_edge.simulation.folder import METRICS, PLAN, RunFolder
 from fedpara_edge.simulation.metrics import is_number
 from fedpara_edge.simulation.plan.plan import Plan, read_plan
+from fedpara_edge.storage.wholefile import JOURNAL_BYTES, read_whole
 
 Line = Mapping[str, Any]
 
@@ -153,7 +154,7 @@ def _seed_run(seed: int, lines: Iterable[Line]) -> SeedRun:
 
 def _lines(path: Path) -> Iterator[Line]:
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = read_whole(path, max_bytes=JOURNAL_BYTES).split(b"\n")
     except OSError as error:
         raise InputError(f"{path}: expected the metrics of a run, found {error.strerror}; check the folder") from error
     for number, text in enumerate(lines, start=1):

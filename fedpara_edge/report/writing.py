@@ -16,6 +16,7 @@ from fedpara_edge.report.results import read_results
 from fedpara_edge.report.summarizing import select, summarize
 from fedpara_edge.simulation.folder import RunFolder
 from fedpara_edge.storage.atomic import check_output, replacing_file
+from fedpara_edge.storage.wholefile import read_text, real_path
 
 REPORT = "report.html"
 
@@ -52,18 +53,18 @@ def write_report(run: Path | str, output: Path | str | None = None, *, overwrite
     run, output = Path(run), None if output is None else Path(output)
     summary = summarize(results := read_results(run))
     folder = run if output is None else output
-    if folder.resolve() != run.resolve():
+    if real_path(folder) != real_path(run):
         check_output(folder, overwrite=True, folder=True)
         folder.mkdir(exist_ok=True)
         check_output(folder / REPORT, overwrite=overwrite)  # written last, so that a report cut short is completed
     is_again = (folder / REPORT).exists()
-    figures = write_pngs(folder, summary, overwrite=overwrite or folder.resolve() == run.resolve())
+    figures = write_pngs(folder, summary, overwrite=overwrite or real_path(folder) == real_path(run))
     if is_again:
         for name in CAPTIONS.keys() - figures.keys():
             (folder / _png(name)).unlink(missing_ok=True)
     left_out = why_left_out()
     notes = [*summary.notes, *([] if left_out is None else [f"{left_out[0].upper()}{left_out[1:]}"])]
-    source = RunFolder(run).plan.read_text(encoding="utf-8")
+    source = read_text(RunFolder(run).plan)
     page = folder / REPORT
     with replacing_file(page) as temporary:
         temporary.write_text(page_of(results, summary, figures, notes=notes, source=source), encoding="utf-8")

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedpara_edge.storage.atomic import replacing_file
+from fedpara_edge.storage.wholefile import read_whole
 
 AUTHORITY, CERTIFICATE, KEY = "ca.pem", "server.pem", "server-key.pem"
 """Names of the files."""
@@ -103,9 +104,7 @@ def _are_good(folder: Path, names: Collection[str]) -> bool:
     if not all((folder / name).exists() for name in (AUTHORITY, CERTIFICATE, KEY)):
         return False
     try:
-        found, root = (
-            x509.load_pem_x509_certificate((folder / name).read_bytes()) for name in (CERTIFICATE, AUTHORITY)
-        )
+        found, root = (x509.load_pem_x509_certificate(read_whole(folder / name)) for name in (CERTIFICATE, AUTHORITY))
         known = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         found.verify_directly_issued_by(root)
         until = min(found.not_valid_after_utc, root.not_valid_after_utc)

@@ -27,6 +27,7 @@ from fedpara_edge.storage.atomic import remove_leftovers_in, replacing_file
 from fedpara_edge.storage.locking import hold
 from fedpara_edge.storage.rounds import round_path, rounds_in
 from fedpara_edge.storage.tensortable import strict_json
+from fedpara_edge.storage.wholefile import read_text
 
 FORMAT = "fedpara-edge/serving"
 _FOLDERS = ("weights", "changes", "server", "control", "rounds", "uploads")
@@ -112,7 +113,7 @@ def _claim(path: Path, fingerprint: str) -> None:
             content = {"format": FORMAT, "version": 1, "fingerprint": fingerprint}
             temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
     try:
-        found = strict_json(file.read_text(encoding="utf-8"))
+        found = strict_json(read_text(file))
         stated = found["fingerprint"] if (found["format"], found["version"]) == (FORMAT, 1) else None
     except (KeyError, OSError, TypeError, ValueError) as error:
         raise InputError(f"{file}: expected a bundle's fingerprint, found {error}; choose another folder") from error

@@ -14,6 +14,7 @@ from fedpara_edge.errors import InputError
 from fedpara_edge.serving.tokens import open_tokens
 from fedpara_edge.storage.atomic import replacing_file
 from fedpara_edge.storage.tensortable import strict_json
+from fedpara_edge.storage.wholefile import read_text, read_whole
 
 FILE = "address.json"
 """Name of the file in a state folder that says where its server is."""
@@ -52,7 +53,7 @@ def keep_address(folder: Path, url: str, authority: Path | None) -> Address:
     Raises:
         FedparaError: The disk refuses the write.
     """
-    ca = None if authority is None else hashlib.sha256(authority.read_bytes()).hexdigest()
+    ca = None if authority is None else hashlib.sha256(read_whole(authority)).hexdigest()
     address = Address(url=url, ca=ca)
     with replacing_file(folder / FILE) as temporary:
         temporary.write_text(json.dumps(asdict(address)) + "\n", encoding="utf-8")
@@ -86,7 +87,7 @@ def read_address(folder: Path) -> Address:
     """
     path = folder / FILE
     try:
-        found = strict_json(path.read_text(encoding="utf-8"))
+        found = strict_json(read_text(path))
         address = Address(url=found["url"], ca=found["ca"])
         if not isinstance(address.url, str) or not isinstance(address.ca, str | None):
             raise TypeError("no address")

@@ -27,6 +27,7 @@ from fedpara_edge.errors import InputError, brief
 from fedpara_edge.storage.atomic import replacing_file, sync
 from fedpara_edge.storage.lines import append_lines, read_lines
 from fedpara_edge.storage.tensortable import strict_json
+from fedpara_edge.storage.wholefile import read_text
 
 _NAME = re.compile(r"([0-9a-f]{32})-([0-9a-f]{64})\.safetensors")
 
@@ -143,7 +144,7 @@ def _read(path: Path, **fitting: Callable[[Any], bool]) -> dict[str, Any] | None
     if not path.exists():
         return None
     try:
-        content = strict_json(path.read_text(encoding="utf-8"))
+        content = strict_json(read_text(path))
         if not isinstance(content, dict):
             raise ValueError("no object")
         for field, fits in fitting.items():

@@ -18,6 +18,7 @@ from typing import Literal
 
 from fedpara_edge.errors import InputError
 from fedpara_edge.storage.atomic import replacing_file
+from fedpara_edge.storage.wholefile import read_whole
 
 Kind = Literal["join", "device", "operator"]
 KEY = "key"
@@ -82,7 +83,7 @@ def open_tokens(folder: Path) -> Tokens:
         with replacing_file(path, mode=0o600) as temporary:
             temporary.write_bytes(secrets.token_bytes(_KEY_BYTES))
     try:
-        key = path.read_bytes()
+        key = read_whole(path)
     except OSError as error:
         raise InputError(f"{path}: expected the key of the tokens, found {error.strerror}; check the path") from error
     if len(key) != _KEY_BYTES:

@@ -23,6 +23,7 @@ from fedpara_edge.errors import FedparaError
 from fedpara_edge.serving.refused import RefusedError
 from fedpara_edge.storage.atomic import replacing_file
 from fedpara_edge.storage.tensortable import strict_json
+from fedpara_edge.storage.wholefile import read_text
 
 _ID = re.compile(r"[0-9a-f]{32}")
 _META, _CONTENT = "upload.json", "update"
@@ -170,7 +171,7 @@ class Uploads:
 
     def _read(self, folder: Path) -> Upload | None:
         with suppress(KeyError, OSError, TypeError, ValueError):
-            found = strict_json((folder / _META).read_text(encoding="utf-8"))
+            found = strict_json(read_text(folder / _META))
             client, length = found["client"], found["length"]
             if isinstance(client, str) and (length is None or type(length) is int) and (folder / _CONTENT).is_file():
                 return Upload(folder, client, length)

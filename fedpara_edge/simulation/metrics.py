@@ -35,6 +35,7 @@ from typing import Any, TypeGuard
 
 from fedpara_edge.errors import FedparaError, InputError, brief, brief_text
 from fedpara_edge.storage.atomic import replacing_file
+from fedpara_edge.storage.wholefile import JOURNAL_BYTES, read_whole
 
 Event = Mapping[str, Any]
 ORDER = ("arm", "clients", "round", "done")
@@ -137,7 +138,12 @@ def _read(path: Path) -> tuple[list[Event], int]:
     events: list[Event] = []
     pending: list[Event] = []
     position = good_bytes = 0
-    content = path.read_bytes()
+    try:
+        content = read_whole(path, max_bytes=JOURNAL_BYTES)
+    except OSError as error:
+        raise InputError(
+            f"{path}: expected the metrics of a run, found {error.strerror}; choose another folder"
+        ) from error
     for line in content.splitlines(keepends=True):
         position += len(line)
         if not line.endswith(b"\n"):

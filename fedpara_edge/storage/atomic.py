@@ -19,6 +19,7 @@ from typing import IO
 
 from fedpara_edge.errors import FedparaError, InputError, OutputExistsError
 from fedpara_edge.storage.locking import try_lock
+from fedpara_edge.storage.wholefile import check_regular
 
 
 def check_output(path: Path, *, overwrite: bool, folder: bool = False, inputs: Iterable[Path | None] = ()) -> None:
@@ -220,6 +221,7 @@ def sha256_of(path: Path) -> str:
         InputError: The file can't be read.
     """
     try:
+        check_regular(path)
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 from fedpara_edge.errors import FedparaError, InputError
 from fedpara_edge.storage.tensortable import strict_json
+from fedpara_edge.storage.wholefile import JOURNAL_BYTES, read_whole
 
 
 def read_lines(path: Path, *, remedy: str) -> list[Any]:
@@ -24,7 +25,7 @@ def read_lines(path: Path, *, remedy: str) -> list[Any]:
         InputError: It can't be read, or a line is no JSON.
     """
     try:
-        content = path.read_bytes() if path.exists() else b""
+        content = read_whole(path, max_bytes=JOURNAL_BYTES) if path.exists() else b""
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):
             os.truncate(path, len(whole))

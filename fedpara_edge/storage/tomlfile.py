@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedpara_edge.storage.wholefile import read_text
+
 MAX_PARTS = 100
 """Parts of a dotted key."""
 
@@ -25,7 +27,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """
     import tomllib  # not at the top: every command imports this module, and few read TOML
 
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     try:
         if _dotted_parts(text) > MAX_PARTS:
             raise RecursionError

@@ -36,6 +36,7 @@ from fedpara_edge.formats.change import apply_change
 from fedpara_edge.formats.weights import read_weights, write_weights
 from fedpara_edge.storage.locking import hold
 from fedpara_edge.storage.rounds import round_path
+from fedpara_edge.storage.wholefile import check_regular, read_whole
 from fedpara_edge.trust.repository import BUNDLE, CHANGES, MODELS, TRANSCRIPTS, WEIGHTS
 from fedpara_edge.trust.roots import parse_root
 
@@ -94,7 +95,7 @@ def receive_model(repository: str, root: Path, cache: Path) -> Path:
 def _visiting(repository: str, root: Path, cache: Path) -> Iterator[_Receiver]:
     """A visit, during which the cache is locked."""
     try:
-        trusted = root.read_bytes()
+        trusted = read_whole(root)
     except OSError as error:
         raise InputError(f"{root}: expected root metadata, found {error.strerror}; check the path") from error
     parse_root(root, trusted)
@@ -288,6 +289,7 @@ class _Folder(FetcherInterface):
 
     def _fetch(self, url: str) -> Iterator[bytes]:
         try:
+            check_regular(Path(url))
             file = Path(url).open("rb")  # noqa: SIM115  (closed when all of it was read)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise DownloadHTTPError(f"{url}: no such file", 404) from error

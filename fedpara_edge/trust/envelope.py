@@ -35,6 +35,7 @@ from fedpara_edge.formats.update import FORMAT, REMEDY
 from fedpara_edge.storage.atomic import replacing_file, sha256_of
 from fedpara_edge.storage.tensorfile import TensorFile
 from fedpara_edge.storage.tensortable import strict_json
+from fedpara_edge.storage.wholefile import read_whole
 
 SUFFIX = ".dsse"
 _MAX_BYTES = 1 << 16
@@ -127,11 +128,7 @@ def read_envelope(update: Path) -> Envelope:
     """
     path = envelope_path(update)
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-        if len(data) > _MAX_BYTES:
-            raise ValueError(f"more than {_MAX_BYTES} bytes")
-        envelope = Envelope.from_dict(strict_json(data.decode()))
+        envelope = Envelope.from_dict(strict_json(read_whole(path, max_bytes=_MAX_BYTES).decode()))
         envelope.pae()  # what a signature is of, if there can be one
         return envelope
     except FileNotFoundError as error:

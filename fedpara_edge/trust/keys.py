@@ -18,6 +18,7 @@ from securesystemslib.signer import CryptoSigner, Key, SSlibKey
 
 from fedpara_edge.errors import InputError, brief
 from fedpara_edge.storage.atomic import check_output, remove_leftovers, replacing_file
+from fedpara_edge.storage.wholefile import read_whole
 
 PUBLIC_SUFFIX = ".pub"
 _SCHEME = "ed25519"
@@ -142,7 +143,6 @@ def _signer_of(path: Path, data: bytes) -> CryptoSigner:
 
 def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            return file.read(_MAX_BYTES)
+        return read_whole(path, max_bytes=_MAX_BYTES)
     except OSError as error:
         raise InputError(f"{path}: expected a key file, found {error.strerror}; check the path") from error

@@ -21,6 +21,7 @@ from fedpara_edge.errors import InputError, brief
 from fedpara_edge.storage.atomic import replacing_file
 from fedpara_edge.storage.locking import hold_folder
 from fedpara_edge.storage.tensortable import strict_json
+from fedpara_edge.storage.wholefile import read_text
 
 FORMAT = "fedpara-edge/ledger"
 OPEN_ROUNDS = 100
@@ -53,7 +54,7 @@ class Ledger:
         if not path.exists():
             return {}
         try:
-            data = strict_json(path.read_text(encoding="utf-8"))
+            data = strict_json(read_text(path))
             found, entries = (data["format"], data["version"], data["round"]), data["accepted"]
             run = data["run"]
             if found != (FORMAT, 1, round) or not all(isinstance(text, str) for text in entries.values()):

@@ -37,6 +37,7 @@ from fedpara_edge.storage.atomic import remove_leftovers_in, replacing_file
 from fedpara_edge.storage.locking import hold
 from fedpara_edge.storage.rounds import round_path
 from fedpara_edge.storage.tensorfile import TensorFile
+from fedpara_edge.storage.wholefile import read_whole
 from fedpara_edge.trust.keys import read_signer
 from fedpara_edge.trust.publication import Additions, Lifetimes
 from fedpara_edge.trust.roots import after, check_root, parse_root, read_root
@@ -170,14 +171,14 @@ class _Publisher:
                 )
             with replacing_file(own) as temporary:
                 shutil.copyfile(path, temporary)
-        elif own.read_bytes() != path.read_bytes():
+        elif read_whole(own) != read_whole(path):
             raise TrustError(
                 f"{own}: expected the root metadata of {path}, found others of version {version}; the repository is "
                 "another's, or was changed",
                 code="wrong_root",
             )
         while (following := self._metadata / f"{roots[-1].version + 1}.root.json").is_file():
-            newer = parse_root(following, following.read_bytes())
+            newer = parse_root(following, read_whole(following))
             check_root(following, newer, [roots[-1], newer.signed])
             roots.append(newer.signed)
         if roots[-1].is_expired():
@@ -192,7 +193,7 @@ class _Publisher:
         """Metadata that this repository has, verified; None if it has none yet."""
         path = self._metadata / (f"{role}.json" if meta is None else f"{meta.version}.{role}.json")
         try:
-            data = path.read_bytes()
+            data = read_whole(path)
             if meta is not None:
                 meta.verify_length_and_hashes(data)
             metadata = Metadata[Kind].from_bytes(data)
@@ -202,6 +203,8 @@ class _Publisher:
             if meta is None:
                 return None
             raise InputError(f"{path}: expected metadata of the repository, found none; copy it again") from error
+        except OSError as error:
+            raise InputError(f"{path}: expected metadata, found {error.strerror}; copy it again") from error
         except RepositoryError as error:
             raise TrustError(
                 f"{path}: expected metadata as they were written, found {error}", code="mix_and_match"

@@ -20,6 +20,7 @@ from tuf.api.metadata import Metadata, Root
 
 from fedpara_edge.errors import InputError, TrustError
 from fedpara_edge.storage.atomic import check_output, replacing_file
+from fedpara_edge.storage.wholefile import read_whole
 from fedpara_edge.trust.keys import is_private, read_public, read_signer
 
 ROLES = ("root", "targets", "snapshot", "timestamp")
@@ -102,7 +103,7 @@ def read_root(path: Path) -> Metadata[Root]:
         InputError: The file can't be read, or is something else.
     """
     try:
-        data = path.read_bytes()
+        data = read_whole(path)
     except OSError as error:
         raise InputError(f"{path}: expected root metadata, found {error.strerror}; check the path") from error
     return parse_root(path, data)

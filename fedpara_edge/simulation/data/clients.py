@@ -16,6 +16,7 @@ from fedpara_edge.formats.update import is_valid_client_name
 from fedpara_edge.simulation.data.columns import Examples
 from fedpara_edge.simulation.data.federation import DataPlan, load_federation
 from fedpara_edge.storage.atomic import replacing_folder
+from fedpara_edge.storage.wholefile import read_text
 
 INDEX = "clients.json"
 COMMON = "common"
@@ -110,7 +111,7 @@ def read_clients(folder: Path) -> Clients:
         InputError: The folder holds something else.
     """
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = json.loads(read_text(folder / INDEX))
         clients = tuple(Client(**client) for client in index["clients"])
         return Clients(**{**index, "folder": folder, "clients": clients})
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
