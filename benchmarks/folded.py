@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from parts import keep_options, measure_parts
 
-from device_runtime import Predictor, open_engine
+from device_runtime import open_engine
+from device_runtime.prediction import Predictor
 from export import export_bundle
 from export.folding.fold import fold
 from fedpara_edge.cli.output import table

@@ -6,7 +6,6 @@ from device_runtime.engines.protocol import Adjustment, Engine
 from device_runtime.engines.registry import open_engine
 from device_runtime.evaluation import Evaluation, evaluate
 from device_runtime.loading import load_weights
-from device_runtime.prediction import Predictor
 from device_runtime.progress import progress_bar
 from device_runtime.result import TrainResult
 from device_runtime.schedule import Schedule
@@ -17,7 +16,6 @@ __all__ = [
     "Dataset",
     "Engine",
     "Evaluation",
-    "Predictor",
     "Schedule",
     "TrainConfig",
     "TrainResult",

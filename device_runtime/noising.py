@@ -20,7 +20,8 @@ from fedpara_edge.codecs.codec import flatten, in_order, not_finite, unflatten
 from fedpara_edge.errors import DivergedError, InputError
 from fedpara_edge.formats.update import UpdateHeader
 from fedpara_edge.formats.weights import Weights
-from fedpara_edge.privacy.ledger import FILE, Budget, PrivacyLedger
+from fedpara_edge.privacy.budget import Budget
+from fedpara_edge.privacy.ledger import FILE, PrivacyLedger
 from fedpara_edge.privacy.local import LocalGaussian, check_algorithm, epsilon
 from fedpara_edge.privacy.mechanism import check_layout
 
@@ -73,16 +74,16 @@ class Noising:
 
 
 def open_noising(
-    mechanism: LocalGaussian | None,
+    mechanism: LocalGaussian,
     budget: Budget | None,
     kept: DeviceState | None,
     origin: Weights,
     algorithm: ClientAlgorithm,
-) -> Noising | None:
-    """The noising of a call; None without a mechanism.
+) -> Noising:
+    """The noising of a call.
 
     Args:
-        mechanism: Mechanism with its options; None for none.
+        mechanism: Mechanism with its options.
         budget: Budget that an update is paid from; None for the ledger in the state folder.
         kept: Open state folder.
         origin: Weights from which the training starts.
@@ -93,8 +94,6 @@ def open_noising(
             the model sends running statistics.
         BudgetError: Nothing is left of the budget.
     """
-    if mechanism is None:
-        return None
     check_algorithm(algorithm)
     check_layout(origin.layout)
     if budget is None:

@@ -26,7 +26,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,6 @@ from device_runtime.engines.protocol import Engine
 from device_runtime.epochs import Step, count_steps, sum_learning_rates, take_steps
 from device_runtime.interrupts import holding_interrupts
 from device_runtime.loading import PERSONAL, RESIDUAL, load_personal, load_weights, read_control, read_groups
-from device_runtime.noising import open_noising
 from device_runtime.progress import OnStep
 from device_runtime.result import TrainResult
 from device_runtime.state import PROGRESS, DeviceState, open_state
@@ -52,10 +51,13 @@ from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.formats.serverstate import Group
 from fedpara_edge.formats.update import UpdateHeader, encode_update
 from fedpara_edge.formats.weights import Weights
-from fedpara_edge.privacy.ledger import Budget
+from fedpara_edge.privacy.budget import Budget
 from fedpara_edge.privacy.local import LocalGaussian
 from fedpara_edge.storage.atomic import Ready, check_output, sha256_of
 from fedpara_edge.storage.wholefile import real_path
+
+if TYPE_CHECKING:
+    from device_runtime.noising import Noising
 
 
 def train(
@@ -121,7 +123,7 @@ def train(
     with folder as kept, holding_interrupts() as interrupted:
         header = _header(origin, _name(client, kept), examples=dataset.examples, steps=steps)
         inputs = (weights, dataset.path, server_state)
-        noising = open_noising(privacy, budget, kept, origin, algorithm)
+        noising = None if privacy is None else _noising(privacy, budget, kept, origin, algorithm)
         begin = _begin(kept, call, steps=steps, output=output, inputs=inputs, overwrite=overwrite)
         before = {} if kept is None else read_groups(kept, call, bundle)
         personal = load_personal(engine, before)
@@ -207,6 +209,18 @@ def _identity(
         **({} if server_state is None else {"control": sha256_of(server_state)}),
         **config.decisive(),
     }
+
+
+def _noising(
+    privacy: LocalGaussian,
+    budget: Budget | None,
+    kept: DeviceState | None,
+    origin: Weights,
+    algorithm: ClientAlgorithm,
+) -> Noising:
+    from device_runtime.noising import open_noising
+
+    return open_noising(privacy, budget, kept, origin, algorithm)
 
 
 def _resume(engine: Engine, begin: Progress, kept: DeviceState | None, *, steps: int, epochs: int) -> Progress:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from device_runtime.training import train
     from export.exporter import export_bundle as export
     from export.folding.fold import fold
-    from fedpara_edge.aggregation import AggregateConfig, aggregate, make_partial, run_round
+    from fedpara_edge.aggregation import AggregateConfig, aggregate, run_round
+    from fedpara_edge.aggregation.partials import make_partial
     from fedpara_edge.codecs import find_encoder
     from fedpara_edge.errors import (
         BudgetError,
@@ -53,7 +54,8 @@ _MODULES = {
     "device_runtime.training": "train",
     "export.exporter": "export",
     "export.folding.fold": "fold",
-    "fedpara_edge.aggregation": "AggregateConfig aggregate make_partial run_round",
+    "fedpara_edge.aggregation": "AggregateConfig aggregate run_round",
+    "fedpara_edge.aggregation.partials": "make_partial",
     "fedpara_edge.codecs": "find_encoder",
     "fedpara_edge.errors": "BudgetError BusyError DivergedError FedparaError InputError InvalidUpdateError "
     "OutputExistsError TooFewUpdatesError TrustError WrongBundleError",

@@ -39,7 +39,7 @@ SIGNING = {"tuf", "securesystemslib", "cryptography"}
 """What signs and verifies, for the room `trust` alone; certificates and Flower's keys are made with the last of it."""
 
 LIBRARY: tuple[set[str], ...] = (
-    {"fedpara_edge.errors", "fedpara_edge._version"},
+    {"fedpara_edge.errors", "fedpara_edge.registry", "fedpara_edge._version"},
     {"fedpara_edge.options", "fedpara_edge.installation", "fedpara_edge.metrics"},
     {"fedpara_edge.factors", "fedpara_edge.storage", "fedpara_edge.algorithms", "fedpara_edge.losses"},
     {"fedpara_edge.codecs", "fedpara_edge.privacy"},

@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
-from fedpara_edge.metrics import COUNTERS, METRICS, SHARES, add_counts, count_binary, count_classes, sum_errors
+from fedpara_edge.metrics import COUNTERS, METRICS, SHARES, add_counts
+from fedpara_edge.metrics.binary import count_binary
+from fedpara_edge.metrics.classes import count_classes
+from fedpara_edge.metrics.regression import sum_errors
 
 GENERATOR = np.random.default_rng(0)
 CLASSES = 12

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from small_round import LAYERS, forge, layout_of, random_tensors, send, start_round, tensor
 
-from fedpara_edge.aggregation import AggregateConfig, Aggregation, Round, aggregate, make_partial, run_round
+from fedpara_edge.aggregation import AggregateConfig, Aggregation, Round, aggregate, run_round
+from fedpara_edge.aggregation.partials import make_partial
 from fedpara_edge.algorithms import SERVER
 from fedpara_edge.errors import FedparaError, InputError, InvalidUpdateError, OutputExistsError, TooFewUpdatesError
 from fedpara_edge.factors.layout import Layout

@@ -14,7 +14,7 @@ import pytest
 from command_line import Bad, Command, check_refused, succeed
 from onnx import TensorProto, helper, numpy_helper
 
-from device_runtime import Predictor
+from device_runtime.prediction import Predictor
 from fedpara_edge.demo import IMAGES
 from fedpara_edge.errors import DivergedError, FedparaError, InputError
 from fedpara_edge.formats.accuracy import count_correct, predicted
@@ -392,7 +392,7 @@ def test_bad_input_is_one_line_and_a_code_and_writes_nothing(name: str, run: Com
 
 def test_predicting_needs_neither_torch_nor_onnx(model: Path) -> None:
     code = (
-        "import sys, numpy\nfrom pathlib import Path\nfrom device_runtime import Predictor\n"
+        "import sys, numpy\nfrom pathlib import Path\nfrom device_runtime.prediction import Predictor\n"
         f"Predictor(Path({str(model)!r})).predict(numpy.zeros((2, 4), numpy.float32))\n"
         "heavy = {'torch', 'onnx'} & sys.modules.keys()\nassert not heavy, heavy"
     )

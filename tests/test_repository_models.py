@@ -10,7 +10,7 @@ import pytest
 from command_line import Command
 from signed import RUN
 
-from device_runtime import Predictor
+from device_runtime.prediction import Predictor
 from fedpara_edge.formats.folded import read_folded
 from fedpara_edge.trust import repository
 

@@ -11,7 +11,8 @@ from command_line import Command
 from signed import RUN
 from small_round import random_tensors, send, start_round
 
-from fedpara_edge.aggregation import AggregateConfig, Round, make_partial, run_round
+from fedpara_edge.aggregation import AggregateConfig, Round, run_round
+from fedpara_edge.aggregation.partials import make_partial
 from fedpara_edge.errors import InputError, OutputExistsError, TooFewUpdatesError
 from fedpara_edge.trust.clients import read_clients
 from fedpara_edge.trust.envelope import envelope_path, write_envelope, write_partial_envelope

@@ -11,7 +11,8 @@ import pytest
 from command_line import Command
 from small_round import LAYOUT, flat, random_tensors, send, start_round
 
-from fedpara_edge.aggregation import AggregateConfig, Round, make_partial, run_round
+from fedpara_edge.aggregation import AggregateConfig, Round, run_round
+from fedpara_edge.aggregation.partials import make_partial
 from fedpara_edge.errors import InputError, TooFewUpdatesError
 from fedpara_edge.formats.transcript import read_transcript
 from fedpara_edge.formats.weights import Weights, read_weights

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import small_round
@@ -23,6 +24,13 @@ def loaded(folder: Path, *arguments: str) -> set[str]:
     return set((folder / "loaded").read_text().splitlines())
 
 
+def chosen_from(room: str, *names: str) -> set[str]:
+    """Modules of a room that are chosen by name, each of which is there."""
+    modules = {f"fedpara_edge.{room}.{name}" for name in names}
+    assert all(find_spec(module) for module in modules)
+    return modules
+
+
 def test_help_needs_no_numpy(tmp_path: Path) -> None:
     assert not {"numpy", *SLOW} & loaded(tmp_path, "--help")
 
@@ -33,9 +41,14 @@ def test_aggregate(tmp_path: Path) -> None:
     found = loaded(tmp_path, "aggregate", "a.update", "--weights", "base.safetensors", "-o", "next")
     assert read_weights(tmp_path / "next").round == weights.round + 1
     assert not {*SLOW, "fedpara_edge.trust", "fedpara_edge.simulation"} & found
+    assert not chosen_from("codecs", "uniform", "integers", "topk", "rotated") & found
+    assert not chosen_from("algorithms", "adaptive", "fedprox", "feddyn", "scaffold") & found
+    assert not chosen_from("aggregation.rules", "krum", "coordinates", "mixing", "geometry") & found
+    assert not {"fedpara_edge.losses", "fedpara_edge.formats.partial", "fedpara_edge.aggregation.exact"} & found
 
 
 def test_train(here: Path) -> None:
     found = loaded(here, "train", "bundle", "--data", "d.npz", "--state", "s", "-o", "u")
     assert (here / "u").is_file()
     assert not {*SLOW, "torch"} - {"numpy.random"} & found
+    assert not chosen_from("metrics", "classes", "binary", "regression") & found

@@ -4,7 +4,6 @@ from fedpara_edge.aggregation.aggregation import aggregate
 from fedpara_edge.aggregation.bounds import Bounds
 from fedpara_edge.aggregation.config import AggregateConfig
 from fedpara_edge.aggregation.gap import Gap, LayerGap
-from fedpara_edge.aggregation.partials import MadePartial, make_partial
 from fedpara_edge.aggregation.result import Accepted, Aggregation
 from fedpara_edge.aggregation.round import Round, run_round
 from fedpara_edge.aggregation.screening import Rejected
@@ -16,10 +15,8 @@ __all__ = [
     "Bounds",
     "Gap",
     "LayerGap",
-    "MadePartial",
     "Rejected",
     "Round",
     "aggregate",
-    "make_partial",
     "run_round",
 ]

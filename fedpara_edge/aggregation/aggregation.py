@@ -24,7 +24,7 @@ import numpy as np
 
 from fedpara_edge.aggregation.addition import add_change, find_overflowing, limit
 from fedpara_edge.aggregation.bounds import Bounds
-from fedpara_edge.aggregation.candidates import Candidates, Combining, Screened, Summed
+from fedpara_edge.aggregation.candidates import Candidates, Combining, Screened
 from fedpara_edge.aggregation.composed import find_exploded, find_exploding
 from fedpara_edge.aggregation.config import (
     Merge,
@@ -36,8 +36,6 @@ from fedpara_edge.aggregation.config import (
 )
 from fedpara_edge.aggregation.effort import USUAL, Effort
 from fedpara_edge.aggregation.gate import Gate
-from fedpara_edge.aggregation.private import Privacy, check_private
-from fedpara_edge.aggregation.refit import refit
 from fedpara_edge.aggregation.result import Aggregation
 from fedpara_edge.aggregation.rules.method import Method
 from fedpara_edge.aggregation.stepping import take_step
@@ -48,7 +46,7 @@ from fedpara_edge.codecs.codec import not_finite
 from fedpara_edge.formats.history import NO_HISTORY, History
 from fedpara_edge.formats.serverstate import ServerState, state_of
 from fedpara_edge.formats.weights import Weights
-from fedpara_edge.privacy.mechanism import check_layout
+from fedpara_edge.privacy.budget import Privacy
 
 FEDAVG = FedAvgServer()
 DEFAULT_BOUNDS = Bounds()
@@ -116,6 +114,9 @@ def aggregate(
     weights.refuse_keeping(algorithm.name, algorithm.groups)
     check_exact(exact, merge, method)
     if privacy is not None:
+        from fedpara_edge.aggregation.private import check_private
+        from fedpara_edge.privacy.mechanism import check_layout
+
         check_private(algorithm=algorithm, weighting=weighting, merge=merge, bounds=bounds, method=method, exact=exact)
         check_layout(weights.layout)
         weighting = "equal"
@@ -134,7 +135,7 @@ def aggregate(
         effort=effort,
     )
     files = list(map(Path, paths))
-    candidates: Candidates = Summed(files, combining) if exact else Screened(files, combining)
+    candidates = _candidates(files, combining, exact=exact)
     while True:
         updates, rejected = candidates.updates, candidates.rejected
         rejected.sort(key=lambda update: str(update.path))
@@ -147,6 +148,8 @@ def aggregate(
         refused, refitted = mean.refused or find_deviating(updates, algorithm), None
         if not refused:
             if merge == "refit":
+                from fedpara_edge.aggregation.refit import refit
+
                 with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is compared below
                     refitted = refit(mean.updates, mean.weights, weights.layout, weights.tensors, mean.means[0])
                 mean.means[0] = refitted.change
@@ -187,3 +190,12 @@ def aggregate(
         gap=mean.gap,
         refit=refitted,
     )
+
+
+def _candidates(files: list[Path], combining: Combining, *, exact: bool) -> Candidates:
+    """The updates that may count, read as they are or in exact sums."""
+    if not exact:
+        return Screened(files, combining)
+    from fedpara_edge.aggregation.summed import Summed
+
+    return Summed(files, combining)

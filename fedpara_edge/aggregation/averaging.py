@@ -15,17 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.aggregation.bounds import Bounds, typical
-from fedpara_edge.aggregation.columns import read_columns
+from fedpara_edge.aggregation.contribution import Contribution, factors_of
 from fedpara_edge.aggregation.effort import Effort
 from fedpara_edge.aggregation.gap import Gap, GapEstimator
 from fedpara_edge.aggregation.norms import NormMeter, sorts_of
 from fedpara_edge.aggregation.result import Accepted
-from fedpara_edge.aggregation.rules.geometry import GramOfColumns, factor_names, gram_of_weights
 from fedpara_edge.aggregation.rules.method import Method
 from fedpara_edge.aggregation.rules.rule import Sorting
 from fedpara_edge.aggregation.spread import SpreadOfMeans
 from fedpara_edge.aggregation.stream import StreamedMean, Watcher, stream_mean
-from fedpara_edge.aggregation.sums import Contribution, factors_of
 from fedpara_edge.algorithms import ServerAlgorithm, Weighting
 from fedpara_edge.errors import FedparaError
 from fedpara_edge.factors.layout import Layout
@@ -149,6 +147,9 @@ class _Passes:
 
     def measure(self, method: Method) -> tuple[NDArray[np.float64], dict[int, FedparaError]]:
         """Inner products of the changes that count, and what turned out bad."""
+        from fedpara_edge.aggregation.columns import read_columns
+        from fedpara_edge.aggregation.rules.geometry import GramOfColumns, factor_names, gram_of_weights
+
         layout = self.weights.layout
         composed = method.space == "composed"
         columns = GramOfColumns(layout, len(self.updates), factor_names(layout) if composed else frozenset())
@@ -176,6 +177,8 @@ class _Passes:
 
     def sort(self, rule: Sorting, matrix: NDArray[np.float64] | None, meter: NormMeter) -> StreamedMean:
         """Each entry combined on its own, for each of the means."""
+        from fedpara_edge.aggregation.columns import read_columns
+
         means = np.zeros((len(self.scales), self.weights.layout.shared_parameters))
 
         def combine(lane: int, start: int, rows: NDArray[np.float32]) -> None:  # noqa: ARG001

@@ -6,25 +6,23 @@ Both leave out what turned out bad, and are asked again.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from fedpara_edge.aggregation.averaging import Average, average
 from fedpara_edge.aggregation.bounds import Bounds
+from fedpara_edge.aggregation.contribution import Contribution
 from fedpara_edge.aggregation.effort import Effort
-from fedpara_edge.aggregation.finishing import finish, remove
 from fedpara_edge.aggregation.gate import Gate
-from fedpara_edge.aggregation.gathering import Gathered, gather
-from fedpara_edge.aggregation.private import Privacy, average_privately
 from fedpara_edge.aggregation.rules.method import Method
 from fedpara_edge.aggregation.screening import Rejected, screen
-from fedpara_edge.aggregation.sums import Contribution
 from fedpara_edge.algorithms import ServerAlgorithm, Weighting
 from fedpara_edge.errors import FedparaError
 from fedpara_edge.formats.history import History
 from fedpara_edge.formats.update import Update
 from fedpara_edge.formats.weights import Weights
+from fedpara_edge.privacy.budget import Privacy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +85,8 @@ class Screened:
         """Their combination by the rule, or their noisy mean."""
         how = self._combining
         if how.privacy is not None:
+            from fedpara_edge.aggregation.private import average_privately
+
             return average_privately(
                 self.updates, how.weights, how.privacy, on_progress=how.on_progress, effort=how.effort
             )
@@ -103,60 +103,10 @@ class Screened:
 
     def refuse(self, errors: Mapping[int, FedparaError]) -> None:
         """Leave updates out, by number."""
-        self.updates = _left(self.updates, errors, self.rejected)
+        self.updates = left(self.updates, errors, self.rejected)
 
 
-class Summed:
-    """Updates in exact sums, of their own or of partials (`gathering`).
-
-    Args:
-        paths: Update files and partials, in any order.
-        combining: Options by which they are combined.
-    """
-
-    def __init__(self, paths: Sequence[Path], combining: Combining) -> None:
-        self._paths, self._combining = paths, combining
-        gathered = self._gather()
-        self._gathered: Gathered | None = gathered
-        self.updates, self.rejected = list(gathered.contributions), list(gathered.rejected)
-
-    def average(self) -> Average:
-        """Their mean; with the updates themselves if all are there."""
-        how, gathered = self._combining, self._gathered or self._gather()
-        counting = {each.header.sender for each in self.updates}
-        out = [each for each in gathered.contributions if each.header.sender not in counting]
-        remove(out, gathered.sums, how.algorithm, how.weighting, reason="they can't be right", effort=how.effort)
-        self._gathered = None  # the sums are used up below
-        mean = finish(
-            self.updates,
-            gathered.sums,
-            how.weights,
-            how.algorithm,
-            weighting=how.weighting,
-            bounds=how.bounds,
-            effort=how.effort,
-        )
-        return mean if len(mean.updates) == len(self.updates) else replace(mean, updates=())
-
-    def refuse(self, errors: Mapping[int, FedparaError]) -> None:
-        """Leave updates out, by number; those of partials are taken away again."""
-        self.updates = _left(self.updates, errors, self.rejected)
-
-    def _gather(self) -> Gathered:
-        how = self._combining
-        return gather(
-            self._paths,
-            how.weights,
-            how.algorithm,
-            weighting=how.weighting,
-            gate=how.gate,
-            history=how.history,
-            on_progress=how.on_progress,
-            effort=how.effort,
-        )
-
-
-def _left(updates: Sequence[Taken], errors: Mapping[int, FedparaError], rejected: list[Rejected]) -> list[Taken]:
+def left(updates: Sequence[Taken], errors: Mapping[int, FedparaError], rejected: list[Rejected]) -> list[Taken]:
     """What is left of some updates without those that have an error, by number, which join the rejected ones."""
     for number, error in errors.items():
         rejected.append(Rejected(updates[number].path, updates[number].header.client, error))

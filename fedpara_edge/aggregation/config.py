@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from fedpara_edge.aggregation.bounds import Bounds
-from fedpara_edge.aggregation.private import check_private
 from fedpara_edge.aggregation.rules import MIXINGS, RULES, find_mixing, find_rule
-from fedpara_edge.aggregation.rules.geometry import Space
-from fedpara_edge.aggregation.rules.method import Method
+from fedpara_edge.aggregation.rules.method import Method, Space
 from fedpara_edge.algorithms import SERVER, ServerAlgorithm, Weighting, find_server
 from fedpara_edge.codecs import find_encoder
-from fedpara_edge.codecs.codec import Encoder
 from fedpara_edge.errors import InputError
 from fedpara_edge.options import check, declared, option
-from fedpara_edge.privacy.mechanism import Gaussian, find_mechanism
 
-COUNTING = tuple(name for name, kind in SERVER.items() if "clients" in declared(kind))
-"""Algorithms that need the number of all clients."""
+if TYPE_CHECKING:
+    from fedpara_edge.codecs.codec import Encoder
+    from fedpara_edge.privacy.mechanism import Gaussian
+
+COUNTING = ("scaffold", "feddyn")
+"""Algorithms that need the number of all clients, which is an option of theirs."""
 
 Merge = Literal["mean", "refit"]
 
@@ -106,6 +106,8 @@ class AggregateConfig(Bounds):
         check_weighting(self.weighting, self.method)
         check_exact(self.exact, self.merge, self.method)
         if self.mechanism is not None:
+            from fedpara_edge.aggregation.private import check_private
+
             check_private(
                 algorithm=self.server_algorithm,
                 weighting=self.weighting,
@@ -146,7 +148,11 @@ class AggregateConfig(Bounds):
     @property
     def mechanism(self) -> Gaussian | None:
         """The noise on the mean; None for none."""
-        return None if self.privacy is None else find_mechanism(self.privacy)
+        if self.privacy is None:
+            return None
+        from fedpara_edge.privacy.mechanism import find_mechanism
+
+        return find_mechanism(self.privacy)
 
     @property
     def downlink_encoder(self) -> Encoder | None:

@@ -27,14 +27,13 @@ from fedpara_edge.aggregation.averaging import (
     scaling_of,
 )
 from fedpara_edge.aggregation.bounds import Bounds
+from fedpara_edge.aggregation.contribution import Contribution, factors_of
 from fedpara_edge.aggregation.effort import Effort
 from fedpara_edge.aggregation.exact import ExactSum
 from fedpara_edge.aggregation.spread import add_spread
 from fedpara_edge.aggregation.sums import (
     FRACTION_BITS,
-    Contribution,
     ModelSums,
-    factors_of,
     fixed,
     own_weights,
     weights_of,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from fedpara_edge.formats.partial import PartialFile
-from fedpara_edge.formats.weights import Weights
-from fedpara_edge.storage.tensorfile import TensorFile
+if TYPE_CHECKING:
+    from fedpara_edge.formats.partial import PartialFile
+    from fedpara_edge.formats.weights import Weights
+    from fedpara_edge.storage.tensorfile import TensorFile
 
 
 class Identity(NamedTuple):

@@ -17,12 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedpara_edge.aggregation.averaging import contributions_of
+from fedpara_edge.aggregation.contribution import Contribution
 from fedpara_edge.aggregation.effort import USUAL, Effort
 from fedpara_edge.aggregation.finishing import remove
 from fedpara_edge.aggregation.gate import Gate
 from fedpara_edge.aggregation.norms import NormMeter
 from fedpara_edge.aggregation.screening import Rejected, conflicting, one_of_each, open_updates, read_whole
-from fedpara_edge.aggregation.sums import Contribution, ModelSums, own_weights
+from fedpara_edge.aggregation.sums import ModelSums, own_weights
 from fedpara_edge.algorithms import ServerAlgorithm, Weighting
 from fedpara_edge.errors import FedparaError, InvalidUpdateError, TrustError, WrongBundleError
 from fedpara_edge.formats.history import NO_HISTORY, History

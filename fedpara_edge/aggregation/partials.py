@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from fedpara_edge.aggregation.config import AggregateConfig
+from fedpara_edge.aggregation.contribution import Contribution
 from fedpara_edge.aggregation.gate import Gate, HashingGate, Identity
 from fedpara_edge.aggregation.gathering import gather
 from fedpara_edge.aggregation.screening import Rejected
 from fedpara_edge.aggregation.staleness import recent
-from fedpara_edge.aggregation.sums import Contribution
 from fedpara_edge.aggregation.verdicts import too_few
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.partial import write_partial

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,27 +25,12 @@ from fedpara_edge.algorithms import ServerAlgorithm, Weighting
 from fedpara_edge.errors import FedparaError, InputError
 from fedpara_edge.formats.update import Update
 from fedpara_edge.formats.weights import Weights
-from fedpara_edge.privacy.ledger import Budget
+from fedpara_edge.privacy.budget import Privacy
 from fedpara_edge.privacy.mechanism import RESOLUTION, Gaussian, clipped_sum
 from fedpara_edge.privacy.noise import gaussian_integers
 
 PRIVATE_ALGORITHMS = ("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad")
 """Server algorithms that see one mean and nothing else of a round."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Privacy:
-    """A mechanism and what pays for it.
-
-    Args:
-        mechanism: Mechanism with its options.
-        budget: Budget that a round is paid from.
-        again: Whether there are files of the round, which are not to be paid for once more.
-    """
-
-    mechanism: Gaussian
-    budget: Budget
-    again: bool = False
 
 
 def check_private(

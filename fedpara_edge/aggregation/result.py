@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.aggregation.gap import Gap, finite
 from fedpara_edge.aggregation.gate import Identity
-from fedpara_edge.aggregation.refit import Refit
 from fedpara_edge.aggregation.rules.method import Method
 from fedpara_edge.aggregation.screening import Rejected
 from fedpara_edge.algorithms import ServerAlgorithm, Weighting
 from fedpara_edge.formats.serverstate import ServerState
 from fedpara_edge.formats.weights import Weights
+
+if TYPE_CHECKING:
+    from fedpara_edge.aggregation.refit import Refit
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from typing import Any
 from fedpara_edge.aggregation.aggregation import aggregate
 from fedpara_edge.aggregation.config import AggregateConfig
 from fedpara_edge.aggregation.gate import Gate, HashingGate
-from fedpara_edge.aggregation.private import Privacy
 from fedpara_edge.aggregation.result import Aggregation
 from fedpara_edge.aggregation.staleness import following as following_history
 from fedpara_edge.aggregation.staleness import recent
@@ -34,9 +33,8 @@ from fedpara_edge.formats.serverstate import (
     state_of,
     write_server_state,
 )
-from fedpara_edge.formats.transcript import Transcript, read_transcript, write_transcript
 from fedpara_edge.formats.weights import Weights, read_weights, write_weights
-from fedpara_edge.privacy.ledger import Budget
+from fedpara_edge.privacy.budget import Budget, Privacy
 from fedpara_edge.storage.atomic import check_output
 from fedpara_edge.storage.locking import hold_folder
 from fedpara_edge.storage.rounds import remove_rounds_before, round_path
@@ -260,6 +258,8 @@ def _is_of_next_round(path: Path, base: Weights) -> bool:
 
 def _is_transcript(path: Path, base: Weights) -> bool:
     """Whether a file is a transcript of this round, in which other updates may have counted."""
+    from fedpara_edge.formats.transcript import read_transcript
+
     try:
         found = read_transcript(path)
     except (InputError, TrustError):
@@ -309,6 +309,8 @@ def _write(
         following = replace(state_of(weights, aggregation.algorithm, groups), history=past)
         write_server_state(state, following, overwrite=overwrite)
     if transcript is not None:
+        from fedpara_edge.formats.transcript import Transcript, write_transcript
+
         listed = Transcript(
             fingerprint=weights.fingerprint,
             round=weights.round,

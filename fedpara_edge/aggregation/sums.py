@@ -1,4 +1,4 @@
-"""Exact sums of the changes of a model (`exact`), and what is kept of each update that is in them.
+"""Exact sums of the changes of a model (`exact`).
 
 There is a sum for each mean that the algorithm asks for, and one for the squared changes of running means (`spread`).
 The weight of an update in the first is its number of examples, or 1; in further ones it is that times the algorithm's
@@ -9,12 +9,11 @@ other updates, and sums of parts of a round add up to those of the round.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpara_edge.aggregation.contribution import factors_of
 from fedpara_edge.aggregation.effort import USUAL, Effort
 from fedpara_edge.aggregation.exact import ExactSum
 from fedpara_edge.aggregation.norms import NormMeter
@@ -33,27 +32,6 @@ FRACTION_BITS = 64
 
 Weights = Sequence[Sequence[int]]
 """Weights of the updates in the sum of each mean, [means][updates]."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contribution:
-    """An update whose values were read.
-
-    Args:
-        header: Header of the update file.
-        path: File of the update, or the partial that it is in.
-        bytes: Size of its file.
-        norms: Norms of the changes of trained tensors and of running statistics.
-        sha256: Digest of its file, hexadecimal; None where nobody asked.
-        update: The closed update; None where only a partial has it.
-    """
-
-    header: UpdateHeader
-    path: Path
-    bytes: int
-    norms: tuple[float, float]
-    sha256: str | None = None
-    update: Update | None = None
 
 
 class PieceSums:
@@ -178,11 +156,6 @@ def own_weights(contributions: Sequence[UpdateHeader], algorithm: ServerAlgorith
     """Weights of updates in the sums, none of which depends on the others."""
     counts = [1 if weighting == "equal" else header.examples for header in contributions]
     return weights_of(counts, factors_of(contributions, algorithm))
-
-
-def factors_of(headers: Sequence[UpdateHeader], algorithm: ServerAlgorithm) -> NDArray[np.float64]:
-    """Factors of the updates in each mean besides their weights, float64 [means, updates]; those of the first are 1."""
-    return algorithm.shares(np.ones(len(headers)), [header.metrics for header in headers])
 
 
 def weights_of(counts: Sequence[int], factors: NDArray[np.float64]) -> Weights:

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpara_edge.aggregation.contribution import Contribution
 from fedpara_edge.aggregation.screening import Rejected
-from fedpara_edge.aggregation.sums import Contribution
 from fedpara_edge.algorithms import ServerAlgorithm
 from fedpara_edge.codecs.codec import not_finite
 from fedpara_edge.errors import DivergedError, FedparaError, InputError, InvalidUpdateError, TooFewUpdatesError

@@ -9,24 +9,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fedpara_edge.algorithms.adaptive import FedAdagrad, FedAdam, FedYogi
 from fedpara_edge.algorithms.client import ClientAlgorithm
-from fedpara_edge.algorithms.fedavg import FedAvgClient, FedAvgServer
-from fedpara_edge.algorithms.fedavgm import FedAvgM
-from fedpara_edge.algorithms.feddyn import FedDynClient, FedDynServer
-from fedpara_edge.algorithms.fedprox import FedProx
-from fedpara_edge.algorithms.scaffold import ScaffoldClient, ScaffoldServer
 from fedpara_edge.algorithms.server import ServerAlgorithm, Weighting
 from fedpara_edge.errors import InputError
 from fedpara_edge.options import choose
+from fedpara_edge.registry import Registry
 
-CLIENT: Mapping[str, type[ClientAlgorithm]] = {
-    kind.name: kind for kind in (FedAvgClient, FedProx, ScaffoldClient, FedDynClient)
-}
+CLIENT: Mapping[str, type[ClientAlgorithm]] = Registry(
+    __name__,
+    {
+        "fedavg": "fedavg:FedAvgClient",
+        "fedprox": "fedprox:FedProx",
+        "scaffold": "scaffold:ScaffoldClient",
+        "feddyn": "feddyn:FedDynClient",
+    },
+)
 """Client algorithms by name."""
-SERVER: Mapping[str, type[ServerAlgorithm]] = {
-    kind.name: kind for kind in (FedAvgServer, FedAvgM, FedAdam, FedYogi, FedAdagrad, ScaffoldServer, FedDynServer)
-}
+SERVER: Mapping[str, type[ServerAlgorithm]] = Registry(
+    __name__,
+    {
+        "fedavg": "fedavg:FedAvgServer",
+        "fedavgm": "fedavgm:FedAvgM",
+        "fedadam": "adaptive:FedAdam",
+        "fedyogi": "adaptive:FedYogi",
+        "fedadagrad": "adaptive:FedAdagrad",
+        "scaffold": "scaffold:ScaffoldServer",
+        "feddyn": "feddyn:FedDynServer",
+    },
+)
 """Server algorithms by name."""
 
 __all__ = [

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 
-from fedpara_edge.cli.trial import faults
 from fedpara_edge.errors import InputError
 from fedpara_edge.installation import OWN_PACKAGES, check_package, install_line, obstacle
 
@@ -109,6 +108,8 @@ def find(capability: Capability) -> Finding:
 
 def find_working(capability: Capability) -> Finding:
     """Look up the distributions of a capability and import each in a process of its own."""
+    from fedpara_edge.cli.trial import faults
+
     found = find(capability)
     return replace(found, faults=faults(found.versions))
 
@@ -120,6 +121,8 @@ def engines() -> tuple[str, ...]:
 
 def working_engines() -> tuple[str, ...]:
     """Names of the engines that are installed and can be imported."""
+    from fedpara_edge.cli.trial import faults
+
     return tuple(
         name
         for name, distributions in ENGINES.items()

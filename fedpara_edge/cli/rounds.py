@@ -70,7 +70,7 @@ def write_sum(
     json: bool,
 ) -> None:
     """Write the partial of some updates and partials, and say so."""
-    from fedpara_edge.aggregation import make_partial
+    from fedpara_edge.aggregation.partials import make_partial
 
     try:
         with _progress_bar(len(files)) as on_progress:

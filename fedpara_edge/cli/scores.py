@@ -8,7 +8,8 @@ from typing import Any
 from fedpara_edge.cli.output import table
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.interface import ArraySpec
-from fedpara_edge.metrics import METRICS, SHARES, ClassCounts, Counts
+from fedpara_edge.metrics import METRICS, SHARES, Counts
+from fedpara_edge.metrics.classes import ClassCounts
 
 TABLE = "classes"
 """Choice beside the metrics: the table of all classes."""

@@ -23,12 +23,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from fedpara_edge.codecs.adaptive import Adaptive
 from fedpara_edge.codecs.codec import Decoder, Encoder, Opener
-from fedpara_edge.codecs.float32 import Float32, open_float32
-from fedpara_edge.codecs.floats import Float16, open_float16
-from fedpara_edge.codecs.integers import Integers, open_integers
-from fedpara_edge.codecs.rotated import Rotated, open_rotated
+from fedpara_edge.codecs.float32 import Float32
 from fedpara_edge.codecs.settings import UPDATE
 from fedpara_edge.codecs.statistics import (
     StatisticsDecoder,
@@ -36,38 +32,58 @@ from fedpara_edge.codecs.statistics import (
     check_sum_of_statistics,
     without_statistics,
 )
-from fedpara_edge.codecs.topk import TopK, open_topk
-from fedpara_edge.codecs.uniform import Uniform, open_uniform
 from fedpara_edge.errors import InvalidUpdateError, brief, brief_text
 from fedpara_edge.factors.layout import TensorSpec
 from fedpara_edge.options import choose, typed
+from fedpara_edge.registry import Registry
 from fedpara_edge.storage.tensorfile import TensorFile
 
 FLOAT32 = Float32()
 """Encoder of the codec `float32`."""
 
-ENCODERS: Mapping[str, tuple[type[Encoder], Mapping[str, Any]]] = {
-    "float32": (Float32, {}),
-    "float16": (Float16, {"name": "float16"}),
-    "bfloat16": (Float16, {"name": "bfloat16"}),
-    **{f"int{bits}": (Integers, {"name": f"int{bits}", "bits": bits}) for bits in (8, 4, 3, 2)},
-    "rotated": (Rotated, {}),
-    "uniform": (Uniform, {}),
-    "topk": (TopK, {}),
-    "adaptive": (Adaptive, {}),
+_FIXED: Mapping[str, Mapping[str, Any]] = {
+    "float16": {"name": "float16"},
+    "bfloat16": {"name": "bfloat16"},
+    **{f"int{bits}": {"name": f"int{bits}", "bits": bits} for bits in (8, 4, 3, 2)},
 }
+"""Fields that the name of a codec determines."""
+
+ENCODERS: Mapping[str, tuple[type[Encoder], Mapping[str, Any]]] = Registry(
+    __name__,
+    {
+        "float32": "float32:Float32",
+        "float16": "floats:Float16",
+        "bfloat16": "floats:Float16",
+        **dict.fromkeys(("int8", "int4", "int3", "int2"), "integers:Integers"),
+        "rotated": "rotated:Rotated",
+        "uniform": "uniform:Uniform",
+        "topk": "topk:TopK",
+        "adaptive": "adaptive:Adaptive",
+    },
+    lambda kind, name: (kind, _FIXED.get(name, {})),
+)
 """Encoder class of each codec by name, with the fields that the name determines."""
 
-OPENERS: Mapping[tuple[str, int], Opener] = {
-    ("float32", 1): open_float32,
-    ("float16", 1): partial(open_float16, name="float16"),
-    ("bfloat16", 1): partial(open_float16, name="bfloat16"),
-    **{(f"int{bits}", 1): partial(open_integers, name=f"int{bits}", bits=bits) for bits in (8, 4, 3, 2)},
-    ("int8", 2): partial(open_integers, name="int8", bits=8, version=2),
-    **{("rotated", version): partial(open_rotated, version=version) for version in (1, 2)},
-    ("uniform", 1): open_uniform,
-    ("topk", 1): open_topk,
+_OPENED: Mapping[tuple[str, int], Mapping[str, Any]] = {
+    **{(name, 1): fixed for name, fixed in _FIXED.items()},
+    ("int8", 2): {**_FIXED["int8"], "version": 2},
+    **{("rotated", version): {"version": version} for version in (1, 2)},
 }
+"""Arguments that the name and the version of a codec determine."""
+
+OPENERS: Mapping[tuple[str, int], Opener] = Registry(
+    __name__,
+    {
+        ("float32", 1): "float32:open_float32",
+        ("float16", 1): "floats:open_float16",
+        ("bfloat16", 1): "floats:open_float16",
+        **dict.fromkeys([("int8", 1), ("int4", 1), ("int3", 1), ("int2", 1), ("int8", 2)], "integers:open_integers"),
+        **dict.fromkeys([("rotated", 1), ("rotated", 2)], "rotated:open_rotated"),
+        ("uniform", 1): "uniform:open_uniform",
+        ("topk", 1): "topk:open_topk",
+    },
+    lambda opener, codec: partial(opener, **_OPENED.get(codec, {})),
+)
 """Opener of every codec that this release reads, by name and version."""
 
 
@@ -90,10 +106,8 @@ def spelled(encoder: Encoder) -> str:
     >>> spelled(find_encoder("uniform:by=tensor,step=2"))
     'uniform:by=tensor'
     """
-    for name, (kind, fixed) in ENCODERS.items():
-        if type(encoder) is kind and all(getattr(encoder, field) == value for field, value in fixed.items()):
-            return typed(name, encoder, hidden=fixed)
-    return repr(encoder)
+    kind, fixed = ENCODERS.get(encoder.name, (None, {}))
+    return typed(encoder.name, encoder, hidden=fixed) if type(encoder) is kind else repr(encoder)
 
 
 def open_codec(
@@ -101,7 +115,7 @@ def open_codec(
     tensors: Sequence[TensorSpec],
     *,
     unstated: Mapping[str, Any] | None = None,
-    openers: Mapping[tuple[str, int], Opener] | None = None,
+    further: Mapping[tuple[str, int], Opener] = {},
 ) -> Decoder:
     """Decoder of an open file, chosen by the codec that its header names.
 
@@ -109,7 +123,7 @@ def open_codec(
         file: Open file.
         tensors: Shared tensors, in the order of the flat change.
         unstated: Codec of a file that names none; None where it must.
-        openers: Openers of all codecs that the file may have; None for `OPENERS`.
+        further: Openers of codecs that the file may have besides those in `OPENERS`.
 
     Raises:
         InvalidUpdateError: This release does not know the codec or its version, or the stored data does not fit.
@@ -118,10 +132,11 @@ def open_codec(
     stated = file.header.get("codec", unstated)
     settings = dict(stated) if isinstance(stated, dict) else {}
     name, version = settings.pop("name", None), settings.pop("version", None)
-    openers = OPENERS if openers is None else openers
-    opener = openers.get((name, version)) if isinstance(name, str) and type(version) is int else None
+    opener: Opener | None = None
+    if isinstance(name, str) and type(version) is int:
+        opener = further.get((name, version)) or OPENERS.get((name, version))
     if opener is None:
-        known = ", ".join(f"{name} version {version}" for name, version in openers)
+        known = ", ".join(f"{name} version {version}" for name, version in (*OPENERS, *further))
         found = brief(stated) if name is None else f"{brief_text(name)} version {brief(version)}"
         raise InvalidUpdateError(
             f"{file.path}: expected one of the codecs {known}, found {found}; {UPDATE}",

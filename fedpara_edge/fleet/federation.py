@@ -28,7 +28,7 @@ from fedpara_edge.fleet.settings import FleetConfig
 from fedpara_edge.formats.bundle import MANIFEST, WEIGHTS, Bundle, open_bundle
 from fedpara_edge.formats.weights import Weights, read_weights
 from fedpara_edge.options import declared
-from fedpara_edge.privacy.ledger import Budget
+from fedpara_edge.privacy.budget import Budget
 from fedpara_edge.simulation.folder import JobFolder, open_run
 from fedpara_edge.simulation.metrics import Event, Journal
 from fedpara_edge.simulation.plan.plan import Arm, Plan, read_plan

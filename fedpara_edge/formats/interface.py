@@ -23,10 +23,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedpara_edge.errors import brief, brief_text
-from fedpara_edge.losses import Loss, find_loss
+
+if TYPE_CHECKING:
+    from fedpara_edge.losses import Loss
 
 DTYPES = ("uint8", "float32", "int64", "bool")
 """Dtypes that an array can have."""
@@ -182,6 +184,8 @@ class Interface:
             ValueError: An entry has an impossible value.
             InputError: A loss is unknown.
         """
+        from fedpara_edge.losses import find_loss
+
         heads = [data] if first else data["heads"]
         inputs = [data["input"]] if first else data["inputs"]
         return Interface(

@@ -30,7 +30,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.algorithms import SERVER, ServerAlgorithm
-from fedpara_edge.algorithms.scaffold import CONTROL
 from fedpara_edge.codecs.codec import not_finite
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError, brief_text
 from fedpara_edge.formats.history import History, history_from_json, history_to_json
@@ -202,6 +201,8 @@ def write_control(path: Path, state: ServerState | None) -> None:
     Raises:
         FedparaError: The disk refuses the write.
     """
+    from fedpara_edge.algorithms.scaffold import CONTROL
+
     if state is not None and CONTROL in state.groups:
         write_server_state(path, replace(state, groups={CONTROL: state.groups[CONTROL]}))
 

@@ -29,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,11 +46,13 @@ from fedpara_edge.formats.history import NO_HISTORY, History
 from fedpara_edge.formats.tables import max_table_bytes
 from fedpara_edge.formats.weights import Weights
 from fedpara_edge.options import check, option
-from fedpara_edge.privacy.local import Noise, stated
 from fedpara_edge.storage.atomic import Ready
 from fedpara_edge.storage.digest import FIELD as DIGEST
 from fedpara_edge.storage.digest import check_digest, with_digest
 from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
+
+if TYPE_CHECKING:
+    from fedpara_edge.privacy.local import Noise
 
 FORMAT = "fedpara-edge/update"
 REMEDY = "send it again"
@@ -111,8 +113,12 @@ class UpdateHeader:
     @property
     def added_noise(self) -> Noise | None:
         """The noise that the device added; None for none."""
+        if self.privacy is None:
+            return None
+        from fedpara_edge.privacy.local import stated
+
         try:
-            return None if self.privacy is None else stated(self.privacy)
+            return stated(self.privacy)
         except InputError as error:
             raise InvalidUpdateError(str(error), code="header") from error
 

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.codecs import OPENERS, open_codec
+from fedpara_edge.codecs import open_codec
 from fedpara_edge.codecs.codec import Encoder, flatten, in_order, not_finite, unflatten
 from fedpara_edge.codecs.decoding import decode_all
 from fedpara_edge.codecs.float32 import Float32
@@ -51,7 +51,7 @@ MAX_ROUND = 1 << 40
 MAX_ENTRIES_PER_BYTE = 256
 """Bound on what a weights file decodes to: it brings its own layout, so nothing else limits a small one."""
 _UNSTATED = {"name": Float32.name, "version": Float32.version}
-_OPENERS = {**OPENERS, (drawn.NAME, drawn.VERSION): drawn.open_drawn}
+_FURTHER = {(drawn.NAME, drawn.VERSION): drawn.open_drawn}
 REMEDY = "use weights written by export or aggregate"
 """Remedy for a file without usable weights."""
 
@@ -198,7 +198,7 @@ def read_weights(path: Path | str, bundle: Bundle | None = None) -> Weights:
             )
         try:
             values = unflatten(
-                tensors, decode_all(open_codec(file, tensors, unstated=_UNSTATED, openers=_OPENERS), entries)
+                tensors, decode_all(open_codec(file, tensors, unstated=_UNSTATED, further=_FURTHER), entries)
             )
         except InvalidUpdateError as error:
             raise WrongBundleError(str(error)) from error

@@ -17,24 +17,7 @@ from typing import Any, Literal, Protocol, Self
 
 from numpy.typing import NDArray
 
-from fedpara_edge.metrics.binary import BinaryCounts, count_binary
-from fedpara_edge.metrics.classes import ClassCounts, count_classes
-from fedpara_edge.metrics.regression import ErrorSums, sum_errors
-
-__all__ = [
-    "COUNTERS",
-    "METRICS",
-    "SHARES",
-    "BinaryCounts",
-    "ClassCounts",
-    "Counts",
-    "ErrorSums",
-    "Kind",
-    "add_counts",
-    "count_binary",
-    "count_classes",
-    "sum_errors",
-]
+from fedpara_edge.registry import Registry
 
 Kind = Literal["classes", "probabilities", "numbers"]
 """Kinds of labels: classes in [0, C), numbers in [0, 1] for yes or no, or any numbers."""
@@ -56,11 +39,10 @@ class Counts(Protocol):
         ...
 
 
-COUNTERS: Mapping[Kind, Callable[[NDArray[Any], NDArray[Any]], Counts]] = {
-    "classes": count_classes,
-    "probabilities": count_binary,
-    "numbers": sum_errors,
-}
+COUNTERS: Mapping[Kind, Callable[[NDArray[Any], NDArray[Any]], Counts]] = Registry(
+    __name__,
+    {"classes": "classes:count_classes", "probabilities": "binary:count_binary", "numbers": "regression:sum_errors"},
+)
 """Function that counts a batch's outputs [B, ...] and labels [B, ...], by the kind of the labels."""
 
 

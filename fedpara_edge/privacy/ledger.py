@@ -24,9 +24,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fedpara_edge.errors import BudgetError, InputError, OutputExistsError
+from fedpara_edge.privacy.budget import Mechanism
 from fedpara_edge.storage.atomic import replacing_file
 from fedpara_edge.storage.locking import hold_folder
 from fedpara_edge.storage.tensortable import strict_json
@@ -38,30 +39,6 @@ Epsilon = Callable[[Sequence[tuple[float, float]], float], float]
 """`accounting.epsilon`."""
 
 
-class Mechanism(Protocol):
-    """What a release of a mechanism costs, and the budget that it is paid from."""
-
-    @property
-    def noise(self) -> float:
-        """Standard deviation of the noise, in clips."""
-        ...
-
-    @property
-    def sampling(self) -> float:
-        """Probability with which a client takes part."""
-        ...
-
-    @property
-    def epsilon(self) -> float:
-        """Largest ε of all releases together."""
-        ...
-
-    @property
-    def delta(self) -> float:
-        """δ at which ε is measured."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """A round that was paid for; the module describes the fields."""
@@ -70,14 +47,6 @@ class Entry:
     noise: float
     sampling: float
     tag: str
-
-
-class Budget(Protocol):
-    """What pays for releases."""
-
-    def spend(self, mechanism: Mechanism, content: bytes, round: int, *, again: bool) -> bytes:
-        """Pay for a release before it is made, or know it as paid `again`; return the secret key of its noise."""
-        ...
 
 
 class PrivacyLedger:

@@ -2,7 +2,7 @@
 
 | rule                | takes                                      | options                    | module        |
 |---------------------|--------------------------------------------|----------------------------|---------------|
-| `mean`              | all changes                                |                            | `means`       |
+| `mean`              | all changes                                |                            | `mean`        |
 | `norm-bounded`      | all, none longer than a bound              | `norm=1`                   | `means`       |
 | `centered-clipping` | all, clipped around their middle           | `radius=1`, `iterations=5` | `means`       |
 | `geometric-median`  | all, the far ones for less                 | `iterations=100`           | `means`       |
@@ -17,20 +17,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from fedpara_edge.aggregation.rules.coordinates import Median, TrimmedMean
-from fedpara_edge.aggregation.rules.krum import Krum, MultiKrum
-from fedpara_edge.aggregation.rules.means import CenteredClipping, GeometricMedian, Mean, NormBounded
-from fedpara_edge.aggregation.rules.mixing import Bucketing, Mixing, NearestNeighbours
 from fedpara_edge.aggregation.rules.rule import Rule
 from fedpara_edge.options import choose
+from fedpara_edge.registry import Registry
 
-RULES: Mapping[str, type[Rule]] = {
-    kind.name: kind
-    for kind in (Mean, Median, TrimmedMean, GeometricMedian, Krum, MultiKrum, CenteredClipping, NormBounded)
-}
+if TYPE_CHECKING:
+    from fedpara_edge.aggregation.rules.mixing import Mixing
+
+RULES: Mapping[str, type[Rule]] = Registry(
+    __name__,
+    {
+        "mean": "mean:Mean",
+        "median": "coordinates:Median",
+        "trimmed": "coordinates:TrimmedMean",
+        "geometric-median": "means:GeometricMedian",
+        "krum": "krum:Krum",
+        "multi-krum": "krum:MultiKrum",
+        "centered-clipping": "means:CenteredClipping",
+        "norm-bounded": "means:NormBounded",
+    },
+)
 """Rules by name."""
-MIXINGS: Mapping[str, type[Mixing]] = {kind.name: kind for kind in (NearestNeighbours, Bucketing)}
+MIXINGS: Mapping[str, type[Mixing]] = Registry(
+    __name__, {"nnm": "mixing:NearestNeighbours", "bucketing": "mixing:Bucketing"}
+)
 """Ways to mix by name."""
 
 

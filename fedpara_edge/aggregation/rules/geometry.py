@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +24,6 @@ from fedpara_edge.factors.layout import STATISTICS, LayerSpec, Layout
 from fedpara_edge.formats.update import Update
 from fedpara_edge.formats.weights import Weights
 
-Space = Literal["factors", "composed"]
 TILE = 1 << 12
 ROWS_ENTRIES = 1 << 23
 """Most entries of the composed changes of all updates at a time."""

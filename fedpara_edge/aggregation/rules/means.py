@@ -1,8 +1,7 @@
-"""Means with weights: all changes alike, none above a bound, or pulled towards each other.
+"""Means with weights of their own: none of the changes above a bound, or pulled towards each other.
 
 | rule                | the change                                                                    |
 |---------------------|-------------------------------------------------------------------------------|
-| `mean`              | Σ s_i x_i                                                                     |
 | `norm-bounded`      | Σ s_i x_i min(1, τ / ‖x_i‖), τ = `norm` medians of the norms                  |
 | `centered-clipping` | v ← v + 1/n Σ (x_i - v) min(1, τ / ‖x_i - v‖) from v = 0, `iterations` times   |
 | `geometric-median`  | argmin_v Σ ‖x_i - v‖, by smoothed Weiszfeld steps from the mean               |
@@ -23,19 +22,6 @@ from fedpara_edge.options import option
 
 SMOOTHING = 1e-6
 """Least distance in a Weiszfeld step, in medians of the norms."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mean(Weighing):
-    """The plain mean."""
-
-    name = "mean"
-    weighted = True
-    measures = False
-
-    def weigh(self, gram: Vector, shares: Vector) -> Vector:  # noqa: ARG002
-        """The shares themselves."""
-        return shares
 
 
 @dataclass(frozen=True, kw_only=True)

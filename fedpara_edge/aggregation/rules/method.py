@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fedpara_edge.aggregation.rules.geometry import Space
-from fedpara_edge.aggregation.rules.means import Mean
-from fedpara_edge.aggregation.rules.mixing import Mixing
+from fedpara_edge.aggregation.rules.mean import Mean
 from fedpara_edge.aggregation.rules.rule import Rule, Sorting, Vector, Weighing
 from fedpara_edge.errors import InputError
+
+if TYPE_CHECKING:
+    from fedpara_edge.aggregation.rules.mixing import Mixing
+
+Space = Literal["factors", "composed"]
+"""Spaces in which a rule measures distances."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from fedpara_edge.aggregation import AggregateConfig, Round, run_round
 from fedpara_edge.aggregation.gate import Gate
 from fedpara_edge.formats.serverstate import write_control
-from fedpara_edge.privacy.ledger import Budget
+from fedpara_edge.privacy.budget import Budget
 from fedpara_edge.simulation.folder import JobFolder
 from fedpara_edge.simulation.tasks.rehearsal import Rehearsal
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedpara_edge.privacy.ledger import Mechanism
+from fedpara_edge.privacy.budget import Mechanism
 
 
 class Rehearsal:
