@@ -2,8 +2,9 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+unexport PYTHONDONTWRITEBYTECODE # every start of a command would compile all modules again
 
-.PHONY: test web page wheel phone docs versions versions-quick demo bench bench-quick zoo-check attacks report figures kills fuzz fleet pi pi-board pi-32 pi-wheel format clean
+.PHONY: test lint types tests built tried web page wheel phone docs versions versions-quick demo bench bench-quick zoo-check attacks report figures kills fuzz fleet pi pi-board pi-32 format clean
 .DELETE_ON_ERROR:
 
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -12,13 +13,23 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-test: web  ## formatting, lint, strict types, all tests and docs examples, the wheel outside the checkout
+test: lint types tests tried  ## formatting, lint, strict types, all tests and docs examples, the wheel outside the checkout
+
+lint: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+types: $(VENV)/ready
 	$(BIN)/mypy
+
+tests: web
 	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
+
+built: $(VENV)/ready  ## the wheel without the phone's page, in .venv/wheel, for what tries it elsewhere
 	rm -rf $(VENV)/wheel
 	$(BIN)/python -m build --quiet --wheel --outdir $(VENV)/wheel .
+
+tried: built
 	sh tests/try_wheel.sh $(BIN)/python $(VENV)/wheel
 
 web: $(VENV)/ready  ## the packages of the phone's page, which are pinned by their lockfile
@@ -38,14 +49,10 @@ phone: web  ## rounds of two emulated phones in Chromium, and what goes wrong on
 docs: $(VENV)/ready  ## the documentation as a site, in docs/_build/html; a warning is an error
 	$(BIN)/python -m sphinx -E -W --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html
 
-versions: $(VENV)/ready  ## the engine onnxruntime on Python 3.11 to 3.13 and onnxruntime 1.20 to the newest
-	rm -rf $(VENV)/wheel
-	$(BIN)/python -m build --quiet --wheel --outdir $(VENV)/wheel .
+versions: built  ## the engine onnxruntime on Python 3.11 to 3.13 and onnxruntime 1.20 to the newest
 	sh tests/try_versions.sh $(BIN)/python $(VENV)/wheel
 
-versions-quick: $(VENV)/ready  ## one of these combinations, the first whose Python is here, in about a minute
-	rm -rf $(VENV)/wheel
-	$(BIN)/python -m build --quiet --wheel --outdir $(VENV)/wheel .
+versions-quick: built  ## one of these combinations, the first whose Python is here, in about a minute
 	sh tests/try_versions.sh $(BIN)/python $(VENV)/wheel quick
 
 demo: $(VENV)/ready  ## FedPara, dense and low-rank on real images, through the commands a user types
@@ -82,26 +89,22 @@ PI_SUITE ?= bookworm
 PI_64 := $(PI)/arm64-$(PI_SUITE)
 PI_32 := $(PI)/armhf-trixie
 
-pi: pi-wheel $(PI_64)/ready  ## rounds of two emulated Raspberry Pis, one with a MobileNet; PI_SUITE=trixie for Debian 13
-	sh tests/pi/install.sh $(PI_64) $(BIN)/python $(PI)/wheel/*.whl -c constraints.txt
+pi: built $(PI_64)/ready  ## rounds of two emulated Raspberry Pis, one with a MobileNet; PI_SUITE=trixie for Debian 13
+	sh tests/pi/install.sh $(PI_64) $(BIN)/python $(VENV)/wheel/*.whl -c constraints.txt
 	$(BIN)/python tests/pi/emulated_round.py two-pis $(PI_64)
 	PYTHONPATH=tests $(BIN)/python tests/pi/emulated_page.py $(PI_64)
 
-fleet: pi-wheel $(PI_64)/ready  ## a fleet on Flower, of a node on this machine and one on an emulated Raspberry Pi
-	EXTRA=fleet sh tests/pi/install.sh $(PI_64) $(BIN)/python $(PI)/wheel/*.whl -c constraints.txt
+fleet: built $(PI_64)/ready  ## a fleet on Flower, of a node on this machine and one on an emulated Raspberry Pi
+	EXTRA=fleet sh tests/pi/install.sh $(PI_64) $(BIN)/python $(VENV)/wheel/*.whl -c constraints.txt
 	$(BIN)/python tests/pi/emulated_fleet.py $(PI_64)
 
-pi-board: pi-wheel $(PI_64)/ready $(PI)/board/ready  ## training on a whole emulated Raspberry Pi 3, which boots for it
-	sh tests/pi/install.sh $(PI_64) $(BIN)/python $(PI)/wheel/*.whl -c constraints.txt
+pi-board: built $(PI_64)/ready $(PI)/board/ready  ## training on a whole emulated Raspberry Pi 3, which boots for it
+	sh tests/pi/install.sh $(PI_64) $(BIN)/python $(VENV)/wheel/*.whl -c constraints.txt
 	$(BIN)/python tests/pi/emulated_round.py board $(PI_64) $(PI)/board
 
-pi-32: pi-wheel $(PI_32)/ready  ## training on an emulated 32-bit Raspberry Pi, whose onnxruntime and numpy are Debian's
-	sh tests/pi/install.sh $(PI_32) $(BIN)/python $(PI)/wheel/*.whl
+pi-32: built $(PI_32)/ready  ## training on an emulated 32-bit Raspberry Pi, whose onnxruntime and numpy are Debian's
+	sh tests/pi/install.sh $(PI_32) $(BIN)/python $(VENV)/wheel/*.whl
 	$(BIN)/python tests/pi/emulated_round.py pi $(PI_32)
-
-pi-wheel: $(VENV)/ready
-	rm -rf $(PI)/wheel
-	$(BIN)/python -m build --quiet --wheel --outdir $(PI)/wheel .
 
 $(PI_64)/ready: tests/pi/userland.sh tests/pi/debian.sh tests/pi/machines.sh
 	sh tests/pi/userland.sh $(@D) arm64 $(PI_SUITE)

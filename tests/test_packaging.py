@@ -142,9 +142,11 @@ def test_the_hooks_are_the_checks_that_make_test_begins_with() -> None:
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
     entries = [hook["entry"] for repository in hooks for hook in repository["hooks"]]
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("$(BIN)", ".venv/bin")
-    recipe = re.search(r"^test:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
-    assert recipe is not None
-    commands = [line.strip() for line in recipe[1].splitlines()]
+    recipes = {
+        name: lines.split("\n") for name, lines in re.findall(r"^(\w+):.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
+    }
+    (parts,) = re.findall(r"^test: ([\w ]+?) *(?:##.*)?$", makefile, re.MULTILINE)
+    commands = [line.strip() for part in parts.split() for line in recipes[part] if line]
     assert entries == commands[: len(entries)]
     assert "pytest" in commands[len(entries)]
 
