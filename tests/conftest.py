@@ -5,6 +5,7 @@ import functools
 import gc
 import os
 import sys
+import typing
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ import torch
 from command_line import Command, Ended
 from hypothesis import settings
 from small_net import SmallBundle, export_small_net
+from torch._export import utils
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from fedpara_edge.cli import main
@@ -64,7 +66,11 @@ def _fast_disk() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _fast_exports() -> Iterator[None]:
-    """torch.onnx makes its table of operators anew for each export, which is most of the time of a small one: once."""
+    """What torch does anew for each export, and is most of the time of a small one, is done once.
+
+    That is torch.onnx's table of operators, torch.export's look at all operators of C++, and the annotation of each
+    kernel that it registers, which only `typing` remembers.
+    """
     make = functools.cache(ONNXRegistry.from_torchlib)
 
     def copied(**options: Any) -> ONNXRegistry:
@@ -74,6 +80,8 @@ def _fast_exports() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(ONNXRegistry, "from_torchlib", staticmethod(copied))
+        patched.setattr(utils, "_materialize_cpp_cia_ops", functools.cache(utils._materialize_cpp_cia_ops))
+        patched.setattr(torch._ops, "Callable", typing.Callable)
         yield
 
 
