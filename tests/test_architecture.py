@@ -8,6 +8,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -111,28 +112,37 @@ HOUSES = (LIBRARY + APPLICATIONS, SIMULATION, EXPORT, DEVICE)
 """Lists of floors, each complete for the rooms of the package that it begins with."""
 
 
-def imports(source: str, *, nested: bool) -> Iterator[str]:
+@cache
+def imports(source: str, *, nested: bool) -> tuple[str, ...]:
     """Dotted names of what a module imports, `package.module` for `from package import module` too.
 
     Those inside functions, and those for types only, if `nested`.
     """
-    tree = ast.parse(source)
-    inside = {node for part in ast.walk(tree) if is_lazy(part) for node in ast.walk(part)}
-    for node in ast.walk(tree):
-        if node in inside and not nested:
-            continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "relative import"
-            assert node.module is not None
-            named = [f"{node.module}.{alias.name}" for alias in node.names]
-            parts = [name for name in named if is_module(name)]
-            yield from parts
-            if len(parts) < len(named):
-                yield node.module
+    return tuple(name for node in import_statements(ast.parse(source), nested=nested) for name in names_in(node))
 
 
+def import_statements(tree: ast.AST, *, nested: bool) -> Iterator[ast.Import | ast.ImportFrom]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        elif isinstance(node, ast.stmt | ast.ExceptHandler | ast.match_case) and (nested or not is_lazy(node)):
+            yield from import_statements(node, nested=nested)
+
+
+def names_in(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+        return
+    assert node.level == 0, "relative import"
+    assert node.module is not None
+    named = [f"{node.module}.{alias.name}" for alias in node.names]
+    parts = [name for name in named if is_module(name)]
+    yield from parts
+    if len(parts) < len(named):
+        yield node.module
+
+
+@cache
 def is_module(name: str) -> bool:
     path = ROOT / Path(*name.split("."))
     return path.is_dir() or path.with_suffix(".py").is_file()
