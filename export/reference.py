@@ -23,6 +23,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from export.batches import Batch, joined
+from export.complaints import gist
+from export.doubling import doubling
 from export.forward.ownloss import LoadedLoss
 from export.forward.preprocess import Deployed
 from export.step.draws import Draws
@@ -69,8 +71,21 @@ class Reference:
         self.weights: Tensors = {name: parameter.detach().numpy() for name, parameter in _trained(self._double)}
 
     def exact(self, batch: Batch) -> Results:
-        """Results in double precision."""
-        return self._run(self._double, batch)
+        """Results in double precision.
+
+        Raises:
+            InputError: The model does not run in it.
+        """
+        try:
+            with doubling():
+                return self._run(self._double, batch)
+        except InputError:
+            raise
+        except Exception as error:  # whatever goes wrong here lies in the user's model
+            raise InputError(
+                f"model: expected one that computes in double precision too, to verify it by, found {gist(error)}; "
+                "make tensors in forward of the dtype of the input or the weights"
+            ) from error
 
     def single(self, batch: Batch, *, evaluating: bool = True) -> Results:
         """Results in float32, without outputs if not `evaluating`."""
@@ -78,7 +93,7 @@ class Reference:
 
     def rounded(self, batch: Batch, *, seed: int, unit: float = UNIT, evaluating: bool = True) -> Results:
         """Results in double precision with each operator's rounded at random, without outputs if not `evaluating`."""
-        with _Rounding(seed, unit):
+        with doubling(), _Rounding(seed, unit):
             return self._run(self._double, batch, evaluating)
 
     def _run(self, model: Deployed, batch: Batch, evaluating: bool = True) -> Results:

@@ -72,10 +72,11 @@ def check_parameters(graph: ForwardGraph, tensors: Sequence[TensorSpec]) -> None
     for tensor in tensors:
         found = initializers.get(tensor.name)
         if found != tensor.shape or tensor.name not in used:
+            owner = tensor.name.rpartition(".")[0] or tensor.name
             raise InputError(
                 f"parameter {tensor.name!r}: expected {list(tensor.shape)} in the graph and in use, found "
                 f"{'it unused or folded away' if found in (None, tensor.shape) else list(found or ())}; "
-                "remove it from the model or set requires_grad=False (nothing was written)"
+                f"remove it from the model or leave it as it is, --freeze {owner!r} (nothing was written)"
             )
 
 

@@ -69,7 +69,7 @@ SIMULATION: tuple[set[str], ...] = (
     {"fedpara_edge.simulation.runner"},
 )
 EXPORT: tuple[set[str], ...] = (
-    {"export.apart", "export.complaints"},
+    {"export.apart", "export.complaints", "export.doubling"},
     {"export.forward"},
     {"export.gradients", "export.folding"},
     {"export.step", "export.native"},

@@ -20,11 +20,15 @@ import numpy as np
 import onnx
 import torch
 from onnx import helper, numpy_helper
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from export.complaints import gist, obstacle
 from export.forward.batchnorm import new_statistics
 from export.forward.contraction import contract_layers
+from export.forward.masks import masks_unread
 from export.forward.preprocess import Deployed
 from export.forward.translations import TRANSLATIONS
 from fedpara_edge.errors import InputError
@@ -126,7 +130,7 @@ def _exported(
 ) -> onnx.ModelProto:
     """Graph of a model, in the mode that it is in."""
     try:
-        with quiet_stderr():
+        with quiet_stderr(), masks_unread():
             program = torch.onnx.export(
                 model,
                 tuple(example.values()),
@@ -142,7 +146,7 @@ def _exported(
             assert program is not None
             return program.model_proto
     except Exception as error:  # whatever goes wrong here lies in the user's model
-        raise InputError(f"model: expected one that torch.onnx can export, found {gist(error)}") from error
+        raise InputError(f"model: expected one that torch.onnx can export, found {obstacle(error)}") from error
 
 
 @contextmanager
@@ -259,6 +263,11 @@ def _refuse_modules(model: torch.nn.Module) -> None:
                 f"module {name!r}: expected a BatchNorm that is called in one place, found that of "
                 f"{shared[id(module)]!r}; give each place its own"
             )
+        if _has_spectral_norm(module):
+            raise InputError(
+                f"module {name!r}: expected weights without spectral_norm, whose vectors every forward pass moves with "
+                "no gradient, found one; use weight_norm, or leave it out"
+            )
         if isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag):
             special = [
                 option
@@ -270,6 +279,12 @@ def _refuse_modules(model: torch.nn.Module) -> None:
                     f"module {name!r}: expected an embedding without {special[0]}, which has no counterpart in ONNX; "
                     "leave it out"
                 )
+
+
+def _has_spectral_norm(module: torch.nn.Module) -> bool:
+    if isinstance(module, _SpectralNorm):
+        return True
+    return any(isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values())
 
 
 _EMBEDDING_OPTIONS = ("max_norm", "scale_grad_by_freq", "sparse")
@@ -328,11 +343,3 @@ def _resolve_cast_like(model: onnx.ModelProto) -> None:
             node.op_type = "Cast"
             node.attribute.append(helper.make_attribute("to", types[node.input[1]]))
             del node.input[1]
-
-
-def gist(error: BaseException) -> str:
-    """Innermost cause of an error, in one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from onnx import helper
 
-from export.forward.graph import OPSET, ForwardGraph, finish, gist, quiet_stderr
+from export.complaints import gist
+from export.forward.graph import OPSET, ForwardGraph, finish, quiet_stderr
 from export.forward.translations import TRANSLATIONS
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.interface import Head

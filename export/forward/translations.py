@@ -20,6 +20,7 @@ from onnxscript import opset18 as op
 
 from export.forward.batchnorm import with_statistics, without_statistics
 from export.forward.detaching import detach
+from export.forward.distances import cdist
 from export.forward.draws import uniform
 from export.forward.embeddings import embedding, embedding_bag
 from export.forward.extrema import max_dim, min_dim
@@ -164,6 +165,7 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.embedding.default: embedding,
     torch.ops.aten.embedding_bag.default: embedding_bag,
     torch.ops.aten.embedding_bag.padding_idx: embedding_bag,
+    torch.ops.aten._cdist_forward.default: cdist,
     torch.ops.aten.max.dim: max_dim,
     torch.ops.aten.min.dim: min_dim,
     torch.ops.aten.avg_pool1d.default: avg_pool(1),

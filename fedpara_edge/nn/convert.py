@@ -5,7 +5,6 @@ The given model is not touched: a deep copy is converted and returned, with a re
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Mapping
 
 from torch import nn
@@ -22,6 +21,7 @@ from fedpara_edge.nn.freezing import freeze
 from fedpara_edge.nn.inventory import take_inventory
 from fedpara_edge.nn.report import ConversionReport, LayerReport
 from fedpara_edge.nn.selection import Weight, check_patterns, find_weights
+from fedpara_edge.nn.weightnorm import copied
 
 DEFAULT = Factorization()
 
@@ -67,7 +67,7 @@ def convert(
         raise InputError(
             f"expected composed or own with pretrained, which factors are fitted to, found {init!r}", key="init"
         )
-    result = copy.deepcopy(model)
+    result = copied(model)
     weights = find_weights(result)
     for option in ("include", "exclude", "gamma_of", "rank_of"):
         check_patterns(option, getattr(factorization, option), weights)
