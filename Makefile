@@ -22,7 +22,7 @@ lint: $(VENV)/ready
 types: $(VENV)/ready
 	$(BIN)/mypy
 
-tests: web
+tests: web | built # which writes the metadata that tests read
 	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 built: $(VENV)/ready  ## the wheel without the phone's page, in .venv/wheel, for what tries it elsewhere
