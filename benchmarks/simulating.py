@@ -38,6 +38,7 @@ from fedpara_edge.simulation.runner import cores, simulate
 
 PLAN = Path(__file__).parents[1] / "plans" / "fashion-mnist-cnn.toml"
 ARM, SEED = "fedpara", 0
+NEVER = 1000
 
 
 def write_plan(folder: Path, clients: int, images: int, rounds: int) -> Path:
@@ -48,7 +49,7 @@ def write_plan(folder: Path, clients: int, images: int, rounds: int) -> Path:
         "min_examples = 64": f"min_examples = {max(1, min(64, images // clients // 4))}",
         "max_examples = 500": f"max_examples = {images // clients}",
         "rounds = 30": f"rounds = {rounds}",
-        "evaluate_every = 2": f"evaluate_every = {rounds}",
+        "evaluate_every = 2": f"evaluate_every = {NEVER}",  # but after the last round of a turn
         "seeds = [0, 1, 2]": f"seeds = [{SEED}]",
     }
     text = PLAN.read_text(encoding="utf-8")
@@ -157,8 +158,8 @@ def report(results: Sequence[Mapping[str, Any]]) -> str:
 @click.command(help=__doc__)
 @click.option("--clients", multiple=True, type=int, default=(10, 100), show_default=True)
 @click.option("--images", default=5000, show_default=True, help="Most images of all clients together.")
-@click.option("--rounds", default=4, show_default=True, help="Rounds in a turn, at least 3.")
-@click.option("--turns", default=1, show_default=True)
+@click.option("--rounds", default=3, show_default=True, help="Rounds in a turn, at least 3.")
+@click.option("--turns", default=2, show_default=True)
 @click.option("--json", "output", type=click.Path(path_type=Path), help="File for the numbers.")
 @keep_options
 def main(

@@ -103,18 +103,7 @@ def test_starting(tmp_path: Path) -> None:
 
 
 def test_simulating(tmp_path: Path) -> None:
-    options = [
-        "--clients",
-        "5",
-        "--images",
-        "200",
-        "--rounds",
-        "3",
-        "--turns",
-        "1",
-        "--json",
-        tmp_path / "numbers.json",
-    ]
+    options = ["--clients", "3", "--images", "96", "--rounds", "3", "--turns", "2", "--json", tmp_path / "numbers.json"]
     command = [sys.executable, BENCHMARKS / "simulating.py", *options]
     subprocess.run(command, check=True, capture_output=True)
     (row,) = json.loads((tmp_path / "numbers.json").read_text())["rows"]
