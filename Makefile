@@ -44,7 +44,7 @@ wheel: web  ## the wheel with the phone's page in it, for servers that phones jo
 	$(BIN)/python -m build --quiet --wheel --outdir dist .
 
 phone: web  ## rounds of two emulated phones in Chromium, and what goes wrong on phones
-	CHROMIUM=$$(sh tests/phone/browser.sh) && export CHROMIUM && $(BIN)/python -m pytest -q tests/phone/in_browser.py
+	CHROMIUM=$$(sh tests/phone/browser.sh) && export CHROMIUM && $(BIN)/python -m pytest -q tests/phone/*in_browser.py
 
 docs: $(VENV)/ready  ## the documentation as a site, in docs/_build/html; a warning is an error
 	$(BIN)/python -m sphinx -E -W --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html

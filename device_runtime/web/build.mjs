@@ -32,6 +32,8 @@ const files = new Map([
   ['vendor/zstd.LICENSE', join(zstd, '..', 'LICENSE')],
   ...(await ownFiles('')),
   ...(await ownFiles('codecs')),
+  ...(await ownFiles('collecting')),
+  ...(await ownFiles('screen')),
 ]);
 if (existsSync(folder) && !existsSync(join(folder, 'vendor', 'zstd.js'))) {
   console.error(`build: ${folder}: expected a new folder, or a page already, found another; choose another`);

@@ -9,7 +9,7 @@ import { compareText, pythonJson, toHex, toUtf8 } from './text.js';
 /** @param {Bytes} bytes */
 export async function sha256(bytes) {
   if (!globalThis.crypto?.subtle) {
-    throw new FedparaError('this page: expected a secure connection, found none; open it by https');
+    throw new FedparaError('this page: expected a secure connection, found none; open it by https', 'notSecure');
   }
   return toHex(await crypto.subtle.digest('SHA-256', bytes));
 }

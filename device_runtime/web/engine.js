@@ -1,6 +1,6 @@
 /** The training step `train_step.onnx` on onnxruntime-web, and the vectors that it takes and gives. */
 
-import { FedparaError } from './errors.js';
+import { FedparaError, isAboutMemory } from './errors.js';
 import { entriesIn, flatten, unflatten } from './layout.js';
 import { microBatchSeed } from './order.js';
 import { entriesOf } from './tensorfile.js';
@@ -244,11 +244,13 @@ export async function openEngine(ort, bundle, tensors, adjustment) {
  */
 function failed(error, rows) {
   const found = String(error instanceof Error ? error.message : error).replace(/\s+/g, ' ');
-  const remedy = /alloc|out of memory|memory access/i.test(found)
+  const isMemory = isAboutMemory(found);
+  const remedy = isMemory
     ? 'close other pages, or train with smaller batches or more micro-batches'
     : 'export a model that takes any number of rows';
   return new FedparaError(
     `train_step.onnx: expected to ${rows ? `run on ${rows} rows` : 'load'}, found ${found}; ${remedy}`,
+    isMemory ? 'memory' : null,
   );
 }
 

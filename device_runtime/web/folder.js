@@ -1,5 +1,7 @@
 /** A folder of files that are replaced as a whole or not at all; in the browser, one of the origin private file system. */
 
+import { FedparaError } from './errors.js';
+
 /** @typedef {import('./text.js').Bytes} Bytes */
 /**
  * @typedef {object} Folder
@@ -7,6 +9,7 @@
  * @property {(name: string, content: Uint8Array) => Promise<void>} write Replaces a file, or nothing is changed.
  * @property {(name: string, to: string) => Promise<void>} move Replaces a file by another.
  * @property {(name: string) => Promise<void>} remove
+ * @property {() => Promise<string[]>} list Names of all files, in any order.
  */
 
 /** What TypeScript's library has for workers only, or not yet.
@@ -21,7 +24,9 @@
  * @returns {Promise<Folder>}
  */
 export async function openFolder(path) {
-  let folder = await navigator.storage.getDirectory();
+  let folder = await navigator.storage.getDirectory().catch(() => {
+    throw new FedparaError('this page: expected a place to keep things, found none; leave private browsing', 'noStorage');
+  });
   for (const name of path) folder = await folder.getDirectoryHandle(name, { create: true });
   /** @param {string} name */
   const find = (name) => folder.getFileHandle(name).catch(absent);
@@ -47,6 +52,11 @@ export async function openFolder(path) {
     },
     async remove(name) {
       await folder.removeEntry(name).catch(absent);
+    },
+    async list() {
+      const names = [];
+      for await (const [name, { kind }] of folder.entries()) if (kind === 'file') names.push(name);
+      return names;
     },
   };
 }

@@ -3,6 +3,7 @@
  * page, and kept in `member.json`, as the Python device has it.
  */
 
+import { request, saidIn } from './connection.js';
 import { FedparaError } from './errors.js';
 import { fromUtf8, toHex, toUtf8 } from './text.js';
 
@@ -40,15 +41,13 @@ export class Member {
     const kept = await this._folder.read(FILE);
     const secret = kept ? JSON.parse(fromUtf8(kept)).secret : toHex(crypto.getRandomValues(new Uint8Array(SECRET_BYTES)));
     await this._folder.write(FILE, toUtf8(JSON.stringify({ secret }))); // so that a second try is the same device
-    const response = await fetch(address, {
+    const response = await request(address, {
       method: 'POST',
       body: JSON.stringify({ client: null, secret }),
       headers: { 'Content-Type': 'application/json', Authorization: `Bearer ${token}` },
-    }).catch(() => {
-      throw new FedparaError('the server: expected an answer, found none; open the link again when there is a connection');
     });
     if (response.status !== 201) {
-      throw new FedparaError(`the server: expected to be let in, found ${response.status}: ${(await response.text()).slice(0, 200)}`);
+      throw new FedparaError(`the server: expected to be let in, found ${await saidIn(response)}`, 'notJoined');
     }
     const joined = { secret, ...(await response.json()) };
     await this._folder.write(FILE, toUtf8(JSON.stringify(joined)));

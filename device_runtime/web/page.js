@@ -1,144 +1,198 @@
-/** The page: examples are picked, training begins, and the update is sent when the person says so. */
+/** The page: examples are given, training begins, and the update is sent when the person says so. */
 
-import { FedparaError } from './errors.js';
+import { explained, FedparaError } from './errors.js';
+import { stayAwake } from './screen/awake.js';
+import { showContributions } from './screen/contributed.js';
+import { drawCurve } from './screen/curve.js';
+import { element, make } from './screen/elements.js';
+import { openGiving } from './screen/giving.js';
+import { currentLanguage, inDigits, say, sizeOf, speak, wipe, write } from './screen/sentences.js';
+import { LANGUAGES } from './screen/texts.js';
 import { checkBrowser } from './support.js';
 
+/** @typedef {import('./screen/sentences.js').Values} Values */
+/** @typedef {import('./screen/texts.js').Key} Key */
 /** @typedef {import('./worker.js').Reply} Reply */
 /** @typedef {import('./worker.js').Request} Request */
 
-/**
- * @param {string} id
- * @returns {any}
- */
-const element = (id) => document.getElementById(id);
-const [file, start, pause, send, save, clear] = ['file', 'start', 'pause', 'send', 'save', 'clear'].map(element);
-const MOST_POINTS = 200, AGAIN_MS = 1000;
+const [language, start, pause, send, save, clear] = ['language', 'start', 'pause', 'send', 'save', 'clear'].map(element);
+const AGAIN_MS = 1000, AGAIN_AFTER_ERROR_MS = 5000, LOSS_DIGITS = 3;
 const task = new URL('task.json', document.baseURI).href;
+/** Bits in which a codec stores a number, about. */
+const BITS = /** @type {Record<string, number>} */ ({ float32: 32, float16: 16, bfloat16: 16, int8: 8, int4: 4, int3: 3, int2: 2, uniform: 3 });
 
 /** @type {number[]} */
 let losses = [];
-/** @type {Uint8Array<ArrayBuffer> | null} */
-let update = null;
-/** @type {string | null} */
-let updates = null;
-/** @type {Record<string, string>} */
-let headers = {};
 /** Whether a server of `fedpara-edge serve` says when there is something to train. */
 let isServed = false;
 /** @type {Worker | undefined} */
 let worker;
+let letSleep = () => {};
+/** The token of the link by which the page was opened, until it has let this phone in. */
+let join = joinToken();
+/** @type {'loading' | 'waiting' | 'ready' | 'training' | 'done' | 'sending'} */
+let now = 'loading';
 
 /** @param {Request} request */
 const ask = (request) => worker?.postMessage(request);
+const giving = openGiving(ask, fail);
 
-/**
- * @param {string} id
- * @param {string} text
- */
-function show(id, text) {
-  element(id).textContent = text;
-  element(id).hidden = text === '';
-}
-
-/** @param {number} bytes */
-const size = (bytes) => (bytes < 1e6 ? `${(bytes / 1e3).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
-
-/** @param {'loading' | 'waiting' | 'ready' | 'training' | 'done'} now */
-function enter(now) {
-  document.body.dataset['now'] = now;
-  file.disabled = now === 'loading' || now === 'training';
-  start.disabled = now === 'loading' || now === 'waiting' || now === 'training' || !file.files?.length;
+/** @param {typeof now} next */
+function enter(next) {
+  document.body.dataset['now'] = now = next;
+  const isBusy = now === 'training' || now === 'sending';
+  for (const control of element('giving').querySelectorAll('button:not(#add-text), input, textarea')) control.disabled = isBusy;
+  start.disabled = !(now === 'ready' || now === 'done') || !giving.shelf.examples;
   pause.hidden = now !== 'training';
   element('result').hidden = now !== 'done';
-  clear.disabled = now === 'training';
+  clear.disabled = isBusy;
 }
 
 /** @param {Reply} reply */
 function take(reply) {
   switch (reply.kind) {
-    case 'ready': {
-      updates = reply.updates;
-      headers = reply.headers;
-      isServed = reply.phase !== null;
-      const model = `${reply.model}, round ${reply.round + 1}`, entries = reply.entries.toLocaleString('en');
-      show('model', `${model}: ${reply.reason ?? `${entries} numbers learn from your examples`}.`);
-      send.hidden = updates === null;
-      if (document.body.dataset['now'] === 'waiting') show('error', '');
-      enter(reply.reason === null ? 'ready' : 'waiting');
-      if (reply.reason !== null && reply.phase !== 'finished') setTimeout(waitForRound, AGAIN_MS);
-      break;
+    case 'kept':
+      giving.shelf.fill(reply.items);
+      return showContributions(reply.contributions);
+    case 'ready':
+      return greet(reply);
+    case 'added':
+      if (reply.item) {
+        const { item } = reply;
+        giving.shelf.add(item);
+        giving.tell('added', { count: item.rows, what: () => giving.shelf.nameOf(item) });
+      } else giving.tell('addedBefore');
+      calm();
+      return enter(now === 'done' ? 'ready' : now);
+    case 'removed': {
+      const item = giving.shelf.take(reply.id);
+      if (item) giving.tell('removed', { what: () => giving.shelf.nameOf(item) });
+      return enter(now === 'done' ? 'ready' : now);
     }
     case 'step':
       losses.push(reply.loss);
       element('progress').max = reply.steps;
       element('progress').value = reply.step;
-      show('status', `Step ${reply.step} of ${reply.steps}, loss ${reply.loss.toPrecision(3)}`);
-      draw();
-      break;
+      write(element('step'), 'step', { step: reply.step, steps: reply.steps, loss: () => inDigits(reply.loss, LOSS_DIGITS) });
+      return drawCurve(losses);
     case 'done': {
-      const from = reply.resumedFromStep;
-      update = reply.update;
+      const { update, resumedFromStep, seconds } = reply;
       save.href = URL.createObjectURL(new Blob([update], { type: 'application/octet-stream' }));
-      show('status', `Trained in ${reply.seconds.toFixed(1)} s${from ? `, from step ${from} on` : ''}.`);
-      show('size', `Ready to send: ${size(update.length)}, how the model changed, and none of your examples.`);
-      enter('done');
-      break;
+      inform(resumedFromStep ? 'trainedFrom' : 'trained', { seconds: () => inDigits(seconds, 2), step: resumedFromStep });
+      write(element('size'), 'readyToSend', { size: () => sizeOf(update.length) });
+      return enter('done');
     }
     case 'stopped':
-      show('status', 'Paused. It goes on from here, also after this page was closed.');
-      enter('ready');
-      break;
-    case 'cleared':
-      show('status', 'Everything that this page kept is deleted.');
-      enter('ready');
-      break;
-    case 'failed':
-      fail(reply.message);
-  }
-}
-
-/** @param {string} message */
-function fail(message) {
-  show('error', message);
-  if (document.body.dataset['now'] === 'waiting') setTimeout(waitForRound, 5 * AGAIN_MS);
-  else if (document.body.dataset['now'] !== 'loading') enter('ready');
-}
-
-/** The loss so far, thinned out to what can be seen. */
-function draw() {
-  const every = Math.ceil(losses.length / MOST_POINTS), shown = losses.filter((_, i) => i % every === 0);
-  const top = Math.max(...shown), bottom = Math.min(...shown), range = top - bottom || 1;
-  const points = shown.map((loss, i) => `${(100 * i) / Math.max(shown.length - 1, 1)},${38 - (36 * (loss - bottom)) / range}`);
-  element('curve').setAttribute('points', points.join(' '));
-}
-
-async function sendUpdate() {
-  if (!update || !updates) return;
-  send.disabled = true;
-  show('error', '');
-  try {
-    const fields = { 'Content-Type': 'application/octet-stream', ...headers };
-    const response = await fetch(updates, { method: 'POST', body: update, headers: fields });
-    if (!response.ok) {
-      const isPlain = response.headers.get('Content-Type')?.startsWith('text/plain');
-      const said = isPlain ? (await response.text()).slice(0, 200) : response.statusText;
-      throw new FedparaError(`the server: expected to take the update, found ${response.status}: ${said}`);
+      inform('paused');
+      return enter('ready');
+    case 'sending': {
+      const { sent, bytes, waitsFor } = reply, values = { sent: () => sizeOf(sent), size: () => sizeOf(bytes) };
+      return inform(waitsFor === null ? 'sendingSoFar' : waitsFor === 'noConnection' ? 'sendingWaits' : 'sendingBusy', values);
     }
-    show('status', `Sent ${size(update.length)}. Thank you.`);
-    element('result').hidden = true;
-    if (isServed) waitForRound();
-  } catch (error) {
-    const message = error instanceof FedparaError ? error.message : 'no connection: the update is kept; send it later';
-    fail(message);
-    enter('done');
+    case 'sent': {
+      const { bytes } = reply.contributions[reply.contributions.length - 1];
+      showContributions(reply.contributions);
+      inform('sent', { size: () => sizeOf(bytes) });
+      return isServed ? waitForRound() : enter('ready');
+    }
+    case 'cleared':
+      giving.shelf.fill([]);
+      showContributions([]);
+      giving.tell(null);
+      wipe(element('step'));
+      delete document.body.dataset['begun'];
+      inform('cleared');
+      return enter('ready');
+    case 'failed':
+      return recover(reply);
   }
-  send.disabled = false;
+}
+
+/** @param {Extract<Reply, {kind: 'ready'}>} reply */
+function greet({ model, interface: given, round, entries, codec, canSend, phase, reason, unsent }) {
+  isServed = phase !== null;
+  join = null;
+  giving.offer(given);
+  const about = { model, round: round + 1, entries, why: () => say(waiting(phase)) };
+  write(element('model'), reason === null ? 'round' : 'roundWaits', about);
+  const bytes = (entries * (BITS[codec.split(':')[0]] ?? 32)) / 8, size = () => sizeOf(bytes);
+  write(element('what'), canSend ? 'sentWhen' : 'savedWhen', { size });
+  send.hidden = !canSend;
+  if (now === 'loading' || now === 'waiting') calm();
+  enter(reason === null ? 'ready' : 'waiting');
+  if (unsent) sendUpdate();
+  else if (reason !== null && phase !== 'finished') setTimeout(waitForRound, AGAIN_MS);
+}
+
+/**
+ * @param {string | null} phase
+ * @returns {Key}
+ */
+function waiting(phase) {
+  const sentences = /** @type {const} */ ({ open: 'waitsOpen', closing: 'waitsClosing', paused: 'waitsPaused', finished: 'waitsFinished' });
+  return sentences[/** @type {'open'} */ (phase)] ?? 'waitsOpen';
+}
+
+/** @param {Extract<Reply, {kind: 'failed'}>} reply */
+function recover({ doing, message, sentence }) {
+  if (doing === 'import') return fail(sentence ?? 'wrongFile', message);
+  if (doing === 'send') fail(sentence === 'noConnection' ? 'noConnectionToSend' : sentence, message);
+  else fail(sentence, message);
+  if (doing === 'open') {
+    if (now !== 'loading') enter('waiting');
+    if (sentence === 'noConnection' || sentence === 'busy' || now === 'waiting') setTimeout(waitForRound, AGAIN_AFTER_ERROR_MS);
+  } else if (doing === 'train') enter('ready');
+  else if (doing === 'send') {
+    const isOver = isServed && (sentence === 'late' || sentence === 'refused');
+    wipe(element('status'));
+    if (isOver) setTimeout(waitForRound, AGAIN_AFTER_ERROR_MS);
+    enter(isOver ? 'waiting' : 'done');
+  }
+}
+
+/**
+ * Say what went wrong, in a sentence for anybody, with the exact words for those who want them.
+ * @param {Key | null} sentence
+ * @param {string} message
+ * @param {Values} [values]
+ */
+function fail(sentence, message, values = {}) {
+  const error = element('error');
+  if (sentence) write(error, sentence, values);
+  else {
+    wipe(error);
+    error.textContent = message;
+  }
+  element('detail').textContent = message;
+  element('more').hidden = sentence === null || message === '';
+  element('trouble').hidden = false;
+}
+
+/** Nothing is wrong any more. */
+function calm() {
+  element('trouble').hidden = true;
+  wipe(element('error'));
+}
+
+/**
+ * Say how it goes.
+ * @param {Key} key
+ * @param {Values} [values]
+ */
+function inform(key, values = {}) {
+  write(element('status'), key, values);
+}
+
+function sendUpdate() {
+  calm();
+  enter('sending');
+  ask({ kind: 'send' });
 }
 
 /** Have the page ready for the next round, once there is one. */
 function waitForRound() {
-  enter('waiting');
-  ask({ kind: 'open', task, wait: true });
+  if (now !== 'loading') enter('waiting');
+  ask({ kind: 'open', task, join, wait: now !== 'loading' });
 }
 
 /** The token of the link by which the page was opened, which is taken out of the address. */
@@ -150,34 +204,48 @@ function joinToken() {
 
 async function askForPersistence() {
   const granted = await navigator.storage.persist().catch(() => false);
-  const refused = 'The browser may delete it when the phone runs out of storage.';
-  show('persistence', `What is trained is kept on this phone. ${granted ? '' : refused}`);
+  write(element('persistence'), granted ? 'kept' : 'keptForNow');
 }
 
-file.addEventListener('change', () => enter(document.body.dataset['now'] === 'waiting' ? 'waiting' : 'ready'));
 start.addEventListener('click', () => {
   losses = [];
   document.body.dataset['begun'] = '';
-  show('error', '');
-  show('status', 'Reading your examples…');
+  giving.closeCamera();
+  calm();
+  inform('reading');
   enter('training');
+  letSleep = stayAwake();
   askForPersistence();
-  ask({ kind: 'train', file: file.files[0] });
+  ask({ kind: 'train' });
 });
 pause.addEventListener('click', () => ask({ kind: 'stop' }));
 send.addEventListener('click', sendUpdate);
-clear.addEventListener('click', () => ask({ kind: 'clear' }));
+clear.addEventListener('click', () => {
+  if (confirm(say('clearReally'))) ask({ kind: 'clear' });
+});
+language.addEventListener('change', () => speak(language.value));
 document.addEventListener('visibilitychange', () => {
   if (document.visibilityState === 'hidden') ask({ kind: 'save' });
 });
 
+for (const [code, { name }] of Object.entries(LANGUAGES)) language.append(make('option', { value: code, lang: code }, name));
+language.value = currentLanguage();
+speak(currentLanguage());
+write(element('model'), 'loading');
+write(element('where'), 'goes', { host: location.host });
+write(element('persistence'), 'kept');
+showContributions([]);
 try {
   enter('loading');
   checkBrowser();
   worker = new Worker(new URL('./worker.js', import.meta.url), { type: 'module' });
-  worker.onmessage = ({ data }) => take(data);
-  worker.onerror = () => fail('this page: expected to load whole, found a part missing; load it again');
-  ask({ kind: 'open', task, join: joinToken() });
+  worker.onmessage = ({ data }) => {
+    if (data.kind !== 'step' && now === 'training') letSleep();
+    take(data);
+  };
+  worker.onerror = () => fail('brokenPage', 'worker.js');
+  ask({ kind: 'open', task, join });
 } catch (error) {
-  fail(error instanceof Error ? error.message : String(error));
+  const { sentence, message } = error instanceof FedparaError ? error : explained(error);
+  fail(sentence, message);
 }

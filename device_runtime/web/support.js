@@ -12,7 +12,7 @@ const SIMD = Uint8Array.from([
 export function checkBrowser() {
   const update = 'take Chrome 102, Safari 17 or Firefox 113, or a newer one';
   if (!isSecureContext) {
-    throw new FedparaError('this page: expected a secure connection, found none; open it by https');
+    throw new FedparaError('this page: expected a secure connection, found none; open it by https', 'notSecure');
   }
   /** @type {[string, boolean][]} */
   const needed = [
@@ -23,5 +23,5 @@ export function checkBrowser() {
     ['DecompressionStream', typeof DecompressionStream === 'function'],
   ];
   const missing = needed.find(([, there]) => !there);
-  if (missing) throw new FedparaError(`this browser: expected ${missing[0]}, found none; ${update}`);
+  if (missing) throw new FedparaError(`this browser: expected ${missing[0]}, found none; ${update}`, 'oldBrowser');
 }

@@ -214,4 +214,4 @@ function inSixDigits(losses) {
  * @param {string} found
  */
 const diverged = (what, expected, found) =>
-  new FedparaError(`${what}: expected ${expected}, found ${found}: the training diverged; lower the learning rate`);
+  new FedparaError(`${what}: expected ${expected}, found ${found}: the training diverged; lower the learning rate`, 'diverged');

@@ -1,112 +1,91 @@
-/** The worker of the page: gets task, bundle and weights from the page's own server, trains, and keeps the state. */
+/** The worker of the page: opens rounds, keeps what is collected, trains, and sends updates. */
 
-import { openBundle } from './bundle.js';
+import { UnreachableError } from './connection.js';
+import { addContribution, forgetContributions, readContributions } from './contributions.js';
 import { openData } from './data.js';
 import { trainAndKeep } from './device.js';
-import { sha256 } from './digest.js';
-import { FedparaError } from './errors.js';
-import { openFolder } from './folder.js';
+import { explained, FedparaError } from './errors.js';
 import { entriesIn } from './layout.js';
-import { Member } from './member.js';
-import { readControl } from './serverstate.js';
-import { makeSettings } from './settings.js';
-import { DeviceState } from './state.js';
-import { applyChange, readWeights } from './weights.js';
+import { openRound } from './opened.js';
+import { readTensors } from './tensorfile.js';
+import { forget, isUnsent, sendInPieces, sendWhole } from './upload.js';
 
+/** @typedef {import('./collecting/collection.js').Item} Item */
+/** @typedef {import('./contributions.js').Contribution} Contribution */
+/** @typedef {import('./opened.js').Opened} Opened */
 /** @typedef {import('./text.js').Bytes} Bytes */
 /**
- * What a server asks of a phone, `task.json`; URLs are relative to it.
- * @typedef {object} Task
- * @property {string} bundle Folder of the bundle.
- * @property {string} weights Weights file.
- * @property {string[]} [changes] Changes since those weights, in order.
- * @property {string} [control] Server state of the round, for SCAFFOLD.
- * @property {Partial<import('./settings.js').Settings>} [settings]
- * @property {string} [updates] Where to send updates; none to save them as a file alone.
- * @property {string} [phase] Phase of a federation of `fedpara-edge serve`, and
- * @property {string | null} [reason] why this phone is not to train now.
+ * @typedef {({kind: 'open'} & import('./opened.js').Asked) | {kind: 'add', arrays: Map<string, import('./tensorfile.js').Tensor>}
+ *   | {kind: 'import', file: File} | {kind: 'remove', id: string} | {kind: 'train' | 'save' | 'stop' | 'send' | 'clear'}} Request
  */
 /**
- * `join` is the token of the link by which the page was opened; `wait` asks the server to answer once there is something
- * to train.
- * @typedef {{kind: 'open', task: string, join?: string | null, wait?: boolean} | {kind: 'train', file: File}
- *   | {kind: 'save' | 'stop' | 'clear'}} Request
- */
-/**
- * @typedef {{kind: 'ready', model: string, round: number, entries: number, codec: string, updates: string | null,
- *     headers: Record<string, string>, phase: string | null, reason: string | null}
+ * `unsent` says that an update was being sent when the page was closed.
+ * @typedef {{kind: 'ready', model: string, interface: import('./bundle.js').Interface, round: number, entries: number,
+ *     codec: string, canSend: boolean, phase: string | null, reason: string | null, unsent: boolean}
+ *   | {kind: 'kept', items: Item[], contributions: Contribution[]}
+ *   | {kind: 'added', item: Item | null, name: string} | {kind: 'removed', id: string}
  *   | {kind: 'step', step: number, steps: number, loss: number}
  *   | {kind: 'done', update: Bytes, resumedFromStep: number, seconds: number}
- *   | {kind: 'stopped'} | {kind: 'cleared'} | {kind: 'failed', message: string}} Reply
+ *   | {kind: 'sending', sent: number, bytes: number, waitsFor: string | null} | {kind: 'sent', contributions: Contribution[]}
+ *   | {kind: 'stopped'} | {kind: 'cleared'}
+ *   | {kind: 'failed', doing: Request['kind'], message: string, sentence: import('./screen/texts.js').Key | null}} Reply
  */
 
-const SAVE_MS = 10_000, WAIT_SECONDS = 50;
-const ZSTD = './vendor/zstd.js', ORT = './vendor/onnxruntime-web/ort.wasm.min.mjs';
+const SAVE_MS = 10_000, FIRST_WAIT_MS = 1000, LONGEST_WAIT_MS = 30_000;
 
 /** @param {Reply} reply */
 const post = (reply) => postMessage(reply);
 
-/** @type {Promise<Awaited<ReturnType<typeof open>>> | undefined} */
+/** @type {Promise<Opened> | undefined} */
 let opened;
 const asked = { save: false, stop: false };
 
 addEventListener('message', ({ data: request }) => {
   answer(request).catch((/** @type {unknown} */ error) => {
-    const message = error instanceof FedparaError ? error.message : `this page: ${describe(error)}; load it again`;
-    post({ kind: 'failed', message });
+    const { message, sentence } = explained(error);
+    post({ kind: 'failed', doing: request.kind, message, sentence });
   });
 });
 
 /** @param {Request} request */
 async function answer(request) {
   switch (request.kind) {
-    case 'open': {
-      opened = open(request);
-      const { bundle, weights, settings, updates, member, task } = await opened;
-      const { model, layout } = bundle, { phase = null, reason = null } = task, { headers } = member;
-      const { round } = weights, entries = entriesIn(layout.shared), { codec } = settings;
-      return post({ kind: 'ready', model, round, entries, codec, updates, headers, phase, reason });
+    case 'open':
+      opened = openRound(request);
+      return tell(await opened);
+    case 'add':
+      return post({ kind: 'added', item: await (await needOpened()).collection.add('', request.arrays), name: '' });
+    case 'import': {
+      const { bundle, collection } = await needOpened(), { file } = request;
+      const { arrays } = await openData(new Uint8Array(await file.arrayBuffer()), file.name, bundle);
+      return post({ kind: 'added', item: await collection.add(file.name, arrays), name: file.name });
     }
+    case 'remove':
+      await (await needOpened()).collection.remove(request.id);
+      return post({ kind: 'removed', id: request.id });
     case 'train':
-      return trainOn(request.file);
-    case 'clear': {
-      const { bundle, state, member } = await needOpened();
-      await alone(bundle.fingerprint, () => state.clear());
-      await member.leave();
-      return post({ kind: 'cleared' });
-    }
+      return train(await needOpened());
+    case 'send':
+      return send(await needOpened());
+    case 'clear':
+      return clear(await needOpened());
     default:
       asked[request.kind] = true;
   }
 }
 
-/** @param {{task: string, join?: string | null, wait?: boolean}} request */
-async function open({ task: address, join, wait }) {
-  const place = (/** @type {string} */ name) => new URL(name, address).href;
-  const member = await new Member(await openFolder(['fedpara-edge'])).open();
-  if (join) await member.join(place('join'), join);
-  const { headers } = member, get = async (/** @type {string} */ name) => fetched(place(name), { headers });
-  const asked = { ...headers, ...(wait ? { Prefer: `wait=${WAIT_SECONDS}` } : {}) };
-  /** @type {Task} */
-  const task = JSON.parse(new TextDecoder().decode(await fetchedAsMember(member, address, { headers: asked, cache: 'no-cache' })));
-  const settings = makeSettings(task.settings ?? {}), tools = await loadTools();
-  const bundle = await openBundle((name) => get(`${task.bundle.replace(/\/$/, '')}/${name}`));
-  let weights = await readWeights(await get(task.weights), task.weights, bundle, tools.zstd);
-  for (const change of task.changes ?? []) {
-    weights = await applyChange(weights, await get(change), change, bundle, tools.zstd);
-  }
-  const control = task.control ? readControl(await get(task.control), task.control, bundle, weights) : undefined;
-  const folder = await openFolder(['fedpara-edge', bundle.fingerprint.slice(0, 16)]);
-  const state = new DeviceState(folder, bundle.fingerprint, bundle.layout, member.client);
-  const updates = task.updates ? place(task.updates) : null;
-  return { tools, bundle, weights, settings, control, state, updates, member, task };
+/** @param {Opened} opened */
+async function tell({ bundle, weights, settings, updates, state, folder, collection, task }) {
+  const { model, layout, inputs, heads } = bundle, { phase = null, reason = null } = task, { round } = weights, { codec } = settings;
+  const update = await state.update(), unsent = await isUnsent(folder, update);
+  post({ kind: 'kept', items: await collection.items(), contributions: await readContributions(folder) });
+  const entries = entriesIn(layout.shared), canSend = updates !== null;
+  post({ kind: 'ready', model, interface: { inputs, heads }, round, entries, codec, canSend, phase, reason, unsent });
 }
 
-/** @param {File} file */
-async function trainOn(file) {
-  const { tools, bundle, weights, settings, control, state } = await needOpened();
-  const content = new Uint8Array(await file.arrayBuffer()), data = await openData(content, file.name, bundle);
-  const dataDigest = await sha256(content), begun = performance.now();
+/** @param {Opened} opened */
+async function train({ tools, bundle, weights, settings, control, state, collection }) {
+  const { data, digest } = await collection.open(), begun = performance.now();
   Object.assign(asked, { save: false, stop: false });
   let saved = begun;
   const rest = async () => {
@@ -119,12 +98,56 @@ async function trainOn(file) {
   const kept = await alone(bundle.fingerprint, () => {
     const onStep = (/** @type {number} */ step, /** @type {number} */ steps, /** @type {number} */ loss) =>
       post({ kind: 'step', step, steps, loss });
-    const call = { bundle, weights, data, settings, dataDigest, onStep, ...(control ? { control } : {}) };
+    const call = { bundle, weights, data, settings, dataDigest: digest, onStep, ...(control ? { control } : {}) };
     return trainAndKeep(tools, state, call, rest);
   });
   if (!kept) return post({ kind: 'stopped' });
   const { update, resumedFromStep } = kept;
-  return post({ kind: 'done', update, resumedFromStep, seconds: (performance.now() - begun) / 1000 });
+  post({ kind: 'done', update, resumedFromStep, seconds: (performance.now() - begun) / 1000 });
+}
+
+/**
+ * Send the update of the last call. To a server that takes it in pieces it is sent until it is there or refused.
+ * @param {Opened} opened
+ */
+async function send({ state, folder, updates, member: { headers }, task, bundle }) {
+  const update = await state.update();
+  if (!update || !updates) throw new FedparaError('update: expected one to send, found none; train first');
+  const { header } = readTensors(update, 'update', 'fedpara-edge/update'), bytes = update.length;
+  let sent = 0;
+  const onPiece = (/** @type {number} */ there) => post({ kind: 'sending', sent: (sent = there), bytes, waitsFor: null });
+  const way = { address: updates, headers, onPiece };
+  asked.stop = false;
+  try {
+    await alone(`${bundle.fingerprint} sending`, async () => {
+      if (!task.phase) return sendWhole(way, update);
+      for (let wait = FIRST_WAIT_MS; ; wait = Math.min(2 * wait, LONGEST_WAIT_MS)) {
+        try {
+          return await sendInPieces(folder, way, update);
+        } catch (error) {
+          if (!(error instanceof UnreachableError)) throw error;
+          post({ kind: 'sending', sent, bytes, waitsFor: error.sentence });
+          await connectionOr(wait);
+        }
+      }
+    });
+  } catch (error) {
+    if (error instanceof FedparaError && !(error instanceof UnreachableError) && error.sentence !== 'otherTab') await forget(folder);
+    throw error;
+  }
+  await addContribution(folder, { round: header['round'], examples: header['examples'], bytes, at: Date.now() });
+  await forget(folder);
+  post({ kind: 'sent', contributions: await readContributions(folder) });
+}
+
+/** @param {Opened} opened */
+async function clear({ bundle, state, member, collection, folder }) {
+  await alone(bundle.fingerprint, () => state.clear());
+  await collection.clear();
+  await forget(folder);
+  await forgetContributions(folder);
+  await member.leave();
+  post({ kind: 'cleared' });
 }
 
 async function needOpened() {
@@ -132,61 +155,33 @@ async function needOpened() {
   return opened;
 }
 
-async function loadTools() {
-  const ort = await import(ORT), { Zstd } = await import(ZSTD);
-  ort.env.wasm.numThreads = 1;
-  ort.env.wasm.wasmPaths = new URL('./vendor/onnxruntime-web/', import.meta.url).href;
-  return { ort, zstd: await Zstd.load() };
-}
-
 /**
- * What a member may fetch; a place that the server does not know is left, so that the link lets in again.
- * @param {Member} member
- * @param {string} address
- * @param {RequestInit} options
- */
-async function fetchedAsMember(member, address, options) {
-  try {
-    return await fetched(address, options);
-  } catch (error) {
-    if (error instanceof NotJoinedError) await member.leave();
-    throw error;
-  }
-}
-
-class NotJoinedError extends FedparaError {}
-
-/**
- * @param {string} address
- * @param {RequestInit} options
- */
-async function fetched(address, options) {
-  const name = decodeURIComponent(new URL(address).pathname);
-  const response = await fetch(address, options).catch(() => {
-    throw new FedparaError(`${name}: expected an answer of the server, found none; try again when there is a connection`);
-  });
-  if (response.status === 401) {
-    throw new NotJoinedError('this page: expected a phone that has joined, found another; open the link, or scan the code, to join');
-  }
-  if (!response.ok) {
-    throw new FedparaError(
-      `${name}: expected a file on the server, found ${response.status} ${response.statusText}; tell who runs it`,
-    );
-  }
-  return new Uint8Array(await response.arrayBuffer());
-}
-
-/**
- * Run a function while no other tab trains the same bundle.
+ * Run a function while no other tab does the same.
  * @template T
- * @param {string} fingerprint
+ * @param {string} what
  * @param {() => Promise<T>} f
  * @returns {Promise<T>}
  */
-async function alone(fingerprint, f) {
-  return navigator.locks.request(`fedpara-edge ${fingerprint}`, { ifAvailable: true }, (lock) => {
-    if (!lock) throw new FedparaError('this page: expected to train in one tab, found another that trains; close one');
+async function alone(what, f) {
+  return navigator.locks.request(`fedpara-edge ${what}`, { ifAvailable: true }, (lock) => {
+    if (!lock) throw new FedparaError('this page: expected to train in one tab, found another that trains; close one', 'otherTab');
     return f();
+  });
+}
+
+/**
+ * Wait for some time, or until there is a connection again.
+ * @param {number} ms
+ */
+function connectionOr(ms) {
+  return new Promise((resolve) => {
+    const timer = setTimeout(end, ms);
+    addEventListener('online', end);
+    function end() {
+      clearTimeout(timer);
+      removeEventListener('online', end);
+      resolve(undefined);
+    }
   });
 }
 
@@ -201,6 +196,3 @@ function nextTask() {
     port2.postMessage(null);
   });
 }
-
-/** @param {unknown} error */
-const describe = (error) => (error instanceof Error ? `${error.name}: ${error.message}` : String(error)).replace(/\s+/g, ' ');

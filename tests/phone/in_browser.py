@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import served
 from command_line import Command
+from emulated_phone import SETTINGS, Phone, ask
 from norms import relative_error
 from phone_site import Site, serving
-from phone_tools import PHONE, WEB, node, run_node, run_program
-from small_net import CLASSES, SHAPE, SmallBundle
 
 from device_runtime import TrainConfig, open_data, open_engine, train
 from device_runtime.agent.agent import AgentConfig, run_agent
@@ -32,81 +29,8 @@ from fedpara_edge.formats.weights import Weights, read_weights
 from fedpara_edge.serving.rounds import RoundFolder
 
 TOLERANCE = 1e-5
-SETTINGS: dict[str, Any] = {"epochs": 2, "batch_size": 8, "lr": 0.05, "seed": 3, "clip_norm": 1.0}
 SLOW: dict[str, Any] = {**SETTINGS, "epochs": 60, "codec": "int4", "algorithm": "feddyn:alpha=0.05"}
 """A call long enough to be disturbed, whose state and residual would show any step that is taken twice."""
-
-
-class Told(NamedTuple):
-    """What a phone was told to read, and what left it."""
-
-    read: list[str]
-    requests: list[dict[str, Any]]
-
-
-class Phone:
-    """An emulated phone.
-
-    Args:
-        profile: Folder of what its browser keeps.
-        data: Its examples.
-        url: Address of the page.
-    """
-
-    def __init__(self, profile: Path, data: Path, url: str) -> None:
-        self._profile, self.data, self.url = profile, data, url
-
-    def do(self, *actions: tuple[str, Any]) -> Told:
-        """Do what phone.mjs calls by these names, on the page with the examples picked."""
-        begun = (("open", self.url), ("until", "ready"), ("pick", str(self.data)))
-        return self.do_alone(*begun, *actions)
-
-    def do_alone(self, *actions: tuple[str, Any]) -> Told:
-        """Do these actions and no others."""
-        browser = run_program("sh", PHONE / "browser.sh").strip()
-        command = [node(), str(PHONE / "phone.mjs"), browser, str(self._profile)]
-        done = subprocess.run(command, input=json.dumps(actions), capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return Told(**json.loads(done.stdout))
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("page") / "page"
-    run_node(WEB / "build.mjs", folder, "--compress")
-    return folder
-
-
-@pytest.fixture
-def bundle(small_bundle: SmallBundle) -> Bundle:
-    return small_bundle("sgd", dropout=0.2)
-
-
-@pytest.fixture
-def site(page: Path, bundle: Bundle) -> Iterator[Site]:
-    with serving(Site(page)) as site:
-        site.hand_out("bundle", bundle.path)
-        yield site
-
-
-@pytest.fixture
-def phone(tmp_path: Path, site: Site) -> Callable[..., Phone]:
-    """Make a phone with a name and examples of its own."""
-
-    def make(name: str, *, examples: int = 29) -> Phone:
-        random = np.random.default_rng(len(name))
-        x = random.standard_normal((examples, *SHAPE), dtype=np.float32)
-        np.savez_compressed(tmp_path / f"{name}.npz", x=x, y=random.integers(0, CLASSES, examples))
-        return Phone(tmp_path / f"{name}.profile", tmp_path / f"{name}.npz", site.url)
-
-    return make
-
-
-def ask(site: Site, settings: dict[str, Any], **further: Any) -> None:
-    """Ask for a call from the initial weights of the bundle, unless told otherwise."""
-    site.ask_for(
-        {"bundle": "bundle", "weights": f"bundle/{WEIGHTS}", "updates": "updates", "settings": settings, **further}
-    )
 
 
 def change_of(path: Path, weights: Weights) -> np.ndarray:
@@ -143,7 +67,7 @@ def test_three_rounds_of_two_phones_and_a_native_device(
                 ("tap", "start"), ("until", "done"), ("tap", "send"), ("untilStatus", "Sent"), ("read", "status")
             )
             assert told.read[0].startswith("Sent ")
-            check_traffic(told, site)
+            assert told.sent(site) == [("updates", len(site.updates[-1]))]
             found = tmp_path / f"{name}-{number}.safetensors"
             found.write_bytes(site.updates[-1])
             check_against_python(found, device.data, bundle, path, weights)
@@ -159,13 +83,6 @@ def test_three_rounds_of_two_phones_and_a_native_device(
         task["changes"].append(change.name)
         path = after
     assert len(site.updates) == 6
-
-
-def check_traffic(told: Told, site: Site) -> None:
-    """Everything went to our own server, and one request had a body: the update."""
-    assert {request["url"].startswith(site.url) for request in told.requests if "blob:" not in request["url"]} == {True}
-    sent = [request for request in told.requests if request["method"] != "GET" or request["bytes"]]
-    assert [(request["url"], request["bytes"]) for request in sent] == [(f"{site.url}updates", len(site.updates[-1]))]
 
 
 def check_against_python(found: Path, data: Path, bundle: Bundle, path: Path, weights: Weights) -> None:
@@ -201,7 +118,13 @@ def test_a_killed_browser_goes_on_to_the_same_update(phone: Callable[..., Phone]
         *(*again, ("untilStep", 90), ("tap", "pause"), ("untilStatus", "Paused"), ("restart", None)),
         *(*again, ("until", "done"), ("read", "status"), ("tap", "send"), ("untilStatus", "Sent")),
         *(*again, ("until", "done"), ("tap", "send"), ("untilStatus", "Sent")),
-        *(("tap", "clear"), ("untilStatus", "deleted"), ("tap", "start"), ("until", "done")),
+        *(
+            ("tap", "clear"),
+            ("untilStatus", "deleted"),
+            ("pick", str(device.data)),
+            ("tap", "start"),
+            ("until", "done"),
+        ),
         *(("tap", "send"), ("untilStatus", "Sent")),
     )
     resumed = re.fullmatch(r"Trained in [\d.]+ s, from step (\d+) on\.", disturbed.read[0])
@@ -223,10 +146,10 @@ def test_an_update_is_kept_until_it_can_be_sent(phone: Callable[..., Phone], sit
             ("untilError", None),
             ("read", "error"),
         ),
-        *(("offline", False), ("tap", "send"), ("untilStatus", "Trained"), ("wait", 500), ("read", "error")),
+        *(("offline", False), ("tap", "send"), ("untilText", ["error", "too late"]), ("read", "detail")),
     )
     assert told.read == [
-        "no connection: the update is kept; send it later",
+        "There is no connection. The update is kept on this phone: send it later.",
         "the server: expected to take the update, found 409: round 1 is over; train for round 2",
     ]
     assert not site.updates
@@ -239,7 +162,7 @@ def test_two_tabs_do_not_train_at_once(phone: Callable[..., Phone], site: Site) 
         *(("tap", "start"), ("untilStep", 5), ("tab", None), ("open", site.url), ("until", "ready")),
         *(("pick", str(device.data)), ("tap", "start"), ("untilError", None), ("read", "error")),
     )
-    assert told.read == ["this page: expected to train in one tab, found another that trains; close one"]
+    assert told.read == ["Another tab with this page is at work. Close one of the two."]
 
 
 @pytest.mark.parametrize(
@@ -267,27 +190,21 @@ def test_what_the_server_has_wrong_is_said_in_a_sentence(
         ("tap", "start"),
         ("untilError", None),
     )
-    opened_with_error = (*actions[:1], ("untilError", None), ("read", "error"))
-    told = phone("x").do_alone(*(opened_with_error if "codec" not in said else (*actions, ("read", "error"))))
+    where = "detail" if "404" in said else "error"
+    opened_with_error = (*actions[:1], ("untilError", None), ("read", where))
+    told = phone("x").do_alone(*(opened_with_error if "codec" not in said else (*actions, ("read", where))))
     assert told.read[0].startswith(said)
     assert "; " in told.read[0]
-
-
-def test_a_browser_without_simd_is_told_so(phone: Callable[..., Phone], site: Site) -> None:
-    ask(site, SETTINGS)
-    told = phone("old").do_alone(
-        ("without", "WebAssembly.validate = () => false"), ("open", site.url), ("untilError", None), ("read", "error")
-    )
-    assert told.read[0].startswith("this browser: expected WebAssembly with SIMD, found none; take Chrome")
 
 
 def test_examples_that_do_not_fit_are_refused_in_a_sentence(phone: Callable[..., Phone], site: Site) -> None:
     ask(site, SETTINGS)
     device = phone("wrong")
     np.savez(device.data, x=np.zeros((3, 2), np.float32), y=np.zeros(3, np.int64))
-    told = device.do(("tap", "start"), ("untilError", None), ("read", "error"))
+    told = device.do(("untilError", None), ("read", "error"), ("read", "detail"))
     assert told.read == [
-        "wrong.npz: array 'x': expected shape [N, 1, 8, 8], found [3, 2]; bring the examples to that shape"
+        "This file does not fit the model. Nothing was added.",
+        "wrong.npz: array 'x': expected shape [N, 1, 8, 8], found [3, 2]; bring the examples to that shape",
     ]
 
 
@@ -337,4 +254,4 @@ def test_a_phone_without_a_link_is_told_to_open_it(
     with served.serving(tmp_path / "server", bundle, page=page) as server:
         for address in (server.url, f"{server.url}#join=guess"):
             told = phone("guest").do_alone(("open", address), ("untilError", None), ("read", "error"))
-            assert "open the link" in told.read[0] or "ask for a new join link" in told.read[0]
+            assert told.read[0].startswith("This phone has not joined, or its link is no longer valid.")

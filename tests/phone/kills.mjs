@@ -5,7 +5,7 @@
  * after each kill; the state of the whole call is left in FOLDER/whole
  */
 
-import { cp, mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { cp, mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { argv } from 'node:process';
 
@@ -47,6 +47,7 @@ function folderAt(path, writes = Infinity) {
       mayWrite();
       await rm(join(path, file), { force: true });
     },
+    list: () => readdir(path),
   };
 }
 

@@ -1,0 +1,194 @@
+"""What goes wrong on phones is said in a plain sentence, and nothing is lost: connections, servers, memory, storage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import served
+from emulated_phone import SETTINGS, Phone, ask
+from phone_site import Site
+from small_net import without_verification
+
+from export.build import make_bundle
+from fedpara_edge.formats.bundle import WEIGHTS, Bundle
+from fedpara_edge.formats.recipe import Recipe
+from fedpara_edge.formats.weights import read_weights
+from fedpara_edge.serving.rounds import RoundFolder
+
+DONE = (("tap", "start"), ("until", "done"))
+FIRST_PIECE = 64 << 10
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle whose updates go in several pieces."""
+    folder = tmp_path_factory.mktemp("large")
+    with without_verification():
+        return make_bundle(Recipe(name="mlp", engines=("onnxruntime",)), folder / "bundle").bundle
+
+
+@pytest.fixture
+def joined(tmp_path: Path) -> Callable[[served.Served], tuple[Phone, tuple[tuple[str, Any], ...]]]:
+    """A phone with examples for that bundle, and what it does to train in the first round of a server."""
+
+    def make(server: served.Served) -> tuple[Phone, tuple[tuple[str, Any], ...]]:
+        random, data = np.random.default_rng(0), tmp_path / "phone.npz"
+        np.savez(data, x=random.integers(0, 256, (20, 1, 28, 28), np.uint8), y=random.integers(0, 10, 20))
+        link = f"{server.url}#join={server.link.token}"
+        return Phone(tmp_path / "profile", data, server.url), (
+            ("open", link),
+            ("until", "ready"),
+            ("pick", str(data)),
+            *DONE,
+        )
+
+    return make
+
+
+def wait_for(path: Path) -> None:
+    until = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("what", ["connection", "tab"])
+def test_an_upload_that_broke_goes_on_where_it_stopped(
+    what: str, page: Path, large: Bundle, joined: Any, tmp_path: Path
+) -> None:
+    """The connection breaks after the first piece, or the browser is killed then: what is there is not sent again."""
+    again = {
+        "connection": (("unblock", None),),
+        "tab": (("unblock", None), ("restart", None), ("open", "{url}")),
+    }[what]
+    with served.serving(tmp_path / "server", large, page=page, updates=1, rounds=1) as server:
+        device, begun = joined(server)
+        go_on = [(name, server.url if argument == "{url}" else argument) for name, argument in again]
+        told = device.do_alone(
+            *(
+                *begun,
+                ("block", ["updates/*", "PATCH", 1]),
+                ("tap", "send"),
+                ("untilStatus", "No connection: 65.5 kB of "),
+            ),
+            *(*go_on, ("untilText", ["sum", "1 update"]), ("read", "contributions")),
+        )
+        result = RoundFolder(tmp_path / "server" / "rounds" / "0").result
+    assert result is not None
+    assert [update["examples"] for update in result["accepted"]] == [20]
+    size = result["received_bytes"]
+    assert told.read[0].startswith("Round 1, ")
+    assert told.read[0].endswith("learned from 20 examples")
+    pieces = [request["bytes"] for request in told.requests if request["method"] == "PATCH"]
+    assert pieces[0] == FIRST_PIECE
+    assert sum(pieces[-2:]) + pieces[0] == size or pieces[-1] + pieces[0] == size, "of the rest alone"
+
+
+def test_a_server_that_is_gone_and_comes_back_gets_the_update(
+    page: Path, large: Bundle, joined: Any, tmp_path: Path
+) -> None:
+    gone, back = tmp_path / "gone", tmp_path / "back"
+    with ThreadPoolExecutor(1) as pool:
+        with served.serving(tmp_path / "server", large, page=page, updates=1, rounds=1) as server:
+            device, begun = joined(server)
+            acting = pool.submit(
+                device.do_alone,
+                *(*begun, ("signal", f"{tmp_path / 'trained'}"), ("untilFile", f"{gone}"), ("tap", "send")),
+                *(
+                    ("untilStatus", "No connection: 0.0 kB of "),
+                    ("signal", f"{back}"),
+                    ("untilText", ["sum", "1 update"]),
+                ),
+                *(("untilModel", "finished"), ("read", "contributions")),
+            )
+            wait_for(tmp_path / "trained")
+            port = server.running.port
+        gone.touch()
+        wait_for(back)
+        with served.serving(tmp_path / "server", large, page=page, port=port, updates=1, rounds=1):
+            told = acting.result()
+    assert told.read[0].startswith("Round 1, ")
+
+
+def test_a_phone_that_is_late_takes_part_in_the_next_round(
+    page: Path, large: Bundle, joined: Any, tmp_path: Path
+) -> None:
+    with (
+        ThreadPoolExecutor(1) as pool,
+        served.serving(tmp_path / "server", large, page=page, updates=1, rounds=2) as server,
+    ):
+        device, begun = joined(server)
+        acting = pool.submit(
+            device.do_alone,
+            *(*begun, ("signal", f"{tmp_path / 'trained'}"), ("untilFile", f"{tmp_path / 'over'}"), ("tap", "send")),
+            *(("untilText", ["error", "too late"]), ("read", "error"), ("untilModel", "round 2"), ("until", "ready")),
+            *(*DONE, ("tap", "send"), ("untilModel", "finished"), ("read", "contributions")),
+        )
+        wait_for(tmp_path / "trained")
+        native = served.update_of(tmp_path / "updates", read_weights(large.file(WEIGHTS), large), "native")
+        server.member(tmp_path / "native", "native")
+        server.running.federation.task("native")
+        server.running.federation.take(native, "native")
+        server.wait_for_round(1)
+        (tmp_path / "over").touch()
+        told = acting.result()
+    assert told.read[0].startswith("The update came too late, or was not asked for. Your examples are still here")
+    assert told.read[1].startswith("Round 2, ")
+
+
+def test_a_page_that_reaches_nobody_goes_on_by_itself(phone: Callable[..., Phone], site: Site) -> None:
+    ask(site, SETTINGS)
+    told = phone("alone").do_alone(
+        *(("block", ["task.json", "GET", 0]), ("open", site.url), ("untilError", None), ("read", "error")),
+        *(("unblock", None), ("untilText", ["model", "round 1"]), ("ask", "document.querySelector('#trouble').hidden")),
+    )
+    assert told.read == [
+        "There is no connection to the server. Nothing is lost; the page tries again by itself.",
+        "true",
+    ]
+
+
+def test_too_little_memory_loses_nothing(phone: Callable[..., Phone], site: Site) -> None:
+    ask(site, SETTINGS)
+    device = phone("small")
+    # 320 pages of 64 KiB, of which the runtime has taken 256 before the model is there.
+    poor = device.with_options("--js-flags=--wasm-max-mem-pages=257")
+    told = poor.do(("tap", "start"), ("untilError", None), ("read", "error"), ("read", "count"))
+    assert told.read == [
+        "This phone has too little memory for it now. Nothing is lost: close other apps and pages, and try again.",
+        "29 examples on this phone",
+    ]
+    device.do(*DONE)
+
+
+def test_a_full_storage_loses_nothing(phone: Callable[..., Phone], site: Site) -> None:
+    ask(site, SETTINGS)
+    full = (("quota", 1), *(("tap", "start"), ("untilError", None), ("read", "error"), ("read", "count")))
+    told = phone("full").do(*full, ("quota", 1 << 30), *DONE)
+    assert told.read == [
+        "The storage of this phone is full. Nothing is lost: delete something else, and try again.",
+        "29 examples on this phone",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lacking", "said"),
+    [
+        ("WebAssembly.validate = () => false", "This browser can not train."),
+        ("delete window.DecompressionStream", "This browser can not train."),
+        ("Object.defineProperty(window, 'isSecureContext', { value: false })", "This page needs a secure connection."),
+    ],
+    ids=["SIMD", "streams", "https"],
+)
+def test_a_browser_that_lacks_something_is_told_so(
+    lacking: str, said: str, phone: Callable[..., Phone], site: Site
+) -> None:
+    ask(site, SETTINGS)
+    told = phone("old").do_alone(("without", lacking), ("open", site.url), ("untilError", None), ("read", "error"))
+    assert told.read[0].startswith(said)
