@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from phone_site import Site
+from phone_site import Site, serving
 from phone_tools import PHONE, node, run_program
+from small_net import without_verification
 
-from fedpara_edge.formats.bundle import WEIGHTS
+from export.build import make_bundle
+from fedpara_edge.formats.bundle import WEIGHTS, Bundle
+from fedpara_edge.formats.recipe import Recipe
 
 SETTINGS: dict[str, Any] = {"epochs": 2, "batch_size": 8, "lr": 0.05, "seed": 3, "clip_norm": 1.0}
 
@@ -66,3 +71,14 @@ def ask(site: Site, settings: dict[str, Any], **further: Any) -> None:
     site.ask_for(
         {"bundle": "bundle", "weights": f"bundle/{WEIGHTS}", "updates": "updates", "settings": settings, **further}
     )
+
+
+@contextmanager
+def collecting(page: Path, folder: Path, **recipe: Any) -> Iterator[tuple[Site, Bundle]]:
+    """A server that asks for a call of a model of the zoo."""
+    with without_verification():
+        bundle = make_bundle(Recipe(engines=("onnxruntime",), **recipe), folder / "bundle").bundle
+    with serving(Site(page)) as site:
+        site.hand_out("bundle", bundle.path)
+        ask(site, SETTINGS)
+        yield site, bundle

@@ -65,7 +65,10 @@ async function tabThrough(page) {
     const all = [...document.querySelectorAll('a[href], button:not(:disabled), input:not(:disabled), select, textarea:not(:disabled), summary')];
     const reached = all.filter((element) => element.checkVisibility() && !(element.matches('[type=radio]') && !element.matches(':checked')));
     reached.forEach((element, i) => element.setAttribute('data-place', `${i} ${label(element)}`));
-    /** @type {HTMLElement} */ (document.activeElement)?.blur();
+    // The next Tab begins before everything.
+    document.body.tabIndex = -1;
+    document.body.focus();
+    document.body.removeAttribute('tabindex');
     return reached.map((element) => element.getAttribute('data-place'));
   });
   const visited = [];

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from command_line import Command
-from emulated_phone import SETTINGS, Phone, Told, ask
-from phone_site import Site, serving
+from emulated_phone import SETTINGS, Phone, Told, ask, collecting
+from phone_site import Site
 from PIL import Image
-from small_net import without_verification
 
-from export.build import make_bundle
 from fedpara_edge.formats.bundle import WEIGHTS, Bundle
-from fedpara_edge.formats.recipe import Recipe
 from fedpara_edge.formats.update import open_update
 from fedpara_edge.formats.weights import read_weights
 
@@ -25,17 +20,6 @@ CLASSES = ("boot", "sandal", "trousers")
 ACTIVITIES = ("sitting", "standing", "walking", "upstairs", "downstairs")
 TRAINED = (("tap", "start"), ("until", "done"), ("tap", "send"), ("untilStatus", "Sent"))
 SONNET = "Shall I compare thee to a summer's day? Thou art more lovely and more temperate:"
-
-
-@contextmanager
-def collecting(page: Path, folder: Path, **recipe: Any) -> Iterator[tuple[Site, Bundle]]:
-    """A server that asks for a call of a model of the zoo."""
-    with without_verification():
-        bundle = make_bundle(Recipe(engines=("onnxruntime",), **recipe), folder / "bundle").bundle
-    with serving(Site(page)) as site:
-        site.hand_out("bundle", bundle.path)
-        ask(site, SETTINGS)
-        yield site, bundle
 
 
 def check_taken(told: Told, site: Site, bundle: Bundle, folder: Path, run: Command, *, examples: int) -> None:

@@ -92,7 +92,7 @@ const ACTIONS = {
     page.evaluate((/** @type {number} */ size) => {
       document.documentElement.style.fontSize = `${size}%`;
     }, percent),
-  picture: (path) => page.screenshot({ path }),
+  picture: (path) => page.screenshot({ path, fullPage: true }),
   wait: (ms) => page.waitForTimeout(ms),
   /** Another tab, where the actions after it happen. */
   tab: async () => (page = await context.newPage()),
