@@ -20,6 +20,8 @@ from fedpara_edge.errors import FedparaError, InputError, brief_text
 TIMEOUT_SECONDS = 30.0
 MAX_ANSWER_BYTES = 16 << 20
 """Longest answer that is read into memory."""
+LONGEST_WAIT_SECONDS = 3600.0
+"""Longest time to wait that a server may ask for."""
 _PIECE_BYTES = 1 << 16
 
 
@@ -124,7 +126,13 @@ class Connection:
         path = f"{self._prefix}/{place.lstrip('/')}"
         connection = self._open(timeout)
         try:
-            connection.request(method, path, body=body, headers=fields)
+            try:
+                connection.request(method, path, body=body, headers=fields)
+            except (ValueError, http.client.InvalidURL) as error:
+                raise FedparaError(
+                    f"{self.url}: expected addresses and tokens that fit into a request, found {brief_text(path)}; "
+                    "the server has to be repaired"
+                ) from error
             response = connection.getresponse()
             if response.status in (408, 429) or response.status >= 500:
                 raise self._overloaded(response)
@@ -146,7 +154,7 @@ class Connection:
         said = brief_text(response.read(1000).decode("utf-8", "replace").strip(), max_length=300)
         return UnreachableError(
             f"{self.url}: expected a server with time for this device, found status {response.status}: {said}",
-            after_seconds=float(after) if after.isdecimal() else None,
+            after_seconds=min(float(after), LONGEST_WAIT_SECONDS) if after.isdecimal() else None,
         )
 
 
@@ -163,4 +171,5 @@ def _fields(response: http.client.HTTPResponse) -> dict[str, str]:
 def _cause(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"a certificate that this device does not trust ({error.verify_message})"
-    return str(getattr(error, "strerror", None) or error) or type(error).__name__
+    found = str(getattr(error, "strerror", None) or error)
+    return brief_text(found, max_length=300) if found else type(error).__name__

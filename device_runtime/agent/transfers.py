@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from device_runtime.agent.connection import Answer, Connection, UnreachableError, pieces
 from fedpara_edge.errors import FedparaError, InvalidUpdateError
@@ -17,6 +18,8 @@ from fedpara_edge.storage.tensortable import strict_json
 from fedpara_edge.storage.wholefile import read_text
 
 PARTIAL = "application/partial-upload"
+MAX_FILE_BYTES = (1 << 31) - 1
+"""Largest file that is fetched, that of the largest graph."""
 
 
 class MissingError(FedparaError):
@@ -49,13 +52,19 @@ def fetch(connection: Connection, place: str, target: Path, digest: str) -> int:
         if response.status in (401, 404):
             raise MissingError(f"{connection.url}{place}: expected a file, found none; get the task again")
         if response.status == 416:
-            part.unlink()
+            part.unlink(missing_ok=True)
             raise UnreachableError(f"{connection.url}{place}: expected the rest of a file, found none; begin it again")
         if response.status not in (200, 206):
             raise FedparaError(f"{connection.url}{place}: expected a file, found status {response.status}")
         with part.open("ab" if response.status == 206 else "wb") as file:
             for piece in pieces(response):
                 received += file.write(piece)
+                if file.tell() > MAX_FILE_BYTES:
+                    part.unlink()
+                    raise FedparaError(
+                        f"{connection.url}{place}: expected a file of at most {MAX_FILE_BYTES} bytes, found more; the "
+                        "server has to be repaired"
+                    )
     if sha256_of(part) != digest:
         is_short = response.length not in (0, None)
         if not is_short:
@@ -80,13 +89,13 @@ def send(connection: Connection, place: str, update: Path) -> bool:
     """
     note, size = update.with_name(f"{update.name}.json"), update.stat().st_size
     digest = sha256_of(update)
-    location, offset = _find(connection, note, digest)
+    location, offset = _find(connection, note, digest, size)
     if location is None:
         headers = {"Upload-Complete": "?0", "Upload-Length": str(size), "Content-Length": "0"}
         begun = connection.request("POST", place, headers=headers, body=b"")
-        if begun.status != 201 or "location" not in begun.headers:
+        location, offset = begun.headers.get("location", ""), 0
+        if begun.status != 201 or not _is_place(location):
             raise _refused(begun)
-        location, offset = begun.headers["location"], 0
         with replacing_file(note) as temporary:
             temporary.write_text(json.dumps({"sha256": digest, "location": location}), encoding="utf-8")
     with update.open("rb") as file:
@@ -111,13 +120,13 @@ def forget(update: Path) -> None:
     update.unlink(missing_ok=True)
 
 
-def _find(connection: Connection, note: Path, digest: str) -> tuple[str | None, int]:
+def _find(connection: Connection, note: Path, digest: str, size: int) -> tuple[str | None, int]:
     """Address of an upload that was begun, and how much of it is there; None if there is none."""
     location = read_location(note, digest)
     if location is not None:
         found = connection.request("HEAD", location)
         offset = found.headers.get("upload-offset", "")
-        if found.status == 204 and offset.isdecimal():
+        if found.status == 204 and offset.isdecimal() and len(offset) <= len(str(size)) and int(offset) <= size:
             return location, int(offset)
     return None, 0
 
@@ -127,9 +136,14 @@ def read_location(note: Path, digest: str) -> str | None:
     with suppress(KeyError, OSError, TypeError, ValueError):
         kept = strict_json(read_text(note))
         location = kept["location"]
-        if kept["sha256"] == digest and isinstance(location, str) and location.isascii() and location.isprintable():
-            return location
+        if kept["sha256"] == digest and _is_place(location):
+            return str(location)
     return None
+
+
+def _is_place(found: Any) -> bool:
+    """Whether something is an address below that of the server, as a request may have it."""
+    return isinstance(found, str) and found.isascii() and found.isprintable() and found != ""
 
 
 def _refused(answer: Answer) -> InvalidUpdateError:
