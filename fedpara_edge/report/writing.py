@@ -15,7 +15,7 @@ from fedpara_edge.report.figures import CAPTIONS, why_left_out, write_one, write
 from fedpara_edge.report.results import read_results
 from fedpara_edge.report.summarizing import select, summarize
 from fedpara_edge.simulation.folder import RunFolder
-from fedpara_edge.storage.atomic import check_output, replacing_file
+from fedpara_edge.storage.atomic import check_output, remove_leftovers, replacing_file
 from fedpara_edge.storage.wholefile import read_text, real_path
 
 REPORT = "report.html"
@@ -56,6 +56,8 @@ def write_report(run: Path | str, output: Path | str | None = None, *, overwrite
     if real_path(folder) != real_path(run):
         check_output(folder, overwrite=True, folder=True)
         folder.mkdir(exist_ok=True)
+        for name in CAPTIONS:
+            remove_leftovers(folder / _png(name))
         check_output(folder / REPORT, overwrite=overwrite)  # written last, so that a report cut short is completed
     is_again = (folder / REPORT).exists()
     figures = write_pngs(folder, summary, overwrite=overwrite or real_path(folder) == real_path(run))
