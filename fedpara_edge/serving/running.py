@@ -24,6 +24,7 @@ from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.formats.tables import max_update_bytes
 from fedpara_edge.serving.application import Application
 from fedpara_edge.serving.config import ServeConfig
+from fedpara_edge.serving.connections import HEAD_SECONDS, Connection
 from fedpara_edge.serving.federation import Federation, OnEvent
 from fedpara_edge.serving.folder import open_folder
 from fedpara_edge.serving.page import Page
@@ -160,12 +161,13 @@ class _Server(uvicorn.Server):
             uvicorn.Config(
                 application.asgi,
                 loop="asyncio",
-                http="h11",
+                http=Connection,
                 ws="none",
                 log_config=None,
+                log_level="error",  # not whatever a stranger sends
                 access_log=False,
                 server_header=False,
-                timeout_keep_alive=75,
+                timeout_keep_alive=int(HEAD_SECONDS),
                 timeout_graceful_shutdown=_GRACE_SECONDS,
                 ssl_certfile=None if encryption is None else encryption.certificate,
                 ssl_keyfile=None if encryption is None else encryption.key,
