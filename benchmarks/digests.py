@@ -1,4 +1,4 @@
-"""What the digest of a file and sums without rounding add to what the server does anyway.
+"""What the digest of a file, the sums of an update and sums without rounding add to what the server does anyway.
 
     python benchmarks/digests.py --json digests.json
 
@@ -9,7 +9,8 @@ With files of a FedPara VGG16 (`aggregation.py`), in one process, the kinds in t
     with      the same of a file as it is written
     base      the same as `without`, and the digest that updates state of their base: what `with` has found on the way
 
-and `aggregate` with `--exact` beside the same without.
+then `aggregate` of updates as they are written, beside the same of such that state neither sums nor a digest, which
+is what noticing a flipped value costs, and `aggregate` with `--exact` beside the same without.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from parts import keep_options, measure_parts
 from fedpara_edge.aggregation import aggregate
 from fedpara_edge.algorithms import find_server
 from fedpara_edge.cli.output import table
+from fedpara_edge.codecs.sums import FIELD as SUMS
 from fedpara_edge.errors import FedparaError
 from fedpara_edge.formats.serverstate import read_server_state, state_of, write_server_state
 from fedpara_edge.formats.weights import read_weights
@@ -40,9 +42,9 @@ Kinds = Mapping[str, Callable[[], object]]
 
 
 def without_digest(path: Path) -> Path:
-    """A copy of a file that states no digest."""
+    """A copy of a file that states no digest and no sums."""
     with TensorFile(path, format=None, error=FedparaError) as file:
-        header = {name: value for name, value in file.header.items() if name != FIELD}
+        header = {name: value for name, value in file.header.items() if name not in (FIELD, SUMS)}
         copy = path.with_name(f"{path.name}.old")
         write_tensors(copy, {name: file.read(name) for name in file.entries}, header)
     return copy
@@ -90,6 +92,17 @@ def measure_state(folder: Path, parameters: int, repetitions: int) -> dict[str, 
     return {"bytes": path.stat().st_size, "seconds": in_turn(kinds, repetitions)}
 
 
+def measure_sums(folder: Path, parameters: int, repetitions: int, updates: int, codec: str) -> dict[str, Any]:
+    """Seconds for a round of updates that state sums, and of the same that state none."""
+    write_files(folder, updates, parameters, codec)
+    paths, weights = sorted(folder.glob("update-*.safetensors")), read_weights(folder / "base.safetensors")
+    kinds: Kinds = {
+        "without": partial(aggregate, [without_digest(path) for path in paths], weights),
+        "with": partial(aggregate, paths, weights),
+    }
+    return {"bytes": paths[0].stat().st_size, "seconds": in_turn(kinds, repetitions)}
+
+
 def measure_exact(folder: Path, parameters: int, repetitions: int, updates: int, codec: str) -> dict[str, Any]:
     """Seconds for a round, rounded and exact."""
     write_files(folder, updates, parameters, codec)
@@ -103,21 +116,27 @@ def measure_exact(folder: Path, parameters: int, repetitions: int, updates: int,
 
 def report(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Tables of the results."""
-    reads, rounds = [], []
+    files, sums, rounds = [], [], []
     for name, result in results.items():
         seconds, size = result["seconds"], f"{result['bytes'] / 1e6:.1f}"
         if "rounded" in seconds:
-            ratio = seconds["exact"] / seconds["rounded"]
-            rounds.append((name, size, f"{seconds['rounded']:.3f}", f"{seconds['exact']:.3f}", f"x {ratio:.2f}"))
-        else:
-            kinds = [f"{1e3 * seconds[kind]:.1f}" if kind in seconds else "" for kind in ("plain", "without", "with")]
+            rounds.append((name, size, *_beside(seconds, "rounded", "exact")))
+        elif "plain" in seconds:
+            kinds = [f"{1e3 * seconds[kind]:.1f}" for kind in ("plain", "without", "with")]
             base = f"{1e3 * seconds['base']:.1f}" if "base" in seconds else ""
-            reads.append((name, size, *kinds, base, f"x {seconds['with'] / seconds['without']:.2f}"))
-    header = ("file", "MB", "plain ms", "without ms", "with ms", "base ms", "with/without")
-    found = [table(header, reads)] if reads else []
-    if rounds:
-        found.append(table(("updates", "MB each", "rounded s", "exact s", "exact/rounded"), rounds))
-    return "\n\n".join(found)
+            files.append((name, size, *kinds, base, f"x {seconds['with'] / seconds['without']:.2f}"))
+        else:
+            sums.append((name.removesuffix(" with sums"), size, *_beside(seconds, "without", "with")))
+    tables = (
+        (("file", "MB", "plain ms", "without ms", "with ms", "base ms", "with/without"), files),
+        (("updates", "MB each", "without sums s", "with sums s", "with/without"), sums),
+        (("updates", "MB each", "rounded s", "exact s", "exact/rounded"), rounds),
+    )
+    return "\n\n".join(table(header, rows) for header, rows in tables if rows)
+
+
+def _beside(seconds: Mapping[str, float], one: str, other: str) -> tuple[str, str, str]:
+    return f"{seconds[one]:.3f}", f"{seconds[other]:.3f}", f"x {seconds[other] / seconds[one]:.2f}"
 
 
 @click.command(help=__doc__)
@@ -144,6 +163,10 @@ def main(
         {
             "weights": partial(in_folder, measure_weights),
             "server state": partial(in_folder, measure_state),
+            **{
+                f"{updates} {codec} with sums": partial(in_folder, measure_sums, updates, codec)
+                for codec in ("float32", "int8")
+            },
             **{
                 f"{updates} {codec}": partial(in_folder, measure_exact, updates, codec) for codec in ("float32", "int8")
             },

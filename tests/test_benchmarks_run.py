@@ -85,7 +85,8 @@ def test_digests(tmp_path: Path) -> None:
     command = [sys.executable, BENCHMARKS / "digests.py", *options, "--json", tmp_path / "numbers.json"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     found = json.loads((tmp_path / "numbers.json").read_text())
-    assert list(found) == ["weights", "server state", "2 float32", "2 int8"]
+    sums = ["2 float32 with sums", "2 int8 with sums"]
+    assert list(found) == ["weights", "server state", *sums, "2 float32", "2 int8"]
     assert all(min(result["seconds"].values()) > 0 for result in found.values())
     assert done.stdout.splitlines()[-1].startswith("2 int8 ")
     assert [path.name for path in tmp_path.iterdir()] == ["numbers.json"]
