@@ -1,12 +1,14 @@
 """Tables and figure of `attacks.py`: accuracy by rule, attack and share of hostile clients.
 
-The results are those of its parts, named `RULE, SHARE %`, each a mapping from attacks to accuracies.
+The results are those of its parts, named `RULE, SHARE %, seed SEED`, each a mapping from attacks to accuracies. What is
+shown is the mean over the seeds, with the standard deviation where there are several.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -16,8 +18,8 @@ from fedpara_edge.report.palette import COLOURS, INK, PAPER
 from fedpara_edge.report.plots.style import STYLE, panels_of, to_svg
 
 Results = Mapping[str, Mapping[str, float]]
-Rules = Mapping[str, Mapping[str, Mapping[str, float]]]
-"""Accuracies by rule, then share, then attack."""
+Rules = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
+"""Accuracies, one for each seed, by rule, then share, then attack."""
 CHANCE = 0.1
 NONE = "0%"
 FORGED = "impersonate"
@@ -26,17 +28,18 @@ TITLE = "Accuracy by rule and attack, with 10, 20 and 30 % of the clients hostil
 
 
 def by_rule(results: Results) -> Rules:
-    """Accuracies by rule, then share, then attack."""
-    found: dict[str, dict[str, Mapping[str, float]]] = {}
+    """Accuracies, one for each seed, by rule, then share, then attack."""
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
     for part, accuracies in results.items():
-        rule, _, share = part.rpartition(", ")
-        found.setdefault(rule, {})[share] = accuracies
+        rule, share, _ = part.rsplit(", ", 2)
+        for attack, accuracy in accuracies.items():
+            found.setdefault(rule, {}).setdefault(share, {}).setdefault(attack, []).append(accuracy)
     return found
 
 
-def worst(accuracies: Mapping[str, float]) -> float:
-    """Lowest accuracy under any attack but the one that signatures stop."""
-    return min(value for attack, value in accuracies.items() if attack != FORGED)
+def worst(accuracies: Mapping[str, Sequence[float]]) -> Sequence[float]:
+    """Accuracies under the attack with the lowest mean, but for the one that signatures stop."""
+    return min((found for attack, found in accuracies.items() if attack != FORGED), key=fmean)
 
 
 def report(results: Results) -> str:
@@ -60,7 +63,7 @@ def _shares(rules: Rules) -> list[str]:
     return list(dict.fromkeys(share for found in rules.values() for share in found if share != NONE))
 
 
-def _worst_row(rule: str, found: Mapping[str, Mapping[str, float]], shares: list[str]) -> tuple[str, ...]:
+def _worst_row(rule: str, found: Mapping[str, Mapping[str, Sequence[float]]], shares: list[str]) -> tuple[str, ...]:
     none = _percent(found[NONE]["none"]) if NONE in found else ""
     return (rule, none, *(_percent(worst(found[share])) if share in found else "" for share in shares))
 
@@ -80,7 +83,7 @@ def _draw_panel(axes: Axes, rules: Rules, share: str, *, labelled: bool) -> None
     attacks = ["none", *next(iter(rules.values()))[share]]
     for row, found in enumerate(rules.values()):
         for column, attack in enumerate(attacks):
-            value = found[NONE]["none"] if attack == "none" else found[share][attack]
+            value = fmean(found[NONE]["none"] if attack == "none" else found[share][attack])
             shade = max(0.0, value - CHANCE) / (1 - CHANCE)
             axes.add_patch(
                 Rectangle((column, row), 1, 1, facecolor=COLOURS[0], alpha=shade, edgecolor=PAPER, clip_on=False)
@@ -101,8 +104,9 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"
+def _percent(values: Sequence[float]) -> str:
+    spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * fmean(values):.1f}{spread}"
 
 
 def _spaced(share: str) -> str:

@@ -1,7 +1,8 @@
 """Attacks against rules: accuracy of a federation in which some clients are hostile, for every rule and attack.
 
     make attacks                                         # writes benchmarks/attacks.md, from where it stopped
-    python benchmarks/attacks.py --rules mean,median --rounds 2 --output attacks.md
+    python benchmarks/attacks.py --rules "mean;median" --rounds 2 --output attacks.md
+    make attacks ATTACKS="--seeds 0,1,2"                 # means and standard deviations over three seeds
 
 20 clients share the 10,000 Fashion-MNIST images of the demo, at 14x14 pixels, dealt by Dirichlet(0.5). Each round the
 honest ones train a FedPara network of one hidden layer for an epoch with the device runtime, the hostile ones write
@@ -281,10 +282,18 @@ def measure(federation: Callable[[], Federation], rule: str, share: float) -> di
     return accuracies
 
 
+def _federation(folder: Path, rounds: int, seed: int) -> Federation:
+    own = folder / f"seed-{seed}"
+    own.mkdir()
+    return Federation(own, rounds=rounds, seed=seed)
+
+
 @click.command()
 @click.option("--rules", default=";".join(RULES), help="Rules, separated by semicolons.  [default: all]")
 @click.option("--rounds", default=ROUNDS, show_default=True)
-@click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--seeds", default="0", show_default=True, help="Seeds, separated by commas; one is done after the other."
+)
 @click.option("--folder", type=click.Path(path_type=Path), help="Folder in which to make the temporary folder.")
 @click.option("--output", type=click.Path(path_type=Path), default=HERE / "attacks.md", help="Tables to write.")
 @click.option("--figure", type=click.Path(path_type=Path), help="Figure to write.")
@@ -292,7 +301,7 @@ def measure(federation: Callable[[], Federation], rule: str, share: float) -> di
 def main(
     rules: str,
     rounds: int,
-    seed: int,
+    seeds: str,
     folder: Path | None,
     output: Path,
     figure: Path | None,
@@ -301,20 +310,24 @@ def main(
 ) -> None:
     """Measure every rule under every attack; write the tables whenever a part is done, and the figure at the end."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
-        federation = cache(lambda: Federation(Path(name), rounds=rounds, seed=seed))
+        federations = {
+            seed: cache(partial(_federation, Path(name), rounds, seed)) for seed in map(int, seeds.split(","))
+        }
         parts = {
-            f"{rule}, {share:.0%}": partial(measure, federation, rule, share)
+            f"{rule}, {share:.0%}, seed {seed}": partial(measure, federation, rule, share)
+            for seed, federation in federations.items()
             for rule in rules.split(";")
             for share in (0.0, *SHARES)
         }
 
         def written(results: Mapping[str, Any]) -> str:
             text = report(results)
-            about = f"{CLIENTS} clients, {rounds} rounds, seed {seed}; rules but the mean behind `--max-norm 2`"
+            several = f"seeds {seeds}, mean ± standard deviation" if len(federations) > 1 else f"seed {seeds}"
+            about = f"{CLIENTS} clients, {rounds} rounds, {several}; rules but the mean behind `--max-norm 2`"
             output.write_text(f"# Results of `make attacks`\n\n{machine()}\n\n{about}\n\n{text}\n", encoding="utf-8")
             return text
 
-        settings = {"rounds": rounds, "seed": seed, "alpha": ALPHA, "training": asdict(TRAINING)}
+        settings = {"rounds": rounds, "alpha": ALPHA, "training": asdict(TRAINING)}
         kept = kept or HERE / ".kept" / "attacks.json"
         results = measure_parts(parts, written, settings=settings, kept=kept, again=again)
     written(results)

@@ -116,10 +116,10 @@ def test_signatures_turn_impersonation_into_what_a_client_sends_under_its_own_na
 
 
 RESULTS = {
-    "mean, 0%": {"none": 0.75},
-    "mean, 10%": {"ipm": 0.7, "impersonate": 0.1, "impersonate, signed": 0.65},
-    "median, 0%": {"none": 0.72},
-    "median, 10%": {"ipm": 0.5, "impersonate": 0.1, "impersonate, signed": 0.7},
+    "mean, 0%, seed 0": {"none": 0.75},
+    "mean, 10%, seed 0": {"ipm": 0.7, "impersonate": 0.1, "impersonate, signed": 0.65},
+    "median, 0%, seed 0": {"none": 0.72},
+    "median, 10%, seed 0": {"ipm": 0.5, "impersonate": 0.1, "impersonate, signed": 0.7},
 }
 
 
@@ -136,3 +136,15 @@ def test_the_tables_and_the_figure_show_the_results(modules: dict[str, ModuleTyp
     shades = [float(shade) for shade in re.findall(r"fill: #0072b2; opacity: ([\d.]+)", drawn)]
     shown = (0.75, 0.7, 0.65, 0.72, 0.5, 0.7)  # but for those at chance, which are blank
     assert shades == pytest.approx([(accuracy - 0.1) / 0.9 for accuracy in shown], abs=1e-5)
+
+
+def test_several_seeds_are_means_with_their_spread(modules: dict[str, ModuleType], tmp_path: Path) -> None:
+    report = modules["attack_report"]
+    again = {
+        part.replace("seed 0", "seed 1"): {**found, "ipm": 0.2} for part, found in RESULTS.items() if "10%" in part
+    }
+    text = report.report({**RESULTS, **again})
+    assert "| mean | 75.0 | 45.0 ± 35.4 |" in text
+    assert "| median | 35.0 ± 21.2 | 10.0 ± 0.0 | 70.0 ± 0.0 |" in text
+    report.draw({**RESULTS, **again}, tmp_path / "figure.svg")
+    assert "35" in (tmp_path / "figure.svg").read_text(encoding="utf-8")
