@@ -128,6 +128,8 @@ class Connection:
         try:
             try:
                 connection.request(method, path, body=body, headers=fields)
+            except OSError:  # one of which, a certificate that is not trusted, is a ValueError as well
+                raise
             except (ValueError, http.client.InvalidURL) as error:
                 raise FedparaError(
                     f"{self.url}: expected addresses and tokens that fit into a request, found {brief_text(path)}; "
