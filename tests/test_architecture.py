@@ -34,6 +34,7 @@ WEB = {
     "certificates.py": {"cryptography"},
     "invitation.py": {"segno"},
     "running.py": {"uvicorn"},
+    "connections.py": {"uvicorn"},
 }
 """What talks HTTP in the room `serving`."""
 SIGNING = {"tuf", "securesystemslib", "cryptography"}

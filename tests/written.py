@@ -188,6 +188,12 @@ def _signed_round(folder: Path) -> None:
             base = read_weights(weights)
 
 
+def _dealt(folder: Path) -> None:
+    """Rows that are dealt already, to others than they will be."""
+    write_npz(folder / "d.npz", examples=40)
+    run_here(folder, "split", "d.npz", "--clients", "3", "--seed", "5", "-o", "split")
+
+
 PLAN = """
 name = "still"
 rounds = 1
@@ -301,6 +307,9 @@ CASES: dict[str, Case] = {
         lambda folder: write_npz(folder / "d.npz", examples=40),
         ("split", "d.npz", "--clients", "2", "--test-share", "0.2", "-o", "split"),
         ("split",),
+    ),
+    "split-overwrite": Case(
+        _dealt, ("split", "d.npz", "--clients", "2", "--test-share", "0.2", "-o", "split", "--overwrite"), ("split",)
     ),
     "simulate": Case(plan_with_two_clients, ("simulate", "plan.toml", "-o", "run"), ("run/plan.toml",)),
     "simulate-more": Case(half_run, ("simulate", "plan.toml", "-o", "run"), ("run/plan.toml",)),

@@ -135,10 +135,10 @@ class Connection:
                     f"{self.url}: expected addresses and tokens that fit into a request, found {brief_text(path)}; "
                     "the server has to be repaired"
                 ) from error
-            response = connection.getresponse()
-            if response.status in (408, 429) or response.status >= 500:
-                raise self._overloaded(response)
-            yield response
+            with connection.getresponse() as response:
+                if response.status in (408, 429) or response.status >= 500:
+                    raise self._overloaded(response)
+                yield response
         except (OSError, http.client.HTTPException) as error:
             raise UnreachableError(
                 f"{self.url}: expected an answer, found {_cause(error)}; check the network and the address"
