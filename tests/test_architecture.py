@@ -37,7 +37,7 @@ WEB = {
     "connections.py": {"uvicorn"},
 }
 """What talks HTTP in the room `serving`."""
-SIGNING = {"tuf", "securesystemslib", "cryptography"}
+SIGNING = {"tuf", "securesystemslib", "cryptography", "urllib3"}
 """What signs and verifies, for the room `trust` alone; certificates and Flower's keys are made with the last of it."""
 
 LIBRARY: tuple[set[str], ...] = (

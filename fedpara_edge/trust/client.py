@@ -28,8 +28,9 @@ from tuf.api.exceptions import (
 )
 from tuf.api.metadata import Metadata, Targets
 from tuf.ngclient import FetcherInterface, TargetFile, Updater, Urllib3Fetcher
+from urllib3.exceptions import HTTPError
 
-from fedpara_edge.errors import FedparaError, InputError, TrustError
+from fedpara_edge.errors import FedparaError, InputError, TrustError, brief_text
 from fedpara_edge.formats.bundle import MANIFEST
 from fedpara_edge.formats.bundle import WEIGHTS as INITIAL_WEIGHTS
 from fedpara_edge.formats.change import apply_change
@@ -281,7 +282,10 @@ class _Watching(FetcherInterface):
 
     def _fetch(self, url: str) -> Iterator[bytes]:
         self.last = url
-        return self._inner.fetch(url)
+        try:
+            yield from self._inner.fetch(url)
+        except HTTPError as error:  # of an answer that is no HTTP, which the library lets through
+            raise DownloadError(f"an answer that can't be read: {error}") from error
 
 
 class _Folder(FetcherInterface):
@@ -306,4 +310,4 @@ def _cause(error: BaseException) -> str:
     """Innermost reason of an error, as far as it is told."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return str(error) or type(error).__name__
+    return brief_text(str(error), max_length=300) if str(error) else type(error).__name__
