@@ -1,6 +1,6 @@
 /** The page: examples are given, training begins, and the update is sent when the person says so. */
 
-import { explained, FedparaError } from './errors.js';
+import { explained } from './errors.js';
 import { stayAwake } from './screen/awake.js';
 import { showContributions } from './screen/contributed.js';
 import { drawCurve } from './screen/curve.js';
@@ -59,6 +59,7 @@ function take(reply) {
     case 'added':
       if (reply.item) {
         const { item } = reply;
+        if (!giving.shelf.examples) askForPersistence();
         giving.shelf.add(item);
         giving.tell('added', { count: item.rows, what: () => giving.shelf.nameOf(item) });
       } else giving.tell('addedBefore');
@@ -246,6 +247,6 @@ try {
   worker.onerror = () => fail('brokenPage', 'worker.js');
   ask({ kind: 'open', task, join });
 } catch (error) {
-  const { sentence, message } = error instanceof FedparaError ? error : explained(error);
+  const { sentence, message } = explained(error);
   fail(sentence, message);
 }
