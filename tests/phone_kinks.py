@@ -33,6 +33,7 @@ from fedpara_edge.codecs.codec import in_order
 from fedpara_edge.demo import IMAGES
 from fedpara_edge.formats.bundle import WEIGHTS, Bundle
 from fedpara_edge.formats.encoded import read_change
+from fedpara_edge.formats.inputs import InputDtype
 from fedpara_edge.formats.recipe import ExportConfig
 from fedpara_edge.formats.update import open_update
 from fedpara_edge.formats.weights import Weights, read_weights, write_weights
@@ -122,7 +123,7 @@ def differences(name: str, steps: int) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         torch.manual_seed(0)
-        dtype = "int64" if len(shape) == 1 else "uint8"
+        dtype: InputDtype = "int64" if len(shape) == 1 else "uint8"
         tokens = {"tokens": 80} if dtype == "int64" else {"mean": (0.286,), "std": (0.353,)}
         config = ExportConfig(name=name, input_shape=shape, input_dtype=dtype, engines=("onnxruntime",), **tokens)
         with without_verification():
