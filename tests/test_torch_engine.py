@@ -208,6 +208,15 @@ def test_dropout_comes_from_the_seed_and_is_left_out_of_evaluation(tmp_path: Pat
     assert abs(np.mean(losses) - np.mean(expected)) < 5 * spread, "the masks are others, of the same share"
 
 
+def test_attention_draws_no_mask_that_does_not_come_from_the_seed(tmp_path: Path) -> None:
+    """Kernels of GPUs that fuse attention with its dropout are off where masks are drawn."""
+    engine = open_engine(*bundle_of(recipe_of("dropping", IMAGE), tmp_path))
+    with engine._drawing():
+        assert not torch.backends.cuda.flash_sdp_enabled()
+        assert not torch.backends.cuda.mem_efficient_sdp_enabled()
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 def test_a_single_row_may_lose_its_axis(tmp_path: Path) -> None:
     bundle, source = bundle_of(recipe_of("Squeezed", IMAGE), tmp_path)
     assert_alike(open_engine(bundle, source), open_device_engine(bundle, "onnxruntime", threads=1), 16, 1, 16)

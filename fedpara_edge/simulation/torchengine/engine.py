@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from device_runtime.engines.affine import AffineTerm
 from device_runtime.engines.micro_batches import MicroBatch, refuse_parts, split_batch
@@ -255,11 +256,14 @@ class TorchEngine:
 
     @contextmanager
     def _drawing(self) -> Iterator[None]:
-        """Context in which all that is random comes from the seed of the step."""
+        """Context in which all that is random comes from the seed of the step.
+
+        Attention is computed by its definition, as kernels that fuse it draw the masks of its dropout by themselves.
+        """
         if self._is_drawing is False:
             yield
             return
-        with Draws(self._seed, dropping=True) as draws:
+        with sdpa_kernel(SDPBackend.MATH), Draws(self._seed, dropping=True) as draws:
             yield
         self._is_drawing = draws.is_used
 
