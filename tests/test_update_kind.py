@@ -214,14 +214,36 @@ def test_files_have_no_more_than_they_must(tmp_path: Path) -> None:
     assert set(written[0].tensors) == dense | bases | FACTORS
 
 
-@pytest.mark.parametrize("algorithm", ["fedavgm", "fedadam", "scaffold", "feddyn"])
+@pytest.mark.parametrize("algorithm", ["fedadam", "scaffold", "feddyn"])
 def test_algorithms_that_keep_something_are_refused(tmp_path: Path, algorithm: str) -> None:
     path = start(tmp_path)
     sent = small_round.send(tmp_path, read_weights(path), "a")
     clients = 3 if algorithm in ("scaffold", "feddyn") else None
     config = AggregateConfig(algorithm=algorithm, clients=clients)
-    with pytest.raises(InputError, match=f"kind update, .*, such as fedavg or fedprox, found {algorithm}"):
+    with pytest.raises(InputError, match=f"kind update, .*, such as fedavg, fedavgm or fedprox, found {algorithm}"):
         run_round([sent], path, tmp_path / "1", config, state=tmp_path / "state")
+
+
+@pytest.mark.parametrize("reset_every", [1, 3])
+def test_momentum_of_the_server_is_kept_for_factors_within_a_period(tmp_path: Path, reset_every: int) -> None:
+    layout, state = layout_of(reset_every), tmp_path / "state"
+    path, config = start(tmp_path, layout), AggregateConfig(algorithm="fedavgm:momentum=0.5", unbounded=("norm",))
+    sums = {name: np.float64(0) for name in (*FACTORS, "head.weight")}
+    for number in range(1, 5):
+        base = read_weights(path)
+        change = small_round.random_tensors(layout, number, 0.01)
+        sent = small_round.send(tmp_path, base, "a", change=change, name=f"a{number}")
+        path = tmp_path / str(number)
+        run_round([sent], tmp_path / str(number - 1), path, config, state=state)
+        kept = read_state_for(state, read_weights(path))
+        assert kept is not None
+        for name, before in sums.items():
+            sums[name] = 0.5 * before + change[name].astype(np.float64)
+            if name in FACTORS and number % reset_every == 0:
+                sums[name] = np.float64(0)
+            np.testing.assert_allclose(
+                kept.groups["momentum"][name], np.broadcast_to(sums[name], change[name].shape), atol=1e-6
+            )
 
 
 def test_an_update_that_explodes_is_refused(tmp_path: Path) -> None:

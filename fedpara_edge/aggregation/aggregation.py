@@ -43,6 +43,7 @@ from fedpara_edge.aggregation.verdicts import check_finite, diverged, find_devia
 from fedpara_edge.algorithms import ServerAlgorithm, Weighting
 from fedpara_edge.algorithms.fedavg import FedAvgServer
 from fedpara_edge.codecs.codec import not_finite
+from fedpara_edge.factors.update import starting_factors
 from fedpara_edge.formats.history import NO_HISTORY, History
 from fedpara_edge.formats.serverstate import ServerState, state_of
 from fedpara_edge.formats.weights import Weights
@@ -111,7 +112,7 @@ def aggregate(
     check_min_updates(min_updates)
     check_merge(merge, algorithm, method)
     check_weighting(weighting, method)
-    weights.refuse_keeping(algorithm.name, algorithm.groups)
+    weights.refuse_keeping(algorithm.name, () if algorithm.restarts else algorithm.groups)
     check_exact(exact, merge, method)
     if privacy is not None:
         from fedpara_edge.aggregation.private import check_private
@@ -176,6 +177,9 @@ def aggregate(
     unused = {update.path for update in rejected} - {update.path for update in updates}
     moved = weights.moved(tensors, weights.round + 1)
     check_finite({"weights": moved.tensors}, algorithm)
+    for group, values in groups.items():
+        for name in starting_factors(moved.layout, moved.round):
+            values[name] = np.full_like(values[name], algorithm.start(group))
     return Aggregation(
         weights=moved,
         tensors=tensors,

@@ -3,6 +3,7 @@
     server   m ← β m + Δ                          x ← x + η m
 
 The server keeps m, 0 before the first round. Nothing travels but x and Δ; clients train plainly or with `fedprox`.
+For the factors of an update (`fedpara_edge.factors.update`), m is 0 again with each period, as they are.
 
 Source: Hsu et al. 2019, arXiv 1909.06335.
 """
@@ -33,6 +34,7 @@ class FedAvgM(ServerAlgorithm):
 
     name = "fedavgm"
     groups = ("momentum",)
+    restarts = True
 
     def step(self, means: Vector, kept: Mapping[str, Vector], participation: float) -> tuple[Vector, dict[str, Vector]]:  # noqa: ARG002
         """η m with the new m = β m + Δ."""

@@ -37,12 +37,15 @@ class ServerAlgorithm(Algorithm):
         takes_refit: Whether the mean that it gets may be that of refitted factors.
         takes_late: Whether clients of earlier rounds may be in the mean.
         weighting: Weighting of the clients unless the user asks for another.
+        restarts: Whether what it keeps may start anew for some entries, as it does for factors of updates with each
+            of their periods.
     """
 
     groups: ClassVar[tuple[str, ...]] = ()
     takes_refit: ClassVar[bool] = True
     takes_late: ClassVar[bool] = True
     weighting: ClassVar[Weighting] = "examples"
+    restarts: ClassVar[bool] = False
 
     @property
     def convex(self) -> bool:

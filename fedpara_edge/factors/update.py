@@ -159,10 +159,14 @@ def check_updates(layout: Layout) -> None:
 
 def stored_tensors(layout: Layout, round: int) -> list[TensorSpec]:
     """Tensors in a file with the weights of a round: shared ones and bases, without factors that begin at zero."""
-    zero = {
-        layout.parts(layer)[part].name for layer in layout.layers if is_at_start(layout, layer, round) for part in "uv"
-    }
+    zero = starting_factors(layout, round)
     return [tensor for tensor in layout.with_role("shared", "base") if tensor.name not in zero]
+
+
+def starting_factors(layout: Layout, round: int) -> frozenset[str]:
+    """Names of the factors that begin at zero, in directions of their own, with the weights of a round."""
+    layers = [layer for layer in layout.layers if is_at_start(layout, layer, round)]
+    return frozenset(layout.parts(layer)[part].name for layer in layers for part in "uv")
 
 
 def is_at_start(layout: Layout, layer: LayerSpec, round: int) -> bool:

@@ -104,7 +104,7 @@ class Weights:
         if kept and self.layout.held:
             raise InputError(
                 f"expected one that keeps nothing from round to round for a model of kind update, whose factors have "
-                f"other directions each time, such as fedavg or fedprox, found {algorithm}",
+                f"other directions each time, such as fedavg, fedavgm or fedprox, found {algorithm}",
                 key="algorithm",
             )
 

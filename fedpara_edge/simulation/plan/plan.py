@@ -147,11 +147,16 @@ class Arm:
             self._check_update()
 
     def _check_update(self) -> None:
-        for key, half in (("train", self.train.client_algorithm), ("aggregate", self.aggregate.server_algorithm)):
-            if half.name not in ("fedavg", "fedprox"):
+        client, server = self.train.client_algorithm, self.aggregate.server_algorithm
+        refused = {
+            "train": None if client.group is None else client.name,
+            "aggregate": server.name if server.groups and not server.restarts else None,
+        }
+        for key, found in refused.items():
+            if found is not None:
                 raise InputError(
-                    "expected fedavg or fedprox with model.kind update, as nothing is kept of factors that have other "
-                    f"directions each time, found {half.name}",
+                    "expected fedavg, fedavgm or fedprox with model.kind update, as nothing is kept of factors that "
+                    f"have other directions each time, found {found}",
                     key=f"{key}.algorithm",
                 )
         if self.local_only and self.model.reset_every not in (None, 1):
