@@ -1,0 +1,425 @@
+"""Federated averaging of many runs at once on one device: M runs of K clients are G = M K models of one step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from kinds import Layer, curvature, directions
+from network import CHANNELS, CONVOLUTIONS, FAST, outputs
+from torch import Tensor
+from torch.nn import functional
+
+from fedpara_edge.factors.rank import even_scale
+from fedpara_edge.simulation.data.federation import DataPlan, load_federation
+
+BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
+AVERAGES = (0.5, 0.8)
+"""Decays of the averages of the rounds' weights that are evaluated beside the last weights."""
+EVALUATED = 250
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What the runs of a batch have in common.
+
+    Args:
+        kind: Kind of the factored layers (`kinds.Layer`).
+        ranks: Ranks of conv2, conv3 and conv4; 0 for a dense layer.
+        optimizer: `adamw` or `sgd`.
+        preconditioned: Whether gradients of factors are divided by the diagonal of Jᵀ J.
+        cyclic: Whether one factor of each layer is trained in a round, in turns.
+    """
+
+    kind: str
+    ranks: tuple[int, ...] = (0, 0, 0)
+    optimizer: str = "adamw"
+    preconditioned: bool = False
+    cyclic: bool = False
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What may differ between the runs of a batch.
+
+    Args:
+        lr: Learning rate of the clients in the first round.
+        decay: Factor of the rate from round to round.
+        weight_decay: Weight decay of AdamW.
+        momentum: Momentum of SGD.
+        frobenius: Factor λ of the composed weight in its gradient.
+        scale: Scale c of an update relative to the even one.
+        how: Distribution of the directions (`kinds.directions`).
+        masked: Whether there are signs.
+        reset_every: Rounds of a period.
+        known: Share of the directions that are those of the last rounds' movement.
+        beta: Momentum of the server.
+        base_beta: Momentum of the server on the base of an update.
+        eta: Rate of the server.
+        fedexp: Whether the rate of the server is FedExP's.
+    """
+
+    lr: float
+    decay: float = 0.97
+    weight_decay: float = 0.01
+    momentum: float = 0.0
+    frobenius: float = 0.0
+    scale: float = 1.0
+    how: str = "uniform"
+    masked: bool = True
+    reset_every: int = 1
+    known: float = 0.0
+    beta: float = 0.0
+    base_beta: float = 0.0
+    eta: float = 1.0
+    fedexp: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """What becomes of pixels.
+
+    Args:
+        mean: Mean that is subtracted, by channel.
+        std: Standard deviation by which they are divided, by channel.
+        padded: Whether they are padded to 32x32.
+    """
+
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    padded: bool = False
+
+
+class Data:
+    """The examples of a plan on a device, and the batches of all clients for some seeds.
+
+    Args:
+        plan: The [data] table.
+        seeds: Seeds of the federations.
+        images: What becomes of pixels.
+        device: The device.
+        batch_size: Rows of a step.
+        tests: Number of test examples that are used.
+    """
+
+    def __init__(
+        self, plan: DataPlan, seeds: list[int], images: Images, device: torch.device, *, batch_size: int, tests: int
+    ) -> None:
+        arrays = np.load(plan.path)
+        (x, y), (x_test, y_test) = ((arrays[n] for n in names) for names in (plan.train, plan.test or ()))
+        self.device, self.batch_size, self.padded = device, batch_size, images.padded
+        self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self.images, self.labels = self._placed(x), torch.from_numpy(y.astype(np.int64)).to(device)
+        self.test_images = self._placed(x_test[:tests])
+        self.test_labels = torch.from_numpy(y_test[:tests].astype(np.int64)).to(device)
+        self._mean, self._std = (torch.tensor(v, device=device).float() for v in (images.mean, images.std))
+        row_of = {image.tobytes(): row for row, image in enumerate(x)}
+        self.rows: dict[int, list[np.ndarray]] = {}
+        for seed in seeds:
+            clients = load_federation(plan, seed).clients
+            self.rows[seed] = [np.array([row_of[image.tobytes()] for image in client.train.x]) for client in clients]
+        self.clients = len(next(iter(self.rows.values())))
+        self.steps = max(-(-len(rows) // batch_size) for of in self.rows.values() for rows in of)
+
+    def _placed(self, images: Any) -> Tensor:
+        images = images[:, None] if images.ndim == 3 else images
+        if self.padded:
+            short = 32 - images.shape[2]
+            images = np.pad(
+                images, ((0, 0), (0, 0), (short // 2, short - short // 2), (short // 2, short - short // 2))
+            )
+        return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 2, 3, 1))).to(self.device)
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """Images in the dtype of the products."""
+        return ((images.float() / 255 - self._mean) / self._std).to(self.dtype)
+
+    def shares(self, seeds: list[int]) -> Tensor:
+        """Shares of the clients by their examples, [M, K]."""
+        counts = torch.tensor([[len(rows) for rows in self.rows[seed]] for seed in seeds], device=self.device)
+        return counts / counts.sum(1, keepdim=True)
+
+    def batches(self, seeds: list[int], round: int) -> tuple[Tensor, Tensor]:
+        """Rows [G, S, B] of a round, and their weights in the mean of a step, 0 for what is filled up."""
+        chosen = {seed: self._batches(seed, round) for seed in set(seeds)}
+        rows = np.concatenate([chosen[seed][0] for seed in seeds])
+        weights = np.concatenate([chosen[seed][1] for seed in seeds])
+        return torch.from_numpy(rows).to(self.device), torch.from_numpy(weights).to(self.device)
+
+    def _batches(self, seed: int, round: int) -> tuple[np.ndarray, np.ndarray]:
+        total = self.steps * self.batch_size
+        rows, weights = np.zeros((self.clients, total), np.int64), np.zeros((self.clients, total), np.float32)
+        for client, mine in enumerate(self.rows[seed]):
+            order = np.random.default_rng([seed, round, client]).permutation(mine)
+            rows[client, : len(order)], weights[client, : len(order)] = order, 1
+        shape = (self.clients, self.steps, self.batch_size)
+        weights = weights.reshape(shape)
+        return rows.reshape(shape), weights / np.maximum(weights.sum(2, keepdims=True), 1)
+
+
+class Batch:
+    """Runs that are trained side by side.
+
+    Args:
+        structure: What they have in common.
+        runs: Setting and seed of each.
+        data: The examples.
+        rounds: Number of rounds.
+    """
+
+    def __init__(self, structure: Structure, runs: list[tuple[Setting, int]], data: Data, rounds: int) -> None:
+        self.structure, self.data, self.rounds = structure, data, rounds
+        self.settings, self.seeds = [setting for setting, _ in runs], [seed for _, seed in runs]
+        self.device, self.clients = data.device, data.clients
+        channels = (data.images.shape[3], *CHANNELS)
+        kinds = ["dense", *(structure.kind if rank else "dense" for rank in structure.ranks)]
+        self.layers = [
+            Layer(name, kind, channels[i + 1], channels[i], rank)
+            for i, (name, kind, rank) in enumerate(zip(CONVOLUTIONS, kinds, (0, *structure.ranks), strict=True))
+        ]
+        self.updates = [layer for layer in self.layers if layer.kind == "update"]
+        self._start(channels)
+        self._draw(0)
+
+    def _start(self, channels: tuple[int, ...]) -> None:
+        tensors: dict[str, Tensor] = {}
+        self.held: dict[str, Tensor] = {}
+        m, size = len(self.seeds), self.data.images.shape[1] // 16
+        for layer in self.layers:
+            for part, values in layer.start(self.seeds).items():
+                (self.held if part == "base" else tensors)[f"{layer.name}.{part}"] = values
+            for part, value in (("bias", 0.0), ("scale", 1.0), ("shift", 0.0)):
+                tensors[f"{layer.name}.{part}"] = torch.full((m, layer.outputs), value)
+        features = channels[-1] * size * size
+        heads = [torch.randn(10, features, generator=torch.Generator().manual_seed(seed)) for seed in self.seeds]
+        tensors["head"] = torch.stack(heads) * math.sqrt(2 / features)
+        tensors["head.bias"] = torch.zeros(m, 10)
+        self.shapes = {name: tensor.shape[1:] for name, tensor in tensors.items()}
+        self.sizes = [math.prod(shape) for shape in self.shapes.values()]
+        self.theta = torch.cat([tensor.flatten(1) for tensor in tensors.values()], 1).to(self.device)
+        self.held = {name: tensor.to(self.device) for name, tensor in self.held.items()}
+        self.numbers = sum(self.sizes)
+        self.movement = {name: torch.zeros_like(base) for name, base in self.held.items()}
+        self.server_momentum = torch.zeros_like(self.theta)
+        self.averages = [(self.theta.clone(), {n: t.clone() for n, t in self.held.items()}) for _ in AVERAGES]
+
+    def column(self, name: str, *, clients: bool = True) -> Tensor:
+        """Value of a setting for each model, [G, 1], or for each run, [M, 1]."""
+        values = torch.tensor([float(getattr(setting, name)) for setting in self.settings], device=self.device)
+        return values.repeat_interleave(self.clients if clients else 1)[:, None]
+
+    def _draw(self, round: int) -> None:
+        """New directions and signs for the runs whose period begins."""
+        begins = [round % setting.reset_every == 0 for setting in self.settings]
+        chosen = torch.tensor(begins, device=self.device)[:, None, None]
+        for layer in self.updates:
+            new: dict[str, list[Tensor]] = {"a": [], "b": []}
+            sizes = {"a": layer.outputs, "b": 9 * layer.inputs}
+            for setting, seed in zip(self.settings, self.seeds, strict=True):
+                generator = torch.Generator().manual_seed(1_000_003 * seed + 1009 * round + ord(layer.name[-1]))
+                for part, size in sizes.items():
+                    new[part].append(directions(setting.how, size, layer.rank, generator))
+            generator = torch.Generator(self.device).manual_seed(1009 * round + ord(layer.name[-1]))
+            shape = (len(self.seeds), layer.outputs, 9 * layer.inputs)
+            signs = torch.randint(0, 2, shape, generator=generator, device=self.device) * 2.0 - 1
+            unmasked = self.column("masked", clients=False)[:, :, None] == 0
+            scale = self.column("scale", clients=False)[:, :, None] * even_scale(layer.rank)
+            drawn = {part: torch.stack(tensors).to(self.device) for part, tensors in new.items()}
+            drawn["mask"] = torch.where(unmasked, 1.0, signs) * scale
+            for part, values in drawn.items():
+                name = f"{layer.name}.{part}"
+                self.held[name] = torch.where(chosen, values, self.held[name]) if round else values
+            if round and any(setting.known for setting in self.settings):
+                self._know(layer)
+
+    def _know(self, layer: Layer) -> None:
+        """Replace a share of the directions by those in which the base moved most."""
+        moved = self.movement[f"{layer.name}.base"]
+        a, b = self.held[f"{layer.name}.a"], self.held[f"{layer.name}.b"]
+        left = torch.linalg.qr(moved @ b)[0]
+        right = torch.linalg.qr(moved.mT @ left)[0]
+        left = torch.linalg.qr(moved @ right)[0]
+        for number, setting in enumerate(self.settings):
+            count = round_half(setting.known * layer.rank)
+            a[number, :, :count] = left[number, :, :count] * math.sqrt(layer.outputs / 3)
+            b[number, :, :count] = right[number, :, :count] * math.sqrt(9 * layer.inputs / 3)
+
+    def views(self, theta: Tensor) -> dict[str, Tensor]:
+        """Trained tensors by name as views of a vector of them."""
+        pieces = theta.split(self.sizes, 1)
+        return {name: p.view(-1, *shape) for (name, shape), p in zip(self.shapes.items(), pieces, strict=True)}
+
+    def weights(self, theta: Tensor, held: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+        """Tensors of the network by name, and the parts of each factored layer."""
+        found, parts = self.views(theta), {}
+        for layer in self.layers:
+            mine = {part: found[f"{layer.name}.{part}"] for part in layer.shapes}
+            if layer.kind == "update":
+                mine |= {part: held[f"{layer.name}.{part}"] for part in ("base", "a", "b", "mask")}
+            found[layer.name] = layer.compose(mine)
+            parts[layer.name] = mine
+        return found, parts
+
+    def train(self, round: int) -> Tensor:
+        """Vectors [G, P] of all clients after a round of their own."""
+        theta = self.theta.repeat_interleave(self.clients, 0)
+        rows, share = self.data.batches(self.seeds, round)
+        rate = self.column("lr") * self.column("decay") ** round
+        decay, frobenius, momentum = (self.column(n) for n in ("weight_decay", "frobenius", "momentum"))
+        first, second = torch.zeros_like(theta), torch.zeros_like(theta)
+        trains = self._trained(round)
+        losses = torch.zeros(len(theta), device=self.device)
+        for step in range(self.data.steps):
+            leaf = theta.detach().requires_grad_()
+            weights, parts = self.weights(leaf, self.held)
+            logits = outputs(weights, self.data.normalized(self.data.images[rows[:, step]]))
+            labels = self.data.labels[rows[:, step]]
+            each = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
+            loss = (each * share[:, step]).sum(1)
+            total = loss.sum()
+            if any(setting.frobenius for setting in self.settings):
+                norms = sum(weights[layer.name].square().sum((1, 2)) for layer in self.layers if layer.kind != "dense")
+                total = total + (norms * frobenius[:, 0]).sum() / 2
+            (gradient,) = torch.autograd.grad(total, leaf)
+            losses += loss.detach()
+            if self.structure.preconditioned:
+                gradient = self._preconditioned(gradient, parts)
+            active = rate * (share[:, step].sum(1, keepdim=True) > 0)
+            if trains is not None:
+                active = active * trains
+            theta = theta.detach()
+            if self.structure.optimizer == "adamw":
+                count = torch.tensor(step + 1.0, device=self.device)
+                FAST["adamw"](theta, gradient, first, second, active, decay, count)
+            else:
+                first.mul_(momentum).add_(gradient)
+                theta.addcmul_(active, first, value=-1)
+        self.train_loss = losses.view(-1, self.clients).mean(1) / self.data.steps
+        return theta
+
+    def _trained(self, round: int) -> Tensor | None:
+        """1 for the entries that are trained in a round and 0 for others, [P]; None if all are."""
+        if not self.structure.cyclic:
+            return None
+        factors = [name for layer in self.layers if layer.kind != "dense" for name in layer.shapes]
+        turns = sorted(set(factors))
+        turn = turns[round % len(turns)]
+        names = {f"{layer.name}.{part}" for layer in self.layers if layer.kind != "dense" for part in layer.shapes}
+        return torch.cat(
+            [
+                torch.full((size,), float(name not in names or name.endswith(f".{turn}")))
+                for name, size in zip(self.shapes, self.sizes, strict=True)
+            ]
+        ).to(self.device)
+
+    def _preconditioned(self, gradient: Tensor, parts: dict[str, dict[str, Tensor]]) -> Tensor:
+        views = self.views(gradient.clone())
+        with torch.no_grad():
+            for layer in self.layers:
+                if layer.kind not in ("dense", "update"):
+                    for part, values in curvature(layer, parts[layer.name]).items():
+                        floor = 0.1 * values.mean((1, 2) if values.dim() == 3 else (1, 2, 3), keepdim=True)
+                        views[f"{layer.name}.{part}"] /= values + floor
+        return torch.cat([view.flatten(1) for view in views.values()], 1)
+
+    def aggregate(self, theirs: Tensor, round: int) -> None:
+        """The server's step, by all options of the settings."""
+        share = self.data.shares(self.seeds)
+        changes = theirs.view(len(self.theta), self.clients, -1) - self.theta[:, None]
+        mean = torch.einsum("mk,mkp->mp", share, changes)
+        beta, eta = self.column("beta", clients=False), self.column("eta", clients=False)
+        if any(setting.fedexp for setting in self.settings):
+            norms = (share * changes.square().sum(2)).sum(1, keepdim=True)
+            rate = (norms / (2 * (mean.square().sum(1, keepdim=True) + 1e-12))).clamp(min=1)
+            eta = torch.where(self.column("fedexp", clients=False) > 0, rate, eta)
+        self.server_momentum = beta * self.server_momentum + mean
+        moved = self.server_momentum if not self.updates else self._without_updates(mean)
+        self.theta = self.theta + eta * moved
+        self._fold(round + 1)
+        for decay, average in zip(AVERAGES, self.averages, strict=True):
+            average[0].lerp_(self.theta, 1 - decay)
+            for name, values in average[1].items():
+                values.lerp_(self.held[name], 1 - decay)
+
+    def _without_updates(self, mean: Tensor) -> Tensor:
+        """Movement with momentum for all but the factors of updates."""
+        found, plain = self.views(self.server_momentum.clone()), self.views(mean)
+        for layer in self.updates:
+            for part in layer.shapes:
+                found[f"{layer.name}.{part}"] = plain[f"{layer.name}.{part}"]
+        return torch.cat([found[name].flatten(1) for name in self.shapes], 1)
+
+    def _fold(self, round: int) -> None:
+        """Fold the updates whose period ends, with the server's momentum on the base."""
+        if not self.updates:
+            return
+        ends = torch.tensor([round % setting.reset_every == 0 for setting in self.settings], device=self.device)
+        keeps = (~ends).float()[:, None, None]
+        views, beta = self.views(self.theta), self.column("base_beta", clients=False)[:, :, None]
+        known = 0.7 * self.column("known", clients=False)[:, :, None].sign()
+        for layer in self.updates:
+            names = {part: f"{layer.name}.{part}" for part in ("base", "a", "b", "mask", "u", "v")}
+            parts = {part: views[n] if part in "uv" else self.held[n] for part, n in names.items()}
+            step = layer.compose(parts) - parts["base"]
+            kept = torch.maximum(beta, known)
+            moved = torch.where(
+                ends[:, None, None], kept * self.movement[names["base"]] + step, self.movement[names["base"]]
+            )
+            self.movement[names["base"]] = moved
+            folded = torch.where(beta > 0, moved, step) * (1 - keeps)
+            self.held[names["base"]] = self.held[names["base"]] + folded
+            for part in "uv":
+                views[names[part]].mul_(keeps)
+        if bool(ends.any()):
+            self._draw(round)
+
+    @torch.no_grad()
+    def accuracy(self, average: int | None = None) -> list[float]:
+        """Accuracy of each run on the test examples, of an average of the rounds' weights if its number is given."""
+        theta, held = (self.theta, self.held) if average is None else self.averages[average]
+        weights, _ = self.weights(theta, {**self.held, **held})
+        right = torch.zeros(len(theta), device=self.device)
+        for start in range(0, len(self.data.test_labels), EVALUATED):
+            images = self.data.normalized(self.data.test_images[start : start + EVALUATED])
+            labels = self.data.test_labels[start : start + EVALUATED]
+            logits = outputs(weights, images[None].expand(len(theta), *images.shape), fused=False)
+            right += (logits.argmax(2) == labels).sum(1)
+        return (right / len(self.data.test_labels)).tolist()
+
+    def run(self, evaluated: tuple[int, ...]) -> list[dict[str, Any]]:
+        """All rounds; the measures of each run."""
+        found: list[dict[str, Any]] = [{"accuracy": {}, "train_loss": {}} for _ in self.seeds]
+        for round in range(self.rounds):
+            self.aggregate(self.train(round), round)
+            if round + 1 in evaluated or round == 0:
+                for each, loss in zip(found, self.train_loss.tolist(), strict=True):
+                    each["train_loss"][round + 1] = loss
+            if round + 1 in evaluated:
+                for each, accuracy in zip(found, self.accuracy(), strict=True):
+                    each["accuracy"][round + 1] = accuracy
+        for number, decay in enumerate(AVERAGES):
+            for each, accuracy in zip(found, self.accuracy(number), strict=True):
+                each[f"average {decay}"] = accuracy
+        return found
+
+
+def adamw(
+    theta: Tensor, gradient: Tensor, first: Tensor, second: Tensor, rate: Tensor, decay: Tensor, count: Tensor
+) -> None:
+    """Step number `count` of AdamW, in place."""
+    theta.mul_(1 - rate * decay)
+    first.lerp_(gradient, 1 - BETAS[0])
+    second.lerp_(gradient.square(), 1 - BETAS[1])
+    denominator = (second / (1 - BETAS[1] ** count)).sqrt() + ADAM_EPS
+    theta.sub_(rate * first / (1 - BETAS[0] ** count) / denominator)
+
+
+FAST["adamw"] = adamw
+
+
+def round_half(value: float) -> int:
+    """Nearest integer."""
+    return math.floor(value + 0.5)
