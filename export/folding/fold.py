@@ -197,6 +197,7 @@ def _batches(data: Examples) -> Iterator[tuple[Arrays, Arrays]]:
 def _session(content: bytes) -> InferenceSession:
     options = SessionOptions()
     options.log_severity_level = 4
+    options.add_session_config_entry("session.x64quantprecision", "1")  # as `predict`, so that no product saturates
     return InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
