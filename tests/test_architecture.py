@@ -21,7 +21,7 @@ FACE = ROOT / "fedpara_edge" / "__init__.py"
 STANDARD = sys.stdlib_module_names
 WITH_TORCH = ("device.py", "engine.py", "optimizers.py", "vector.py")
 WITH_ONNXRUNTIME = ("ort.py", "ort_training.py", "portable.py")
-WITH_FLOWER = ("client.py", "exchange.py", "messages.py", "server.py")
+WITH_FLOWER = ("client.py", "exchange.py", "messages.py", "server.py", "simulated.py")
 """What Flower runs, or speaks its messages; the rest of the room `fleet` imports it where it runs a fleet."""
 WITH_FLEET = (*WITH_FLOWER, "gathering.py", "keys.py", "programs.py", "rounds.py")
 DRAWING = ("bars.py", "codecplots.py", "drawing.py", "labels.py", "lines.py", "savings.py", "style.py")
@@ -49,7 +49,7 @@ LIBRARY: tuple[set[str], ...] = (
     {"fedpara_edge.aggregation", "fedpara_edge.nn"},
 )
 APPLICATIONS: tuple[set[str], ...] = (
-    {"fedpara_edge.simulation", "fedpara_edge.trust", "fedpara_edge.serving"},
+    {"fedpara_edge.simulation", "fedpara_edge.trust", "fedpara_edge.serving", "fedpara_edge.hub"},
     {"fedpara_edge.demo", "fedpara_edge.report", "fedpara_edge.fleet"},
     {"fedpara_edge.advising"},
     {"fedpara_edge.cli"},
@@ -214,7 +214,9 @@ def allowed_lazily(path: Path) -> set[str]:
     if path.is_relative_to(ROOT / "fedpara_edge" / "cli") or path == FACE:
         return {"device_runtime", "export"}
     if path == ROOT / "fedpara_edge" / "report" / "tracking.py":
-        return {"tensorboardX"}
+        return {"tensorboardX", "mlflow", "wandb"}
+    if path.parent == ROOT / "fedpara_edge" / "hub":
+        return {"huggingface_hub"}
     if path.parent == ROOT / "fedpara_edge" / "fleet":
         return {"flwr"}
     if path.parent == ROOT / "device_runtime" / "sources":
@@ -288,6 +290,7 @@ def test_importing_brings_in_nothing_heavy(package: str) -> None:
     ]
     heavy = {
         "flwr",
+        "ray",
         "torch",
         "onnx",
         "onnxruntime",
@@ -315,7 +318,11 @@ def test_the_engines_bring_in_neither_torch_nor_onnx(engine: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-WITH_PICKLE = {"pretrained.py": "the error of a state dict", "apart.py": "the pipes to the exporter's second process"}
+WITH_PICKLE = {
+    "pretrained.py": "the error of a state dict",
+    "apart.py": "the pipes to the exporter's second process",
+    "simulated.py": "the messages between a simulation and its actors",
+}
 
 
 def test_no_file_is_a_pickle() -> None:

@@ -19,11 +19,11 @@ from fedpara_edge.cli import COMMANDS, fedpara_edge
 
 TESTS = Path(__file__).parent
 SAMPLE = 4
-NO_OUTPUT = {"evaluate", "audit", "inspect", "invite", "doctor"}
+NO_OUTPUT = {"evaluate", "push", "audit", "inspect", "invite", "doctor"}
 """Commands that write nothing."""
 AGAIN = {"serve", "device"}
 """Commands that run until they are stopped; `test_serving.py`, `test_serving_http.py` and `test_agent.py` kill them."""
-ONE_FILE = {"fold", "predict", "codec", "demo", "export", "data", "fleet", "advise"}
+ONE_FILE = {"fold", "pull", "predict", "codec", "demo", "export", "data", "fleet", "advise"}
 """Commands that write by `replacing_file` or `replacing_folder`, as others here do, or in a run as `simulate` does.
 
 What `fleet up` writes, `test_fleet.py` and `test_fleet_up.py` cut short."""

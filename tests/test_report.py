@@ -697,12 +697,12 @@ def test_one_figure_is_a_file(run: Command, run_folder: Path, tmp_path: Path, su
         (("--figure", "gap", "-o", "a.svg", "--target", 86), "target: expected an accuracy between 0 and 1, found 86"),
         (
             ("--figure", "gap", "-o", "a.svg", "--csv", "a.csv"),
-            "--csv, --figure, --tensorboard: expected one, found several",
+            "--csv, --figure, --track: expected one, found several",
         ),
         (("--arm", "small"), "expected with --figure NAME"),
         (("--csv", "a.csv", "-o", "b"), "--output: expected without --csv"),
-        (("--tensorboard", "a", "-o", "b"), "--output: expected without --tensorboard"),
-        (("--follow",), "--follow: expected with --tensorboard FOLDER, found without"),
+        (("--track", "wandb:a", "-o", "b"), "--output: expected without --track"),
+        (("--follow",), "--follow: expected with --track KIND:PLACE, found without"),
         (("--csv", "-", "--json"), "expected a file beside --json"),
     ],
 )

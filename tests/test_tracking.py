@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def scalars(folder: Path) -> dict[str, dict[int, float]]:
 
 
 def test_tensorboard_has_every_number_of_every_round(finished: Path, tmp_path: Path, run: Command) -> None:
-    ended = run("report", finished, "--tensorboard", tmp_path / "board")
+    ended = run("report", finished, "--track", f"tensorboard:{tmp_path / 'board'}")
     assert (ended.code, ended.out) == (0, f"16 rounds: {tmp_path / 'board'}\n")
     for row in read_metrics(finished):
         found = scalars(tmp_path / "board" / row["arm"] / f"seed-{row['seed']}")
@@ -48,8 +49,8 @@ def test_tensorboard_has_every_number_of_every_round(finished: Path, tmp_path: P
         if row["ranks.c"] is not None:
             assert found["ranks.c"][row["round"]] == row["ranks.c"]
         assert "local_only" not in found
-    assert run("report", finished, "--tensorboard", tmp_path / "board").code == 7
-    assert run("report", finished, "--tensorboard", tmp_path / "board", "--overwrite").code == 0
+    assert run("report", finished, "--track", f"tensorboard:{tmp_path / 'board'}").code == 7
+    assert run("report", finished, "--track", f"tensorboard:{tmp_path / 'board'}", "--overwrite").code == 0
     assert len(scalars(tmp_path / "board" / "dense" / "seed-0")["accuracy"]) == 4
 
 
@@ -86,4 +87,81 @@ def test_a_run_is_followed_and_no_round_given_twice(finished: Path, monkeypatch:
 def test_what_is_not_installed_is_named_with_the_line_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(tracking.InputError, match=r"pip install .*\[tracking\]"):
-        TensorBoard(tmp_path)
+        TensorBoard(str(tmp_path), "run")
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning:sqlalchemy")
+def test_mlflow_has_every_number_of_every_round(finished: Path, tmp_path: Path, run: Command) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="needs the extra mlflow")
+    ended = run("report", finished, "--track", f"mlflow:{tmp_path / 'ml'}")
+    assert (ended.code, ended.out) == (0, f"16 rounds: {tmp_path / 'ml'}\n"), ended.err
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'ml'}")
+    experiment = client.get_experiment_by_name("run")
+    runs = {each.info.run_name: each for each in client.search_runs([experiment.experiment_id])}
+    assert runs.keys() == {f"{arm}/seed-{seed}" for arm in ("dense", "small") for seed in (0, 1)}
+    assert {each.info.status for each in runs.values()} == {"FINISHED"}
+    for row in read_metrics(finished):
+        of = runs[f"{row['arm']}/seed-{row['seed']}"].info.run_id
+        found = {metric.step: metric.value for metric in client.get_metric_history(of, "accuracy")}
+        assert found[row["round"]] == pytest.approx(row["accuracy"])
+
+
+def test_wandb_has_every_number_of_every_round(
+    finished: Path, tmp_path: Path, run: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb", reason="needs the extra wandb")
+    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    ended = run("report", finished, "--track", f"wandb:{tmp_path / 'wb'}")
+    assert (ended.code, ended.out) == (0, f"16 rounds: {tmp_path / 'wb'}\n"), ended.err
+    found = offline_runs(tmp_path / "wb")
+    for row in read_metrics(finished):
+        assert found[f"{row['arm']}/seed-{row['seed']}"][row["round"]]["accuracy"] == pytest.approx(row["accuracy"])
+
+
+def offline_runs(folder: Path) -> dict[str, dict[int, dict[str, float]]]:
+    """Numbers by step, by the name of the run, of what `wandb sync` would send."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    found = {}
+    for path in folder.rglob("*.wandb"):
+        steps, name = {}, ""
+        for content in records(path.read_bytes()):
+            record = Record.FromString(content)
+            name = record.run.display_name or name
+            if record.HasField("history"):
+                items = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
+                steps[record.history.step.num] = {key: json.loads(value) for key, value in items.items()}
+        found[name] = steps
+    return found
+
+
+def records(content: bytes) -> Iterator[bytes]:
+    """Records of a log in LevelDB's format, behind a header of 7 bytes."""
+    at, whole = 7, b""
+    while at + 7 <= len(content):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        size, kind = struct.unpack_from("<HB", content, at + 4)
+        whole += content[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # whole, or the last part of one
+            yield whole
+            whole = b""
+
+
+def test_a_run_without_a_plan_is_tracked_too(finished: Path, tmp_path: Path, run: Command) -> None:
+    (finished / "plan.toml").unlink()
+    assert run("report", finished, "--track", f"tensorboard:{tmp_path / 'board'}").code == 0
+    assert len(scalars(tmp_path / "board" / "dense" / "seed-0")["accuracy"]) == 4
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "tensorboard:", "comet:board"])
+def test_an_unknown_tracker_or_none_is_refused(finished: Path, run: Command, tracker: str) -> None:
+    ended = run("report", finished, "--track", tracker)
+    assert (ended.code, "--track: expected one of tensorboard, mlflow, wandb" in ended.err) == (2, True)
+
+
+def test_the_former_spelling_names_the_new_one(finished: Path, run: Command) -> None:
+    assert "--tensorboard is now --track tensorboard:FOLDER" in run("report", finished, "--tensorboard", "b").err

@@ -38,6 +38,8 @@ COMMANDS = {
     "serve": "Run rounds with devices and phones over the network.",
     "invite": "Show a link by which devices join a server.",
     "device": "Take part in the rounds of a server, by itself.",
+    "push": "Push a bundle or weights to a repository of the Hugging Face Hub.",
+    "pull": "Pull a bundle or weights from a repository of the Hugging Face Hub.",
     "audit": "Recompute published weights from the updates, to the last bit.",
     "codec": "Compare the codecs that changes are written with.",
     "inspect": "Show what is in a bundle, weights, update or state.",

@@ -60,6 +60,8 @@ CAPABILITIES = (
     Capability("serve", (("starlette",), ("uvicorn",), ("segno",), ("cryptography",)), "serve", ("serve", "invite")),
     Capability("privacy", (("dp-accounting",),), "privacy", ("aggregate",)),
     Capability("fleet", (("flwr",), ("onnxruntime", *_TRAINING)), "fleet", ("fleet",), ("device_runtime",)),
+    Capability("flower", (("flwr",), ("ray",)), "ray", ("simulate",)),
+    Capability("hub", (("huggingface_hub",),), "hub", ("push", "pull")),
     Capability("report", (("matplotlib",),), "report", ("simulate", "codec")),
 )
 

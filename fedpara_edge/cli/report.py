@@ -14,14 +14,16 @@ from fedpara_edge.cli.output import emit, json_option, note, overwrite_option
 STDOUT = Path("-")
 
 
-@click.command("report", cls=Command)
+@click.command("report", cls=Command, renamed={"--tensorboard": "--track tensorboard:FOLDER"})
 @click.argument("run", type=PATH)
 @click.option("-o", "--output", type=PATH, help="Folder for the report, or file for --figure.  [default: RUN]")
 @click.option("--csv", type=PATH, help="Write a table instead, one row per arm, seed and round; - for stdout.")
-@click.option("--tensorboard", type=PATH, metavar="FOLDER", help="Write TensorBoard's event files instead.")
 @click.option(
-    "--follow", is_flag=True, help="With --tensorboard: go on with rounds that are yet to come, until Ctrl-C."
+    "--track",
+    metavar="KIND:PLACE",
+    help="Give the rounds to a tracker instead: tensorboard:FOLDER, mlflow:FILE_OR_URI, or wandb:FOLDER, offline.",
 )
+@click.option("--follow", is_flag=True, help="With --track: go on with rounds that are yet to come, until Ctrl-C.")
 @click.option("--figure", metavar="NAME", help="Write one figure instead, such as accuracy-by-bytes: .svg, .png, .pdf.")
 @click.option(
     "--arm",
@@ -42,7 +44,7 @@ def command(
     run: Path,
     output: Path | None,
     csv: Path | None,
-    tensorboard: Path | None,
+    track: str | None,
     follow: bool,
     figure: str | None,
     arm: tuple[str, ...],
@@ -51,20 +53,20 @@ def command(
     overwrite: bool,
     json: bool,
 ) -> None:
-    """Report on RUN, the folder of a simulation, finished or not.
+    """Report on RUN, the folder of a simulation or a fleet, finished or not.
 
     Writes RUN/report.html, which needs no other file, and a PNG for each figure. Figures need matplotlib.
     """
-    if sum(asked is not None for asked in (csv, figure, tensorboard)) > 1:
-        raise click.UsageError("--csv, --figure, --tensorboard: expected one, found several; type one command for each")
-    if follow and tensorboard is None:
-        raise click.UsageError("--follow: expected with --tensorboard FOLDER, found without")
+    if sum(asked is not None for asked in (csv, figure, track)) > 1:
+        raise click.UsageError("--csv, --figure, --track: expected one, found several; type one command for each")
+    if follow and track is None:
+        raise click.UsageError("--follow: expected with --track KIND:PLACE, found without")
     if figure is None and (arm or target is not None or title is not None):
         raise click.UsageError("--arm, --target, --title: expected with --figure NAME, found without")
-    if tensorboard is not None:
+    if track is not None:
         if output is not None:
-            raise click.UsageError(f"--output: expected without --tensorboard, which names its folder, found {output}")
-        _track(run, tensorboard, follow=follow, overwrite=overwrite, json=json)
+            raise click.UsageError(f"--output: expected without --track, which names its place, found {output}")
+        _track(run, track, follow=follow, overwrite=overwrite, json=json)
     elif csv is not None:
         if output is not None:
             raise click.UsageError(f"--output: expected without --csv, which names its file, found {output}")
@@ -94,16 +96,19 @@ def _write_report(run: Path, output: Path | None, *, overwrite: bool, json: bool
     emit(result, f"report: {report.page}", as_json=json)
 
 
-def _track(run: Path, folder: Path, *, follow: bool, overwrite: bool, json: bool) -> None:
-    from fedpara_edge.report.tracking import TensorBoard, track
+def _track(run: Path, tracker: str, *, follow: bool, overwrite: bool, json: bool) -> None:
+    from fedpara_edge.report.tracking import open_sink, track
     from fedpara_edge.storage.atomic import check_output, replacing_folder
 
-    check_output(folder, overwrite=overwrite, folder=True)
-    with replacing_folder(folder) as made:
-        rounds = 0 if follow else track(run, TensorBoard(made))
-    if follow:
-        rounds = track(run, TensorBoard(folder), follow=True)
-    emit({"run": run, "tensorboard": folder, "rounds": rounds}, f"{rounds} rounds: {folder}", as_json=json)
+    kind, _, place = tracker.partition(":")
+    rounds = 0
+    if kind == "tensorboard" and place:  # which shows all that is in a folder, of other runs too
+        check_output(Path(place), overwrite=overwrite, folder=True)
+        with replacing_folder(Path(place)) as made:
+            rounds = 0 if follow else track(run, open_sink(f"{kind}:{made}", run))
+    if follow or not rounds:
+        rounds = track(run, open_sink(tracker, run), follow=follow)
+    emit({"run": run, "tracker": kind, "place": place, "rounds": rounds}, f"{rounds} rounds: {place}", as_json=json)
 
 
 def _write_table(run: Path, csv: Path, *, overwrite: bool, json: bool) -> None:

@@ -45,7 +45,8 @@ def command(
     """Run the federations of PLAN with the device runtime on real files, and report on them.
 
     With --engine torch, torch computes the steps in place of the device's engine, --device cuda on a GPU that all
-    clients of a round share.
+    clients of a round share. With --engine flower, Flower's simulation engine has a SuperNode for each client, and ray
+    the workers; the results are the same.
 
     Interrupted or killed, the same command goes on with the first round that was not done, to the same result; so does
     a run whose PLAN has more rounds, arms or seeds by now. What was measured is in OUTPUT/metrics.jsonl, and the report
@@ -54,6 +55,12 @@ def command(
     from fedpara_edge.cli.installed import require
 
     require("export")
+    choice, nodes = EngineChoice(**engine), None
+    if choice.engine == "flower":
+        require("flower")
+        from fedpara_edge.fleet.simulated import open_nodes
+
+        nodes = open_nodes
     from fedpara_edge.report import write_report
     from fedpara_edge.simulation.runner import simulate
 
@@ -64,7 +71,8 @@ def command(
             output,
             workers=workers,
             arms=arm,
-            engine=EngineChoice(**engine),
+            engine=choice,
+            nodes=nodes,
             on_start=on_start,
             on_trained=on_trained,
         )

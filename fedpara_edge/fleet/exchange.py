@@ -17,6 +17,7 @@ from flwr.app import Message
 
 from fedpara_edge.errors import FedparaError, InvalidUpdateError, brief_text
 from fedpara_edge.fleet.messages import Answer, Call, read_answer
+from fedpara_edge.simulation.plan.devices import GONE, LATE
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
 HELD = 8
 """Most answers that are in memory at a time."""
 POLL_SECONDS = 0.2
-GONE = "node_unavailable"
-"""Code of a device that went away before it answered."""
-LATE = "late"
-"""Code of a device that has not answered in time."""
 ERRORS = {
     1: "client_app_failed",
     2: "client_app_failed",

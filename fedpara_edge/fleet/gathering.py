@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedpara_edge.errors import InvalidUpdateError, TooFewUpdatesError
-from fedpara_edge.fleet.exchange import GONE, Exchange, Failure
+from fedpara_edge.fleet.exchange import Exchange, Failure
 from fedpara_edge.fleet.federation import Federation
 from fedpara_edge.fleet.messages import Answer, Call
 from fedpara_edge.fleet.settings import FleetConfig
+from fedpara_edge.simulation.plan.devices import GONE
 from fedpara_edge.simulation.sampling import draw_participants
 from fedpara_edge.storage.atomic import replacing_file
 

@@ -92,17 +92,28 @@ def read_results(run: Path) -> Results:
     if not folder.plan.is_file():
         raise InputError(f"{run}: expected a run folder with {PLAN} and {METRICS}, found no {PLAN}; check the path")
     plan = read_plan(folder.plan)
+    places = {arm.name: place for place, arm in enumerate(plan.arms)}
+    arms = sorted(read_arms(folder.metrics), key=lambda arm: places.get(arm.name, len(places)))
+    return Results(plan, tuple(arms))
+
+
+def read_arms(path: Path) -> tuple[ArmRun, ...]:
+    """Read metrics, those of a run that has no plan too.
+
+    Returns:
+        Arms in the order in which they began.
+
+    Raises:
+        InputError: The file is missing or damaged, or no arm has begun.
+    """
     found: dict[str, dict[int, list[Line]]] = {}
-    for line in _lines(folder.metrics):
+    for line in _lines(path):
         arm, seed = line.get("arm"), line.get("seed")
         if isinstance(arm, str) and is_number(seed):
             found.setdefault(arm, {}).setdefault(seed, []).append(line)
     if not found:
-        raise InputError(f"{folder.metrics}: expected lines about arms, found none; let the simulation run first")
-    planned = [arm.name for arm in plan.arms if arm.name in found]
-    names = [*planned, *(name for name in found if name not in planned)]
-    arms = tuple(ArmRun(name, tuple(starmap(_seed_run, sorted(found[name].items())))) for name in names)
-    return Results(plan, arms)
+        raise InputError(f"{path}: expected lines about arms, found none; let the simulation run first")
+    return tuple(ArmRun(name, tuple(starmap(_seed_run, sorted(seeds.items())))) for name, seeds in found.items())
 
 
 def number_of(line: Line, field: str) -> float | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from fedpara_edge.report.results import Line, SeedRun, read_results
+from fedpara_edge.report.results import ArmRun, Line, SeedRun, read_results
 
 KEYS = ("arm", "seed", "round")
 NESTED = ("ranks", "full_ranks", "rejections")
@@ -37,8 +37,12 @@ def read_metrics(run: Path | str) -> list[dict[str, Any]]:
         frame = pandas.DataFrame(read_metrics(Path("run")))
         frame.pivot_table("accuracy", index="round", columns="arm")
     """
-    run = Path(run)
-    rows = [row for arm in read_results(run).arms for seed in arm.seeds for row in _rows(arm.name, seed)]
+    return rows_of(read_results(Path(run)).arms)
+
+
+def rows_of(arms: Iterable[ArmRun]) -> list[dict[str, Any]]:
+    """Rows of `read_metrics` of some arms."""
+    rows = [row for arm in arms for seed in arm.seeds for row in _rows(arm.name, seed)]
     found = dict.fromkeys(name for row in rows for name in row)
     columns = sorted(found, key=lambda name: name.partition(".")[0] in NESTED)
     return [{name: row.get(name, 0 if name.startswith(f"{COUNTS}.") else None) for name in columns} for row in rows]

@@ -72,11 +72,23 @@ class Job:
         """Names of the clients that take part in a round."""
         return draw_participants(self.clients.names, self.plan.participants, seed=self.seed, round=round)
 
+    def missing(self, round: int) -> dict[str, str]:
+        """Participants of a round that send nothing, with the reason of each."""
+        examples = {client.name: client.examples for client in self.clients.clients}
+        mine = {client: examples[client] for client in self.participants(round)}
+        numbers = {client: number for number, client in enumerate(self.clients.names)}
+        return self.plan.devices.missing(mine, numbers, seed=self.seed, round=round)
+
+    def trained(self, round: int) -> tuple[str, ...]:
+        """Names of the participants of a round that train to its end."""
+        missing = self.missing(round)
+        return tuple(client for client in self.participants(round) if client not in missing)
+
     def weights_of(self, client: str, number: int) -> Path:
         """The weights that a client has, or would get, after `number` rounds."""
         initial = self.bundle.file(WEIGHTS)
         if self.arm.local_only:
-            own = next((past for past in range(number, 0, -1) if client in self.participants(past - 1)), 0)
+            own = next((past for past in range(number, 0, -1) if client in self.trained(past - 1)), 0)
             return self.folder.own_weights(client, own) if own else initial
         return self.folder.weights(number) if number else initial
 

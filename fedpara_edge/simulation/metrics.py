@@ -10,10 +10,11 @@ Every line has "event", "arm" and "seed". Numbers that were not measured, or are
     round    round (from 1 on); accuracy and loss (null where not evaluated); train_loss, of the last local epoch, mean
              over participants weighted by examples; up_bytes and down_bytes, of all participants together;
              participants, a number; rejected, how many of them sent nothing that could be used, and rejections, how
-             many for which reason ({code of `fedpara_edge.errors`: number}); train_seconds, mean over participants;
-             gap, and mean_gap of the mean of the factors, which is another where they are refitted; factor_norm,
-             weight_norm, ranks (`tasks.measure`), of the first client where each has a model of its own; weights_bytes
-             of the new weights, and change_bytes where changes are sent; seconds, of the whole round
+             many for which reason ({code of `fedpara_edge.errors`, `node_unavailable` or `late`: number});
+             train_seconds, mean over participants; gap, and mean_gap of the mean of the factors, which is another where
+             they are refitted; factor_norm, weight_norm, ranks (`tasks.measure`), of the first client where each has a
+             model of its own; weights_bytes of the new weights, and change_bytes where changes are sent; seconds, of
+             the whole round
     clients  round; clients: {name: {"accuracy", "loss", "examples"}}, each on its own test share
     done     rounds; seconds, of all rounds; diverged, the reason if the arm ended early, else null
 

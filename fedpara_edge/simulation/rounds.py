@@ -86,7 +86,8 @@ def _run_round(job: Job, workers: Workers, round: int, on_trained: Callable[[str
     if not good:
         raise next(result for result in trained.values() if isinstance(result, DivergedError))
     aggregated, refused = (Aggregated(), ()) if job.arm.local_only else _aggregate(job, workers, round, good)
-    rejected = Counter([*refused, *[DivergedError.code] * (len(trained) - len(good))])
+    missing = job.missing(round)
+    rejected = Counter([*refused, *missing.values(), *[DivergedError.code] * (len(trained) - len(good))])
     is_evaluated = job.plan.is_evaluated(number, last=job.arm.rounds)
     measures = _measure(job, workers, number, ranks=is_evaluated)
     accuracy = loss = None
@@ -104,7 +105,7 @@ def _run_round(job: Job, workers: Workers, round: int, on_trained: Callable[[str
             loss=loss,
             **_sums(good),
             **_traffic(job, round, good),
-            participants=len(trained),
+            participants=len(trained) + len(missing),
             rejected=rejected.total(),
             rejections=dict(sorted(rejected.items())),
             **vars(aggregated),
@@ -121,7 +122,7 @@ def _train(
     examples = {client.name: client.examples for client in job.clients.clients}
     futures = {}
     # The longest first, so that no worker is left with a long one at the end.
-    for client in sorted(job.participants(round), key=lambda client: -examples[client]):
+    for client in sorted(job.trained(round), key=lambda client: -examples[client]):
         futures[client] = workers.engines.submit(
             train_alone if job.arm.local_only else train_client,
             job.model,
@@ -133,7 +134,7 @@ def _train(
             options=replace(job.arm.train, seed=client_seed(job.seed, numbers[client])),
         )
         futures[client].add_done_callback(lambda _: on_trained(job.name))
-    return {client: _result_or_divergence(futures[client]) for client in job.participants(round)}
+    return {client: _result_or_divergence(futures[client]) for client in job.trained(round)}
 
 
 def _result_or_divergence(future: Future[TrainResult]) -> TrainResult | DivergedError:

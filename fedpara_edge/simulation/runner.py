@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from concurrent.futures import FIRST_EXCEPTION, BrokenExecutor, Executor, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,6 +33,8 @@ TASKS_PER_WORKER = 3
 OF_PLAN = EngineChoice()
 OnStart = Callable[[int], None]
 OnTrained = Callable[[str], None]
+OpenNodes = Callable[..., AbstractContextManager[Executor]]
+"""Function as `fedpara_edge.fleet.simulated.open_nodes`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,7 @@ def simulate(
     workers: int | None = None,
     arms: Sequence[str] = (),
     engine: EngineChoice = OF_PLAN,
+    nodes: OpenNodes | None = None,
     most_rank_operations: int = MOST_RANK_OPERATIONS,
     on_start: OnStart = lambda _: None,
     on_trained: OnTrained = lambda _: None,
@@ -84,7 +86,8 @@ def simulate(
         run: Run folder.
         workers: Number of worker processes, or of clients at a time on a GPU; None for as many as there are cores.
         arms: Names of the arms to run; all if none are given.
-        engine: Engine that trains and evaluates; the same in every call for a run.
+        engine: Engine that trains and evaluates; the same in every call for a run, but for where the plan's own works.
+        nodes: Function that opens other workers than processes, for the engine `flower`.
         most_rank_operations: Most multiplications that the ranks of the weights may take in a round that is not an
             arm's last; the same in every call for a run.
         on_start: Function that is called with the number of trainings to do, before the first.
@@ -112,8 +115,8 @@ def simulate(
             _check_engine(run, journal, pairs, engine)
             jobs = _prepare(found, pairs, folder, journal, workers, most_rank_operations, engine)
             journal.revise(partial(_without_early_end, found))
-            on_start(sum(len(job.participants(0)) * (job.arm.rounds - job.rounds_done) for job in jobs))
-            _run(jobs, folder, workers, on_trained, on_gpu=engine.on_gpu)
+            on_start(sum(len(job.trained(round)) for job in jobs for round in range(job.rounds_done, job.arm.rounds)))
+            _run(jobs, folder, workers, on_trained, nodes=nodes, on_gpu=engine.on_gpu)
         journal.sort([arm.name for arm in found.arms], found.seeds)
         begun = [(arm.name, seed) for arm in found.arms for seed in found.seeds if journal.of(arm.name, seed, "done")]
         return [_outcome(journal, found, arm, seed) for arm, seed in begun]
@@ -196,7 +199,7 @@ def _prepare(
 
 
 def _torch_source(arm: Arm, seed: int, engine: EngineChoice) -> TorchSource | None:
-    if engine.engine == "plan":
+    if engine.engine != "torch":
         return None
     recipe = with_example_as_arrays(replace(arm.model, seed=seed))
     rows = -(-arm.train.batch_size // arm.train.micro_batches)
@@ -213,13 +216,24 @@ def _clients(plan: Plan, folder: RunFolder, seed: int) -> Clients:
     return clients
 
 
-def _run(jobs: Sequence[Job], folder: RunFolder, workers: int, on_trained: OnTrained, *, on_gpu: bool) -> None:
+def _run(
+    jobs: Sequence[Job],
+    folder: RunFolder,
+    workers: int,
+    on_trained: OnTrained,
+    *,
+    nodes: OpenNodes | None,
+    on_gpu: bool,
+) -> None:
     if not jobs:
         return
     participants = len(jobs[0].participants(0))
     at_once = min(len(jobs), max(2, -(-TASKS_PER_WORKER * workers // participants)))
+    if nodes is not None:
+        nodes = partial(nodes, clients=max(len(job.clients.clients) for job in jobs))
+    opening = _open_workers(workers, at_once, folder.lock, nodes=nodes, on_gpu=on_gpu)
     # Left in the reverse order: without the workers, the drivers have nothing to wait for.
-    with ThreadPoolExecutor(at_once) as drivers, _open_workers(workers, at_once, folder.lock, on_gpu=on_gpu) as opened:
+    with ThreadPoolExecutor(at_once) as drivers, opening as opened:
         driven = [drivers.submit(_drive, replace(job, kept_engines=at_once), opened, on_trained) for job in jobs]
         try:
             done, _ = wait(driven, return_when=FIRST_EXCEPTION)
@@ -231,10 +245,11 @@ def _run(jobs: Sequence[Job], folder: RunFolder, workers: int, on_trained: OnTra
 
 
 @contextmanager
-def _open_workers(count: int, jobs: int, lock: Path, *, on_gpu: bool) -> Iterator[Workers]:
+def _open_workers(count: int, jobs: int, lock: Path, *, nodes: OpenNodes | None, on_gpu: bool) -> Iterator[Workers]:
     """Workers for some jobs at a time."""
-    if on_gpu:
-        with open_pool(min(jobs, cores()), lock) as files, open_threads(count) as engines:
+    if on_gpu or nodes is not None:
+        opening = open_threads(count) if nodes is None else nodes(count, lock=lock)
+        with open_pool(min(jobs, cores()), lock) as files, opening as engines:
             yield Workers(engines, files)
     else:
         with open_pool(count, lock) as pool:
@@ -280,7 +295,7 @@ def _naming(arm: Arm, where: str) -> Iterator[None]:
 def _explaining_killed_workers() -> Iterator[None]:
     try:
         yield
-    except BrokenProcessPool as error:
+    except BrokenExecutor as error:
         raise FedparaError(
             "simulation: expected the worker processes to end with their work, found one killed, perhaps for want of "
             "memory; the same command goes on from the last round, with fewer --workers if that was it"

@@ -13,11 +13,13 @@
     [model]         `fedpara_edge.formats.recipe.Recipe`, but for what [train] and the seeds decide
     [train]         `TrainPlan`
     [aggregate]     `AggregatePlan`
+    [devices]       `devices.DevicesPlan`; may be left out
     [arms.NAME]     one table for each federation to compare: `model.…`, `train.…` and `aggregate.…` replace keys of
                     those three tables in this arm, `rounds` the setting of that name, and with `local_only = true`
                     every client trains on its own
 
-All arms of a plan see the same clients with the same rows and the same participants in each round. Nothing is trained
+All arms of a plan see the same clients with the same rows, the same participants in each round and the same devices.
+Nothing is trained
 before the whole plan was found good.
 """
 
@@ -39,9 +41,11 @@ from fedpara_edge.errors import InputError, brief
 from fedpara_edge.formats.recipe import Recipe
 from fedpara_edge.options import bind, check, check_keys, declared, option
 from fedpara_edge.simulation.data.federation import DataPlan
+from fedpara_edge.simulation.plan.devices import DevicesPlan
 from fedpara_edge.storage.tomlfile import read_toml
 
 Tables = Mapping[str, Any]
+ALL_THERE = DevicesPlan()
 Made = TypeVar("Made")
 
 ARM_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,59}")
@@ -206,6 +210,7 @@ class Plan:
     rounds: int = option(minimum=1, help="Rounds of each federation whose arm does not say otherwise.")
     arms: tuple[Arm, ...]
     data: DataPlan
+    devices: DevicesPlan = ALL_THERE
     seeds: tuple[int, ...] = option((0,), minimum=0, maximum=2**32 - 1, help="Seeds; each arm is run once for each.")
     participants: int | None = option(None, minimum=1, unset="all", help="Clients drawn for each round.")
     evaluate_every: int = option(1, minimum=1, help="Rounds between evaluations; the last round is always evaluated.")
@@ -308,13 +313,15 @@ def _flat(tables: Tables, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _plan(tables: Tables, folder: Path) -> Plan:
     settings = list(declared(Plan))
-    check_keys(tables, (*settings, "data", *PARTS, "arms"))
-    common = {name: _table(tables, name) for name in ("data", *PARTS, "arms")}
+    check_keys(tables, (*settings, "data", "devices", *PARTS, "arms"))
+    common = {name: _table(tables, name) for name in ("data", "devices", *PARTS, "arms")}
     with _under("data"):
         data = bind(DataPlan, common["data"])
+    with _under("devices"):
+        devices = bind(DevicesPlan, common["devices"])
     arms = tuple(_arm(name, tables, common, folder) for name in common["arms"])
     own = {name: tables[name] for name in settings if name in tables}
-    return bind(Plan, own, given={"arms": arms, "data": replace(data, path=folder / data.path)})
+    return bind(Plan, own, given={"arms": arms, "data": replace(data, path=folder / data.path), "devices": devices})
 
 
 def _arm(name: str, tables: Tables, common: Mapping[str, Tables], folder: Path) -> Arm:

@@ -1,4 +1,4 @@
-"""Choice of the engine that simulates: the one that the plan names, or torch."""
+"""Choice of the engine that simulates: the one that the plan names, here or on Flower, or torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ class EngineChoice:
     """Engine of a simulation.
 
     Args:
-        engine: `plan` for the one that the plan names, as devices have it, or `torch`.
+        engine: `plan` for the one that the plan names, as devices have it; `torch`; or `flower` for the plan's in
+            actors of Flower's simulation engine.
         device: Device of torch; None for the CPU.
         precision: Precision of products in torch: `float32`; `tf32`, with factors rounded to 10 bits, on a GPU; `bf16`,
             with activations and composed weights rounded to 7 bits as well. None for float32. The weights that are
@@ -26,7 +27,9 @@ class EngineChoice:
         InputError: A value is out of its range, or given for another engine.
     """
 
-    engine: Literal["plan", "torch"] = option("plan", help="Engine that trains and evaluates: the plan's, or torch.")
+    engine: Literal["plan", "torch", "flower"] = option(
+        "plan", help="Engine that trains and evaluates: the plan's, torch, or the plan's on Flower's simulation."
+    )
     device: Literal["cpu", "cuda"] | None = option(
         None, only=("engine", ("torch",)), unset="cpu", help="Device of torch."
     )
@@ -39,8 +42,8 @@ class EngineChoice:
 
     @property
     def name(self) -> str | None:
-        """Name with all that decides what is learned, as in `torch:cuda:bf16`; None for the plan's."""
-        return None if self.engine == "plan" else f"torch:{self.device or 'cpu'}:{self.precision or 'float32'}"
+        """Name with all that decides what is learned, as in `torch:cuda:bf16`; None for the plan's, wherever."""
+        return None if self.engine != "torch" else f"torch:{self.device or 'cpu'}:{self.precision or 'float32'}"
 
     @property
     def on_gpu(self) -> bool:

@@ -1,0 +1,212 @@
+"""Push to a repository of the Hub, and pull from it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedpara_edge.errors import FedparaError, InputError, WrongBundleError, brief_text
+from fedpara_edge.formats.bundle import MANIFEST, open_bundle, read_manifest
+from fedpara_edge.formats.weights import read_weights
+from fedpara_edge.hub.card import MARK, model_card
+from fedpara_edge.installation import install_line
+from fedpara_edge.storage.atomic import check_output, replacing_file, replacing_folder
+from fedpara_edge.storage.rounds import round_path
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+CARD = "README.md"
+WEIGHTS = Path("weights")
+_ROUND = re.compile(r"weights/round-(0|[1-9][0-9]{0,12})\.safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pushed:
+    """What was pushed.
+
+    Args:
+        address: Address of the commit.
+        files: Names of the files in the repository.
+        kept_card: Whether the repository has a card of somebody else's, which stays.
+    """
+
+    address: str
+    files: tuple[str, ...]
+    kept_card: bool = False
+
+
+def push(path: Path, repository: str, *, private: bool = False) -> Pushed:
+    """Push a bundle with its model card, or weights of it, in one commit.
+
+    Args:
+        path: Bundle folder, or weights file.
+        repository: Name of the repository, as `owner/name`; made if it is missing.
+        private: Whether only its owner sees a repository that is made.
+
+    Raises:
+        InputError: There is nothing of the kind at `path`, or huggingface_hub is not installed.
+        WrongBundleError: The bundle is damaged, or the repository has another than the weights'.
+        FedparaError: The Hub refuses, or can't be reached.
+    """
+    api = _api()
+    if not path.is_dir():
+        return _push_weights(api, path, repository)
+    from huggingface_hub import CommitOperationAdd
+
+    manifest = open_bundle(path).manifest
+    files: dict[str, Path | bytes] = {name: path / name for name in (*manifest.files, MANIFEST)}
+    with _asking(repository):
+        api.create_repo(repository, private=private, exist_ok=True)
+        card = _read(api, repository, CARD) if api.file_exists(repository, CARD) else MARK
+        if MARK in card:
+            files[CARD] = model_card(manifest, repository).encode()
+        added = [CommitOperationAdd(name, content) for name, content in files.items()]
+        done = api.create_commit(repository, added, commit_message=f"Bundle {manifest.fingerprint[:12]}")
+    return Pushed(address=str(done.commit_url), files=tuple(sorted(files)), kept_card=CARD not in files)
+
+
+def _push_weights(api: HfApi, path: Path, repository: str) -> Pushed:
+    from huggingface_hub import CommitOperationAdd
+
+    weights = read_weights(path)
+    name = round_path(WEIGHTS, weights.round).as_posix()
+    with _asking(repository), tempfile.TemporaryDirectory() as place:
+        _check_fingerprint(api, repository, None, weights.fingerprint, path, Path(place))
+        done = api.create_commit(
+            repository, [CommitOperationAdd(name, path)], commit_message=f"Weights after {weights.round} rounds"
+        )
+    return Pushed(address=str(done.commit_url), files=(name,))
+
+
+def pull_bundle(repository: str, output: Path, *, revision: str | None = None, overwrite: bool = False) -> Path:
+    """Pull the bundle of a repository.
+
+    Args:
+        repository: Name of the repository, as `owner/name`.
+        output: Bundle folder to make.
+        revision: Branch, tag or commit; None for the main branch.
+        overwrite: Whether to replace an existing folder.
+
+    Raises:
+        InputError: huggingface_hub is not installed.
+        OutputExistsError: The folder exists, and `overwrite` is false.
+        WrongBundleError: There is no bundle, or it is damaged.
+        FedparaError: The Hub refuses, or can't be reached.
+    """
+    check_output(output, overwrite=overwrite, folder=True)
+    api = _api()
+    with replacing_folder(output) as made:
+        with _asking(repository), tempfile.TemporaryDirectory(dir=made.parent) as place:
+            manifest = read_manifest(_download(api, repository, revision, MANIFEST, Path(place)))
+            for name in (MANIFEST, *manifest.files):
+                if Path(name).name != name:
+                    raise WrongBundleError(f"{repository}: expected names of files in {MANIFEST}, found {name!r}")
+                shutil.copyfile(_download(api, repository, revision, name, Path(place)), made / name)
+        open_bundle(made)
+    return output
+
+
+def pull_weights(repository: str, output: Path, *, revision: str | None = None, overwrite: bool = False) -> int:
+    """Pull the newest weights of a repository, or the initial ones if there are none of later rounds; their round.
+
+    Args:
+        repository: Name of the repository, as `owner/name`.
+        output: Weights file to write.
+        revision: Branch, tag or commit; None for the main branch.
+        overwrite: Whether to replace an existing file.
+
+    Raises:
+        InputError: huggingface_hub is not installed, or the file is no weights file.
+        OutputExistsError: The file exists, and `overwrite` is false.
+        WrongBundleError: The weights are of another bundle than the repository's.
+        FedparaError: The Hub refuses, or can't be reached.
+    """
+    check_output(output, overwrite=overwrite)
+    api = _api()
+    with _asking(repository), tempfile.TemporaryDirectory() as place:
+        rounds = [
+            int(found[1])
+            for name in api.list_repo_files(repository, revision=revision)
+            if (found := _ROUND.fullmatch(name))
+        ]
+        name = round_path(WEIGHTS, max(rounds)).as_posix() if rounds else "weights.safetensors"
+        path = _download(api, repository, revision, name, Path(place))
+        weights = read_weights(path)
+        _check_fingerprint(api, repository, revision, weights.fingerprint, Path(name), Path(place))
+        with replacing_file(output) as temporary:
+            shutil.copyfile(path, temporary)
+    return weights.round
+
+
+def _check_fingerprint(
+    api: HfApi, repository: str, revision: str | None, fingerprint: str, path: Path, place: Path
+) -> None:
+    manifest = read_manifest(_download(api, repository, revision, MANIFEST, place))
+    if manifest.fingerprint != fingerprint:
+        raise WrongBundleError(
+            f"{path}: expected weights of the bundle in {repository} ({manifest.fingerprint[:12]}), found those of "
+            f"another ({fingerprint[:12]}); push that bundle first, or take another repository"
+        )
+
+
+def _read(api: HfApi, repository: str, name: str) -> str:
+    with tempfile.TemporaryDirectory() as place:
+        return _download(api, repository, None, name, Path(place)).read_text(encoding="utf-8", errors="replace")
+
+
+def _download(api: HfApi, repository: str, revision: str | None, name: str, place: Path) -> Path:
+    """A file of a repository, in a folder rather than in the Hub's cache, which would keep it for good."""
+    return Path(api.hf_hub_download(repository, name, revision=revision, local_dir=place))
+
+
+def _api() -> HfApi:
+    try:
+        from huggingface_hub import HfApi
+    except ImportError as error:
+        raise InputError(f"expected huggingface_hub, found none ({error}); {install_line('hub')}") from error
+    return HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, library_name="fedpara-edge")
+
+
+@contextmanager
+def _asking(repository: str) -> Iterator[None]:
+    """Have an error of the Hub, of whatever kind, say in one line what was asked of whom."""
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+    try:
+        yield
+    except FedparaError:
+        raise
+    except HFValidationError as error:
+        raise InputError(
+            f"expected a name as owner/name, found {repository!r}: {_line(error)}", key="repository"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise FedparaError(
+            f"{repository}: expected a repository that this token may use, found none; check the name, and log in with "
+            "`hf auth login` or HF_TOKEN"
+        ) from error
+    except EntryNotFoundError as error:
+        raise WrongBundleError(
+            f"{repository}: expected a bundle, found a file of it missing ({_line(error)}); push the bundle first"
+        ) from error
+    except HfHubHTTPError as error:
+        raise FedparaError(f"{repository}: expected the Hub to take this, found {_line(error)}") from error
+    except OSError as error:
+        raise FedparaError(
+            f"{repository}: expected to reach the Hub, found {_line(error)}; check the network, and HF_ENDPOINT for "
+            "another server"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return brief_text(" ".join(str(error).split()), max_length=200)
