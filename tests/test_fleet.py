@@ -26,8 +26,8 @@ from device_runtime.data import open_data
 from device_runtime.engines.registry import open_engine
 from device_runtime.training import train
 from fedpara_edge.aggregation import AggregateConfig, run_round
-from fedpara_edge.errors import InputError, TooFewUpdatesError, WrongBundleError
-from fedpara_edge.fleet import exchange, gathering
+from fedpara_edge.errors import FedparaError, InputError, TooFewUpdatesError, WrongBundleError
+from fedpara_edge.fleet import exchange, forks, gathering
 from fedpara_edge.fleet.app import read_app
 from fedpara_edge.fleet.device import answer
 from fedpara_edge.fleet.messages import SMALL_BYTES, Answer, Call, read_answer, read_call
@@ -469,3 +469,18 @@ def test_a_bundle_that_is_not_what_was_called_for_is_refused(tmp_path: Path, fle
     hostile = replace(call, files={"bundle/../../out": b"x"})
     assert answer(hostile, node).code == InputError.code
     assert not (tmp_path / "state" / "out").exists()
+
+
+def test_a_flower_in_which_a_replaced_part_is_gone_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flwr.supercore.inflatable import inflatable_utils
+    from flwr.supernode import start_client_internal
+
+    monkeypatch.setattr(start_client_internal, "time", start_client_internal.time)  # as it is, afterwards
+    monkeypatch.setattr(inflatable_utils, "pull_objects", lambda: None)
+    with pytest.raises(FedparaError, match=r"flwr .*: expected an option initial_backoff of pull_objects, as in 1\.42"):
+        forks._quicken()
+    monkeypatch.delattr(start_client_internal, "time")
+    with pytest.raises(FedparaError, match=r"expected time in flwr\.supernode.*pip install flwr==1\.42"):
+        forks._quicken()
+    with pytest.raises(FedparaError, match=r"expected a module flwr\.gone"):
+        forks._of_flower("flwr.gone", "time")

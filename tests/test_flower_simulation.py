@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from concurrent.futures import BrokenExecutor
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -22,7 +21,7 @@ from test_fleet_up import processes
 from tiny_plan import measured, write_plan
 
 from export import make_bundle
-from fedpara_edge.errors import DivergedError
+from fedpara_edge.errors import DivergedError, FedparaError
 from fedpara_edge.fleet.simulated import NodeExecutor, run_task
 from fedpara_edge.simulation.folder import RunFolder
 from fedpara_edge.simulation.plan.plan import read_plan
@@ -96,11 +95,11 @@ def test_a_client_has_one_node_and_few_tasks_are_under_way(executor: NodeExecuto
 
 def test_nobody_waits_for_a_simulation_that_has_ended(executor: NodeExecutor) -> None:
     serving = serve(executor, Grid(Error(code=0, reason="an actor died")))
-    with pytest.raises(BrokenExecutor, match="an actor died"):
+    with pytest.raises(FedparaError, match="an actor died"):
         executor.submit(double, 1).result(SECONDS)
     executor.close()
     serving.join()
-    with pytest.raises(BrokenExecutor, match="an actor died"):
+    with pytest.raises(FedparaError, match="an actor died"):
         executor.submit(double, 1)
 
 

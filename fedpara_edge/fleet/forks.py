@@ -27,6 +27,8 @@ from types import SimpleNamespace
 from typing import Any, NoReturn
 
 from device_runtime.engines.registry import ENGINES
+from fedpara_edge.errors import FedparaError
+from fedpara_edge.fleet.app import FLOWER
 
 STOP_SECONDS = 8.0
 """Time that a program gets to end after SIGTERM."""
@@ -121,8 +123,8 @@ class Forks:
             _fork(run)
 
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # or else tasks that ended stay as zombies
-        executor = importlib.import_module("flwr.supercore.superexec.executor.subprocess_executor")
-        executor.subprocess = SimpleNamespace(Popen=popen, DEVNULL=subprocess.DEVNULL)  # type: ignore[attr-defined]
+        executor = _of_flower("flwr.supercore.superexec.executor.subprocess_executor", "subprocess")
+        executor.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": popen})
 
 
 @contextmanager
@@ -152,15 +154,39 @@ def _import_apps() -> None:
 
 def _quicken() -> None:
     """Have the SuperNodes of this process and its forks ask for messages more often than Flower has them do."""
-    module: Any = importlib.import_module("flwr.supernode.start_client_internal")
+    module = _of_flower("flwr.supernode.start_client_internal", "time")
 
     def sleep(seconds: float) -> None:
         time.sleep(min(seconds, IDLE_SECONDS))
 
-    module.time = SimpleNamespace(sleep=sleep)
+    module.time = SimpleNamespace(**{**vars(time), "sleep": sleep})
     # A task is there before the message that it is about, and first waits for a second if it has to.
-    pull: Any = importlib.import_module("flwr.supercore.inflatable.inflatable_utils").pull_objects
-    pull.__kwdefaults__ = {**(pull.__kwdefaults__ or {}), "initial_backoff": BACKOFF_SECONDS}
+    pull = _of_flower("flwr.supercore.inflatable.inflatable_utils", "pull_objects").pull_objects
+    if "initial_backoff" not in (pull.__kwdefaults__ or {}):
+        raise _other_flower("an option initial_backoff of pull_objects")
+    pull.__kwdefaults__ = {**pull.__kwdefaults__, "initial_backoff": BACKOFF_SECONDS}
+
+
+def _of_flower(module: str, name: str) -> Any:
+    """A module of Flower that has a name which is replaced in it.
+
+    Raises:
+        FedparaError: This release of Flower has none.
+    """
+    try:
+        found = importlib.import_module(module)
+    except ImportError as error:
+        raise _other_flower(f"a module {module}") from error
+    if not hasattr(found, name):
+        raise _other_flower(f"{name} in {module}")
+    return found
+
+
+def _other_flower(expected: str) -> FedparaError:
+    return FedparaError(
+        f"flwr {metadata.version('flwr')}: expected {expected}, as in {FLOWER}, found none; install that release "
+        f"(pip install flwr=={FLOWER}), or use Flower's own commands, which start more processes"
+    )
 
 
 def _programs() -> Mapping[str, Program]:

@@ -18,7 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, Executor, Future
+from concurrent.futures import Executor, Future
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from itertools import cycle
@@ -29,7 +29,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedpara_edge.errors import FedparaError
+from fedpara_edge.errors import FedparaError, brief_text
 from fedpara_edge.fleet.switches import SWITCHES
 from fedpara_edge.simulation.processes import ONE_THREAD, environment
 from fedpara_edge.storage.locking import hold
@@ -39,8 +39,14 @@ Result = TypeVar("Result")
 POLL_SECONDS = 0.02
 AT_ONCE = 16
 """Messages under way for each actor: Flower looks for new ones ten times a second, and an actor may do more in that."""
-OF_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_worker_niceness": "0"}
-"""Switches of ray: it tells nobody, and its actors get the same share of a processor as other programs."""
+OF_RAY = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",
+    "RAY_agent_register_timeout_ms": "300000",
+}
+"""Switches of ray: it tells nobody, its actors get the same share of a processor as other programs, and it has patience
+on a machine that has much else to do."""
 STORE_BYTES = 100 << 20
 """Memory that ray's object store gets, which tasks hardly use; ray takes a third of the machine's otherwise."""
 
@@ -51,7 +57,7 @@ _holding = ExitStack()
 @app.train()
 def run_task(message: Message, _: Context) -> Message:
     """Do a task, in an actor."""
-    task = message.content["task"]
+    task: Any = message.content["task"]
     _prepare(Path(str(task["lock"])))
     function, arguments, options = pickle.loads(task["call"])
     found: tuple[Any, BaseException | None]
@@ -86,7 +92,7 @@ class NodeExecutor(Executor):
         self._owed: set[Future[Any]] = set()
         self._actors: set[int] = set()
         self._changing, self._closed = threading.Lock(), threading.Event()
-        self._reason: BaseException | None = None
+        self._reason: object = None
 
     def submit(self, function: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
         """Submit a task, as to every executor."""
@@ -123,11 +129,12 @@ class NodeExecutor(Executor):
                 return
             self._owed.remove(future)
         if reply.has_error():
-            self._reason = FedparaError(reply.error.reason)
+            self._reason = reply.error.reason
             future.set_exception(self._broken())
             return
-        self._actors.add(reply.content["task"]["actor"])
-        result, error = pickle.loads(reply.content["task"]["found"])
+        answer: Any = reply.content["task"]
+        self._actors.add(answer["actor"])
+        result, error = pickle.loads(answer["found"])
         if error is None:
             future.set_result(result)
         else:
@@ -148,8 +155,12 @@ class NodeExecutor(Executor):
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGINT)
 
-    def _broken(self) -> BrokenExecutor:
-        return BrokenExecutor(f"Flower's simulation has ended: {self._reason}")
+    def _broken(self) -> FedparaError:
+        found = brief_text(" ".join(str(self._reason).split()), max_length=300)
+        return FedparaError(
+            f"Flower's simulation: expected actors that work to the end, found {found}; the same command goes on from "
+            "the last round"
+        )
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, BrokenExecutor, Executor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Executor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
@@ -295,7 +296,7 @@ def _naming(arm: Arm, where: str) -> Iterator[None]:
 def _explaining_killed_workers() -> Iterator[None]:
     try:
         yield
-    except BrokenExecutor as error:
+    except BrokenProcessPool as error:
         raise FedparaError(
             "simulation: expected the worker processes to end with their work, found one killed, perhaps for want of "
             "memory; the same command goes on from the last round, with fewer --workers if that was it"
