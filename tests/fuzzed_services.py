@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from json import dumps
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from fedpara_edge.formats.weights import read_weights
 from fedpara_edge.serving.devices import Devices
 from fedpara_edge.serving.folder import open_folder
 from fedpara_edge.serving.invitation import keep_address, read_address
+from fedpara_edge.serving.refused import RefusedError
 from fedpara_edge.serving.requests import read_join
 from fedpara_edge.serving.rounds import RoundFolder
 from fedpara_edge.serving.uploads import Uploads
@@ -46,6 +48,10 @@ def serving(folder: Path) -> Made:
     with federation_in(server, bundle, updates=1) as federation:
         federation.devices.join("ann", "proof", now=0)
         federation.task("ann")
+        federation.note_sent(860)
+        (folder / "garbage").write_bytes(b"garbage")
+        with suppress(RefusedError):
+            federation.take(folder / "garbage", "ann")
         update = update_of(folder / "sent", read_weights(bundle.file("weights.safetensors")), "ann")
         federation.take(update, "ann")
         federation.close()
@@ -62,7 +68,8 @@ def serving(folder: Path) -> Made:
             assert found.result is not None or not path.exists()
             assert all(path.parent == found.path / "updates" for path in found.closed or ())
 
-    records = [server / "rounds" / "0" / name for name in ("opened.json", "asked.jsonl", "closed.json", "result.json")]
+    names = ("opened.json", "asked.jsonl", "refused.jsonl", "sent.jsonl", "closed.json", "result.json")
+    records = [server / "rounds" / "0" / name for name in names]
     return [server / "run.json", server / "devices.jsonl", *records], read
 
 

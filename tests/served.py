@@ -25,8 +25,10 @@ from fedpara_edge.aggregation.config import AggregateConfig
 from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.formats.weights import Weights, read_weights
 from fedpara_edge.serving.config import ServeConfig
+from fedpara_edge.serving.evaluating import EvaluationSet
 from fedpara_edge.serving.federation import Federation
 from fedpara_edge.serving.folder import open_folder
+from fedpara_edge.serving.record import Evaluate, Record, about
 from fedpara_edge.serving.running import Running, run_server
 
 SECONDS = 30.0
@@ -51,6 +53,16 @@ def federation_in(
     """A federation that goes on in a state folder."""
     with open_folder(folder, bundle) as opened:
         yield Federation(opened, aggregate, ServeConfig(**config), {"lr": 0.1}, clock=clock)
+
+
+def record_in(
+    federation: Federation, *, evaluate: Evaluate | None = None, rounds: int | None = None, events: Any = None
+) -> Record:
+    """The record of a federation."""
+    folder = federation._folder
+    said = about(folder, {"lr": 0.1}, AVERAGING)
+    hear = (lambda *_, **__: None) if events is None else lambda name, **fields: events.append((name, fields))
+    return Record(folder, rounds, said, evaluate=evaluate, on_event=hear)
 
 
 def update_of(folder: Path, weights: Weights, client: str, **changed: Any) -> Path:
@@ -104,6 +116,7 @@ def serving(
     aggregate: AggregateConfig = AVERAGING,
     settings: Mapping[str, Any] | None = None,
     page: Path | None = None,
+    test: EvaluationSet | None = None,
     port: int = 0,
     **config: Any,
 ) -> Iterator[Served]:
@@ -122,7 +135,7 @@ def serving(
         try:
             run_server(
                 bundle, state, aggregate, ServeConfig(**config), settings or {"lr": 0.1}, host="127.0.0.1", port=port,
-                page=page, on_event=hear, on_ready=begin,
+                page=page, test=test, on_event=hear, on_ready=begin,
             )  # fmt: skip
         except BaseException as error:  # noqa: BLE001  (raised again where the server is used)
             failed.append(error)

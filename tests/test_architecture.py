@@ -29,7 +29,10 @@ READERS = {"images.py": {"PIL"}, "sounds.py": {"soundfile"}, "tables.py": {"pyar
 """What reads the sources that numpy and the standard library can't read."""
 LIGHT = {"numpy", "safetensors", "click"}
 WEB = {
+    "access.py": {"starlette"},
+    "answers.py": {"starlette"},
     "application.py": {"starlette", "anyio"},
+    "operator.py": {"starlette", "anyio"},
     "requests.py": {"starlette"},
     "certificates.py": {"cryptography"},
     "invitation.py": {"segno"},
@@ -49,7 +52,8 @@ LIBRARY: tuple[set[str], ...] = (
     {"fedpara_edge.aggregation", "fedpara_edge.nn"},
 )
 APPLICATIONS: tuple[set[str], ...] = (
-    {"fedpara_edge.simulation", "fedpara_edge.trust", "fedpara_edge.serving", "fedpara_edge.hub"},
+    {"fedpara_edge.simulation", "fedpara_edge.trust", "fedpara_edge.hub"},
+    {"fedpara_edge.serving"},
     {"fedpara_edge.demo", "fedpara_edge.report", "fedpara_edge.fleet"},
     {"fedpara_edge.advising"},
     {"fedpara_edge.cli"},
@@ -201,7 +205,7 @@ def allowed(path: Path) -> set[str]:
     if path.parent.name == "torchengine" and path.name in WITH_TORCH:
         return {"torch", *LIGHT, "fedpara_edge", "device_runtime", "export"}
     if room == "serving":
-        return {*LIGHT, *WEB.get(path.name, set()), "fedpara_edge"}
+        return {*LIGHT, *WEB.get(path.name, set()), "fedpara_edge", "device_runtime"}
     if room in ("simulation", "cli"):
         return {*LIGHT, "fedpara_edge", "device_runtime"}
     if room == "nn":

@@ -278,9 +278,10 @@ def test_a_run_that_has_measured_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected lines about arms, found none"):
         write_report(tmp_path)
     (tmp_path / "plan.toml").unlink()
-    with pytest.raises(InputError, match=r"plan\.toml"):
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(InputError, match=r"metrics\.jsonl, found none"):
         write_report(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl"]
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -665,7 +666,7 @@ def test_a_report_goes_elsewhere_and_replaces_only_a_report(run: Command, run_fo
     assert run("report", run_folder, "-o", output, "--overwrite").code == 0
     assert (output / "notes.txt").read_text() == "mine"
     nowhere = run("report", tmp_path / "nowhere")
-    assert (nowhere.code, "nowhere: expected a run folder with plan.toml" in nowhere.err) == (2, True)
+    assert (nowhere.code, "nowhere: expected a run folder with metrics.jsonl" in nowhere.err) == (2, True)
 
 
 @pytest.mark.parametrize("suffix", ["svg", "png", "pdf"])

@@ -1,12 +1,13 @@
 """A federation on its state folder: rounds, participants, and updates that are taken once, however the server ends."""
 
+import json
 import shutil
 from functools import partial
 from pathlib import Path
 
 import pytest
 from disk_calls import KILL, Fault, can_watch, run_watched
-from served import base_of, bundle_in, federation_in, update_of
+from served import base_of, bundle_in, federation_in, record_in, update_of
 from small_round import forge
 from softmax_regression import make_bundle
 
@@ -107,7 +108,7 @@ def test_updates_that_aggregate_would_refuse_are_refused(tmp_path: Path, bundle:
             (damaged, 422, "expected content with the sum that its header states"),
             (forged, 422, "examples"),
             (later, 409, "round: expected 0, found 7"),
-            (update_of(tmp_path / "sent", base, "ben"), 403, "'ann', found 'ben'"),
+            (update_of(tmp_path / "sent", base, "ben"), 403, "of 'ann': .* found 'ben'"),
         ):
             with pytest.raises(RefusedError, match=text) as refused:
                 take(federation, update, "ann")
@@ -280,6 +281,7 @@ def live(folder: Path) -> int:
         if federation.seconds_left() == 0:
             federation.close()
         federation.advance()
+        record_in(federation, rounds=1).catch_up(federation.number, len(federation.devices))
         return 0 if federation.error is None and federation.number == 1 else 1
 
 
@@ -312,6 +314,8 @@ def test_killed_in_any_write_no_update_is_lost_or_counts_twice(tmp_path: Path, b
         assert result is not None
         assert [each["client"] for each in result["accepted"]] == list(CLIENTS)
         assert round_path(here / "server" / "weights", 1).read_bytes() == expected
+        lines = (here / "server" / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["event"] for line in lines] == ["arm", "round", "done"]
 
 
 def test_a_damaged_journal_is_refused_by_name(tmp_path: Path, bundle: Bundle) -> None:

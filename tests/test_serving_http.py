@@ -186,7 +186,7 @@ def test_uploads_that_do_not_fit_are_refused(served: Served, tmp_path: Path, bun
     assert ask(served, "HEAD", place, token).status == 404
     garbage = ask(served, "POST", "updates", token, b"garbage")
     assert garbage.status == 422
-    assert garbage.content.startswith(b"update: ")
+    assert garbage.content.startswith(b"update of 'ann': ")
     assert not any((tmp_path / "server" / "uploads").iterdir())
 
 
@@ -431,7 +431,7 @@ def test_an_operator_sees_and_steers_the_rounds(served: Served, tmp_path: Path, 
         assert ask(served, "GET", place).status == 200
     assert ask(served, "GET", "/operator/../key").status == 404
     for method, place in (("GET", "state"), ("POST", "pause"), ("POST", "close")):
-        for token in (None, member.connection.token):
+        for token in (None, served.link.token, member.connection.token):
             assert ask(served, method, f"/operator/{place}", token, b"" if method == "POST" else None).status == 401
     assert do("close") == 409
     assert do("stop") == 404
@@ -449,8 +449,8 @@ def test_an_operator_sees_and_steers_the_rounds(served: Served, tmp_path: Path, 
     served.wait_for_round(1)
     found = state()
     (row,) = found["rounds"]
-    assert [row[name] for name in ("round", "updates", "rejected", "stragglers", "loss")] == [0, 1, 0, 0, 0.5]
-    assert row["received_bytes"] == update.stat().st_size
+    assert [row[name] for name in ("round", "updates", "rejected", "stragglers", "train_loss")] == [1, 1, 0, 0, 0.5]
+    assert row["up_bytes"] == update.stat().st_size + len(b"garbage")
     assert found["devices"][0] == {
         "client": "ann", "is_here": True, "has_sent": False, "is_asked": False, "round": 0, "error": None,
     }  # fmt: skip

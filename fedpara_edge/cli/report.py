@@ -53,7 +53,7 @@ def command(
     overwrite: bool,
     json: bool,
 ) -> None:
-    """Report on RUN, the folder of a simulation or a fleet, finished or not.
+    """Report on RUN, the folder of a simulation, a fleet or a server, finished or not.
 
     Writes RUN/report.html, which needs no other file, and a PNG for each figure. Figures need matplotlib.
     """

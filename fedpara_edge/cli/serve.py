@@ -12,12 +12,13 @@ from urllib.parse import urlsplit
 import click
 
 from device_runtime.config import OWN, TrainCall
+from device_runtime.sources import Reading
 from fedpara_edge.aggregation.config import AggregateConfig
 from fedpara_edge.algorithms import check_halves
 from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.invite import show_qr_code
 from fedpara_edge.cli.log import event
-from fedpara_edge.cli.options import PATH, options_of
+from fedpara_edge.cli.options import DATA, PATH, options_of
 from fedpara_edge.cli.output import note
 from fedpara_edge.errors import InputError
 from fedpara_edge.serving.config import ServeConfig
@@ -47,6 +48,8 @@ UNSERVED = ("privacy", "strict")
     type=PATH,
     help="Folder of the page for phones, as `make page` writes it.  [default: the one of this installation, if any]",
 )
+@click.option("--test", type=PATH, help=f"Data to evaluate the weights of each round on. {DATA}")
+@options_of(Reading, into="reading")
 @options_of(ServeConfig, into="config")
 @options_of(TrainCall, without=("algorithm", *OWN), into="train")
 @click.option(
@@ -67,6 +70,8 @@ def command(
     tls_key: Path | None,
     tls_lan: bool,
     page: Path | None,
+    test: Path | None,
+    reading: Mapping[str, Any],
     config: Mapping[str, Any],
     train: Mapping[str, Any],
     client_algorithm: str,
@@ -76,12 +81,17 @@ def command(
 
     Devices join by the link that is shown (`fedpara-edge device`). Rounds open and close by themselves. Everything is
     in the state folder: the same command goes on after any end of this one, and no update that was taken is lost or
-    counts twice. Ctrl-C or SIGTERM ends it.
+    counts twice. `fedpara-edge report` makes a page of that folder. Ctrl-C or SIGTERM ends it.
     """
     from fedpara_edge.cli.installed import require
 
     require("serve")
+    if test is not None:
+        require("device")
+    elif reading:
+        raise InputError("expected with --test, found without; leave it out", key=next(iter(reading)))
     from fedpara_edge.formats.bundle import open_bundle
+    from fedpara_edge.serving.evaluating import EvaluationSet
     from fedpara_edge.serving.running import run_server
 
     call = TrainCall(**train, algorithm=client_algorithm)
@@ -115,6 +125,7 @@ def command(
         host=host,
         port=port,
         page=page or installed_page(),
+        test=None if test is None else EvaluationSet(data=test, reading=Reading(**reading)),
         encrypt=encrypt,
         on_event=_report,
         on_ready=show,
@@ -181,14 +192,19 @@ def _report(name: str, *, level: int = logging.INFO, **fields: Any) -> None:
     """Log an event, and tell of it in a line."""
     event(name, level=level, **fields)
     if name in _LINES:
-        note(_LINES[name].format(**fields))
+        scores = {"accuracy": ".2%", "loss": ".4f"}
+        shown = ", ".join(
+            f"{score} {fields[score]:{as_}}" for score, as_ in scores.items() if fields.get(score) is not None
+        )
+        note(_LINES[name].format(**fields, shown=shown or "a loss that is not finite"))
 
 
 _LINES = {
     "device_joined": "{client} joined",
     "round_written": "{output}: round {round} from {accepted} updates ({examples} examples), {rejected} rejected, "
     "{stragglers} did not come back",
-    "update_refused": "refused an update of {client}: {message}",
+    "round_evaluated": "round {round}: {shown} on {examples} examples",
+    "update_refused": "refused the {message}",
     "round_reopened": "round {round} goes on: {message}",
     "error": "Error: {message}",
 }

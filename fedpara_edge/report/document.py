@@ -15,7 +15,7 @@ from fedpara_edge.report.comparison import (
     time_table,
 )
 from fedpara_edge.report.page import Block, Figure, Section, Source, Table, Text, render
-from fedpara_edge.report.results import Results
+from fedpara_edge.report.results import Results, Unplanned
 from fedpara_edge.report.summary import Summary
 from fedpara_edge.report.units import percent
 from fedpara_edge.simulation.folder import PLAN
@@ -39,7 +39,7 @@ RANKS = f"Numerical rank, in double precision, of the weight as a matrix of outp
 
 
 def page_of(
-    results: Results, summary: Summary, figures: Mapping[str, Figure], *, notes: Sequence[str], source: str
+    results: Results, summary: Summary, figures: Mapping[str, Figure], *, notes: Sequence[str], source: str | None
 ) -> str:
     """HTML page of a run.
 
@@ -48,10 +48,11 @@ def page_of(
         summary: Summary of the measurements.
         figures: Figures to show, by name.
         notes: Warnings that stand at the top.
-        source: Text of the plan.
+        source: Text of the plan; None for a run without one.
     """
     found = [section for section in _sections(results, summary, figures, notes) if section.blocks]
-    return render(results.plan.name, _subtitle(results), [*found, Section("", [Source(PLAN, source)])])
+    plan = [] if source is None else [Section("", [Source(PLAN, source)])]
+    return render(results.plan.name, _subtitle(results), [*found, *plan])
 
 
 def _sections(results: Results, summary: Summary, figures: Mapping[str, Figure], notes: Sequence[str]) -> list[Section]:
@@ -98,6 +99,8 @@ def _subtitle(results: Results) -> str:
     plan, about = results.plan, results.arms[0].about
     clients, participants = about.get("clients"), about.get("participants")
     of = f"{participants} of {clients} clients a round" if clients != participants else f"{clients} clients"
+    if isinstance(plan, Unplanned):
+        return " · ".join([f"{max(results.arms[0].seeds[0].rounds, default=0)} rounds", of])
     seeds = f"seeds {', '.join(map(str, plan.seeds))}" if len(plan.seeds) > 1 else f"seed {plan.seeds[0]}"
     details = {"dirichlet": f" (α {plan.data.alpha})", "key": f" {plan.data.key}", "shards": f" ({plan.data.shards})"}
     if left_out := about.get("left_out"):

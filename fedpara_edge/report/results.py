@@ -1,4 +1,4 @@
-"""Measurements of a run, from `plan.toml` and `metrics.jsonl`.
+"""Measurements of a run, from `metrics.jsonl` and `plan.toml`, which the run of a server does not have.
 
 The run may be unfinished: the last line may be torn, fields may be missing or null, and seeds may have reached
 different rounds. What is there is read; of two lines about the same round the later one counts.
@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import starmap
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from fedpara_edge.errors import InputError
-from fedpara_edge.simulation.folder import METRICS, PLAN, RunFolder
+from fedpara_edge.simulation.folder import METRICS, RunFolder
 from fedpara_edge.simulation.metrics import is_number
-from fedpara_edge.simulation.plan.plan import Plan, read_plan
+from fedpara_edge.simulation.plan.plan import Arm, Plan, read_plan
 from fedpara_edge.storage.wholefile import JOURNAL_BYTES, read_whole
 
 Line = Mapping[str, Any]
+_SCORES = ("accuracy", "loss")
 
 
 @dataclass(frozen=True)
@@ -69,16 +70,41 @@ class ArmRun:
         return self.seeds[0].about
 
 
+@dataclass(frozen=True, kw_only=True)
+class Unplanned:
+    """What stands in for the plan of a run that has none.
+
+    Attributes:
+        name: Name of the run.
+        rounds: Rounds after which it ends, or that it has so far if it has no end.
+        seeds: Seeds of the run.
+        evaluated: Rounds whose weights were evaluated.
+    """
+
+    name: str
+    rounds: int
+    seeds: tuple[int, ...]
+    evaluated: frozenset[int]
+    arms: ClassVar[tuple[Arm, ...]] = ()
+    reference: ClassVar[str | None] = None
+    target: ClassVar[float | None] = None
+    evaluated_on: ClassVar[Literal["common"]] = "common"
+
+    def is_evaluated(self, number: int, *, last: int) -> bool:  # noqa: ARG002
+        """Whether weights after a round were evaluated."""
+        return number in self.evaluated
+
+
 @dataclass(frozen=True)
 class Results:
     """Measurements of a run.
 
     Attributes:
-        plan: Plan of the run.
+        plan: Plan of the run, or what stands in for it.
         arms: Arms that have begun, in the order of the plan.
     """
 
-    plan: Plan
+    plan: Plan | Unplanned
     arms: tuple[ArmRun, ...]
 
 
@@ -86,15 +112,18 @@ def read_results(run: Path) -> Results:
     """Read a run folder.
 
     Raises:
-        InputError: The plan or the metrics are missing or damaged, or no arm has begun.
+        InputError: The metrics are missing, they or the plan are damaged, or no arm has begun.
     """
     folder = RunFolder(run)
+    if not folder.plan.is_file() and not folder.metrics.is_file():
+        raise InputError(f"{run}: expected a run folder with {METRICS}, found none; check the path")
     if not folder.plan.is_file():
-        raise InputError(f"{run}: expected a run folder with {PLAN} and {METRICS}, found no {PLAN}; check the path")
+        arms = read_arms(folder.metrics)
+        return Results(_unplanned(arms), arms)
     plan = read_plan(folder.plan)
     places = {arm.name: place for place, arm in enumerate(plan.arms)}
-    arms = sorted(read_arms(folder.metrics), key=lambda arm: places.get(arm.name, len(places)))
-    return Results(plan, tuple(arms))
+    planned = sorted(read_arms(folder.metrics), key=lambda arm: places.get(arm.name, len(places)))
+    return Results(plan, tuple(planned))
 
 
 def read_arms(path: Path) -> tuple[ArmRun, ...]:
@@ -114,6 +143,17 @@ def read_arms(path: Path) -> tuple[ArmRun, ...]:
     if not found:
         raise InputError(f"{path}: expected lines about arms, found none; let the simulation run first")
     return tuple(ArmRun(name, tuple(starmap(_seed_run, sorted(seeds.items())))) for name, seeds in found.items())
+
+
+def _unplanned(arms: Sequence[ArmRun]) -> Unplanned:
+    lines = [(number, line) for arm in arms for seed in arm.seeds for number, line in seed.rounds.items()]
+    ends = [number_of(arm.about, "rounds") for arm in arms]
+    return Unplanned(
+        name=str(arms[0].about.get("model", arms[0].name)),
+        rounds=int(max(end or 0 for end in ends)) or max((number for number, _ in lines), default=0),
+        seeds=tuple(sorted({seed.seed for arm in arms for seed in arm.seeds})),
+        evaluated=frozenset(n for n, line in lines if any(number_of(line, of) is not None for of in _SCORES)),
+    )
 
 
 def number_of(line: Line, field: str) -> float | None:

@@ -23,7 +23,7 @@ import numpy as np
 
 from fedpara_edge.errors import InputError
 from fedpara_edge.report.curve import Curve, curve_of
-from fedpara_edge.report.results import ArmRun, Line, Results, SeedRun, number_of, numbers_of, round_bytes
+from fedpara_edge.report.results import ArmRun, Line, Results, SeedRun, Unplanned, number_of, numbers_of, round_bytes
 from fedpara_edge.report.summary import ArmSummary, Summary
 from fedpara_edge.simulation.plan.plan import Plan
 
@@ -94,7 +94,7 @@ def _notes(results: Results, arms: Sequence[ArmSummary], reference: ArmSummary) 
         yield from (f"{arm.name}, seed {seed}: {why}" for seed, why in sorted(reasons.items()))
 
 
-def _last_evaluated(plan: Plan, last: int, end: int) -> int:
+def _last_evaluated(plan: Plan | Unplanned, last: int, end: int) -> int:
     """Last round up to `last` after which an arm of `end` rounds is evaluated; 0 if there is none."""
     rounds = range(min(last, end), 0, -1)
     return next((number for number in rounds if plan.is_evaluated(number, last=end)), 0)
@@ -147,7 +147,7 @@ def _why_unfinished(seed: SeedRun, last: int, end: int) -> str:
     number = max(seed.rounds, default=0)
     if seed.done is not None and (reason := seed.done.get("diverged")):
         return f"diverged {f'after round {number}' if number else 'in round 1'}: {reason}"
-    reasons = [f"{number} of {end} rounds done"] if seed.done is None or number < end else []
+    reasons = [f"{number} of {end} rounds done"] if number < end else []
     line = seed.rounds.get(last, {})
     if "loss" in line and number_of(line, "loss") is None:
         reasons.append(f"the loss after round {last} is not finite")

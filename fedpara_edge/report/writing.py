@@ -1,6 +1,6 @@
 """Files made from a run: the whole report, or one of its figures.
 
-They depend on plan and metrics alone: made again, they are the same.
+They depend on metrics and plan alone: made again, they are the same.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def write_report(run: Path | str, output: Path | str | None = None, *, overwrite
             (folder / _png(name)).unlink(missing_ok=True)
     left_out = why_left_out()
     notes = [*summary.notes, *([] if left_out is None else [f"{left_out[0].upper()}{left_out[1:]}"])]
-    source = read_text(RunFolder(run).plan)
+    plan = RunFolder(run).plan
+    source = read_text(plan) if plan.is_file() else None
     page = folder / REPORT
     with replacing_file(page) as temporary:
         temporary.write_text(page_of(results, summary, figures, notes=notes, source=source), encoding="utf-8")

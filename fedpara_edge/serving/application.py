@@ -13,7 +13,7 @@
 | `GET /healthz`               | none     | 200, or 503 with the reason why rounds can't go on                       |
 | `GET /ca.pem`                | none     | certificate that vouches for the server, where it made its own           |
 | `GET /operator`              | none     | the operator's page, which asks for what follows with its token          |
-| `GET /operator/state`        | operator | rounds and devices (`overview`)                                          |
+| `GET /operator/state`        | operator | rounds and devices (`overview`), at once or when they change             |
 | `POST /operator/pause`,      | operator | asks no device to train from now on, goes on, closes the round           |
 | `resume`, `close`            |          |                                                                          |
 | `GET /metrics`               | operator | what the server counts, for Prometheus                                   |
@@ -30,7 +30,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -38,34 +38,30 @@ from pathlib import Path
 import anyio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from fedpara_edge.errors import FedparaError
+from fedpara_edge.serving.access import Access
+from fedpara_edge.serving.answers import of_file, refused
+from fedpara_edge.serving.bell import Bell, wait_for
 from fedpara_edge.serving.config import ServeConfig
-from fedpara_edge.serving.federation import ALIVE_SECONDS, Federation, OnEvent, ignore
-from fedpara_edge.serving.limits import Rates
-from fedpara_edge.serving.measures import Measures
-from fedpara_edge.serving.overview import overview
-from fedpara_edge.serving.page import POLICY, Page
+from fedpara_edge.serving.federation import Federation, OnEvent, ignore
+from fedpara_edge.serving.operator import Operator
+from fedpara_edge.serving.page import Page
+from fedpara_edge.serving.record import Record
 from fedpara_edge.serving.refused import RefusedError
 from fedpara_edge.serving.requests import is_complete, number_in, pieces, read_join, wait_seconds
-from fedpara_edge.serving.tokens import Kind, Tokens
+from fedpara_edge.serving.tokens import Tokens
 from fedpara_edge.serving.uploads import Upload, Uploads
 
-OPERATOR = Path(__file__).with_name("operator_page")
-"""Folder of the operator's page."""
-Handler = Callable[[Request], Awaitable[Response]]
-
-RETRY_SECONDS = 2
 _MAX_JOIN_BYTES = 4096
 _READERS = 4
 """Updates that are checked at the same time."""
 _FOR_GOOD = "private, max-age=31536000, immutable"
-_CERTIFICATE = "application/x-x509-ca-cert"
+_BYTES, _CERTIFICATE = "application/octet-stream", "application/x-x509-ca-cert"
 _PARTIAL = "application/partial-upload"
-_HEADERS = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
 
 class Application:
@@ -73,6 +69,7 @@ class Application:
 
     Args:
         federation: Federation that runs.
+        record: Record of its rounds.
         uploads: Updates that are arriving.
         tokens: Tokens of the server.
         config: Limits.
@@ -87,6 +84,7 @@ class Application:
     def __init__(
         self,
         federation: Federation,
+        record: Record,
         uploads: Uploads,
         tokens: Tokens,
         config: ServeConfig,
@@ -95,57 +93,62 @@ class Application:
         authority: Path | None = None,
         on_event: OnEvent = ignore,
     ) -> None:
-        self._federation, self._uploads, self._tokens, self._page = federation, uploads, tokens, page
-        self._operator = Page(OPERATOR)
-        self._rates = Rates(config.requests_per_minute, time.monotonic)
-        self._measures, self._tell, self._authority = Measures(), on_event, authority
-        self._changed, self._work = asyncio.Event(), asyncio.Event()
-        self._ended = asyncio.Event()
+        self._federation, self._record, self._uploads, self._page = federation, record, uploads, page
+        self._tokens, self._tell, self._authority = tokens, on_event, authority
+        self._access = Access(tokens, config.requests_per_minute, on_event)
+        self._bell, self._work, self._ended = Bell(), asyncio.Event(), asyncio.Event()
+        self._operator = Operator(federation, record, self._access, on_change=self._work.set)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        answering = self._access.answering
         routes = [
-            Route("/healthz", self._answer(self._health)),
-            Route("/ca.pem", self._answer(self._ca)),
-            Route("/metrics", self._answer(self._metrics)),
-            Route("/operator", self._answer(self._operator_page)),
-            Route("/operator/state", self._answer(self._overview)),
-            Route("/operator/{name:str}", self._answer(self._operator_file)),
-            Route("/operator/{what:str}", self._answer(self._operate), methods=["POST"]),
-            Route("/join", self._answer(self._join), methods=["POST"]),
-            Route("/task.json", self._answer(self._task)),
-            Route("/files/{place:path}", self._answer(self._file)),
-            Route("/updates", self._answer(self._post), methods=["POST"]),
-            Route("/updates/{name}", self._answer(self._head), methods=["HEAD"]),
-            Route("/updates/{name}", self._answer(self._patch), methods=["PATCH"]),
-            Route("/updates/{name}", self._answer(self._delete), methods=["DELETE"]),
-            Route("/{place:path}", self._answer(self._of_page)),
+            Route("/healthz", answering(self._health)),
+            Route("/ca.pem", answering(self._ca)),
+            *self._operator.routes,
+            Route("/join", answering(self._join), methods=["POST"]),
+            Route("/task.json", answering(self._task)),
+            Route("/files/{place:path}", answering(self._file)),
+            Route("/updates", answering(self._post), methods=["POST"]),
+            Route("/updates/{name}", answering(self._head), methods=["HEAD"]),
+            Route("/updates/{name}", answering(self._patch), methods=["PATCH"]),
+            Route("/updates/{name}", answering(self._delete), methods=["DELETE"]),
+            Route("/{place:path}", answering(self._of_page)),
         ]
-        refused = {HTTPException: _refuse_route}
-        self.asgi = Starlette(routes=routes, lifespan=self._lifespan, exception_handlers=refused)
+        handlers = {HTTPException: _refuse_route}
+        self.asgi = Starlette(routes=routes, lifespan=self._lifespan, exception_handlers=handlers)
 
     def end(self) -> None:
         """Have requests that wait answer now, as the server is about to end."""
         self._ended.set()
-        self._changed.set()
-        self._work.set()
+        self._operator.is_ended = True
+        self._operator.bell.ring()
+        self._wake()
+
+    def look(self) -> None:
+        """Have those who watch look again; from any thread."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._operator.bell.ring)
 
     @asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         self._readers = anyio.CapacityLimiter(_READERS)
 
         def wake() -> None:
             loop.call_soon_threadsafe(self._wake)
 
         self._federation.listeners.append(wake)
-        ticking = asyncio.create_task(self._tick())
+        running = [asyncio.create_task(each) for each in (self._tick(), self._keep_record())]
         yield
-        ticking.cancel()
-        with suppress(asyncio.CancelledError):
-            await ticking
+        self._loop = None
+        self._record.stop()
+        for task in running:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
 
     def _wake(self) -> None:
         """Have everybody who waits for a change look again."""
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self._bell.ring()
         self._work.set()
 
     async def _tick(self) -> None:
@@ -157,44 +160,19 @@ class Application:
                 self._federation.close()
             await anyio.to_thread.run_sync(self._federation.advance)
             if left != 0:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._work.wait(), min(1.0 if left is None else left, 1.0))
+                await wait_for(self._work, min(1.0 if left is None else left, 1.0))
 
-    def _answer(self, handler: Handler) -> Handler:
-        """A handler whose errors become answers, and whose answers are counted."""
-
-        async def answer(request: Request) -> Response:
+    async def _keep_record(self) -> None:
+        """Have the record catch up with the rounds."""
+        while not self._ended.is_set():
+            changed = self._bell.next
+            number, devices = self._federation.number, len(self._federation.devices)
             try:
-                response = await handler(request)
-            except RefusedError as error:
-                response = _refused(str(error), error.status)
-            except (ClientDisconnect, TimeoutError):
-                response = _refused("expected the rest of the request, found none; send it again", 408)
-            except (FedparaError, OSError) as error:
-                self._tell("error", level=logging.ERROR, code=getattr(error, "code", "disk"), message=str(error))
-                response = _refused("expected a server that can write, found it can't now; try again later", 503)
-            for name, value in _HEADERS.items():
-                response.headers.setdefault(name, value)
-            self._measures.count("requests_total", f'status="{response.status_code}"')
-            return response
-
-        return answer
-
-    def _allow(self, request: Request, kind: Kind) -> str:
-        """The subject of the request's token, whose request is counted.
-
-        Raises:
-            RefusedError: It has no valid token of the kind, or made too many requests.
-        """
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        subject = self._tokens.subject(kind, token.strip(), now=time.time()) if scheme.lower() == "bearer" else None
-        if subject is None:
-            self._rates.spend(f"address {request.client.host if request.client else ''}")
-            remedy = {"join": "ask for a new join link", "device": "join again", "operator": "use the operator's"}[kind]
-            raise RefusedError(f"expected a token of kind {kind} that is still good, found none; {remedy}", status=401)
-        if kind != "join":
-            self._rates.spend(f"{kind} {subject}")
-        return subject
+                await anyio.to_thread.run_sync(self._record.catch_up, number, devices)
+            except FedparaError as error:
+                self._tell("error", level=logging.ERROR, code=error.code, message=str(error))
+            if not self._ended.is_set():
+                await changed.wait()
 
     def _allow_device(self, request: Request) -> str:
         """The name of the device that asks.
@@ -202,7 +180,7 @@ class Application:
         Raises:
             RefusedError: It has no valid token, or did not join this federation.
         """
-        client = self._allow(request, "device")
+        client = self._access.allow(request, "device")
         if client not in self._federation.devices:
             raise RefusedError("expected a device that joined, found another; join again", status=401)
         return client
@@ -216,54 +194,8 @@ class Application:
             raise RefusedError("expected a server with an authority of its own, found one without", status=404)
         return FileResponse(self._authority, headers={"Cache-Control": "no-cache"}, media_type=_CERTIFICATE)
 
-    async def _metrics(self, request: Request) -> Response:
-        self._allow(request, "operator")
-        federation = self._federation
-        gauges = {
-            "round": federation.number,
-            "round_updates": federation.round.count,
-            "round_asked": len(federation.round.asked),
-            "devices": len(federation.devices),
-            "devices_alive": len(federation.devices.seen_since(time.time() - ALIVE_SECONDS)),
-            "paused": int(federation.phase == "paused"),
-            "failed": int(federation.error is not None),
-        }
-        return PlainTextResponse(self._measures.text(gauges), media_type="text/plain; version=0.0.4")
-
-    async def _operator_page(self, request: Request) -> Response:
-        return self._of_operator(request, "")
-
-    async def _operator_file(self, request: Request) -> Response:
-        return self._of_operator(request, request.path_params["name"])
-
-    def _of_operator(self, request: Request, name: str) -> Response:
-        """A file of the operator's page, which has nothing in it before the token is shown."""
-        file = self._operator.find(name, "")
-        if file is None:
-            raise RefusedError("expected a file of the operator's page, found none", status=404)
-        return _of_file(request, file.path, digest=file.digest, caching="no-cache", media_type=file.media_type)
-
-    async def _overview(self, request: Request) -> Response:
-        self._allow(request, "operator")
-        found = await anyio.to_thread.run_sync(partial(overview, self._federation, now=time.time()))
-        return JSONResponse(found, headers={"Cache-Control": "no-store"})
-
-    async def _operate(self, request: Request) -> Response:
-        self._allow(request, "operator")
-        actions: dict[str, Callable[[], None]] = {
-            "pause": partial(self._federation.pause, True),
-            "resume": partial(self._federation.pause, False),
-            "close": self._federation.close,
-        }
-        action = actions.get(request.path_params["what"])
-        if action is None:
-            raise RefusedError(f"expected {', '.join(actions)}, found something else", status=404)
-        await anyio.to_thread.run_sync(action)
-        self._work.set()
-        return Response(status_code=204)
-
     async def _join(self, request: Request) -> Response:
-        self._allow(request, "join")
+        self._access.allow(request, "join")
         body = b""
         async for piece in pieces(request):
             body += piece
@@ -279,13 +211,12 @@ class Application:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_seconds(request.headers.get("Prefer", ""))
         while True:
-            changed = self._changed
+            changed = self._bell.next
             task = self._federation.task(client)
             left = deadline - loop.time()
             if task.train or task.phase == "finished" or left <= 0 or self._ended.is_set():
                 return JSONResponse(task.to_json(), headers={"Cache-Control": "no-store"})
-            with suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), left)
+            await wait_for(changed, left)
 
     async def _file(self, request: Request) -> Response:
         self._allow_device(request)
@@ -293,7 +224,8 @@ class Application:
         path = self._federation.content.find(place)
         if path is None:
             raise RefusedError("expected a file of this round, found none; get the task again", status=404)
-        return _of_file(request, path, digest=place, caching=_FOR_GOOD, media_type="application/octet-stream")
+        counted = self._federation.note_sent if self._federation.content.is_counted(place) else None
+        return of_file(request, path, digest=place, caching=_FOR_GOOD, media_type=_BYTES, on_sent=counted)
 
     async def _post(self, request: Request) -> Response:
         client = self._allow_device(request)
@@ -327,13 +259,13 @@ class Application:
         try:
             writer = self._uploads.take_over(upload, offset)
             async for piece in pieces(request):
-                self._measures.count("received_bytes_total", by=len(piece))
+                self._access.measures.count("received_bytes_total", by=len(piece))
                 self._uploads.append(upload, writer, piece)
         except RefusedError as error:
             if error.status != 409:
                 self._uploads.remove(upload.id)
                 raise
-            return _refused(str(error), error.status, _state_of(upload))
+            return refused(str(error), error.status, _state_of(upload))
         if not complete:
             return Response(status_code=status, headers=_state_of(upload))
         try:
@@ -342,12 +274,12 @@ class Application:
             receipt = await anyio.to_thread.run_sync(take, limiter=self._readers)
         except RefusedError as error:
             if error.status < 500:
-                self._measures.count("updates_total", 'outcome="refused"')
+                self._access.measures.count("updates_total", 'outcome="refused"')
                 self._uploads.remove(upload.id)
                 raise
-            return _refused(str(error), error.status, _state_of(upload))
+            return refused(str(error), error.status, _state_of(upload))
         self._uploads.remove(upload.id)
-        self._measures.count("updates_total", f'outcome="{"taken" if receipt.is_new else "again"}"')
+        self._access.measures.count("updates_total", f'outcome="{"taken" if receipt.is_new else "again"}"')
         self._work.set()
         return JSONResponse({"client": receipt.client, "round": receipt.round}, 201 if receipt.is_new else 200)
 
@@ -357,7 +289,7 @@ class Application:
         file = self._page.find(request.path_params["place"], request.headers.get("Accept-Encoding", ""))
         if file is None:
             raise RefusedError("expected a file of the page, found none", status=404)
-        response = _of_file(request, file.path, digest=file.digest, caching="no-cache", media_type=file.media_type)
+        response = of_file(request, file.path, digest=file.digest, caching="no-cache", media_type=file.media_type)
         response.headers["Vary"] = "Accept-Encoding"
         if file.coding is not None:
             response.headers["Content-Encoding"] = file.coding
@@ -366,23 +298,7 @@ class Application:
 
 async def _refuse_route(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _refused(f"{error.detail}: expected another request", error.status_code)
-
-
-def _refused(message: str, status: int, headers: dict[str, str] | None = None) -> Response:
-    more = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
-    if status in (429, 503):
-        more["Retry-After"] = str(RETRY_SECONDS)
-    if status in (408, 413):
-        more["Connection"] = "close"  # the rest of the body is not read
-    return PlainTextResponse(f"{message}\n", status, {**more, **_HEADERS, **(headers or {})})
-
-
-def _of_file(request: Request, path: Path, *, digest: str, caching: str, media_type: str) -> Response:
-    headers = {"ETag": f'"{digest}"', "Cache-Control": caching}
-    if request.headers.get("If-None-Match") == headers["ETag"]:
-        return Response(status_code=304, headers=headers)
-    return FileResponse(path, headers=headers, media_type=media_type)
+    return refused(f"{error.detail}: expected another request", error.status_code)
 
 
 def _state_of(upload: Upload) -> dict[str, str]:

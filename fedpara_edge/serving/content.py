@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedpara_edge.formats.bundle import MANIFEST
+from fedpara_edge.formats.bundle import MANIFEST, WEIGHTS
 from fedpara_edge.formats.change import read_change_base
 from fedpara_edge.formats.task import Step
 from fedpara_edge.formats.weights import Weights
@@ -46,6 +46,11 @@ class Content:
     def find(self, place: str) -> Path | None:
         """The file at an address, after `files/`; None if there is none."""
         return self._files.get(place)
+
+    def is_counted(self, place: str) -> bool:
+        """Whether a file is sent anew as rounds go by, as weights are; unlike the graphs, which a device gets once."""
+        path = self._files[place]
+        return not place.startswith("bundle/") or path.name == WEIGHTS
 
     def _offer(self, path: Path) -> str:
         digest = sha256_of(path)

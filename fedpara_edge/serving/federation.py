@@ -11,15 +11,16 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fedpara_edge.aggregation.config import AggregateConfig
 from fedpara_edge.aggregation.round import LEAST_KEPT, run_round
-from fedpara_edge.aggregation.screening import read_whole, screen
+from fedpara_edge.aggregation.screening import Rejected, read_whole, screen
 from fedpara_edge.aggregation.staleness import recent
 from fedpara_edge.errors import FedparaError, TooFewUpdatesError
+from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.formats.history import NO_HISTORY
 from fedpara_edge.formats.serverstate import read_state_for, write_control
 from fedpara_edge.formats.task import Phase, Task
@@ -30,12 +31,14 @@ from fedpara_edge.serving.content import Content
 from fedpara_edge.serving.devices import Devices
 from fedpara_edge.serving.folder import ServerFolder
 from fedpara_edge.serving.refused import RefusedError
-from fedpara_edge.serving.rounds import RoundFolder, read_result
+from fedpara_edge.serving.rounds import Refusal, RoundFolder, read_result
 from fedpara_edge.storage.atomic import sha256_of, sync
 from fedpara_edge.storage.rounds import remove_rounds_before
 
 OnEvent = Callable[..., None]
 """Function of an event: its name, `level` of Python's logging, and fields."""
+LATE = "wrong_round"
+"""Code of an update of a round that is over."""
 ALIVE_SECONDS = 120.0
 """Time after its last request for which a device may be drawn for a round."""
 
@@ -92,7 +95,7 @@ class Federation:
         self._folder, self._aggregate, self._config, self._settings = folder, aggregate, config, dict(settings)
         self._clock, self._tell = clock, on_event
         self._lock = threading.RLock()
-        self._needed = 0
+        self._needed = self._sent_meanwhile = 0
         self._is_paused = False
         self.error: str | None = None
         self.listeners: list[Callable[[], None]] = []
@@ -100,6 +103,7 @@ class Federation:
         newest = folder.newest
         behind = newest > 0 and read_result(folder.round(newest - 1)) is None
         self._load(newest - 1 if behind else newest)
+        self._recall()
 
     @property
     def phase(self) -> Phase:
@@ -121,9 +125,20 @@ class Federation:
         """Number of updates that closes the round."""
         return max(self._config.updates, self._needed)
 
-    def result(self, number: int) -> Mapping[str, Any] | None:
-        """What came of an earlier round; None where that is not known."""
-        return read_result(self._folder.round(number))
+    @property
+    def fewest(self) -> int:
+        """Number of updates below which the round can't be closed."""
+        return max(self._aggregate.min_updates, self._needed)
+
+    @property
+    def rounds_wanted(self) -> int | None:
+        """Rounds after which the federation is finished; None for no end."""
+        return self._config.rounds
+
+    @property
+    def bundle(self) -> Bundle:
+        """Bundle that is trained."""
+        return self._folder.bundle
 
     @property
     def content(self) -> Content:
@@ -162,17 +177,29 @@ class Federation:
         Raises:
             RefusedError: It is refused.
         """
+        size = path.stat().st_size
         try:
             receipt = self._take(path, client)
         except RefusedError as error:
+            refused = RefusedError(f"update of {client!r}: {error}", status=error.status, code=error.code)
             if error.status < 500:
-                self.devices.judge(client, round=None, error=str(error))
-                self._tell("update_refused", level=logging.WARNING, client=client, message=str(error))
-            raise
+                refusal = Refusal(client=client, code=error.code, message=str(refused), bytes=size)
+                self._round.refuse(refusal)
+                self.devices.judge(client, round=None, error=refusal.message)
+                self._tell("update_refused", level=logging.WARNING, **asdict(refusal))
+            raise refused from error
         self.devices.judge(client, round=receipt.round, error=None)
         if receipt.is_new:
             self._tell("update_taken", client=client, round=receipt.round)
         return receipt
+
+    def note_sent(self, bytes: int) -> None:
+        """Count what was sent to a device, for the round that is open or the next one."""
+        with self._lock:
+            if self._round.closed is None:
+                self._round.note_sent(bytes)
+            else:
+                self._sent_meanwhile += bytes
 
     def seconds_left(self) -> float | None:
         """Time until the round may have to be closed; 0 if it has to be now, None if only an update can do that."""
@@ -181,7 +208,7 @@ class Federation:
                 return None
             if self._round.count >= self.wanted:
                 return 0.0
-            if self._overdue_at is None or self._round.count < max(self._aggregate.min_updates, self._needed):
+            if self._overdue_at is None or self._round.count < self.fewest:
                 return None
             return max(self._overdue_at - self._clock(), 0.0)
 
@@ -192,10 +219,9 @@ class Federation:
             RefusedError: It has fewer than count, or is not open.
         """
         with self._lock:
-            fewest = max(self._aggregate.min_updates, self._needed)
-            if self._round.closed is None and self._round.count < fewest:
+            if self._round.closed is None and self._round.count < self.fewest:
                 raise RefusedError(
-                    f"expected at least {fewest} updates to close round {self.number}, found {self._round.count}",
+                    f"expected at least {self.fewest} updates to close round {self.number}, found {self._round.count}",
                     status=409,
                 )
             if self.phase not in ("open", "paused"):
@@ -251,8 +277,22 @@ class Federation:
         with self._lock:
             self.number, self._base, self._history, self._content = number, base, history, content
             self._round, self._counted, self._needed = round_, counted, 0
+            round_.note_sent(self._sent_meanwhile)
+            self._sent_meanwhile = 0
             opened = round_.opened
             self._overdue_at = None if config.deadline is None or opened is None else opened + config.deadline
+
+    def _recall(self) -> None:
+        """Have the devices know what became of their last updates, as far as the rounds tell that are kept."""
+        for number in range(max(self.number - self._config.keep_rounds, 0), self.number):
+            result = read_result(self._folder.round(number)) or {}
+            for update in result.get("accepted", ()):
+                self.devices.judge(update["client"], round=number - update["staleness"], error=None)
+        for refusal in self._round.refused:
+            self.devices.judge(refusal.client, round=None, error=refusal.message)
+        for device in self.devices.all:
+            if self._round.has_sent(device.client, self.number):
+                self.devices.judge(device.client, round=self.number, error=None)
 
     def _draw(self) -> list[str]:
         """Devices to ask first: some of those that are here, if they are more than there are places."""
@@ -276,6 +316,7 @@ class Federation:
             if places is not None and len(self._round.asked) >= places and not is_overdue:
                 return "other devices were drawn for this round"
             self._round.ask([client])
+            self._tell("device_asked", client=client, round=self.number)
         return None
 
     def _take(self, path: Path, client: str) -> Receipt:
@@ -290,8 +331,9 @@ class Federation:
             header = self._read(path, base, history)
             if header.client != client:
                 raise RefusedError(
-                    f"update: expected the name under which this device joined, {client!r}, found {header.client!r}",
+                    f"expected the name under which this device joined, found {header.client!r}",
                     status=403,
+                    code="unknown_client",
                 )
             with self._lock:
                 if number != self.number:
@@ -304,20 +346,20 @@ class Federation:
     def _check_open(self) -> None:
         phase = self.phase
         if phase == "closing":
-            raise RefusedError(
-                "update: expected a round that is open, found it being aggregated; send it again", status=503
-            )
+            raise RefusedError("expected a round that is open, found it being aggregated; send it again", status=503)
         if phase == "finished":
-            raise RefusedError("update: expected a round that is open, found the federation finished", status=409)
+            raise RefusedError("expected a round that is open, found the federation finished", status=409, code=LATE)
 
     def _check_sender(self, header: UpdateHeader, digest: str) -> None:
         found = self._round.digest_of(header.client, header.round)
         if found not in (None, digest):
             raise RefusedError(
-                "update: expected one of each device in a round, found another one before it", status=409
+                "expected one of each device in a round, found another one before it", status=409, code="conflict"
             )
         if header.round == self.number and header.client not in self._round.asked:
-            raise RefusedError("update: expected a device that was drawn for the round, found another", status=409)
+            raise RefusedError(
+                "expected a device that was drawn for the round, found another", status=409, code="not_drawn"
+            )
 
     def _read(self, path: Path, base: Any, history: Any) -> UpdateHeader:
         """The header of an update that is good, values included."""
@@ -325,8 +367,8 @@ class Federation:
         if not rejected:
             readable, rejected = read_whole(updates, base)
         if rejected:
-            is_late = rejected[0].code in ("wrong_round", "wrong_base", "duplicate")
-            raise RefusedError(rejected[0].reason.replace(f"{path}", "update"), status=409 if is_late else 422)
+            code, reason = rejected[0].code, _without_path(rejected[0])
+            raise RefusedError(reason, status=409 if code in (LATE, "wrong_base", "duplicate") else 422, code=code)
         return readable[0][1].header
 
     def _advance(self, closed: list[Path]) -> None:
@@ -342,20 +384,26 @@ class Federation:
             keep=keep,
         )
         write_control(folder.control(number), done.aggregation.state)
-        taken = {update.client for update in done.aggregation.accepted}
-        stragglers = sorted(self._round.asked - taken)
+        asked, taken = self._round.asked, {update.client for update in done.aggregation.accepted}
+        refused = {refusal.client: refusal.code for refusal in self._round.refused}
+        refused |= {str(update.client): update.code for update in done.aggregation.rejected}
+        stragglers = sorted(asked - taken - refused.keys())
         result = {
             "opened": self._round.opened,
             "closed": started,
             "ended": self._clock(),
-            "asked": len(self._round.asked),
+            "asked": len(asked),
+            "refused": {client: refused[client] for client in sorted(refused.keys() & asked - taken)},
+            "refused_bytes": sum(refusal.bytes for refusal in self._round.refused),
+            "sent_bytes": self._round.sent_bytes,
             "stragglers": stragglers,
             **done.to_json(),
         }
         self._round.finish(result)
         for update in done.aggregation.rejected:
             if update.client is not None:
-                self.devices.judge(update.client, round=None, error=update.reason.replace(str(update.path), "update"))
+                message = f"update of {update.client!r}: {_without_path(update)}"
+                self.devices.judge(update.client, round=None, error=message)
         self._tell(
             "round_written",
             output=done.output,
@@ -379,3 +427,9 @@ class Federation:
     def _changed(self) -> None:
         for listener in self.listeners:
             listener()
+
+
+def _without_path(rejected: Rejected) -> str:
+    """The reason of a refusal without the file and the client, of which the file on the server says nothing."""
+    reason = rejected.reason.replace(f"{rejected.path}: ", "").replace(str(rejected.path), "update")
+    return reason.replace(f"client {rejected.client!r}: ", "")

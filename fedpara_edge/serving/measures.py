@@ -15,6 +15,8 @@ _HELP = {
     "devices": ("gauge", "Devices that joined."),
     "devices_alive": ("gauge", "Devices that were here in the last two minutes."),
     "paused": ("gauge", "1 if no device is asked to train, else 0."),
+    "accuracy": ("gauge", "Accuracy of the newest weights that were evaluated."),
+    "loss": ("gauge", "Loss of the newest weights that were evaluated."),
     "failed": ("gauge", "1 if an error keeps the round from being aggregated, else 0."),
 }
 

@@ -11,8 +11,9 @@ class RefusedError(FedparaError):
     Args:
         message: Expectation, finding and remedy, in one line, which the device or its user reads.
         status: Status of HTTP: 409 and below 500 for good, 429 and 503 to try again.
+        code: Reason in one word.
     """
 
-    def __init__(self, message: str, *, status: int) -> None:
-        super().__init__(message, code="refused")
+    def __init__(self, message: str, *, status: int, code: str = "refused") -> None:
+        super().__init__(message, code=code)
         self.status = status

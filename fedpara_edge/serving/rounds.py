@@ -1,16 +1,20 @@
-"""The folder of a round: who was asked, whose updates were taken, and whether it is closed.
+"""The folder of a round: who was asked, whose updates were taken or refused, and whether it is closed.
 
     opened.json      {"opened": seconds since 1970}
     asked.jsonl      a line for each device that was asked to train: its name, as JSON
     updates/<sender>-<sha256>.safetensors
                      updates that were taken. <sender> stands for client and round of the update, so that there is
                      one of each, and <sha256> is that of the file, so that one that is sent again is known
+    refused.jsonl    a line for each update that was refused (`Refusal`)
+    sent.jsonl       a line for each file that devices got: how many bytes of it were sent
     closed.json      {"closed": seconds since 1970, "updates": [names of files]}: the round takes no more updates, and
                      these are aggregated; absent while it is open
-    result.json      what came of it: `Round.to_json`, the times, and the stragglers; written last of all
+    result.json      what came of it: `Round.to_json`, the times, what was refused, and the stragglers; written last of
+                     all
 
 An update is taken by the rename of its file, which is on the disk by then. So however the server ends, each is there
-once or was never taken, and the next start goes on with the same ones.
+once or was never taken, and the next start goes on with the same ones. Refusals and sent bytes outlive the process, but
+not a power cut.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +35,25 @@ from fedpara_edge.storage.tensortable import strict_json
 from fedpara_edge.storage.wholefile import read_text
 
 _NAME = re.compile(r"([0-9a-f]{32})-([0-9a-f]{64})\.safetensors")
+_MOST_REFUSALS = 10_000
+"""Refusals of a round that are remembered."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """An update that was refused when it came.
+
+    Args:
+        client: Device that sent it.
+        code: Reason in one word (`fedpara_edge.errors`).
+        message: Reason in one line.
+        bytes: Size of the update.
+    """
+
+    client: str
+    code: str
+    message: str
+    bytes: int
 
 
 class RoundFolder:
@@ -40,6 +64,8 @@ class RoundFolder:
 
     Attributes:
         asked: Names of the devices that were asked to train.
+        refused: Updates that were refused, in order.
+        sent_bytes: Number of bytes of files that were sent to devices.
         opened: Time at which it was opened, in seconds since 1970; None if it was not yet.
         closed: Updates to aggregate; None while it is open.
 
@@ -53,6 +79,9 @@ class RoundFolder:
         found = [match for entry in self.updates.iterdir() if (match := _NAME.fullmatch(entry.name))]
         self._taken = {match[1]: match[2] for match in found}
         self.asked = set(map(str, read_lines(self.path / "asked.jsonl", remedy="delete it")))
+        self.refused = self._read_refused()
+        sent = read_lines(self.path / "sent.jsonl", remedy="delete it")
+        self.sent_bytes = sum(bytes for bytes in sent if type(bytes) is int)
         opened, closed = _read(path / "opened.json", opened=_is_time), _read(path / "closed.json", updates=_are_names)
         self.opened = None if opened is None else float(opened["opened"])
         self.closed = None if closed is None else [self.updates / name for name in closed["updates"]]
@@ -98,6 +127,18 @@ class RoundFolder:
         append_lines(self.path / "asked.jsonl", clients)
         self.asked.update(clients)
 
+    def refuse(self, refusal: Refusal) -> None:
+        """Remember an update that was refused."""
+        if len(self.refused) < _MOST_REFUSALS:
+            append_lines(self.path / "refused.jsonl", [asdict(refusal)], durable=False)
+            self.refused.append(refusal)
+
+    def note_sent(self, bytes: int) -> None:
+        """Remember how much of a file was sent to a device."""
+        if bytes:
+            append_lines(self.path / "sent.jsonl", [bytes], durable=False)
+            self.sent_bytes += bytes
+
     def take(self, update: Path, client: str, round: int, digest: str) -> None:
         """Take an update, whose content is on the disk."""
         sender = _sender(client, round)
@@ -124,6 +165,16 @@ class RoundFolder:
     def forget(self) -> None:
         """Remove the updates; what came of them stays."""
         shutil.rmtree(self.updates, ignore_errors=True)
+
+    def _read_refused(self) -> list[Refusal]:
+        path = self.path / "refused.jsonl"
+        try:
+            found = [Refusal(**each) for each in read_lines(path, remedy="delete it")]
+            if not all(isinstance(each.client, str) and type(each.bytes) is int for each in found):
+                raise TypeError("other fields")
+        except TypeError as error:
+            raise InputError(f"{path}: expected updates that were refused, found {error}; delete it") from error
+        return found
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
         with replacing_file(self.path / name) as temporary:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import logging
 import signal
 import socket
 import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -25,9 +26,11 @@ from fedpara_edge.formats.tables import max_update_bytes
 from fedpara_edge.serving.application import Application
 from fedpara_edge.serving.config import ServeConfig
 from fedpara_edge.serving.connections import HEAD_SECONDS, Connection
+from fedpara_edge.serving.evaluating import EvaluationSet, Evaluator
 from fedpara_edge.serving.federation import Federation, OnEvent
 from fedpara_edge.serving.folder import open_folder
 from fedpara_edge.serving.page import Page
+from fedpara_edge.serving.record import Record, about
 from fedpara_edge.serving.tokens import Tokens, open_tokens
 from fedpara_edge.serving.uploads import Uploads
 
@@ -100,6 +103,7 @@ def run_server(
     host: str,
     port: int,
     page: Path | None = None,
+    test: EvaluationSet | None = None,
     encrypt: Callable[[Path], Encryption | None] = unencrypted,
     on_event: OnEvent,
     on_ready: Callable[[Running], None],
@@ -115,6 +119,7 @@ def run_server(
         host: Address to listen on.
         port: Port to listen on; 0 for one that is free.
         page: Folder of the page for phones; None to hand out none.
+        test: Data to evaluate the weights of each round on; None to leave that out.
         encrypt: Function of the state folder with the certificate of the server; None there to answer without TLS.
         on_event: Function that is told what happens: the name of an event, `level` and fields.
         on_ready: Function that is called once the socket is open.
@@ -128,17 +133,32 @@ def run_server(
     opened_page = None if page is None else Page(page)
     _allow_many_files()
     _share_memory()
-    with open_folder(state, bundle) as folder, _listening(host, port) as listening:
+    with ExitStack() as stack:
+        folder = stack.enter_context(open_folder(state, bundle))
+        listening = stack.enter_context(_listening(host, port))
         encryption = encrypt(folder.path)
         if encryption is not None:
             encryption.check()
         tokens = open_tokens(folder.path)
-        federation = Federation(folder, aggregate, config, settings, on_event=on_event)
+        told: list[Callable[[], None]] = []
+
+        def tell(name: str, *, level: int = logging.INFO, **fields: Any) -> None:
+            on_event(name, level=level, **fields)
+            for look in told:
+                look()
+
+        federation = Federation(folder, aggregate, config, settings, on_event=tell)
+        evaluate = None if test is None else Evaluator(bundle, test)
+        if evaluate is not None:
+            stack.callback(evaluate.stop)
+        said = about(folder, settings, aggregate)
+        record = Record(folder, config.rounds, said, evaluate=evaluate, on_event=tell)
         uploads = Uploads(folder.uploads, max_bytes=max_update_bytes(bundle.manifest.layout))
         authority = None if encryption is None else encryption.authority
         application = Application(
-            federation, uploads, tokens, config, page=opened_page, authority=authority, on_event=on_event
+            federation, record, uploads, tokens, config, page=opened_page, authority=authority, on_event=tell
         )
+        told.append(application.look)
         server, number = _Server(application, encryption), listening.getsockname()[1]
         running = Running(
             host=host,

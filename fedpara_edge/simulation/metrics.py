@@ -6,7 +6,7 @@ Every line has "event", "arm" and "seed". Numbers that were not measured, or are
              local_only), codec, downlink_codec, shared_parameters, personal_parameters, dense_parameters, clients,
              left_out (owners of too few rows to be clients), participants, local_only; full_ranks: {layer: largest
              rank that a weight of its shape can have}, of the factored layers; engine, such as torch:cuda:float32,
-             where it is not the plan's
+             where it is not the plan's; rounds, where a server and no plan says how many, null for no end
     round    round (from 1 on); accuracy and loss (null where not evaluated); train_loss, of the last local epoch, mean
              over participants weighted by examples; up_bytes and down_bytes, of all participants together;
              participants, a number; rejected, how many of them sent nothing that could be used, and rejections, how
@@ -14,7 +14,9 @@ Every line has "event", "arm" and "seed". Numbers that were not measured, or are
              train_seconds, mean over participants; gap, and mean_gap of the mean of the factors, which is another where
              they are refitted; factor_norm, weight_norm, ranks (`tasks.measure`), of the first client where each has a
              model of its own; weights_bytes of the new weights, and change_bytes where changes are sent; seconds, of
-             the whole round
+             the whole round. Of a server also updates, how many counted, and their examples; stragglers, participants
+             of whom nothing came; dense_bytes, the size of as many updates of the dense model in float32; and spent,
+             the ε so far
     clients  round; clients: {name: {"accuracy", "loss", "examples"}}, each on its own test share
     done     rounds; seconds, of all rounds; diverged, the reason if the arm ended early, else null
 

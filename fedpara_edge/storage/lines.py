@@ -41,8 +41,13 @@ def _read(path: Path, number: int, line: bytes, remedy: str) -> Any:
         raise InputError(f"{path}: line {number}: expected JSON, found {error}; {remedy}") from error
 
 
-def append_lines(path: Path, values: Iterable[Any]) -> None:
+def append_lines(path: Path, values: Iterable[Any], *, durable: bool = True) -> None:
     """Append lines to a journal, and wait until they are on the disk.
+
+    Args:
+        path: Journal, made if it is missing.
+        values: Plain data, a line each.
+        durable: Whether to wait; otherwise the lines outlive this process, but perhaps not a power cut.
 
     Raises:
         FedparaError: The disk refuses the write; the journal is as before.
@@ -52,7 +57,8 @@ def append_lines(path: Path, values: Iterable[Any]) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(value) + "\n" for value in values))
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
     except OSError as error:
         with suppress(OSError):
             os.truncate(path, before)

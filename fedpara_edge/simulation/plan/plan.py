@@ -35,7 +35,7 @@ from typing import Any, Literal, TypeVar
 from device_runtime.config import TrainCall
 from device_runtime.engines.registry import ENGINES
 from fedpara_edge.aggregation.config import COUNTING, AggregateConfig
-from fedpara_edge.algorithms import ServerAlgorithm, check_halves
+from fedpara_edge.algorithms import ClientAlgorithm, ServerAlgorithm, check_halves
 from fedpara_edge.codecs.float32 import Float32
 from fedpara_edge.errors import InputError, brief
 from fedpara_edge.formats.recipe import Recipe
@@ -193,9 +193,7 @@ class Arm:
     @property
     def algorithm(self) -> str:
         """Local and server algorithm in one word, such as `fedprox+fedadam`."""
-        server = self.aggregate.server_algorithm
-        names = dict.fromkeys((self.train.client_algorithm.name, server.name))
-        return "+".join(name for name in names if name != "fedavg") or "fedavg"
+        return algorithm_of(self.train.client_algorithm, self.aggregate.server_algorithm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,6 +256,12 @@ class Plan:
             if arm.name == name:
                 return arm
         raise InputError(f"arm {name!r}: expected one of {', '.join(arm.name for arm in self.arms)}")
+
+
+def algorithm_of(client: ClientAlgorithm, server: ServerAlgorithm) -> str:
+    """Local and server algorithm in one word, such as `fedprox+fedadam`."""
+    names = dict.fromkeys((client.name, server.name))
+    return "+".join(name for name in names if name != "fedavg") or "fedavg"
 
 
 def read_tables(path: Path) -> dict[str, Any]:
