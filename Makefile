@@ -43,7 +43,7 @@ wheel: web  ## the wheel with the phone's page in it, for servers that phones jo
 	PATH="$(abspath $(BIN)):$$PATH" node device_runtime/web/build.mjs device_runtime/web/page --compress
 	$(BIN)/python -m build --quiet --wheel --outdir dist .
 
-phone: web  ## rounds of two emulated phones in Chromium, and what goes wrong on phones
+phone: web  ## rounds of two emulated phones in Chromium, what goes wrong on phones, and the operator's page
 	CHROMIUM=$$(sh tests/phone/browser.sh) && export CHROMIUM && $(BIN)/python -m pytest -q tests/phone/*in_browser.py
 
 docs: $(VENV)/ready  ## the documentation as a site, in docs/_build/html; a warning is an error
