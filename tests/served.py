@@ -28,6 +28,7 @@ from fedpara_edge.serving.config import ServeConfig
 from fedpara_edge.serving.evaluating import EvaluationSet
 from fedpara_edge.serving.federation import Federation
 from fedpara_edge.serving.folder import open_folder
+from fedpara_edge.serving.guarding import NOTHING, Demands
 from fedpara_edge.serving.record import Evaluate, Record, about
 from fedpara_edge.serving.running import Running, run_server
 
@@ -117,6 +118,7 @@ def serving(
     settings: Mapping[str, Any] | None = None,
     page: Path | None = None,
     test: EvaluationSet | None = None,
+    demands: Demands = NOTHING,
     port: int = 0,
     **config: Any,
 ) -> Iterator[Served]:
@@ -135,7 +137,7 @@ def serving(
         try:
             run_server(
                 bundle, state, aggregate, ServeConfig(**config), settings or {"lr": 0.1}, host="127.0.0.1", port=port,
-                page=page, test=test, on_event=hear, on_ready=begin,
+                page=page, test=test, demands=demands, on_event=hear, on_ready=begin,
             )  # fmt: skip
         except BaseException as error:  # noqa: BLE001  (raised again where the server is used)
             failed.append(error)

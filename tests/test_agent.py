@@ -1,6 +1,7 @@
 """The agent: from the join link to the updates of every round, whatever fails meanwhile, and its conditions."""
 
 import json
+import os
 import shutil
 import threading
 import time
@@ -14,9 +15,9 @@ from phone_site import serving as site_of
 from served import bundle_in, federation_in, serving
 from softmax_regression import SoftmaxRegression, write_npz
 
-from device_runtime.agent import agent
+from device_runtime.agent import agent, conditions
 from device_runtime.agent.agent import AgentConfig, AgentResult, run_agent
-from device_runtime.agent.conditions import Conditions, hottest, is_metered, on_battery
+from device_runtime.agent.conditions import Conditions
 from device_runtime.agent.connection import Connection, UnreachableError
 from device_runtime.agent.link import JoinLink, read_link
 from device_runtime.agent.member import Member, NotJoinedError
@@ -286,8 +287,9 @@ def test_a_task_with_a_field_of_another_type_is_refused(field: str, tmp_path: Pa
 
 
 def machine(folder: Path, **files: str) -> Path:
-    """A machine whose kernel tells this."""
+    """A machine whose kernel tells this in its files, `__` in their names for a slash; `conditions.KERNEL`."""
     shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     for name, content in files.items():
         path = folder / name.replace("__", "/")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -295,33 +297,75 @@ def machine(folder: Path, **files: str) -> Path:
     return folder
 
 
-def test_conditions_are_those_that_linux_tells(tmp_path: Path) -> None:
-    nothing = tmp_path / "nothing"
-    assert (on_battery(nothing), hottest(nothing)) == (False, None)
-    battery = {"power_supply__BAT0__type": "Battery", "power_supply__BAT0__status": "Discharging"}
-    mains = {"power_supply__AC__type": "Mains", "power_supply__AC__online": "0"}
-    laptop = machine(tmp_path / "laptop", **battery, **mains)
-    assert on_battery(laptop)
-    (laptop / "power_supply" / "AC" / "online").write_text("1\n")
-    assert not on_battery(laptop)
-    hot = machine(tmp_path / "hot", thermal__thermal_zone0__temp="41000", thermal__thermal_zone1__temp="81500")
-    assert hottest(hot) == 81.5
-    assert Conditions(max_celsius=80).obstacle(system=hot, is_training=True) == "82 °C, above 80"
-    assert Conditions(max_celsius=90, mains=True).obstacle(system=hot) is None
-    assert Conditions().obstacle(system=machine(tmp_path / "dead", **battery)) is None
-    assert Conditions(mains=True).obstacle(system=machine(tmp_path / "dead", **battery)) == "on battery"
-    routes = tmp_path / "routes"
-    routes.write_text("Iface\tDestination\nwlan0\t00000000\neth0\t0000A8C0\n")
+POWER = "sys__class__power_supply__"
+BATTERY = {f"{POWER}BAT0__type": "Battery", f"{POWER}BAT0__status": "Discharging"}
+
+
+@pytest.mark.parametrize(
+    ("files", "obstacle"),
+    [
+        ({}, None),
+        (BATTERY, "on battery"),
+        ({**BATTERY, f"{POWER}AC__type": "Mains", f"{POWER}AC__online": "0"}, "on battery"),
+        ({**BATTERY, f"{POWER}AC__type": "Mains", f"{POWER}AC__online": "1"}, None),
+        ({f"{POWER}BAT0__type": "Battery", f"{POWER}BAT0__status": "Full"}, None),
+        ({f"{POWER}usb__type": "USB", f"{POWER}usb__online": "0"}, None),
+    ],
+    ids=["no battery", "battery", "unplugged", "plugged in", "full", "a board on USB"],
+)
+def test_mains_power(files: dict[str, str], obstacle: str | None, tmp_path: Path) -> None:
+    kernel = machine(tmp_path / "kernel", **files)
+    assert Conditions(mains=True).obstacle(kernel=kernel) == obstacle
+    assert Conditions().obstacle(kernel=kernel) is None
+
+
+def test_temperature_of_the_hottest_sensor(tmp_path: Path) -> None:
+    zone = "sys__class__thermal__thermal_zone"
+    kernel = machine(
+        tmp_path / "kernel", **{f"{zone}0__temp": "41000", f"{zone}1__temp": "81500", f"{zone}2__temp": ""}
+    )
+    for is_training in (False, True):
+        assert Conditions(max_celsius=80).obstacle(kernel=kernel, is_training=is_training) == "82 °C, above 80"
+        assert Conditions(max_celsius=90).obstacle(kernel=kernel, is_training=is_training) is None
+    assert Conditions(max_celsius=1).obstacle(kernel=machine(tmp_path / "nothing")) is None
+
+
+def test_idle_is_a_load_that_others_make(tmp_path: Path) -> None:
+    cores = os.cpu_count() or 1
+    busy = machine(tmp_path / "busy", proc__loadavg=f"{0.9 * cores:.2f} 0.10 0.10 2/345 6789")
+    assert Conditions(max_load=0.5).obstacle(kernel=busy) == "a load of 0.90 per core, above 0.5"
+    assert Conditions(max_load=1.5).obstacle(kernel=busy) is None
+    assert Conditions(max_load=0.5).obstacle(kernel=busy, is_training=True) is None, "the load is its own"
+    assert Conditions(max_load=0.5).obstacle(kernel=machine(tmp_path / "nothing")) is None
+
+
+def test_a_metered_link_is_that_of_the_default_route(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = machine(tmp_path / "kernel", proc__net__route="Iface\tDestination\nwlan0\t00000000\neth0\t0000A8C0")
     asked: list[str] = []
 
-    def ask(device: str) -> str:
-        asked.append(device)
-        return "yes (guessed)"
+    def answering(answer: str) -> Callable[[str], str]:
+        def ask(device: str) -> str:
+            asked.append(device)
+            return answer
 
-    assert is_metered(routes, ask)
-    assert asked == ["wlan0"]
-    assert not is_metered(routes, lambda _: "no (guessed)")
-    assert not is_metered(tmp_path / "no routes", ask)
+        return ask
+
+    for answer, obstacle in (("yes (guessed)", "a metered network"), ("no (guessed)", None), ("unknown", None)):
+        monkeypatch.setattr(conditions, "_ask_network_manager", answering(answer))
+        assert Conditions(unmetered=True).obstacle(kernel=kernel) == obstacle
+        assert Conditions(unmetered=True).obstacle(kernel=kernel, is_training=True) is None, "nothing is sent meanwhile"
+    assert asked == ["wlan0"] * 3
+    assert Conditions(unmetered=True).obstacle(kernel=machine(tmp_path / "no route")) is None
+
+
+def test_network_manager_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nmcli").write_text("#!/bin/sh\n[ \"$*\" = '-g GENERAL.METERED device show wlan0' ] && echo yes\n")
+    (tmp_path / "nmcli").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert conditions._ask_network_manager("wlan0") == "yes"
+    assert conditions._ask_network_manager("eth0") == ""
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    assert conditions._ask_network_manager("wlan0") == "unknown"
 
 
 def test_an_agent_waits_for_its_conditions(tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

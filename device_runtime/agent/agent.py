@@ -29,10 +29,13 @@ from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.formats.task import Task
 from fedpara_edge.formats.update import read_update_round
 from fedpara_edge.options import bind, option
+from fedpara_edge.storage.atomic import Ready
 from fedpara_edge.storage.locking import hold
 
 OnEvent = Callable[..., None]
 """Function of an event: its name, and fields."""
+Seals = Callable[[str], Ready]
+"""Function of a run that gives the function which signs updates for it."""
 CONDITION_SECONDS = 30.0
 """Time between two looks at conditions that don't hold."""
 SLOW_STEP_SECONDS = 5.0
@@ -85,6 +88,7 @@ class Agent:
         reading: Options of how it is read.
         config: Conditions, and for how long to take part.
         own: Options of `TrainCall` that are the device's own (`config.OWN`).
+        seals: Function of a run that gives the function which signs updates for it; None for a device without a key.
         on_event: Function that is told what happens.
         on_step: Function of each step of a training.
         sleep: Function that waits for a number of seconds.
@@ -98,12 +102,13 @@ class Agent:
         config: AgentConfig,
         *,
         own: Mapping[str, Any],
+        seals: Seals | None = None,
         on_event: OnEvent,
         on_step: OnStep | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._member, self._data, self._reading, self._config, self._own = member, data, reading, config, own
-        self._tell, self._on_step, self._sleep = on_event, on_step, sleep
+        self._tell, self._on_step, self._sleep, self._seals = on_event, on_step, sleep, seals
         self._patiently = Patience(seconds=config.patience, tell=on_event, sleep=sleep)
         self._dataset: tuple[str, Dataset] | None = None
         self._rounds: list[int] = []
@@ -152,7 +157,7 @@ class Agent:
 
     def _train(self, task: Task) -> None:
         """Train for a task, and leave the update to be sent."""
-        member = self._member
+        member, seal = self._member, self._seal(task)
         bundle = self._patiently(lambda: member.bundle(task))
         control = self._patiently(lambda: member.receive(task, bundle))
         call = self._call(task)
@@ -168,6 +173,7 @@ class Agent:
             state=member.own,
             client=member.client,
             server_state=control,
+            seal=seal,
             on_step=self._between_steps,
         )
         self._tell("training_finished", update=member.update, **result.log_fields)
@@ -183,6 +189,24 @@ class Agent:
             return bind(TrainCall, {**settings, **self._own})
         except InputError as error:
             raise InputError(f"{self._member.connection.url}: settings of the task: {error}") from error
+
+    def _seal(self, task: Task) -> Ready | None:
+        """The function that signs the update of a task; None where nobody asks for a signature.
+
+        Raises:
+            InputError: There is no key, or none is asked for.
+        """
+        if task.run is None and self._seals is not None:
+            raise InputError(
+                "expected with a server that has a list of clients, found without; leave it out", key="key"
+            )
+        if task.run is not None and self._seals is None:
+            raise InputError(
+                f"expected this device's private key, as updates have to be signed for run {task.run!r}, found none; "
+                "give it",
+                key="key",
+            )
+        return None if task.run is None or self._seals is None else self._seals(task.run)
 
     def _send(self) -> None:
         """Send the update that is there, and remove it once it was taken or refused."""
@@ -228,6 +252,7 @@ def run_agent(
     client: str | None = None,
     ca: Path | None = None,
     own: Mapping[str, Any],
+    seals: Seals | None = None,
     on_event: OnEvent,
     on_step: OnStep | None = None,
 ) -> AgentResult:
@@ -242,6 +267,7 @@ def run_agent(
         client: Name to join under; None for one that is made.
         ca: Certificates that vouch for the server, PEM; None for the link's or the system's.
         own: Options of `TrainCall` that are the device's own (`config.OWN`).
+        seals: Function of a run that gives the function which signs updates for it; None for a device without a key.
         on_event: Function that is told what happens: the name of an event, and fields.
         on_step: Function of each step of a training.
 
@@ -252,7 +278,9 @@ def run_agent(
     with _holding(state):
         patiently = Patience(seconds=config.patience, tell=on_event)
         member = Member(state, patiently(lambda: connect(link, ca, state)))
-        return Agent(member, data, reading, config, own=own, on_event=on_event, on_step=on_step).run(link, client)
+        return Agent(member, data, reading, config, own=own, seals=seals, on_event=on_event, on_step=on_step).run(
+            link, client
+        )
 
 
 @contextmanager

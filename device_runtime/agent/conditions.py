@@ -8,14 +8,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedpara_edge.options import check, option
 
-SYSTEM = Path("/sys/class")
-ROUTES = Path("/proc/net/route")
+KERNEL = Path("/")
+"""Folder in which the kernel tells of the machine, below sys and proc."""
 _METERED_SECONDS = 5.0
 
 
@@ -45,59 +44,63 @@ class Conditions:
     def __post_init__(self) -> None:
         check(self)
 
-    def obstacle(self, *, is_training: bool = False, system: Path = SYSTEM) -> str | None:
+    def obstacle(self, *, is_training: bool = False, kernel: Path = KERNEL) -> str | None:
         """The reason why not to train or send now; None if there is none.
 
         Args:
             is_training: Whether a training is under way, which makes a load of its own and sends nothing.
-            system: Folder where the kernel tells.
+            kernel: Folder in which the kernel tells.
         """
-        if self.mains and on_battery(system):
+        if self.mains and on_battery(kernel):
             return "on battery"
         if self.max_celsius is not None:
-            celsius = hottest(system)
+            celsius = hottest(kernel)
             if celsius is not None and celsius > self.max_celsius:
                 return f"{celsius:.0f} °C, above {self.max_celsius:g}"
         if is_training:
             return None
         if self.max_load is not None:
-            load = os.getloadavg()[0] / (os.cpu_count() or 1)
-            if load > self.max_load:
+            load = load_per_core(kernel)
+            if load is not None and load > self.max_load:
                 return f"a load of {load:.2f} per core, above {self.max_load:g}"
-        return "a metered network" if self.unmetered and is_metered() else None
+        return "a metered network" if self.unmetered and is_metered(kernel) else None
 
 
-def on_battery(system: Path = SYSTEM) -> bool:
+def on_battery(kernel: Path = KERNEL) -> bool:
     """Whether the machine has a battery and no supply from the mains that is on."""
-    supplies = [_read(entry / "type") for entry in _entries(system / "power_supply")]
+    folders = _entries(kernel / "sys" / "class" / "power_supply")
+    supplies = [_read(entry / "type") for entry in folders]
     online = [
-        _read(entry / "online") == "1"
-        for entry in _entries(system / "power_supply")
-        if _read(entry / "type") in ("Mains", "USB", "Wireless")
+        _read(entry / "online") == "1" for entry in folders if _read(entry / "type") in ("Mains", "USB", "Wireless")
     ]
     if any(online):
         return False
-    discharging = any(_read(entry / "status") == "Discharging" for entry in _entries(system / "power_supply"))
+    discharging = any(_read(entry / "status") == "Discharging" for entry in folders)
     return discharging or (bool(online) and "Battery" in supplies)
 
 
-def hottest(system: Path = SYSTEM) -> float | None:
+def hottest(kernel: Path = KERNEL) -> float | None:
     """Temperature of the hottest sensor in °C; None without one."""
-    found = [_read(entry / "temp") for entry in _entries(system / "thermal") if entry.name.startswith("thermal_zone")]
+    zones = _entries(kernel / "sys" / "class" / "thermal")
+    found = [_read(entry / "temp") for entry in zones if entry.name.startswith("thermal_zone")]
     values = [int(text) / 1000 for text in found if text.lstrip("-").isdecimal()]
     return max(values, default=None)
 
 
-def is_metered(routes: Path = ROUTES, run: Callable[[str], str] | None = None) -> bool:
-    """Whether the network of the default route costs by the byte, as far as NetworkManager knows.
+def load_per_core(kernel: Path = KERNEL) -> float | None:
+    """Load of the last minute over the number of cores; None where that is not known."""
+    load = _read(kernel / "proc" / "loadavg").partition(" ")[0]
+    try:
+        return float(load) / (os.cpu_count() or 1)
+    except ValueError:
+        return None
 
-    Args:
-        routes: Table of routes of the kernel.
-        run: Function of the network's device that asks NetworkManager; None for `nmcli`.
-    """
-    lines = [line.split() for line in _read(routes).splitlines()[1:]]
+
+def is_metered(kernel: Path = KERNEL) -> bool:
+    """Whether the network of the default route costs by the byte, as far as NetworkManager knows."""
+    lines = [line.split() for line in _read(kernel / "proc" / "net" / "route").splitlines()[1:]]
     device = next((fields[0] for fields in lines if len(fields) > 1 and fields[1] == "00000000"), None)
-    return device is not None and (run or _ask_network_manager)(device).startswith("yes")
+    return device is not None and _ask_network_manager(device).startswith("yes")
 
 
 def _ask_network_manager(device: str) -> str:

@@ -6,6 +6,7 @@ being sent to is kept beside it, so that an agent that was killed goes on as wel
 
 from __future__ import annotations
 
+import base64
 import json
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ from device_runtime.agent.connection import Answer, Connection, UnreachableError
 from fedpara_edge.errors import FedparaError, InvalidUpdateError
 from fedpara_edge.storage.atomic import replacing_file, sha256_of, sync
 from fedpara_edge.storage.tensortable import strict_json
-from fedpara_edge.storage.wholefile import read_text
+from fedpara_edge.storage.wholefile import read_text, read_whole
 
 PARTIAL = "application/partial-upload"
 MAX_FILE_BYTES = (1 << 31) - 1
@@ -105,6 +106,7 @@ def send(connection: Connection, place: str, update: Path) -> bool:
             "Content-Length": str(size - offset),
             "Upload-Offset": str(offset),
             "Upload-Complete": "?1",
+            **_signature(update),
         }
         answer = connection.request("PATCH", location, headers=headers, body=file)
     if answer.status in (200, 201):
@@ -116,8 +118,22 @@ def send(connection: Connection, place: str, update: Path) -> bool:
 
 def forget(update: Path) -> None:
     """Remove an update that was taken or refused."""
-    update.with_name(f"{update.name}.json").unlink(missing_ok=True)
+    for beside in (update.with_name(f"{update.name}.json"), _envelope(update)):
+        beside.unlink(missing_ok=True)
     update.unlink(missing_ok=True)
+
+
+def _envelope(update: Path) -> Path:
+    """File of the signature of an update (`fedpara_edge.trust.envelope`)."""
+    return update.with_name(f"{update.name}.dsse")
+
+
+def _signature(update: Path) -> dict[str, str]:
+    """The field with the signature of an update, if it is signed."""
+    envelope = _envelope(update)
+    if not envelope.exists():
+        return {}
+    return {"Update-Envelope": base64.b64encode(read_whole(envelope)).decode()}
 
 
 def _find(connection: Connection, note: Path, digest: str, size: int) -> tuple[str | None, int]:

@@ -12,6 +12,7 @@ import click
 from fedpara_edge.aggregation.config import AggregateConfig
 from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.gates import (
+    device_privacy_option,
     find_partial_seal,
     folder_of,
     gate_options,
@@ -42,11 +43,7 @@ RENAMED = {
 @options_of(AggregateConfig)
 @files_options
 @gate_options
-@click.option(
-    "--device-privacy",
-    metavar="gaussian:epsilon=…,delta=…",
-    help="Budget of each device for noise of its own: updates without such noise, or beyond it, are refused.",
-)
+@device_privacy_option
 @click.option(
     "--privacy-ledger",
     type=PATH,

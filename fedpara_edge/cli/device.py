@@ -17,6 +17,7 @@ from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.log import event
 from fedpara_edge.cli.options import DATA, PATH, options_of
 from fedpara_edge.cli.output import emit, json_option, megabytes, note
+from fedpara_edge.cli.received import find_seals
 from fedpara_edge.cli.streams import drawing
 from fedpara_edge.options import declared
 
@@ -29,6 +30,12 @@ from fedpara_edge.options import declared
 @click.option(
     "--ca", type=PATH, help="Certificates that vouch for the server, PEM.  [default: the link's, the system's]"
 )
+@click.option(
+    "--key",
+    type=PATH,
+    metavar="FILE",
+    help="Private key of this device, to sign updates with where the server asks for it.",
+)
 @options_of(AgentConfig, into="config")
 @options_of(TrainCall, without=[name for name in declared(TrainCall) if name not in OWN], into="own")
 @options_of(Reading, into="reading")
@@ -39,6 +46,7 @@ def command(
     state: Path,
     client: str | None,
     ca: Path | None,
+    key: Path | None,
     config: Mapping[str, Any],
     own: Mapping[str, Any],
     reading: Mapping[str, Any],
@@ -68,6 +76,7 @@ def command(
             client=client,
             ca=ca,
             own=own,
+            seals=None if key is None else find_seals(key),
             on_event=_report,
             on_step=on_step,
         )

@@ -23,13 +23,20 @@ def gate_options(function: Function) -> Function:
     ledger = click.option(
         "--ledger", type=PATH, help="Folder of what was accepted, with --allow.  [default: ledger in --state]"
     )
-    allow = click.option(
-        "--allow",
-        type=PATH,
-        metavar="FILE",
-        help="TOML file with keys of clients and aggregators: what they signed alone counts.",
-    )
-    return allow(ledger(function))
+    return allow_option(ledger(function))
+
+
+allow_option = click.option(
+    "--allow",
+    type=PATH,
+    metavar="FILE",
+    help="TOML file with keys of clients and aggregators: what they signed alone counts.",
+)
+device_privacy_option = click.option(
+    "--device-privacy",
+    metavar="gaussian:epsilon=…,delta=…",
+    help="Budget of each device for noise of its own: updates without such noise, or beyond it, are refused.",
+)
 
 
 def partial_key_options(function: Function) -> Function:

@@ -131,11 +131,20 @@ def find_seal(key: Path | None, run: str | None, origin: Origin) -> Ready | None
         raise InputError("expected the name of the run with --key, found none; give it", key="run")
     if run is not None and origin.run is not None and run != origin.run:
         raise InputError(f"expected {origin.run!r}, the repository's, found {run!r}; leave it out", key="run")
+    return find_seals(key)(str(run or origin.run))
+
+
+def find_seals(key: Path) -> Callable[[str], Ready]:
+    """The function of a run that gives the function which signs updates for it with a private key.
+
+    Raises:
+        InputError: The key can't be read.
+    """
     from fedpara_edge.cli.installed import require
 
     require("trust")
     from fedpara_edge.trust.envelope import write_envelope
     from fedpara_edge.trust.keys import read_signer
 
-    signer, name = read_signer(key), str(run or origin.run)
-    return lambda update, output: write_envelope(update, output, signer, name)
+    signer = read_signer(key)
+    return lambda run: lambda update, output: write_envelope(update, output, signer, run)

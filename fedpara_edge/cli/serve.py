@@ -16,6 +16,7 @@ from device_runtime.sources import Reading
 from fedpara_edge.aggregation.config import AggregateConfig
 from fedpara_edge.algorithms import check_halves
 from fedpara_edge.cli.command import Command
+from fedpara_edge.cli.gates import allow_option, device_privacy_option, say_unsigned
 from fedpara_edge.cli.invite import show_qr_code
 from fedpara_edge.cli.log import event
 from fedpara_edge.cli.options import DATA, PATH, options_of
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 EVERYWHERE, LOCAL = ("0.0.0.0", "::"), ("127.0.0.1", "::1", "localhost")
 """Hosts that stand for all addresses of this machine, and those that nobody else reaches."""
-UNSERVED = ("privacy", "strict")
+UNSERVED = ("strict",)
 """Options of `aggregate` that a server has no use for."""
 
 
@@ -60,6 +61,8 @@ UNSERVED = ("privacy", "strict")
     help="Client algorithm, as --algorithm of `train`.",
 )
 @options_of(AggregateConfig, without=UNSERVED, into="aggregate")
+@allow_option
+@device_privacy_option
 def command(
     bundle: Path,
     state: Path,
@@ -76,6 +79,8 @@ def command(
     train: Mapping[str, Any],
     client_algorithm: str,
     aggregate: Mapping[str, Any],
+    allow: Path | None,
+    device_privacy: str | None,
 ) -> None:
     """Serve BUNDLE to devices, which train it round by round, and put their updates together.
 
@@ -90,8 +95,12 @@ def command(
         require("device")
     elif reading:
         raise InputError("expected with --test, found without; leave it out", key=next(iter(reading)))
+    for extra, is_needed in (("trust", allow), ("privacy", aggregate.get("privacy"))):
+        if is_needed:
+            require(extra)
     from fedpara_edge.formats.bundle import open_bundle
     from fedpara_edge.serving.evaluating import EvaluationSet
+    from fedpara_edge.serving.guarding import Demands
     from fedpara_edge.serving.running import run_server
 
     call = TrainCall(**train, algorithm=client_algorithm)
@@ -114,7 +123,7 @@ def command(
         return _encryption(tls_certificate, tls_key, folder if tls_lan else None, {host, *([name] if name else [])})
 
     def show(running: Running) -> None:
-        _show(running, url or _url_of(running), state, serving)
+        _show(running, url or _url_of(running), state, serving, allow)
 
     run_server(
         open_bundle(bundle),
@@ -126,6 +135,7 @@ def command(
         port=port,
         page=page or installed_page(),
         test=None if test is None else EvaluationSet(data=test, reading=Reading(**reading)),
+        demands=Demands(allow=allow, device_privacy=device_privacy),
         encrypt=encrypt,
         on_event=_report,
         on_ready=show,
@@ -174,7 +184,7 @@ def _url_of(running: Running) -> str:
     return f"{'http' if running.encryption is None else 'https'}://{address}:{running.port}/"
 
 
-def _show(running: Running, url: str, state: Path, config: ServeConfig) -> None:
+def _show(running: Running, url: str, state: Path, config: ServeConfig, allow: Path | None) -> None:
     """Say where the server is, and how devices join."""
     from fedpara_edge.serving.invitation import invite, keep_address
 
@@ -182,6 +192,8 @@ def _show(running: Running, url: str, state: Path, config: ServeConfig) -> None:
     link = invite(state, now=time.time(), hours=config.join_hours)
     event("serving", host=running.host, port=running.port, round=running.federation.number)
     note(f"round {running.federation.number + 1}, serving at {url}; for {config.join_hours:g} h devices join with")
+    if running.host not in LOCAL:
+        say_unsigned(allow)
     if running.encryption is None and running.host not in LOCAL:
         note("note: without TLS, whoever listens on the network can read tokens and updates; pass --tls-lan")
     click.echo(link)

@@ -18,6 +18,8 @@ JSON. Addresses count from that of the task itself.
     control           server state of the round, for scaffold; left out where there is none
     updates           where updates are sent
     settings          options of the training by name, as `fedpara-edge train` has them, and its codec
+    run               name of the run for which updates have to be signed (`fedpara_edge.trust.envelope`); left out
+                      where they need not
 
 All addresses but that of updates contain a SHA-256 of what they lead to, so that it can be kept for good.
 """
@@ -66,11 +68,12 @@ class Task:
     control: str | None
     updates: str
     settings: Mapping[str, Any]
+    run: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""
         fields = {"format": FORMAT, "version": 1, **asdict(self)}
-        return {name: value for name, value in fields.items() if name != "control" or value is not None}
+        return {name: value for name, value in fields.items() if name not in ("control", "run") or value is not None}
 
     def changes_from(self, base: str) -> list[Step] | None:
         """The changes that lead to the weights of the round; none from these themselves, None from unknown ones.
@@ -130,6 +133,7 @@ _FITTING: Mapping[str, Callable[[Any], bool]] = {
     "train": lambda found: type(found) is bool,
     "reason": lambda found: found is None or _is_text(found),
     "control": lambda found: found is None or _is_text(found),
+    "run": lambda found: found is None or _is_text(found),
     "history": _are_steps,
     "settings": lambda found: isinstance(found, dict),
 }

@@ -21,8 +21,9 @@
 Who asks shows a token (`tokens`) as `Authorization: Bearer …`. Updates in pieces follow the IETF's draft "Resumable
 Uploads for HTTP" (draft-ietf-httpbis-resumable-upload, revision 05 and later): an upload is begun by a POST with
 `Upload-Complete: ?0`, continued by PATCH with `Upload-Offset` and the type `application/partial-upload`, and its last
-piece has `Upload-Complete: ?1`. A POST without these fields is an update in one piece. A refusal is a sentence of plain
-text; 429 and 503 say after how many seconds to try again.
+piece has `Upload-Complete: ?1`. A POST without these fields is an update in one piece. Where the task names a run, the
+request that completes an update has its envelope (`fedpara_edge.trust.envelope`) in base64 in the field
+`Update-Envelope`. A refusal is a sentence of plain text; 429 and 503 say after how many seconds to try again.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ from fedpara_edge.serving.operator import Operator
 from fedpara_edge.serving.page import Page
 from fedpara_edge.serving.record import Record
 from fedpara_edge.serving.refused import RefusedError
-from fedpara_edge.serving.requests import is_complete, number_in, pieces, read_join, wait_seconds
+from fedpara_edge.serving.requests import is_complete, number_in, pieces, read_envelope, read_join, wait_seconds
+from fedpara_edge.serving.rounds import envelope_of
 from fedpara_edge.serving.tokens import Tokens
 from fedpara_edge.serving.uploads import Upload, Uploads
 
@@ -270,6 +272,8 @@ class Application:
             return Response(status_code=status, headers=_state_of(upload))
         try:
             self._uploads.check_complete(upload)
+            if (envelope := read_envelope(request)) is not None:
+                envelope_of(upload.content).write_bytes(envelope)
             take = partial(self._federation.take, upload.content, upload.client)
             receipt = await anyio.to_thread.run_sync(take, limiter=self._readers)
         except RefusedError as error:

@@ -16,20 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from fedpara_edge.aggregation.config import AggregateConfig
+from fedpara_edge.aggregation.gate import Gate
 from fedpara_edge.aggregation.round import LEAST_KEPT, run_round
 from fedpara_edge.aggregation.screening import Rejected, read_whole, screen
 from fedpara_edge.aggregation.staleness import recent
-from fedpara_edge.errors import FedparaError, TooFewUpdatesError
+from fedpara_edge.errors import BudgetError, FedparaError, TooFewUpdatesError
 from fedpara_edge.formats.bundle import Bundle
-from fedpara_edge.formats.history import NO_HISTORY
+from fedpara_edge.formats.history import NO_HISTORY, History
 from fedpara_edge.formats.serverstate import read_state_for, write_control
 from fedpara_edge.formats.task import Phase, Task
 from fedpara_edge.formats.update import UpdateHeader
-from fedpara_edge.formats.weights import read_weights
+from fedpara_edge.formats.weights import Weights, read_weights
 from fedpara_edge.serving.config import ServeConfig
 from fedpara_edge.serving.content import Content
 from fedpara_edge.serving.devices import Devices
 from fedpara_edge.serving.folder import ServerFolder
+from fedpara_edge.serving.guarding import Guard
 from fedpara_edge.serving.refused import RefusedError
 from fedpara_edge.serving.rounds import Refusal, RoundFolder, read_result
 from fedpara_edge.storage.atomic import sha256_of, sync
@@ -37,6 +39,7 @@ from fedpara_edge.storage.rounds import remove_rounds_before
 
 OnEvent = Callable[..., None]
 """Function of an event: its name, `level` of Python's logging, and fields."""
+UNGUARDED = Guard()
 LATE = "wrong_round"
 """Code of an update of a round that is over."""
 ALIVE_SECONDS = 120.0
@@ -70,6 +73,7 @@ class Federation:
         aggregate: Aggregation of the updates.
         config: Conditions on which rounds open and close.
         settings: Options of the devices' training, by name.
+        guard: What is asked of updates beyond that they fit, and what pays for noise.
         clock: Function that tells the time in seconds since 1970.
         on_event: Function that is told what happens.
 
@@ -89,11 +93,13 @@ class Federation:
         config: ServeConfig,
         settings: Mapping[str, Any],
         *,
+        guard: Guard = UNGUARDED,
         clock: Callable[[], float] = time.time,
         on_event: OnEvent = ignore,
     ) -> None:
         self._folder, self._aggregate, self._config, self._settings = folder, aggregate, config, dict(settings)
-        self._clock, self._tell = clock, on_event
+        self._clock, self._tell, self._guard = clock, on_event, guard
+        self._is_spent = False
         self._lock = threading.RLock()
         self._needed = self._sent_meanwhile = 0
         self._is_paused = False
@@ -111,7 +117,8 @@ class Federation:
         with self._lock:
             if self._round.closed is not None:
                 return "closing"
-            if self._config.rounds is not None and self.number >= self._config.rounds:
+            is_done = self._config.rounds is not None and self.number >= self._config.rounds
+            if is_done or self._is_spent:
                 return "finished"
             return "paused" if self._is_paused else "open"
 
@@ -134,6 +141,11 @@ class Federation:
     def rounds_wanted(self) -> int | None:
         """Rounds after which the federation is finished; None for no end."""
         return self._config.rounds
+
+    @property
+    def privacy(self) -> Mapping[str, Any] | None:
+        """The noise on the means with its budget and what is spent of it, plain data; None without."""
+        return self._guard.spent
 
     @property
     def bundle(self) -> Bundle:
@@ -165,6 +177,7 @@ class Federation:
                 control=self._content.control,
                 updates="updates",
                 settings=self._settings,
+                run=self._run,
             )
 
     def take(self, path: Path, client: str) -> Receipt:
@@ -233,7 +246,7 @@ class Federation:
     def pause(self, is_paused: bool) -> None:
         """Ask no device to train from now on, and close no round; or go on. Updates under way are still taken."""
         with self._lock:
-            self._is_paused, self.error = is_paused, self.error if is_paused else None
+            self._is_paused, self.error = is_paused, self.error if is_paused or self._is_spent else None
         self._tell("paused" if is_paused else "resumed", round=self.number)
         self._changed()
 
@@ -265,6 +278,7 @@ class Federation:
         state = read_state_for(folder.server, base) if number else None
         history = recent(state, base, self._aggregate.max_staleness) if state else NO_HISTORY
         content = Content(folder, base, keep=config.keep_rounds)
+        judge, run, spent = self._guard.for_round(), self._guard.run, self._why_spent(number + 1)
         counted = {
             digest
             for earlier in range(max(number - config.keep_rounds, 0), number)
@@ -277,10 +291,21 @@ class Federation:
         with self._lock:
             self.number, self._base, self._history, self._content = number, base, history, content
             self._round, self._counted, self._needed = round_, counted, 0
+            self._judge, self._run = judge, run
+            self._is_spent, self.error = spent is not None, spent
             round_.note_sent(self._sent_meanwhile)
             self._sent_meanwhile = 0
             opened = round_.opened
             self._overdue_at = None if config.deadline is None or opened is None else opened + config.deadline
+
+    def _why_spent(self, number: int) -> str | None:
+        """The reason why the noise of a round could not be paid for; None if it could."""
+        try:
+            self._guard.check_budget(number)
+        except BudgetError as error:
+            self._tell("error", level=logging.ERROR, code=error.code, message=str(error))
+            return str(error)
+        return None
 
     def _recall(self) -> None:
         """Have the devices know what became of their last updates, as far as the rounds tell that are kept."""
@@ -310,6 +335,8 @@ class Federation:
             }[phase]
         if self._round.has_sent(client, self.number):
             return "the update of this device is there; the round is not over yet"
+        if (obstacle := self._judge.obstacle(client)) is not None:
+            return obstacle
         if client not in self._round.asked:
             places = self._config.participants
             is_overdue = self._overdue_at is not None and now > self._overdue_at
@@ -324,11 +351,11 @@ class Federation:
         sync(path)
         while True:
             with self._lock:
-                number, base, history = self.number, self._base, self._history
+                number, base, history, gate = self.number, self._base, self._history, self._judge.gate
                 if digest in self._counted or digest in self._round.digests:
                     return Receipt(client=client, round=number, is_new=False)
                 self._check_open()
-            header = self._read(path, base, history)
+            header = self._read(path, base, history, gate)
             if header.client != client:
                 raise RefusedError(
                     f"expected the name under which this device joined, found {header.client!r}",
@@ -361,9 +388,9 @@ class Federation:
                 "expected a device that was drawn for the round, found another", status=409, code="not_drawn"
             )
 
-    def _read(self, path: Path, base: Any, history: Any) -> UpdateHeader:
+    def _read(self, path: Path, base: Weights, history: History, gate: Gate | None) -> UpdateHeader:
         """The header of an update that is good, values included."""
-        updates, rejected = screen([path], base, self._aggregate.server_algorithm, history=history)
+        updates, rejected = screen([path], base, self._aggregate.server_algorithm, gate, history=history)
         if not rejected:
             readable, rejected = read_whole(updates, base)
         if rejected:
@@ -382,6 +409,8 @@ class Federation:
             state=folder.server,
             change=None if self._aggregate.downlink_codec is None else folder.change(number),
             keep=keep,
+            gate=self._judge.gate,
+            budget=self._guard.budget,
         )
         write_control(folder.control(number), done.aggregation.state)
         asked, taken = self._round.asked, {update.client for update in done.aggregation.accepted}
@@ -397,6 +426,7 @@ class Federation:
             "refused_bytes": sum(refusal.bytes for refusal in self._round.refused),
             "sent_bytes": self._round.sent_bytes,
             "stragglers": stragglers,
+            "privacy": self._guard.spent,
             **done.to_json(),
         }
         self._round.finish(result)

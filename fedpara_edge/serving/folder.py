@@ -10,6 +10,7 @@ server/round-<n>.safetensors      server state that belongs with them
 control/round-<n>.safetensors     its part that devices need for scaffold
 rounds/<n>/                       the round that starts from the weights of n (`rounds`)
 uploads/<id>/                     an update that is still arriving (`uploads`)
+ledger/, privacy/                 what was accepted of signed updates, and what is spent (`guarding`)
 metrics.jsonl                     what came of the rounds, for `report` and trackers (`record`)
 tls/                              certificates made for the local network (`certificates`)
 """

@@ -41,6 +41,7 @@ def overview(federation: Federation, record: Record, *, now: float) -> dict[str,
         "opened": round_.opened,
         "is_evaluated": record.is_evaluated,
         "is_evaluating": record.is_evaluating,
+        "privacy": federation.privacy,
         "total": _total(rounds, dense_bytes=4 * manifest.layout.dense_parameters),
         "rounds": [{name: each.get(name) for name in _SHOWN} for each in reversed(rounds[-MOST_ROUNDS:])],
         "devices": [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 from collections.abc import AsyncIterator
@@ -64,6 +65,19 @@ def number_in(request: Request, name: str, default: int | None) -> int | None:
     if not (found.isascii() and found.isdecimal() and len(found) <= 18):
         raise RefusedError(f"expected a number in the field {name}, found something else", status=400)
     return int(found)
+
+
+def read_envelope(request: Request) -> bytes | None:
+    """The signature that comes with an update, of its field Update-Envelope in base64; None without.
+
+    Raises:
+        RefusedError: The field is something else.
+    """
+    try:
+        found = request.headers.get("Update-Envelope")
+        return None if found is None else base64.b64decode(found, validate=True)
+    except ValueError as error:
+        raise RefusedError("expected the field Update-Envelope in base64, found something else", status=400) from error
 
 
 def wait_seconds(preference: str) -> float:

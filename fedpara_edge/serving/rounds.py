@@ -3,8 +3,9 @@
     opened.json      {"opened": seconds since 1970}
     asked.jsonl      a line for each device that was asked to train: its name, as JSON
     updates/<sender>-<sha256>.safetensors
-                     updates that were taken. <sender> stands for client and round of the update, so that there is
-                     one of each, and <sha256> is that of the file, so that one that is sent again is known
+                     updates that were taken, and with .dsse after that the envelopes of signed ones. <sender> stands
+                     for client and round of the update, so that there is one of each, and <sha256> is that of the
+                     file, so that one that is sent again is known
     refused.jsonl    a line for each update that was refused (`Refusal`)
     sent.jsonl       a line for each file that devices got: how many bytes of it were sent
     closed.json      {"closed": seconds since 1970, "updates": [names of files]}: the round takes no more updates, and
@@ -142,7 +143,11 @@ class RoundFolder:
     def take(self, update: Path, client: str, round: int, digest: str) -> None:
         """Take an update, whose content is on the disk."""
         sender = _sender(client, round)
-        update.rename(self.updates / f"{sender}-{digest}.safetensors")
+        taken = self.updates / f"{sender}-{digest}.safetensors"
+        if (envelope := envelope_of(update)).exists():
+            sync(envelope)
+            envelope.rename(envelope_of(taken))
+        update.rename(taken)
         sync(self.updates)
         self._taken[sender] = digest
 
@@ -179,6 +184,11 @@ class RoundFolder:
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
         with replacing_file(self.path / name) as temporary:
             temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+def envelope_of(update: Path) -> Path:
+    """File of the signature of an update (`fedpara_edge.trust.envelope`)."""
+    return update.with_name(f"{update.name}.dsse")
 
 
 def read_result(path: Path) -> Mapping[str, Any] | None:

@@ -29,6 +29,7 @@ from fedpara_edge.serving.connections import HEAD_SECONDS, Connection
 from fedpara_edge.serving.evaluating import EvaluationSet, Evaluator
 from fedpara_edge.serving.federation import Federation, OnEvent
 from fedpara_edge.serving.folder import open_folder
+from fedpara_edge.serving.guarding import NOTHING, Demands, open_guard
 from fedpara_edge.serving.page import Page
 from fedpara_edge.serving.record import Record, about
 from fedpara_edge.serving.tokens import Tokens, open_tokens
@@ -104,6 +105,7 @@ def run_server(
     port: int,
     page: Path | None = None,
     test: EvaluationSet | None = None,
+    demands: Demands = NOTHING,
     encrypt: Callable[[Path], Encryption | None] = unencrypted,
     on_event: OnEvent,
     on_ready: Callable[[Running], None],
@@ -120,6 +122,7 @@ def run_server(
         port: Port to listen on; 0 for one that is free.
         page: Folder of the page for phones; None to hand out none.
         test: Data to evaluate the weights of each round on; None to leave that out.
+        demands: What is asked of updates beyond that they fit.
         encrypt: Function of the state folder with the certificate of the server; None there to answer without TLS.
         on_event: Function that is told what happens: the name of an event, `level` and fields.
         on_ready: Function that is called once the socket is open.
@@ -147,7 +150,8 @@ def run_server(
             for look in told:
                 look()
 
-        federation = Federation(folder, aggregate, config, settings, on_event=tell)
+        guard = stack.enter_context(open_guard(folder.path, demands, aggregate))
+        federation = Federation(folder, aggregate, config, settings, guard=guard, on_event=tell)
         evaluate = None if test is None else Evaluator(bundle, test)
         if evaluate is not None:
             stack.callback(evaluate.stop)

@@ -10,7 +10,8 @@ const WAIT_SECONDS = 25, AGAIN_MS = 2000, KEY = 'fedpara-edge operator';
  *   error: string | null}} Device
  * @typedef {{model: string, round: number, rounds_wanted: number | null, phase: string, error: string | null,
  *   updates: number, wanted: number, fewest: number, asked: number, is_evaluated: boolean, is_evaluating: boolean,
- *   total: Record<string, number>, rounds: Round[], devices: Device[]}} State
+ *   privacy: {spent: number, epsilon: number, delta: number} | null, total: Record<string, number>, rounds: Round[],
+ *   devices: Device[]}} State
  */
 
 /**
@@ -112,7 +113,7 @@ function draw(found) {
 }
 
 /** @param {State} found */
-function drawFigures({ rounds, devices, total, is_evaluated: isEvaluated }) {
+function drawFigures({ rounds, devices, total, privacy, is_evaluated: isEvaluated }) {
   const best = rounds.find((each) => each.accuracy !== null), here = devices.filter((each) => each.is_here).length;
   /** @type {[string, string, string][]} */
   const figures = [
@@ -121,6 +122,7 @@ function drawFigures({ rounds, devices, total, is_evaluated: isEvaluated }) {
     ['Sent to devices', size(total.down_bytes), beside(total.down_bytes, total.dense_down_bytes)],
   ];
   if (isEvaluated) figures.unshift(['Accuracy', best ? percent(best.accuracy) : '–', best ? `after round ${best.round}` : '']);
+  if (privacy) figures.push(['Privacy', `ε ${privacy.spent.toPrecision(3)}`, `of ${privacy.epsilon} at δ ${privacy.delta}`]);
   element('figures').replaceChildren(
     ...figures.map(([name, value, remark]) => {
       const group = document.createElement('div'), said = document.createElement('dd');
