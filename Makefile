@@ -89,10 +89,11 @@ PI_SUITE ?= bookworm
 PI_64 := $(PI)/arm64-$(PI_SUITE)
 PI_32 := $(PI)/armhf-trixie
 
-pi: built $(PI_64)/ready  ## rounds of two emulated Raspberry Pis, one with a MobileNet; PI_SUITE=trixie for Debian 13
+pi: web built $(PI_64)/ready  ## rounds of two emulated Raspberry Pis, one with a MobileNet, one with a phone on a server; PI_SUITE=trixie for Debian 13
 	sh tests/pi/install.sh $(PI_64) $(BIN)/python $(VENV)/wheel/*.whl -c constraints.txt
 	$(BIN)/python tests/pi/emulated_round.py two-pis $(PI_64)
 	PYTHONPATH=tests $(BIN)/python tests/pi/emulated_page.py $(PI_64)
+	PYTHONPATH=tests $(BIN)/python tests/pi/emulated_serving.py $(PI_64)
 
 fleet: built $(PI_64)/ready  ## a fleet on Flower, of a node on this machine and one on an emulated Raspberry Pi
 	EXTRA=fleet sh tests/pi/install.sh $(PI_64) $(BIN)/python $(VENV)/wheel/*.whl -c constraints.txt
