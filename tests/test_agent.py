@@ -96,6 +96,9 @@ def test_two_agents_and_a_server_do_what_the_commands_do(tmp_path: Path, bundle:
         ]
         results = [thread.result() for thread in threads]
     assert [result.rounds for result in results] == [(0, 1, 2)] * 2
+    changes = sum((tmp_path / "server" / "changes" / f"round-{number}.safetensors").stat().st_size for number in (1, 2))
+    in_bundle = sum(path.stat().st_size for path in bundle.path.iterdir())
+    assert results[0].received_bytes <= in_bundle + changes, "the initial weights once, and changes where smaller"
     weights = bundle.file("weights.safetensors")
     for number in range(3):
         updates = []

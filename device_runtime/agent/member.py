@@ -29,7 +29,7 @@ from fedpara_edge.errors import (
     WrongBundleError,
     brief_text,
 )
-from fedpara_edge.formats.bundle import MANIFEST, Bundle, open_bundle, read_manifest
+from fedpara_edge.formats.bundle import MANIFEST, WEIGHTS, Bundle, open_bundle, read_manifest
 from fedpara_edge.formats.change import apply_change
 from fedpara_edge.formats.task import Task, read_task
 from fedpara_edge.formats.weights import read_weights, write_weights
@@ -167,6 +167,9 @@ class Member:
             UnreachableError, MissingError, FedparaError: As of `transfers.fetch`.
             WrongBundleError: What the server has does not go together.
         """
+        if not self.weights.exists():
+            with replacing_file(self.weights) as temporary:  # which the bundle brought
+                shutil.copyfile(bundle.file(WEIGHTS), temporary)
         if not self._apply_changes(task, bundle):
             self._fetch(task.weights, self.weights, task.weights.rpartition("/")[2])
         found = read_weights(self.weights, bundle)
