@@ -29,7 +29,7 @@ class Access:
         on_event: Function that is told what happens.
 
     Attributes:
-        measures: What is counted.
+        measures: Counters of the server.
     """
 
     def __init__(self, tokens: Tokens, requests_per_minute: int, on_event: OnEvent) -> None:

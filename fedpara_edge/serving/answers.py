@@ -41,7 +41,7 @@ def of_file(
         request: Request.
         path: File.
         digest: Name of the content, for caches.
-        caching: How long it may be kept, as the field Cache-Control says.
+        caching: Value of the field Cache-Control.
         media_type: Type of the content.
         on_sent: Function that is told how many bytes were sent, once the answer ended.
     """

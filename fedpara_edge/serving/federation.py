@@ -73,7 +73,7 @@ class Federation:
         aggregate: Aggregation of the updates.
         config: Conditions on which rounds open and close.
         settings: Options of the devices' training, by name.
-        guard: What is asked of updates beyond that they fit, and what pays for noise.
+        guard: Demands on updates beyond that they fit, and the budget of noise.
         clock: Function that tells the time in seconds since 1970.
         on_event: Function that is told what happens.
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Demands:
-    """What is asked of updates besides that they fit.
+    """Demands on updates besides that they fit.
 
     Args:
         allow: List of the clients whose signed updates alone count; None to take any.
@@ -63,15 +63,15 @@ class RoundGuard:
 
 
 class Guard:
-    """What is asked, with its ledgers open; `open_guard` makes it.
+    """Demands with their ledgers open; `open_guard` makes it.
 
     Args:
-        demands: What is asked.
+        demands: Demands on updates.
         max_staleness: Most rounds by which an update may be late.
-        ledger: What was accepted; None without a list.
+        ledger: Ledger of the updates that were accepted; None without a list.
         noise: Gate of updates with noise of their own; None for none.
         mechanism: Noise on the mean; None for none.
-        budget: What pays for it.
+        budget: Budget that pays for that noise.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ def open_guard(folder: Path, demands: Demands, aggregate: AggregateConfig) -> It
 
     Args:
         folder: State folder.
-        demands: What is asked of updates.
+        demands: Demands on updates.
         aggregate: Aggregation of them.
 
     Raises:

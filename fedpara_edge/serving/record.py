@@ -30,7 +30,7 @@ ARM, SEED = "served", 0
 
 
 class Evaluate(Protocol):
-    """What evaluates weights (`evaluating.Evaluator`)."""
+    """A function that evaluates weights, until it is stopped (`evaluating.Evaluator`)."""
 
     def __call__(self, weights: Path) -> Scores:
         """Evaluate weights."""
@@ -47,8 +47,8 @@ class Record:
     Args:
         folder: State folder of the server, which is locked.
         rounds: Rounds after which the federation is finished; None for no end.
-        about: What the metrics say of the federation (`about`).
-        evaluate: What evaluates weights; None to leave that out.
+        about: Fields of the metrics about the federation (`about`).
+        evaluate: Function that evaluates weights; None to leave that out.
         on_event: Function that is told what happens.
 
     Raises:
@@ -153,7 +153,7 @@ class Record:
 
 
 def about(folder: ServerFolder, settings: Mapping[str, Any], aggregate: AggregateConfig) -> dict[str, Any]:
-    """What the metrics say of a federation besides its devices.
+    """The fields of the metrics about a federation, but for those of its devices.
 
     Args:
         folder: State folder, with the bundle.

@@ -122,7 +122,7 @@ def run_server(
         port: Port to listen on; 0 for one that is free.
         page: Folder of the page for phones; None to hand out none.
         test: Data to evaluate the weights of each round on; None to leave that out.
-        demands: What is asked of updates beyond that they fit.
+        demands: Demands on updates beyond that they fit.
         encrypt: Function of the state folder with the certificate of the server; None there to answer without TLS.
         on_event: Function that is told what happens: the name of an event, `level` and fields.
         on_ready: Function that is called once the socket is open.
