@@ -333,6 +333,13 @@ def test_killed_again_and_again_it_loses_nothing_and_counts_nothing_twice(tmp_pa
     assert counted == [dict.fromkeys(clients, 1)] * rounds
     assert answered == {(client, number) for client in clients for number in range(rounds)}
     assert read_weights(tmp_path / "server" / "weights" / f"round-{rounds}.safetensors").round == rounds
+    metrics = tmp_path / "server" / "metrics.jsonl"
+    process.start()
+    _wait_until(lambda: metrics.exists() and '"event": "done"' in metrics.read_text())
+    assert process.stop() == 0
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["arm", *["round"] * rounds, "done"]
+    assert [line["round"] for line in lines[1:-1]] == [*range(1, rounds + 1)]
 
 
 def _accepted(folder: Path, number: int) -> Mapping[str, int]:
