@@ -90,7 +90,7 @@ def test_what_is_not_installed_is_named_with_the_line_for_it(tmp_path: Path, mon
         TensorBoard(str(tmp_path), "run")
 
 
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning:sqlalchemy")
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 def test_mlflow_has_every_number_of_every_round(finished: Path, tmp_path: Path, run: Command) -> None:
     mlflow = pytest.importorskip("mlflow", reason="needs the extra mlflow")
     ended = run("report", finished, "--track", f"mlflow:{tmp_path / 'ml'}")

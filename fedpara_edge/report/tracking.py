@@ -7,6 +7,7 @@ with the same two methods, and an entry in `TRACKERS`.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -103,7 +104,8 @@ class MLflow:
         if series not in self._runs:
             self._runs[series] = self._client.create_run(self._experiment, run_name=series).info.run_id
         now = int(1000 * time.time())
-        metrics = [self._metric(name, value, now, round) for name, value in values.items()]
+        # MLflow takes fewer characters in a name than a layer may have in its own.
+        metrics = [self._metric(re.sub(r"[^\w\-. :/]", "_", name), value, now, round) for name, value in values.items()]
         self._client.log_batch(self._runs[series], metrics)
 
     def close(self) -> None:
