@@ -56,7 +56,9 @@ def initializers(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def run(path: Path, x: NDArray[Any]) -> NDArray[Any]:
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     output: NDArray[Any] = session.run(["logits"], {"x": x})[0]
     return output
 

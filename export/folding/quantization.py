@@ -67,10 +67,16 @@ def _store_recurrent_weights(graph: onnx.GraphProto) -> None:
         scale = np.maximum(np.abs(value).max(axis=(0, 2)) / 127, np.finfo(np.float32).tiny)
         stored = np.rint(value / scale[:, None]).astype(np.int8)
         weights[name].CopyFrom(numpy_helper.from_array(stored, f"{name}.int8"))
+        zero = np.zeros(len(scale), np.int8)  # without it, onnxruntime crashes where it makes signed weights unsigned
         graph.initializer.append(numpy_helper.from_array(scale, f"{name}.scale"))
+        graph.initializer.append(numpy_helper.from_array(zero, f"{name}.zero"))
         made.append(
             helper.make_node(
-                "DequantizeLinear", [f"{name}.int8", f"{name}.scale"], [name], name=f"{name}.dequantize", axis=1
+                "DequantizeLinear",
+                [f"{name}.int8", f"{name}.scale", f"{name}.zero"],
+                [name],
+                name=f"{name}.dequantize",
+                axis=1,
             )
         )
     replace(graph.node, [*made, *graph.node])
