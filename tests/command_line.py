@@ -45,11 +45,16 @@ def check_refused(run: Command, here: Path, bad: Bad) -> None:
     prepare, arguments, code, words = bad
     if prepare is not None:
         prepare(here)
-    before = sorted(here.iterdir())
+    before = _files(here)
     ended = run(*arguments)
     assert ended.code == code, ended.err
     (line,) = ended.err.splitlines()
     assert line.startswith("Error: ")
     assert re.search(words, line), line
     assert ended.out == ""
-    assert sorted(here.iterdir()) == before
+    assert _files(here) == before
+
+
+def _files(folder: Path) -> list[Path]:
+    """What is in a folder, without the bytecode that Python keeps of a user's module."""
+    return sorted(path for path in folder.iterdir() if path.name != "__pycache__")

@@ -96,7 +96,7 @@ def pull_bundle(repository: str, output: Path, *, revision: str | None = None, o
         overwrite: Whether to replace an existing folder.
 
     Raises:
-        InputError: huggingface_hub is not installed.
+        InputError: The package huggingface_hub is not installed.
         OutputExistsError: The folder exists, and `overwrite` is false.
         WrongBundleError: There is no bundle, or it is damaged.
         FedparaError: The Hub refuses, or can't be reached.
@@ -124,7 +124,7 @@ def pull_weights(repository: str, output: Path, *, revision: str | None = None, 
         overwrite: Whether to replace an existing file.
 
     Raises:
-        InputError: huggingface_hub is not installed, or the file is no weights file.
+        InputError: The package huggingface_hub is not installed, or the file is no weights file.
         OutputExistsError: The file exists, and `overwrite` is false.
         WrongBundleError: The weights are of another bundle than the repository's.
         FedparaError: The Hub refuses, or can't be reached.

@@ -15,10 +15,6 @@ def copied(model: nn.Module) -> nn.Module:
     """Deep copy of a model, with `torch.nn.utils.parametrizations.weight_norm` for `torch.nn.utils.weight_norm`.
 
     The latter leaves what it computed at the module, which neither `copy.deepcopy` nor an export takes.
-
-    >>> layer = torch.nn.utils.weight_norm(nn.Linear(3, 2))
-    >>> [name for name, _ in copied(layer).named_parameters()]
-    ['bias', 'parametrizations.weight.original0', 'parametrizations.weight.original1']
     """
     attributes = [value for module in model.modules() for value in vars(module).values()]
     computed = [value for value in attributes if isinstance(value, torch.Tensor) and not value.is_leaf]
