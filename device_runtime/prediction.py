@@ -14,7 +14,7 @@ from device_runtime.data import Dataset, Inputs, check_inputs, open_inputs
 from device_runtime.engines.protocol import Given, named
 from fedpara_edge.errors import DivergedError, FedparaError, InputError
 from fedpara_edge.formats.accuracy import count_correct, count_labels, predicted, without_ignored
-from fedpara_edge.formats.folded import read_folded
+from fedpara_edge.formats.folded import read_folded, stated_options
 from fedpara_edge.installation import install_line
 from fedpara_edge.metrics import COUNTERS, Counts
 from fedpara_edge.storage.atomic import replacing_file
@@ -51,6 +51,8 @@ class Predictor:
         self._errors, self._remedy_for = ERRORS, remedy_for
         try:
             options = session_options(threads, constant_weights=True)
+            for name, value in stated_options(content).items():
+                options.add_session_config_entry(name, value)
             self._session = InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except ERRORS as error:
             raise InputError(

@@ -30,7 +30,7 @@ from fedpara_edge.errors import FedparaError, InputError, WrongBundleError
 from fedpara_edge.factors.compose import compose, factor_role, factor_shapes
 from fedpara_edge.factors.layout import FACTORS, LayerSpec, Layout, TensorSpec
 from fedpara_edge.formats.bundle import WEIGHTS, Bundle
-from fedpara_edge.formats.folded import read_folded
+from fedpara_edge.formats.folded import INT8_OPTIONS, read_folded, stated_options
 from fedpara_edge.formats.interface import ArraySpec
 from fedpara_edge.formats.recipe import ExportConfig
 from fedpara_edge.formats.weights import Weights, read_weights
@@ -57,7 +57,8 @@ def initializers(path: Path) -> dict[str, NDArray[Any]]:
 
 def run(path: Path, x: NDArray[Any]) -> NDArray[Any]:
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    for name, value in stated_options(path.read_bytes()).items():
+        options.add_session_config_entry(name, value)
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     output: NDArray[Any] = session.run(["logits"], {"x": x})[0]
     return output
@@ -364,6 +365,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Weights, 
 Trained = tuple[Bundle, Weights, Dataset]
 
 
+def test_a_model_chooses_no_options_of_a_session_but_ours() -> None:
+    model = onnx.ModelProto()
+    onnx.helper.set_model_props(
+        model, {"session.use_ort_model_bytes_directly": "1", **dict.fromkeys(INT8_OPTIONS, "2")}
+    )
+    assert stated_options(model.SerializeToString()) == {}
+
+
 @pytest.mark.parametrize(
     ("precision", "calibrated", "error", "bytes_of_float32", "dtype", "kept"),
     [
@@ -392,6 +401,7 @@ def test_precisions_keep_the_accuracy(
     arrays = initializers(path)
     assert {name: arrays[name].dtype for name in kept} == dict.fromkeys(kept, np.dtype(dtype))
     assert (read_folded(path)[0].precision, read_folded(path)[0].round) == (precision, 1)
+    assert stated_options(path.read_bytes()) == (INT8_OPTIONS if precision == "int8" else {})
     x, y = data.arrays["x"], data.arrays["y"]
     outputs = run(path, x)
     assert (outputs.dtype, outputs.shape) == (np.float32, (600, 10))

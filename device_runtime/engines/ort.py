@@ -94,7 +94,6 @@ def remedy_for(error: Exception, rows: int) -> str:
     return f"if it runs on other numbers of rows, leave batches of {rows} out, or export a model that takes any number"
 
 
-_EXACT_INT8 = "session.x64quantprecision"  # on x86 without VNNI, products of 8-bit numbers saturate otherwise
 _FATAL = 4  # among onnxruntime's severities; its errors are raised in any case
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
@@ -110,7 +109,6 @@ def session_options(threads: int | None, *, constant_weights: bool = False) -> S
     if not constant_weights:
         options.graph_optimization_level = GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.log_severity_level = _FATAL
-    options.add_session_config_entry(_EXACT_INT8, "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     return options

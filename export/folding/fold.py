@@ -23,7 +23,7 @@ from fedpara_edge._version import __version__
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError
 from fedpara_edge.formats.accuracy import count_correct, count_labels
 from fedpara_edge.formats.bundle import Bundle
-from fedpara_edge.formats.folded import METADATA_KEY, FoldedSpec, Precision, with_digest
+from fedpara_edge.formats.folded import INT8_OPTIONS, METADATA_KEY, FoldedSpec, Precision, stated_options, with_digest
 from fedpara_edge.formats.interface import Interface
 from fedpara_edge.formats.weights import Weights
 from fedpara_edge.storage.atomic import check_output, replacing_file
@@ -184,7 +184,8 @@ def _serialized(model: onnx.ModelProto, spec: FoldedSpec) -> bytes:
             for output in spec.interface.outputs
         ],
     )
-    helper.set_model_props(model, {METADATA_KEY: spec.to_json()})
+    options = INT8_OPTIONS if spec.precision == "int8" else {}
+    helper.set_model_props(model, {METADATA_KEY: spec.to_json(), **options})
     onnx.checker.check_model(model, full_check=True)
     return with_digest(model.SerializeToString(deterministic=True))
 
@@ -197,7 +198,8 @@ def _batches(data: Examples) -> Iterator[tuple[Arrays, Arrays]]:
 def _session(content: bytes) -> InferenceSession:
     options = SessionOptions()
     options.log_severity_level = 4
-    options.add_session_config_entry("session.x64quantprecision", "1")  # as `predict`, so that no product saturates
+    for name, value in stated_options(content).items():
+        options.add_session_config_entry(name, value)
     return InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 

@@ -13,6 +13,10 @@ It takes the bundle's raw input and gives its outputs [B, ...] in float32, with 
     input, label, output, loss; in version 2 inputs, heads, others
                   as in the bundle's manifest
 
+In int8, an entry `session.x64quantprecision` with the value 1 says that sessions of onnxruntime need this option to
+compute what `fold` measured: products of 8-bit numbers saturate without it on x86 without VNNI. Files of releases up to
+0.2 have none, and run without, as that option crashes onnxruntime on their LSTM and GRU.
+
 The last field of the file is an entry as well, `fedpara_edge.sha256`: the hexadecimal SHA-256 of all bytes before it.
 Releases up to 0.2 pass over it. Files of theirs have none, and are read without.
 
@@ -40,6 +44,8 @@ FORMAT = "fedpara-edge/folded"
 METADATA_KEY = "fedpara_edge"
 DIGEST_KEY = "fedpara_edge.sha256"
 MAX_ENTRY_BYTES = 1 << 20
+INT8_OPTIONS = {"session.x64quantprecision": "1"}
+"""Entries of a model in int8, and options of sessions."""
 
 Precision = Literal["float32", "float16", "int8"]
 
@@ -117,6 +123,12 @@ def read_folded(path: Path) -> tuple[FoldedSpec, bytes]:
         raise InputError(f"{path}: expected a folded model, found {error.strerror}; {remedy}") from error
     except ValueError as error:
         raise InputError(f"{path}: expected a folded model, found {error}; {remedy}") from error
+
+
+def stated_options(model: bytes) -> dict[str, str]:
+    """Options that a serialized model states for sessions of onnxruntime; entries that are none of ours don't count."""
+    stated = dict(_metadata(memoryview(model)))
+    return {name: value for name, value in INT8_OPTIONS.items() if stated.get(name) == value}
 
 
 def stated_digest(model: bytes) -> str | None:
