@@ -142,7 +142,7 @@ def probe(structure: Structure, runs: Runs, data: Data, started: float) -> None:
         network.FAST[name] = function
         try:
             found, losses = _timed(structure, runs, data)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001  # of a compiler, which has no common base
             say(started, f"{name} failed: {type(error).__name__}: {str(error)[:500]}")
             network.FAST[name] = before
             continue
