@@ -1,4 +1,4 @@
-"""All benchmarks, one after the other, with their output and the machine in one results file.
+"""All benchmarks, one after the other, with their output and the machine of each in one results file.
 
 python benchmarks/run.py                    # writes benchmarks/results.md
 python benchmarks/run.py device.py          # one of them; the other sections stay
@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
-from parts import machine
 
 HERE = Path(__file__).parent
 SCRIPTS = {
@@ -29,10 +28,12 @@ SCRIPTS = {
     "Frozen layers": "freezing.py",
     "Depthwise convolutions and BatchNorm": "mobile.py",
     "Inference with a folded model": "folded.py",
+    "Simulated federations": "simulating.py",
     "Aggregation on the server": "aggregation.py",
     "Signatures and bounds": "signatures.py",
     "Digests and exact sums": "digests.py",
     "Server for devices": "serving.py",
+    "Fleets on Flower": "fleet.py",
     "Codecs": "codecs.py",
     "Starts of commands": "starting.py",
 }
@@ -44,11 +45,13 @@ QUICK = {
     "freezing.py": ("--models", "cnn", "--repetitions", "2"),
     "mobile.py": ("--models", "DS-CNN", "--repetitions", "2"),
     "folded.py": ("--models", "mlp,cnn", "--repetitions", "2"),
+    "simulating.py": ("--clients", "4", "--images", "320", "--turns", "1"),
     "aggregation.py": ("--updates", "10", "40", "--repetitions", "2"),
     "signatures.py": ("--codec", "float32", "--codec", "int4", "--updates", "20", "--repetitions", "2"),
     "digests.py": ("--updates", "10", "--parameters", "500000", "--repetitions", "2"),
     "starting.py": ("--repetitions", "3"),
     "serving.py": ("--devices", "50", "--rounds", "2"),
+    "fleet.py": ("--nodes", "2", "--clients", "4", "--images", "320", "--rounds", "3"),
     "codecs.py": ("--parameters", "500000", "--updates", "5", "--repetitions", "2", "--seconds", "0.1"),
 }
 """Options that make a benchmark small."""
@@ -81,8 +84,9 @@ def write_section(title: str, script: str, options: Sequence[str], kept: Path, o
         return
     sections = sections_of(output.read_text(encoding="utf-8")) if output.exists() else {}
     shown = " ".join(["python", f"benchmarks/{script}", *(option for option in options if option != "--again")])
-    text = json.loads(kept.read_text(encoding="utf-8"))["text"]
-    section = f"## {title}\n\n`{shown}`\n\n```text\n{text.strip()}\n```\n"
+    measured = json.loads(kept.read_text(encoding="utf-8"))
+    text = f"{measured['settings']['machine']}\n\n{measured['text'].strip()}"
+    section = f"## {title}\n\n`{shown}`\n\n```text\n{text}\n```\n"
     if sections.get(title) != section:
         sections[title] = section
         _write(output, sections)
@@ -91,7 +95,7 @@ def write_section(title: str, script: str, options: Sequence[str], kept: Path, o
 def _write(output: Path, sections: Mapping[str, str]) -> None:
     known = [sections[title] for title in SCRIPTS if title in sections]
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text("\n".join([f"# Results of `make bench`\n\n{machine()}\n", *known]), encoding="utf-8")
+    output.write_text("\n".join(["# Results of `make bench`\n", *known]), encoding="utf-8")
 
 
 @click.command()

@@ -25,8 +25,8 @@ import click
 import numpy as np
 import torch
 from parts import keep_options, measure_parts
+from plain import train_epoch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from export.build import factored_model
 from fedpara_edge.cli.output import table
@@ -108,13 +108,8 @@ class PlainTorch:
         return time.perf_counter() - started
 
     def _epoch(self, x: Tensor, y: Tensor) -> None:
-        optimizer = torch.optim.AdamW(self._model.parameters(), lr=self._train.lr)
-        centre, scale = (torch.tensor(values) for values in (self._recipe.mean, self._recipe.std))
-        for rows in torch.randperm(len(y)).split(self._train.batch_size):
-            images = (x[rows].reshape(len(rows), 1, 28, 28).float() / 255 - centre) / scale
-            optimizer.zero_grad()
-            cross_entropy(self._model(images), y[rows]).backward()
-            optimizer.step()
+        options = {"lr": self._train.lr, "batch_size": self._train.batch_size}
+        train_epoch(self._model, x, y, **options, mean=self._recipe.mean, std=self._recipe.std)
 
 
 def measure(clients: int, images: int, rounds: int, turns: int) -> dict[str, Any]:

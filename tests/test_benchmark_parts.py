@@ -147,14 +147,15 @@ def measured_in(folder: Path) -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
 
 
-def test_run_writes_sections_and_goes_on(bench, tmp_path: Path) -> None:
+def test_run_writes_sections_and_goes_on(bench, imported: Callable[[str], ModuleType], tmp_path: Path) -> None:
     (tmp_path / "One 1").touch()
     first = bench()
     assert (first.exit_code, "Error: one.py: ended with an error" in first.output) == (1, True)
     assert measured_in(tmp_path) == ["One 0", "One 1", "Two 0", "Two 1", "Two 2"]
     text = (tmp_path / "results.md").read_text()
-    assert "## First\n\n`python benchmarks/one.py`\n\n```text\nOne 0\n\nunfinished: 2 of 3 parts" in text
-    assert "## Second\n\n`python benchmarks/two.py`\n\n```text\nTwo 0\nTwo 1\nTwo 2\n```\n" in text
+    machine = imported("parts").machine()
+    assert f"## First\n\n`python benchmarks/one.py`\n\n```text\n{machine}\n\nOne 0\n\nunfinished: 2 of 3 parts" in text
+    assert f"## Second\n\n`python benchmarks/two.py`\n\n```text\n{machine}\n\nTwo 0\nTwo 1\nTwo 2\n```\n" in text
     (tmp_path / "One 1").unlink()
     second = bench()
     assert second.exit_code == 0, second.output

@@ -28,6 +28,8 @@ AROUND_BYTES = 4000
 """Most bytes of a message besides the files in it."""
 SECONDS = 240.0
 """Patience on a machine that has much else to do."""
+FREE_SECONDS = 10.0
+"""Patience with ports of processes that have ended."""
 EXPORT = "export mlp --classes 3 --input-shape 1,4,4 --gamma 0.5 --batch-size 8 -o bundle"
 INIT = "fleet init bundle --plan plan.toml --arm small -o app"
 
@@ -84,8 +86,8 @@ def rounds(place: Path) -> list[dict[str, Any]]:
     return [event for event in map(json.loads, lines) if event["event"] == "round"]
 
 
-def wait_until(condition: Any) -> None:
-    deadline = time.monotonic() + SECONDS
+def wait_until(condition: Any, seconds: float = SECONDS) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -96,11 +98,20 @@ def ports(place: Path) -> list[int]:
     return [int(port) for log in logs for port in re.findall(rf"running on https?://{re.escape(LOOPBACK)}:(\d+)", log)]
 
 
-def assert_free(numbers: list[int]) -> None:
-    for number in numbers:
-        with socket.socket() as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((LOOPBACK, number))
+def wait_until_free(numbers: list[int]) -> None:
+    """Wait for ports of processes that ended: threads of a killed one may outlive its folder for a moment."""
+
+    def free() -> bool:
+        for number in numbers:
+            with socket.socket() as listener:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    listener.bind((LOOPBACK, number))
+                except OSError:
+                    return False
+        return True
+
+    wait_until(free, seconds=FREE_SECONDS)
 
 
 def test_rounds_with_tls_and_keys_send_the_updates_and_little_else(here: Path) -> None:
@@ -126,7 +137,7 @@ def test_rounds_with_tls_and_keys_send_the_updates_and_little_else(here: Path) -
     down_bytes = sum(event["down_bytes"] for event in rounds(here))
     assert up_bytes < traffic["inbound-bytes"] < up_bytes + 4 * AROUND_BYTES
     assert traffic["outbound-bytes"] < down_bytes + 4 * AROUND_BYTES
-    assert_free([port, *ports(here)])
+    wait_until_free([port, *ports(here)])
 
 
 def test_killed_it_leaves_nothing_and_goes_on_with_the_nodes_that_are_there(here: Path) -> None:
@@ -142,7 +153,7 @@ def test_killed_it_leaves_nothing_and_goes_on_with_the_nodes_that_are_there(here
     first.kill()
     first.communicate()
     wait_until(lambda: not processes(here))
-    assert_free([port])
+    wait_until_free([port])
     before = len(rounds(here))
     again = start(here, *options)
     wait_until(lambda: len(rounds(here)) > before or again.poll() is not None)
@@ -156,7 +167,7 @@ def test_killed_it_leaves_nothing_and_goes_on_with_the_nodes_that_are_there(here
     node.send_signal(signal.SIGINT)
     assert end(node)[0] == 130
     assert not processes(here / "device")
-    assert_free([port, *ports(here)])
+    wait_until_free([port, *ports(here)])
 
 
 def test_failed_or_interrupted_it_says_so_and_leaves_nothing(here: Path) -> None:
@@ -178,7 +189,7 @@ def test_failed_or_interrupted_it_says_so_and_leaves_nothing(here: Path) -> None
         code, _, err = end(running)
         assert (code, err.splitlines()[-1]) == (130, "Error: interrupted")
         assert not processes(here)
-    assert_free(ports(here))
+    wait_until_free(ports(here))
     with socket.socket() as listener:
         listener.bind((LOOPBACK, 0))
         listener.listen()
