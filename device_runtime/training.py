@@ -18,10 +18,8 @@ and refers to the change as readers of the update decode it.
 from __future__ import annotations
 
 import secrets
-import sys
-import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -31,19 +29,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from device_runtime.call import begin, identity_of, resume, run, save
 from device_runtime.config import TrainConfig
 from device_runtime.data import Dataset
 from device_runtime.engines.protocol import Engine
-from device_runtime.epochs import Step, count_steps, sum_learning_rates, take_steps
+from device_runtime.epochs import count_steps, sum_learning_rates, take_steps
 from device_runtime.interrupts import holding_interrupts
 from device_runtime.loading import PERSONAL, RESIDUAL, load_personal, load_weights, read_control, read_groups
 from device_runtime.progress import OnStep
 from device_runtime.result import TrainResult
-from device_runtime.state import PROGRESS, DeviceState, open_state
+from device_runtime.state import DeviceState, open_state
 from device_runtime.statefiles import Committed, Groups, Progress
 from fedpara_edge.algorithms import ClientAlgorithm
 from fedpara_edge.algorithms.client import Start
-from fedpara_edge.codecs import FLOAT32, spelled
+from fedpara_edge.codecs import FLOAT32
 from fedpara_edge.codecs.codec import Encoder
 from fedpara_edge.codecs.statistics import left_out
 from fedpara_edge.errors import DivergedError, InputError, InvalidUpdateError
@@ -53,8 +52,7 @@ from fedpara_edge.formats.update import UpdateHeader, encode_update
 from fedpara_edge.formats.weights import Weights
 from fedpara_edge.privacy.budget import Budget
 from fedpara_edge.privacy.local import LocalGaussian
-from fedpara_edge.storage.atomic import Ready, check_output, sha256_of
-from fedpara_edge.storage.wholefile import real_path
+from fedpara_edge.storage.atomic import Ready
 
 if TYPE_CHECKING:
     from device_runtime.noising import Noising
@@ -118,16 +116,16 @@ def train(
     origin = load_weights(engine, weights)
     origin.refuse_keeping(algorithm.name, [] if algorithm.group is None else [algorithm.group])
     control = read_control(server_state, origin, algorithm)
-    call = _identity(origin, dataset, engine, encoder, config, privacy, server_state)
+    identity = identity_of(origin, dataset, engine, encoder, config, privacy, server_state)
     folder = nullcontext() if state is None else open_state(state, origin.fingerprint)
     with folder as kept, holding_interrupts() as interrupted:
         header = _header(origin, _name(client, kept), examples=dataset.examples, steps=steps)
         inputs = (weights, dataset.path, server_state)
         noising = None if privacy is None else _noising(privacy, budget, kept, origin, algorithm)
-        begin = _begin(kept, call, steps=steps, output=output, inputs=inputs, overwrite=overwrite)
-        before = {} if kept is None else read_groups(kept, call, bundle)
+        begun = begin(kept, identity, steps=steps, output=output, inputs=inputs, overwrite=overwrite)
+        before = {} if kept is None else read_groups(kept, identity, bundle)
         personal = load_personal(engine, before)
-        begin = _resume(engine, begin, kept, steps=steps, epochs=config.epochs)
+        begun = resume(engine, begun, kept, steps=steps, epochs=config.epochs)
         start = _start(origin, before, control, config, steps=steps)
         shared = frozenset(start.weights) if personal else None
         adjustment = config.adjustment(algorithm.term(start), shared=shared)
@@ -135,15 +133,15 @@ def train(
             engine,
             dataset,
             config,
-            first=begin.step,
+            first=begun.step,
             round=origin.round,
             adjustment=adjustment,
             origin={**origin.tensors, **personal},
         )
-        save = partial(_save, kept, engine)
-        end = _run(taken, begin, config, steps=steps, save=save, interrupted=interrupted, on_step=on_step)
+        keep = partial(save, kept, engine)
+        end = run(taken, begun, config, steps=steps, save=keep, interrupted=interrupted, on_step=on_step)
         trained = _read_finite(engine)
-        save(end)
+        keep(end)
         losses = _mean_losses(end, dataset, config)
         header = replace(header, metrics={**_in_six_digits(losses), **algorithm.metrics(start)})
         change = _change(trained, origin, before.get(RESIDUAL, {}))
@@ -158,14 +156,14 @@ def train(
         else:
             left = left_out(bundle.manifest.layout.shared, change, update.change)
             after = _after(before, personal, trained, left, update.change, algorithm, start)
-            kept.commit(Committed(call=call, before={**before, PERSONAL: personal}, after=after), update, output)
+            kept.commit(Committed(call=identity, before={**before, PERSONAL: personal}, after=after), update, output)
             kept.remove_progress()
     return TrainResult(
         client=header.client,
         round=origin.round,
         examples=dataset.examples,
         steps=steps,
-        resumed_from_step=begin.step,
+        resumed_from_step=begun.step,
         seconds=end.seconds,
         losses=losses,
         update_bytes=output.stat().st_size,
@@ -189,28 +187,6 @@ def _check_state_folder(bundle: Bundle, algorithm: ClientAlgorithm, state: Path 
         )
 
 
-def _identity(
-    origin: Weights,
-    dataset: Dataset,
-    engine: Engine,
-    encoder: Encoder,
-    config: TrainConfig,
-    privacy: LocalGaussian | None,
-    server_state: Path | None,
-) -> dict[str, Any]:
-    """Identity of a call: everything that decides its outcome, as plain JSON data (`device_runtime.state`)."""
-    return {
-        "round": origin.round,
-        "base": origin.base,
-        "data": dataset.digest(),
-        "engine": engine.name,
-        "codec": spelled(encoder),
-        **({} if privacy is None else {"privacy": privacy.to_json()}),
-        **({} if server_state is None else {"control": sha256_of(server_state)}),
-        **config.decisive(),
-    }
-
-
 def _noising(
     privacy: LocalGaussian,
     budget: Budget | None,
@@ -223,28 +199,6 @@ def _noising(
     return open_noising(privacy, budget, kept, origin, algorithm)
 
 
-def _resume(engine: Engine, begin: Progress, kept: DeviceState | None, *, steps: int, epochs: int) -> Progress:
-    """The progress to begin with, whose groups are in the engine if there is any."""
-    if begin.step and kept is not None:
-        found, expected = begin.groups.get("engine", {}), engine.state()
-        faults = {
-            f"at most {steps} steps": begin.step > steps,
-            "a sum of losses for each epoch": len(begin.loss_sums) != -(-begin.step * epochs // steps),
-            f"tensors of engine {engine.name}": _arrays(found) != _arrays(expected),
-        }
-        if fault := next((text for text, is_so in faults.items() if is_so), None):
-            raise InputError(
-                f"{kept.folder}: expected the progress of this call with {fault}, found another; delete {PROGRESS} in "
-                "it to begin the call again"
-            )
-        engine.restore(found)
-    return replace(begin, groups={})
-
-
-def _arrays(tensors: Mapping[str, NDArray[Any]]) -> dict[str, str]:
-    return {name: f"{tensors[name].dtype} {list(tensors[name].shape)}" for name in sorted(tensors)}
-
-
 def _start(origin: Weights, before: Groups, control: Group, config: TrainConfig, *, steps: int) -> Start:
     trained = {tensor.name for tensor in origin.layout.trained}
     return Start(
@@ -253,11 +207,6 @@ def _start(origin: Weights, before: Groups, control: Group, config: TrainConfig,
         control=control,
         rate_sum=sum_learning_rates(config, steps=steps, round=origin.round),
     )
-
-
-def _save(kept: DeviceState | None, engine: Engine, progress: Progress) -> None:
-    if kept is not None:
-        kept.save_progress(replace(progress, groups={"engine": engine.state()}))
 
 
 def _after(
@@ -316,71 +265,6 @@ def _rounding_seed(config: TrainConfig, header: UpdateHeader) -> int:
     # A different seed for every client, so that their errors average out.
     client = zlib.crc32(header.client.encode())
     return int(np.random.SeedSequence([config.seed, header.round, client], spawn_key=(2,)).generate_state(1)[0])
-
-
-def _begin(
-    kept: DeviceState | None,
-    call: Mapping[str, Any],
-    *,
-    steps: int,
-    output: Path,
-    inputs: Sequence[Path | None],
-    overwrite: bool,
-) -> Progress:
-    place = str(output.absolute())
-    if kept is not None and real_path(output).parent == real_path(kept.folder):
-        raise InputError(f"{output}: expected a place outside the state folder, found one inside; choose another")
-    found = None if kept is None else kept.progress()
-    if found is not None and found.call == call:
-        # With all steps taken, what is at `output` is this call's own update: only the commits after it are missing.
-        is_own = found.step == steps and found.output == place
-        check_output(output, overwrite=overwrite or is_own, inputs=inputs)
-        return replace(found, output=place)
-    check_output(output, overwrite=overwrite, inputs=inputs)
-    committed = None if kept is None else kept.committed()
-    if kept is not None and found is not None and committed is not None and found.call == committed.call:
-        kept.remove_progress()  # the call had ended but for this
-    elif kept is not None and found is not None:
-        differing = sorted(key for key in call.keys() | found.call.keys() if call.get(key) != found.call.get(key))
-        print(
-            f"{kept.folder}: dropped the progress of another call (round {found.call['round']}, {found.step} steps), "
-            f"which differs in {', '.join(differing)}",
-            file=sys.stderr,
-        )
-        kept.remove_progress()
-    return Progress(call=call, output=place, step=0, seconds=0.0, loss_sums=(), groups={})
-
-
-def _run(
-    taken: Iterator[Step],
-    begin: Progress,
-    config: TrainConfig,
-    *,
-    steps: int,
-    save: Callable[[Progress], None],
-    interrupted: Callable[[], bool],
-    on_step: OnStep | None,
-) -> Progress:
-    progress, sums = begin, list(begin.loss_sums)
-    started = saved_at = time.monotonic()
-    saved_step = begin.step
-    for step in taken:
-        if step.epoch == len(sums):
-            sums.append(0.0)
-        sums[step.epoch] += step.loss * step.examples
-        now = time.monotonic()
-        progress = replace(begin, step=step.number + 1, seconds=begin.seconds + now - started, loss_sums=tuple(sums))
-        if on_step is not None:
-            on_step(progress.step, steps, step.loss)
-        if progress.step == steps:
-            break
-        stop = interrupted()
-        if stop or config.is_save_due(seconds=now - saved_at, steps=progress.step - saved_step):
-            save(progress)
-            saved_at, saved_step = time.monotonic(), progress.step
-        if stop:
-            raise KeyboardInterrupt
-    return progress
 
 
 def _in_six_digits(losses: Sequence[float]) -> dict[str, float]:
