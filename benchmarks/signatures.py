@@ -7,9 +7,9 @@ in one process, the kinds in turn, so that a busy machine is busy for all of the
 
     plain    neither signatures nor bounds
     bounds   the bounds on what one client can do, as by default; none of these updates is clipped
-    signed   signatures and ledger: each envelope verified, and SHA-256 of each file
+    signed   signatures and ledger: each envelope verified, and SHA-256 of each file while it is read for the sum
     hash     SHA-256 of the files alone, on as many cores
-    cached   SHA-256 of as many bytes that are in the cache: what is left of it if they were there for the sum anyway
+    cached   SHA-256 of as many bytes that are in the processor's cache, as those read for the sum are
 
 So `signed` takes at least as long as `plain` and `cached` together (`least`), however the work is arranged: SHA-256
 alone takes longer than the sum of float32 updates. `plain` and `signed` are measured once more from a disk: with the

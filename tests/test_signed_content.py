@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from small_round import random_tensors, send, start_round
@@ -56,26 +56,33 @@ def server(tmp_path: Path) -> Server:
     return Server(tmp_path)
 
 
-def around_the_hash(
-    monkeypatch: pytest.MonkeyPatch, bad: Path, before: Callable[[], object], after: Callable[[], object]
-) -> None:
-    """Call functions before and after a file is hashed."""
-    hashed = TensorFile.sha256
+Step = Literal["digest_while_read", "reopen", "check_read"]
+"""What is done with a file: its signature was verified, its values are read, and it is hashed to the end."""
 
-    def watched(file: TensorFile) -> str:
+
+def around(
+    step: Step, monkeypatch: pytest.MonkeyPatch, bad: Path, before: Callable[[], object], after: Callable[[], object]
+) -> None:
+    """Call functions before and after a step with a file."""
+    done = getattr(TensorFile, step)
+
+    def watched(file: TensorFile, *given: Any) -> Any:
         if file.path != bad:
-            return hashed(file)
+            return done(file, *given)
         before()
         try:
-            return hashed(file)
+            return done(file, *given)
         finally:
             after()
 
-    monkeypatch.setattr(TensorFile, "sha256", watched)
+    monkeypatch.setattr(TensorFile, step, watched)
 
 
+@pytest.mark.parametrize("step", ["digest_while_read", "reopen"])
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps no time of change")
-def test_a_file_changed_after_its_signature_was_verified(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_changed_after_its_signature_was_verified(
+    step: Step, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In place, with the time of its modification set back."""
     bad, good = server.send("ann"), server.send("ben")
 
@@ -88,14 +95,15 @@ def test_a_file_changed_after_its_signature_was_verified(server: Server, monkeyp
         os.utime(bad, ns=(status.st_atime_ns, status.st_mtime_ns))
         assert bad.stat().st_mtime_ns == status.st_mtime_ns
 
-    around_the_hash(monkeypatch, bad, lambda: None, change)
+    around(step, monkeypatch, bad, lambda: None, change)
     done = server.round(bad, good)
     assert [(update.client, update.code) for update in done.aggregation.rejected] == [("ann", "changed")]
     assert [update.client for update in done.aggregation.accepted] == ["ben"]
 
 
+@pytest.mark.parametrize("step", ["digest_while_read", "reopen", "check_read"])
 def test_a_file_exchanged_for_the_signed_one_while_that_is_verified(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    step: Step, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, good = server.send("ann"), server.send("ben")
     signed, bad = server.folder / "signed", server.folder / "bad"
@@ -110,7 +118,7 @@ def test_a_file_exchanged_for_the_signed_one_while_that_is_verified(
         path.replace(signed)
         bad.replace(path)
 
-    around_the_hash(monkeypatch, path, show_signed, show_bad)
+    around(step, monkeypatch, path, show_signed, show_bad)
     done = server.round(path, good)
     ((client, code),) = [(update.client, update.code) for update in done.aggregation.rejected]
     assert (client, code in ("forged", "changed")) == ("ann", True)

@@ -23,7 +23,7 @@ from fedpara_edge.codecs.changes import Changes
 from fedpara_edge.codecs.codec import chunks, in_order
 from fedpara_edge.codecs.decoding import decode_rows
 from fedpara_edge.codecs.scratch import Scratch
-from fedpara_edge.errors import FedparaError, InvalidUpdateError
+from fedpara_edge.errors import FedparaError, InvalidUpdateError, TrustError
 from fedpara_edge.factors.layout import TensorSpec
 from fedpara_edge.formats.update import Update
 
@@ -132,10 +132,11 @@ def _open(updates: Sequence[Update], failures: dict[int, Failure]) -> Iterator[N
                 opened.callback(update.close)
             except InvalidUpdateError as error:
                 failures[number] = Failure(-1, error)
+        missing = set(failures)
         yield
         for number, update in enumerate(updates):
-            if number not in failures:
+            if number not in missing:
                 try:
-                    update.file.check_unchanged()
-                except InvalidUpdateError as error:
+                    update.file.check_read()
+                except (InvalidUpdateError, TrustError) as error:
                     failures[number] = Failure(-1, error)

@@ -25,6 +25,8 @@ class Gate(Protocol):
     def check(self, file: TensorFile, weights: Weights) -> None:
         """Refuse an update that is not proven to be that of the client whose name it has.
 
+        What only its values tell, the file refuses when these were read (`TensorFile.check_read`).
+
         Args:
             file: Open file of the update, of which the header alone was read.
             weights: Weights of the round.
@@ -50,11 +52,11 @@ class Gate(Protocol):
 
 
 class HashingGate:
-    """A `Gate` that everything passes, once its digest is known for a transcript."""
+    """A `Gate` that everything passes, and whose digest is then known for a transcript."""
 
     def check(self, file: TensorFile, weights: Weights) -> None:  # noqa: ARG002
-        """Compute the digest."""
-        file.sha256()
+        """Have the digest be found while the file is read."""
+        file.digest_while_read()
 
     def check_partial(self, partial: PartialFile, weights: Weights) -> None:
         """Nothing to compute: a partial has the digests."""

@@ -31,7 +31,6 @@ from fedpara_edge.formats.partial import FORMAT, Conflicts, Counted, Partial, Pa
 from fedpara_edge.formats.tables import max_table_bytes
 from fedpara_edge.formats.update import Update, check_base
 from fedpara_edge.formats.weights import Weights
-from fedpara_edge.storage.atomic import sha256_of
 from fedpara_edge.storage.tensorfile import TensorFile
 
 Sender = tuple[str, int]
@@ -201,7 +200,8 @@ def _conflicts_of(rejected: Iterable[Rejected], updates: Sequence[Update]) -> di
     by_path, found = {update.path: update for update in updates}, dict[Sender, list[str]]()
     for each in rejected:
         if each.code == "conflict":
-            found.setdefault(by_path[each.path].header.sender, []).append(sha256_of(each.path))
+            update = by_path[each.path]
+            found.setdefault(update.header.sender, []).append(str(update.file.known_sha256))
     return {sender: sorted(digests) for sender, digests in found.items()}
 
 

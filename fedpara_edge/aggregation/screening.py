@@ -114,7 +114,7 @@ def one_of_each(updates: Iterable[Update], weights: Weights) -> tuple[list[Updat
 def _open_all(
     paths: Sequence[Path], weights: Weights, algorithm: ServerAlgorithm, gate: Gate | None, history: History
 ) -> list[Update | Rejected]:
-    """What `_open` makes of each: on all cores if a gate reads the files, which takes longer than all that follows."""
+    """What `_open` makes of each: on all cores if there is a gate, as signatures take longer to verify than headers."""
     if gate is None:
         return [_open(path, weights, algorithm, None, history) for path in paths]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -176,9 +176,13 @@ def read_whole(updates: Iterable[Update], weights: Weights) -> tuple[list[tuple[
         try:
             update.reopen()
             with update.file:
-                read_change(update.file, tensors)
+                try:
+                    read_change(update.file, tensors)
+                except InvalidUpdateError:
+                    update.file.check_read()  # what was forged is called so, whatever else is wrong
+                    raise
                 readable.append((update.file.sha256(), update))
-        except InvalidUpdateError as error:
+        except (InvalidUpdateError, TrustError) as error:
             rejected.append(Rejected(update.path, update.header.client, error))
     return readable, rejected
 

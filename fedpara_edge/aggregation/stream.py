@@ -29,7 +29,7 @@ from fedpara_edge.codecs.changes import Changes
 from fedpara_edge.codecs.codec import chunks, in_order, name_at
 from fedpara_edge.codecs.decoding import decode_rows
 from fedpara_edge.codecs.scratch import Scratch, scratch
-from fedpara_edge.errors import FedparaError, InvalidUpdateError
+from fedpara_edge.errors import FedparaError, InvalidUpdateError, TrustError
 from fedpara_edge.factors.layout import TensorSpec
 from fedpara_edge.formats.update import Update
 
@@ -172,10 +172,10 @@ class _Block:
                     if number not in failures or failure.position < failures[number].position:
                         failures[number] = failure
             for number, update in enumerate(self.updates):
-                if number not in failures:
+                if number not in missing:
                     try:
-                        update.file.check_unchanged()
-                    except InvalidUpdateError as error:
+                        update.file.check_read()
+                    except (InvalidUpdateError, TrustError) as error:
                         failures[number] = Failure(-1, error)
             for watcher in self.watchers:
                 finish = watcher.finish_block

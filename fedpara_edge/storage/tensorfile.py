@@ -15,13 +15,12 @@ tensors are compared with known ones and never used as paths.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import stat
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from safetensors.numpy import save_file
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError, brief_text
 from fedpara_edge.storage.atomic import Ready, replacing_file
 from fedpara_edge.storage.filekind import HEAD_BYTES, recognize
+from fedpara_edge.storage.passing import PassingDigest
 from fedpara_edge.storage.tensortable import (
     MAX_TABLE_BYTES,
     Entry,
@@ -46,7 +46,6 @@ from fedpara_edge.storage.tensortable import (
 
 KEY = "fedpara_edge"
 NOWHERE: Mapping[str, str] = {}
-_HASHED_BYTES = 1 << 18
 _SHARED_CHARACTERS = 1 << 18
 """Length of the longest table that is cached: that of a thousand tensors and more."""
 
@@ -122,6 +121,8 @@ class TensorFile:
         self._expected = format or "a fedpara-edge file"
         self._seeking = threading.Lock()
         self._sha256: str | None = None
+        self._passing: PassingDigest | None = None
+        self._refusal_of: Callable[[str], FedparaError | None] = lambda _: None
         self._open()
         try:
             self._stamp = self._current_stamp()
@@ -146,7 +147,7 @@ class TensorFile:
             FedparaError: The file has become shorter since it was opened, or can't be read.
         """
         done = self._read_some(offset, out.data)
-        if done == out.nbytes:
+        if done == out.nbytes and self._passing is None:
             return
         view = out.reshape(-1).view(np.uint8).data
         while done < len(view):
@@ -157,25 +158,53 @@ class TensorFile:
                     code="truncated",
                 )
             done += count
+        if (passing := self._passing) is not None:
+            passing.add(offset, view)
 
     @property
     def known_sha256(self) -> str | None:
-        """Digest of the file if `sha256` was called; None before."""
+        """Digest of the file if it was found, by `sha256` or `check_read`; None before."""
         return self._sha256
 
-    def sha256(self) -> str:
-        """Hexadecimal SHA-256 of the whole file, which is read once and has to be open; `check_unchanged` holds for it.
+    def digest_while_read(self, refusal_of: Callable[[str], FedparaError | None] = lambda _: None) -> None:
+        """Have the digest be found from what is read from now on, in place of reading the file for it.
+
+        Args:
+            refusal_of: Function of the digest that gives the error of a file which must not have it, for `check_read`
+                and `sha256` to raise; None for one that may.
 
         Raises:
-            FedparaError: The file was changed, or can't be read.
+            FedparaError: The file can't be read.
+        """
+        self._refusal_of = refusal_of
+        if self._sha256 is None and self._passing is None:
+            self._passing = PassingDigest(self._read_some)
+            self._passing.catch_up(self.data_offset)
+
+    def check_read(self) -> None:
+        """Compare what was read with what it should be (`check_unchanged`, `digest_while_read`), once all of it was.
+
+        Raises:
+            FedparaError: The file was changed, has another digest than it should, or can't be read.
+        """
+        self.check_unchanged()
+        if self._passing is not None:
+            self.sha256()
+
+    def sha256(self) -> str:
+        """Hexadecimal SHA-256 of the whole file, which has to be open; `check_unchanged` holds for it.
+
+        What did not pass (`digest_while_read`) is read.
+
+        Raises:
+            FedparaError: The file was changed, has another digest than it should, or can't be read.
         """
         if self._sha256 is None:
-            found, piece, offset = hashlib.sha256(), memoryview(bytearray(_HASHED_BYTES)), 0
-            while count := self._read_some(offset, piece):
-                found.update(piece[:count])
-                offset += count
+            found = (self._passing or PassingDigest(self._read_some)).finish()
             self.check_unchanged()
-            self._sha256 = found.hexdigest()
+            self._sha256, self._passing = found, None
+        if (refusal := self._refusal_of(self._sha256)) is not None:
+            raise refusal
         return self._sha256
 
     def close(self) -> None:

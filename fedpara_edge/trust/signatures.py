@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from fedpara_edge.aggregation.gate import Identity
@@ -38,7 +38,7 @@ class IdentityGate:
         self._aggregators = {member.key.keyid: member for member in clients.aggregators}
 
     def check(self, file: TensorFile, weights: Weights) -> None:
-        """Refuse an update that is not proven to be that of the client whose name it has."""
+        """Refuse an update that is not proven to be its client's; for its content, the file does once it is read."""
         member, statement = self._proven(file.path, self._by_key, Statement, "clients")
         if statement.client != member.name:
             found = f"expected its own name to be signed with its key, found {brief(statement.client)}"
@@ -48,8 +48,7 @@ class IdentityGate:
             if file.header.get(name) != getattr(statement, name):
                 found = f"{name}: expected {brief(getattr(statement, name))} as signed, found another"
                 raise _refusal(file.path, statement.client, found, "forged")
-        if file.sha256() != statement.sha256:
-            raise _refusal(file.path, statement.client, "expected the content that was signed, found other", "forged")
+        file.digest_while_read(partial(_refusal_of_content, file.path, statement))
 
     def check_partial(self, partial: PartialFile, weights: Weights) -> None:
         """Refuse a partial that no aggregator signed, or that has an update which would be refused itself."""
@@ -144,6 +143,13 @@ class SignatureGate(IdentityGate):
             found = f"expected an update that was not replayed, found {sent}: {of_round}"
             raise _refusal(path, member.name, found, "replay")
         self._bases[Identity(statement.client, statement.round, statement.sha256)] = statement.base
+
+
+def _refusal_of_content(path: Path, statement: Statement, sha256: str) -> TrustError | None:
+    """The refusal of a file with a digest, beside what its client stated of it; None if it has that."""
+    if sha256 == statement.sha256:
+        return None
+    return _refusal(path, statement.client, "expected the content that was signed, found other", "forged")
 
 
 def _refusal(path: Path, client: str, found: str, code: str) -> TrustError:
