@@ -118,7 +118,7 @@ def aggregate(
         from fedpara_edge.aggregation.private import check_private
         from fedpara_edge.privacy.mechanism import check_layout
 
-        check_private(algorithm=algorithm, weighting=weighting, merge=merge, bounds=bounds, method=method, exact=exact)
+        check_private(algorithm=algorithm, weighting=weighting, merge=merge, bounds=bounds, method=method)
         check_layout(weights.layout)
         weighting = "equal"
     kept = kept_groups(state, weights, algorithm)

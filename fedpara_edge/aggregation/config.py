@@ -114,7 +114,6 @@ class AggregateConfig(Bounds):
                 merge=self.merge,
                 bounds=self.bounds,
                 method=self.method,
-                exact=self.exact,
             )
             check_late(self.max_staleness, "privacy", "a client could count several times in a round")
         if not self.server_algorithm.takes_late:
@@ -136,8 +135,12 @@ class AggregateConfig(Bounds):
 
     @property
     def effective_weighting(self) -> Weighting:
-        """The weighting of the updates, the algorithm's own where none was asked for."""
-        return effective_weighting(self.weighting, self.server_algorithm, self.method)
+        """The weighting of the updates, the algorithm's own where none was asked for; equal with privacy."""
+        return (
+            "equal"
+            if self.privacy is not None
+            else effective_weighting(self.weighting, self.server_algorithm, self.method)
+        )
 
     @property
     def method(self) -> Method:

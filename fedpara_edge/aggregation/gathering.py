@@ -21,7 +21,6 @@ from fedpara_edge.aggregation.contribution import Contribution
 from fedpara_edge.aggregation.effort import USUAL, Effort
 from fedpara_edge.aggregation.finishing import remove
 from fedpara_edge.aggregation.gate import Gate
-from fedpara_edge.aggregation.norms import NormMeter
 from fedpara_edge.aggregation.screening import Rejected, conflicting, one_of_each, open_updates, read_whole
 from fedpara_edge.aggregation.sums import ModelSums, own_weights
 from fedpara_edge.algorithms import ServerAlgorithm, Weighting
@@ -31,6 +30,7 @@ from fedpara_edge.formats.partial import FORMAT, Conflicts, Counted, Partial, Pa
 from fedpara_edge.formats.tables import max_table_bytes
 from fedpara_edge.formats.update import Update, check_base
 from fedpara_edge.formats.weights import Weights
+from fedpara_edge.privacy.mechanism import Gaussian, check_layout
 from fedpara_edge.storage.tensorfile import TensorFile
 
 Sender = tuple[str, int]
@@ -71,6 +71,7 @@ def gather(
     algorithm: ServerAlgorithm,
     *,
     weighting: Weighting,
+    mechanism: Gaussian | None = None,
     gate: Gate | None = None,
     history: History = NO_HISTORY,
     on_progress: Callable[[int, int], None] | None = None,
@@ -78,11 +79,15 @@ def gather(
 ) -> Gathered:
     """Sum updates and partials.
 
+    With a mechanism no partial is left out but for those whose updates are in another: as one client could have that
+    done to it, the others in it would be missed in the sum, which is more than noise for one client hides.
+
     Args:
         paths: Update files and partials, in any order.
         weights: Weights that they change.
         algorithm: Server algorithm, which says what means it needs.
         weighting: Weighting of the updates.
+        mechanism: Mechanism for which changes are clipped before they are added; None to add them as they are.
         gate: Judge of whose each update is; None to believe the names in the files.
         history: Past rounds of which updates may count as well.
         on_progress: Function that is called with the number of update files read and of all.
@@ -91,13 +96,17 @@ def gather(
     Raises:
         InputError: An update counts twice, or is one of several of its client, and its file is not there.
         InvalidUpdateError: Two partials contradict each other, or an update file contradicts a partial.
+        InvalidUpdateError, TrustError, WrongBundleError: A partial is refused, with a mechanism.
     """
+    if mechanism is not None:
+        check_layout(weights.layout)
     header = PartialHeader(
         fingerprint=weights.fingerprint,
         round=weights.round,
         base=weights.base,
         algorithm=algorithm.name,
         weighting=weighting,
+        privacy=None if mechanism is None else mechanism.grid,
     )
     files, found = list(map(Path, paths)), dict[bool, list[Path]]()
     for path in sorted(set(files), key=str):
@@ -109,7 +118,7 @@ def gather(
     conflicts = _conflicts_of(others, updates)
     beside, unreadable = read_whole([each for each in updates if each.header.sender in shared], weights)
     rejected += [*refused, *others, *unreadable]
-    sums, contributions, bad = _sum(admitted, weights, algorithm, weighting, on_progress, effort)
+    sums, contributions, bad = _sum(admitted, weights, algorithm, weighting, mechanism, on_progress, effort)
     rejected += bad
     for partial in partials:
         for name, part in sums.parts().items():
@@ -157,6 +166,8 @@ def _open_partials(
                 check_base(counted.header, weights, history, path=path)
                 algorithm.check_metrics(counted.header.metrics)
         except (InvalidUpdateError, TrustError, WrongBundleError) as error:
+            if header.privacy is not None:
+                raise
             rejected.append(Rejected(path, None, error))
         else:
             opened.append(partial)
@@ -210,13 +221,15 @@ def _sum(
     weights: Weights,
     algorithm: ServerAlgorithm,
     weighting: Weighting,
+    mechanism: Gaussian | None,
     on_progress: Callable[[int, int], None] | None,
     effort: Effort,
 ) -> tuple[ModelSums, list[Contribution], list[Rejected]]:
     """Exact sums of those updates that are good, facts about these, and the others."""
     rejected: list[Rejected] = []
     while True:
-        sums, meter = ModelSums(weights.layout, algorithm), NormMeter(weights.layout, len(updates))
+        sums = ModelSums(weights.layout, algorithm, mechanism)
+        meter = sums.meter(len(updates))
         own = own_weights([update.header for update in updates], algorithm, weighting)
         refused = sums.add(updates, own, meter=meter, on_progress=on_progress, effort=effort)
         if not refused:

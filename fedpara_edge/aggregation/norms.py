@@ -36,10 +36,11 @@ class NormMeter:
     Args:
         layout: Layout of the model.
         updates: Number of updates to come.
+        exact: Whether norms are off by no more than float64's rounding, and the same on any machine; slower.
     """
 
-    def __init__(self, layout: Layout, updates: int) -> None:
-        self._runs = sorts_of(layout)
+    def __init__(self, layout: Layout, updates: int, *, exact: bool = False) -> None:
+        self._runs, self._squares_of = sorts_of(layout), _in_float64 if exact else Changes.squares
         # A sum for each chunk, added up at the end in their order: threads finish in any.
         self._starts = [start for start, _ in chunks(layout.shared_parameters)]
         self._squares = np.zeros((2, updates, len(self._starts)))
@@ -59,13 +60,13 @@ class NormMeter:
         stop = start + changes.shape[1]
         runs = [run for run in self._runs if run[0] < stop and run[1] > start]
         if len(runs) == 1:
-            squares = changes.squares()
+            squares = self._squares_of(changes)
             self._squares[runs[0][2], rows, chunk] += squares
             return squares
         values, total = changes.values(), np.zeros(changes.shape[0])
         for first, last, sort in runs:
             part = Changes(values[:, max(first - start, 0) : last - start])
-            squares = part.squares()
+            squares = self._squares_of(part)
             self._squares[sort, rows, chunk] += squares
             total += squares
         return total
@@ -76,3 +77,8 @@ class NormMeter:
     def norms(self) -> NDArray[np.float64]:
         """Norms, float64 [sorts, updates]."""
         return np.asarray(np.sqrt(self._squares.sum(axis=2)))
+
+
+def _in_float64(changes: Changes) -> NDArray[np.float64]:
+    """Sums of the squared changes of each file, float64 [files], of which each is a function of its row alone."""
+    return np.array([np.square(row, dtype=np.float64).sum() for row in changes.values()])

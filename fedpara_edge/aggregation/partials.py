@@ -86,7 +86,7 @@ def make_partial(
         updates: Update files and partials, in any order.
         weights: Weights file that the updates were trained from.
         output: Partial to write.
-        config: Algorithm and weighting, as in the aggregation to come, and when to stop; with `exact`.
+        config: Algorithm, weighting and clipping, as in the aggregation to come, and when to stop; with `exact`.
         state: Folder with the server state of the round, which knows the rounds before; needed for late updates, with
             `config.max_staleness`.
         gate: Judge of whose each update is; None to believe the names in the files.
@@ -114,6 +114,7 @@ def make_partial(
         base,
         config.server_algorithm,
         weighting=config.effective_weighting,
+        mechanism=config.mechanism,
         gate=gate,
         history=recent(kept, base, config.max_staleness),
         on_progress=on_progress,

@@ -1,28 +1,33 @@
 """The noisy mean of clipped changes (`fedpara_edge.privacy`), in place of `averaging`, and what does not go with it.
 
-All files are read twice, for the norms and for the sums. No update has any effect on how another one counts, so what is
-relative to the others of a round has no place here: bounds in medians, robust rules, mixing, and the refusal of single
-updates for what they lead to together.
+All files are read twice, for the norms and for the sums. The sums are of integers, so that those of parts of a round
+(`sums`) add up to the same; the noise, whose key is made of the sum, is the same for them too.
+
+No update has any effect on how another one counts, so what is relative to the others of a round has no place here:
+bounds in medians, robust rules, mixing, and the refusal of single updates for what they lead to together.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.aggregation.averaging import Average
+from fedpara_edge.aggregation.averaging import Average, contributions_of
 from fedpara_edge.aggregation.bounds import Bounds
-from fedpara_edge.aggregation.columns import LANES, read_columns
+from fedpara_edge.aggregation.columns import read_columns
+from fedpara_edge.aggregation.contribution import Contribution
 from fedpara_edge.aggregation.effort import Effort
 from fedpara_edge.aggregation.norms import NormMeter
 from fedpara_edge.aggregation.result import Accepted
 from fedpara_edge.aggregation.rules.method import Method
+from fedpara_edge.aggregation.stream import watch
+from fedpara_edge.aggregation.sums import ModelSums
 from fedpara_edge.algorithms import ServerAlgorithm, Weighting
-from fedpara_edge.errors import FedparaError, InputError
+from fedpara_edge.errors import FedparaError, InputError, InvalidUpdateError
 from fedpara_edge.formats.update import Update
 from fedpara_edge.formats.weights import Weights
 from fedpara_edge.privacy.budget import Privacy
@@ -40,7 +45,6 @@ def check_private(
     merge: str,
     bounds: Bounds,
     method: Method,
-    exact: bool,
 ) -> None:
     """Refuse what lets a client do more to a noisy mean than its clipped change does.
 
@@ -64,8 +68,6 @@ def check_private(
         raise InputError("expected equal with privacy, as examples tell of a client; leave it out", key="weighting")
     if merge != "mean":
         raise InputError(f"expected mean with privacy, found {merge}; leave it out", key="merge")
-    if exact:
-        raise InputError("expected a single pass with privacy, found exact sums; leave it out", key="exact")
     usual = Bounds()
     for name in ("max_norm", "max_examples", "max_share"):
         if (found := getattr(bounds, name)) != getattr(usual, name):
@@ -97,10 +99,10 @@ def average_privately(
         BudgetError: Too little is left of the budget.
     """
     mechanism, tensors = privacy.mechanism, weights.layout.shared
-    norms, refused = _read_norms(updates, weights, effort)
-    sums = np.zeros(weights.layout.shared_parameters)
+    norms, sums = NormMeter(weights.layout, len(updates), exact=True), np.zeros(weights.layout.shared_parameters)
+    refused = watch(updates, tensors, watchers=(norms,), effort=effort)
     if not refused:
-        factors = mechanism.factors(norms)
+        factors = mechanism.factors(norms.norms()[0])
 
         def add(lane: int, start: int, rows: NDArray[np.float32]) -> None:  # noqa: ARG001
             sums[start : start + rows.shape[1]] = clipped_sum(rows, factors)
@@ -109,6 +111,46 @@ def average_privately(
         refused = read_columns(updates, tensors, add, meter=meter, effort=effort)
     if on_progress is not None:
         on_progress(len(updates), len(updates))
+    return _released(contributions_of(updates, norms), sums, weights, privacy, refused)
+
+
+def finish_privately(
+    contributions: Sequence[Contribution], sums: ModelSums, weights: Weights, privacy: Privacy
+) -> Average:
+    """Noisy mean of the updates in exact sums, of which nothing is refused any more.
+
+    Args:
+        contributions: The updates, in canonical order.
+        sums: Exact sums of their clipped changes.
+        weights: Weights that they change.
+        privacy: Mechanism and what pays for it.
+
+    Raises:
+        InvalidUpdateError: The sum is larger than clipped changes add up to.
+        BudgetError: Too little is left of the budget.
+    """
+    (mean,) = sums.means
+    total = np.concatenate([piece.to_float() for piece in mean.pieces])
+    most = len(contributions) * privacy.mechanism.limit
+    if not float(np.linalg.norm(total)) <= most:
+        paths = sorted({str(each.path) for each in contributions if each.update is None})
+        raise InvalidUpdateError(
+            f"{', '.join(paths)}: expected a sum of {len(contributions)} clipped changes, found a larger one; have the "
+            "partials made again",
+            code="partial",
+        )
+    return _released(contributions, total, weights, privacy, {})
+
+
+def _released(
+    contributions: Sequence[Contribution],
+    sums: NDArray[np.float64],
+    weights: Weights,
+    privacy: Privacy,
+    refused: Mapping[int, FedparaError],
+) -> Average:
+    """The noisy mean of a sum of clipped changes, overwritten, once it was paid for; none if anything was refused."""
+    mechanism = privacy.mechanism
     if not refused:
         content = _digest(weights, mechanism, sums)
         key = privacy.budget.spend(mechanism, content, weights.round + 1, again=privacy.again)
@@ -116,43 +158,29 @@ def average_privately(
         sums *= mechanism.step
     share = 1 / mechanism.expected
     return Average(
-        updates=updates,
+        updates=[each.update for each in contributions if each.update is not None],
         means=sums[None],
         refused=refused,
         gap=None,
-        weights=np.full(len(updates), share),
+        weights=np.full(len(contributions), share),
         accepted=tuple(
             Accepted(
-                path=update.path,
-                client=update.header.client,
-                examples=update.header.examples,
-                steps=update.header.steps,
-                metrics=update.header.metrics,
-                bytes=update.file.size_bytes,
+                path=each.path,
+                client=each.header.client,
+                examples=each.header.examples,
+                steps=each.header.steps,
+                metrics=each.header.metrics,
+                bytes=each.bytes,
                 share=share,
-                norm=float(norm),
+                norm=each.norms[0],
                 norm_in_medians=None,
-                scale=min(1.0, mechanism.clip / norm) if norm else 1.0,
-                bounded=("clip",) if norm > mechanism.clip else (),
-                sha256=update.file.known_sha256,
+                scale=min(1.0, mechanism.clip / each.norms[0]) if each.norms[0] else 1.0,
+                bounded=("clip",) if each.norms[0] > mechanism.clip else (),
+                sha256=each.sha256,
             )
-            for update, norm in zip(updates, norms, strict=True)
+            for each in contributions
         ),
     )
-
-
-def _read_norms(
-    updates: Sequence[Update], weights: Weights, effort: Effort
-) -> tuple[NDArray[np.float64], dict[int, FedparaError]]:
-    """Norms of the changes, float64 [updates], and the errors of those that turned out bad."""
-    squares = np.zeros((LANES, len(updates)))
-
-    def add(lane: int, start: int, rows: NDArray[np.float32]) -> None:  # noqa: ARG001
-        squares[lane] += np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
-
-    meter = NormMeter(weights.layout, len(updates))
-    refused = read_columns(updates, weights.layout.shared, add, meter=meter, effort=effort)
-    return np.sqrt(squares.sum(axis=0)), refused
 
 
 def _digest(weights: Weights, mechanism: Gaussian, sums: NDArray[np.float64]) -> bytes:

@@ -130,6 +130,29 @@ def stream_mean(
     return StreamedMean(means, {number: failure.error for number, failure in failures.items()})
 
 
+def watch(
+    updates: Sequence[Update],
+    tensors: Sequence[TensorSpec],
+    *,
+    watchers: Sequence[Watcher],
+    on_progress: Callable[[int, int], None] | None = None,
+    effort: Effort = USUAL,
+) -> Mapping[int, FedparaError]:
+    """Show every value of `updates` to observers, where nobody needs a mean; the errors of bad updates, by number.
+
+    Args:
+        updates: Closed updates, in canonical order.
+        tensors: Shared tensors.
+        watchers: Observers of the values as they pass.
+        on_progress: Function that is called with the number of files read and of all files after every block.
+        effort: Size of a block, and number of threads.
+    """
+    shares = np.full((1, len(updates)), 1 / max(1, len(updates)))
+    return stream_mean(
+        updates, tensors, shares=shares, watchers=watchers, on_progress=on_progress, effort=effort
+    ).refused
+
+
 @dataclass(frozen=True)
 class Failure:
     """The error of an update, and the entry of its flat change at which it was found."""

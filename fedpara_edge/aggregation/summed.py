@@ -34,6 +34,10 @@ class Summed:
         out = [each for each in gathered.contributions if each.header.sender not in counting]
         remove(out, gathered.sums, how.algorithm, how.weighting, reason="they can't be right", effort=how.effort)
         self._gathered = None  # the sums are used up below
+        if how.privacy is not None:
+            from fedpara_edge.aggregation.private import finish_privately
+
+            return self._whole(finish_privately(self.updates, gathered.sums, how.weights, how.privacy))
         mean = finish(
             self.updates,
             gathered.sums,
@@ -43,11 +47,15 @@ class Summed:
             bounds=how.bounds,
             effort=how.effort,
         )
-        return mean if len(mean.updates) == len(self.updates) else replace(mean, updates=())
+        return self._whole(mean)
 
     def refuse(self, errors: Mapping[int, FedparaError]) -> None:
         """Leave updates out, by number; those of partials are taken away again."""
         self.updates = left(self.updates, errors, self.rejected)
+
+    def _whole(self, mean: Average) -> Average:
+        """A mean with all of the updates themselves, or none."""
+        return mean if len(mean.updates) == len(self.updates) else replace(mean, updates=())
 
     def _gather(self) -> Gathered:
         how = self._combining
@@ -56,6 +64,7 @@ class Summed:
             how.weights,
             how.algorithm,
             weighting=how.weighting,
+            mechanism=None if how.privacy is None else how.privacy.mechanism,
             gate=how.gate,
             history=how.history,
             on_progress=how.on_progress,

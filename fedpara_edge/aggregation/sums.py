@@ -9,6 +9,7 @@ other updates, and sums of parts of a round add up to those of the round.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from fedpara_edge.aggregation.effort import USUAL, Effort
 from fedpara_edge.aggregation.exact import ExactSum
 from fedpara_edge.aggregation.norms import NormMeter
 from fedpara_edge.aggregation.spread import running_means
-from fedpara_edge.aggregation.stream import EntryWatcher, stream_mean
+from fedpara_edge.aggregation.stream import EntryWatcher, Watcher, watch
 from fedpara_edge.algorithms import ServerAlgorithm, Weighting
 from fedpara_edge.codecs.changes import Changes
 from fedpara_edge.codecs.codec import chunks
@@ -26,6 +27,7 @@ from fedpara_edge.errors import FedparaError
 from fedpara_edge.factors.layout import Layout
 from fedpara_edge.formats.partial import Digits
 from fedpara_edge.formats.update import Update, UpdateHeader
+from fedpara_edge.privacy.mechanism import Gaussian, clipped
 
 FRACTION_BITS = 64
 """Bits behind the point of a weight that is no number of examples."""
@@ -69,15 +71,16 @@ class PieceSums:
 
 
 class ModelSums:
-    """Exact sums of the changes of a model.
+    """Exact sums of the changes of a model, or of what is left of them once they were clipped (`privacy.mechanism`).
 
     Args:
         layout: Layout of the model.
         algorithm: Server algorithm, which says what means it needs.
+        mechanism: Mechanism for which changes are clipped, to integers on its grid; None to add them as they are.
     """
 
-    def __init__(self, layout: Layout, algorithm: ServerAlgorithm) -> None:
-        self.layout = layout
+    def __init__(self, layout: Layout, algorithm: ServerAlgorithm, mechanism: Gaussian | None = None) -> None:
+        self.layout, self._mechanism = layout, mechanism
         ranges = list(chunks(layout.shared_parameters))
         self.means = [PieceSums(ranges) for _ in factors_of([], algorithm)]
         self.squares = PieceSums([(0, len(running_means(layout)))])
@@ -85,6 +88,10 @@ class ModelSums:
     def parts(self) -> dict[str, PieceSums]:
         """All sums, by the names that they have in a partial."""
         return {**{f"mean/{number}": mean for number, mean in enumerate(self.means)}, "squares": self.squares}
+
+    def meter(self, updates: int) -> NormMeter:
+        """A meter of the norms of some updates, as exact as clipping needs it."""
+        return NormMeter(self.layout, updates, exact=self._mechanism is not None)
 
     def add(
         self,
@@ -100,22 +107,19 @@ class ModelSums:
         Args:
             updates: Closed updates.
             weights: Weights of each in the sum of each mean.
-            meter: Meter of their norms.
+            meter: New `meter` of their norms.
             on_progress: Function that is called with the number of files read and of all.
             effort: Division of the work.
         """
         if not updates:
             return {}
-        adding = _Adding(self, weights)
-        shares = np.full((1, len(updates)), 1 / len(updates))
-        return stream_mean(
-            updates,
-            self.layout.shared,
-            shares=shares,
-            watchers=(meter, adding),
-            on_progress=on_progress,
-            effort=effort,
-        ).refused
+        if self._mechanism is None:
+            watchers: tuple[Watcher, ...] = meter, _Adding(self, weights)
+        else:
+            if refused := watch(updates, self.layout.shared, watchers=(meter,), effort=effort):
+                return refused
+            watchers = (_Adding(self, weights, self._mechanism.factors(meter.norms()[0])),)
+        return watch(updates, self.layout.shared, watchers=watchers, on_progress=on_progress, effort=effort)
 
     def add_good(self, updates: Sequence[Update], weights: Weights, *, effort: Effort) -> None:
         """Add updates whose values were read before.
@@ -123,16 +127,16 @@ class ModelSums:
         Raises:
             FedparaError: The file of one is gone or was changed.
         """
-        for error in self.add(updates, weights, meter=NormMeter(self.layout, len(updates)), effort=effort).values():
+        for error in self.add(updates, weights, meter=self.meter(len(updates)), effort=effort).values():
             raise error
 
 
 class _Adding(EntryWatcher):
-    """Watcher that adds the values to exact sums as they pass."""
+    """Watcher that adds the values to exact sums as they pass, clipped where there are factors for it."""
 
-    def __init__(self, sums: ModelSums, weights: Weights) -> None:
+    def __init__(self, sums: ModelSums, weights: Weights, factors: NDArray[np.float64] | None = None) -> None:
         super().__init__(running_means(sums.layout))
-        self._sums, self._weights = sums, weights
+        self._sums, self._weights, self._factors = sums, weights, factors
         self._numbers = {start: number for number, (start, _) in enumerate(sums.means[0].ranges)}
         self._first = self._stop = 0
 
@@ -142,7 +146,9 @@ class _Adding(EntryWatcher):
 
     def collect(self, start: int, changes: Changes) -> None:
         super().collect(start, changes)
-        values = changes.values()
+        values: NDArray[np.floating[Any]] = changes.values()
+        if self._factors is not None:
+            values = clipped(values, self._factors[self._first : self._stop])
         for mean, weights in zip(self._sums.means, self._weights, strict=True):
             mean.pieces[self._numbers[start]].add(values, weights[self._first : self._stop])
 

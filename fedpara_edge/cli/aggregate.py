@@ -14,9 +14,11 @@ from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.gates import (
     device_privacy_option,
     find_partial_seal,
-    folder_of,
     gate_options,
+    open_budget,
     partial_key_options,
+    privacy_folder,
+    privacy_ledger_option,
     say_unsigned,
     signature_gate,
 )
@@ -27,7 +29,6 @@ from fedpara_edge.errors import InputError
 
 if TYPE_CHECKING:
     from fedpara_edge.aggregation.gate import Gate
-    from fedpara_edge.privacy.ledger import PrivacyLedger
 
 RENAMED = {
     "--server-lr": "--algorithm NAME:lr=…",
@@ -44,12 +45,7 @@ RENAMED = {
 @files_options
 @gate_options
 @device_privacy_option
-@click.option(
-    "--privacy-ledger",
-    type=PATH,
-    metavar="FOLDER",
-    help="Folder of what is spent, with --privacy or --device-privacy.  [default: privacy in --state]",
-)
+@privacy_ledger_option
 @click.option("--partial", is_flag=True, help="Write a partial to -o in place of weights, for `merge` and `finalize`.")
 @partial_key_options
 @output_options
@@ -83,7 +79,8 @@ def command(
 
     config = AggregateConfig(**{**options, **({"exact": True} if partial else {})})
     if partial:
-        _check_partial(options, keep=keep, change=change, transcript=transcript)
+        own_ledger = privacy_ledger if device_privacy is None else None
+        _check_partial(options, keep=keep, change=change, transcript=transcript, privacy_ledger=own_ledger)
     if privacy_ledger is not None and config.privacy is None and device_privacy is None:
         raise InputError(
             "expected with --privacy or --device-privacy, found without; leave it out", key="privacy_ledger"
@@ -92,7 +89,7 @@ def command(
         raise InputError("expected with --partial, found without; leave it out", key="key")
     seal = find_partial_seal(key, run, allow)
     with ExitStack() as stack:
-        budget = None if config.privacy is None else stack.enter_context(_budget(privacy_ledger, state))
+        budget = stack.enter_context(open_budget(None if partial else config.privacy, privacy_ledger, state))
         gates = [
             stack.enter_context(signature_gate(allow, ledger, state, config.max_staleness)),
             stack.enter_context(_noise(device_privacy, privacy_ledger, state)),
@@ -128,23 +125,5 @@ def _noise(text: str | None, ledger: Path | None, state: Path | None) -> Iterato
     from fedpara_edge.privacy.devices import find_device_budget, open_device_ledger
 
     budget = find_device_budget(text)
-    with open_device_ledger(_privacy_folder(ledger, state)) as opened:
+    with open_device_ledger(privacy_folder(ledger, state)) as opened:
         yield NoiseGate(budget, opened)
-
-
-@contextmanager
-def _budget(ledger: Path | None, state: Path | None) -> Iterator[PrivacyLedger]:
-    """The ledger of the budget of noise on the mean."""
-    folder = _privacy_folder(ledger, state)
-    from fedpara_edge.cli.installed import require
-
-    require("privacy")
-    from fedpara_edge.privacy.accounting import epsilon
-    from fedpara_edge.privacy.ledger import open_privacy_ledger
-
-    with open_privacy_ledger(folder, epsilon) as opened:
-        yield opened
-
-
-def _privacy_folder(ledger: Path | None, state: Path | None) -> Path:
-    return folder_of(ledger, state, "privacy", key="privacy_ledger", holding="what is spent")

@@ -10,12 +10,13 @@ import click
 
 from fedpara_edge.aggregation.config import AggregateConfig
 from fedpara_edge.cli.command import Command
-from fedpara_edge.cli.gates import gate_options, say_unsigned, signature_gate
+from fedpara_edge.cli.gates import gate_options, open_budget, privacy_ledger_option, say_unsigned, signature_gate
 from fedpara_edge.cli.options import PATH, options_of
 from fedpara_edge.cli.output import output_options
 from fedpara_edge.cli.rounds import RoundFiles, advance, files_options
+from fedpara_edge.errors import InputError
 
-IN_ONE_PASS = {"merge", "rule", "mixing", "space", "privacy", "exact"}
+IN_ONE_PASS = {"merge", "rule", "mixing", "space", "exact"}
 """Options that need all updates at once, or that go without saying."""
 
 
@@ -26,6 +27,7 @@ IN_ONE_PASS = {"merge", "rule", "mixing", "space", "privacy", "exact"}
 @options_of(AggregateConfig, without=IN_ONE_PASS)
 @files_options
 @gate_options
+@privacy_ledger_option
 @output_options
 def command(
     partials: tuple[Path, ...],
@@ -38,6 +40,7 @@ def command(
     transcript: Path | None,
     allow: Path | None,
     ledger: Path | None,
+    privacy_ledger: Path | None,
     overwrite: bool,
     json: bool,
 ) -> None:
@@ -48,6 +51,11 @@ def command(
     """
     files = RoundFiles(output=output, state=state, keep=keep, change=change, transcript=transcript)
     config = AggregateConfig(**options, exact=True)
-    with signature_gate(allow, ledger, state, config.max_staleness) as gate:
-        advance(partials, weights, files, config, gate=gate, overwrite=overwrite, json=json)
+    if privacy_ledger is not None and config.privacy is None:
+        raise InputError("expected with --privacy, found without; leave it out", key="privacy_ledger")
+    with (
+        signature_gate(allow, ledger, state, config.max_staleness) as gate,
+        open_budget(config.privacy, privacy_ledger, state) as budget,
+    ):
+        advance(partials, weights, files, config, gate=gate, budget=budget, overwrite=overwrite, json=json)
     say_unsigned(allow)

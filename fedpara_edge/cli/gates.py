@@ -15,6 +15,7 @@ from fedpara_edge.errors import InputError
 
 if TYPE_CHECKING:
     from fedpara_edge.aggregation.gate import Gate
+    from fedpara_edge.privacy.ledger import PrivacyLedger
     from fedpara_edge.storage.atomic import Ready
 
 
@@ -36,6 +37,13 @@ device_privacy_option = click.option(
     "--device-privacy",
     metavar="gaussian:epsilon=…,delta=…",
     help="Budget of each device for noise of its own: updates without such noise, or beyond it, are refused.",
+)
+
+privacy_ledger_option = click.option(
+    "--privacy-ledger",
+    type=PATH,
+    metavar="FOLDER",
+    help="Folder of what is spent on privacy.  [default: privacy in --state]",
 )
 
 
@@ -74,6 +82,38 @@ def signature_gate(allow: Path | None, ledger: Path | None, state: Path | None, 
     clients = read_clients(allow)
     with open_ledger(folder, clients.run) as opened:
         yield SignatureGate(clients, opened, max_staleness=late)
+
+
+@contextmanager
+def open_budget(privacy: str | None, ledger: Path | None, state: Path | None) -> Iterator[PrivacyLedger | None]:
+    """The ledger of the budget of noise on the mean; None without noise.
+
+    Args:
+        privacy: The noise.
+        ledger: Folder of the ledger.
+        state: State folder, which has the ledger where no other folder is given.
+    """
+    if privacy is None:
+        yield None
+        return
+    folder = privacy_folder(ledger, state)
+    from fedpara_edge.cli.installed import require
+
+    require("privacy")
+    from fedpara_edge.privacy.accounting import epsilon
+    from fedpara_edge.privacy.ledger import open_privacy_ledger
+
+    with open_privacy_ledger(folder, epsilon) as opened:
+        yield opened
+
+
+def privacy_folder(ledger: Path | None, state: Path | None) -> Path:
+    """The folder of what is spent on privacy.
+
+    Raises:
+        InputError: Neither it nor a state folder was given.
+    """
+    return folder_of(ledger, state, "privacy", key="privacy_ledger", holding="what is spent")
 
 
 def find_partial_seal(key: Path | None, run: str | None, allow: Path | None) -> Ready | None:

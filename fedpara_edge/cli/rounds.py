@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fedpara_edge.privacy.ledger import PrivacyLedger
     from fedpara_edge.storage.atomic import Ready
 
-FOR_PARTIALS = ("algorithm", "clients", "weighting", "exact", "max_staleness", "min_updates", "strict")
+FOR_PARTIALS = ("algorithm", "clients", "weighting", "privacy", "exact", "max_staleness", "min_updates", "strict")
 """Options that count when a partial is made; the others are for the round as a whole."""
 
 

@@ -8,6 +8,8 @@ Format `fedpara-edge/partial`, version 1 (container: `storage.tensorfile`). Head
     base          SHA-256 of these weights (`weights`)
     algorithm     name of the server algorithm, which says what sums there are
     weighting     `examples` or `equal`: the weights n_i of the updates
+    privacy       {"name": "gaussian", "clip", "noise"}: the d_i are clipped changes in steps of that grid, integers
+                  (`privacy.mechanism`), to which no noise was added yet; absent without privacy
     lowest        {sum: level}: the level of the first row of each sum
     digest        hexadecimal; of all this and the content (`storage.digest`)
 
@@ -96,13 +98,18 @@ class Digits:
 
 @dataclass(frozen=True, kw_only=True)
 class PartialHeader:
-    """Weights, algorithm and weighting that a partial is the sum for; the module describes the fields."""
+    """Weights, algorithm, weighting and clipping that a partial is the sum for; the module describes the fields."""
 
     fingerprint: str
     round: int
     base: str
     algorithm: str
     weighting: Weighting
+    privacy: Mapping[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields that the partial has, plain data for `json.dumps`."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +117,7 @@ class Partial:
     """The content of a partial.
 
     Args:
-        header: Weights, algorithm and weighting that it is the sum for.
+        header: Weights, algorithm, weighting and clipping that it is the sum for.
         counted: Updates in the sums, sorted by client.
         conflicts: Digests of the updates of which several were found for a client and round; none is in the sums.
         sums: Exact sums by name.
@@ -153,7 +160,7 @@ def write_partial(path: Path, partial: Partial, *, overwrite: bool = True, seal:
     header = {
         "format": FORMAT,
         "version": 1,
-        **asdict(partial.header),
+        **partial.header.to_json(),
         "lowest": {name: digits.lowest for name, digits in partial.sums.items()},
     }
     digested = with_digest(header, content_digest(arrays))
@@ -167,7 +174,7 @@ class PartialFile:
     Args:
         path: File of the partial.
         weights: Weights that it must be for.
-        expected: Algorithm and weighting that it must be for.
+        expected: Algorithm, weighting and clipping that it must be for.
         entries: Number of entries of each sum that it must have, by name.
 
     Attributes:
@@ -214,17 +221,15 @@ class PartialFile:
             self._file.check_unchanged()
 
     def _check_header(self, expected: PartialHeader, entries: Mapping[str, int]) -> None:
-        header = self._file.header
-        fields = asdict(expected)
+        fields = vars(expected)
+        header = {"privacy": None, **self._file.header}
         unknown = header.keys() ^ {"format", "version", *fields, "lowest", FIELD}
         if unknown:
             raise self._refuse(f"expected the header fields of version 1, found another set: {brief(min(unknown))}")
         for name, value in fields.items():
             if header[name] != value:
-                is_text = isinstance(header[name], str)
-                found = brief_text(header[name], max_length=12) if is_text else brief(header[name])
-                text = f"{self.path}: {name}: expected {str(value)[:12]}, found {found}"
-                if name in ("algorithm", "weighting"):
+                text = f"{self.path}: {name}: expected {_spelled(value)}, found {_spelled(header[name])}"
+                if name in ("algorithm", "weighting", "privacy"):
                     raise InvalidUpdateError(f"{text}; make it with the server's options", code="wrong_algorithm")
                 raise WrongBundleError(f"{text}; make it for the weights of the round", code=f"wrong_{name}")
         lowest = header["lowest"]
@@ -305,6 +310,13 @@ class PartialFile:
 
     def _refuse(self, text: str) -> InvalidUpdateError:
         return InvalidUpdateError(f"{self.path}: {text}; {REMEDY}", code="partial")
+
+
+def _spelled(value: Any) -> str:
+    """A field of the header for a message."""
+    if isinstance(value, str):
+        return brief_text(value, max_length=12)
+    return brief(value, max_length=100) if value is not None else "none"
 
 
 def _line_of(counted: Counted) -> dict[str, Any]:

@@ -85,6 +85,11 @@ class Gaussian:
         """Change of the mean that one step of the grid stands for."""
         return self.clip * self.noise / RESOLUTION / self.expected
 
+    @property
+    def grid(self) -> dict[str, Any]:
+        """What decides the sum of clipped changes: name, clip and noise, plain data for `json.dumps`."""
+        return {"name": self.name, "clip": self.clip, "noise": self.noise}
+
     def factors(self, norms: NDArray[np.float64]) -> NDArray[np.float64]:
         """Factors from changes to clipped ones in steps of the grid, float64 [updates].
 
@@ -98,7 +103,7 @@ class Gaussian:
         return {"name": self.name, **asdict(self)}
 
 
-def clipped(rows: NDArray[np.float32], factors: NDArray[np.float64]) -> NDArray[np.float64]:
+def clipped(rows: NDArray[np.floating[Any]], factors: NDArray[np.float64]) -> NDArray[np.float64]:
     """Some entries of clipped changes in steps of the grid, integers in float64 [updates, entries].
 
     Args:
