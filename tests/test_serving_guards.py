@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from softmax_regression import SoftmaxRegression, write_npz
 
 from device_runtime.agent import agent
 from device_runtime.agent.agent import AgentConfig, AgentResult, run_agent
+from device_runtime.agent.connection import Connection
+from device_runtime.agent.member import Member
 from device_runtime.agent.transfers import send
 from device_runtime.sources import Reading
 from fedpara_edge.aggregation import AggregateConfig
@@ -113,17 +116,42 @@ def test_what_is_not_signed_by_its_client_is_refused_by_name(tmp_path: Path, bun
         assert send(member.connection, "updates", update)
 
 
-def test_the_list_is_read_anew_for_each_round(tmp_path: Path, bundle: Bundle) -> None:
+def test_a_list_that_is_changed_counts_at_once(tmp_path: Path, bundle: Bundle) -> None:
+    """Whoever is added is asked in the round that is open, and what a revoked client has sent in it is left out."""
     allow = list_of(tmp_path, "ann", "ben")
-    with serving(tmp_path / "server", bundle, demands=Demands(allow=allow), updates=1) as served:
+    with serving(tmp_path / "server", bundle, demands=Demands(allow=allow), updates=3) as served:
         guest = served.member(tmp_path / "cat", "cat")
-        reason = guest.task(wait=False).reason
-        assert reason == "expected a device on the server's list, found 'cat'; have its public key added"
+        task = guest.task(wait=False)
+        assert task.reason == "expected a device on the server's list, found 'cat'; have its public key added"
+        assert task.code == "unlisted"
+        assert take_part(served, tmp_path, "ben", key=tmp_path / "ben.key").rounds == (0,)
+        allow.write_text("run =")
+        wait_for_event(served, "error", "clients.toml: expected a TOML file")
+        assert served.running.federation.phase == "open", "by the list that was there"
         list_of(tmp_path, "ann", "ben", "cat", revoked=("ben",))
-        assert take_part(served, tmp_path, "ann", key=tmp_path / "ann.key").rounds == (0,)
-        served.wait_for_round(1)
+        wait_for_event(served, "list_read", "")
         assert guest.task(wait=False).train
-        assert served.member(tmp_path / "ben", "ben").task(wait=False).reason == "the key of this device was revoked"
+        other = served.member(tmp_path / "other", "other")
+        assert other.task(wait=False).code == "unlisted"
+        for client in ("ann", "cat"):
+            take_part(served, tmp_path, client, key=tmp_path / f"{client}.key")
+        served.wait_for_round(1)
+        ben = Member(tmp_path / "ben", Connection(served.url))
+        assert (ben.task(wait=False).code, ben.task(wait=False).reason) == (
+            "revoked",
+            "the key of this device was revoked",
+        )
+    result = read_result(tmp_path / "server" / "rounds" / "0")
+    assert result is not None
+    assert [update["client"] for update in result["accepted"]] == ["ann", "cat"]
+    assert [update["client"] for update in result["rejected"]] == ["ben"]
+
+
+def wait_for_event(served: Served, name: str, message: str) -> None:
+    until = time.monotonic() + 20
+    while not any(event == name and message in fields.get("message", "") for event, fields in served.events):
+        assert time.monotonic() < until, served.events
+        time.sleep(0.05)
 
 
 def test_a_key_without_a_list_is_refused(tmp_path: Path, bundle: Bundle) -> None:

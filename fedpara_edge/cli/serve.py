@@ -217,6 +217,7 @@ _LINES = {
     "{stragglers} did not come back",
     "round_evaluated": "round {round}: {shown} on {examples} examples",
     "update_refused": "refused the {message}",
+    "list_read": "the list of clients was changed: it counts as it is now",
     "round_reopened": "round {round} goes on: {message}",
     "error": "Error: {message}",
 }

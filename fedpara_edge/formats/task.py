@@ -10,6 +10,9 @@ JSON. Addresses count from that of the task itself.
                       there will be more rounds
     train             whether this device is to train now and send an update
     reason            sentence that says why not; null where it is to
+    code              the same in one word: "closing", "paused", "finished", "sent" (its update is there), "drawn"
+                      (others were, for this round), "unlisted" (the server's list of clients lacks it) or "revoked"
+                      (its key was); left out where it is to
     bundle            folder of the bundle
     weights           whole weights of the round
     history           [{"base", "change", "bytes"}, …]: changes that lead to the weights, each from those with the
@@ -28,12 +31,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from fedpara_edge.errors import FedparaError, brief
 from fedpara_edge.storage.tensortable import strict_json
 
 FORMAT = "fedpara-edge/task"
+_LEFT_OUT = ("control", "run", "code")
 Phase = Literal["open", "closing", "paused", "finished"]
 
 
@@ -50,6 +54,18 @@ class Step:
     base: str
     change: str
     bytes: int
+
+
+class Obstacle(NamedTuple):
+    """The reason why a device is not to train now.
+
+    Args:
+        code: One word, of those that the module lists.
+        reason: Sentence.
+    """
+
+    code: str
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +85,12 @@ class Task:
     updates: str
     settings: Mapping[str, Any]
     run: str | None = None
+    code: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""
         fields = {"format": FORMAT, "version": 1, **asdict(self)}
-        return {name: value for name, value in fields.items() if name not in ("control", "run") or value is not None}
+        return {name: value for name, value in fields.items() if name not in _LEFT_OUT or value is not None}
 
     def changes_from(self, base: str) -> list[Step] | None:
         """The changes that lead to the weights of the round; none from these themselves, None from unknown ones.
@@ -134,6 +151,7 @@ _FITTING: Mapping[str, Callable[[Any], bool]] = {
     "reason": lambda found: found is None or _is_text(found),
     "control": lambda found: found is None or _is_text(found),
     "run": lambda found: found is None or _is_text(found),
+    "code": lambda found: found is None or _is_text(found),
     "history": _are_steps,
     "settings": lambda found: isinstance(found, dict),
 }

@@ -154,9 +154,10 @@ class Application:
         self._work.set()
 
     async def _tick(self) -> None:
-        """Close rounds when it is time, and aggregate them."""
+        """Close rounds when it is time, and aggregate them; notice within a second that the list of clients changed."""
         while not self._ended.is_set():
             self._work.clear()
+            self._federation.look_at_list()
             left = self._federation.seconds_left()
             if left == 0:
                 self._federation.close()

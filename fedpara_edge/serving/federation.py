@@ -20,11 +20,11 @@ from fedpara_edge.aggregation.gate import Gate
 from fedpara_edge.aggregation.round import LEAST_KEPT, run_round
 from fedpara_edge.aggregation.screening import Rejected, read_whole, screen
 from fedpara_edge.aggregation.staleness import recent
-from fedpara_edge.errors import BudgetError, FedparaError, TooFewUpdatesError
+from fedpara_edge.errors import BudgetError, FedparaError, InputError, TooFewUpdatesError
 from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.formats.history import NO_HISTORY, History
 from fedpara_edge.formats.serverstate import read_state_for, write_control
-from fedpara_edge.formats.task import Phase, Task
+from fedpara_edge.formats.task import Obstacle, Phase, Task
 from fedpara_edge.formats.update import UpdateHeader
 from fedpara_edge.formats.weights import Weights, read_weights
 from fedpara_edge.serving.config import ServeConfig
@@ -163,21 +163,22 @@ class Federation:
         with self._lock:
             self.devices.see(client, now=now)
             phase = self.phase
-            reason = self._ask_or_say_why(client, phase, now)
+            obstacle = self._ask_or_say_why(client, phase, now)
             return Task(
                 fingerprint=self._base.fingerprint,
                 round=self.number,
                 base=self._base.base,
                 phase=phase,
-                train=reason is None,
-                reason=reason,
+                train=obstacle is None,
+                reason=obstacle and obstacle.reason,
+                code=obstacle and obstacle.code,
                 bundle=self._content.bundle,
                 weights=self._content.weights,
                 history=self._content.history,
                 control=self._content.control,
                 updates="updates",
                 settings=self._settings,
-                run=self._run,
+                run=self._judge.run,
             )
 
     def take(self, path: Path, client: str) -> Receipt:
@@ -224,6 +225,19 @@ class Federation:
             if self._overdue_at is None or self._round.count < self.fewest:
                 return None
             return max(self._overdue_at - self._clock(), 0.0)
+
+    def look_at_list(self) -> None:
+        """Judge by the list of clients as it is now, if that changed; a damaged one is told of and changes nothing."""
+        with self._lock:
+            if not self._guard.is_outdated:
+                return
+            try:
+                self._judge = self._guard.for_round()
+            except InputError as error:
+                self._tell("error", level=logging.ERROR, code=error.code, message=str(error))
+                return
+            self._tell("list_read", round=self.number)
+        self._changed()
 
     def close(self) -> None:
         """Close the round that is open with the updates that it has.
@@ -278,7 +292,7 @@ class Federation:
         state = read_state_for(folder.server, base) if number else None
         history = recent(state, base, self._aggregate.max_staleness) if state else NO_HISTORY
         content = Content(folder, base, keep=config.keep_rounds)
-        judge, run, spent = self._guard.for_round(), self._guard.run, self._why_spent(number + 1)
+        judge, spent = self._guard.for_round(), self._why_spent(number + 1)
         counted = {
             digest
             for earlier in range(max(number - config.keep_rounds, 0), number)
@@ -291,8 +305,7 @@ class Federation:
         with self._lock:
             self.number, self._base, self._history, self._content = number, base, history, content
             self._round, self._counted, self._needed = round_, counted, 0
-            self._judge, self._run = judge, run
-            self._is_spent, self.error = spent is not None, spent
+            self._judge, self._is_spent, self.error = judge, spent is not None, spent
             round_.note_sent(self._sent_meanwhile)
             self._sent_meanwhile = 0
             opened = round_.opened
@@ -325,23 +338,24 @@ class Federation:
         places = self._config.participants
         return secrets.SystemRandom().sample(here, places) if places is not None and places < len(here) else []
 
-    def _ask_or_say_why(self, client: str, phase: Phase, now: float) -> str | None:
+    def _ask_or_say_why(self, client: str, phase: Phase, now: float) -> Obstacle | None:
         """The reason why a device is not to train; None if it is, and then it counts as asked."""
         if phase != "open":
-            return {
+            reasons = {
                 "closing": "the updates of this round are being put together",
                 "paused": "the federation is paused",
                 "finished": "the federation is finished",
-            }[phase]
+            }
+            return Obstacle(phase, reasons[phase])
         if self._round.has_sent(client, self.number):
-            return "the update of this device is there; the round is not over yet"
+            return Obstacle("sent", "the update of this device is there; the round is not over yet")
         if (obstacle := self._judge.obstacle(client)) is not None:
             return obstacle
         if client not in self._round.asked:
             places = self._config.participants
             is_overdue = self._overdue_at is not None and now > self._overdue_at
             if places is not None and len(self._round.asked) >= places and not is_overdue:
-                return "other devices were drawn for this round"
+                return Obstacle("drawn", "other devices were drawn for this round")
             self._round.ask([client])
             self._tell("device_asked", client=client, round=self.number)
         return None

@@ -3,7 +3,8 @@
     ledger/     what was accepted of signed updates (`fedpara_edge.trust.ledger`)
     privacy/    what is spent of privacy budgets (`fedpara_edge.privacy.ledger`, `fedpara_edge.privacy.devices`)
 
-The list of clients is read anew for each round, so that what is changed in it counts from the next one on.
+The list of clients is read anew for each round, and within one when it was changed: a client that is added takes part
+at once, and of one that is revoked nothing counts in the round that is open.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedpara_edge.aggregation.config import AggregateConfig
 from fedpara_edge.aggregation.gate import Gate, Gates
+from fedpara_edge.formats.task import Obstacle
 from fedpara_edge.privacy.mechanism import Gaussian
 
 if TYPE_CHECKING:
@@ -52,14 +54,20 @@ class RoundGuard:
     def __init__(self, gate: Gate | None, clients: Clients | None) -> None:
         self.gate, self._clients = gate, clients
 
-    def obstacle(self, client: str) -> str | None:
+    @property
+    def run(self) -> str | None:
+        """Name of the run that updates are signed for; None if they are not."""
+        return None if self._clients is None else self._clients.run
+
+    def obstacle(self, client: str) -> Obstacle | None:
         """The reason why nothing would be taken of a device; None if something would."""
         if self._clients is None:
             return None
         listed = self._clients.by_name.get(client)
         if listed is None:
-            return f"expected a device on the server's list, found {client!r}; have its public key added"
-        return "the key of this device was revoked" if listed.entry.revoked else None
+            found = f"expected a device on the server's list, found {client!r}; have its public key added"
+            return Obstacle("unlisted", found)
+        return Obstacle("revoked", "the key of this device was revoked") if listed.entry.revoked else None
 
 
 class Guard:
@@ -86,19 +94,15 @@ class Guard:
     ) -> None:
         self._demands, self._max_staleness, self._ledger, self._noise = demands, max_staleness, ledger, noise
         self._mechanism, self.budget = mechanism, budget
-
-    @property
-    def run(self) -> str | None:
-        """Name of the run that updates are signed for; None if they are not."""
-        clients = self._read_clients()
-        return None if clients is None else clients.run
+        self._read_at: tuple[int, ...] = ()
 
     def for_round(self) -> RoundGuard:
-        """The judge of a round.
+        """The judge of a round, by the list of clients as it is now.
 
         Raises:
             InputError: The list of clients is damaged.
         """
+        self._read_at = self._state_of_list()
         clients, gates = self._read_clients(), list[Gate]()
         if clients is not None and self._ledger is not None:
             from fedpara_edge.trust.signatures import SignatureGate
@@ -107,6 +111,11 @@ class Guard:
         if self._noise is not None:
             gates.append(self._noise)
         return RoundGuard(Gates(gates) if gates else None, clients)
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether the list of clients was changed since a judge was asked for."""
+        return self._state_of_list() != self._read_at
 
     def check_budget(self, number: int) -> None:
         """Refuse a round that could not be paid for.
@@ -126,6 +135,16 @@ class Guard:
         if self._mechanism is None or self.budget is None:
             return None
         return {**self._mechanism.to_json(), "spent": self.budget.spent(self._mechanism.delta)}
+
+    def _state_of_list(self) -> tuple[int, ...]:
+        """What differs once the file was written again, or replaced."""
+        if self._demands.allow is None:
+            return ()
+        try:
+            found = self._demands.allow.stat()
+        except OSError as error:
+            return (-(error.errno or 1),)
+        return found.st_ino, found.st_size, found.st_mtime_ns
 
     def _read_clients(self) -> Clients | None:
         if self._demands.allow is None:

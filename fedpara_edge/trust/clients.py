@@ -11,7 +11,8 @@
     key = "ed25519:…"
     revoked = true
 
-A round reads it once, at its start: what is changed in it takes effect at the next round.
+`aggregate` reads it once, at the start of a round: what is changed in it takes effect at the next one. A server that
+stays (`fedpara_edge.serving.guarding`) reads it again when it was changed.
 """
 
 from __future__ import annotations
