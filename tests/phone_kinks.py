@@ -40,7 +40,10 @@ from fedpara_edge.formats.weights import Weights, read_weights, write_weights
 from fedpara_edge.nn.zoo import ZOO
 
 STEPS, TINY = (1, 5), 1e-7
-KINDS = ("orders", "step_seeds", "micro_batch_seeds", "random_floats", "rates", "data", "codecs", "weights")
+KINDS = (
+    *("orders", "step_seeds", "micro_batch_seeds", "random_floats", "rates"),
+    *("data", "codecs", "weights", "signatures"),
+)
 
 
 def smoothed(model: nn.Module, kinds: dict[type[nn.Module], Callable[[], nn.Module]]) -> nn.Module:

@@ -27,13 +27,13 @@ class Site:
         page: Folder of the page, as `build.mjs --compress` writes it; handed out in brotli.
         files: Files beside those of the page, by path.
         updates: Updates that were sent, in the order of their arrival.
-        refusal: Sentence with which every update is refused; None to take them.
+        refusals: Status and sentence with which each of the next updates is refused.
     """
 
     page: Path
     files: dict[str, bytes] = field(default_factory=dict)
     updates: list[bytes] = field(default_factory=list)
-    refusal: str | None = None
+    refusals: list[tuple[int, str]] = field(default_factory=list)
     port: int = 0
 
     @property
@@ -68,9 +68,10 @@ def serving(site: Site) -> Iterator[Site]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            if site.refusal is None:
+            if not site.refusals:
                 site.updates.append(body)
-            self._answer(200 if site.refusal is None else 409, (site.refusal or "").encode(), "text/plain", {})
+            status, sentence = site.refusals.pop(0) if site.refusals else (200, "")
+            self._answer(status, sentence.encode(), "text/plain", {})
 
         def _answer(self, status: int, content: bytes, kind: str, further: Mapping[str, str]) -> None:
             self.send_response(status)

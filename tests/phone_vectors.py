@@ -14,6 +14,7 @@ import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,9 @@ import small_net
 import small_round
 import test_statistics
 import test_variable_lengths
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
+from securesystemslib.signer import CryptoSigner
 
 from device_runtime import TrainConfig, open_data, open_engine, train
 from device_runtime.batches import epoch_order
@@ -43,6 +46,8 @@ from fedpara_edge.formats.update import write_update
 from fedpara_edge.formats.weights import Weights, read_weights, write_weights
 from fedpara_edge.losses import find_loss
 from fedpara_edge.nn import convert, load_model
+from fedpara_edge.trust.envelope import envelope_path, write_envelope
+from fedpara_edge.trust.keys import public_text
 
 EXAMPLES = 29
 STATEFUL: dict[str, dict[str, Any]] = {
@@ -95,6 +100,15 @@ DATA: tuple[tuple[str, tuple[str, ...] | None, dict[str, NDArray[Any]]], ...] = 
 """Loss, names of the bundle's classes and arrays of files of examples."""
 
 
+RFC_8032 = (
+    "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60",
+    "4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb",
+    "c5aa8df43f9f837bedb7442f31dcb7b166d38535076f094b85ce3a2e0b4458f7",
+)
+"""Secret keys of the tests 1 to 3 in section 7.1, hexadecimal."""
+RUNS = ("winter", 'Träume "𝄞"\x7f')
+
+
 def write_vectors(folder: Path) -> None:
     """Write all vectors to a new folder."""
     folder.mkdir()
@@ -119,6 +133,7 @@ def write_vectors(folder: Path) -> None:
         "codecs": [*_codecs(folder)],
         "weights": [*_weights(folder, bundles)],
         "calls": [*_calls(folder, bundles)],
+        "signatures": [*_signatures(folder)],
     }
     (folder / "vectors.json").write_text(json.dumps(vectors, indent=1), encoding="utf-8")
 
@@ -327,6 +342,23 @@ def _calls(root: Path, bundles: Bundles) -> Iterator[dict[str, Any]]:
         place.folder.mkdir()
         _train(bundle, place, bundle.file(WEIGHTS), given, "update.safetensors", keeps=False)
         yield {**_call(name, bundle, place, given), "weights": str(bundle.file(WEIGHTS).relative_to(root))}
+
+
+def _signatures(root: Path) -> Iterator[dict[str, Any]]:
+    """Envelopes of updates of the calls."""
+    (root / "signatures").mkdir()
+    for number, (secret, run) in enumerate(product(RFC_8032, RUNS)):
+        update = Path("calls", ("sgd", "statistics")[number % 2], "update.safetensors")
+        signer = CryptoSigner(Ed25519PrivateKey.from_private_bytes(bytes.fromhex(secret)))
+        output = root / "signatures" / f"{number}.safetensors"
+        write_envelope(root / update, output, signer, run)
+        yield {
+            "secret": secret,
+            "public": public_text(signer.public_key),
+            "update": str(update),
+            "run": run,
+            "envelope": json.loads(envelope_path(output).read_text(encoding="ascii")),
+        }
 
 
 def _call(name: str, bundle: Bundle, place: Place, given: Mapping[str, Any]) -> dict[str, Any]:

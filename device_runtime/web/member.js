@@ -1,10 +1,12 @@
 /**
  * The place of this phone in a federation of `fedpara-edge serve`: joined once, with the token of the link that opened the
- * page, and kept in `member.json`, as the Python device has it.
+ * page, and kept in `member.json`, as the Python device has it. Its key goes with it: a list of clients has the key under
+ * the name, and who deletes what the page keeps is not to be known by the key in another place.
  */
 
 import { request, saidIn } from './connection.js';
 import { FedparaError } from './errors.js';
+import { forgetKey } from './keys.js';
 import { fromUtf8, toHex, toUtf8 } from './text.js';
 
 /** @typedef {import('./folder.js').Folder} Folder */
@@ -54,8 +56,9 @@ export class Member {
     this._take(joined);
   }
 
-  /** Forget the place; the link lets in again, as another device. */
+  /** Forget the place and the key; the link lets in again, as another device. */
   async leave() {
+    await forgetKey();
     await this._folder.remove(FILE);
     this.client = null;
     this.headers = NONE;

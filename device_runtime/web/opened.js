@@ -4,6 +4,7 @@ import { openBundle } from './bundle.js';
 import { Collection, folderName } from './collecting/collection.js';
 import { fetched, NotJoinedError } from './connection.js';
 import { openFolder } from './folder.js';
+import { openKey } from './keys.js';
 import { Member } from './member.js';
 import { readControl } from './serverstate.js';
 import { makeSettings } from './settings.js';
@@ -20,7 +21,9 @@ import { applyChange, readWeights } from './weights.js';
  * @property {Partial<import('./settings.js').Settings>} [settings]
  * @property {string} [updates] Where to send updates; none to save them as a file alone.
  * @property {string} [phase] Phase of a federation of `fedpara-edge serve`, and
- * @property {string | null} [reason] why this phone is not to train now.
+ * @property {string | null} [reason] why this phone is not to train now, and
+ * @property {string} [code] the same in one word.
+ * @property {string} [run] Name of the run that updates are to be signed for.
  */
 /**
  * `join` is the token of the link by which the page was opened; `wait` asks the server to answer once there is something
@@ -51,8 +54,8 @@ export async function openRound({ task: address, join, wait }) {
   const folder = await openFolder([ROOT, bundle.fingerprint.slice(0, 16)]);
   const state = new DeviceState(folder, bundle.fingerprint, bundle.layout, member.client);
   const collection = new Collection(await openFolder([ROOT, COLLECTED, await folderName(bundle)]), bundle);
-  const updates = task.updates ? place(task.updates) : null;
-  return { tools, bundle, weights, settings, control, folder, state, collection, updates, member, task };
+  const updates = task.updates ? place(task.updates) : null, key = task.run === undefined ? null : await openKey();
+  return { tools, bundle, weights, settings, control, folder, state, collection, updates, member, key, task };
 }
 
 async function loadTools() {

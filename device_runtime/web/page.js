@@ -6,6 +6,7 @@ import { showContributions } from './screen/contributed.js';
 import { drawCurve } from './screen/curve.js';
 import { element, make } from './screen/elements.js';
 import { openGiving } from './screen/giving.js';
+import { showIdentity } from './screen/identity.js';
 import { currentLanguage, inDigits, say, sizeOf, speak, wipe, write } from './screen/sentences.js';
 import { LANGUAGES } from './screen/texts.js';
 import { checkBrowser } from './support.js';
@@ -27,6 +28,8 @@ let losses = [];
 let isServed = false;
 /** @type {Worker | undefined} */
 let worker;
+/** Whether what is said to be wrong is over once the server answers. */
+let awaitsServer = false;
 let letSleep = () => {};
 /** The token of the link by which the page was opened, until it has let this phone in. */
 let join = joinToken();
@@ -99,6 +102,7 @@ function take(reply) {
     case 'cleared':
       giving.shelf.fill([]);
       showContributions([]);
+      showIdentity(null, false);
       giving.tell(null);
       wipe(element('step'));
       delete document.body.dataset['begun'];
@@ -110,28 +114,37 @@ function take(reply) {
 }
 
 /** @param {Extract<Reply, {kind: 'ready'}>} reply */
-function greet({ model, interface: given, round, entries, codec, canSend, phase, reason, unsent }) {
+function greet({ model, interface: given, round, entries, codec, canSend, phase, reason, code, unsent, identity }) {
   isServed = phase !== null;
   join = null;
   giving.offer(given);
-  const about = { model, round: round + 1, entries, why: () => say(waiting(phase)) };
+  const about = { model, round: round + 1, entries, why: () => say(waiting(code ?? phase)) };
   write(element('model'), reason === null ? 'round' : 'roundWaits', about);
   const bytes = (entries * (BITS[codec.split(':')[0]] ?? 32)) / 8, size = () => sizeOf(bytes);
   write(element('what'), canSend ? 'sentWhen' : 'savedWhen', { size });
   send.hidden = !canSend;
-  if (now === 'loading' || now === 'waiting') calm();
+  showIdentity(identity, code === 'unlisted');
+  if (awaitsServer) calm();
   enter(reason === null ? 'ready' : 'waiting');
   if (unsent) sendUpdate();
   else if (reason !== null && phase !== 'finished') setTimeout(waitForRound, AGAIN_MS);
 }
 
 /**
- * @param {string | null} phase
+ * The sentence that says why this phone waits.
+ * @param {string | null} code
  * @returns {Key}
  */
-function waiting(phase) {
-  const sentences = /** @type {const} */ ({ open: 'waitsOpen', closing: 'waitsClosing', paused: 'waitsPaused', finished: 'waitsFinished' });
-  return sentences[/** @type {'open'} */ (phase)] ?? 'waitsOpen';
+function waiting(code) {
+  /** @type {Record<string, Key>} */
+  const sentences = {
+    closing: 'waitsClosing',
+    paused: 'waitsPaused',
+    finished: 'waitsFinished',
+    unlisted: 'waitsUnlisted',
+    revoked: 'waitsRevoked',
+  };
+  return sentences[code ?? ''] ?? 'waitsOpen';
 }
 
 /** @param {Extract<Reply, {kind: 'failed'}>} reply */
@@ -140,6 +153,7 @@ function recover({ doing, message, sentence }) {
   if (doing === 'send') fail(sentence === 'noConnection' ? 'noConnectionToSend' : sentence, message);
   else fail(sentence, message);
   if (doing === 'open') {
+    awaitsServer = true;
     if (now !== 'loading') enter('waiting');
     if (sentence === 'noConnection' || sentence === 'busy' || now === 'waiting') setTimeout(waitForRound, AGAIN_AFTER_ERROR_MS);
   } else if (doing === 'train') enter('ready');
@@ -172,6 +186,7 @@ function fail(sentence, message, values = {}) {
 /** Nothing is wrong any more. */
 function calm() {
   element('trouble').hidden = true;
+  awaitsServer = false;
   wipe(element('error'));
 }
 

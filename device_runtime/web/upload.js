@@ -16,6 +16,7 @@ import { fromUtf8, toUtf8 } from './text.js';
  * @typedef {object} Way
  * @property {string} address Address that takes updates.
  * @property {Record<string, string>} headers
+ * @property {string | null} envelope Signature of the update; null where nobody asks for one.
  * @property {(sent: number) => void} onPiece Called with the number of bytes that are there.
  */
 
@@ -27,8 +28,8 @@ const SMALLEST_PIECE = 64 << 10, LARGEST_PIECE = 4 << 20, QUICK_MS = 1000;
  * @param {Way} way
  * @param {Bytes} update
  */
-export async function sendWhole({ address, headers, onPiece }, update) {
-  const fields = { 'Content-Type': 'application/octet-stream', ...headers };
+export async function sendWhole({ address, headers, envelope, onPiece }, update) {
+  const fields = { 'Content-Type': 'application/octet-stream', ...headers, ...sealedBy(envelope) };
   await taken(await request(address, { method: 'POST', body: update, headers: fields }));
   onPiece(update.length);
 }
@@ -39,7 +40,7 @@ export async function sendWhole({ address, headers, onPiece }, update) {
  * @param {Way} way
  * @param {Bytes} update
  */
-export async function sendInPieces(folder, { address, headers, onPiece }, update) {
+export async function sendInPieces(folder, { address, headers, envelope, onPiece }, update) {
   const digest = await sha256(update), ask = async (/** @type {string} */ place, /** @type {RequestInit} */ options) =>
     request(new URL(place, address).href, { ...options, headers: { ...headers, ...options.headers } });
   let { location, offset } = await goneOn(folder, digest, ask);
@@ -50,17 +51,18 @@ export async function sendInPieces(folder, { address, headers, onPiece }, update
     await folder.write(NOTE, toUtf8(JSON.stringify({ sha256: digest, location })));
   }
   onPiece(offset);
-  for (let piece = SMALLEST_PIECE, isLast = false; !isLast; ) {
-    const stop = Math.min(offset + piece, update.length), begun = performance.now();
+  for (let size = SMALLEST_PIECE, isLast = false; !isLast; ) {
+    const stop = Math.min(offset + size, update.length), begun = performance.now();
     isLast = stop === update.length;
-    const fields = { 'Content-Type': PARTIAL, 'Upload-Offset': String(offset), 'Upload-Complete': isLast ? '?1' : '?0' };
+    const piece = { 'Content-Type': PARTIAL, 'Upload-Offset': String(offset), 'Upload-Complete': isLast ? '?1' : '?0' };
+    const fields = { ...piece, ...(isLast ? sealedBy(envelope) : {}) };
     const answer = await ask(location, { method: 'PATCH', body: update.subarray(offset, stop), headers: fields });
     if (answer.status === 404 || (!answer.ok && answer.headers.has('Upload-Offset'))) {
       throw new UnreachableError(`the server: expected to go on sending, found ${await saidIn(answer)}; try again`, 'busy');
     }
     await taken(answer);
     onPiece((offset = stop));
-    piece = performance.now() - begun < QUICK_MS ? Math.min(2 * piece, LARGEST_PIECE) : Math.max(piece / 2, SMALLEST_PIECE);
+    size = performance.now() - begun < QUICK_MS ? Math.min(2 * size, LARGEST_PIECE) : Math.max(size / 2, SMALLEST_PIECE);
   }
 }
 
@@ -79,6 +81,13 @@ export async function isUnsent(folder, update) {
  * @param {Folder} folder
  */
 export const forget = (folder) => folder.remove(NOTE);
+
+/**
+ * Fields of the request that completes an update.
+ * @param {string | null} envelope
+ * @returns {Record<string, string>}
+ */
+const sealedBy = (envelope) => (envelope === null ? {} : { 'Update-Envelope': envelope });
 
 /**
  * Address of an upload that was begun, and how much of it is there.

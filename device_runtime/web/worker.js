@@ -7,6 +7,7 @@ import { trainAndKeep } from './device.js';
 import { explained, FedparaError } from './errors.js';
 import { entriesIn } from './layout.js';
 import { openRound } from './opened.js';
+import { signUpdate } from './signing.js';
 import { readTensors } from './tensorfile.js';
 import { forget, isUnsent, sendInPieces, sendWhole } from './upload.js';
 
@@ -21,7 +22,8 @@ import { forget, isUnsent, sendInPieces, sendWhole } from './upload.js';
 /**
  * `unsent` says that an update was being sent when the page was closed.
  * @typedef {{kind: 'ready', model: string, interface: import('./bundle.js').Interface, round: number, entries: number,
- *     codec: string, canSend: boolean, phase: string | null, reason: string | null, unsent: boolean}
+ *     codec: string, canSend: boolean, phase: string | null, reason: string | null, code: string | null, unsent: boolean,
+ *     identity: import('./screen/identity.js').Identity | null}
  *   | {kind: 'kept', items: Item[], contributions: Contribution[]}
  *   | {kind: 'added', item: Item | null, name: string} | {kind: 'removed', id: string}
  *   | {kind: 'step', step: number, steps: number, loss: number}
@@ -75,12 +77,14 @@ async function answer(request) {
 }
 
 /** @param {Opened} opened */
-async function tell({ bundle, weights, settings, updates, state, folder, collection, task }) {
-  const { model, layout, inputs, heads } = bundle, { phase = null, reason = null } = task, { round } = weights, { codec } = settings;
+async function tell({ bundle, weights, settings, updates, state, folder, collection, key, task }) {
+  const { model, layout, inputs, heads } = bundle, { round } = weights, { codec } = settings;
+  const { phase = null, reason = null, code = null } = task, identity = key && { client: await state.client(), key: key.text };
   const update = await state.update(), unsent = await isUnsent(folder, update);
   post({ kind: 'kept', items: await collection.items(), contributions: await readContributions(folder) });
   const entries = entriesIn(layout.shared), canSend = updates !== null;
-  post({ kind: 'ready', model, interface: { inputs, heads }, round, entries, codec, canSend, phase, reason, unsent });
+  const about = { model, interface: { inputs, heads }, round, entries, codec, canSend, identity };
+  post({ kind: 'ready', ...about, phase, reason, code, unsent });
 }
 
 /** @param {Opened} opened */
@@ -110,13 +114,14 @@ async function train({ tools, bundle, weights, settings, control, state, collect
  * Send the update of the last call. To a server that takes it in pieces it is sent until it is there or refused.
  * @param {Opened} opened
  */
-async function send({ state, folder, updates, member: { headers }, task, bundle }) {
+async function send({ state, folder, updates, member: { headers }, key, task, bundle }) {
   const update = await state.update();
   if (!update || !updates) throw new FedparaError('update: expected one to send, found none; train first');
   const { header } = readTensors(update, 'update', 'fedpara-edge/update'), bytes = update.length;
   let sent = 0;
   const onPiece = (/** @type {number} */ there) => post({ kind: 'sending', sent: (sent = there), bytes, waitsFor: null });
-  const way = { address: updates, headers, onPiece };
+  const envelope = key && (await signUpdate(update, String(task.run), key));
+  const way = { address: updates, headers, envelope, onPiece };
   asked.stop = false;
   try {
     await alone(`${bundle.fingerprint} sending`, async () => {

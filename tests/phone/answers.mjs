@@ -18,6 +18,7 @@ import { Layout } from '../../device_runtime/web/layout.js';
 import { epochOrder, microBatchSeed, stepSeed } from '../../device_runtime/web/order.js';
 import { SFC64 } from '../../device_runtime/web/random.js';
 import { learningRateAt, sumLearningRates } from '../../device_runtime/web/schedule.js';
+import { ALGORITHM, keyOf, signUpdate } from '../../device_runtime/web/signing.js';
 import { makeSettings } from '../../device_runtime/web/settings.js';
 import { readTensors, writeTensors } from '../../device_runtime/web/tensorfile.js';
 import { train } from '../../device_runtime/web/training.js';
@@ -92,6 +93,18 @@ async function answerCall(vector) {
   return { steps: trained.steps, losses: trained.losses };
 }
 
+const PKCS8 = Buffer.from('302e020100300506032b657004220420', 'hex');
+
+/** @param {any} vector */
+async function answerSignature({ secret, public: text, update, run }) {
+  const [hidden, shown] = [secret, text.split(':')[1]].map((digits) => Uint8Array.from(Buffer.from(digits, 'hex')));
+  const key = await keyOf({
+    privateKey: await crypto.subtle.importKey('pkcs8', Buffer.concat([PKCS8, hidden]), ALGORITHM, false, ['sign']),
+    publicKey: await crypto.subtle.importKey('raw', shown, ALGORITHM, true, ['verify']),
+  });
+  return { public: key.text, envelope: await signUpdate(await stored(update), run, key) };
+}
+
 const answers = {
   orders: vectors['orders'].map(({ examples, seed, epoch }) => [...epochOrder(examples, seed, epoch)]),
   step_seeds: vectors['step_seeds'].map(({ seed, step }) => stepSeed(seed, step)),
@@ -108,6 +121,7 @@ const answers = {
   codecs: await inTurn(vectors['codecs'], answerCodec),
   weights: await inTurn(vectors['weights'], answerWeights),
   calls: await inTurn(vectors['calls'], answerCall),
+  signatures: await inTurn(vectors['signatures'], answerSignature),
 };
 await writeFile(join(answerFolder, 'answers.json'), JSON.stringify(answers));
 

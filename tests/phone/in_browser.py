@@ -136,7 +136,7 @@ def test_a_killed_browser_goes_on_to_the_same_update(phone: Callable[..., Phone]
 
 def test_an_update_is_kept_until_it_can_be_sent(phone: Callable[..., Phone], site: Site) -> None:
     ask(site, SETTINGS)
-    site.refusal = "round 1 is over; train for round 2"
+    site.refusals = [(409, "round 1 is over; train for round 2")]
     told = phone("late").do(
         *(
             ("tap", "start"),

@@ -32,8 +32,10 @@ def audits(page: Path, tmp_path: Path) -> dict[str, Any]:
         for action in (*way, ("audit", None), ("picture", f"{tmp_path / name}.png"))
     ]
     with collecting(page, tmp_path, name="mlp", class_names=classes, input_shape=(3, 32, 32)) as (site, _):
+        ask(site, SETTINGS, run="winter")
         told = Phone(tmp_path / "profile", tmp_path, site.url).do_alone(
             *(("open", site.url), ("screen", SMALL), ("until", "ready"), ("tap", "camera"), *chain(*shots)),
+            ("tap", "identity summary"),
             *(("tap", "start"), ("until", "done"), ("offline", True), ("tap", "send"), ("untilError", None), *looks),
         )
     return dict(zip(ways, map(json.loads, told.read), strict=True))
@@ -46,7 +48,7 @@ def test_everybody_can_use_the_page(audits: dict[str, Any]) -> None:
         assert not found["wide"], f"{way}: wider than the screen"
         assert not found["small"], f"{way}: smaller than a finger"
         assert found["visited"] == found["order"], f"{way}: the Tab key goes another way, or leaves no mark"
-    assert {"Train", "Send", "Language", "Progress of the training"} <= set(audits["light"]["names"])
+    assert {"Train", "Send", "Copy", "Language", "Progress of the training"} <= set(audits["light"]["names"])
     assert {"Trainieren", "Senden", "Sprache", "Fortschritt des Trainings"} <= set(audits["German"]["names"])
 
 

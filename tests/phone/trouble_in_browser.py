@@ -154,6 +154,31 @@ def test_a_page_that_reaches_nobody_goes_on_by_itself(phone: Callable[..., Phone
     ]
 
 
+@pytest.mark.parametrize(
+    ("status", "sentence"),
+    [
+        (403, "expected the name under which this device joined, found 'other'"),
+        (413, "expected at most 1000 bytes, as updates of this model have, found 2000"),
+        (422, "expected finite values, found NaN"),
+    ],
+)
+def test_a_refused_update_is_told_of_and_can_be_sent_again(
+    status: int, sentence: str, phone: Callable[..., Phone], site: Site
+) -> None:
+    ask(site, SETTINGS)
+    site.refusals = [(status, sentence)]
+    refused = (("tap", "send"), ("untilError", None), ("read", "error"), ("read", "detail"), ("read", "count"))
+    told = phone("refused").do(*DONE, *refused, ("tap", "send"), ("untilStatus", "Sent"), ("read", "contributions"))
+    assert told.read[:3] == [
+        "The server did not take the update. Your examples are still here. Tell who runs it.",
+        f"the server: expected to take the update, found {status}: {sentence}",
+        "29 examples on this phone",
+    ]
+    assert told.read[3].startswith("Round 1, ")
+    assert len(site.updates) == 1
+    assert told.sent(site) == 2 * [("updates", len(site.updates[0]))], "the same update, and nothing else"
+
+
 def test_too_little_memory_loses_nothing(phone: Callable[..., Phone], site: Site) -> None:
     ask(site, SETTINGS)
     device, opened = phone("small"), ("open", site.url)

@@ -17,6 +17,13 @@ export const ENGLISH = {
   waitsClosing: 'The updates of this round are being put together. The next round begins soon.',
   waitsPaused: 'The rounds are paused. The page goes on by itself.',
   waitsFinished: 'Training is finished. Thank you for taking part.',
+  waitsUnlisted: 'This phone is not on the list of those that take part yet. Hand over its name and key, below. The page goes on by itself once they are there.',
+  waitsRevoked: 'This phone was taken off the list of those that take part. Ask who runs the server.',
+
+  identity: 'Name and key of this phone',
+  identityWhy: 'The server takes updates of phones on its list alone. Hand these lines to who runs it. The key that signs never leaves this phone.',
+  copy: 'Copy',
+  copied: 'Copied.',
 
   privacy: 'What happens to my data',
   staysTerm: 'Stays on this phone',
@@ -106,6 +113,7 @@ export const ENGLISH = {
   late: 'The update came too late, or was not asked for. Your examples are still here; take part in the next round.',
   refused: 'The server did not take the update. Your examples are still here. Tell who runs it.',
   oldBrowser: 'This browser can not train. Update it, or take Chrome 102, Safari 17 or Firefox 113, or a newer one.',
+  noSigning: 'The server takes signed updates alone, and this browser can not sign. Update it, or take Chrome 137, Safari 17 or Firefox 129, or a newer one.',
   notSecure: 'This page needs a secure connection. Open it by https.',
   noStorage: 'This browser lets the page keep nothing. Leave private browsing, and open the page again.',
   storageFull: 'The storage of this phone is full. Nothing is lost: delete something else, and try again.',
@@ -133,6 +141,13 @@ export const GERMAN = {
   waitsClosing: 'Die Updates dieser Runde werden zusammengefügt. Die nächste Runde beginnt bald.',
   waitsPaused: 'Die Runden ruhen. Die Seite macht von selbst weiter.',
   waitsFinished: 'Das Training ist beendet. Danke fürs Mitmachen.',
+  waitsUnlisted: 'Dieses Telefon steht noch nicht auf der Liste derer, die mitmachen. Gib Namen und Schlüssel weiter, die unten stehen. Die Seite macht von selbst weiter, sobald sie dort sind.',
+  waitsRevoked: 'Dieses Telefon wurde von der Liste derer gestrichen, die mitmachen. Frag die, die den Server betreiben.',
+
+  identity: 'Name und Schlüssel dieses Telefons',
+  identityWhy: 'Der Server nimmt nur Updates von Telefonen, die auf seiner Liste stehen. Gib diese Zeilen denen, die ihn betreiben. Der Schlüssel, der unterschreibt, verlässt dieses Telefon nie.',
+  copy: 'Kopieren',
+  copied: 'Kopiert.',
 
   privacy: 'Was mit meinen Daten geschieht',
   staysTerm: 'Bleibt auf diesem Telefon',
@@ -222,6 +237,7 @@ export const GERMAN = {
   late: 'Das Update kam zu spät, oder es war nicht gefragt. Deine Beispiele sind noch hier; mach in der nächsten Runde mit.',
   refused: 'Der Server nahm das Update nicht an. Deine Beispiele sind noch hier. Sag es denen, die ihn betreiben.',
   oldBrowser: 'Dieser Browser kann nicht trainieren. Aktualisiere ihn, oder nimm Chrome 102, Safari 17 oder Firefox 113, oder einen neueren.',
+  noSigning: 'Der Server nimmt nur unterschriebene Updates, und dieser Browser kann nicht unterschreiben. Aktualisiere ihn, oder nimm Chrome 137, Safari 17 oder Firefox 129, oder einen neueren.',
   notSecure: 'Diese Seite braucht eine sichere Verbindung. Öffne sie mit https.',
   noStorage: 'Dieser Browser lässt die Seite nichts behalten. Verlass den privaten Modus, und öffne die Seite noch einmal.',
   storageFull: 'Der Speicher dieses Telefons ist voll. Nichts ist verloren: Lösch anderes, und versuch es noch einmal.',
