@@ -2,6 +2,7 @@
 
 import { FedparaError } from '../errors.js';
 import { entriesIn, sizeOf } from '../layout.js';
+import { huffmanFrame } from './huffman.js';
 
 /** @typedef {import('../layout.js').TensorSpec} TensorSpec */
 /** @typedef {import('../text.js').Bytes} Bytes */
@@ -15,7 +16,7 @@ import { entriesIn, sizeOf } from '../layout.js';
 export const CHUNK_ENTRIES = 1 << 16;
 export const LARGEST_SCALE = 2 ** 100;
 const SMALLEST_SCALE = 2 ** -100;
-const ZSTD_LEVEL = 1; // strategy `fast`: nearly everything is left to the Huffman code of the literals
+const ZSTD_LEVEL = 1; // for what repeats; of other bytes the frame without references is shorter
 
 /** Error of bytes that can't be decoded. */
 export class DamageError extends Error {}
@@ -157,8 +158,9 @@ export const nearest = (value) => Math.fround(Math.fround(value + 12582912) - 12
  * @param {Zstd | null} zstd Null to store the bytes as they are.
  */
 export function compress(bytes, zstd) {
-  const frame = zstd?.compress(bytes, ZSTD_LEVEL);
-  return frame && frame.length < bytes.length ? [Uint8Array.of(1), frame] : [Uint8Array.of(0), bytes];
+  if (!zstd) return [Uint8Array.of(0), bytes];
+  const [found, own] = [zstd.compress(bytes, ZSTD_LEVEL), huffmanFrame(bytes)], frame = own && own.length < found.length ? own : found;
+  return frame.length < bytes.length ? [Uint8Array.of(1), frame] : [Uint8Array.of(0), bytes];
 }
 
 /**
