@@ -196,3 +196,12 @@ def test_every_benchmark_has_a_quick_form(imported: Callable[[str], ModuleType])
     run = imported("run")
     assert run.QUICK.keys() == set(run.SCRIPTS.values())
     assert all((BENCHMARKS / script).is_file() for script in run.QUICK)
+
+
+def test_the_benchmark_of_the_page_says_what_is_missing(
+    imported: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHROMIUM", "nowhere/chromium")
+    done = CliRunner().invoke(imported("phone").main, [])
+    remedy = "run: sudo apt install chromium, or set CHROMIUM to its path"
+    assert (done.exit_code, done.output) == (0, f"phone.py: expected Chromium, found none; {remedy}\n")
