@@ -194,7 +194,10 @@ def test_too_little_memory_loses_nothing(phone: Callable[..., Phone], site: Site
 
 def test_a_full_storage_loses_nothing(phone: Callable[..., Phone], site: Site) -> None:
     ask(site, SETTINGS)
-    full = (("quota", 1), *(("tap", "start"), ("untilError", None), ("read", "error"), ("read", "count")))
+    full = (
+        *(("untilText", ["count", "29 examples"]), ("quota", 1)),
+        *(("tap", "start"), ("untilError", None), ("read", "error"), ("read", "count")),
+    )
     told = phone("full").do(*full, ("quota", 1 << 30), *DONE)
     assert told.read == [
         "The storage of this phone is full. Nothing is lost: delete something else, and try again.",
