@@ -258,6 +258,13 @@ def test_the_environment_has_the_names_of_the_options() -> None:
             assert parameter.name in names, f"{command.name} {parameter.opts}"
 
 
+@pytest.mark.parametrize("group", ["codec", "data", "fleet", "keys"])
+def test_a_group_lists_its_commands_in_whole_sentences(group: str, run: Command) -> None:
+    listed = run(group, "--help").out.partition("Commands:\n")[2]
+    assert listed
+    assert "..." not in listed
+
+
 def test_errors_keep_their_class_and_words_through_pickle() -> None:
     error = pickle.loads(pickle.dumps(OutputExistsError("x: expected none", code="there")))
     assert (type(error), str(error), error.code, error.exit_code) == (OutputExistsError, "x: expected none", "there", 7)

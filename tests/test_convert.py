@@ -217,7 +217,7 @@ def test_mode_dtype_and_options_are_kept() -> None:
 
 def test_batchnorm_is_refused_with_a_remedy() -> None:
     model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.Sequential(nn.BatchNorm2d(64)))
-    with pytest.raises(InputError, match=r"module '1.0': BatchNorm2d keeps running statistics.*batchnorm='freeze' to"):
+    with pytest.raises(InputError, match=r"^batchnorm: module '1.0': BatchNorm2d .*; choose freeze to"):
         convert(model, Factorization(kind="dense"))
 
 

@@ -1,12 +1,14 @@
 """What the documentation lists is what there is: codecs with their versions, specifications, public names."""
 
 import re
+import shlex
 from pathlib import Path
 
+import click
 import pytest
 
 import fedpara_edge
-from fedpara_edge import codecs, nn
+from fedpara_edge import cli, codecs, nn
 from fedpara_edge.codecs import ENCODERS, OPENERS, find_encoder
 from fedpara_edge.errors import EXIT_CODES
 from fedpara_edge.simulation.plan.plan import read_plan
@@ -25,6 +27,21 @@ def read(page: str) -> str:
 def specified(page: str) -> set[str]:
     """Modules whose docstrings a page shows."""
     return set(re.findall(r"^```\{specification\} (\S+)$", read(page), re.MULTILINE))
+
+
+def parse(words: list[str]) -> None:
+    """Parse a command line by the options that there are, without its values."""
+    command: click.Command | None = cli.fedpara_edge
+    while isinstance(command, click.Group):
+        context = click.Context(command)
+        _, words, _ = command.make_parser(context).parse_args(words)
+        if not words:  # `fedpara-edge --help`
+            return
+        name, *words = words
+        command = command.get_command(context, name)
+        assert command, f"{name} is no command"
+    assert command
+    command.make_parser(click.Context(command)).parse_args(words)
 
 
 def test_the_changelog_has_the_versions_of_all_codecs() -> None:
@@ -77,3 +94,14 @@ def test_pages_import_from_fedpara_edge_alone(page: str) -> None:
         imported = re.findall(r"^\s*(?:from|import) (\w+)", block, re.MULTILINE)
         assert not {"device_runtime", "export"} & set(imported)
         assert not re.findall(r"from fedpara_edge\.(?!nn\b)", block)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_that_pages_show_have_the_options_that_they_name(page: str) -> None:
+    text = read(page).replace("\\\n", " ")
+    for line in re.findall(r"(?:^    |^\$ |do |`)(?:\w+=\S+ )*fedpara-edge ([^`\n;|>\\]+)", text, re.MULTILINE):
+        parse(shlex.split(line, comments=True))
+    for name, rows in re.findall(r"^\| option of `(\w+)` .*\n((?:\|.*\n)+)", text, re.MULTILINE):
+        for row in rows.splitlines():
+            for option in re.findall(r"`(--[\w-]+)", row.split("|")[1]):
+                parse([name, option, "1"])

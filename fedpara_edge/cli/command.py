@@ -21,6 +21,8 @@ RENAMED = {"--force": "--overwrite"}
 """Former spellings of options that several commands share."""
 
 USAGE = InputError.exit_code
+WHOLE = 1000
+"""More characters than the first sentence of any help has."""
 
 
 class Command(click.Command):
@@ -121,6 +123,12 @@ class Group(click.Group):
             click.echo(ctx.get_help(), err=True)
             ctx.exit(USAGE)
         return super().parse_args(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands, each with the whole first sentence of its help."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(WHOLE)) for name, command in commands if command])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -185,8 +185,9 @@ def _fate(name: str, module: _BatchNorm, choice: Choice) -> Fate:
         return "running"
     raise InputError(
         f"module {name!r}: {type(module).__name__} keeps running statistics, which no gradient trains; choose "
-        "batchnorm='freeze' to fix pretrained ones, 'train' to average them, 'local' to keep the BatchNorm on the "
-        "device, or 'group' for a GroupNorm"
+        "freeze to fix pretrained ones, train to average them, local to keep the BatchNorm on the device, or group "
+        "for a GroupNorm",
+        key="batchnorm",
     )
 
 
