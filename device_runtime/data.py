@@ -8,7 +8,7 @@ labels: x and y, unless it has several.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ from device_runtime.sources import ANY, PLAIN, Reading, Wanted, as_arrays
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.interface import ArraySpec, Head, Interface
 from fedpara_edge.losses import Loss
-from fedpara_edge.storage.arrayfile import open_arrays
+from fedpara_edge.storage.arrayfile import array_names, open_arrays
 
 Batch = tuple[Arrays, Arrays]
 """Inputs and labels of some rows."""
@@ -147,7 +147,10 @@ def _open(path: Path, interface: Interface, reading: Reading, *, with_labels: bo
     one = interface.inputs[0] if len(interface.inputs) == 1 else None
     place = as_arrays(path, reading, ANY if one is None else Wanted(one.shape, one.dtype))
     inputs, labels = ([spec.name for spec in specs] for specs in (interface.inputs, interface.labels))
-    arrays = open_arrays(place, inputs + labels if with_labels else inputs, optional=labels)
+    needed = inputs + labels if with_labels else inputs
+    if place != path:
+        _check_made(path, array_names(place), needed)
+    arrays = open_arrays(place, needed, optional=labels)
     names = open_arrays(place, (), optional=[f"{name}_names" for name in labels])
     for label in interface.labels:
         if label.name in arrays:
@@ -155,6 +158,28 @@ def _open(path: Path, interface: Interface, reading: Reading, *, with_labels: bo
     if place == path:
         return arrays
     return fitted(arrays, {spec.name: spec for spec in (*interface.inputs, *interface.labels)})
+
+
+def _check_made(path: Path, made: Sequence[str], needed: Sequence[str]) -> None:
+    """Refuse a source from which an array that a model needs was not made, by the name that the user gave it."""
+    missing = [name for name in needed if name not in made]
+    if not missing:
+        return
+    if path.is_dir():
+        raise InputError(
+            f"{path}: expected what makes {_listed(missing)}, found what makes {_listed(made)}; labels are the "
+            "names of folders, one for each class, and a model of several inputs takes arrays"
+        )
+    columns = [name for name in made if name not in ("x", "y", "y_names")]
+    if missing == ["y"]:
+        raise InputError(
+            f"{path}: expected a column with the label, found {_listed(columns)}; name it", key="label_column"
+        )
+    raise InputError(f"{path}: expected columns {_listed(missing)}, found {_listed(columns)}; rename them")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names)
 
 
 def check_inputs(data: Inputs, *, values: bool = True) -> None:

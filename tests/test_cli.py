@@ -241,7 +241,10 @@ def test_config_has_tables_for_the_commands_of_a_group(run: Command, here: Path)
     (here / "config.toml").write_text("[codec.bench]\nseconds = 99\n")
     assert "seconds: expected a number from 0 to 60, found 99.0" in run(*front).err
     (here / "config.toml").write_text("[codec.bunch]\nseconds = 9\n")
-    assert "expected the tables bench, found 'bunch'" in run(*front).err
+    assert run(*front).err.endswith("expected the tables bench, found 'bunch'; did you mean bench?\n")
+    (here / "config.toml").unlink()
+    missing = "config.toml: expected a TOML file, found No such file or directory; check the path\n"
+    assert run(*front).err == f"Error: {missing}"
 
 
 def test_json_and_lists_from_environment_and_config(

@@ -200,6 +200,33 @@ def test_data_of_another_kind_says_what_it_expected(run: Command, here: Path) ->
     assert "notes.txt: expected a table" in run("data", "convert", "notes.txt", "-o", "w").err
 
 
+@pytest.mark.parametrize(
+    ("bundle", "data", "words"),
+    [
+        (
+            "walks.bundle",
+            ("unlabelled.csv", "--window", "4"),
+            "--label-column: unlabelled.csv: expected a column with the label, found 'activity', 'ax', 'ay', 'person'; "
+            "name it",
+        ),
+        (
+            "shapes.bundle",
+            ("all/circle",),
+            "all/circle: expected what makes 'y', found what makes 'files', 'x'; labels are the names of folders, one "
+            "for each class, and a model of several inputs takes arrays",
+        ),
+    ],
+)
+def test_a_source_without_labels_is_named_as_the_user_knows_it(
+    run: Command, here: Path, bundle: str, data: tuple[str, ...], words: str
+) -> None:
+    table = (here / "walks.csv").read_text().replace("label", "activity")
+    (here / "unlabelled.csv").write_text(table)
+    ended = run("train", bundle, "--data", *data, "--lr", "0.1", "-o", "u")
+    assert ended.code == 2
+    assert ended.err.splitlines()[-1] == f"Error: {words}"
+
+
 def test_a_zoo_model_has_as_many_outputs_as_names(tmp_path: Path) -> None:
     succeed(tmp_path, ["export", "mlp", "--class-names", "a,b,c", "--engines", "onnxruntime", "-o", "bundle"])
     assert open_bundle(tmp_path / "bundle").interface.labels[0].class_names == ("a", "b", "c")

@@ -243,6 +243,11 @@ def test_a_list_of_clients_that_is_none(tmp_path: Path, text: str, words: str) -
         read_clients(path)
 
 
+def test_a_list_of_clients_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"clients.toml: expected a TOML file, found No such file or directory; check"):
+        read_clients(tmp_path / "clients.toml")
+
+
 def test_two_clients_have_two_keys(server: Server) -> None:
     server.public["ben"] = server.public["ann"]
     server.allow()

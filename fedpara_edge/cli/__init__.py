@@ -16,7 +16,7 @@ from fedpara_edge.cli import log
 from fedpara_edge.cli.command import Command, Group
 from fedpara_edge.cli.output import note
 from fedpara_edge.cli.streams import ReaderGoneError, safe_streams
-from fedpara_edge.errors import EXIT_CODES, INTERRUPTED, FedparaError, InputError
+from fedpara_edge.errors import EXIT_CODES, INTERRUPTED, FedparaError, InputError, nearest
 from fedpara_edge.installation import check_package
 from fedpara_edge.options import check_keys
 from fedpara_edge.storage.tomlfile import read_toml
@@ -91,7 +91,9 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
         return
     try:
         config = read_toml(path)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise click.UsageError(f"{path}: expected a TOML file, found {error.strerror}; check the path") from error
+    except ValueError as error:
         raise click.UsageError(f"{path}: expected a TOML file with a table for each command, found {error}") from error
     assert isinstance(ctx.command, LazyGroup)
     ctx.default_map = _tables(ctx, path, ctx.command, config)
@@ -104,7 +106,10 @@ def _tables(ctx: click.Context, path: Path, group: click.Group, config: dict[str
 def _checked(ctx: click.Context, path: Path, group: click.Group, name: str, table: Any) -> dict[str, Any]:
     command = group.get_command(ctx, name)
     if command is None or not isinstance(table, dict):
-        raise click.UsageError(f"{path}: expected the tables {', '.join(group.list_commands(ctx))}, found {name!r}")
+        tables = group.list_commands(ctx)
+        close = nearest(name, tables)
+        hint = f"; did you mean {close}?" if close else ""
+        raise click.UsageError(f"{path}: expected the tables {', '.join(tables)}, found {name!r}{hint}")
     if isinstance(command, click.Group):
         return _tables(ctx, path, command, table)
     known = {str(parameter.name): parameter for parameter in command.params if not parameter.is_eager}

@@ -100,7 +100,9 @@ def read_clients(path: Path) -> Clients:
     """
     try:
         data = read_toml(path)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: expected a TOML file, found {error.strerror}; check the path") from error
+    except ValueError as error:
         raise InputError(f"{path}: expected a TOML file with a list of clients, found {error}") from error
     try:
         return _parsed(data)
