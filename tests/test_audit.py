@@ -93,6 +93,9 @@ def test_other_options_than_were_used(tmp_path: Path) -> None:
     done.path.write_text("{}")
     with pytest.raises(InputError, match="expected a transcript of a round"):
         done.audit()
+    done.path.unlink()
+    with pytest.raises(InputError, match=r"of a round, found No such file or directory; check the path$"):
+        done.audit()
 
 
 def test_other_clients_or_examples_than_those_of_the_files(tmp_path: Path) -> None:

@@ -413,7 +413,7 @@ def test_options_that_do_not_go_together_are_refused(
 def test_invitations_let_devices_in_without_a_restart(tmp_path: Path, bundle: Bundle, run: Command) -> None:
     refused = run("invite", str(tmp_path / "server"))
     assert refused.code == 2
-    assert "start `serve` on this folder" in refused.err
+    assert refused.err.endswith("found No such file or directory; start `serve` on this folder\n")
     with serving(tmp_path / "server", bundle) as served:
         keep_address(tmp_path / "server", served.url, None)
         link = read_link(run("invite", str(tmp_path / "server"), "--hours", "1").out)

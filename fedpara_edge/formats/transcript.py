@@ -76,7 +76,9 @@ def read_transcript(path: Path) -> Transcript:
             raise ValueError("no round")
         tree, transcript = data.pop("tree"), Transcript(**data)
         found = tree_hash(transcript.digests)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: expected a transcript of a round, found {error.strerror}; check the path") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: expected a transcript of a round, found another file ({error})") from error
     if found != tree:
         raise TrustError(

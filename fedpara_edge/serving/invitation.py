@@ -92,7 +92,11 @@ def read_address(folder: Path) -> Address:
         if not isinstance(address.url, str) or not isinstance(address.ca, str | None):
             raise TypeError("no address")
         return address
-    except (KeyError, OSError, TypeError, ValueError) as error:
+    except OSError as error:
+        raise InputError(
+            f"{path}: expected where the server is, found {error.strerror}; start `serve` on this folder"
+        ) from error
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path}: expected where the server is, found {error}; start `serve` on this folder"
         ) from error
