@@ -55,8 +55,10 @@ from fedpara_edge.report.rows import read_metrics, to_csv
 from fedpara_edge.report.summarizing import summarize
 from fedpara_edge.simulation.data.clients import INDEX
 from fedpara_edge.simulation.data.clients import read_clients as read_dealt
+from fedpara_edge.simulation.growth import check_growth
 from fedpara_edge.simulation.metrics import Journal
 from fedpara_edge.simulation.plan.plan import read_plan
+from fedpara_edge.simulation.runner import _is_finished, _outcome
 from fedpara_edge.storage.rounds import round_path
 from fedpara_edge.trust.client import receive
 from fedpara_edge.trust.clients import read_clients
@@ -285,7 +287,7 @@ def _configurations(folder: Path) -> Made:
 
 def _metrics(folder: Path, *, report: bool) -> Made:
     half_run(folder)
-    run = folder / "run"
+    run, plan = folder / "run", read_plan(folder / "plan.toml")
 
     def read(path: Path) -> None:
         if report:
@@ -293,9 +295,11 @@ def _metrics(folder: Path, *, report: bool) -> Made:
             to_csv(read_metrics(run), io.StringIO())
         else:
             journal = Journal(path)
-            for event in ("arm", "round", "clients", "done"):
-                journal.of("both", 4, event)
-            journal.revise(lambda event: event)
+            check_growth(run / "plan.toml", folder / "plan.toml", journal.events)
+            for arm in plan.arms:
+                _is_finished(journal, arm, 4)
+                _outcome(journal, plan, arm.name, 4)
+            journal.sort([arm.name for arm in plan.arms], plan.seeds)
 
     return [run / "metrics.jsonl"], read
 
@@ -303,7 +307,13 @@ def _metrics(folder: Path, *, report: bool) -> Made:
 def _dealt(folder: Path) -> Made:
     half_run(folder)
     dealt = folder / "run" / "work" / ".data" / "seed-4"
-    return [dealt / INDEX], lambda path: read_dealt(path.parent)
+
+    def read(path: Path) -> None:
+        found = read_dealt(path.parent)
+        for name in found.names:
+            assert found.train(name).resolve().relative_to(dealt / "clients").parts == (name, "train")
+
+    return [dealt / INDEX], read
 
 
 def _ledgers(folder: Path) -> Made:
@@ -430,7 +440,7 @@ FORMATS: dict[str, Format] = {
     "folded model": Format(_folded, in_protobuf, ("formats.folded",), ("folded",)),
     "plan": Format(_plans, in_toml, ("simulation.plan.plan",), slow=10),
     "configuration": Format(_configurations, in_toml, ("cli",)),
-    "metrics": Format(partial(_metrics, report=False), in_lines, ("simulation.metrics",)),
+    "metrics": Format(partial(_metrics, report=False), in_lines, ("simulation.metrics",), slow=5),
     "metrics for a report": Format(partial(_metrics, report=True), in_lines, ("report.results",), slow=10),
     "dealt rows": Format(_dealt, in_json, ("simulation.data.clients",)),
     "ledger": Format(_ledgers, in_json, ("trust.ledger",), ("ledger",)),

@@ -11,9 +11,13 @@ import onnx
 import pytest
 from command_line import Command
 from onnx import TensorProto, helper
+from small_net import SmallBundle
 
-from fedpara_edge.formats.bundle import MANIFEST
+from export.folding.fold import fold
+from fedpara_edge.errors import FedparaError
+from fedpara_edge.formats.bundle import MANIFEST, WEIGHTS, open_bundle, write_manifest
 from fedpara_edge.formats.graphfile import MAX_DEPTH, check_graph
+from fedpara_edge.formats.weights import read_weights
 from fedpara_edge.storage.protobuf import fields
 
 Spoil = Callable[[onnx.ModelProto], None]
@@ -229,3 +233,35 @@ def test_no_command_reads_a_file_that_a_bundle_names(
     assert f"{graph}: expected a self-contained graph, found a constant (leak) with data in another file" in ended.err
     assert not Path("u.safetensors").exists()
     assert not Path("m.onnx").exists()
+
+
+def tanh_of(graph: onnx.GraphProto) -> onnx.NodeProto:
+    return next(node for node in graph.node if node.op_type == "Tanh")
+
+
+UNFOLDABLE: dict[str, Callable[[onnx.GraphProto], object]] = {
+    "an input from nowhere": lambda graph: tanh_of(graph).input.append("nowhere"),
+    "an operator of other inputs": lambda graph: setattr(tanh_of(graph), "op_type", "Where"),
+    "an unknown operator": lambda graph: setattr(tanh_of(graph), "op_type", "Whatever"),
+    "no nodes": lambda graph: graph.ClearField("node"),
+}
+
+
+@pytest.mark.parametrize("name", UNFOLDABLE)
+@pytest.mark.parametrize("source", ["eval_model.onnx", "eval_step.onnx"])
+def test_a_graph_that_can_not_be_folded_is_refused_by_name(
+    name: str, source: str, tmp_path: Path, small_bundle: SmallBundle
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(small_bundle().path, folder)
+    if source == "eval_step.onnx":
+        (folder / "eval_model.onnx").unlink()
+    graph = onnx.load(folder / source)
+    UNFOLDABLE[name](graph.graph)
+    onnx.save(graph, folder / source)
+    write_manifest(folder, small_bundle().manifest)
+    bundle = open_bundle(folder)
+    with pytest.raises(FedparaError, match=r"expected .*, found ") as refused:
+        fold(bundle, read_weights(bundle.file(WEIGHTS)), tmp_path / "model.onnx")
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "model.onnx").exists()

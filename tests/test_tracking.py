@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -165,3 +166,44 @@ def test_an_unknown_tracker_or_none_is_refused(finished: Path, run: Command, tra
 
 def test_the_former_spelling_names_the_new_one(finished: Path, run: Command) -> None:
     assert "--tensorboard is now --track tensorboard:FOLDER" in run("report", finished, "--tensorboard", "b").err
+
+
+PLACES: dict[str, Callable[[Path], object]] = {
+    "a pipe": os.mkfifo,
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+    "a file": Path.touch,
+    "a folder": Path.mkdir,
+    "no database": lambda path: path.write_text("\x1b[2J and so on\n" * 99),
+}
+
+
+GOOD = {("mlflow", "a file"), ("wandb", "a folder")}
+
+
+@pytest.mark.parametrize(
+    ("tracker", "found"),
+    [
+        (tracker, found)
+        for tracker in ("tensorboard", "mlflow", "wandb")
+        for found in PLACES
+        if (tracker, found) not in GOOD
+    ],
+)
+def test_a_place_of_another_kind_is_refused_in_one_line(
+    tracker: str, found: str, finished: Path, tmp_path: Path, run: Command
+) -> None:
+    PLACES[found](tmp_path / "place")
+    ended = run("report", finished, "--track", f"{tracker}:{tmp_path / 'place'}")
+    assert ended.code == (7 if (tracker, found) == ("tensorboard", "a folder") else 2)
+    (line,) = ended.err.splitlines()
+    assert line.startswith("Error: ")
+    assert "expected" in line
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "mlflow", "wandb"])
+def test_nothing_is_made_for_a_run_that_can_not_be_read(tracker: str, tmp_path: Path, run: Command) -> None:
+    (tmp_path / "run").mkdir()
+    ended = run("report", tmp_path / "run", "--track", f"{tracker}:{tmp_path / 'place'}")
+    assert (ended.code, ended.err.count("expected the metrics of a run, found ")) == (2, 1)
+    assert not (tmp_path / "place").exists()

@@ -168,7 +168,7 @@ def partials(folder: Path) -> None:
         run_here(folder, "aggregate", update, "--partial", "--weights", weights, "-o", f"{client}.partial")
 
 
-def _signed_round(folder: Path) -> None:
+def signed_round(folder: Path) -> None:
     """The third round of a server that keeps a state, a ledger and changes."""
     base = start_round(folder, number=0)
     lines = [f'run = "{signed.RUN}"']
@@ -255,7 +255,7 @@ CASES: dict[str, Case] = {
     ),
     "aggregate": Case(_round, ROUND, ("next.safetensors",)),
     "aggregate-signed": Case(
-        _signed_round,
+        signed_round,
         (*ROUND, "--algorithm", "fedadam:lr=0.1", "--downlink-codec", "int8", "--state", "server", "--keep", "2",
          "--change", "change-2", "--allow", "clients.toml", "--transcript", "transcript.json"),
         ("change-2", "server/round-3.safetensors", "transcript.json", "next.safetensors"),
@@ -266,7 +266,7 @@ CASES: dict[str, Case] = {
         ("dp/devices.json", "next.safetensors"),
     ),
     "aggregate-partial": Case(
-        _signed_round,
+        signed_round,
         ("aggregate", "ann.update", "ben.update", "--partial", "--weights", "base.safetensors", "-o", "both.partial",
          "--allow", "clients.toml", "--ledger", "ledger", "--key", "ann"),
         ("ledger/round-2.json", "both.partial.dsse", "both.partial"),

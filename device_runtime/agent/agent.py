@@ -7,8 +7,7 @@ device's state folder, and transfers from their last byte. A server that can't b
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from fedpara_edge.formats.task import Task
 from fedpara_edge.formats.update import read_update_round
 from fedpara_edge.options import bind, option
 from fedpara_edge.storage.atomic import Ready
-from fedpara_edge.storage.locking import hold
+from fedpara_edge.storage.locking import hold_folder
 
 OnEvent = Callable[..., None]
 """Function of an event: its name, and fields."""
@@ -275,19 +274,9 @@ def run_agent(
         BusyError: Another agent uses the folder.
         FedparaError: As of `Agent.run`.
     """
-    with _holding(state):
+    with hold_folder(state, kind="an agent's folder", lock="lock", parents=False):
         patiently = Patience(seconds=config.patience, tell=on_event)
         member = Member(state, patiently(lambda: connect(link, ca, state)))
         return Agent(member, data, reading, config, own=own, seals=seals, on_event=on_event, on_step=on_step).run(
             link, client
         )
-
-
-@contextmanager
-def _holding(state: Path) -> Iterator[None]:
-    try:
-        state.mkdir(exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{state}: expected a writable folder, found {error.strerror}; choose another") from error
-    with hold(state / "lock", folder=state, kind="an agent's folder"):
-        yield

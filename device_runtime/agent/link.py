@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, urldefrag
 from device_runtime.agent.connection import Connection
 from fedpara_edge.errors import InputError, TrustError
 from fedpara_edge.storage.atomic import replacing_file
-from fedpara_edge.storage.wholefile import read_whole
+from fedpara_edge.storage.wholefile import MAX_BYTES, check_regular, read_whole
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -75,6 +75,7 @@ def connect(link: JoinLink, ca: Path | None, folder: Path) -> Connection:
     if found is None:
         return Connection(link.url)
     try:
+        check_regular(found, max_bytes=MAX_BYTES)
         return Connection(link.url, context=ssl.create_default_context(cafile=str(found)))
     except (OSError, ssl.SSLError) as error:
         raise InputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from onnxruntime import InferenceSession, SessionOptions
 
+from export.complaints import complaint
 from export.folding.composing import Composed, compose_layers
 from export.folding.half import to_float16
 from export.folding.inference import inference_graph, replace
@@ -107,7 +109,7 @@ def fold(
     Raises:
         InputError: The output can't be written to that path, an option does not fit, or the bundle has no forward
             graph.
-        WrongBundleError: The weights or the graph do not fit the bundle.
+        WrongBundleError: The weights or the graph do not fit the bundle, or no runtime takes the graph.
         FedparaError: The folded model differs from the factored one by more than it may, or the disk refuses the write.
     """
     path = Path(path)
@@ -122,9 +124,6 @@ def fold(
         )
     local = {tensor.name for tensor in manifest.layout.with_role("personal")}
     initial = {name: value for name, value in bundle.read_initial_personal().items() if name in local}
-    factored = inference_graph(bundle, {**weights.whole, **initial, **(personal or {})})
-    composed = compose_layers(factored, manifest.layout, random_inputs(manifest.interface, _TRACED_EXAMPLES))
-    random = random_inputs(manifest.interface, _RANDOM_EXAMPLES, composed.model)
     spec = FoldedSpec(
         model=manifest.model,
         fingerprint=manifest.fingerprint,
@@ -133,10 +132,14 @@ def fold(
         personal=bool(personal),
         interface=manifest.interface,
     )
-    content = _serialized(_in_precision(composed, precision, random, data), spec)
-    sessions = _session(factored.SerializeToString()), _session(content)
-    batches = [(random, None)] if data is None else _batches(data)
-    check = _compare(*sessions, manifest.interface, batches)
+    with _blaming_the_graph(bundle):
+        factored = inference_graph(bundle, {**weights.whole, **initial, **(personal or {})})
+        composed = compose_layers(factored, manifest.layout, random_inputs(manifest.interface, _TRACED_EXAMPLES))
+        random = random_inputs(manifest.interface, _RANDOM_EXAMPLES, composed.model)
+        content = _serialized(_in_precision(composed, precision, random, data), spec)
+        sessions = _session(factored.SerializeToString()), _session(content)
+        batches = [(random, None)] if data is None else _batches(data)
+        check = _compare(*sessions, manifest.interface, batches)
     _refuse_if_far(path, spec, check, max_drop)
     with replacing_file(path) as temporary:
         temporary.write_bytes(content)
@@ -149,6 +152,19 @@ def fold(
         accuracy=check.accuracy,
         factored_accuracy=check.factored_accuracy,
     )
+
+
+@contextmanager
+def _blaming_the_graph(bundle: Bundle) -> Iterator[None]:
+    """Have an error of a library name the bundle whose graph it could not take."""
+    try:
+        yield
+    except (FedparaError, OSError):
+        raise
+    except Exception as error:  # the exceptions of the runtimes have no common base
+        raise WrongBundleError(
+            f"{bundle.path}: expected a graph that can be folded, found {complaint(error)}; export the bundle again"
+        ) from error
 
 
 def _in_precision(composed: Composed, precision: Precision, random: Arrays, data: Examples | None) -> onnx.ModelProto:

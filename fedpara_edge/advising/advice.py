@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpara_edge.advising.choices import Choices
-from fedpara_edge.advising.search import Search, Standing
+from fedpara_edge.advising.search import PLAN, Search, Standing
 from fedpara_edge.advising.setting import Setting
 from fedpara_edge.errors import FedparaError, InputError
 from fedpara_edge.report.results import read_results
@@ -26,6 +26,7 @@ from fedpara_edge.report.summary import Summary
 from fedpara_edge.simulation.plan.plan import Tables, read_plan, read_tables
 from fedpara_edge.simulation.runner import OnTrained
 from fedpara_edge.storage.atomic import replacing_file
+from fedpara_edge.storage.locking import make_folder
 from fedpara_edge.storage.tomlfile import toml_text
 from fedpara_edge.storage.wholefile import real_path
 
@@ -103,9 +104,9 @@ def advise(
     plan, folder = Path(plan), Path(folder)
     choices = choices or Choices()
     found, tables = read_plan(plan), _anywhere(read_tables(plan), real_path(plan.parent))
-    if folder.exists() and any(folder.iterdir()) and not (folder / "search.toml").exists():
+    make_folder(folder, kind="a folder for the search")
+    if any(folder.iterdir()) and not (folder / PLAN).exists():
         raise InputError(f"{folder}: expected a new folder or that of an earlier search, found another; choose another")
-    folder.mkdir(parents=True, exist_ok=True)
     seed = next(number for number in itertools.count() if number not in found.seeds)
 
     def searching(what: str) -> Search:

@@ -16,7 +16,7 @@ from typing import Any
 from fedpara_edge.advising.setting import Setting
 from fedpara_edge.errors import InputError
 from fedpara_edge.report.results import SeedRun, read_results
-from fedpara_edge.simulation.plan.plan import Plan, Tables, read_tables
+from fedpara_edge.simulation.plan.plan import Plan, Tables, read_plan, read_tables
 from fedpara_edge.simulation.runner import OnTrained, simulate
 from fedpara_edge.storage.atomic import replacing_file
 from fedpara_edge.storage.tomlfile import toml_text
@@ -120,8 +120,10 @@ class Search:
         return [_standing(setting, measured[setting.name], rounds) for setting in settings]
 
     def _run(self, settings: Sequence[Setting], rounds: int) -> None:
-        path = self.folder / PLAN
-        arms: dict[str, Any] = dict(read_tables(path)["arms"]) if path.exists() else {}
+        path, arms = self.folder / PLAN, dict[str, Any]()
+        if path.exists():
+            read_plan(path)  # so that what follows finds the tables of a plan
+            arms = dict(read_tables(path)["arms"])
         for setting in settings:
             before = arms.get(setting.name, {}).get("rounds", 0)
             arms[setting.name] = {"rounds": max(rounds, before), **setting.table(drawn=self._may_draw)}

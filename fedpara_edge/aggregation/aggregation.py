@@ -18,7 +18,9 @@ alone: what was refused leaves no trace in it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
+from stat import S_ISREG
 
 import numpy as np
 
@@ -189,11 +191,19 @@ def aggregate(
         method=method,
         accepted=mean.accepted,
         rejected=tuple(rejected),
-        rejected_bytes=sum(path.stat().st_size for path in unused if path.is_file()),
+        rejected_bytes=sum(map(_bytes_of, unused)),
         dense_bytes=4 * weights.layout.dense_parameters * len(updates),
         gap=mean.gap,
         refit=refitted,
     )
+
+
+def _bytes_of(path: Path) -> int:
+    """Size of a file; 0 where there is none any more."""
+    with suppress(OSError):
+        status = path.stat()
+        return status.st_size if S_ISREG(status.st_mode) else 0
+    return 0
 
 
 def _candidates(files: list[Path], combining: Combining, *, exact: bool) -> Candidates:

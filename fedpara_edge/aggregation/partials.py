@@ -108,6 +108,8 @@ def make_partial(
     check_output(output, overwrite=True, inputs=(Path(weights), *files))
     if config.max_staleness and state is None:
         raise InputError("expected the folder that knows the rounds before, found none; give one", key="state")
+    if state is not None and not Path(state).is_dir():
+        raise InputError(f"expected a state folder, found none at {state}; check the path", key="state")
     kept = read_state_for(Path(state), base) if config.max_staleness and state is not None else None
     gathered = gather(
         files,

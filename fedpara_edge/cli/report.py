@@ -97,9 +97,12 @@ def _write_report(run: Path, output: Path | None, *, overwrite: bool, json: bool
 
 
 def _track(run: Path, tracker: str, *, follow: bool, overwrite: bool, json: bool) -> None:
+    from fedpara_edge.report.results import read_arms
     from fedpara_edge.report.tracking import open_sink, track
+    from fedpara_edge.simulation.folder import METRICS
     from fedpara_edge.storage.atomic import check_output, replacing_folder
 
+    read_arms(run / METRICS)  # so that nothing is made for what can't be read
     kind, _, place = tracker.partition(":")
     rounds = 0
     if kind == "tensorboard" and place:  # which shows all that is in a folder, of other runs too

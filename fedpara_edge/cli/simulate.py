@@ -84,7 +84,7 @@ def command(
         page = report.page
         if report.left_out is not None:
             note(report.left_out)
-    except FedparaError as error:
+    except (FedparaError, OSError) as error:
         note(f"warning: {error}; the run is complete, and fedpara-edge report {output} makes its report")
     finally:  # what was run is told even if no report can be made of it
         result = {

@@ -35,7 +35,7 @@ def command(
     from fedpara_edge.simulation.data.federation import load_federation, write_federation
     from fedpara_edge.storage.atomic import check_output
 
-    check_output(output, overwrite=overwrite, folder=True)
+    check_output(output, overwrite=overwrite, folder=True, inputs=(data,))
     plan = DataPlan(path=data, **options)
     federation = load_federation(plan, seed)
     write_federation(federation, output)

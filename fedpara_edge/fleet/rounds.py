@@ -59,7 +59,7 @@ def run_fleet(grid: Grid, config: FleetConfig, say: Say = lambda _: None) -> Non
             gathered = gather(grid, exchange, federation, config, round, say)
             event = _finish_round(federation, config, round, gathered, evaluate, say)
             journal.append({**event, "seconds": time.monotonic() - started})
-        seconds = sum(event["seconds"] for event in federation.events("round"))
+        seconds = sum(event.get("seconds") or 0 for event in federation.events("round"))
         journal.append(federation.event("done", rounds=rounds, seconds=seconds, diverged=None))
 
 

@@ -19,6 +19,7 @@ from fedpara_edge.hub.card import MARK, model_card
 from fedpara_edge.installation import install_line
 from fedpara_edge.storage.atomic import check_output, replacing_file, replacing_folder
 from fedpara_edge.storage.rounds import round_path
+from fedpara_edge.storage.wholefile import read_whole
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -159,7 +160,7 @@ def _check_fingerprint(
 
 def _read(api: HfApi, repository: str, name: str) -> str:
     with tempfile.TemporaryDirectory() as place:
-        return _download(api, repository, None, name, Path(place)).read_text(encoding="utf-8", errors="replace")
+        return read_whole(_download(api, repository, None, name, Path(place))).decode("utf-8", "replace")
 
 
 def _download(api: HfApi, repository: str, revision: str | None, name: str, place: Path) -> Path:

@@ -18,6 +18,9 @@ from fedpara_edge.installation import install_line
 from fedpara_edge.report.results import read_arms
 from fedpara_edge.report.rows import KEYS, rows_of
 from fedpara_edge.simulation.folder import METRICS
+from fedpara_edge.storage.atomic import check_output
+from fedpara_edge.storage.locking import make_folder
+from fedpara_edge.storage.wholefile import real_path
 
 POLL_SECONDS = 1.0
 
@@ -86,6 +89,7 @@ class MLflow:
             from mlflow import MlflowClient
             from mlflow.entities import Metric
             from mlflow.exceptions import MlflowException
+            from sqlalchemy.exc import SQLAlchemyError
         except ImportError as error:
             raise _missing("mlflow", "mlflow", error) from error
         self._metric = Metric
@@ -93,7 +97,7 @@ class MLflow:
             self._client = MlflowClient(place if "://" in place else f"sqlite:///{Path(place).absolute()}")
             found = self._client.get_experiment_by_name(name)
             self._experiment = self._client.create_experiment(name) if found is None else found.experiment_id
-        except MlflowException as error:
+        except (MlflowException, SQLAlchemyError) as error:
             raise InputError(
                 f"expected a place that MLflow can use, found {place}: {brief_text(str(error))}"
             ) from error
@@ -131,7 +135,7 @@ class WandB:
         except ImportError as error:
             raise _missing("wandb", "wandb", error) from error
         folder = Path(place)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, kind="a folder for Weights & Biases")
         quiet = wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=True)
 
         def start(series: str) -> Any:
@@ -165,7 +169,7 @@ def open_sink(tracker: str, run: Path) -> Sink:
         run: Run folder.
 
     Raises:
-        InputError: There is no such tracker or place, or its package is not installed.
+        InputError: There is no such tracker, something else is at its place, or its package is not installed.
     """
     kind, _, place = tracker.partition(":")
     if kind not in TRACKERS or not place:
@@ -173,7 +177,9 @@ def open_sink(tracker: str, run: Path) -> Sink:
             f"expected one of {', '.join(TRACKERS)} with a place, as in tensorboard:FOLDER, found {tracker!r}",
             key="track",
         )
-    return TRACKERS[kind](place, run.resolve().name)
+    if "://" not in place:
+        check_output(Path(place), overwrite=True, folder=kind != "mlflow")
+    return TRACKERS[kind](place, real_path(run).name)
 
 
 def track(run: Path, sink: Sink, *, follow: bool = False) -> int:

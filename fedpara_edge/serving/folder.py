@@ -26,7 +26,7 @@ from pathlib import Path
 from fedpara_edge.errors import InputError, WrongBundleError, brief_text
 from fedpara_edge.formats.bundle import WEIGHTS, Bundle
 from fedpara_edge.storage.atomic import remove_leftovers_in, replacing_file
-from fedpara_edge.storage.locking import hold
+from fedpara_edge.storage.locking import hold_folder, make_folder
 from fedpara_edge.storage.rounds import round_path, rounds_in
 from fedpara_edge.storage.tensortable import strict_json
 from fedpara_edge.storage.wholefile import read_text
@@ -93,14 +93,10 @@ def open_folder(path: Path, bundle: Bundle) -> Iterator[ServerFolder]:
         InputError: It can't be made or locked, or has something else in it.
         WrongBundleError: It belongs to another bundle.
     """
-    try:
-        path.mkdir(exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{path}: expected a writable state folder, found {error.strerror}; choose another") from error
-    with hold(path / ".lock", folder=path, kind="a state folder"):
+    with hold_folder(path, kind="a state folder", parents=False):
         _claim(path, bundle.manifest.fingerprint)
         for name in _FOLDERS:
-            (path / name).mkdir(exist_ok=True)
+            make_folder(path / name, kind="a folder of `serve`")
         remove_leftovers_in(path)
         yield ServerFolder(path, bundle)
 

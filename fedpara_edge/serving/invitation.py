@@ -75,8 +75,8 @@ def operator_link(folder: Path, *, now: float, hours: float) -> str:
     Raises:
         InputError: The folder is none, or no server has run on it yet.
     """
-    token = open_tokens(folder).make("operator", expires=now + 3600 * hours)
-    return read_address(folder).link(token, kind="operator", place="operator")
+    address, tokens = read_address(folder), open_tokens(folder)
+    return address.link(tokens.make("operator", expires=now + 3600 * hours), kind="operator", place="operator")
 
 
 def read_address(folder: Path) -> Address:

@@ -17,6 +17,8 @@ POLICY = (
 _TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm"}
 _CODINGS = {"br": ".br", "gzip": ".gz"}
 INDEX = "index.html"
+MAX_FILE_BYTES = 1 << 28
+"""Largest file of a page, ten times that of the runtime in it."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Page:
         folder: Folder of the page.
 
     Raises:
-        InputError: It is none.
+        InputError: It is none, or has a file that is too large or can't be read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,7 +58,8 @@ class Page:
             plain = path.with_suffix("") if coding else path
             if path.is_file() and plain.is_file():
                 media_type = _TYPES.get(plain.suffix) or mimetypes.guess_type(plain.name)[0]
-                form = PageFile(path, media_type or "application/octet-stream", coding, sha256_of(path))
+                digest = sha256_of(path, max_bytes=MAX_FILE_BYTES)
+                form = PageFile(path, media_type or "application/octet-stream", coding, digest)
                 self._forms.setdefault(plain.relative_to(folder).as_posix(), {})[coding] = form
 
     def find(self, place: str, accepted: str) -> PageFile | None:

@@ -108,7 +108,7 @@ class Record:
                 self._journal.revise(lambda event: None if event["event"] == "done" else event)
             if is_done and number and not self._journal.of(ARM, SEED, "done"):
                 rounds = self._journal.of(ARM, SEED, "round")
-                seconds = sum(event["seconds"] or 0 for event in rounds)
+                seconds = sum(event.get("seconds") or 0 for event in rounds)
                 self._journal.append(_event("done", rounds=number, seconds=seconds, diverged=None))
 
     def stop(self) -> None:

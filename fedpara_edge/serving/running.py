@@ -34,6 +34,7 @@ from fedpara_edge.serving.page import Page
 from fedpara_edge.serving.record import Record, about
 from fedpara_edge.serving.tokens import Tokens, open_tokens
 from fedpara_edge.serving.uploads import Uploads
+from fedpara_edge.storage.wholefile import MAX_BYTES, check_regular
 
 _BACKLOG = 2048
 _GRACE_SECONDS = 5
@@ -61,7 +62,10 @@ class Encryption:
             InputError: They are not.
         """
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.key)
+            for path in (self.certificate, self.key):
+                check_regular(path, max_bytes=MAX_BYTES)
+            # A password is asked for at the terminal unless one is given.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.key, password=bytes)
         except (OSError, ssl.SSLError) as error:
             raise InputError(
                 f"{self.certificate}: expected a certificate in PEM, and in {self.key} its private key without a "
@@ -142,7 +146,7 @@ def run_server(
         encryption = encrypt(folder.path)
         if encryption is not None:
             encryption.check()
-        tokens = open_tokens(folder.path)
+        tokens = open_tokens(folder.path, make=True)
         told: list[Callable[[], None]] = []
 
         def tell(name: str, *, level: int = logging.INFO, **fields: Any) -> None:

@@ -71,15 +71,19 @@ class Tokens:
         return _encoded(hmac.digest(self._key, content.encode(), hashlib.sha256))
 
 
-def open_tokens(folder: Path) -> Tokens:
-    """The tokens of a server's state folder, whose key is made if it is missing.
+def open_tokens(folder: Path, *, make: bool = False) -> Tokens:
+    """The tokens of a server's state folder.
+
+    Args:
+        folder: State folder.
+        make: Whether a key is made if there is none; a server that runs would not know it.
 
     Raises:
         InputError: The key can't be read, or is damaged.
         FedparaError: The disk refuses the write.
     """
     path = folder / KEY
-    if not path.exists():
+    if make and not path.exists():
         with replacing_file(path, mode=0o600) as temporary:
             temporary.write_bytes(secrets.token_bytes(_KEY_BYTES))
     try:

@@ -31,7 +31,7 @@ from fedpara_edge.simulation.growth import check_growth
 from fedpara_edge.simulation.metrics import Event, Journal
 from fedpara_edge.simulation.plan.plan import first_difference, read_tables
 from fedpara_edge.storage.atomic import remove_leftovers_in, replacing_file
-from fedpara_edge.storage.locking import hold
+from fedpara_edge.storage.locking import hold, make_folder
 from fedpara_edge.storage.rounds import remove_rounds_before, round_path, rounds_in
 
 PLAN = "plan.toml"
@@ -160,12 +160,12 @@ def open_run(path: Path, plan: Path, *, patience_seconds: float = PATIENCE_SECON
     if path.exists() and not run.plan.is_file() and not (path.is_dir() and all(map(_is_leftover, path.iterdir()))):
         raise InputError(f"{path}: expected a new folder or that of an earlier run, found another; choose another name")
     tables = read_tables(plan)
-    run.lock.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(run.lock.parent, kind="a run")
     with hold(run.lock, folder=path, kind="a run", patience_seconds=patience_seconds):
         remove_leftovers_in(path)
         is_new = not run.plan.is_file() or first_difference(read_tables(run.plan), tables) is not None
         events = Journal(run.metrics).events
-        if is_new and events:
+        if events:
             check_growth(run.plan, plan, events)
         _remove_what_may_have_changed(run, events, models=is_new)
         if is_new:
@@ -188,4 +188,5 @@ def _remove_what_may_have_changed(run: RunFolder, events: Sequence[Event], *, mo
 
 def _is_leftover(path: Path) -> bool:
     """Whether it is of a run that was cut short before it had a plan: of its copy, or the lock."""
-    return path.name.startswith(f".{PLAN}.") or (path.name == "work" and {p.name for p in path.iterdir()} <= {".lock"})
+    is_work = path.name == "work" and path.is_dir()
+    return path.name.startswith(f".{PLAN}.") or (is_work and {p.name for p in path.iterdir()} <= {".lock"})

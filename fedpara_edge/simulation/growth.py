@@ -69,12 +69,12 @@ def is_finished(done: Event, rounds: int) -> bool:
         done: Line of the metrics about its end.
         rounds: Rounds that it has in the plan.
     """
-    return done["diverged"] is not None or done["rounds"] >= rounds
+    return done.get("diverged") is not None or (done.get("rounds") or 0) >= rounds
 
 
 def _check_rounds(path: Path, old: Plan, new: Plan, events: Sequence[Event]) -> None:
     # One that diverged would have gone on, and the last round of one that was cut short was measured as any other.
-    finished = {(e["arm"], e["seed"]) for e in events if e["event"] == "done" and e["diverged"] is None}
+    finished = {(e["arm"], e["seed"]) for e in events if e["event"] == "done" and e.get("diverged") is None}
     for (name, seed), done in rounds_done(events).items():
         least, found = done + ((name, seed) not in finished), new.arm(name).rounds
         if found < least and found != old.arm(name).rounds:

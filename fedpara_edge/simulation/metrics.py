@@ -34,6 +34,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import NoneType
 from typing import Any, TypeGuard
 
 from fedpara_edge.errors import FedparaError, InputError, brief, brief_text
@@ -45,6 +46,12 @@ ORDER = ("arm", "clients", "round", "done")
 """Order of the lines about one round: those about its clients come first, as they are cut off without the round."""
 MAX_NUMBER = 1 << 53
 _OF_ROUNDS = ("clients", "round")
+_NUMBERS: Mapping[str, Sequence[str]] = {
+    "arm": ("shared_parameters",),
+    "round": ("accuracy", "loss", "up_bytes", "down_bytes", "seconds", "weights_bytes", "change_bytes"),
+    "done": ("rounds",),
+}
+"""Fields that are computed with when a run goes on: numbers, null or missing."""
 
 
 class Journal:
@@ -71,6 +78,10 @@ class Journal:
     def of(self, arm: str, seed: int, event: str) -> list[Event]:
         """The events of one kind of one arm and seed, in the order in which they came."""
         return [e for e in self.events if (e["arm"], e["seed"], e["event"]) == (arm, seed, event)]
+
+    def last(self, arm: str, seed: int, event: str) -> Event:
+        """The last event of one kind of one arm and seed; an empty one if there is none."""
+        return next(reversed(self.of(arm, seed, event)), {})
 
     def append(self, *events: Event) -> None:
         """Append events that belong together, the last of which is no `clients`, and sync them to disk.
@@ -169,6 +180,11 @@ def _event(path: Path, line: bytes) -> Event:
         kind, numbers = event["event"], [event["seed"]] + ([event["round"]] if event["event"] in _OF_ROUNDS else [])
         if kind not in ORDER or not isinstance(event["arm"], str) or not all(map(is_number, numbers)):
             raise ValueError(f"the event {brief(event)}")
+        for name in _NUMBERS.get(kind, ()):
+            if type(value := event.get(name, 0)) not in (int, float, NoneType) or not abs(value or 0) <= MAX_NUMBER:
+                raise ValueError(f"{name} {brief(value)}")
+        if not isinstance(event.get("diverged"), str | None):
+            raise ValueError(f"diverged {brief(event['diverged'])}")
         return event
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         found = f"no field {error}" if isinstance(error, KeyError) else brief_text(str(error), max_length=200)

@@ -56,7 +56,7 @@ def run_job(job: Job, workers: Workers, *, on_trained: Callable[[str], None]) ->
             break
         journal.append(*before, {**last, "seconds": time.monotonic() - started})
     rounds = journal.of(job.arm.name, job.seed, "round")
-    seconds = sum(event["seconds"] for event in rounds)
+    seconds = sum(event.get("seconds") or 0 for event in rounds)
     job.folder.clear(len(rounds))
     journal.append(job.event("done", rounds=len(rounds), seconds=seconds, diverged=diverged))
 
@@ -192,14 +192,14 @@ def _traffic(job: Job, round: int, good: Mapping[str, TrainResult]) -> dict[str,
     control = job.folder.control(round)
     control_bytes = control.stat().st_size if control.exists() else 0
     done = job.journal.of(job.arm.name, job.seed, "round")
-    weights_bytes = [job.bundle.file(WEIGHTS).stat().st_size, *(event["weights_bytes"] for event in done)]
+    weights_bytes = [job.bundle.file(WEIGHTS).stat().st_size, *(event.get("weights_bytes") or 0 for event in done)]
     held = {client: before for before in range(round) for client in job.participants(before)}
     downloads = [
         download_bytes(
             round,
             held.get(client) if job.arm.sends_changes else None,
             weights_bytes=weights_bytes,
-            change_bytes=[0, *(event["change_bytes"] for event in done)] if job.arm.sends_changes else [],
+            change_bytes=[0, *(event.get("change_bytes") or 0 for event in done)] if job.arm.sends_changes else [],
             snapshot_every=job.arm.aggregate.snapshot_every,
         )
         for client in participants

@@ -263,19 +263,19 @@ def _drive(job: Job, workers: Workers, on_trained: OnTrained) -> None:
 
 
 def _outcome(journal: Journal, plan: Plan, arm: str, seed: int) -> Outcome:
-    (about,), (done,) = (journal.of(arm, seed, event) for event in ("arm", "done"))
+    about, done = (journal.last(arm, seed, event) for event in ("arm", "done"))
     rounds = journal.of(arm, seed, "round")
-    last = rounds[-1] if len(rounds) == plan.arm(arm).rounds else {"accuracy": None, "loss": None}
+    last = rounds[-1] if rounds and len(rounds) == plan.arm(arm).rounds else {}
     return Outcome(
         arm=arm,
         seed=seed,
-        parameters=about["shared_parameters"],
+        parameters=about.get("shared_parameters") or 0,
         rounds=len(rounds),
-        accuracy=last["accuracy"],
-        loss=last["loss"],
-        up_bytes=sum(event["up_bytes"] for event in rounds),
-        down_bytes=sum(event["down_bytes"] for event in rounds),
-        diverged=done["diverged"],
+        accuracy=last.get("accuracy"),
+        loss=last.get("loss"),
+        up_bytes=sum(event.get("up_bytes") or 0 for event in rounds),
+        down_bytes=sum(event.get("down_bytes") or 0 for event in rounds),
+        diverged=done.get("diverged"),
     )
 
 

@@ -214,14 +214,18 @@ def _check_same(new: Path, old: Path) -> None:
         raise _exists(old)
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(path: Path, *, max_bytes: int | None = None) -> str:
     """Hexadecimal SHA-256 of a file's content, read in pieces.
 
+    Args:
+        path: File.
+        max_bytes: Largest size; None for any.
+
     Raises:
-        InputError: The file can't be read.
+        InputError: The file can't be read, or is larger.
     """
     try:
-        check_regular(path)
+        check_regular(path, max_bytes=max_bytes)
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:

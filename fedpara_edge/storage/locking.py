@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from fedpara_edge.errors import BusyError, InputError
+from fedpara_edge.storage.wholefile import check_regular
 
 if sys.platform != "win32":
     import fcntl
@@ -36,6 +37,8 @@ def hold(file: Path, *, folder: Path, kind: str, alone: bool = True, patience_se
         InputError: The file can't be made or locked.
     """
     try:
+        if file.exists():
+            check_regular(file)  # opening a pipe would wait for its reader
         opened = file.open("a")
     except OSError as error:
         raise InputError(f"{folder}: expected {kind} to write in, found {error.strerror}; choose another") from error
@@ -72,12 +75,26 @@ def hold_folder(folder: Path, *, kind: str, lock: str = ".lock", parents: bool =
         BusyError: Another process holds it.
         InputError: The folder can't be made or locked.
     """
+    make_folder(folder, kind=kind, parents=parents)
+    with hold(folder / lock, folder=folder, kind=kind):
+        yield
+
+
+def make_folder(folder: Path, *, kind: str, parents: bool = True) -> None:
+    """Make a folder unless it is there.
+
+    Args:
+        folder: Folder.
+        kind: Kind of the folder with its article, for the message of an error.
+        parents: Whether the folders above it are made too.
+
+    Raises:
+        InputError: It can't be made, or something else has its name.
+    """
     try:
         folder.mkdir(parents=parents, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: expected {kind} to write in, found {error.strerror}; choose another") from error
-    with hold(folder / lock, folder=folder, kind=kind):
-        yield
 
 
 def try_lock(file: IO[str]) -> bool:

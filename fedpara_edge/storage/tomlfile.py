@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedpara_edge.errors import InputError, brief
 from fedpara_edge.storage.wholefile import read_text
 
 MAX_PARTS = 100
@@ -39,6 +40,9 @@ def read_toml(path: Path) -> dict[str, Any]:
 def toml_text(tables: Mapping[str, Any]) -> str:
     """TOML of nested tables of numbers, texts, booleans and lists of those, one key a line.
 
+    Raises:
+        InputError: A text can't be encoded in UTF-8, such as a file's name of other bytes.
+
     >>> print(toml_text({"rounds": 3, "arms": {"a.b": {"train": {"lr": 1e-05, "codec": "int4"}}}}), end="")
     rounds = 3
     arms."a.b".train.lr = 1e-05
@@ -58,7 +62,12 @@ def _lines(tables: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _value(value: Any) -> str:
     # JSON is TOML here but for one character that TOML wants escaped.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{brief(value)}: expected text in UTF-8, found other bytes; rename it") from error
+    return text
 
 
 def _dotted_parts(text: str) -> int:

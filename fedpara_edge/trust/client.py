@@ -35,7 +35,7 @@ from fedpara_edge.formats.bundle import MANIFEST
 from fedpara_edge.formats.bundle import WEIGHTS as INITIAL_WEIGHTS
 from fedpara_edge.formats.change import apply_change
 from fedpara_edge.formats.weights import read_weights, write_weights
-from fedpara_edge.storage.locking import hold
+from fedpara_edge.storage.locking import hold_folder
 from fedpara_edge.storage.rounds import round_path
 from fedpara_edge.storage.wholefile import check_regular, read_whole
 from fedpara_edge.trust.repository import BUNDLE, CHANGES, MODELS, TRANSCRIPTS, WEIGHTS
@@ -100,11 +100,7 @@ def _visiting(repository: str, root: Path, cache: Path) -> Iterator[_Receiver]:
     except OSError as error:
         raise InputError(f"{root}: expected root metadata, found {error.strerror}; check the path") from error
     parse_root(root, trusted)
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{cache}: expected a writable folder, found {error.strerror}; choose another") from error
-    with hold(cache / "lock", folder=cache, kind="a cache"):
+    with hold_folder(cache, kind="a cache", lock="lock"):
         yield _Receiver(repository, root, trusted, cache)
 
 

@@ -84,7 +84,7 @@ def write_clients(folder: Path, data: DataPlan, seed: int) -> None:
     with replacing_folder(folder) as making:
         clients = []
         for client in federation.clients:
-            if not is_valid_client_name(client.name) or Path(client.name).name != client.name:
+            if not _names_a_file(client.name):
                 raise InputError(f"client {client.name!r}: expected a name good for a file, found another; rename it")
             held = client.test if client.test is not None and len(client.test) else None
             _write(making / "clients" / client.name / "train", client.train, federation.shared)
@@ -113,11 +113,20 @@ def read_clients(folder: Path) -> Clients:
     try:
         index = json.loads(read_text(folder / INDEX))
         clients = tuple(Client(**client) for client in index["clients"])
+        numbers = [index["test_examples"], index["left_out"]]
+        numbers += [number for client in clients for number in (client.examples, client.test_examples)]
+        are_counts = all(type(number) is int and number >= 0 for number in numbers)
+        if not clients or not are_counts or not all(_names_a_file(client.name) for client in clients):
+            raise ValueError("a field that does not fit")
         return Clients(**{**index, "folder": folder, "clients": clients})
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"{folder / INDEX}: expected the clients of a run, found a damaged file; run the plan into a new folder"
         ) from error
+
+
+def _names_a_file(name: Any) -> bool:
+    return isinstance(name, str) and is_valid_client_name(name) and name != ".." and Path(name).name == name
 
 
 def _write(folder: Path, examples: Examples, shared: Mapping[str, NDArray[Any]]) -> None:
