@@ -29,6 +29,7 @@ from fedpara_edge.aggregation import AggregateConfig, run_round
 from fedpara_edge.errors import BusyError, FedparaError, InputError
 from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.formats.task import read_task
+from fedpara_edge.storage.locking import hold_folder
 from fedpara_edge.storage.rounds import round_path
 
 Events = list[tuple[str, Mapping[str, Any]]]
@@ -230,7 +231,7 @@ def test_a_folder_is_of_one_agent(tmp_path: Path, bundle: Bundle) -> None:
         thread = Thread(lambda: take_part(served.link, tmp_path, "ann", rounds=1))
         _wait_until(lambda: served.running.federation.round.count == 1)
         thread.result()
-        with pytest.raises(BusyError), agent._holding(tmp_path / "ann"):
+        with hold_folder(tmp_path / "ann", kind="a folder", lock="lock"), pytest.raises(BusyError):
             take_part(served.link, tmp_path, "ann")
 
 

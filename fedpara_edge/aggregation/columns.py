@@ -138,5 +138,7 @@ def _open(updates: Sequence[Update], failures: dict[int, Failure]) -> Iterator[N
             if number not in missing:
                 try:
                     update.file.check_read()
-                except (InvalidUpdateError, TrustError) as error:
+                except InvalidUpdateError as error:
+                    failures.setdefault(number, Failure(-1, error))
+                except TrustError as error:  # what was forged is called so, whatever else is wrong
                     failures[number] = Failure(-1, error)

@@ -198,7 +198,9 @@ class _Block:
                 if number not in missing:
                     try:
                         update.file.check_read()
-                    except (InvalidUpdateError, TrustError) as error:
+                    except InvalidUpdateError as error:
+                        failures.setdefault(number, Failure(-1, error))
+                    except TrustError as error:  # what was forged is called so, whatever else is wrong
                         failures[number] = Failure(-1, error)
             for watcher in self.watchers:
                 finish = watcher.finish_block
