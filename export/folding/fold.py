@@ -134,12 +134,12 @@ def fold(
     )
     with _blaming_the_graph(bundle):
         factored = inference_graph(bundle, {**weights.whole, **initial, **(personal or {})})
+        reference = _session(factored.SerializeToString())
         composed = compose_layers(factored, manifest.layout, random_inputs(manifest.interface, _TRACED_EXAMPLES))
-        random = random_inputs(manifest.interface, _RANDOM_EXAMPLES, composed.model)
-        content = _serialized(_in_precision(composed, precision, random, data), spec)
-        sessions = _session(factored.SerializeToString()), _session(content)
-        batches = [(random, None)] if data is None else _batches(data)
-        check = _compare(*sessions, manifest.interface, batches)
+    random = random_inputs(manifest.interface, _RANDOM_EXAMPLES, composed.model)
+    content = _serialized(_in_precision(composed, precision, random, data), spec)
+    batches = [(random, None)] if data is None else _batches(data)
+    check = _compare(reference, _session(content), manifest.interface, batches)
     _refuse_if_far(path, spec, check, max_drop)
     with replacing_file(path) as temporary:
         temporary.write_bytes(content)

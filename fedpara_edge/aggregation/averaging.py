@@ -217,20 +217,13 @@ def describe(
     means_something = np.isfinite(typical(np.array([each.norms[0] for each in contributions])))
     scales = factors.min(axis=0)
     return tuple(
-        Accepted(
-            path=each.path,
-            client=each.header.client,
-            examples=each.header.examples,
-            steps=each.header.steps,
-            metrics=each.header.metrics,
-            bytes=each.bytes,
+        Accepted.of(
+            each,
             share=float(weights[k]),
-            norm=each.norms[0],
             norm_in_medians=float(in_medians[k]) if means_something else None,
             scale=float(scales[k]),
             bounded=(*(("norm",) if scales[k] < 1 else ()), *limited[k]),
             staleness=number - each.header.round,
-            sha256=each.sha256,
         )
         for k, each in enumerate(contributions)
     )

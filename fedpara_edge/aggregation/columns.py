@@ -9,21 +9,21 @@ The chunks are dealt to two lanes, each with sums of its own, whatever the numbe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedpara_edge.aggregation.effort import Effort
 from fedpara_edge.aggregation.norms import NormMeter
-from fedpara_edge.aggregation.stream import Failure, find_not_finite
+from fedpara_edge.aggregation.stream import Failure, find_not_finite, opened_together
 from fedpara_edge.codecs.changes import Changes
 from fedpara_edge.codecs.codec import chunks, in_order
 from fedpara_edge.codecs.decoding import decode_rows
 from fedpara_edge.codecs.scratch import Scratch
-from fedpara_edge.errors import FedparaError, InvalidUpdateError, TrustError
+from fedpara_edge.errors import FedparaError
 from fedpara_edge.factors.layout import TensorSpec
 from fedpara_edge.formats.update import Update
 
@@ -54,7 +54,7 @@ def read_columns(
     few = len(updates) <= OPEN_FILES
     with ExitStack() as opened, ThreadPoolExecutor(effort.threads) as pool:
         if few:
-            opened.enter_context(_open(updates, failures))
+            opened.enter_context(opened_together(updates, failures))
         missing = dict(failures)
         lanes = (pool.map if few else map)(lambda lane: reader.run(lane, dict(missing), few), range(LANES))
         for found in lanes:
@@ -111,7 +111,7 @@ class _Reader:
         with ExitStack() as opened:
             found: dict[int, Failure] = {}
             if not are_open:
-                opened.enter_context(_open(updates, found))
+                opened.enter_context(opened_together(updates, found))
             good = [k not in found and number not in failures for k, number in enumerate(numbers)]
             decoders = [update.decoder if taken else None for update, taken in zip(updates, good, strict=True)]
             changes, errors = decode_rows(decoders, chunk[0], whole)
@@ -120,25 +120,3 @@ class _Reader:
         if part != chunk:
             own[:] = values[:, part[0] - chunk[0] : part[1] - chunk[0]]
         failures.update((numbers[k], failure) for k, failure in found.items() if numbers[k] not in failures)
-
-
-@contextmanager
-def _open(updates: Sequence[Update], failures: dict[int, Failure]) -> Iterator[None]:
-    """Open updates, and look in the end whether they are what they were; add those that fail to `failures`."""
-    with ExitStack() as opened:
-        for number, update in enumerate(updates):
-            try:
-                update.reopen()
-                opened.callback(update.close)
-            except InvalidUpdateError as error:
-                failures[number] = Failure(-1, error)
-        missing = set(failures)
-        yield
-        for number, update in enumerate(updates):
-            if number not in missing:
-                try:
-                    update.file.check_read()
-                except InvalidUpdateError as error:
-                    failures.setdefault(number, Failure(-1, error))
-                except TrustError as error:  # what was forged is called so, whatever else is wrong
-                    failures[number] = Failure(-1, error)

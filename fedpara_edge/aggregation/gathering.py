@@ -212,7 +212,9 @@ def _conflicts_of(rejected: Iterable[Rejected], updates: Sequence[Update]) -> di
     for each in rejected:
         if each.code == "conflict":
             update = by_path[each.path]
-            found.setdefault(update.header.sender, []).append(str(update.file.known_sha256))
+            digest = update.file.known_sha256
+            assert digest is not None  # it was read whole, as every one of several of a client is
+            found.setdefault(update.header.sender, []).append(digest)
     return {sender: sorted(digests) for sender, digests in found.items()}
 
 

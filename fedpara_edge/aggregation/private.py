@@ -164,19 +164,12 @@ def _released(
         gap=None,
         weights=np.full(len(contributions), share),
         accepted=tuple(
-            Accepted(
-                path=each.path,
-                client=each.header.client,
-                examples=each.header.examples,
-                steps=each.header.steps,
-                metrics=each.header.metrics,
-                bytes=each.bytes,
+            Accepted.of(
+                each,
                 share=share,
-                norm=each.norms[0],
                 norm_in_medians=None,
                 scale=min(1.0, mechanism.clip / each.norms[0]) if each.norms[0] else 1.0,
                 bounded=("clip",) if each.norms[0] > mechanism.clip else (),
-                sha256=each.sha256,
             )
             for each in contributions
         ),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpara_edge.aggregation.contribution import Contribution
 from fedpara_edge.aggregation.gap import Gap, finite
 from fedpara_edge.aggregation.gate import Identity
 from fedpara_edge.aggregation.rules.method import Method
@@ -55,6 +56,27 @@ class Accepted:
     bounded: tuple[str, ...]
     staleness: int = 0
     sha256: str | None = None
+
+    @classmethod
+    def of(cls, contribution: Contribution, **counted: Any) -> Accepted:
+        """Facts about a contribution.
+
+        Args:
+            contribution: The contribution.
+            counted: The fields from `share` on that tell how it counted.
+        """
+        header = contribution.header
+        return cls(
+            path=contribution.path,
+            client=header.client,
+            examples=header.examples,
+            steps=header.steps,
+            metrics=header.metrics,
+            bytes=contribution.bytes,
+            norm=contribution.norms[0],
+            sha256=contribution.sha256,
+            **counted,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`; what there is none of is left out."""

@@ -15,9 +15,9 @@ are independent, so the number of threads changes no bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -161,6 +161,34 @@ class Failure:
     error: FedparaError
 
 
+@contextmanager
+def opened_together(updates: Sequence[Update], failures: dict[int, Failure]) -> Iterator[None]:
+    """A context in which updates are open; in the end they are compared with what they were, and with what was signed.
+
+    Args:
+        updates: Closed updates.
+        failures: The failures so far, by number of the update, to which those of opening and comparing are added. What
+            was forged is called so, whatever else is wrong with it.
+    """
+    with ExitStack() as stack:
+        for number, update in enumerate(updates):
+            try:
+                update.reopen()
+                stack.callback(update.close)
+            except InvalidUpdateError as error:
+                failures[number] = Failure(-1, error)
+        missing = set(failures)
+        yield
+        for number, update in enumerate(updates):
+            if number not in missing:
+                try:
+                    update.file.check_read()
+                except InvalidUpdateError as error:
+                    failures.setdefault(number, Failure(-1, error))
+                except TrustError as error:
+                    failures[number] = Failure(-1, error)
+
+
 class _Block:
     """A block of updates on their way into the means, with a scratch for each thread."""
 
@@ -182,29 +210,15 @@ class _Block:
         failures: dict[int, Failure] = {}
         for watcher in self.watchers:
             watcher.start_block(len(self.updates))
-        with ExitStack() as opened:
-            for number, update in enumerate(self.updates):
-                try:
-                    update.reopen()
-                    opened.callback(update.close)
-                except InvalidUpdateError as error:
-                    failures[number] = Failure(-1, error)
+        with opened_together(self.updates, failures):
             missing, threads = dict(failures), len(self.lanes)
             for found in pool.map(lambda thread: self._add(thread, dict(missing)), range(threads)):
                 for number, failure in found.items():
                     if number not in failures or failure.position < failures[number].position:
                         failures[number] = failure
-            for number, update in enumerate(self.updates):
-                if number not in missing:
-                    try:
-                        update.file.check_read()
-                    except InvalidUpdateError as error:
-                        failures.setdefault(number, Failure(-1, error))
-                    except TrustError as error:  # what was forged is called so, whatever else is wrong
-                        failures[number] = Failure(-1, error)
-            for watcher in self.watchers:
-                finish = watcher.finish_block
-                list(pool.map(finish, [self.shares[0]] * threads, range(threads), [threads] * threads))
+        for watcher in self.watchers:
+            finish = watcher.finish_block
+            list(pool.map(finish, [self.shares[0]] * threads, range(threads), [threads] * threads))
         return failures
 
     def _add(self, thread: int, failures: dict[int, Failure]) -> dict[int, Failure]:
