@@ -68,9 +68,9 @@ def test_both_engines_train_a_mobilenet_like_torch(name: str, choice: str, tmp_p
     losses = []
     for name in ENGINES:
         engine = open_engine(bundle, name, threads=1)
-        # In so small steps that they don't make the rounding of gradients, which BatchNorm's sums cancel in, larger.
-        losses.append([engine.step(x, y, learning_rate=0.0001, seed=0) for _ in range(3)])
-    np.testing.assert_allclose(*losses, rtol=1e-4)
+        losses.append([engine.step(x, y, learning_rate=1e-5, seed=0) for _ in range(3)])
+    # Steps so small that they don't carry an entry over a kink; a gradient off by 2 in a thousand is seen all the same.
+    np.testing.assert_allclose(*losses, rtol=3e-6)
 
 
 def fitting(dense: nn.Module) -> nn.Module:
