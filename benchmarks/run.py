@@ -34,6 +34,7 @@ SCRIPTS = {
     "Digests and exact sums": "digests.py",
     "Server for devices": "serving.py",
     "Fleets on Flower": "fleet.py",
+    "Phones in a browser": "phone.py",
     "Codecs": "codecs.py",
     "Starts of commands": "starting.py",
 }
@@ -52,6 +53,7 @@ QUICK = {
     "starting.py": ("--repetitions", "3"),
     "serving.py": ("--devices", "50", "--rounds", "2"),
     "fleet.py": ("--nodes", "2", "--clients", "4", "--images", "320", "--rounds", "3"),
+    "phone.py": ("--models", "mlp", "--repetitions", "2"),
     "codecs.py": ("--parameters", "500000", "--updates", "5", "--repetitions", "2", "--seconds", "0.1"),
 }
 """Options that make a benchmark small."""
