@@ -147,6 +147,7 @@ def export_bundle(
         local = sha256_of(making / INITIAL_PERSONAL) if (making / INITIAL_PERSONAL).exists() else None
         manifest = _manifest(config, engines, layout, graph, interface, optimizer, local)
         initial = {tensor.name: tensors[tensor.name] for tensor in layout.with_role("shared", "base")}
+        initial |= {tensor.name: np.zeros(tensor.shape, np.float32) for tensor in layout.with_role("velocity")}
         stored = write_weights(
             making / WEIGHTS, Weights(manifest.fingerprint, 0, layout, initial), config.initial_encoder
         )

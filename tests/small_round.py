@@ -16,6 +16,7 @@ from fedpara_edge.codecs import find_encoder
 from fedpara_edge.factors.compose import factor_role, part_shapes
 from fedpara_edge.factors.layout import Kind, LayerSpec, Layout, TensorSpec
 from fedpara_edge.factors.rank import layer_spec
+from fedpara_edge.factors.update import velocity_spec
 from fedpara_edge.formats.update import UpdateHeader, write_update
 from fedpara_edge.formats.weights import Weights, read_weights, write_weights
 
@@ -35,6 +36,8 @@ def layout_of(*layers: LayerSpec) -> Layout:
             role = factor_role(spec, part)
             tensors.append(tensor(f"{spec.name}.{part}", shape, spec.name, part, role))
         tensors.append(tensor(f"{spec.name}.bias", spec.shape[:1], spec.name, "bias"))
+        if spec.base_momentum:
+            tensors.append(velocity_spec(spec))
     return Layout(layers, tuple(tensors))
 
 
@@ -64,9 +67,10 @@ LAYOUT = Layout(
 
 
 def random_tensors(layout: Layout, seed: int, deviation: float = 1.0) -> dict[str, NDArray[np.float32]]:
-    """Gaussian values for all shared tensors, and for the bases of updates."""
+    """Gaussian values for all shared tensors and the bases of updates, whose velocities are zero."""
     random, tensors = np.random.default_rng(seed), layout.with_role("shared", "base")
-    return {t.name: np.asarray(deviation * random.standard_normal(t.shape), np.float32) for t in tensors}
+    drawn = {t.name: np.asarray(deviation * random.standard_normal(t.shape), np.float32) for t in tensors}
+    return drawn | {t.name: np.zeros(t.shape, np.float32) for t in layout.with_role("velocity")}
 
 
 def start_round(folder: Path, layout: Layout = LAYOUT, *, number: int = 3) -> Weights:

@@ -139,9 +139,9 @@ def test_a_changed_manifest_is_refused(folder: Path, field: str, value: object) 
 
 
 def test_another_schema_is_refused(folder: Path) -> None:
-    for value in (4, "1", None):
+    for value in (5, "1", None):
         edit(folder, lambda data, value=value: data.update(schema=value))
-        refused(folder, f"expected schema 1, 2 or 3, found {value}; use the release that exported it")
+        refused(folder, f"expected schema 1, 2, 3 or 4, found {value}; use the release that exported it")
 
 
 @pytest.mark.parametrize(

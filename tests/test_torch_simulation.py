@@ -44,6 +44,7 @@ model.kind = "pfedpara"
 model.gamma = 0.5
 [arms.update]
 model.kind = "update"
+model.base_momentum = 0.5
 train.algorithm = "fedprox:mu=0.1"
 [arms.alone]
 model.gamma = 0.5

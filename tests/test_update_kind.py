@@ -47,10 +47,9 @@ LAYOUT = small_round.layout_of(*LAYERS)
 FACTORS = {"conv.u", "conv.v", "fc.u", "fc.v"}
 
 
-def layout_of(reset_every: int) -> Layout:
-    return small_round.layout_of(
-        *(replace(each, reset_every=reset_every) if each.kind == "update" else each for each in LAYERS)
-    )
+def layout_of(reset_every: int, base_momentum: float = 0.0) -> Layout:
+    options = {"reset_every": reset_every, "base_momentum": base_momentum}
+    return small_round.layout_of(*(replace(each, **options) if each.kind == "update" else each for each in LAYERS))
 
 
 def start(folder: Path, layout: Layout = LAYOUT) -> Path:
@@ -172,13 +171,17 @@ def rounds(folder: Path, layout: Layout, codec: str | None, count: int = 4) -> l
 
 @pytest.mark.parametrize("codec", ["float32", "int8", "topk:share=0.5"])
 @pytest.mark.parametrize("reset_every", [1, 2, 3])
-def test_who_follows_the_changes_has_the_weights_of_the_snapshot(tmp_path: Path, codec: str, reset_every: int) -> None:
-    layout = layout_of(reset_every)
+@pytest.mark.parametrize("momentum", [0.0, 0.6])
+def test_who_follows_the_changes_has_the_weights_of_the_snapshot(
+    tmp_path: Path, codec: str, reset_every: int, momentum: float
+) -> None:
+    layout = layout_of(reset_every, momentum)
     written = rounds(tmp_path, layout, codec)
     device = written[0]
     for number, snapshot in enumerate(written[1:], start=1):
         device = apply_change(device, tmp_path / f"change-{number}")
-        assert device.base == snapshot.base
+        write_weights(tmp_path / f"device-{number}", device)
+        assert (tmp_path / f"device-{number}").read_bytes() == (tmp_path / str(number)).read_bytes()
         assert {name: values.tobytes() for name, values in device.whole.items()} == {
             name: values.tobytes() for name, values in snapshot.whole.items()
         }
@@ -416,7 +419,9 @@ def test_steps_and_evaluations_are_torchs(bundle: Bundle, name: str) -> None:
 
 
 def test_a_bundle_says_what_it_needs(bundle: Bundle) -> None:
-    assert '"schema": 3' in (bundle.path / "manifest.json").read_text()
+    manifest = (bundle.path / "manifest.json").read_text()
+    assert '"schema": 3' in manifest
+    assert "momentum" not in manifest.replace('"momentum": 0.0', "")  # of SGD
     layout = bundle.manifest.layout
     assert {(tensor.part, tensor.role) for tensor in layout.held} == {
         ("base", "base"),

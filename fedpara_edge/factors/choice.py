@@ -58,6 +58,7 @@ def choose_layer(
     schedule: RankSchedule = "full",
     scale: float | None = None,
     reset_every: int = 1,
+    base_momentum: float = 0.0,
 ) -> LayerChoice:
     """Layer of the given kind, or a dense one where factors would not be smaller than the weight.
 
@@ -77,6 +78,7 @@ def choose_layer(
         schedule: Rank schedule, of which rule 3 is `least_savings`.
         scale: Scale c of an update; None for the even one (`fedpara_edge.factors.rank.even_scale`).
         reset_every: Rounds after which an update is folded.
+        base_momentum: Momentum of the base of an update.
 
     Raises:
         InputError: `gamma`, `rank` or `shape` is out of range, or `tanh` is requested for a kind other than `fedpara`.
@@ -98,7 +100,15 @@ def choose_layer(
         if kind == "update" and rank > (full := min(dense.matrix_shape)):
             return LayerChoice(dense, f"rank {rank} is more than the {full} of the weight")
         spec = layer_spec(
-            shape, name=name, kind=kind, form=form, rank=rank, tanh=tanh, scale=scale, reset_every=reset_every
+            shape,
+            name=name,
+            kind=kind,
+            form=form,
+            rank=rank,
+            tanh=tanh,
+            scale=scale,
+            reset_every=reset_every,
+            base_momentum=base_momentum,
         )
         not_smaller = _not_smaller(spec, requested=True)
         return LayerChoice(dense, not_smaller) if not_smaller else LayerChoice(spec)
@@ -113,7 +123,15 @@ def choose_layer(
     if kind == "update":
         form, note = "matrix", ""
     spec = layer_spec(
-        shape, name=name, kind=kind, form=form, rank=chosen, tanh=tanh, scale=scale, reset_every=reset_every
+        shape,
+        name=name,
+        kind=kind,
+        form=form,
+        rank=chosen,
+        tanh=tanh,
+        scale=scale,
+        reset_every=reset_every,
+        base_momentum=base_momentum,
     )
     return LayerChoice(spec, note=note)
 

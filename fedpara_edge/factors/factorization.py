@@ -34,6 +34,8 @@ class Factorization:
         scale: Scale c of updates; None for that at which steps on the factors move a weight as far as steps on a dense
             one (`fedpara_edge.factors.rank.even_scale`).
         reset_every: Rounds after which updates are folded into the weights and begin in new directions; None for 1.
+        base_momentum: Momentum β of the weights that updates are folded into, on the server and all who follow it; None
+            for 0 (`fedpara_edge.factors.update`).
         include: Patterns of the layers to factor.
         exclude: Patterns of layers to leave dense, of those included.
         freeze: Patterns of parameters, or of modules that hold them, that are not trained (`fedpara_edge.nn.freezing`).
@@ -80,6 +82,14 @@ class Factorization:
         only=("kind", ("update",)),
         unset="1",
         help="Rounds after which updates are folded into the weights and begin in new directions.",
+    )
+    base_momentum: float | None = option(
+        None,
+        minimum=0,
+        below=1,
+        only=("kind", ("update",)),
+        unset="0",
+        help="Momentum of the weights that updates are folded into; 0.6 goes well with that of fedavgm.",
     )
     include: tuple[str, ...] = option(("*",), metavar="PATTERN", help="Layers to factor.  [default: all]")
     exclude: tuple[str, ...] = option((), metavar="PATTERN", help="Layers to leave dense.")

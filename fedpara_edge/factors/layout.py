@@ -17,9 +17,9 @@ from fedpara_edge.errors import InputError, brief, brief_text
 Kind = Literal["fedpara", "pfedpara", "lowrank", "dense", "update"]
 Operator = Literal["linear", "conv2d"]
 Form = Literal["matrix", "tensor"]
-Role = Literal["shared", "personal", "frozen", "base", "drawn"]
+Role = Literal["shared", "personal", "frozen", "base", "velocity", "drawn"]
 Part = Literal[
-    "x1", "y1", "t1", "x2", "y2", "t2", "u", "v", "base", "mask", "a", "b",
+    "x1", "y1", "t1", "x2", "y2", "t2", "u", "v", "base", "velocity", "mask", "a", "b",
     "weight", "bias", "norm", "mean", "variance", "other",
 ]  # fmt: skip
 
@@ -53,6 +53,7 @@ class LayerSpec:
         tanh: Whether each Hadamard operand passes through tanh (the paper's nonlinearity).
         scale: Scale c of an update; 0 for the other kinds.
         reset_every: Rounds after which an update is folded and begins anew; 0 for the other kinds.
+        base_momentum: Momentum β of the base of an update, from 0 to below 1; 0 for the other kinds.
     """
 
     name: str
@@ -64,6 +65,7 @@ class LayerSpec:
     tanh: bool = False
     scale: float = 0.0
     reset_every: int = 0
+    base_momentum: float = 0.0
 
     def __post_init__(self) -> None:
         if self.operator not in OPERATORS:
@@ -109,6 +111,11 @@ class LayerSpec:
                 f"layer {brief(self.name)}: a scale and a number of rounds are positive for an update and 0 for the "
                 f"others, found {brief(self.scale)} and {brief(self.reset_every)} for {self.kind}"
             )
+        if not (0 <= self.base_momentum < 1 if updates else self.base_momentum == 0):
+            raise InputError(
+                f"layer {brief(self.name)}: the momentum of a base is from 0 to below 1 for an update and 0 for the "
+                f"others, found {brief(self.base_momentum)} for {self.kind}"
+            )
 
     @property
     def dense_parameters(self) -> int:
@@ -133,8 +140,8 @@ class TensorSpec:
         part: Part within that layer: a factor, `weight`, `bias`, `norm` (of a normalization), `mean` or `variance` (its
             running statistics) or `other`.
         role: `shared` for a tensor that travels, `personal` for one that changes and stays on the device, `frozen` for
-            one that never changes; of an update, `base` for the weight that it is folded into, which is in no update,
-            and `drawn` for what comes from a seed and is in no file.
+            one that never changes; of an update, `base` for the weight that it is folded into and `velocity` for
+            what that last moved by, which are in no update, and `drawn` for what comes from a seed and is in no file.
     """
 
     name: str
@@ -159,7 +166,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Layout:
-    """All layers and all tensors of a model, in the order of its `state_dict`."""
+    """All layers and all tensors of a model, in the order of its `state_dict`, which has no velocities."""
 
     layers: tuple[LayerSpec, ...]
     tensors: tuple[TensorSpec, ...]
@@ -249,10 +256,12 @@ class Layout:
 
 
 def plain(spec: LayerSpec | TensorSpec) -> dict[str, Any]:
-    """Plain data of a layer or tensor for `json.dumps`, without what only updates have for other kinds."""
+    """Plain data of a layer or tensor for `json.dumps`, without what is of updates, or momentum, alone."""
     values = {field.name: getattr(spec, field.name) for field in fields(spec)}
     if isinstance(spec, LayerSpec) and spec.kind != "update":
         del values["scale"], values["reset_every"]
+    if isinstance(spec, LayerSpec) and not spec.base_momentum:
+        del values["base_momentum"]
     return {**values, "shape": list(spec.shape)}
 
 
@@ -269,7 +278,7 @@ def _fields(data: Any) -> dict[str, Any]:
             fits = isinstance(value, bool)
         elif name in ("rank", "reset_every"):
             fits = _is_natural(value)
-        elif name == "scale":
+        elif name in ("scale", "base_momentum"):
             fits = type(value) is float
         elif name == "shape":
             fits = isinstance(value, list) and len(value) <= _MAX_DIMENSIONS and all(map(_is_natural, value))

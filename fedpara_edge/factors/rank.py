@@ -95,18 +95,20 @@ def layer_spec(
     tanh: bool = False,
     scale: float | None = None,
     reset_every: int = 1,
+    base_momentum: float = 0.0,
 ) -> LayerSpec:
     """Specification of a layer whose operator follows from its shape, [O, I] or [O, I, K1, K2].
 
-    Linear layers and updates have the matrix form; the scale, by default the even one, and the rounds between resets
-    are those of updates, and left out for other kinds.
+    Linear layers and updates have the matrix form; the scale, by default the even one, the rounds between resets and
+    the momentum of the base are those of updates, and left out for other kinds.
     """
     operator: Operator = "linear" if len(shape) == 2 else "conv2d"
     form = "matrix" if operator == "linear" or kind == "update" else form
     common = LayerSpec(name=name, operator=operator, kind="dense", form=form, shape=shape, rank=0)
     if kind == "update":
         scale = even_scale(rank) if scale is None else scale
-        return replace(common, kind=kind, rank=rank, tanh=tanh, scale=scale, reset_every=reset_every)
+        made = replace(common, kind=kind, rank=rank, tanh=tanh, scale=float(scale), reset_every=reset_every)
+        return replace(made, base_momentum=float(base_momentum))
     return replace(common, kind=kind, rank=rank, tanh=tanh)
 
 

@@ -43,6 +43,11 @@ def keep_personal(layout: Layout, patterns: Sequence[str]) -> Layout:
             raise InputError(
                 f"personal: expected both factors of the update {layer.name!r} or none, found one; name the layer"
             )
+        if roles == {"personal"} and layer.base_momentum:
+            raise InputError(
+                f"personal: expected no momentum for the update {layer.name!r}, which stays on the device and is never "
+                f"folded, found base_momentum {layer.base_momentum:g}; leave the momentum out, or have the layer travel"
+            )
     if not kept.shared:
         raise InputError("personal: expected a tensor left to travel, found all personal; keep fewer of them personal")
     return kept

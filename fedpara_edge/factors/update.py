@@ -10,7 +10,7 @@ the sum of all updates has no bound on its rank.
 
 What is where. U and V are tensors of role `shared`, as any others: updates, changes, codecs and aggregation know
 nothing else. W has the role `base` and is in weights files alone. A, B and M have the role `drawn` and are in no file.
-With personal U and V, which are never folded, there is a single period.
+With personal U and V, which are never folded, there is a single period, and no momentum.
 
 The seed of a layer in period p = round // reset_every is the number whose 8 bytes, lowest first, begin the SHA-256 of
 the UTF-8 text "fedpara-edge/update <fingerprint of the bundle> <p> <name of the layer>". From the bytes of `splitmix`,
@@ -26,6 +26,14 @@ their entries and k = 45 - ⌈log2 2R⌉. A and B being multiples of 2^-8, no su
 bits: it is exact in whatever order, and a server, a device and a browser get the same bits of W. So the base of an
 update (`formats.weights`) is the digest of W itself, and who followed all changes has the same weights as who took a
 snapshot.
+
+Momentum. With a `base_momentum` β above 0, the base moves by a *velocity* P [m, n], as a heavy ball:
+
+    Δ = M ⊙ (Û Bᵀ + A V̂ᵀ),    P ← float32(β P + Δ),    W ← float32(W + P)
+
+in float64 as well, where β P, the sum with Δ and the sum with W are rounded once each; Δ is 0 where all of U and V are.
+P has the role `velocity`, is zero before the first fold, and is in weights files, and their digest, alone: nothing is
+composed of it, so no training reads it. It does for the base what `fedavgm` does for all that is not folded.
 
 Source: FedMUD (arXiv 2505.23176), from which are the directions drawn on either side and the reset; the signs are ours.
 """
@@ -97,7 +105,7 @@ def drawn_tensors(layout: Layout, fingerprint: str, round: int) -> dict[str, NDA
 def fold_update(
     base: NDArray[np.float32], u: NDArray[np.float32], v: NDArray[np.float32], drawn: Tensors
 ) -> NDArray[np.float32]:
-    """Base after an update is folded into it, the same bits everywhere.
+    """Base after an update is folded into it without momentum, the same bits everywhere.
 
     Args:
         base: Base, float32 [O, I] or [O, I, K1, K2].
@@ -105,18 +113,53 @@ def fold_update(
         v: Factor V, finite float32 [n, R].
         drawn: Mask `mask` and directions `a` and `b` (`draw_directions`).
     """
+    moved = _composed(u, v, drawn)
+    return base if moved is None else _sum(moved, base)
+
+
+def fold_with_momentum(
+    base: NDArray[np.float32],
+    velocity: NDArray[np.float32],
+    u: NDArray[np.float32],
+    v: NDArray[np.float32],
+    drawn: Tensors,
+    *,
+    momentum: float,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Base and velocity after an update is folded with momentum, the same bits everywhere.
+
+    Args:
+        base: Base, float32 [O, I] or [O, I, K1, K2].
+        velocity: Velocity, float32 in the shape of the base.
+        u: Factor U, finite float32 [m, R].
+        v: Factor V, finite float32 [n, R].
+        drawn: Mask `mask` and directions `a` and `b` (`draw_directions`).
+        momentum: Momentum β.
+    """
+    moved, kept = _composed(u, v, drawn), momentum * velocity.astype(np.float64)
+    velocity = _sum(kept, np.float32(0) if moved is None else moved)
+    return _sum(velocity.astype(np.float64), base), velocity
+
+
+def _composed(u: NDArray[np.float32], v: NDArray[np.float32], drawn: Tensors) -> NDArray[np.float64] | None:
+    """Composed update Δ, in the shape of the weight; None if U and V are zero."""
     largest = float(max(np.abs(u).max(), np.abs(v).max()))
     if largest == 0:
-        return base
+        return None
     bits = 45 - math.ceil(math.log2(2 * u.shape[1]))
     unit = math.ldexp(1.0, math.frexp(largest)[1] - bits)
     exact = [np.rint(factor.astype(np.float64) / unit) * unit for factor in (u, v)]
     left, right = np.hstack([exact[0], drawn["a"]]), np.hstack([drawn["b"], exact[1]])
     moved = drawn["mask"].astype(np.float64)
-    moved *= (left @ right.T).reshape(base.shape)
-    moved += base
+    moved *= (left @ right.T).reshape(moved.shape)
+    return moved
+
+
+def _sum(total: NDArray[np.float64], added: NDArray[Any] | np.float32) -> NDArray[np.float32]:
+    """Sum in float32, each entry rounded to float64 first; `total` is overwritten."""
+    total += added
     with np.errstate(over="ignore"):
-        return moved.astype(np.float32)
+        return total.astype(np.float32)
 
 
 def folded(layout: Layout, tensors: Tensors, fingerprint: str, round: int) -> dict[str, NDArray[Any]]:
@@ -135,9 +178,14 @@ def folded(layout: Layout, tensors: Tensors, fingerprint: str, round: int) -> di
             names = {part: tensor.name for part, tensor in layout.parts(layer).items()}
             u, v = result[names["u"]], result[names["v"]]
             if np.isfinite(u).all() and np.isfinite(v).all():
-                drawn = draw_directions(layer, fingerprint, round // layer.reset_every - 1)
-                result[names["base"]] = fold_update(result[names["base"]], u, v, drawn)
-                result |= {names["u"]: np.zeros_like(u), names["v"]: np.zeros_like(v)}
+                drawn, base = draw_directions(layer, fingerprint, round // layer.reset_every - 1), result[names["base"]]
+                if "velocity" in names:
+                    velocity = result[names["velocity"]]
+                    base, velocity = fold_with_momentum(base, velocity, u, v, drawn, momentum=layer.base_momentum)
+                    result[names["velocity"]] = velocity
+                else:
+                    base = fold_update(base, u, v, drawn)
+                result |= {names["base"]: base, names["u"]: np.zeros_like(u), names["v"]: np.zeros_like(v)}
     return result
 
 
@@ -145,22 +193,41 @@ def check_updates(layout: Layout) -> None:
     """Refuse a layout with an update whose tensors are not those of its layer.
 
     Raises:
-        InputError: A tensor is missing or has another shape, or U and V have different roles.
+        InputError: A tensor is missing, one too many, or has another shape, or U and V have different roles.
     """
     for layer in layout.layers:
         if layer.kind == "update":
-            parts, shapes = layout.parts(layer), part_shapes(layer)
-            found = {part: parts[part].shape for part in shapes if part in parts}
-            if found != shapes or len({parts[part].role for part in "uv"}) > 1:
+            parts, composed = layout.parts(layer), part_shapes(layer)
+            roles = {parts[part].role for part in "uv" if part in parts}
+            moves = layer.base_momentum > 0 and roles == {"shared"}
+            shapes = {**composed, "velocity": layer.shape} if moves else composed
+            found = {part: parts[part].shape for part in (*composed, "velocity") if part in parts}
+            if found != shapes or len(roles) > 1 or (moves and parts["velocity"].role != "velocity"):
                 raise InputError(
                     f"layer {brief(layer.name)}: expected the tensors of an update, {', '.join(shapes)}, found others"
                 )
 
 
+def velocity_spec(layer: LayerSpec) -> TensorSpec:
+    """Velocity of the base of an update, a tensor of the layout that the model itself has not."""
+    name = f"{layer.name}.velocity" if layer.name else "velocity"
+    return TensorSpec(name=name, shape=layer.shape, dtype="float32", layer=layer.name, part="velocity", role="velocity")
+
+
+def weight_tensors(layout: Layout) -> tuple[TensorSpec, ...]:
+    """Tensors of the weights of a round: shared ones, and what updates are folded into."""
+    return layout.with_role("shared", "base", "velocity")
+
+
 def stored_tensors(layout: Layout, round: int) -> list[TensorSpec]:
-    """Tensors in a file with the weights of a round: shared ones and bases, without factors that begin at zero."""
+    """Tensors in a file with the weights of a round: all but the factors that begin at zero, and so do velocities."""
     zero = starting_factors(layout, round)
-    return [tensor for tensor in layout.with_role("shared", "base") if tensor.name not in zero]
+    still = {layer.name for layer in layout.layers if round < layer.reset_every}
+    return [
+        tensor
+        for tensor in weight_tensors(layout)
+        if tensor.name not in zero and not (tensor.role == "velocity" and tensor.layer in still)
+    ]
 
 
 def starting_factors(layout: Layout, round: int) -> frozenset[str]:

@@ -9,10 +9,11 @@
                             onnxruntime-training's artifacts, under the names that its own applications expect; without
                             optimizer_model.onnx for SGD with momentum, which onnxruntime-training lacks
 
-`manifest.json`, UTF-8 JSON of schema version 1, 2 or 3:
+`manifest.json`, UTF-8 JSON of schema version 1 to 4:
 
     schema        1 where the first entries of `formats.interface` can describe the model, 2 otherwise; 3, with either
-                  entries, for a model with updates (`fedpara_edge.factors.update`)
+                  entries, for a model with updates (`fedpara_edge.factors.update`), and 4 for one whose bases have
+                  momentum
     model         name given at export
     layout        layers and tensors (`layout.Layout.to_json`)
     input, label, output, loss; or, always with schema 2, inputs, heads, others
@@ -61,7 +62,7 @@ ENGINES = ("ort-training", "onnxruntime")
 REMEDY = "copy the whole bundle again"
 """Remedy for a bundle whose files are missing, damaged or changed."""
 
-SCHEMAS = (1, 2, 3)
+SCHEMAS = (1, 2, 3, 4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +86,15 @@ class Manifest:
             del data[name]
         return hashlib.sha256(_canonical(data)).hexdigest()
 
+    @property
+    def _schema(self) -> int:
+        if any(layer.base_momentum for layer in self.layout.layers):
+            return 4
+        return 3 if self.layout.held else 1 if self.interface.is_first else 2
+
     def _plain(self) -> dict[str, Any]:
         return {
-            "schema": 3 if self.layout.held else 1 if self.interface.is_first else 2,
+            "schema": self._schema,
             "model": self.model,
             "layout": self.layout.to_json(),
             **self.interface.to_json(),
@@ -226,9 +233,9 @@ def read_manifest(path: Path) -> Manifest:
     schema = data.get("schema") if isinstance(data, dict) else type(data).__name__
     if type(schema) is not int or schema not in SCHEMAS:
         raise WrongBundleError(
-            f"{path}: expected schema 1, 2 or 3, found {brief_text(schema)}; use the release that exported it"
+            f"{path}: expected schema 1, 2, 3 or 4, found {brief_text(schema)}; use the release that exported it"
         )
-    is_first = schema == 1 or (schema == 3 and "heads" not in data)
+    is_first = schema == 1 or (schema in (3, 4) and "heads" not in data)
     try:
         for name, fits in _FITTING.items():
             if not fits(data[name]):

@@ -10,9 +10,9 @@ Format `fedpara-edge/weights`, version 1 (container: `storage.tensorfile`). Head
                   that codec; left out for `float32`
     digest        as in `storage.digest`, with the base for the digest of the content
 
-and the arrays that the codec stores: without one, a float32 tensor for every tensor of role `shared` or `base`, under
-its own name and shape, but for the factors of updates that are zero at the start of a period
-(`fedpara_edge.factors.update`). The weights are what is decoded, for everybody alike.
+and the arrays that the codec stores: without one, a float32 tensor for every tensor of role `shared`, `base` or
+`velocity`, under its own name and shape, but for those of updates that are zero: factors at the start of a period, and
+velocities before the first fold (`fedpara_edge.factors.update`). The weights are what is decoded, for everybody alike.
 
 The *base* to which updates refer is a SHA-256 of the content, so that weights rebuilt elsewhere have it too: of the
 UTF-8 text "<fingerprint> <round>\\n", then, by name, of each tensor's name in UTF-8, a zero byte, and its values in C
@@ -37,8 +37,8 @@ from fedpara_edge.codecs.decoding import decode_all
 from fedpara_edge.codecs.float32 import Float32
 from fedpara_edge.codecs.statistics import encode_change
 from fedpara_edge.errors import FedparaError, InputError, InvalidUpdateError, WrongBundleError, brief, brief_text
-from fedpara_edge.factors.layout import Layout, Role, TensorSpec
-from fedpara_edge.factors.update import check_updates, drawn_tensors, folded, stored_tensors
+from fedpara_edge.factors.layout import Layout, TensorSpec
+from fedpara_edge.factors.update import check_updates, drawn_tensors, folded, stored_tensors, weight_tensors
 from fedpara_edge.formats import drawn
 from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.formats.tables import max_table_bytes
@@ -64,7 +64,7 @@ class Weights:
         fingerprint: Fingerprint of the bundle.
         round: Number of rounds behind these weights.
         layout: Layers and tensors of the model.
-        tensors: Shared tensors and bases of updates by name, float32.
+        tensors: Shared tensors, and bases and velocities of updates, by name, float32.
     """
 
     fingerprint: str
@@ -88,8 +88,10 @@ class Weights:
 
     @property
     def whole(self) -> dict[str, NDArray[np.float32]]:
-        """All that the model is composed of besides personal tensors: with what updates have drawn."""
-        return {**self.tensors, **drawn_tensors(self.layout, self.fingerprint, self.round)}
+        """All that the model is composed of besides personal tensors: with what is drawn, without velocities."""
+        unused = {tensor.name for tensor in self.layout.with_role("velocity")}
+        composing = {name: values for name, values in self.tensors.items() if name not in unused}
+        return {**composing, **drawn_tensors(self.layout, self.fingerprint, self.round)}
 
     def refuse_keeping(self, algorithm: str, kept: Sequence[str]) -> None:
         """Refuse an algorithm that keeps something for each shared tensor, for a model with updates.
@@ -203,7 +205,7 @@ def read_weights(path: Path | str, bundle: Bundle | None = None) -> Weights:
         except InvalidUpdateError as error:
             raise WrongBundleError(str(error)) from error
     stored = {tensor.name for tensor in tensors}
-    zeros = {t.name: np.zeros(t.shape, np.float32) for t in layout.shared if t.name not in stored}
+    zeros = {t.name: np.zeros(t.shape, np.float32) for t in weight_tensors(layout) if t.name not in stored}
     weights = Weights(fingerprint, number, layout, {**values, **zeros})
     if FIELD in file.header:
         check_digest(file, weights.base)
@@ -221,8 +223,7 @@ def _is_drawn(header: Mapping[str, Any]) -> bool:
 
 def _check_bundle(path: Path, fingerprint: str, layout: Layout, bundle: Bundle) -> None:
     expected = bundle.manifest.fingerprint
-    roles: tuple[Role, ...] = ("shared", "base")
-    if fingerprint != expected or layout.with_role(*roles) != bundle.manifest.layout.with_role(*roles):
+    if fingerprint != expected or weight_tensors(layout) != weight_tensors(bundle.manifest.layout):
         raise WrongBundleError(
             f"{path}: expected weights of bundle {expected[:12]}…, found those of "
             f"{brief_text(fingerprint, max_length=12)}; use weights that were exported or aggregated with {bundle.path}"

@@ -74,6 +74,7 @@ def _choose(name: str, shape: tuple[int, ...], factorization: Factorization) -> 
         schedule=factorization.rank_schedule,
         scale=factorization.scale,
         reset_every=factorization.reset_every or 1,
+        base_momentum=factorization.base_momentum or 0.0,
     )
 
 
@@ -88,7 +89,9 @@ def _small_ones(
         given = last_match(name, factorization.rank_of) or last_match(name, factorization.gamma_of) is not None
         if spec.kind != "dense" and not given:
             fedpara = _choose(
-                name, spec.shape, replace(factorization, kind="fedpara", scale=None, reset_every=None)
+                name,
+                spec.shape,
+                replace(factorization, kind="fedpara", scale=None, reset_every=None, base_momentum=None),
             ).spec
             savings[name] = spec.dense_parameters - factor_count(fedpara)
     return {

@@ -109,6 +109,7 @@ def _linear_like(layer: nn.Linear, spec: LayerSpec, init: Init) -> FactoredLayer
         tanh=spec.tanh,
         scale=spec.scale or None,
         reset_every=spec.reset_every,
+        base_momentum=spec.base_momentum,
         init=init,
         initial_std=_rms(layer.weight) if init == "own" else None,
         name=spec.name,
@@ -132,6 +133,7 @@ def _conv2d_like(layer: nn.Conv2d, spec: LayerSpec, init: Init) -> FactoredLayer
         tanh=spec.tanh,
         scale=spec.scale or None,
         reset_every=spec.reset_every,
+        base_momentum=spec.base_momentum,
         init=init,
         initial_std=_rms(layer.weight) if init == "own" else None,
         name=spec.name,
@@ -174,6 +176,7 @@ def _recurrent_like(
         tanh=spec.tanh,
         scale=None if spec.scale == even_scale(spec.rank) else spec.scale,  # the even one differs with the rank
         reset_every=spec.reset_every,
+        base_momentum=spec.base_momentum,
         init=init,
         name=spec.name.removesuffix(weight).removesuffix("."),
     )

@@ -113,6 +113,7 @@ class Linear(FactoredLayer):
         tanh: Whether W = tanh(W1) ⊙ tanh(W2), for `fedpara` only.
         scale: Scale c of an update; `fedpara_edge.factors.rank.even_scale` if None.
         reset_every: Rounds after which an update is folded.
+        base_momentum: Momentum of the base of an update (`fedpara_edge.factors.update`).
         init: Initialization of the factors (`fedpara_edge.nn.init`).
         initial_std: Rms of a composed weight; He's standard deviation if None.
         name: Name of the layer in its spec and in errors.
@@ -146,6 +147,7 @@ class Linear(FactoredLayer):
         tanh: bool = False,
         scale: float | None = None,
         reset_every: int = 1,
+        base_momentum: float = 0.0,
         init: Init = "composed",
         initial_std: float | None = None,
         name: str = "",
@@ -153,7 +155,15 @@ class Linear(FactoredLayer):
         shape = (out_features, in_features)
         rank = _rank(shape, kind=kind, form="matrix", rank=rank)
         spec = layer_spec(
-            shape, name=name, kind=kind, form="matrix", rank=rank, tanh=tanh, scale=scale, reset_every=reset_every
+            shape,
+            name=name,
+            kind=kind,
+            form="matrix",
+            rank=rank,
+            tanh=tanh,
+            scale=scale,
+            reset_every=reset_every,
+            base_momentum=base_momentum,
         )
         super().__init__(spec, bias=bias, device=device, dtype=dtype, init=init, initial_std=initial_std)
         self.in_features, self.out_features = in_features, out_features
@@ -187,6 +197,7 @@ class Conv2d(FactoredLayer):
         tanh: Whether W = tanh(W1) ⊙ tanh(W2), for `fedpara` only.
         scale: Scale c of an update; `fedpara_edge.factors.rank.even_scale` if None.
         reset_every: Rounds after which an update is folded.
+        base_momentum: Momentum of the base of an update (`fedpara_edge.factors.update`).
         init: Initialization of the factors (`fedpara_edge.nn.init`).
         initial_std: Rms of a composed weight; He's standard deviation if None.
         name: Name of the layer in its spec and in errors.
@@ -221,6 +232,7 @@ class Conv2d(FactoredLayer):
         tanh: bool = False,
         scale: float | None = None,
         reset_every: int = 1,
+        base_momentum: float = 0.0,
         init: Init = "composed",
         initial_std: float | None = None,
         name: str = "",
@@ -237,7 +249,15 @@ class Conv2d(FactoredLayer):
         shape = (out_channels, in_channels, *_pair(kernel_size))
         rank = _rank(shape, kind=kind, form=form, rank=rank)
         spec = layer_spec(
-            shape, name=name, kind=kind, form=form, rank=rank, tanh=tanh, scale=scale, reset_every=reset_every
+            shape,
+            name=name,
+            kind=kind,
+            form=form,
+            rank=rank,
+            tanh=tanh,
+            scale=scale,
+            reset_every=reset_every,
+            base_momentum=base_momentum,
         )
         super().__init__(spec, bias=bias, device=device, dtype=dtype, init=init, initial_std=initial_std)
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, _pair(kernel_size)

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from fedpara_edge.errors import InputError
 from fedpara_edge.factors.compose import factor_role, held_shapes, part_shapes
 from fedpara_edge.factors.layout import LayerSpec, Layout, Operator, Part, Role, TensorSpec
+from fedpara_edge.factors.update import velocity_spec
 from fedpara_edge.nn.batchnorm import BatchStatisticsNorm, FixedNorm, RunningNorm
 from fedpara_edge.nn.layers import FactoredLayer
 
@@ -21,7 +22,7 @@ DTYPES = frozenset(("float16", "float32", "float64", "int8", "int16", "int32", "
 
 
 def layout_of(model: nn.Module) -> Layout:
-    """Layers and tensors of a model, in the order of its `state_dict`.
+    """Layers and tensors of a model, in the order of its `state_dict`, and the velocities of updates.
 
     Layers are the factored ones of this package and torch's own Linear and (ungrouped) Conv2d, which are `dense`.
     Tensors are all parameters and persistent buffers. A tensor that the model holds under several names appears once,
@@ -47,6 +48,8 @@ def layout_of(model: nn.Module) -> Layout:
         if layer is not None and any(part not in ("bias",) for part, _ in fresh):
             layers.append(layer)
         tensors.extend(_tensor_spec(module_name, module, layer, part, tensor) for part, tensor in fresh)
+        if layer is not None and layer.base_momentum and module.get_parameter("u").requires_grad:
+            tensors.append(velocity_spec(layer))
     return Layout(layers=tuple(layers), tensors=tuple(tensors))
 
 

@@ -51,6 +51,7 @@ class FactoredRecurrent(nn.Module):
         tanh: bool = False,
         scale: float | None = None,
         reset_every: int = 1,
+        base_momentum: float = 0.0,
         init: Init = "composed",
         name: str = "",
     ) -> None:
@@ -67,7 +68,14 @@ class FactoredRecurrent(nn.Module):
             full_name = f"{name}.{weight}" if name else weight
             if rank is None:
                 spec = choose_layer(
-                    full_name, shape, kind=kind, gamma=gamma, tanh=tanh, scale=scale, reset_every=reset_every
+                    full_name,
+                    shape,
+                    kind=kind,
+                    gamma=gamma,
+                    tanh=tanh,
+                    scale=scale,
+                    reset_every=reset_every,
+                    base_momentum=base_momentum,
                 ).spec
             else:
                 own = self._rank_of(weight, rank, what)
@@ -80,6 +88,7 @@ class FactoredRecurrent(nn.Module):
                     tanh=tanh and own > 0,
                     scale=scale,
                     reset_every=reset_every,
+                    base_momentum=base_momentum,
                 )
             std = 1 / math.sqrt(3 * hidden_size)
             made = FactoredWeight(spec, initial_std=std, device=device, dtype=dtype, init=init)
@@ -192,6 +201,7 @@ class LSTM(FactoredRecurrent):
         tanh: Whether W = tanh(W1) ⊙ tanh(W2), for `fedpara` only.
         scale: Scale c of updates; `fedpara_edge.factors.rank.even_scale` if None.
         reset_every: Rounds after which updates are folded.
+        base_momentum: Momentum of the bases of updates (`fedpara_edge.factors.update`).
         init: Initialization of the factors (`fedpara_edge.nn.init`).
         name: Name of the layer in its specs and in errors.
 
@@ -232,6 +242,7 @@ class LSTM(FactoredRecurrent):
         tanh: bool = False,
         scale: float | None = None,
         reset_every: int = 1,
+        base_momentum: float = 0.0,
         init: Init = "composed",
         name: str = "",
     ) -> None:
@@ -245,6 +256,7 @@ class LSTM(FactoredRecurrent):
             "tanh": tanh,
             "scale": scale,
             "reset_every": reset_every,
+            "base_momentum": base_momentum,
             "init": init,
             "name": name,
         }
