@@ -17,13 +17,12 @@ let page = await browser.newPage();
 
 /** @type {Record<string, (argument: any) => Promise<unknown>>} */
 const ACTIONS = {
-  /** Open a model beside the page's own modules, on one thread as the page does it; the place is its folder. */
-  model: async (place) => {
-    await page.goto(new URL('/page.css', place).href); // the page's origin and policy, without what it does
-    await page.evaluate(openModel, place);
+  /** Go to the origin and policy of a page, without what it does. */
+  site: async (address) => {
+    await page.goto(new URL('page.css', address).href);
   },
-  /** Milliseconds of a step, over some of them. */
-  steps: (count) => page.evaluate((/** @type {number} */ n) => /** @type {any} */ (globalThis).takeSteps(n), count),
+  /** What a function of a module beside the page gives for some arguments, or the sentence of its error. */
+  call: ([module, name, ...given]) => page.evaluate(call, { module, name, given }),
   /** Seconds from a cold start of the page to the first step of a training: nothing of it is in the browser before. */
   start: async ([link, data]) => {
     await page.context().close();
@@ -50,26 +49,11 @@ const ACTIONS = {
 
 /**
  * Runs on the page.
- * @param {string} place
+ * @param {{module: string, name: string, given: unknown[]}} what
  */
-async function openModel(place) {
-  const load = (/** @type {string} */ name) => import(new URL(name, document.baseURI).href);
-  const [{ openBundle }, { openData }, { openEngine }, { readWeights }, ort] = await Promise.all(
-    ['bundle.js', 'data.js', 'engine.js', 'weights.js', 'vendor/onnxruntime-web/ort.wasm.min.mjs'].map(load),
-  );
-  Object.assign(ort.env.wasm, { numThreads: 1, wasmPaths: new URL('vendor/onnxruntime-web/', document.baseURI).href });
-  const get = async (/** @type {string} */ name) => new Uint8Array(await (await fetch(new URL(name, place))).arrayBuffer());
-  const bundle = await openBundle(get), weights = await readWeights(await get('weights.safetensors'), 'weights', bundle, null);
-  const data = await openData(await get('data.npz'), 'data.npz', bundle), rows = Uint32Array.from({ length: data.examples }, (_, i) => i);
-  const tensors = new Map([...weights.tensors, ...bundle.personal]);
-  const engine = await openEngine(ort, bundle, tensors, { maxNorm: Infinity, mu: 0, h: null }), batch = data.rows(rows);
-  Object.assign(globalThis, {
-    async takeSteps(/** @type {number} */ count) {
-      const begun = performance.now();
-      for (let step = 0; step < count; step++) await engine.step(batch, { learningRate: 0.01, seed: step, microBatches: 1 });
-      return (performance.now() - begun) / count;
-    },
-  });
+async function call({ module, name, given }) {
+  const functions = await import(module);
+  return functions[name](...given).catch((/** @type {unknown} */ error) => ({ error: String(error) }));
 }
 
 try {

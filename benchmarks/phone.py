@@ -1,14 +1,18 @@
-"""Training on the phone's page, in headless Chromium on one thread, against native onnxruntime on one thread.
+"""Training on the phone's page, in headless Chromium on one thread, against native onnxruntime and TensorFlow.js.
 
     python benchmarks/phone.py --models mlp,cnn --json phone.json
 
 `fedpara-edge serve` hands out the page as a phone gets it, in brotli. Steps are those of the page's own modules on one
 batch; page and native engine take turns in the same run, each of some steps, after three seconds in which the browser's
-compiler gets to know the model. A start begins with a browser that has nothing of the page, opens the join link, picks
-a file of examples and ends with the first step. Columns:
+compiler gets to know the model. TensorFlow.js takes turns with the page as well, on the dense model, from the same
+weights on the same batch, by its backend in WebAssembly and by its plain one; that it takes the same step is seen from
+the first losses, or this ends with an error. A start begins with a browser that has nothing of the page, opens the join
+link, picks a file of examples and ends with the first step. Columns:
 
     page MiB     resident memory of the browser's process with the page, at its highest
     wire MB      files of the page in brotli, and of them onnxruntime's WebAssembly
+    tfjs ms      milliseconds of a step of TensorFlow.js, or the kernel that its backend lacks for one
+    over dense   those over the page's on the same dense model, and over the page's on that of FedPara
 
 It needs Chromium (or CHROMIUM, its path), Node.js and `make web`; without them it says so and measures nothing.
 """
@@ -17,6 +21,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -41,7 +46,9 @@ HERE = Path(__file__).parent
 WEB = HERE.parent / "device_runtime" / "web"
 BATCHES = {"mlp": 32, "cnn": 32, "har-transformer": 32, "char-lstm": 8, "resnet18": 8}
 START_MODEL = "cnn"
-RATE = 0.01
+TFJS_MODELS, BACKENDS, OWN = ("mlp", "cnn"), ("wasm", "cpu"), ("dense", "fedpara")
+LOSSES, ALIKE = 3, 1e-4
+RATE = 0.01  # as in phone_runtimes.mjs
 WARM_UP_SECONDS = 3.0
 TURN_SECONDS = 0.5
 TARGET_RATIO, TARGET_MB, TARGET_SECONDS = 3.0, 4.0, 4.0
@@ -111,18 +118,23 @@ def serving(folder: Path, bundle: Path, page: Path) -> Iterator[str]:
 
 @cache
 def page_in(folder: Path) -> Path:
-    """The page, built in a folder."""
-    page = folder / "page"
+    """The page, built in a folder, with the modules that measure on it beside it, in `beside/`."""
+    page, packages = folder / "page", WEB / "node_modules"
     subprocess.run([str(node()), str(WEB / "build.mjs"), str(page), "--compress"], check=True)
+    bundler = [str(node()), str(packages / "esbuild" / "bin" / "esbuild"), str(HERE / "phone_runtimes.mjs")]
+    options = ["--bundle", "--format=esm", "--log-level=warning", f"--outfile={page / 'beside' / 'phone_runtimes.mjs'}"]
+    subprocess.run([*bundler, *options], check=True, env={**os.environ, "NODE_PATH": str(packages)})
+    for file in (packages / "@tensorflow" / "tfjs-backend-wasm" / "dist").glob("*.wasm"):
+        shutil.copy(file, page / "beside")
     return page
 
 
-def export(model: str, folder: Path) -> Bundle:
+def export(model: str, folder: Path, kind: str = "fedpara") -> Bundle:
     """Bundle of a model of the zoo with a batch of random examples, `data.npz`, beside its files."""
     if not folder.exists():
         folder.parent.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "fedpara_edge", "export", model, "--engines", "onnxruntime", "-o", str(folder)]
-        subprocess.run(command, check=True, capture_output=True)
+        command = [sys.executable, "-m", "fedpara_edge", "export", model, "--kind", kind, "--engines", "onnxruntime"]
+        subprocess.run([*command, "-o", str(folder)], check=True, capture_output=True)
     bundle, random = open_bundle(folder), np.random.default_rng(0)
     arrays = {}
     for spec in (*bundle.interface.inputs, *bundle.interface.labels):
@@ -149,13 +161,76 @@ def measure_steps(model: str, folder: Path, repetitions: int) -> dict[str, Any]:
         return 1000 * (time.perf_counter() - started) / count
 
     with serving(folder, bundle.path, page) as link, browsing() as ask:
-        ask("model", f"{link.partition('#')[0]}models/{model}/")
-        runtimes: dict[str, Callable[[int], float]] = {"native": native, "page": partial(ask, "steps")}
-        counts = {name: _turn(step) for name, step in runtimes.items()}
-        turns = [{name: step(counts[name]) for name, step in runtimes.items()} for _ in range(repetitions)]
+        on_page = OnPage(ask, link)
+        on_page.open("page", model)
+        ms = _medians({"native": native, "page": partial(on_page.step_ms, "page")}, repetitions)
         mib = ask("memory")
-    ms = {name: statistics.median(turn[name] for turn in turns) for name in runtimes}
     return {"model": model, "batch": BATCHES[model], "ms": ms, "ratio": ms["page"] / ms["native"], "page_mib": mib}
+
+
+class OnPage:
+    """What is measured on a page: steps of runtimes, by name (`phone_runtimes.mjs`)."""
+
+    def __init__(self, ask: Ask, link: str) -> None:
+        self._ask, self._address = ask, link.partition("#")[0]
+        ask("site", self._address)
+
+    def open(self, name: str, model: str) -> None:
+        """Open a model of the folder `models` in the modules of the page."""
+        self._call("openOnPage", name, f"{self._address}models/{model}/")
+
+    def open_in_tfjs(self, name: str, model: str, backend: str) -> None:
+        """Open one in TensorFlow.js."""
+        self._call("openInTfjs", name, f"{self._address}models/{model}/", backend)
+
+    def losses(self, name: str, count: int) -> list[float]:
+        """Losses of some steps."""
+        losses: list[float] = self._call("takeSteps", name, count)["losses"]
+        return losses
+
+    def step_ms(self, name: str, count: int) -> float:
+        """Milliseconds of a step, over some of them."""
+        return float(self._call("takeSteps", name, count)["ms"])
+
+    def _call(self, function: str, *arguments: Any) -> Any:
+        found = self._ask("call", [f"{self._address}beside/phone_runtimes.mjs", function, *arguments])
+        if isinstance(found, dict) and "error" in found:
+            raise RuntimeError(f"{function} on the page: {found['error']}")
+        return found
+
+
+def measure_tfjs(model: str, folder: Path, repetitions: int) -> dict[str, Any]:
+    """Milliseconds of a step of TensorFlow.js on a dense model, and of the page on it and on that of FedPara."""
+    page = page_in(folder)
+    dense = export(model, page / "models" / f"dense-{model}", kind="dense")
+    export(model, page / "models" / model)
+    with serving(folder, dense.path, page) as link, browsing() as ask:
+        on_page = OnPage(ask, link)
+        for name, opened in zip(OWN, (f"dense-{model}", model), strict=True):
+            on_page.open(name, opened)
+        losses, names, unable = on_page.losses("dense", LOSSES), [*OWN], {}
+        for backend in BACKENDS:
+            on_page.open_in_tfjs(backend, f"dense-{model}", backend)
+            try:
+                found = on_page.losses(backend, LOSSES)
+            except RuntimeError as error:
+                if (kernel := re.search(r"Kernel '(\w+)' not registered for backend", str(error))) is None:
+                    raise
+                unable[backend] = kernel[1]
+                continue
+            if not np.allclose(found, losses, rtol=ALIKE, atol=0):
+                raise click.ClickException(f"{model}: TensorFlow.js on {backend} has the losses {found}, not {losses}")
+            names.append(backend)
+        ms = _medians({name: partial(on_page.step_ms, name) for name in names}, repetitions)
+    over = {backend: {own: ms[backend] / ms[own] for own in OWN} for backend in BACKENDS if backend in ms}
+    return {"tfjs": model, "batch": BATCHES[model], "ms": ms, "over": over, "unable": unable}
+
+
+def _medians(runtimes: Mapping[str, Callable[[int], float]], repetitions: int) -> dict[str, float]:
+    """Medians of the milliseconds of steps that take turns."""
+    counts = {name: _turn(step) for name, step in runtimes.items()}
+    turns = [{name: step(counts[name]) for name, step in runtimes.items()} for _ in range(repetitions)]
+    return {name: statistics.median(turn[name] for turn in turns) for name in runtimes}
 
 
 def _turn(step: Callable[[int], float]) -> int:
@@ -200,12 +275,23 @@ def report(parts: Mapping[str, Any]) -> str:
         )
         for row in parts.values() if "start" in row
     ]  # fmt: skip
+    others = [
+        (
+            row["tfjs"], row["batch"], backend,
+            f"{row['ms'][backend]:.1f}" if backend in row["ms"] else f"no {row['unable'][backend]}",
+            *(f"{row['over'][backend][own]:.2f}" if backend in row["over"] else "" for own in OWN),
+            *(f"{row['ms'][own]:.1f}" for own in OWN),
+        )
+        for row in parts.values() if "tfjs" in row for backend in BACKENDS
+    ]  # fmt: skip
     step_columns = ("model", "batch", "page ms", "native ms", f"ratio (target {TARGET_RATIO})", "page MiB")
     start_columns = (
         "model", f"seconds (target {TARGET_SECONDS:.0f})", f"wire MB (target {TARGET_MB:.0f})", "wasm MB", "page MiB",
     )  # fmt: skip
+    other_columns = ("model", "batch", "backend", "tfjs ms", "over dense", "over FedPara", "dense ms", "FedPara ms")
     tables = (
         ("a step, one thread each, in turns (medians)", step_columns, steps),
+        ("a step of TensorFlow.js and of the page, one thread each, in turns (medians)", other_columns, others),
         ("from a cold start of the page to the first step", start_columns, starts),
     )
     return "\n\n".join(f"{title}\n\n{table(columns, rows)}" for title, columns, rows in tables if rows)
@@ -221,11 +307,17 @@ def main(models: str, repetitions: int, output: Path | None, kept: Path | None, 
     if (sentence := missing()) is not None:
         click.echo(sentence)
         return
+    chosen = models.split(",")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         parts: dict[str, Callable[[], Any]] = {
             "start of the page": partial(measure_start, folder, min(repetitions, 3)),
-            **{f"step of {model}": partial(measure_steps, model, folder, repetitions) for model in models.split(",")},
+            **{f"step of {model}": partial(measure_steps, model, folder, repetitions) for model in chosen},
+            **{
+                f"TensorFlow.js on {model}": partial(measure_tfjs, model, folder, repetitions)
+                for model in TFJS_MODELS
+                if model in chosen
+            },
         }
         measured = measure_parts(parts, report, settings={"repetitions": repetitions}, kept=kept, again=again)
     click.echo(report(measured))

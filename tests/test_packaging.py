@@ -1,5 +1,6 @@
 """What is shipped: the wheel and the sdist, their metadata, and what the files around the code say of it."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -91,6 +92,18 @@ def test_the_wheel_has_the_three_packages_and_nothing_else(built: Built) -> None
     assert {name.partition("/")[0] for name in names} == set(PACKAGES)
     assert names == {name for name in of_checkout(*PACKAGES) if name.endswith(".py")} | DATA | built.page
     assert built.page >= {f"{PAGE}/{name}" for name in PARTS_OF_THE_PAGE}
+
+
+def test_the_page_brings_what_runs_on_it_and_not_what_it_is_made_or_measured_with(built: Built) -> None:
+    below = {name.removeprefix(f"{PAGE}/vendor/").partition("/")[0] for name in built.page if "/vendor/" in name}
+    assert below == {"onnxruntime-web", "zstd.js", "zstd.LICENSE"}
+
+
+def test_the_lockfile_pins_packages_by_their_content_and_names_no_host() -> None:
+    text = (WEB / "package-lock.json").read_text(encoding="utf-8")
+    assert "://" not in text
+    packages = {name: entry for name, entry in json.loads(text)["packages"].items() if name}
+    assert [name for name, entry in packages.items() if "integrity" not in entry] == []
 
 
 def test_a_server_hands_out_the_page_of_its_wheel(built: Built, tmp_path: Path) -> None:

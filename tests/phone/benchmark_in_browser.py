@@ -18,8 +18,10 @@ def test_the_figures_of_the_page(tmp_path: Path) -> None:
     done = subprocess.run([*command, "--json", numbers], capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert done.returncode == 0
-    start, steps = json.loads(numbers.read_text(encoding="utf-8"))["rows"]
+    start, steps, others = json.loads(numbers.read_text(encoding="utf-8"))["rows"]
     assert start["seconds"] > 0
     assert 1 < start["wasm_mb"] < start["wire_mb"] < 4
     assert steps["ratio"] == steps["ms"]["page"] / steps["ms"]["native"]
     assert min(start["page_mib"], steps["page_mib"]) > 30
+    assert others["ms"].keys() == {"dense", "fedpara", "wasm", "cpu"}
+    assert others["over"]["wasm"]["fedpara"] == others["ms"]["wasm"] / others["ms"]["fedpara"] > 1
