@@ -19,7 +19,7 @@ import numpy as np
 import signed
 from mutations import Made, Mutate, in_bytes, in_json, in_lines, in_protobuf, in_tensors, in_toml
 from onnx import TensorProto, helper
-from small_round import send, start_round
+from small_round import layer, layout_of, random_tensors, send, start_round
 from softmax_regression import SoftmaxRegression, make_bundle, write_npz
 from tiny_plan import write_plan
 from written import half_run, partials
@@ -110,7 +110,10 @@ def _updates(folder: Path) -> Made:
 def _weights(folder: Path) -> Made:
     weights = start_round(folder)
     write_weights(folder / "encoded", weights, find_encoder("int8"))
-    return [folder / "base.safetensors", folder / "encoded"], lambda path: _check_finite(read_weights(path).tensors)
+    layout = layout_of(replace(layer("fc", (8, 9), kind="update"), base_momentum=0.5, reset_every=2))
+    write_weights(folder / "folded", replace(weights, layout=layout, tensors=random_tensors(layout, 1)))
+    paths = [folder / "base.safetensors", folder / "encoded", folder / "folded"]
+    return paths, lambda path: _check_finite(read_weights(path).tensors)
 
 
 def _changes(folder: Path) -> Made:

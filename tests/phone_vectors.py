@@ -14,6 +14,7 @@ import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,14 +58,22 @@ STATEFUL: dict[str, dict[str, Any]] = {
     "momentum": {"codec": "float16", "algorithm": "fedprox:mu=0.2", "micro_batches": 3, "schedule": "linear"},
     "adamw": {"codec": "int4", "algorithm": "feddyn:alpha=0.05", "lr": 0.002, "batch_size": 12, "seed": 4294967295},
     "scaffold": {"codec": "uniform", "algorithm": "scaffold", "epochs": 2, "micro_batches": 2},
+    "update": {"codec": "float32", "algorithm": "fedprox:mu=0.1", "epochs": 2, "batch_size": 8},
 }
 """Calls of round 1 with what the device kept in round 0, by name."""
 STATELESS: dict[str, dict[str, Any]] = {
     "statistics": {"codec": "uniform:step=1,by=tensor", "batch_size": 8, "seed": 3},
     "random": {"codec": "int8:block=64,entropy=0", "batch_size": 16},
     "tagger": {"codec": "bfloat16", "batch_size": 8, "micro_batches": 3, "epochs": 2},
+    "updates": {"codec": "int8", "batch_size": 8, "epochs": 2},
 }
 """Calls of devices that keep nothing, whose codecs round at random."""
+UPDATES: dict[str, dict[str, Any]] = {
+    "folded": {},
+    "momentum": {"base_momentum": 0.6},
+    "slow": {"base_momentum": 0.35, "reset_every": 2},
+}
+"""Options of the layers of networks of kind update."""
 OPTIMIZERS = {"momentum": "momentum", "adamw": "adamw"}
 CODECS = (
     *("float32", "float16", "bfloat16", "int8", "int8:entropy=0", "int4", "int4:block=50,entropy=0", "int3", "int2"),
@@ -133,6 +142,7 @@ def write_vectors(folder: Path) -> None:
         "codecs": [*_codecs(folder)],
         "weights": [*_weights(folder, bundles)],
         "calls": [*_calls(folder, bundles)],
+        "refusals": [*_refusals(folder, bundles)],
         "signatures": [*_signatures(folder)],
     }
     (folder / "vectors.json").write_text(json.dumps(vectors, indent=1), encoding="utf-8")
@@ -157,6 +167,17 @@ class Bundles:
         """A network with running statistics that travel, and nothing personal."""
         converted, _ = convert(test_statistics.net(), test_statistics.Factorization(kind="dense", batchnorm="train"))
         return self._once("statistics", converted, test_statistics.SHAPE, small_net.OPTIONS["sgd"])
+
+    def updating(self, **options: Any) -> Bundle:
+        """A network of kind update.
+
+        Args:
+            options: `base_momentum` and `reset_every` of its layers, and options of the export.
+        """
+        of_layers = {name: options.pop(name) for name in ("base_momentum", "reset_every") if name in options}
+        name = "-".join(("update", *(f"{key}={value}" for key, value in {**of_layers, **options}.items())))
+        model = small_net.updating_net(**of_layers)
+        return self._once(name, model, small_net.SHAPE, {"optimizer": "sgd", **options})
 
     def tagger(self) -> Bundle:
         """A network of two inputs, tokens and a mask, and labels of which some don't count."""
@@ -281,29 +302,50 @@ def _flat(layout: Layout, values: Mapping[str, NDArray[np.float32]]) -> NDArray[
 
 
 def _weights(root: Path, bundles: Bundles) -> Iterator[dict[str, Any]]:
-    """Encoded weights, and changes that lead to later ones."""
-    bundle = bundles.normalized()
-    place = Place(root / "weights", root)
-    place.folder.mkdir()
-    for codec in ("float32", "int4", "uniform"):
-        name = f"round-0-{codec}.safetensors"
-        written = write_weights(place.folder / name, read_weights(bundle.file(WEIGHTS)), find_encoder(codec))
-        later = replace(written, round=2, tensors=_moved(written, seed=5))
-        change = f"change-{codec}.safetensors"
-        published = publish_change(place.folder / change, written, later, find_encoder(codec), residual=None)
-        yield {
-            "bundle": str(bundle.path.relative_to(root)),
-            "weights": place.path(name),
-            "base": written.base,
-            "change": place.path(change),
-            "result": published.weights.base,
-        }
+    """Encoded weights, and changes that lead to later ones, one after the other; updates are folded on the way."""
+    for made in ("statistics", *UPDATES):
+        bundle = bundles.updating(**UPDATES[made]) if made in UPDATES else bundles.normalized()
+        place = Place(root / f"weights-{made}", root)
+        place.folder.mkdir()
+        for codec in ("float32", "int4", "uniform"):
+            name = f"round-0-{codec}.safetensors"
+            weights = write_weights(place.folder / name, read_weights(bundle.file(WEIGHTS)), find_encoder(codec))
+            vector: dict[str, Any] = {
+                "bundle": str(bundle.path.relative_to(root)),
+                "weights": place.path(name),
+                "base": weights.base,
+                "changes": [],
+                "results": [],
+            }
+            for number in (2, 4, 6) if made == "statistics" else (1, 2, 3, 4):
+                later = replace(weights, round=number, tensors=_moved(weights, seed=number))
+                change = f"change-{codec}-{number}.safetensors"
+                published = publish_change(place.folder / change, weights, later, find_encoder(codec), residual=None)
+                weights = published.weights
+                vector["changes"].append(place.path(change))
+                vector["results"].append(weights.base)
+            whole = f"round-{weights.round}-{codec}.safetensors"
+            write_weights(place.folder / whole, weights)
+            yield {**vector, "whole": place.path(whole)}
+    bundle = bundles.updating(**UPDATES["momentum"], initial_codec="drawn")
+    name = str(bundle.file(WEIGHTS).relative_to(root))
+    base = read_weights(bundle.file(WEIGHTS)).base
+    yield {
+        "bundle": str(bundle.path.relative_to(root)),
+        "weights": name,
+        "base": base,
+        "changes": [],
+        "results": [],
+        "whole": name,
+    }
 
 
 def _moved(weights: Weights, *, seed: int) -> dict[str, NDArray[np.float32]]:
-    random = np.random.default_rng(seed)
+    random, shared = np.random.default_rng(seed), {tensor.name for tensor in weights.layout.shared}
     return {
         name: np.asarray(tensor + 0.01 * np.abs(random.standard_normal(tensor.shape)), np.float32)
+        if name in shared
+        else tensor
         for name, tensor in weights.tensors.items()
     }
 
@@ -311,13 +353,13 @@ def _moved(weights: Weights, *, seed: int) -> dict[str, NDArray[np.float32]]:
 def _calls(root: Path, bundles: Bundles) -> Iterator[dict[str, Any]]:
     (root / "calls").mkdir()
     for name, given in STATEFUL.items():
-        bundle = bundles.small(OPTIMIZERS.get(name, "sgd"))
+        bundle = bundles.updating(**UPDATES["slow"]) if name == "update" else bundles.small(OPTIMIZERS.get(name, "sgd"))
         place = Place(root / "calls" / name, root)
         place.folder.mkdir()
         weights = read_weights(bundle.file(WEIGHTS))
         _train(bundle, place, bundle.file(WEIGHTS), given, "first.safetensors", keeps=True)
         shutil.copy(place.folder / "state" / "lasting.safetensors", place.folder / "before.safetensors")
-        later = replace(weights, round=1, tensors=_moved(weights, seed=len(name)))
+        later = weights.moved(_moved(weights, seed=len(name)), 1)
         write_weights(place.folder / "round-1.safetensors", later)
         control = _write_control(place, later) if given.get("algorithm") == "scaffold" else None
         _train(
@@ -337,11 +379,21 @@ def _calls(root: Path, bundles: Bundles) -> Iterator[dict[str, Any]]:
             **({} if control is None else {"control": place.path(control)}),
         }
     for name, given in STATELESS.items():
-        bundle = bundles.tagger() if name == "tagger" else bundles.normalized()
+        of_name = {"tagger": bundles.tagger, "updates": partial(bundles.updating, **UPDATES["momentum"])}
+        bundle = of_name.get(name, bundles.normalized)()
         place = Place(root / "calls" / name, root)
         place.folder.mkdir()
         _train(bundle, place, bundle.file(WEIGHTS), given, "update.safetensors", keeps=False)
         yield {**_call(name, bundle, place, given), "weights": str(bundle.file(WEIGHTS).relative_to(root))}
+
+
+def _refusals(root: Path, bundles: Bundles) -> Iterator[dict[str, Any]]:
+    """Calls with algorithms that keep something of factors whose directions are gone in the next round."""
+    bundle = bundles.updating(**UPDATES["momentum"])
+    for algorithm in ("scaffold", "feddyn:alpha=0.1"):
+        place = Place(root / "calls" / "updates", root)
+        weights = str(bundle.file(WEIGHTS).relative_to(root))
+        yield {**_call(algorithm, bundle, place, {"algorithm": algorithm}), "weights": weights}
 
 
 def _signatures(root: Path) -> Iterator[dict[str, Any]]:

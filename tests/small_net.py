@@ -55,6 +55,19 @@ def small_net(*, dropout: float = 0.0) -> nn.Sequential:
     )
 
 
+def updating_net(**options: Any) -> nn.Sequential:
+    """The same of kind `update`, without dropout, with these options of its factored layers."""
+    torch.manual_seed(1)
+    return nn.Sequential(
+        Conv2d(1, 8, 3, kind="update", rank=2, padding=1, **options),
+        nn.GroupNorm(2, 8),
+        nn.Tanh(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        Linear(128, CLASSES, kind="update", rank=3, **options),
+    )
+
+
 def export_small_net(folder: Path, optimizer: str = "sgd", *, dropout: float = 0.0) -> Bundle:
     """Export it for both engines. What `test_export` holds is not verified again."""
     options = ExportConfig(name="small", input_shape=SHAPE, input_dtype="float32", **OPTIONS[optimizer])

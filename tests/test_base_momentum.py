@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from small_net import CLASSES, SHAPE, batches, without_verification
+from small_net import SHAPE, batches, updating_net, without_verification
 from tiny_plan import measured, write_plan
 
 from device_runtime.engines.registry import open_engine
@@ -35,7 +35,7 @@ from fedpara_edge.formats.bundle import ENGINES, WEIGHTS, Bundle, open_bundle
 from fedpara_edge.formats.change import apply_change
 from fedpara_edge.formats.recipe import ExportConfig
 from fedpara_edge.formats.weights import Weights, read_weights, write_weights
-from fedpara_edge.nn import GRU, LSTM, Conv2d, Linear, convert, layout_of
+from fedpara_edge.nn import GRU, LSTM, convert, layout_of
 from fedpara_edge.simulation.folder import JobFolder, RunFolder
 from fedpara_edge.simulation.runner import simulate
 from fedpara_edge.storage.tensorfile import TensorFile
@@ -251,22 +251,10 @@ def test_a_layout_is_read_as_it_was_written() -> None:
         Layout.from_json(data)
 
 
-def net(momentum: float) -> torch.nn.Sequential:
-    torch.manual_seed(1)
-    return torch.nn.Sequential(
-        Conv2d(1, 8, 3, kind="update", rank=2, padding=1, base_momentum=momentum),
-        torch.nn.GroupNorm(2, 8),
-        torch.nn.Tanh(),
-        torch.nn.AvgPool2d(2),
-        torch.nn.Flatten(),
-        Linear(128, CLASSES, kind="update", rank=3, base_momentum=momentum),
-    )
-
-
 def exported(folder: Path, momentum: float, **options: Any) -> Bundle:
     config = ExportConfig(name="small", input_shape=SHAPE, **options)
     with without_verification():
-        return export_bundle(net(momentum), folder, config)[0]
+        return export_bundle(updating_net(base_momentum=momentum), folder, config)[0]
 
 
 @pytest.fixture(scope="module")
@@ -354,7 +342,7 @@ def test_all_layers_that_are_converted_have_it() -> None:
 
 
 def test_a_frozen_layer_has_no_velocity() -> None:
-    model = net(BETA)
+    model = updating_net(base_momentum=BETA)
     model[0].requires_grad_(False)
     layout = layout_of(model)
     check_updates(layout)

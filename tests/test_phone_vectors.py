@@ -108,8 +108,11 @@ def test_frames_without_references_are_read_by_zstandard() -> None:
 
 
 def test_encoded_weights_and_changes_lead_to_the_same_base(both: Both) -> None:
-    for vector, answer in both.named("weights"):
-        assert answer == {"base": vector["base"], "result": vector["result"]}
+    pairs = both.named("weights")
+    assert {len(vector["results"]) for vector, _ in pairs} == {0, 3, 4}
+    for vector, answer in pairs:
+        last = [vector["base"], *vector["results"]][-1]
+        assert answer == {"base": vector["base"], "results": vector["results"], "whole": last}
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -132,6 +135,15 @@ def test_a_call_gives_the_same_update(name: str, both: Both) -> None:
     # A rounding to the other side is in the residual as well.
     sent_and_left = [change + each.get("residual", 0) for change, each in zip(changes, kept, strict=True)]
     assert relative_error(*sent_and_left) < TOLERANCE
+
+
+def test_algorithms_that_keep_something_of_updates_are_refused(both: Both) -> None:
+    pairs = both.named("refusals")
+    assert len(pairs) == 2
+    for vector, answer in pairs:
+        name = vector["settings"]["algorithm"]
+        assert answer.startswith("algorithm: expected one that keeps nothing from round to round for a model of kind")
+        assert answer.endswith(f"found {name}")
 
 
 def test_signatures_are_those_of_the_library_which_verifies_them(both: Both, tmp_path: Path) -> None:

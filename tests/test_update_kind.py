@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from small_net import CLASSES, SHAPE, batches, without_verification
+from small_net import CLASSES, SHAPE, batches, updating_net, without_verification
 
 from device_runtime import TrainConfig, evaluate, open_data, train
 from device_runtime.engines.registry import open_engine
@@ -35,7 +35,7 @@ from fedpara_edge.formats.recipe import ExportConfig
 from fedpara_edge.formats.serverstate import RESIDUAL, read_state_for
 from fedpara_edge.formats.update import open_update
 from fedpara_edge.formats.weights import Weights, read_weights, write_weights
-from fedpara_edge.nn import Conv2d, FactoredLayer, Linear, convert
+from fedpara_edge.nn import FactoredLayer, convert
 from fedpara_edge.storage.tensorfile import TensorFile
 
 LAYERS = (
@@ -371,24 +371,12 @@ def test_layers_of_all_sorts_compute_what_they_did(layer: torch.nn.Module, shape
     assert not torch.allclose(moved[0], found[0])
 
 
-def small_net() -> torch.nn.Sequential:
-    torch.manual_seed(1)
-    return torch.nn.Sequential(
-        Conv2d(1, 8, 3, kind="update", rank=2, padding=1),
-        torch.nn.GroupNorm(2, 8),
-        torch.nn.Tanh(),
-        torch.nn.AvgPool2d(2),
-        torch.nn.Flatten(),
-        Linear(128, CLASSES, kind="update", rank=3),
-    )
-
-
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Bundle of the small net."""
     options = ExportConfig(name="small", input_shape=SHAPE, optimizer="sgd")
     with without_verification():
-        return export_bundle(small_net(), tmp_path_factory.mktemp("update") / "bundle", options)[0]
+        return export_bundle(updating_net(), tmp_path_factory.mktemp("update") / "bundle", options)[0]
 
 
 def with_factors(bundle: Bundle, seed: int = 0) -> dict[str, NDArray[np.float32]]:
@@ -400,7 +388,7 @@ def with_factors(bundle: Bundle, seed: int = 0) -> dict[str, NDArray[np.float32]
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_steps_and_evaluations_are_torchs(bundle: Bundle, name: str) -> None:
-    tensors, model = with_factors(bundle), small_net()
+    tensors, model = with_factors(bundle), updating_net()
     model.load_state_dict({name: torch.from_numpy(values) for name, values in tensors.items()})
     engine = open_engine(bundle, name, threads=1)
     engine.load(tensors)
@@ -478,7 +466,7 @@ def test_devices_that_follow_train_from_the_server_s_weights(bundle: Bundle, tmp
 def test_personal_updates_stay_on_the_device(tmp_path: Path) -> None:
     options = ExportConfig(name="p", input_shape=SHAPE, personal=("5",), engines=("onnxruntime",))
     with without_verification():
-        bundle = export_bundle(small_net(), tmp_path / "bundle", options)[0]
+        bundle = export_bundle(updating_net(), tmp_path / "bundle", options)[0]
     weights = bundle.file(WEIGHTS)
     for number in (1, 2):
         sent = trained(bundle, tmp_path, weights, "a", "float32")

@@ -15,7 +15,7 @@ import { canonicalJson, fromUtf8, parseTyped, toUtf8 } from './text.js';
 /** @typedef {{inputs: ArraySpec[], heads: Head[]}} Interface */
 
 const STEP = 'train_step.onnx', PERSONAL = 'local.safetensors', MANIFEST = 'manifest.json';
-const REMEDY = 'load the page again';
+const REMEDY = 'load the page again', SCHEMAS = [1, 2, 3, 4];
 
 export class Bundle {
   /**
@@ -30,7 +30,7 @@ export class Bundle {
     this.fingerprint = manifest.fingerprint;
     /** @type {Record<string, any>} */
     this.optimizer = manifest.optimizer;
-    this.layout = new Layout(manifest.layout.tensors);
+    this.layout = new Layout(manifest.layout.tensors, manifest.layout.layers);
     const { inputs, heads } = interfaceOf(manifest);
     this.inputs = inputs;
     this.heads = heads;
@@ -93,9 +93,9 @@ async function readManifest(content) {
   } catch (error) {
     throw new FedparaError(`${MANIFEST}: expected JSON, found ${/** @type {Error} */ (error).message}; ${REMEDY}`);
   }
-  if (manifest?.schema !== 1 && manifest?.schema !== 2) {
+  if (!SCHEMAS.includes(manifest?.schema)) {
     throw new FedparaError(
-      `${MANIFEST}: expected schema 1 or 2, found ${manifest?.schema}; open the page of the release that exported it`,
+      `${MANIFEST}: expected schema 1, 2, 3 or 4, found ${manifest?.schema}; open the page of the release that exported it`,
     );
   }
   const found = await sha256(toUtf8(canonical)), stated = String(manifest.fingerprint);

@@ -26,7 +26,7 @@ export class Engine {
    * @param {Ort} ort
    * @param {Session} session
    * @param {Bundle} bundle
-   * @param {Floats} tensors Initial values of all tensors that training changes.
+   * @param {Floats} tensors Initial values of all tensors that training changes, and those that updates hold.
    * @param {Adjustment} adjustment
    */
   constructor(ort, session, bundle, tensors, { maxNorm, mu, h }) {
@@ -53,6 +53,8 @@ export class Engine {
       h: this._floats(h === null ? new Float32Array(1) : this._filled(h)),
     };
     this._nothing = this._floats(new Float32Array(1));
+    /** What updates hold, which no step changes. */
+    this._held = Object.fromEntries(layout.held.map((spec) => [spec.name, this._floats(flatten([spec], tensors), spec.shape)]));
     this._check();
   }
 
@@ -128,7 +130,7 @@ export class Engine {
    * @param {boolean} gradient Whether to get the gradient, which costs a copy.
    */
   async _run(batch, accumulated, gradient) {
-    const feeds = { ...this._vectors, ...this._settings, accumulated, ...this._batchFeeds(batch) };
+    const feeds = { ...this._vectors, ...this._held, ...this._settings, accumulated, ...this._batchFeeds(batch) };
     const wanted = ['loss', ...(gradient ? ['gradient'] : []), ...Object.keys(this._vectors).map((name) => `new_${name}`)];
     // Outputs are asked for by name: given as allocated tensors they would come back unfilled, without an error.
     const found = await this._session.run(feeds, wanted).catch((/** @type {unknown} */ error) => {
@@ -192,7 +194,7 @@ export class Engine {
   _check() {
     const { inputs, heads } = this._bundle;
     const expected = [
-      ...Object.keys({ ...this._vectors, ...this._settings, accumulated: 0 }),
+      ...Object.keys({ ...this._vectors, ...this._held, ...this._settings, accumulated: 0 }),
       ...inputs.map(({ name }) => name),
       ...heads.map(({ label }) => label.name),
     ];
@@ -222,7 +224,7 @@ export class Engine {
  * Open a bundle for training.
  * @param {Ort} ort
  * @param {Bundle} bundle
- * @param {Floats} tensors Initial values of all tensors that training changes.
+ * @param {Floats} tensors Initial values of all tensors that training changes, and those that updates hold.
  * @param {Adjustment} adjustment
  */
 export async function openEngine(ort, bundle, tensors, adjustment) {

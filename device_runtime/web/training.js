@@ -15,6 +15,7 @@ import { learningRateAt, sumLearningRates } from './schedule.js';
 import { countSteps } from './settings.js';
 import { writeTensors } from './tensorfile.js';
 import { Float } from './text.js';
+import { drawnTensors } from './updates.js';
 
 /** @typedef {import('./algorithms.js').Start} Start */
 /** @typedef {import('./bundle.js').Bundle} Bundle */
@@ -68,6 +69,12 @@ export async function train({ ort, zstd }, call) {
     const what = layout.personal.length ? 'personal tensors' : `algorithm ${settings.algorithm}`;
     throw new FedparaError(`${what}: expected a place to keep them, found none; allow this page to store data`);
   }
+  if (layout.held.length && algorithm.group !== null) {
+    throw new FedparaError(
+      'algorithm: expected one that keeps nothing from round to round for a model of kind update, whose factors have ' +
+        `other directions each time, such as fedavg or fedprox, found ${settings.algorithm}`,
+    );
+  }
   const personal = named(layout.personal, before?.get(PERSONAL) ?? bundle.personal);
   const start = {
     weights: named(layout.shared.filter((tensor) => !isStatistic(tensor)), weights.tensors),
@@ -76,7 +83,8 @@ export async function train({ ort, zstd }, call) {
     rateSum: sumLearningRates(settings, { steps, round: weights.round }),
   };
   const adjustment = { ...algorithm.term(start), maxNorm: settings.clip_norm ?? Infinity };
-  const engine = await openEngine(ort, bundle, new Map([...weights.tensors, ...personal]), adjustment);
+  const drawn = await drawnTensors(layout, bundle.fingerprint, weights.round);
+  const engine = await openEngine(ort, bundle, new Map([...weights.tensors, ...drawn, ...personal]), adjustment);
   try {
     const lossSums = await takeSteps(engine, call, steps), trained = engine.read();
     const bad = notFinite(trained);
@@ -95,7 +103,8 @@ export async function train({ ort, zstd }, call) {
       metrics: { ...inSixDigits(losses), ...algorithm.metrics(start) },
     };
     const change = changeOf(layout.flat, trained, weights.tensors, before?.get(RESIDUAL));
-    const seed = before === null ? roundingSeed(settings.seed, weights.round, call.client) : null;
+    const isFedBack = before !== null && !layout.held.length;
+    const seed = isFedBack ? null : roundingSeed(settings.seed, weights.round, call.client);
     const encoded = encodeChange(codec, layout.flat, change, { seed, zstd });
     const update = writeTensors(encoded.arrays, await withDigest({ ...header, codec: encoded.codec, sums: encoded.sums }));
     const sent = unflatten(layout.flat, encoded.decoded), left = leftOut(layout.flat, unflatten(layout.flat, change), sent);
@@ -176,7 +185,7 @@ function changeOf(tensors, trained, origin, residual) {
 }
 
 /**
- * What a codec left out of a change, for the next one: of running statistics, nothing.
+ * What a codec left out of a change, for the next one: of running statistics and updates, nothing.
  * @param {readonly import('./layout.js').TensorSpec[]} tensors
  * @param {Floats} change
  * @param {Floats} decoded
@@ -186,7 +195,8 @@ function leftOut(tensors, change, decoded) {
   return new Map(
     tensors.map((tensor) => {
       const whole = /** @type {Float32Array<ArrayBuffer>} */ (change.get(tensor.name)), sent = decoded.get(tensor.name);
-      return [tensor.name, whole.map((value, i) => (isStatistic(tensor) ? 0 : value - (sent?.[i] ?? 0)))];
+      const isKept = !isStatistic(tensor) && tensor.part !== 'u' && tensor.part !== 'v';
+      return [tensor.name, whole.map((value, i) => (isKept ? value - (sent?.[i] ?? 0) : 0))];
     }),
   );
 }

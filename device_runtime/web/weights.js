@@ -1,10 +1,12 @@
 /** Weights of a round (`fedpara_edge.formats.weights`), and changes that lead to later ones (`…formats.change`). */
 
 import { decodeChange } from './codecs/codec.js';
+import { isDrawn, withDrawn } from './codecs/drawn.js';
 import { baseOf } from './digest.js';
 import { FedparaError } from './errors.js';
-import { flatten, notFinite, unflatten } from './layout.js';
+import { flatten, notFinite, sizeOf, unflatten } from './layout.js';
 import { readTensors } from './tensorfile.js';
+import { folded, zerosOf } from './updates.js';
 
 /** @typedef {import('./bundle.js').Bundle} Bundle */
 /** @typedef {import('./codecs/parts.js').Zstd} Zstd */
@@ -25,13 +27,17 @@ export async function readWeights(file, name, bundle, zstd) {
   if (!Number.isSafeInteger(round) || round < 0) {
     throw new FedparaError(`${name}: round: expected a number from 0, found ${JSON.stringify(round)}; fetch it again`);
   }
-  const tensors = unflatten(bundle.layout.flat, decodeChange(found, name, bundle.layout.flat, zstd));
+  const { layout } = bundle, zeros = zerosOf(layout, round), stored = layout.whole.filter((tensor) => !zeros.includes(tensor));
+  const whole = isDrawn(found.header) ? await withDrawn(found, name, stored) : found;
+  const tensors = unflatten(stored, decodeChange(whole, name, stored, zstd));
+  for (const tensor of zeros) tensors.set(tensor.name, new Float32Array(sizeOf(tensor)));
   checkFinite(name, tensors);
   return { round, base: await baseOf(fingerprint, round, tensors), tensors };
 }
 
 /**
- * New weights: given ones plus the change in a file, each entry one addition in float32.
+ * New weights: given ones plus the change in a file, each entry one addition in float32, with the updates folded whose
+ * period ends.
  * @param {Weights} weights
  * @param {Bytes} file
  * @param {string} name Name of the file, for errors.
@@ -50,7 +56,9 @@ export async function applyChange(weights, file, name, bundle, zstd) {
   }
   const change = decodeChange(found, name, bundle.layout.flat, zstd);
   const moved = flatten(bundle.layout.flat, weights.tensors).map((value, i) => value + change[i]);
-  const tensors = unflatten(bundle.layout.flat, moved), reached = await baseOf(fingerprint, round, tensors);
+  const unfolded = new Map([...weights.tensors, ...unflatten(bundle.layout.flat, moved)]);
+  const tensors = await folded(bundle.layout, unfolded, fingerprint, round);
+  const reached = await baseOf(fingerprint, round, tensors);
   if (reached !== result) {
     throw new FedparaError(
       `${name}: result: expected ${String(result).slice(0, 12)}…, found ${reached.slice(0, 12)}…: the change was ` +

@@ -74,10 +74,15 @@ async function answerCodec({ codec, seed, tensors, change, update, decoded }) {
 }
 
 /** @param {any} vector */
-async function answerWeights({ bundle: path, weights: name, change }) {
-  const bundle = await bundleAt(path), weights = await readWeights(await stored(name), name, bundle, tools.zstd);
-  const later = await applyChange(weights, await stored(change), change, bundle, tools.zstd);
-  return { base: weights.base, result: later.base };
+async function answerWeights({ bundle: path, weights: name, changes, whole }) {
+  const bundle = await bundleAt(path), results = [];
+  let weights = await readWeights(await stored(name), name, bundle, tools.zstd);
+  const { base } = weights;
+  for (const change of changes) {
+    weights = await applyChange(weights, await stored(change), change, bundle, tools.zstd);
+    results.push(weights.base);
+  }
+  return { base, results, whole: (await readWeights(await stored(whole), whole, bundle, tools.zstd)).base };
 }
 
 /** @param {any} vector */
@@ -91,6 +96,17 @@ async function answerCall(vector) {
     await write(after, writeTensors(tensors, { format: STATE, version: 1 }));
   }
   return { steps: trained.steps, losses: trained.losses };
+}
+
+/** @param {any} vector */
+async function answerRefusal(vector) {
+  try {
+    await train(tools, { ...(await openCall(vectorFolder, vector, tools)), client: vector.client, before: new Map() });
+    return null;
+  } catch (error) {
+    if (error instanceof FedparaError) return error.message;
+    throw error;
+  }
 }
 
 const PKCS8 = Buffer.from('302e020100300506032b657004220420', 'hex');
@@ -121,6 +137,7 @@ const answers = {
   codecs: await inTurn(vectors['codecs'], answerCodec),
   weights: await inTurn(vectors['weights'], answerWeights),
   calls: await inTurn(vectors['calls'], answerCall),
+  refusals: await inTurn(vectors['refusals'], answerRefusal),
   signatures: await inTurn(vectors['signatures'], answerSignature),
 };
 await writeFile(join(answerFolder, 'answers.json'), JSON.stringify(answers));

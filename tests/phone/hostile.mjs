@@ -52,11 +52,11 @@ async function tryAll(kind, whole, reader) {
   }
 }
 
-for (const { bundle: path, weights: name, change } of vectors['weights']) {
+for (const { bundle: path, weights: name, changes: [change] } of vectors['weights']) {
   const bundle = await openBundle((file) => stored(join(path, file)));
   const weights = await readWeights(await stored(name), name, bundle, tools.zstd);
   await tryAll('weights', await stored(name), (file) => readWeights(file, name, bundle, tools.zstd));
-  await tryAll('change', await stored(change), (file) => applyChange(weights, file, change, bundle, tools.zstd));
+  if (change) await tryAll('change', await stored(change), (file) => applyChange(weights, file, change, bundle, tools.zstd));
 }
 const vector = vectors['calls'].find((/** @type {any} */ call) => call.control), call = await openCall(folder, vector, tools);
 await tryAll('control', await stored(vector.control), (file) => readControl(file, 'control', call.bundle, call.weights));
