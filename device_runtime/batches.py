@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from device_runtime.data import Batch, Dataset
-from fedpara_edge.errors import InputError
+from fedpara_edge.errors import InputError, counted
 
 
 def batches_per_epoch(examples: int, batch_size: int, *, drop_last: bool = False) -> int:
@@ -23,7 +23,7 @@ def batches_per_epoch(examples: int, batch_size: int, *, drop_last: bool = False
     """
     if drop_last and examples < batch_size:
         raise InputError(
-            f"expected at least one whole batch of {batch_size} rows, found {examples} rows; "
+            f"expected at least one whole batch of {counted(batch_size, 'row')}, found {counted(examples, 'row')}; "
             "use smaller batches or keep the last one",
             key="drop_last",
         )

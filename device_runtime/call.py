@@ -20,7 +20,7 @@ from device_runtime.state import PROGRESS, DeviceState
 from device_runtime.statefiles import Progress
 from fedpara_edge.codecs import spelled
 from fedpara_edge.codecs.codec import Encoder
-from fedpara_edge.errors import InputError
+from fedpara_edge.errors import InputError, counted
 from fedpara_edge.formats.weights import Weights
 from fedpara_edge.privacy.local import LocalGaussian
 from fedpara_edge.storage.atomic import check_output, sha256_of
@@ -88,7 +88,8 @@ def begin(
     elif kept is not None and found is not None:
         differing = sorted(key for key in call.keys() | found.call.keys() if call.get(key) != found.call.get(key))
         print(
-            f"{kept.folder}: dropped the progress of another call (round {found.call['round']}, {found.step} steps), "
+            f"{kept.folder}: dropped the progress of another call (round {found.call['round']}, "
+            f"{counted(found.step, 'step')}), "
             f"which differs in {', '.join(differing)}",
             file=sys.stderr,
         )
@@ -112,7 +113,7 @@ def resume(engine: Engine, begun: Progress, kept: DeviceState | None, *, steps: 
     if begun.step and kept is not None:
         found, expected = begun.groups.get("engine", {}), engine.state()
         faults = {
-            f"at most {steps} steps": begun.step > steps,
+            f"at most {counted(steps, 'step')}": begun.step > steps,
             "a sum of losses for each epoch": len(begun.loss_sums) != -(-begun.step * epochs // steps),
             f"tensors of engine {engine.name}": _arrays(found) != _arrays(expected),
         }

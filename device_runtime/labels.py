@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.errors import InputError
+from fedpara_edge.errors import InputError, counted
 from fedpara_edge.formats.interface import ArraySpec
 
 MOST_NAMES = 10
@@ -44,7 +44,8 @@ def numbered(path: Path, labels: NDArray[Any], names: NDArray[Any] | None, spec:
     if known is None:
         if len(texts) != spec.classes:
             raise InputError(
-                f"{path}: expected the {spec.classes} classes of the bundle, found {_listed(texts)}; a device that has "
+                f"{path}: expected the {counted(spec.classes, 'class')} of the bundle, found {_listed(texts)}; a "
+                "device that has "
                 "some of them needs their names in the bundle: export it with --class-names, or number the labels"
             )
         return labels

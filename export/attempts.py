@@ -9,7 +9,7 @@ from export.batches import Batch
 from export.complaints import complaint
 from export.forward.graph import ForwardGraph
 from export.trials import OpenTrial, Results, Trial
-from fedpara_edge.errors import FedparaError, InputError
+from fedpara_edge.errors import FedparaError, InputError, counted
 
 _NODE = re.compile(r"Name:'(?P<name>[^']*?)(_Grad/[^']*)?'")
 
@@ -84,4 +84,4 @@ def run_trial(engine: str, trial: Trial, batch: Batch, graph: ForwardGraph) -> R
 
 def rows_of(batch: Batch) -> str:
     """Number of rows of a batch, in words."""
-    return "1 row" if batch.rows == 1 else f"{batch.rows} rows"
+    return counted(batch.rows, "row")

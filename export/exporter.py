@@ -27,7 +27,7 @@ from export.step.training_step import INTERFACE, StepSpec, write_steps
 from export.step.weight_update import CORRECTION, optimizer_constants
 from export.trials import OnnxruntimeTrial, OpenTrial, OrtTrainingTrial, SecondProcessTrial
 from export.verify import Verification, check_parameters, verify
-from fedpara_edge.errors import InputError
+from fedpara_edge.errors import InputError, counted
 from fedpara_edge.factors.layout import Layout
 from fedpara_edge.factors.roles import keep_personal
 from fedpara_edge.formats.bundle import (
@@ -349,7 +349,7 @@ def _label_spec(name: str, loss: Loss, output_shape: tuple[int, ...]) -> ArraySp
     classes = output_shape[0]
     if isinstance(loss, CrossEntropy) and len(loss.class_weights) not in (0, classes):
         raise InputError(
-            f"{loss.name}: class_weights: expected a number for each of {classes} classes, found "
+            f"{loss.name}: class_weights: expected a number for each of {counted(classes, 'class')}, found "
             f"{len(loss.class_weights)}",
             key="loss",
         )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from export.forward.preprocess import Deployed
+from fedpara_edge.errors import counted
 from fedpara_edge.formats.accuracy import count_correct
 from fedpara_edge.formats.interface import Interface
 
@@ -41,7 +42,10 @@ class Fidelity:
 
     def __str__(self) -> str:
         where = "outputs" if self.module is None else f"inputs of the new {self.module!r}"
-        line = f"fitted: {where} within {self.error:.3f} (relative) of the dense model's on {self.examples} examples"
+        line = (
+            f"fitted: {where} within {self.error:.3f} (relative) of the dense model's on "
+            f"{counted(self.examples, 'example')}"
+        )
         if self.accuracy is None or self.dense_accuracy is None:
             return line
         return f"{line}, accuracy {self.accuracy:.2%}, dense {self.dense_accuracy:.2%}"

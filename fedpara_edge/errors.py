@@ -234,6 +234,17 @@ def brief_text(value: Any, *, max_length: int = 60) -> str:
     return value if len(value) <= max_length else f"{value[:max_length]}…"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things in words, in the plural but for 1.
+
+    >>> counted(1, "update"), counted(0, "entry"), counted(1000, "class")
+    ('1 update', '0 entries', '1000 classes')
+    """
+    if number == 1:
+        return f"{number} {noun}"
+    return f"{number} {noun[:-1]}ies" if noun.endswith("y") else f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
+
+
 def nearest(name: str, known: Collection[str]) -> str | None:
     """The known name that is most like a mistaken one, for the message that refuses it; None if none is.
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedpara_edge.errors import FedparaError
+from fedpara_edge.errors import FedparaError, counted
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def running(graph: Path, rows: int) -> Iterator[None]:
         yield
     except ERRORS as error:
         raise FedparaError(
-            f"{graph}: expected to run on {rows} rows, found {message_of(error)}; {remedy_for(error, rows)}"
+            f"{graph}: expected to run on {counted(rows, 'row')}, found {message_of(error)}; {remedy_for(error, rows)}"
         ) from error
 
 

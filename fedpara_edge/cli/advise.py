@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fedpara_edge.advising.advice import Advice, Finalist
 
 from fedpara_edge.advising.choices import Choices
+from fedpara_edge.errors import counted
 
 HEADER = ("setting", "accuracy", "bytes a round", "bytes to reach", "dense over these")
 
@@ -45,7 +46,7 @@ def command(plan: Path, output: Path, workers: int | None, choices: Mapping[str,
     started = time.monotonic()
 
     def on_rung(what: str, settings: int, rounds: int) -> None:
-        click.echo(f"{what}: {settings} settings, {rounds} rounds", file=sys.stderr)
+        click.echo(f"{what}: {counted(settings, 'setting')}, {counted(rounds, 'round')}", file=sys.stderr)
 
     advice = advise(plan, output, choices=Choices(**choices), workers=workers, on_rung=on_rung)
     result = {

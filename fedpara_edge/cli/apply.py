@@ -9,6 +9,7 @@ import click
 from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.options import PATH
 from fedpara_edge.cli.output import emit, megabytes, output_options
+from fedpara_edge.errors import counted
 
 
 @click.command("apply", cls=Command)
@@ -33,9 +34,8 @@ def command(weights: Path, changes: tuple[Path, ...], output: Path, overwrite: b
     write_weights(output, current, overwrite=overwrite)
     received, whole = sum(change.stat().st_size for change in changes), output.stat().st_size
     dense = 4 * current.layout.dense_parameters
-    plural = "s" if len(changes) > 1 else ""
     text = (
-        f"{output}: round {current.round}, from round {first.round} by {len(changes)} change{plural}\n"
+        f"{output}: round {current.round}, from round {first.round} by {counted(len(changes), 'change')}\n"
         f"received {megabytes(received)}; the weights themselves are {megabytes(whole)}, the dense model's "
         f"{megabytes(dense)}"
     )

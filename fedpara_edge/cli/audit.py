@@ -10,6 +10,7 @@ import click
 from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.options import PATH
 from fedpara_edge.cli.output import emit, json_option
+from fedpara_edge.errors import counted
 
 if TYPE_CHECKING:
     from fedpara_edge.aggregation.gate import Gate
@@ -52,6 +53,9 @@ def command(
     read = read_transcript(transcript)
     audit(read, updates, weights, published, state=state, gate=gate)
     signed = "" if allow is None else ", each signed by its client"
-    text = f"{published}: round {read.round} is that of the {len(read.updates)} updates, to the last bit{signed}"
+    text = (
+        f"{published}: round {read.round} is that of the {counted(len(read.updates), 'update')}, to the last "
+        f"bit{signed}"
+    )
     result = {"published": published, "round": read.round, "updates": len(read.updates), "result": read.result}
     emit({**result, "tree": tree_hash(read.digests)}, text, as_json=json)

@@ -17,6 +17,7 @@ from fedpara_edge.cli.output import emit, json_option, overwrite_option, table
 from fedpara_edge.cli.streams import drawing, printable
 from fedpara_edge.demo import IMAGES
 from fedpara_edge.demo.federation import ALPHA, KINDS, Federation, Outcome, run_demo
+from fedpara_edge.errors import counted
 from fedpara_edge.storage.atomic import check_output, replacing_file
 
 HEADER = ("model", "parameters", "accuracy", "MB a round", "of dense")
@@ -74,8 +75,8 @@ def summary(federation: Federation, outcomes: Sequence[Outcome], *, seconds: flo
         for outcome in outcomes
     ]
     about = (
-        f"{federation.model} on Fashion-MNIST, {federation.clients} devices, Dirichlet({ALPHA}), "
-        f"{federation.rounds} rounds, local epochs {federation.epochs}, seed {federation.seed}:"
+        f"{federation.model} on Fashion-MNIST, {counted(federation.clients, 'device')}, Dirichlet({ALPHA}), "
+        f"{counted(federation.rounds, 'round')}, local epochs {federation.epochs}, seed {federation.seed}:"
     )
     end = f"MB a round: updates up and weights down, all devices. {seconds:.0f} s in all."
     return f"\n{about}\n\n{table(HEADER, rows)}\n\n{end}"

@@ -14,11 +14,12 @@ from device_runtime.agent.agent import AgentConfig
 from device_runtime.config import OWN, TrainCall
 from device_runtime.sources import Reading
 from fedpara_edge.cli.command import Command
-from fedpara_edge.cli.log import event
+from fedpara_edge.cli.log import event, filled
 from fedpara_edge.cli.options import DATA, PATH, options_of
 from fedpara_edge.cli.output import emit, json_option, megabytes, note
 from fedpara_edge.cli.received import find_seals
 from fedpara_edge.cli.streams import drawing
+from fedpara_edge.errors import counted
 from fedpara_edge.options import declared
 
 
@@ -81,7 +82,7 @@ def command(
             on_step=on_step,
         )
     text = (
-        f"{result.client}: {len(result.rounds)} rounds, {result.refused} updates refused\n"
+        f"{result.client}: {counted(len(result.rounds), 'round')}, {counted(result.refused, 'update')} refused\n"
         f"sent {megabytes(result.sent_bytes)}, received {megabytes(result.received_bytes)}"
     )
     emit(asdict(result), text, as_json=json)
@@ -91,14 +92,14 @@ def _report(name: str, **fields: Any) -> None:
     """Log an event, and tell of it in a line."""
     event(name, **fields)
     if name in _LINES:
-        note(_LINES[name].format(**fields, number=fields.get("round", 0) + 1))
+        note(filled(_LINES[name], **fields, number=fields.get("round", 0) + 1))
 
 
 _LINES = {
     "joined": "{client} takes part at {server}",
-    "training_finished": "round {number}: {examples} examples, {steps} steps in {seconds} s, loss {loss:.4f}",
+    "training_finished": "round {number}: {examples:example}, {steps:step} in {seconds} s, loss {loss:.4f}",
     "training_failed": "round {number}: {message}",
-    "update_sent": "round {number}: sent {bytes} bytes",
+    "update_sent": "round {number}: sent {bytes:byte}",
     "update_refused": "refused: {message}",
     "unreachable": "{message}; again in {again_in_seconds} s",
 }

@@ -15,6 +15,7 @@ from fedpara_edge.cli.options import DATA, PATH, options_of
 from fedpara_edge.cli.output import emit, json_option, table
 from fedpara_edge.cli.received import find_origin, repository_options
 from fedpara_edge.cli.scores import TABLE, as_json, as_text, check_metrics
+from fedpara_edge.errors import counted
 from fedpara_edge.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def command(
     check_metrics(metric, together.counts)
     labels = opened.interface.labels
     accuracy = "" if together.accuracy is None else f"accuracy {together.accuracy:.2%}, "
-    text = f"{accuracy}loss {together.loss:.4f} on {together.examples} examples"
+    text = f"{accuracy}loss {together.loss:.4f} on {counted(together.examples, 'example')}"
     if opened.manifest.layout.with_role("personal") and not state:
         text += ", with the personal tensors as exported; pass --state for a device's own"
     result: dict[str, Any] = {**_plain(together), "labels": as_json(together.counts, labels)}
@@ -107,7 +108,8 @@ def command(
             for client, value, each in zip(clients, values, found, strict=True)
         ]
         text = (
-            f"{table(('client', measure, 'examples'), rows)}\n\n{text}\n{measure} of {len(clients)} clients: "
+            f"{table(('client', measure, 'examples'), rows)}\n\n{text}\n{measure} of "
+            f"{counted(len(clients), 'client')}: "
             f"mean {spread.mean:.4f}, deviation {spread.deviation:.4f}, least {least}, quartiles {first}, {median}, "
             f"{third}, largest {largest}"
         )

@@ -11,7 +11,7 @@ import click
 from fedpara_edge.cli.command import Group
 from fedpara_edge.cli.options import DATA, PATH, options_of
 from fedpara_edge.cli.output import emit, json_option, megabytes, note
-from fedpara_edge.errors import InputError
+from fedpara_edge.errors import InputError, counted
 from fedpara_edge.fleet.settings import FleetConfig, NodeConfig
 from fedpara_edge.simulation.metrics import Event
 
@@ -101,7 +101,7 @@ def up(
         on_line=note,
     )
     result = {"status": outcome.status, "weights": outcome.weights, "rounds": list(outcome.rounds)}
-    emit(result, f"{outcome.weights}: {len(outcome.rounds)} rounds, {outcome.status}", as_json=json)
+    emit(result, f"{outcome.weights}: {counted(len(outcome.rounds), 'round')}, {outcome.status}", as_json=json)
 
 
 @command.command("node")

@@ -10,6 +10,7 @@ import click
 from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.options import PATH
 from fedpara_edge.cli.output import emit, megabytes, output_options
+from fedpara_edge.errors import counted
 from fedpara_edge.formats.folded import Precision
 
 
@@ -73,9 +74,10 @@ def command(
         "accuracy": folding.accuracy,
         "factored_accuracy": folding.factored_accuracy,
     }
-    inputs = f"{folding.examples} examples" if folding.examples else "random inputs"
+    inputs = counted(folding.examples, "example") if folding.examples else "random inputs"
     lines = [
-        f"{output}: {spec.model}, round {spec.round}, {len(folding.layers)} layers composed, {spec.precision}, "
+        f"{output}: {spec.model}, round {spec.round}, {counted(len(folding.layers), 'layer')} composed, "
+        f"{spec.precision}, "
         f"{megabytes(folding.bytes)}",
         f"its outputs differ from the factored model's by {folding.error:.1e} (relative) on {inputs}",
     ]

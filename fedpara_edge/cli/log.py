@@ -35,9 +35,11 @@ import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 from fedpara_edge.cli.output import note
+from fedpara_edge.errors import counted
 
 LOGGER = logging.getLogger("fedpara_edge")
 LOGGER.addHandler(logging.NullHandler())  # or else Python prints warnings to stderr
@@ -55,6 +57,22 @@ def event(name: str, *, level: int = logging.INFO, **fields: Any) -> None:
         fields: Further values, in types of JSON; others are written as text.
     """
     LOGGER.log(level, name, extra={"fields": fields})
+
+
+def filled(line: str, **fields: Any) -> str:
+    """A line that tells of an event, with its fields filled in; one with a noun for its format is a number of those.
+
+    >>> filled("round {round} from {accepted:update}", round=2, accepted=1)
+    'round 2 from 1 update'
+    """
+    return _Filling().vformat(line, (), fields)
+
+
+class _Filling(Formatter):
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if len(format_spec) > 1 and format_spec.isalpha():
+            return counted(value, format_spec)
+        return str(super().format_field(value, format_spec))
 
 
 def start(target: str) -> None:

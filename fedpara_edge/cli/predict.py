@@ -14,6 +14,7 @@ from fedpara_edge.cli.options import DATA, PATH, options_of
 from fedpara_edge.cli.output import emit, output_options
 from fedpara_edge.cli.received import find_model, model_repository_options
 from fedpara_edge.cli.scores import as_json, as_text
+from fedpara_edge.errors import counted
 
 
 @click.command("predict", cls=Command)
@@ -56,7 +57,9 @@ def command(
     write_predictions(output, predictions)
     accuracy = predictions.accuracy
     result: dict[str, Any] = {"predictions": output, "examples": inputs.examples, "accuracy": accuracy}
-    text = f"{output}: {inputs.examples} examples" + ("" if accuracy is None else f", accuracy {accuracy:.2%}")
+    text = f"{output}: {counted(inputs.examples, 'example')}" + (
+        "" if accuracy is None else f", accuracy {accuracy:.2%}"
+    )
     labels = predictor.spec.interface.labels
     if predictions.counts:
         result["labels"] = as_json(predictions.counts, labels)

@@ -12,6 +12,7 @@ import click
 from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.options import PATH, options_of
 from fedpara_edge.cli.output import emit, json_option
+from fedpara_edge.errors import counted
 from fedpara_edge.trust.publication import Additions, Lifetimes
 
 
@@ -57,5 +58,5 @@ def command(
     additions = Additions(bundle=bundle, run=run, weights=weights, model=model, changes=change, transcripts=transcript)
     done = publish(repository, root, additions, key, Lifetimes(**lifetimes))
     versions = ", ".join(f"{role} {version}" for role, version in done.versions.items())
-    text = f"{repository}: {done.files} files of run {done.run}; {versions}; expires {done.expires}"
+    text = f"{repository}: {counted(done.files, 'file')} of run {done.run}; {versions}; expires {done.expires}"
     emit({"repository": repository, **asdict(done)}, text, as_json=json)

@@ -9,6 +9,7 @@ import click
 from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.options import PATH
 from fedpara_edge.cli.output import emit, output_options
+from fedpara_edge.errors import counted
 
 
 @click.command("pull", cls=Command)
@@ -26,7 +27,7 @@ def command(repository: str, output: Path, weights: bool, revision: str | None, 
 
     if weights:
         number = pull_weights(repository, output, revision=revision, overwrite=overwrite)
-        result, text = {"output": output, "round": number}, f"{output}: weights after {number} rounds"
+        result, text = {"output": output, "round": number}, f"{output}: weights after {counted(number, 'round')}"
     else:
         pull_bundle(repository, output, revision=revision, overwrite=overwrite)
         result, text = {"output": output}, f"{output}: the bundle of {repository}"

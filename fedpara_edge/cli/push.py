@@ -9,6 +9,7 @@ import click
 from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.options import PATH
 from fedpara_edge.cli.output import emit, json_option, note
+from fedpara_edge.errors import counted
 
 
 @click.command("push", cls=Command)
@@ -32,4 +33,4 @@ def command(path: Path, repository: str, private: bool, json: bool) -> None:
     if done.kept_card:
         note(f"{repository}: has a model card of its own, which stays")
     result = {"path": path, "repository": repository, "commit": done.address, "files": list(done.files)}
-    emit(result, f"{repository}: {len(done.files)} files of {path}; {done.address}", as_json=json)
+    emit(result, f"{repository}: {counted(len(done.files), 'file')} of {path}; {done.address}", as_json=json)

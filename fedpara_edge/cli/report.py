@@ -10,6 +10,7 @@ import click
 from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.options import PATH
 from fedpara_edge.cli.output import emit, json_option, note, overwrite_option
+from fedpara_edge.errors import counted
 
 STDOUT = Path("-")
 
@@ -111,7 +112,11 @@ def _track(run: Path, tracker: str, *, follow: bool, overwrite: bool, json: bool
             rounds = 0 if follow else track(run, open_sink(f"{kind}:{made}", run))
     if follow or not rounds:
         rounds = track(run, open_sink(tracker, run), follow=follow)
-    emit({"run": run, "tracker": kind, "place": place, "rounds": rounds}, f"{rounds} rounds: {place}", as_json=json)
+    emit(
+        {"run": run, "tracker": kind, "place": place, "rounds": rounds},
+        f"{counted(rounds, 'round')}: {place}",
+        as_json=json,
+    )
 
 
 def _write_table(run: Path, csv: Path, *, overwrite: bool, json: bool) -> None:
@@ -127,4 +132,4 @@ def _write_table(run: Path, csv: Path, *, overwrite: bool, json: bool) -> None:
         to_csv(rows, file)
     columns = list(rows[0]) if rows else []
     result = {"run": run, "csv": csv, "rows": len(rows), "columns": columns}
-    emit(result, f"{len(rows)} rows of {len(columns)} columns: {csv}", as_json=json)
+    emit(result, f"{counted(len(rows), 'row')} of {counted(len(columns), 'column')}: {csv}", as_json=json)

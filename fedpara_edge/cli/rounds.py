@@ -17,7 +17,7 @@ from fedpara_edge.cli.log import event
 from fedpara_edge.cli.options import PATH
 from fedpara_edge.cli.output import Function, emit, megabytes, note
 from fedpara_edge.cli.streams import drawing
-from fedpara_edge.errors import FedparaError, TooFewUpdatesError
+from fedpara_edge.errors import FedparaError, TooFewUpdatesError, counted
 
 if TYPE_CHECKING:
     from fedpara_edge.aggregation import Accepted, Round
@@ -91,8 +91,8 @@ def write_sum(
     _show([each.error for each in made.rejected])
     event("partial_written", output=output, round=made.round, updates=len(made.contributions))
     text = (
-        f"{output}: partial of round {made.round + 1} from {len(made.contributions)} updates "
-        f"({made.examples} examples), {len(made.rejected)} rejected\n"
+        f"{output}: partial of round {made.round + 1} from {counted(len(made.contributions), 'update')} "
+        f"({counted(made.examples, 'example')}), {len(made.rejected)} rejected\n"
         f"{megabytes(made.bytes)} in place of {megabytes(sum(each.bytes for each in made.contributions))}"
     )
     emit(made.to_json(), text, as_json=json)
@@ -166,8 +166,8 @@ def _spent(config: AggregateConfig, budget: PrivacyLedger | None) -> _Spent:
 def _text(done: Round) -> str:
     result = done.aggregation
     text = (
-        f"{done.output}: round {done.number} from {len(result.accepted)} updates "
-        f"({sum(update.examples for update in result.accepted)} examples), {len(result.rejected)} rejected"
+        f"{done.output}: round {done.number} from {counted(len(result.accepted), 'update')} "
+        f"({counted(sum(update.examples for update in result.accepted), 'example')}), {len(result.rejected)} rejected"
         f"{_bounded(result.accepted)}{_late(result.accepted)}\n"
         f"received {megabytes(result.received_bytes)}, {result.share:.1%} of the {megabytes(result.dense_bytes)} "
         "that the dense model costs in float32"
@@ -179,7 +179,7 @@ def _text(done: Round) -> str:
     if result.gap is not None:
         text += (
             f"\naggregation gap {result.gap.relative:.2%} of the mean change "
-            f"({result.gap.entries} composed weights of {len(result.gap.layers)} layers compared)"
+            f"({result.gap.entries} composed weights of {counted(len(result.gap.layers), 'layer')} compared)"
         )
     if result.refit is not None:
         text += f"\nrefitted: {result.refit.before:.2%} -> {result.refit.after:.2%} of it"

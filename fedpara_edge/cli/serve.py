@@ -18,7 +18,7 @@ from fedpara_edge.algorithms import check_halves
 from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.gates import allow_option, device_privacy_option, say_unsigned
 from fedpara_edge.cli.invite import show_qr_code
-from fedpara_edge.cli.log import event
+from fedpara_edge.cli.log import event, filled
 from fedpara_edge.cli.options import DATA, PATH, options_of
 from fedpara_edge.cli.output import note
 from fedpara_edge.errors import InputError
@@ -208,14 +208,14 @@ def _report(name: str, *, level: int = logging.INFO, **fields: Any) -> None:
         shown = ", ".join(
             f"{score} {fields[score]:{as_}}" for score, as_ in scores.items() if fields.get(score) is not None
         )
-        note(_LINES[name].format(**fields, shown=shown or "a loss that is not finite"))
+        note(filled(_LINES[name], **fields, shown=shown or "a loss that is not finite"))
 
 
 _LINES = {
     "device_joined": "{client} joined",
-    "round_written": "{output}: round {round} from {accepted} updates ({examples} examples), {rejected} rejected, "
+    "round_written": "{output}: round {round} from {accepted:update} ({examples:example}), {rejected} rejected, "
     "{stragglers} did not come back",
-    "round_evaluated": "round {round}: {shown} on {examples} examples",
+    "round_evaluated": "round {round}: {shown} on {examples:example}",
     "update_refused": "refused the {message}",
     "list_read": "the list of clients was changed: it counts as it is now",
     "round_reopened": "round {round} goes on: {message}",

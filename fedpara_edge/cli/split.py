@@ -11,6 +11,7 @@ import click
 from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.options import PATH, options_of
 from fedpara_edge.cli.output import emit, output_options
+from fedpara_edge.errors import counted
 from fedpara_edge.simulation.data.federation import DataPlan
 
 
@@ -51,7 +52,8 @@ def command(
         "left_out": list(federation.left_out),
     }
     lines = [
-        f"{output}: {len(sizes)} clients with {min(sizes)} to {max(sizes)} examples to train on, {sum(sizes)} in all"
+        f"{output}: {counted(len(sizes), 'client')} with {min(sizes)} to {counted(max(sizes), 'example')} to train "
+        f"on, {sum(sizes)} in all"
     ]
     if held:
         lines.append(f"{held} held out by them")

@@ -18,6 +18,7 @@ from fedpara_edge.cli.options import DATA, PATH, options_of
 from fedpara_edge.cli.output import emit, megabytes, note, output_options
 from fedpara_edge.cli.received import find_origin, find_seal, repository_options
 from fedpara_edge.cli.streams import drawing
+from fedpara_edge.errors import counted
 
 RENAMED = {
     "--control": "--server-state",
@@ -97,7 +98,8 @@ def command(
     losses = [f"{loss:.4f}" for loss in dict.fromkeys((result.losses[0], result.losses[-1]))]
     dense = 4 * opened.manifest.layout.dense_parameters
     text = (
-        f"{output}: {result.examples} examples, {result.steps} steps in {result.seconds:.1f} s{resumed}, "
+        f"{output}: {counted(result.examples, 'example')}, {counted(result.steps, 'step')} in {result.seconds:.1f} "
+        f"s{resumed}, "
         f"loss {' -> '.join(losses)}\n"
         f"sends {megabytes(result.update_bytes)}, {result.update_bytes / dense:.1%} of the dense model's "
         f"{megabytes(dense)}"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedpara_edge.errors import InvalidUpdateError, TooFewUpdatesError
+from fedpara_edge.errors import InvalidUpdateError, TooFewUpdatesError, counted
 from fedpara_edge.fleet.exchange import Exchange, Failure
 from fedpara_edge.fleet.federation import Federation
 from fedpara_edge.fleet.messages import Answer, Call
@@ -60,7 +60,7 @@ def wait_for_devices(grid: Grid, count: int, seconds: float) -> set[int]:
     while len(nodes := set(grid.get_node_ids())) < count:
         if time.monotonic() > end:
             raise TooFewUpdatesError(
-                f"expected at least {count} devices within {seconds:g} s, found {len(nodes)}; start "
+                f"expected at least {counted(count, 'device')} within {seconds:g} s, found {len(nodes)}; start "
                 "flower-supernode on more, or ask for fewer (nodes)"
             )
         time.sleep(WAIT_SECONDS)

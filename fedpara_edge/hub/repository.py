@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedpara_edge.errors import FedparaError, InputError, WrongBundleError, brief_text
+from fedpara_edge.errors import FedparaError, InputError, WrongBundleError, brief_text, counted
 from fedpara_edge.formats.bundle import MANIFEST, open_bundle, read_manifest
 from fedpara_edge.formats.weights import read_weights
 from fedpara_edge.hub.card import MARK, model_card
@@ -82,7 +82,9 @@ def _push_weights(api: HfApi, path: Path, repository: str) -> Pushed:
     with _asking(repository), tempfile.TemporaryDirectory() as place:
         _check_fingerprint(api, repository, None, weights.fingerprint, path, Path(place))
         done = api.create_commit(
-            repository, [CommitOperationAdd(name, path)], commit_message=f"Weights after {weights.round} rounds"
+            repository,
+            [CommitOperationAdd(name, path)],
+            commit_message=f"Weights after {counted(weights.round, 'round')}",
         )
     return Pushed(address=str(done.commit_url), files=(name,))
 

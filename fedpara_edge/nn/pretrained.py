@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from fedpara_edge.errors import InputError
+from fedpara_edge.errors import InputError, counted
 from fedpara_edge.factors.roles import is_named
 from fedpara_edge.nn.names import Prefixes, match_names
 
@@ -41,7 +41,7 @@ class Pretrained:
     prefixes: Prefixes
 
     def __str__(self) -> str:
-        lines = [f"pretrained: {len(self.loaded)} tensors loaded"]
+        lines = [f"pretrained: {counted(len(self.loaded), 'tensor')} loaded"]
         if self.prefixes.file:
             lines[0] += f", without the prefix {self.prefixes.file!r} of the file's names"
         if self.prefixes.model:

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fedpara_edge.errors import BudgetError, InputError, OutputExistsError
+from fedpara_edge.errors import BudgetError, InputError, OutputExistsError, counted
 from fedpara_edge.privacy.budget import Mechanism
 from fedpara_edge.storage.atomic import replacing_file
 from fedpara_edge.storage.locking import hold_folder
@@ -109,7 +109,8 @@ class PrivacyLedger:
         if needed > mechanism.epsilon:
             raise BudgetError(
                 f"{self._path}: expected at most ε {mechanism.epsilon:g} at δ {mechanism.delta:g}, found "
-                f"{needed:.4g} with round {entries[-1].round} after {len(entries) - 1} rounds; end the training, or "
+                f"{needed:.4g} with round {entries[-1].round} after {counted(len(entries) - 1, 'round')}; end the "
+                "training, or "
                 "start over with more noise"
             )
 

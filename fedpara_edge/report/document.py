@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from fedpara_edge.errors import counted
 from fedpara_edge.report.comparison import (
     accuracy_table,
     arms_table,
@@ -84,7 +85,7 @@ def _rule(summary: Summary) -> str:
     """Rule by which an arm reaches a target, and which bytes count until then."""
     targets = " and ".join(percent(target) for target in summary.targets)
     rounds = summary.arm(summary.reference).last_round
-    best = f"0.5 and 1 points below the smoothed best of {summary.reference} in its {rounds} rounds"
+    best = f"0.5 and 1 points below the smoothed best of {summary.reference} in its {counted(rounds, 'round')}"
     origin = "the plan's target" if summary.is_planned else best
     return (
         f"Targets: {targets}, {origin}. An arm reaches a target at the first round at which its smoothed accuracy, the "
@@ -98,14 +99,18 @@ def _rule(summary: Summary) -> str:
 def _subtitle(results: Results) -> str:
     plan, about = results.plan, results.arms[0].about
     clients, participants = about.get("clients"), about.get("participants")
-    of = f"{participants} of {clients} clients a round" if clients != participants else f"{clients} clients"
+    of = (
+        f"{participants} of {counted(clients, 'client')} a round"
+        if clients != participants
+        else counted(clients, "client")
+    )
     if isinstance(plan, Unplanned):
-        return " · ".join([f"{max(results.arms[0].seeds[0].rounds, default=0)} rounds", of])
+        return " · ".join([counted(max(results.arms[0].seeds[0].rounds, default=0), "round"), of])
     seeds = f"seeds {', '.join(map(str, plan.seeds))}" if len(plan.seeds) > 1 else f"seed {plan.seeds[0]}"
     details = {"dirichlet": f" (α {plan.data.alpha})", "key": f" {plan.data.key}", "shards": f" ({plan.data.shards})"}
     if left_out := about.get("left_out"):
         of += f" ({left_out} with fewer than {plan.data.min_examples} training examples left out)"
     split = f"data {plan.data.path.name} by {plan.data.split}{details.get(plan.data.split, '')}"
     ends = sorted({arm.rounds for arm in plan.arms})
-    rounds = f"{ends[0]} rounds" if len(ends) == 1 else f"{ends[0]} to {ends[-1]} rounds"
+    rounds = counted(ends[0], "round") if len(ends) == 1 else f"{ends[0]} to {counted(ends[-1], 'round')}"
     return " · ".join([rounds, *([of] if clients is not None else []), split, seeds])

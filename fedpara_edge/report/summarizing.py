@@ -21,7 +21,7 @@ from statistics import fmean
 
 import numpy as np
 
-from fedpara_edge.errors import InputError
+from fedpara_edge.errors import InputError, counted
 from fedpara_edge.report.curve import Curve, curve_of
 from fedpara_edge.report.results import ArmRun, Line, Results, SeedRun, Unplanned, number_of, numbers_of, round_bytes
 from fedpara_edge.report.summary import ArmSummary, Summary
@@ -147,7 +147,7 @@ def _why_unfinished(seed: SeedRun, last: int, end: int) -> str:
     number = max(seed.rounds, default=0)
     if seed.done is not None and (reason := seed.done.get("diverged")):
         return f"diverged {f'after round {number}' if number else 'in round 1'}: {reason}"
-    reasons = [f"{number} of {end} rounds done"] if number < end else []
+    reasons = [f"{number} of {counted(end, 'round')} done"] if number < end else []
     line = seed.rounds.get(last, {})
     if "loss" in line and number_of(line, "loss") is None:
         reasons.append(f"the loss after round {last} is not finite")

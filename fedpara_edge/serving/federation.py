@@ -20,7 +20,7 @@ from fedpara_edge.aggregation.gate import Gate
 from fedpara_edge.aggregation.round import LEAST_KEPT, run_round
 from fedpara_edge.aggregation.screening import Rejected, read_whole, screen
 from fedpara_edge.aggregation.staleness import recent
-from fedpara_edge.errors import BudgetError, FedparaError, InputError, TooFewUpdatesError
+from fedpara_edge.errors import BudgetError, FedparaError, InputError, TooFewUpdatesError, counted
 from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.formats.history import NO_HISTORY, History
 from fedpara_edge.formats.serverstate import read_state_for, write_control
@@ -248,7 +248,8 @@ class Federation:
         with self._lock:
             if self._round.closed is None and self._round.count < self.fewest:
                 raise RefusedError(
-                    f"expected at least {self.fewest} updates to close round {self.number}, found {self._round.count}",
+                    f"expected at least {counted(self.fewest, 'update')} to close round {self.number}, found "
+                    f"{self._round.count}",
                     status=409,
                 )
             if self.phase not in ("open", "paused"):

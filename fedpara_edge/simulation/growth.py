@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedpara_edge.errors import InputError
+from fedpara_edge.errors import InputError, counted
 from fedpara_edge.simulation.metrics import Event
 from fedpara_edge.simulation.plan.plan import Plan, Tables, first_difference, read_plan, read_tables
 
@@ -44,11 +44,12 @@ def check_growth(before: Path, now: Path, events: Sequence[Event]) -> None:
         )
     found = first_difference(_fixed(read_tables(before), begun), _fixed(read_tables(now), begun))
     if found is not None:
-        raise InputError(f"{now}: {found}, and this run has {most} rounds of the former; {REMEDY}")
+        raise InputError(f"{now}: {found}, and this run has {counted(most, 'round')} of the former; {REMEDY}")
     _check_rounds(now, old, new, events)
     if old.evaluated_on != new.evaluated_on:
         raise InputError(
-            f"{now}: arms: expected arms with which all are evaluated on the {_examples(old)} as in the {most} rounds "
+            f"{now}: arms: expected arms with which all are evaluated on the {_examples(old)} as in the "
+            f"{counted(most, 'round')} "
             f"of this run, found some with which all are on the {_examples(new)}; {REMEDY}"
         )
 
@@ -80,7 +81,8 @@ def _check_rounds(path: Path, old: Plan, new: Plan, events: Sequence[Event]) -> 
         if found < least and found != old.arm(name).rounds:
             key = f"arms.{name}.rounds" if "rounds" in read_tables(path)["arms"][name] else "rounds"
             raise InputError(
-                f"{path}: {key}: expected at least {least}, as this run has {done} rounds of arm {name} with seed "
+                f"{path}: {key}: expected at least {least}, as this run has {counted(done, 'round')} of arm {name} "
+                "with seed "
                 f"{seed}, found {found}; {REMEDY}"
             )
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from fedpara_edge.errors import FedparaError, InputError
+from fedpara_edge.errors import FedparaError, InputError, counted
 from fedpara_edge.simulation.bundles import check_bundle, make_model, with_example_as_arrays
 from fedpara_edge.simulation.data.clients import Clients, read_clients, write_clients
 from fedpara_edge.simulation.folder import RunFolder, open_run
@@ -163,7 +163,8 @@ def _prepare(
     for arm, seed in missing:
         if done := len(journal.of(arm.name, seed, "round")):
             raise InputError(
-                f"{folder.job(arm.name, seed).path}: expected the files of the {done} rounds that this run has, found "
+                f"{folder.job(arm.name, seed).path}: expected the files of the {counted(done, 'round')} that this "
+                "run has, found "
                 "them removed, so that it can't go on; take another folder"
             )
     if missing:
@@ -213,7 +214,9 @@ def _clients(plan: Plan, folder: RunFolder, seed: int) -> Clients:
     clients = read_clients(folder.data(seed))
     there = len(clients.clients)
     if plan.participants is not None and plan.participants > there:
-        raise InputError(f"participants: expected at most the {there} clients there are, found {plan.participants}")
+        raise InputError(
+            f"participants: expected at most the {counted(there, 'client')} there are, found {plan.participants}"
+        )
     return clients
 
 

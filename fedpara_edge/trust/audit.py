@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 from fedpara_edge.aggregation import AggregateConfig, run_round
 from fedpara_edge.aggregation.gate import Gate, HashingGate
-from fedpara_edge.errors import InputError, TrustError, brief_text
+from fedpara_edge.errors import InputError, TrustError, brief_text, counted
 from fedpara_edge.formats.transcript import Transcript
 from fedpara_edge.formats.weights import Weights, read_weights
 from fedpara_edge.options.binding import bind
@@ -89,7 +89,8 @@ def audit(
         raise _other(published, recomputed.base, transcript.result)
     if done.aggregation.listing != transcript.updates:
         raise TrustError(
-            f"expected the list of {len(transcript.updates)} updates as their files have it, found other clients or "
+            f"expected the list of {counted(len(transcript.updates), 'update')} as their files have it, found other "
+            "clients or "
             "examples in the transcript: the list was changed",
             code="transcript",
         )

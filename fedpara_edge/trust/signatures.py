@@ -7,7 +7,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from fedpara_edge.aggregation.gate import Identity
-from fedpara_edge.errors import TrustError, brief, brief_text
+from fedpara_edge.errors import TrustError, brief, brief_text, counted
 from fedpara_edge.formats.partial import PartialFile
 from fedpara_edge.formats.weights import Weights
 from fedpara_edge.storage.tensorfile import TensorFile
@@ -66,13 +66,13 @@ class IdentityGate:
                 f"{path}: aggregator {member.name!r}: expected the content that was signed, found other; leave it out",
                 code="forged",
             )
-        for counted in partial.counted:
-            client = counted.header.client
+        for each in partial.counted:
+            client = each.header.client
             if client not in self._clients.by_name:
                 found = "expected a client of the list in a partial, found another"
                 raise _refusal(path, client, found, "unknown_client")
-            header = {name: getattr(counted.header, name) for name in HEADER_FIELDS}
-            stated = Statement(sha256=counted.sha256, run=statement.run, **header)
+            header = {name: getattr(each.header, name) for name in HEADER_FIELDS}
+            stated = Statement(sha256=each.sha256, run=statement.run, **header)
             self._admit(path, self._clients.by_name[client], stated, weights)
 
     def record(self, accepted: Sequence[Identity], weights: Weights) -> None:
@@ -130,7 +130,9 @@ class SignatureGate(IdentityGate):
         if member.entry.revoked:
             raise _refusal(path, member.name, "expected a key that is not revoked, found a revoked one", "revoked")
         if member.entry.max_examples is not None and statement.examples > member.entry.max_examples:
-            found = f"expected at most {member.entry.max_examples} examples, found {statement.examples} claimed"
+            found = (
+                f"expected at most {counted(member.entry.max_examples, 'example')}, found {statement.examples} claimed"
+            )
             raise _refusal(path, member.name, found, "over_cap")
         if statement.round < self._oldest_open:
             found = f"expected an update of round {self._oldest_open} or later, found one of round {statement.round}"

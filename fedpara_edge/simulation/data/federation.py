@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from device_runtime.labels import renumbered
 from device_runtime.sources import NAMES, Reading
-from fedpara_edge.errors import InputError
+from fedpara_edge.errors import InputError, counted
 from fedpara_edge.options import declared, option
 from fedpara_edge.simulation.data.columns import Columns, Examples, Keys, open_columns, open_keys
 from fedpara_edge.simulation.data.holdout import fewest_rows, hold_out
@@ -313,6 +313,7 @@ def _refuse(data: DataPlan, client: str, training: Rows, held: Rows) -> NoReturn
     if data.group is not None and not len(training):
         found += f", as {data.group!r} has one value there"
     raise InputError(
-        f"{data.path}: {which} {client!r}: expected at least {data.min_examples} examples to train on, found {found}; "
+        f"{data.path}: {which} {client!r}: expected at least {counted(data.min_examples, 'example')} to train on, "
+        f"found {found}; "
         f"take {remedy}"
     )

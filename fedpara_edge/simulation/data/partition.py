@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpara_edge.errors import InputError
+from fedpara_edge.errors import InputError, counted
 
 _TRIES = 1000
 
@@ -111,8 +111,8 @@ def dirichlet(
     """
     if clients < 1 or alpha <= 0 or min_examples * clients > len(labels):
         raise InputError(
-            f"partition: expected at least 1 client, a positive α and {min_examples} examples for each client, "
-            f"found {clients} clients, α {alpha} and {len(labels)} examples"
+            f"partition: expected at least 1 client, a positive α and {counted(min_examples, 'example')} for each "
+            f"client, found {counted(clients, 'client')}, α {alpha} and {counted(len(labels), 'example')}"
         )
     generator = np.random.default_rng(seed)
     for _ in range(_TRIES):
@@ -124,7 +124,8 @@ def dirichlet(
         if np.bincount(owner, minlength=clients).min() >= min_examples:
             return [np.flatnonzero(owner == client) for client in range(clients)]
     raise InputError(
-        f"partition: expected {min_examples} examples for each of {clients} clients, found none in {_TRIES} draws; "
+        f"partition: expected {counted(min_examples, 'example')} for each of {counted(clients, 'client')}, found "
+        f"none in {_TRIES} draws; "
         "take fewer clients or a larger α"
     )
 

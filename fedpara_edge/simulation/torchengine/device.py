@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
-from fedpara_edge.errors import FedparaError, InputError
+from fedpara_edge.errors import FedparaError, InputError, counted
 from fedpara_edge.simulation.torchengine.choice import EngineChoice
 
 ERRORS = (RuntimeError, ValueError, IndexError)
@@ -130,7 +130,7 @@ class Lane:
                 yield
         except ERRORS as error:
             found = " ".join(str(error).split("\n")[0].split())
-            batch = f" on {rows} rows" if rows else ""
+            batch = f" on {counted(rows, 'row')}" if rows else ""
             raise FedparaError(f"engine torch: expected to run{batch}, found {found}; {REMEDY}") from error
 
     def call(self, key: Hashable, function: Callable[[], None]) -> None:
