@@ -137,7 +137,7 @@ def test_the_command_tells_what_to_type_next(
     options = ("--points", 10, "--kind", "fedpara", "--gamma", 0.5, "--codec", "int8")
     found = run("advise", searched.folder / "plan.toml", "-o", "search", *options)
     assert found.code == 0
-    assert found.err.startswith("learning rates: 4 settings, 1 rounds\n")
+    assert found.err.startswith("learning rates: 4 settings, 1 round\n")
     first, *_, last = found.out.splitlines()[1:]
     assert "int8 both ways, lr 0.05" in first
     assert last.startswith(f"advised: {searched.found.best.setting}: reaches ")

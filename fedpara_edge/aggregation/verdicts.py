@@ -12,7 +12,7 @@ from fedpara_edge.aggregation.contribution import Contribution
 from fedpara_edge.aggregation.screening import Rejected
 from fedpara_edge.algorithms import ServerAlgorithm
 from fedpara_edge.codecs.codec import not_finite
-from fedpara_edge.errors import DivergedError, FedparaError, InputError, InvalidUpdateError, TooFewUpdatesError
+from fedpara_edge.errors import DivergedError, FedparaError, InputError, InvalidUpdateError, TooFewUpdatesError, counted
 from fedpara_edge.formats.serverstate import ServerState
 from fedpara_edge.formats.update import Update
 from fedpara_edge.formats.weights import Weights
@@ -73,7 +73,7 @@ def diverged(expected: str, found: str, algorithm: ServerAlgorithm) -> DivergedE
 
 def too_few(expected: int, found: int, rejected: Sequence[Rejected]) -> TooFewUpdatesError:
     """The error of a round with fewer valid updates than asked for."""
-    message = f"expected at least {expected} valid update{'s' * (expected > 1)}, found {found}"
+    message = f"expected at least {counted(expected, 'valid update')}, found {found}"
     if rejected:
         codes = Counter(update.code for update in rejected)
         counts = ", ".join(f"{count} {code}" for code, count in sorted(codes.items()))

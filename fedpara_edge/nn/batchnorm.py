@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedpara_edge.errors import InputError
+from fedpara_edge.errors import InputError, counted
 from fedpara_edge.factors.factorization import BatchNorm as Choice
 from fedpara_edge.nn.groupnorm import group_norm_like
 
@@ -143,7 +143,7 @@ def replace_batchnorms(model: nn.Module, choice: Choice) -> tuple[dict[nn.Module
         fate = _fate(name, module, choice)
         if fate == "group":
             replacements[module] = norm = group_norm_like(module)
-            groups = f"{norm.num_groups} group{'s' if norm.num_groups > 1 else ''}"
+            groups = counted(norm.num_groups, "group")
             kind = type(module).__name__
             messages.append(f"{name}: {kind} replaced by GroupNorm with {groups}, running statistics dropped")
         elif fate == "batch":
@@ -201,7 +201,7 @@ def _on_fixed(norms: list[_BatchNorm]) -> list[str]:
     trained = sum(map(_is_trained, norms))
     affine = {0: "neither statistics nor affine trained or sent", len(norms): "affine trained"}
     lines = [
-        f"{len(norms)} BatchNorm{'s' * (len(norms) > 1)} with fixed statistics, "
+        f"{counted(len(norms), 'BatchNorm')} with fixed statistics, "
         f"{affine.get(trained, f'affine trained in {trained} of them')}"
     ]
     if all(_is_fresh(norm) for norm in norms):
@@ -212,8 +212,9 @@ def _on_fixed(norms: list[_BatchNorm]) -> list[str]:
 def _on_running(norms: list[_BatchNorm], choice: Choice) -> list[str]:
     if not norms:
         return []
-    fate = "that stay on the device" if choice == "local" else "whose statistics are averaged"
-    return [f"{len(norms)} BatchNorm{'s' * (len(norms) > 1)} {fate}"]
+    size = 2 * sum(norm.num_features for norm in norms)
+    fate = "that stay on the device" if choice == "local" else f"whose {size:,} running statistics are averaged as well"
+    return [f"{counted(len(norms), 'BatchNorm')} {fate}"]
 
 
 def _is_fresh(norm: _BatchNorm) -> bool:
