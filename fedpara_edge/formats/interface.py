@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from fedpara_edge.errors import brief, brief_text, counted
+from fedpara_edge.errors import brief, brief_text
 
 if TYPE_CHECKING:
     from fedpara_edge.losses import Loss
@@ -66,7 +66,7 @@ class ArraySpec:
 
     def __post_init__(self) -> None:
         if self.class_names is not None and len(self.class_names) != self.classes:
-            raise ValueError(f"{len(self.class_names)} names of {counted(self.classes, 'class')}")
+            raise ValueError(f"{len(self.class_names)} names of {self.classes} classes")
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for JSON."""

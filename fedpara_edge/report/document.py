@@ -99,11 +99,9 @@ def _rule(summary: Summary) -> str:
 def _subtitle(results: Results) -> str:
     plan, about = results.plan, results.arms[0].about
     clients, participants = about.get("clients"), about.get("participants")
-    of = (
-        f"{participants} of {counted(clients, 'client')} a round"
-        if clients != participants
-        else counted(clients, "client")
-    )
+    of = counted(clients or 0, "client")
+    if participants != clients:
+        of = f"{participants} of {of} a round"
     if isinstance(plan, Unplanned):
         return " · ".join([counted(max(results.arms[0].seeds[0].rounds, default=0), "round"), of])
     seeds = f"seeds {', '.join(map(str, plan.seeds))}" if len(plan.seeds) > 1 else f"seed {plan.seeds[0]}"
