@@ -24,14 +24,18 @@ FOUR_ARMS = {
 """Arms of a figure that shows the effects of model and codec apart, with their labels."""
 
 
-def _four_arms(run: str, title: str) -> list[str]:
-    arms = [f"--arm={name}={label}" for name, label in FOUR_ARMS.items()]
+def _four_arms(run: str, title: str, **more: str) -> list[str]:
+    arms = [f"--arm={name}={label}" for name, label in (FOUR_ARMS | more).items()]
     return [f"plans/results/{run}", "--figure=accuracy-by-bytes", *arms, "--target=0.86", f"--title={title}"]
 
 
 FIGURES: Mapping[str, Sequence[str]] = {
     "fashion-mnist-bytes": _four_arms("fashion-mnist-bytes", "Fashion-MNIST on ten devices: accuracy over bytes"),
-    "har-bytes": _four_arms("har-bytes", "Activities from phone sensors: accuracy over bytes"),
+    "har-bytes": _four_arms(
+        "har-bytes",
+        "Activities from phone sensors: accuracy over bytes",
+        **{"update-uniform1": "factored update, uniform codec"},
+    ),
     "har-personal": ["plans/results/har-personal", "--figure=clients"],
     "shakespeare-lstm": ["plans/results/shakespeare-lstm", "--figure=accuracy-by-bytes"],
 }
