@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,8 +29,9 @@ from device_runtime.engines.registry import open_engine
 from device_runtime.training import train
 from fedpara_edge.aggregation import AggregateConfig, run_round
 from fedpara_edge.errors import FedparaError, InputError, TooFewUpdatesError, WrongBundleError
-from fedpara_edge.fleet import exchange, forks, gathering
+from fedpara_edge.fleet import exchange, gathering, replaced
 from fedpara_edge.fleet.app import read_app
+from fedpara_edge.fleet.bells import Bell, Bells, Place
 from fedpara_edge.fleet.device import answer
 from fedpara_edge.fleet.messages import SMALL_BYTES, Answer, Call, read_answer, read_call
 from fedpara_edge.fleet.rounds import run_fleet
@@ -196,7 +199,9 @@ def test_an_update_travels_as_its_bytes_and_little_else(size: int) -> None:
     content = Answer(numbers={"examples": 7, "loss": 0.5}, files={"update": update}).content()
     assert read_answer(content).files == {"update": update}
     message = Message(content, dst_node_id=1, message_type="train")
-    sent_bytes = sum(len(part.deflate()) for part in get_all_nested_objects(message).values())
+    parts = get_all_nested_objects(message)
+    assert len(parts) == (3 if size <= SMALL_BYTES else 6)  # each of which is a request, in every hop
+    sent_bytes = sum(len(part.deflate()) for part in parts.values())
     assert size < sent_bytes < size + 3000
 
 
@@ -475,12 +480,65 @@ def test_a_flower_in_which_a_replaced_part_is_gone_is_refused(monkeypatch: pytes
     from flwr.supercore.inflatable import inflatable_utils
     from flwr.supernode import start_client_internal
 
-    monkeypatch.setattr(start_client_internal, "time", start_client_internal.time)  # as it is, afterwards
     monkeypatch.setattr(inflatable_utils, "pull_objects", lambda: None)
     with pytest.raises(FedparaError, match=r"flwr .*: expected an option initial_backoff of pull_objects, as in 1\.42"):
-        forks._quicken()
-    monkeypatch.delattr(start_client_internal, "time")
-    with pytest.raises(FedparaError, match=r"expected time in flwr\.supernode.*pip install flwr==1\.42"):
-        forks._quicken()
+        replaced.check_flower()
+    monkeypatch.delattr(start_client_internal, "_push_messages")
+    with pytest.raises(FedparaError, match=r"expected _push_messages in flwr\.supernode.*pip install flwr==1\.42"):
+        replaced.check_flower()
     with pytest.raises(FedparaError, match=r"expected a module flwr\.gone"):
-        forks._of_flower("flwr.gone", "time")
+        replaced._of_flower("flwr.gone", "time")
+
+
+def test_a_bell_wakes_who_waits_also_of_rings_before_and_once() -> None:
+    bell = Bell()
+    assert not rings(bell)
+    for _ in range(100_000):  # more than a pipe holds
+        bell.ring()
+    assert rings(bell)
+    while rings(bell):
+        pass
+    child = os.fork()
+    if not child:
+        bell.ring()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert rings(bell)
+    assert not rings(bell)
+
+
+def test_a_node_is_rung_when_it_is_called_and_the_server_when_it_answered(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fleet: Fleet
+) -> None:
+    from flwr.supernode import start_client_internal
+
+    bells = Bells(2, others=False)
+    for name in ("_pull_and_store_message", "_push_messages", "time"):
+        monkeypatch.setattr(start_client_internal, name, getattr(start_client_internal, name))  # as it is, afterwards
+    messages: list[int | None] = [None, 5]
+    start_client_internal._pull_and_store_message = lambda **_: messages.pop(0)  # type: ignore[assignment]
+    start_client_internal._push_messages = lambda **_: None  # type: ignore[assignment]
+    replaced.ring_in_supernode(Place(bells, 1, is_told=True))
+    state = SimpleNamespace(get_node_id=lambda: 2**64 - 11)
+    for rung in (False, True):
+        start_client_internal._pull_and_store_message(state=state)  # type: ignore[call-arg]
+        assert rings(bells.tasks[1]) is rung
+    assert not rings(bells.server)
+    start_client_internal._push_messages()  # type: ignore[call-arg]
+    assert rings(bells.server)
+
+    monkeypatch.setattr("fedpara_edge.fleet.bells._here", [bells])
+    run_fleet(Grid({2**64 - 11: device(tmp_path, 11)}), fleet(nodes=1))
+    assert rings(bells.nodes[1])
+    assert not rings(bells.nodes[0])
+    started = time.monotonic()
+    bells.nodes[1].ring()
+    start_client_internal.time.sleep(30)  # Flower's word for waiting
+    assert time.monotonic() - started < 10
+
+
+def rings(bell: Bell) -> bool:
+    """Whether a bell has rung since the last wait for it."""
+    started = time.monotonic()
+    bell.wait(0.2)
+    return time.monotonic() - started < 0.2

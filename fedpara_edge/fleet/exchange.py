@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from flwr.app import Message
 
 from fedpara_edge.errors import FedparaError, InvalidUpdateError, brief_text
+from fedpara_edge.fleet.bells import bells_here
 from fedpara_edge.fleet.messages import Answer, Call, read_answer
 from fedpara_edge.simulation.plan.devices import GONE, LATE
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 HELD = 8
 """Most answers that are in memory at a time."""
 POLL_SECONDS = 0.2
+"""Time in which answers of nodes elsewhere are looked for."""
+LATE_SECONDS = 1.0
+"""Time in which answers are looked for that a bell tells of."""
 ERRORS = {
     1: "client_app_failed",
     2: "client_app_failed",
@@ -74,7 +78,7 @@ class Exchange:
     """
 
     def __init__(self, grid: Grid, *, at_once: int) -> None:
-        self._grid, self._at_once = grid, at_once
+        self._grid, self._at_once, self._bells = grid, at_once, bells_here()
         self._waiting: deque[tuple[int, int, Callable[[], Call]]] = deque()
         self._open: dict[str, tuple[int, int]] = {}
         self._late: dict[str, tuple[int, int]] = {}
@@ -104,7 +108,7 @@ class Exchange:
             count = len(self._open) + len(self._late)
             yield from self._pull()
             if len(self._open) + len(self._late) == count:
-                time.sleep(POLL_SECONDS)
+                self._bells.server.wait(POLL_SECONDS if self._bells.others else LATE_SECONDS)
 
     def _pull(self) -> Iterator[Reply]:
         """The answers that are there."""
@@ -124,6 +128,7 @@ class Exchange:
         if not numbers:
             return Reply(node, round, Failure(GONE, "expected a device that is connected, found it gone"))
         self._open[numbers[0]] = node, round
+        self._bells.ring_node(node)
         return None
 
     def _give_up(self) -> Iterator[Reply]:

@@ -2,7 +2,7 @@
 
 Flower starts a Python process for every message, which takes two seconds of a core before it does anything. A fork has
 all modules already. So `Forks` runs the functions behind Flower's commands (`flower-superlink`, `flwr-clientapp`, …) in
-forks of a process that imported them once, and has the SuperExec of each node fork for its tasks as well.
+forks of a process that imported them once, and has the SuperExec of each node fork for its tasks as well (`replaced`).
 
 A fork is the leader of a session of its own, so that Ctrl-C on a terminal reaches this process alone, which then ends
 the forks in order. If this process is killed there is nobody to do that: so each fork reads from a pipe that nobody
@@ -15,7 +15,6 @@ import importlib
 import io
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -23,19 +22,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NoReturn
 
 from device_runtime.engines.registry import ENGINES
-from fedpara_edge.errors import FedparaError
-from fedpara_edge.fleet.app import FLOWER
+from fedpara_edge.fleet.replaced import check_flower, replace_popen
 
 STOP_SECONDS = 8.0
 """Time that a program gets to end after SIGTERM."""
-IDLE_SECONDS = 0.8
-"""Time in which an idle SuperNode asks for messages, and looks for a reply, in place of Flower's 3 s."""
-BACKOFF_SECONDS = 0.1
-"""Time after which a task first looks again for a message that is still to come, in place of Flower's 1 s."""
 _KILLED = 137
 
 Program = Callable[[], Any]
@@ -55,22 +48,30 @@ class Forks:
         self._ended: dict[int, int] = {}
         self._programs = _programs()
 
-    def start(self, command: str, *arguments: str, log: str, wait_for: Callable[[], object] = lambda: None) -> int:
+    def start(
+        self,
+        command: str,
+        *arguments: str,
+        log: str,
+        before: Callable[[], object] = lambda: None,
+        after_task: Callable[[], object] = lambda: None,
+    ) -> int:
         """Start a command of Flower; its process id.
 
         Args:
             command: Name of the command.
             arguments: Arguments of the command.
             log: Name of the file for what it prints.
-            wait_for: Function to call in the new process before the command.
+            before: Function to call in the new process before the command.
+            after_task: Function that each task calls at its end, for a SuperExec.
         """
 
         def run() -> None:
             os.close(self._end)
             _end_with(self._life)
-            wait_for()
+            before()
             if command == "flower-superexec":
-                self._fork_for_tasks()
+                self._fork_for_tasks(after_task)
             self._run(command, arguments)
 
         path = self._logs / f"{log}.log"
@@ -111,30 +112,35 @@ class Forks:
         sys.argv = [command, *arguments]
         self._programs[command]()
 
-    def _fork_for_tasks(self) -> None:
+    def _fork_for_tasks(self, after_task: Callable[[], object]) -> None:
         """Have this process, a SuperExec, fork where it would start a new Python, for as long as Flower lets us."""
 
-        def popen(arguments: Sequence[str], **_: Any) -> None:
+        def popen(arguments: Sequence[str]) -> None:
             def run() -> None:
                 _end_with(self._life)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                self._run(arguments[0], arguments[1:])
+                try:
+                    self._run(arguments[0], arguments[1:])
+                finally:
+                    after_task()
 
             _fork(run)
 
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # or else tasks that ended stay as zombies
-        executor = _of_flower("flwr.supercore.superexec.executor.subprocess_executor", "subprocess")
-        executor.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": popen})
+        replace_popen(popen)
 
 
 @contextmanager
 def running_forks(logs: Path) -> Iterator[Forks]:
-    """Forks that are stopped when the context ends, whose SuperNodes are quick.
+    """Forks that are stopped when the context ends.
 
     Args:
         logs: Folder for what they print.
+
+    Raises:
+        FedparaError: This release of Flower is another than the one that they are made for.
     """
-    _quicken()
+    check_flower()
     _import_apps()
     forks = Forks(logs)
     try:
@@ -150,43 +156,6 @@ def _import_apps() -> None:
     for engine in ENGINES.values():
         with suppress(ImportError):  # the engine of this device is another
             importlib.import_module(engine.module)
-
-
-def _quicken() -> None:
-    """Have the SuperNodes of this process and its forks ask for messages more often than Flower has them do."""
-    module = _of_flower("flwr.supernode.start_client_internal", "time")
-
-    def sleep(seconds: float) -> None:
-        time.sleep(min(seconds, IDLE_SECONDS))
-
-    module.time = SimpleNamespace(**{**vars(time), "sleep": sleep})
-    # A task is there before the message that it is about, and first waits for a second if it has to.
-    pull = _of_flower("flwr.supercore.inflatable.inflatable_utils", "pull_objects").pull_objects
-    if "initial_backoff" not in (pull.__kwdefaults__ or {}):
-        raise _other_flower("an option initial_backoff of pull_objects")
-    pull.__kwdefaults__ = {**pull.__kwdefaults__, "initial_backoff": BACKOFF_SECONDS}
-
-
-def _of_flower(module: str, name: str) -> Any:
-    """A module of Flower that has a name which is replaced in it.
-
-    Raises:
-        FedparaError: This release of Flower has none.
-    """
-    try:
-        found = importlib.import_module(module)
-    except ImportError as error:
-        raise _other_flower(f"a module {module}") from error
-    if not hasattr(found, name):
-        raise _other_flower(f"{name} in {module}")
-    return found
-
-
-def _other_flower(expected: str) -> FedparaError:
-    return FedparaError(
-        f"flwr {metadata.version('flwr')}: expected {expected}, as in {FLOWER}, found none; install that release "
-        f"(pip install flwr=={FLOWER}), or use Flower's own commands, which start more processes"
-    )
 
 
 def _programs() -> Mapping[str, Program]:

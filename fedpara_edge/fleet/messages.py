@@ -10,9 +10,9 @@ A *call* asks a device to train one round. With it come the files that the devic
 An *answer* has the file `update`, with its envelope in the file `signature` if the device has a key; or it says what
 the device lacks (`bundle`, `weights`), or why it refuses (a code of `fedpara_edge.errors` and a sentence).
 
-Flower's records carry them: words in the `ConfigRecord` `words`, numbers in the `MetricRecord` `numbers`, small files
-as bytes in the `ConfigRecord` `files`, and large ones as arrays of uint8 in the `ArrayRecord` `large`, as Flower sends
-those in pieces.
+Flower's records carry them, few, as each record is a request of its own in all six hops of a message and its answer:
+words, numbers and small files, as bytes, are in the `ConfigRecord` `message`, and large files, which Flower sends in
+pieces, as arrays of uint8 in the `ArrayRecord` `large`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fedpara_edge.errors import InvalidUpdateError, brief, brief_text
 from fedpara_edge.storage.tensortable import strict_json
@@ -96,13 +96,13 @@ def read_call(content: RecordDict) -> Call:
     Raises:
         InvalidUpdateError: There is none.
     """
-    words, numbers, files = _parts(content)
+    said, files = _parts(content)
     return Call(
-        fingerprint=_word(words, "fingerprint"),
-        round=int(_number(numbers, "round")),
-        base=_word(words, "base"),
-        options=_options(_word(words, "options")),
-        run=_word(words, "run"),
+        fingerprint=_word(said, "fingerprint"),
+        round=int(_number(said, "round")),
+        base=_word(said, "base"),
+        options=_options(_word(said, "options")),
+        run=_word(said, "run"),
         files=files,
     )
 
@@ -113,35 +113,32 @@ def read_answer(content: RecordDict) -> Answer:
     Raises:
         InvalidUpdateError: There is none.
     """
-    words, numbers, files = _parts(content)
+    said, files = _parts(content)
     return Answer(
-        lacks=_word(words, "lacks"),
-        code=_brief_word(words, "code", 40),
-        message=_brief_word(words, "message", 600),
-        numbers={name: float(value) for name, value in numbers.items() if isinstance(value, int | float)},
+        lacks=_word(said, "lacks"),
+        code=_brief_word(said, "code", 40),
+        message=_brief_word(said, "message", 600),
+        numbers={name: float(value) for name, value in said.items() if isinstance(value, int | float)},
         files=files,
     )
 
 
 def _content(words: Mapping[str, str], numbers: Mapping[str, float], files: Files) -> RecordDict:
     small = {name: content for name, content in files.items() if len(content) <= SMALL_BYTES}
-    large = {name: Array(np.frombuffer(files[name], np.uint8)) for name in files.keys() - small.keys()}
-    return RecordDict(
-        {
-            "words": ConfigRecord(dict(words)),
-            "numbers": MetricRecord(dict(numbers)),
-            "files": ConfigRecord(dict(small)),
-            "large": ArrayRecord(large),
-        }
-    )
+    content = RecordDict({"message": ConfigRecord({**words, **numbers, **small})})
+    if large := {name: Array(np.frombuffer(files[name], np.uint8)) for name in files.keys() - small.keys()}:
+        content["large"] = ArrayRecord(large)
+    return content
 
 
-def _parts(content: RecordDict) -> tuple[Mapping[str, Any], Mapping[str, Any], dict[str, bytes]]:
+def _parts(content: RecordDict) -> tuple[Mapping[str, Any], dict[str, bytes]]:
+    """Words and numbers of a message, and its files."""
     try:
-        words, numbers = content.config_records["words"], content.metric_records["numbers"]
-        files = {name: each for name, each in content.config_records["files"].items() if isinstance(each, bytes)}
-        files |= {name: each.numpy().tobytes() for name, each in content.array_records["large"].items()}
-        return words, numbers, files
+        said = content.config_records["message"]
+        files = {name: each for name, each in said.items() if isinstance(each, bytes)}
+        if "large" in content:
+            files |= {name: each.numpy().tobytes() for name, each in content.array_records["large"].items()}
+        return {name: each for name, each in said.items() if name not in files}, files
     except Exception as error:  # whatever another program put there
         found = brief_text(str(error) or type(error).__name__)
         raise InvalidUpdateError(f"expected a message of fedpara-edge, found another ({found})") from error

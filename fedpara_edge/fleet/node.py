@@ -13,6 +13,7 @@ from pathlib import Path
 
 from device_runtime.interrupts import holding_interrupts
 from fedpara_edge.errors import FedparaError, InputError
+from fedpara_edge.fleet.bells import Bells, Place
 from fedpara_edge.fleet.device import FLEET
 from fedpara_edge.fleet.ports import answers, free_ports
 from fedpara_edge.fleet.settings import NodeConfig
@@ -70,13 +71,14 @@ def run_node(
 
             with holding_interrupts() as interrupted, running_forks(local / "logs") as forks:
                 (port,) = free_ports(1)
+                place = Place(Bells(1, others=True), 0, is_told=False)
                 running: tuple[int, ...] = ()
                 is_there = False
                 while all(forks.ended(pid) is None for pid in running):
                     was_there, is_there = is_there, answers(server, host=host)
                     if not running or (is_there and not was_there):
                         forks.end(*running)
-                        running = start_node(forks, address, config, port, (*trust, *key), log="node")
+                        running = start_node(forks, address, config, port, (*trust, *key), log="node", place=place)
                     if interrupted():
                         raise KeyboardInterrupt
                     time.sleep(POLL_SECONDS)

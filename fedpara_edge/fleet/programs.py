@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from fedpara_edge.errors import FedparaError, brief_text
+from fedpara_edge.fleet.bells import Bells, Place, hang
 from fedpara_edge.fleet.forks import Forks
 from fedpara_edge.fleet.keys import make_node_key
 from fedpara_edge.fleet.ports import EVERYWHERE, LOOPBACK, answers
+from fedpara_edge.fleet.replaced import ring_in_supernode, wait_in_superexec
 from fedpara_edge.fleet.settings import NodeConfig, to_flower
 from fedpara_edge.serving.certificates import AUTHORITY, CERTIFICATE, KEY, keep_certificates
 from fedpara_edge.storage.tomlfile import toml_text
@@ -65,6 +67,7 @@ class Programs:
             FedparaError: The SuperLink does not start, or refuses a key.
         """
         self._write_connection()
+        hang(bells := Bells(len(data), others=remote > 0))
         self._needed["superlink"] = self._forks.start(
             "flower-superlink",
             *self._server_options(),
@@ -85,7 +88,8 @@ class Programs:
             address = f"{LOOPBACK}:{self._port}"
             trusting = [*self._trusting, *self._key_of(name)]
             port = self._node_ports[number]
-            self._nodes[name] = start_node(self._forks, address, config, port, trusting, log=name)[0]
+            place = Place(bells, number, is_told=True)
+            self._nodes[name] = start_node(self._forks, address, config, port, trusting, log=name, place=place)[0]
         for number in range(remote):
             self._key_of(f"device-{number}")
 
@@ -165,7 +169,7 @@ class Programs:
 
 
 def start_node(
-    forks: Forks, address: str, config: NodeConfig, port: int, options: Sequence[str], *, log: str
+    forks: Forks, address: str, config: NodeConfig, port: int, options: Sequence[str], *, log: str, place: Place
 ) -> tuple[int, int]:
     """Start a SuperNode, and the SuperExec that runs its tasks; their processes.
 
@@ -176,6 +180,7 @@ def start_node(
         port: Port for its own use.
         options: Options of `flower-supernode` for what to trust and which key to use.
         log: Name of the file for what they print.
+        place: Place among the bells.
     """
     node = forks.start(
         "flower-supernode",
@@ -183,17 +188,24 @@ def start_node(
         *("--superlink", address, "--isolation", "process", "--host", LOOPBACK, "--port", str(port)),
         *("--node-config", _pairs(to_flower(config))),
         log=log,
+        before=lambda: ring_in_supernode(place),
     )
-    return node, _start_superexec(forks, port, ("--insecure",), log=log)
+    return node, _start_superexec(forks, port, ("--insecure",), log=log, place=place)
 
 
-def _start_superexec(forks: Forks, port: int, options: Sequence[str], *, log: str) -> int:
+def _start_superexec(forks: Forks, port: int, options: Sequence[str], *, log: str, place: Place | None = None) -> int:
+    def begin() -> None:
+        answers(port, seconds=START_SECONDS)
+        if place is not None:
+            wait_in_superexec(place)
+
     return forks.start(
         "flower-superexec",
         *options,
         *("--runtime-api-address", f"{LOOPBACK}:{port}"),
         log=log,
-        wait_for=lambda: answers(port, seconds=START_SECONDS),
+        before=begin,
+        after_task=(lambda: None) if place is None else place.node.ring,
     )
 
 
