@@ -24,12 +24,14 @@ class Hub:
         repositories: Files by name, by repository.
         commits: Summary of each commit, with the repository.
         private: Repositories that were made private.
+        tokens: Field `Authorization` of each request for something.
     """
 
     def __init__(self) -> None:
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.commits: list[tuple[str, str]] = []
         self.private: set[str] = set()
+        self.tokens: list[str | None] = []
         self.address = ""
 
     def version(self, repository: str) -> str:
@@ -59,12 +61,6 @@ class Hub:
         files = [{"rfilename": name} for name in self.repositories[repository]]
         return 200, {"id": repository, "sha": self.version(repository), "siblings": files, "private": False, "tags": []}
 
-    def tree(self, repository: str) -> tuple[int, Any]:
-        files = self.repositories[repository].items()
-        return 200, [
-            {"type": "file", "path": name, "size": len(content), "oid": _oid(content)} for name, content in files
-        ]
-
 
 def _oid(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -81,13 +77,12 @@ class _Handler(BaseHTTPRequestHandler):
         self._resolve(body=False)
 
     def do_GET(self) -> None:
+        self.hub.tokens.append(self.headers.get("Authorization"))
         found = _API.fullmatch(self.path.partition("?")[0])
         if found is None:
             self._resolve(body=True)
         elif found["repository"] not in self.hub.repositories:
             self._missing("RepoNotFound")
-        elif (found["rest"] or "").startswith("/tree/"):
-            self._answer(*self.hub.tree(found["repository"]))
         else:
             self._answer(*self.hub.about(found["repository"]))
 

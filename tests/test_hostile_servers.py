@@ -1,49 +1,27 @@
 """A device and what any server may answer: a `FedparaError` of one line, a bounded wait, and nothing left behind."""
 
-import socket
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+import gzip
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import signed
+from any_server import answer, answering, dripping
 from small_round import send as write_update
 from small_round import start_round
 
 from device_runtime.agent import transfers
-from device_runtime.agent.connection import LONGEST_WAIT_SECONDS, Connection, UnreachableError
+from device_runtime.agent.connection import LONGEST_WAIT_SECONDS, Connection
 from device_runtime.agent.link import JoinLink
 from device_runtime.agent.member import Member
 from device_runtime.agent.transfers import fetch, send
 from fedpara_edge.errors import FedparaError
+from fedpara_edge.storage import arriving
+from fedpara_edge.storage.arriving import TooMuchError
 from fedpara_edge.trust.client import receive
 
 DIGEST = "a" * 64
-
-
-@contextmanager
-def answering(*answers: bytes) -> Iterator[Connection]:
-    """A server that gives these answers, the last one again and again, whatever it is asked."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-
-        def serve() -> None:
-            for answer in [*answers, *[answers[-1]] * 20]:
-                with suppress(OSError):  # who asked has heard enough, or the test is over
-                    client, _ = listening.accept()
-                    with client:
-                        client.recv(1 << 16)
-                        client.sendall(answer)
-
-        threading.Thread(target=serve, daemon=True).start()
-        yield Connection(f"http://127.0.0.1:{listening.getsockname()[1]}/")
-        listening.shutdown(socket.SHUT_RDWR)
-
-
-def answer(status: str, body: bytes = b"", **fields: str) -> bytes:
-    found = {"Content-Length": str(len(body)), **{name.replace("_", "-"): value for name, value in fields.items()}}
-    head = "".join(f"{name}: {value}\r\n" for name, value in found.items())
-    return f"HTTP/1.1 {status}\r\n{head}\r\n".encode("latin-1") + body
 
 
 ANSWERS = {
@@ -120,10 +98,38 @@ def test_any_answer_is_taken_or_refused_in_one_line(name: str, asking: str, tmp_
         assert not (tmp_path / "file").exists()
 
 
-def test_a_file_without_end_fills_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfers, "MAX_FILE_BYTES", 1 << 20)
+def test_a_file_without_end_fills_no_disk(tmp_path: Path) -> None:
     body = b"HTTP/1.1 200 OK\r\n\r\n" + bytes(4 << 20)
-    with answering(body) as connection, pytest.raises(FedparaError, match="at most 1048576 bytes") as caught:
-        fetch(connection, f"files/{DIGEST}", tmp_path / "file", DIGEST)
-    assert not isinstance(caught.value, UnreachableError)
+    with answering(body) as connection, pytest.raises(TooMuchError, match="at most 1048576 bytes"):
+        fetch(connection, f"files/{DIGEST}", tmp_path / "file", DIGEST, max_bytes=1 << 20)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_answer_without_end_fills_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("device_runtime.agent.connection.MAX_ANSWER_BYTES", 1 << 20)
+    with answering(b"HTTP/1.1 200 OK\r\n\r\n" + b"[" * (4 << 20)) as connection:
+        for asking in ("join", "task"):
+            (tmp_path / asking).mkdir()
+            with pytest.raises(TooMuchError, match="at most 1048576 bytes"):
+                ASKING[asking](connection, tmp_path / asking)
+
+
+@pytest.mark.parametrize("asking", ["task", "fetch", "repository"])
+def test_a_server_that_drips_is_given_up(asking: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arriving, "GRACE_SECONDS", 0.3)
+    with dripping() as connection, pytest.raises(FedparaError, match=r"at least 1000 bytes a second, found [0-9]+ in"):
+        ASKING[asking](connection, tmp_path)
+    assert not (tmp_path / "file").exists()
+
+
+def test_a_compressed_answer_fills_no_memory(tmp_path: Path) -> None:
+    bomb = answer("200 OK", gzip.compress(bytes(200 << 20)), Content_Encoding="gzip")
+    tracemalloc.start()
+    try:
+        with answering(bomb) as connection:
+            for name, call in ASKING.items():
+                (tmp_path / name).mkdir()
+                assert refusal(lambda call=call, name=name: call(connection, tmp_path / name)) is not None  # type: ignore[misc]
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from fedpara_edge._version import __version__
 from fedpara_edge.errors import FedparaError, InputError, brief_text
+from fedpara_edge.storage.arriving import TooSlowError, arriving
 
 TIMEOUT_SECONDS = 30.0
 MAX_ANSWER_BYTES = 16 << 20
@@ -102,10 +103,11 @@ class Connection:
             timeout: Longest time without a byte, in seconds.
 
         Raises:
-            UnreachableError: There is no answer, or one that asks for patience.
+            UnreachableError: There is no answer, or one that is too slow or asks for patience.
+            TooMuchError: The answer does not fit.
         """
         with self.asking(method, place, headers=headers, body=body, timeout=timeout) as response:
-            content = response.read(MAX_ANSWER_BYTES)
+            content = b"".join(pieces(response, name=self.url, max_bytes=MAX_ANSWER_BYTES))
             if response.length:
                 raise UnreachableError(f"{self.url}: expected a whole answer, found it cut short; check the network")
             return Answer(status=response.status, headers=_fields(response), content=content)
@@ -160,10 +162,23 @@ class Connection:
         )
 
 
-def pieces(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """The body of an answer, piece by piece."""
-    while piece := response.read(_PIECE_BYTES):
-        yield piece
+def pieces(response: http.client.HTTPResponse, *, name: str, max_bytes: int) -> Iterator[bytes]:
+    """The body of an answer, piece by piece.
+
+    Args:
+        response: Answer.
+        name: What it is, and from where.
+        max_bytes: Largest size of the body.
+
+    Raises:
+        TooMuchError: There are more bytes.
+        UnreachableError: They arrive too slowly.
+    """
+    read = iter(lambda: response.read1(_PIECE_BYTES), b"")
+    try:
+        yield from arriving(read, name=name, max_bytes=max_bytes, remedy="the server has to be repaired")
+    except TooSlowError as error:
+        raise UnreachableError(str(error)) from error
 
 
 def _fields(response: http.client.HTTPResponse) -> dict[str, str]:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from device_runtime.agent.connection import Answer, Connection
 from device_runtime.agent.link import JoinLink
-from device_runtime.agent.transfers import fetch
+from device_runtime.agent.transfers import MAX_FILE_BYTES, fetch
 from fedpara_edge.errors import (
     FedparaError,
     InputError,
@@ -35,7 +35,7 @@ from fedpara_edge.formats.task import Task, read_task
 from fedpara_edge.formats.weights import read_weights, write_weights
 from fedpara_edge.storage.atomic import remove_leftovers_in, replacing_file
 from fedpara_edge.storage.tensortable import strict_json
-from fedpara_edge.storage.wholefile import read_text
+from fedpara_edge.storage.wholefile import MAX_BYTES, read_text
 
 WAIT_SECONDS = 50
 """Time for which the server may keep a request for a task waiting."""
@@ -149,12 +149,12 @@ class Member:
         digest = task.bundle.rpartition("/")[2]
         folder = self.folder / f"bundle-{digest[:16]}"
         folder.mkdir(exist_ok=True)
-        self._fetch(f"{task.bundle}/{MANIFEST}", folder / MANIFEST, digest)
+        self._fetch(f"{task.bundle}/{MANIFEST}", folder / MANIFEST, digest, max_bytes=MAX_BYTES)
         manifest = read_manifest(folder / MANIFEST)
         for name, entry in manifest.files.items():
             if Path(name).name != name:
                 raise WrongBundleError(f"{task.bundle}: expected files in the folder alone, found {name!r}")
-            self._fetch(f"{task.bundle}/{name}", folder / name, str(entry["sha256"]))
+            self._fetch(f"{task.bundle}/{name}", folder / name, str(entry["sha256"]), max_bytes=entry["bytes"])
         for other in self.folder.glob("bundle-*"):
             if other != folder:
                 shutil.rmtree(other, ignore_errors=True)
@@ -199,8 +199,8 @@ class Member:
             return True
         return False
 
-    def _fetch(self, place: str, target: Path, digest: str) -> None:
-        self.received_bytes += fetch(self.connection, place, target, digest)
+    def _fetch(self, place: str, target: Path, digest: str, *, max_bytes: int = MAX_FILE_BYTES) -> None:
+        self.received_bytes += fetch(self.connection, place, target, digest, max_bytes=min(max_bytes, MAX_FILE_BYTES))
 
     def _checked(self, answer: Answer, expected: int) -> Answer:
         if answer.status == expected:

@@ -14,6 +14,7 @@ from typing import Any
 
 from device_runtime.agent.connection import Answer, Connection, UnreachableError, pieces
 from fedpara_edge.errors import FedparaError, InvalidUpdateError
+from fedpara_edge.storage.arriving import TooMuchError
 from fedpara_edge.storage.atomic import replacing_file, sha256_of, sync
 from fedpara_edge.storage.tensortable import strict_json
 from fedpara_edge.storage.wholefile import read_text, read_whole
@@ -29,7 +30,7 @@ class MissingError(FedparaError):
     code = "missing"
 
 
-def fetch(connection: Connection, place: str, target: Path, digest: str) -> int:
+def fetch(connection: Connection, place: str, target: Path, digest: str, *, max_bytes: int = MAX_FILE_BYTES) -> int:
     """Fetch a file whose SHA-256 is known, unless it is there; the number of bytes that were received.
 
     Args:
@@ -37,10 +38,12 @@ def fetch(connection: Connection, place: str, target: Path, digest: str) -> int:
         place: Address of the file.
         target: File to write; what arrived of it so far is beside it, with `.part`.
         digest: SHA-256, hexadecimal.
+        max_bytes: Largest size that it may have.
 
     Raises:
-        UnreachableError: The connection broke; the same call goes on.
+        UnreachableError: The connection broke, or is too slow; the same call goes on.
         MissingError: The server does not have it.
+        TooMuchError: It is larger; what arrived is removed.
         FedparaError: The server sends something else.
     """
     if target.exists() and sha256_of(target) == digest:
@@ -58,14 +61,12 @@ def fetch(connection: Connection, place: str, target: Path, digest: str) -> int:
         if response.status not in (200, 206):
             raise FedparaError(f"{connection.url}{place}: expected a file, found status {response.status}")
         with part.open("ab" if response.status == 206 else "wb") as file:
-            for piece in pieces(response):
-                received += file.write(piece)
-                if file.tell() > MAX_FILE_BYTES:
-                    part.unlink()
-                    raise FedparaError(
-                        f"{connection.url}{place}: expected a file of at most {MAX_FILE_BYTES} bytes, found more; the "
-                        "server has to be repaired"
-                    )
+            try:
+                for piece in pieces(response, name=f"{connection.url}{place}", max_bytes=max_bytes - file.tell()):
+                    received += file.write(piece)
+            except TooMuchError:
+                part.unlink()
+                raise
     if sha256_of(part) != digest:
         is_short = response.length not in (0, None)
         if not is_short:

@@ -16,10 +16,11 @@ from fedpara_edge.errors import FedparaError, InputError, WrongBundleError, brie
 from fedpara_edge.formats.bundle import MANIFEST, open_bundle, read_manifest
 from fedpara_edge.formats.weights import read_weights
 from fedpara_edge.hub.card import MARK, model_card
+from fedpara_edge.hub.download import MAX_DOWNLOAD_BYTES, Download, http_errors
 from fedpara_edge.installation import install_line
 from fedpara_edge.storage.atomic import check_output, replacing_file, replacing_folder
 from fedpara_edge.storage.rounds import round_path
-from fedpara_edge.storage.wholefile import read_whole
+from fedpara_edge.storage.wholefile import MAX_BYTES, read_whole
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -66,7 +67,7 @@ def push(path: Path, repository: str, *, private: bool = False) -> Pushed:
     files: dict[str, Path | bytes] = {name: path / name for name in (*manifest.files, MANIFEST)}
     with _asking(repository):
         api.create_repo(repository, private=private, exist_ok=True)
-        card = _read(api, repository, CARD) if api.file_exists(repository, CARD) else MARK
+        card = _read_card(api, repository) if api.file_exists(repository, CARD) else MARK
         if MARK in card:
             files[CARD] = model_card(manifest, repository).encode()
         added = [CommitOperationAdd(name, content) for name, content in files.items()]
@@ -80,7 +81,7 @@ def _push_weights(api: HfApi, path: Path, repository: str) -> Pushed:
     weights = read_weights(path)
     name = round_path(WEIGHTS, weights.round).as_posix()
     with _asking(repository), tempfile.TemporaryDirectory() as place:
-        _check_fingerprint(api, repository, None, weights.fingerprint, path, Path(place))
+        _check_fingerprint(Download(api, repository), repository, weights.fingerprint, path, Path(place))
         done = api.create_commit(
             repository,
             [CommitOperationAdd(name, path)],
@@ -89,70 +90,87 @@ def _push_weights(api: HfApi, path: Path, repository: str) -> Pushed:
     return Pushed(address=str(done.commit_url), files=(name,))
 
 
-def pull_bundle(repository: str, output: Path, *, revision: str | None = None, overwrite: bool = False) -> Path:
+def pull_bundle(
+    repository: str,
+    output: Path,
+    *,
+    revision: str | None = None,
+    max_bytes: int = MAX_DOWNLOAD_BYTES,
+    overwrite: bool = False,
+) -> Path:
     """Pull the bundle of a repository.
 
     Args:
         repository: Name of the repository, as `owner/name`.
         output: Bundle folder to make.
         revision: Branch, tag or commit; None for the main branch.
+        max_bytes: Most bytes of all files together.
         overwrite: Whether to replace an existing folder.
 
     Raises:
         InputError: The package huggingface_hub is not installed.
         OutputExistsError: The folder exists, and `overwrite` is false.
         WrongBundleError: There is no bundle, or it is damaged.
-        FedparaError: The Hub refuses, or can't be reached.
+        TooMuchError: There are more bytes than the limit, or than the manifest says.
+        FedparaError: The Hub refuses, is too slow, or can't be reached.
     """
     check_output(output, overwrite=overwrite, folder=True)
     api = _api()
     with replacing_folder(output) as made:
-        with _asking(repository), tempfile.TemporaryDirectory(dir=made.parent) as place:
-            manifest = read_manifest(_download(api, repository, revision, MANIFEST, Path(place)))
-            for name in (MANIFEST, *manifest.files):
+        with _asking(repository):
+            download = Download(api, repository, revision, max_bytes=max_bytes)
+            manifest = read_manifest(download.fetch(MANIFEST, made / MANIFEST, max_bytes=MAX_BYTES))
+            for name in manifest.files:
                 if Path(name).name != name:
                     raise WrongBundleError(f"{repository}: expected names of files in {MANIFEST}, found {name!r}")
-                shutil.copyfile(_download(api, repository, revision, name, Path(place)), made / name)
+            sizes = {name: entry["bytes"] for name, entry in manifest.files.items()}
+            download.expect(sizes)
+            for name, size in sizes.items():
+                download.fetch(name, made / name, listed=size)
         open_bundle(made)
     return output
 
 
-def pull_weights(repository: str, output: Path, *, revision: str | None = None, overwrite: bool = False) -> int:
+def pull_weights(
+    repository: str,
+    output: Path,
+    *,
+    revision: str | None = None,
+    max_bytes: int = MAX_DOWNLOAD_BYTES,
+    overwrite: bool = False,
+) -> int:
     """Pull the newest weights of a repository, or the initial ones if there are none of later rounds; their round.
 
     Args:
         repository: Name of the repository, as `owner/name`.
         output: Weights file to write.
         revision: Branch, tag or commit; None for the main branch.
+        max_bytes: Most bytes of all files together.
         overwrite: Whether to replace an existing file.
 
     Raises:
         InputError: The package huggingface_hub is not installed, or the file is no weights file.
         OutputExistsError: The file exists, and `overwrite` is false.
         WrongBundleError: The weights are of another bundle than the repository's.
-        FedparaError: The Hub refuses, or can't be reached.
+        TooMuchError: There are more bytes than the limit, or than the manifest says.
+        FedparaError: The Hub refuses, is too slow, or can't be reached.
     """
     check_output(output, overwrite=overwrite)
     api = _api()
     with _asking(repository), tempfile.TemporaryDirectory() as place:
-        rounds = [
-            int(found[1])
-            for name in api.list_repo_files(repository, revision=revision)
-            if (found := _ROUND.fullmatch(name))
-        ]
+        download = Download(api, repository, revision, max_bytes=max_bytes)
+        rounds = [int(found[1]) for name in download.names() if (found := _ROUND.fullmatch(name))]
         name = round_path(WEIGHTS, max(rounds)).as_posix() if rounds else "weights.safetensors"
-        path = _download(api, repository, revision, name, Path(place))
+        path = download.fetch(name, Path(place, "weights.safetensors"))
         weights = read_weights(path)
-        _check_fingerprint(api, repository, revision, weights.fingerprint, Path(name), Path(place))
+        _check_fingerprint(download, repository, weights.fingerprint, Path(name), Path(place))
         with replacing_file(output) as temporary:
             shutil.copyfile(path, temporary)
     return weights.round
 
 
-def _check_fingerprint(
-    api: HfApi, repository: str, revision: str | None, fingerprint: str, path: Path, place: Path
-) -> None:
-    manifest = read_manifest(_download(api, repository, revision, MANIFEST, place))
+def _check_fingerprint(download: Download, repository: str, fingerprint: str, path: Path, place: Path) -> None:
+    manifest = read_manifest(download.fetch(MANIFEST, place / MANIFEST, max_bytes=MAX_BYTES))
     if manifest.fingerprint != fingerprint:
         raise WrongBundleError(
             f"{path}: expected weights of the bundle in {repository} ({manifest.fingerprint[:12]}), found those of "
@@ -160,14 +178,10 @@ def _check_fingerprint(
         )
 
 
-def _read(api: HfApi, repository: str, name: str) -> str:
+def _read_card(api: HfApi, repository: str) -> str:
     with tempfile.TemporaryDirectory() as place:
-        return read_whole(_download(api, repository, None, name, Path(place))).decode("utf-8", "replace")
-
-
-def _download(api: HfApi, repository: str, revision: str | None, name: str, place: Path) -> Path:
-    """A file of a repository, in a folder rather than in the Hub's cache, which would keep it for good."""
-    return Path(api.hf_hub_download(repository, name, revision=revision, local_dir=place))
+        path = Download(api, repository).fetch(CARD, Path(place, CARD), max_bytes=MAX_BYTES)
+        return read_whole(path).decode("utf-8", "replace")
 
 
 def _api() -> HfApi:
@@ -185,6 +199,7 @@ def _asking(repository: str) -> Iterator[None]:
     from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()
+    lost: tuple[type[Exception], ...] = (OSError, *http_errors())
     try:
         yield
     except FedparaError:
@@ -204,7 +219,7 @@ def _asking(repository: str) -> Iterator[None]:
         ) from error
     except HfHubHTTPError as error:
         raise FedparaError(f"{repository}: expected the Hub to take this, found {_line(error)}") from error
-    except OSError as error:
+    except lost as error:
         raise FedparaError(
             f"{repository}: expected to reach the Hub, found {_line(error)}; check the network, and HF_ENDPOINT for "
             "another server"

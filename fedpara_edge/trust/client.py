@@ -11,6 +11,7 @@ the changes since those that are there where that takes fewer bytes: the result 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,17 +25,20 @@ from tuf.api.exceptions import (
     ExpiredMetadataError,
     LengthOrHashMismatchError,
     RepositoryError,
+    SlowRetrievalError,
     UnsignedMetadataError,
 )
 from tuf.api.metadata import Metadata, Targets
 from tuf.ngclient import FetcherInterface, TargetFile, Updater, Urllib3Fetcher
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, TimeoutError
+from urllib3.response import BaseHTTPResponse
 
 from fedpara_edge.errors import FedparaError, InputError, TrustError, brief_text
 from fedpara_edge.formats.bundle import MANIFEST
 from fedpara_edge.formats.bundle import WEIGHTS as INITIAL_WEIGHTS
 from fedpara_edge.formats.change import apply_change
 from fedpara_edge.formats.weights import read_weights, write_weights
+from fedpara_edge.storage.arriving import arriving
 from fedpara_edge.storage.locking import hold_folder
 from fedpara_edge.storage.rounds import round_path
 from fedpara_edge.storage.wholefile import check_regular, read_whole
@@ -115,7 +119,7 @@ class _Receiver:
                 f"{repository}: expected a repository's folder or an address of one, found no folder metadata in it; "
                 "check the path"
             )
-        self._fetcher = _Watching(Urllib3Fetcher(app_user_agent="fedpara-edge") if is_remote else _Folder())
+        self._fetcher = _Watching(_Web(app_user_agent="fedpara-edge") if is_remote else _Folder())
         self._fetched_bytes = 0
 
     def receive(self) -> Received:
@@ -266,7 +270,9 @@ class _Receiver:
 
 
 class _Watching(FetcherInterface):
-    """A fetcher that remembers what it was last asked for, for the message of an error.
+    """A fetcher that remembers what it was last asked for, for the message of an error, and gives up what is too slow.
+
+    The updater itself takes no more bytes than are signed, or than its limit of each kind of metadata.
 
     Args:
         inner: Fetcher that does the work.
@@ -279,9 +285,22 @@ class _Watching(FetcherInterface):
     def _fetch(self, url: str) -> Iterator[bytes]:
         self.last = url
         try:
-            yield from self._inner.fetch(url)
+            yield from arriving(self._inner.fetch(url), name=url, max_bytes=sys.maxsize, remedy="")
         except HTTPError as error:  # of an answer that is no HTTP, which the library lets through
             raise DownloadError(f"an answer that can't be read: {error}") from error
+
+
+class _Web(Urllib3Fetcher):
+    """A fetcher of addresses that gives bytes as they arrive, undecoded, in place of whole pieces."""
+
+    def _chunks(self, response: BaseHTTPResponse) -> Iterator[bytes]:
+        try:
+            while piece := response.read1(_PIECE, decode_content=False):
+                yield piece
+        except TimeoutError as error:
+            raise SlowRetrievalError from error
+        finally:
+            response.release_conn()
 
 
 class _Folder(FetcherInterface):
