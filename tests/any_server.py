@@ -36,14 +36,14 @@ def answer(status: str, body: bytes = b"", **fields: str) -> bytes:
 
 
 @contextmanager
-def dripping() -> Iterator[Connection]:
+def dripping(status: str = "200 OK") -> Iterator[Connection]:
     """A server that sends a byte every 50 ms."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def drip(client: socket.socket) -> None:
             with suppress(OSError), client:
                 client.recv(1 << 16)
-                client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n\r\n")
+                client.sendall(f"HTTP/1.1 {status}\r\nContent-Length: 10000\r\n\r\n".encode())
                 for _ in range(1000):
                     client.sendall(b"[")
                     time.sleep(0.05)

@@ -1,6 +1,7 @@
 """A device and what any server may answer: a `FedparaError` of one line, a bounded wait, and nothing left behind."""
 
 import gzip
+import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -120,6 +121,10 @@ def test_a_server_that_drips_is_given_up(asking: str, tmp_path: Path, monkeypatc
     with dripping() as connection, pytest.raises(FedparaError, match=r"at least 1000 bytes a second, found [0-9]+ in"):
         ASKING[asking](connection, tmp_path)
     assert not (tmp_path / "file").exists()
+    started = time.monotonic()
+    with dripping("503 Busy") as connection, pytest.raises(FedparaError, match="found status 503"):
+        ASKING["task"](connection, tmp_path)
+    assert time.monotonic() - started < 20  # of the 50 in which 1000 bytes are there
 
 
 def test_a_compressed_answer_fills_no_memory(tmp_path: Path) -> None:

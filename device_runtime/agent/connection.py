@@ -155,7 +155,7 @@ class Connection:
 
     def _overloaded(self, response: http.client.HTTPResponse) -> UnreachableError:
         after = response.headers.get("Retry-After", "")
-        said = brief_text(response.read(1000).decode("utf-8", "replace").strip(), max_length=300)
+        said = brief_text(response.read1(1000).decode("utf-8", "replace").strip(), max_length=300)
         return UnreachableError(
             f"{self.url}: expected a server with time for this device, found status {response.status}: {said}",
             after_seconds=min(float(after), LONGEST_WAIT_SECONDS) if after.isdecimal() else None,
