@@ -170,6 +170,42 @@ def test_killed_it_leaves_nothing_and_goes_on_with_the_nodes_that_are_there(here
     wait_until_free([port, *ports(here)])
 
 
+def test_a_killed_superlink_or_server_ends_in_one_line_and_each_round_counts_once(here: Path) -> None:
+    make_app(here, rounds=8)
+    for victim, expected in ((superlink_of, "superlink.log: expected a program that runs"), (server_app_of, "found")):
+        before = len(rounds(here))
+        running = start(here, "-n", "2")
+        wait_until(lambda before=before: len(rounds(here)) > before)  # type: ignore[misc]
+        os.kill(victim(here), signal.SIGKILL)
+        code, _, err = end(running)  # of a server that was killed Flower hears after a minute
+        assert code == 1, err
+        assert expected in err.splitlines()[-1]
+        assert "same command goes on" in err.splitlines()[-1]
+        assert not processes(here)
+        assert len(rounds(here)) < 8
+    wait_until_free(ports(here))
+    code, _, err = end(start(here, "-n", "2"))
+    assert code == 0, err
+    assert [event["round"] for event in rounds(here)] == [*range(1, 9)]
+    assert [event["participants"] for event in rounds(here)] == [2] * 8
+
+
+def superlink_of(place: Path) -> int:
+    log = (place / "app" / "local" / "logs" / "superlink.log").read_text()
+    return int(re.findall(r"Started server process \[(\d+)\]", log)[-1])
+
+
+def server_app_of(place: Path) -> int:
+    """The task of the SuperExec that runs the server."""
+    log = place / "app" / "local" / "logs" / "server.log"
+    parents = {
+        pid: int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in processes(place)
+    }
+    printing = {pid for pid in parents if Path(f"/proc/{pid}/fd/1").resolve() == log}
+    (task,) = (pid for pid in printing if parents[pid] in printing)
+    return task
+
+
 def test_failed_or_interrupted_it_says_so_and_leaves_nothing(here: Path) -> None:
     make_app(here, rounds=50, min_updates=3)
     code, out, err = end(start(here, "-n", "2"))
