@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from fedpara_edge.errors import FedparaError, WrongBundleError, brief
+from fedpara_edge.errors import FedparaError, WrongBundleError, brief, counted
 from fedpara_edge.storage.arriving import TooMuchError, arriving
 from fedpara_edge.storage.wholefile import MAX_BYTES
 
@@ -76,8 +76,8 @@ class Download:
         total = sum(sizes.values())
         if total > self._left:
             raise TooMuchError(
-                f"{self._repository}: expected at most {self._max_bytes} bytes, found {total} in its {len(sizes)} "
-                f"files; {_RAISE}"
+                f"{self._repository}: expected at most {self._max_bytes} bytes, found {total} in its "
+                f"{counted(len(sizes), 'file')}; {_RAISE}"
             )
 
     def fetch(self, name: str, target: Path, *, listed: int | None = None, max_bytes: int | None = None) -> Path:
