@@ -167,7 +167,7 @@ def pieces(response: http.client.HTTPResponse, *, name: str, max_bytes: int) -> 
 
     Args:
         response: Answer.
-        name: What it is, and from where.
+        name: Name of the answer in errors.
         max_bytes: Largest size of the body.
 
     Raises:

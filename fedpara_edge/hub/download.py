@@ -86,7 +86,7 @@ class Download:
         Args:
             name: Name in the repository.
             target: File to write; there is none after an error.
-            listed: Its size as the manifest lists it; None for a file that is not in a manifest.
+            listed: Size of the file as the manifest lists it; None for a file that is not in a manifest.
             max_bytes: Largest size that it may have; None for what is left of the limit.
 
         Raises:

@@ -34,7 +34,7 @@ def arriving(pieces: Iterable[bytes], *, name: str, max_bytes: int, remedy: str)
 
     Args:
         pieces: Pieces.
-        name: What arrives, and from where.
+        name: Name of what arrives, in errors.
         max_bytes: Largest size of all together.
         remedy: Remedy for too many bytes.
 
