@@ -14,6 +14,7 @@ from torch import nn
 
 from export import export_bundle, exporter
 from export.step.weight_update import optimizer_constants
+from fedpara_edge.factors.rank import UpdateOptions
 from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.formats.recipe import ExportConfig
 from fedpara_edge.nn import Conv2d, Linear
@@ -56,15 +57,16 @@ def small_net(*, dropout: float = 0.0) -> nn.Sequential:
 
 
 def updating_net(**options: Any) -> nn.Sequential:
-    """The same of kind `update`, without dropout, with these options of its factored layers."""
+    """The same of kind `update`, without dropout, with these options of its updates."""
     torch.manual_seed(1)
+    update = UpdateOptions(**options)
     return nn.Sequential(
-        Conv2d(1, 8, 3, kind="update", rank=2, padding=1, **options),
+        Conv2d(1, 8, 3, kind="update", rank=2, padding=1, update=update),
         nn.GroupNorm(2, 8),
         nn.Tanh(),
         nn.AvgPool2d(2),
         nn.Flatten(),
-        Linear(128, CLASSES, kind="update", rank=3, **options),
+        Linear(128, CLASSES, kind="update", rank=3, update=update),
     )
 
 

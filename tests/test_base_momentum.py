@@ -28,7 +28,7 @@ from fedpara_edge.factors.choice import choose_layer
 from fedpara_edge.factors.compose import compose_update, factor_shapes
 from fedpara_edge.factors.factorization import Factorization
 from fedpara_edge.factors.layout import LayerSpec, Layout
-from fedpara_edge.factors.rank import layer_spec
+from fedpara_edge.factors.rank import UpdateOptions, layer_spec
 from fedpara_edge.factors.roles import keep_personal
 from fedpara_edge.factors.update import check_updates, draw_directions, fold_with_momentum
 from fedpara_edge.formats.bundle import ENGINES, WEIGHTS, Bundle, open_bundle
@@ -41,8 +41,9 @@ from fedpara_edge.simulation.runner import simulate
 from fedpara_edge.storage.tensorfile import TensorFile
 
 BETA = 0.6
-CONV = layer_spec((6, 4, 3, 3), name="conv", kind="update", form="matrix", rank=2, base_momentum=BETA)
-FC = layer_spec((8, 9), name="fc", kind="update", form="matrix", rank=3, base_momentum=BETA)
+MOMENTUM = UpdateOptions(base_momentum=BETA)
+CONV = layer_spec((6, 4, 3, 3), name="conv", kind="update", form="matrix", rank=2, update=MOMENTUM)
+FC = layer_spec((8, 9), name="fc", kind="update", form="matrix", rank=3, update=MOMENTUM)
 HEAD = small_round.layer("head", (3, 8), kind="dense")
 LAYOUT = small_round.layout_of(CONV, FC, HEAD)
 FACTORS, BASES = {"conv.u", "conv.v", "fc.u", "fc.v"}, {"conv.base", "fc.base"}
@@ -212,7 +213,7 @@ def test_a_momentum_is_of_no_other_kind() -> None:
     with pytest.raises(InputError, match="expected with kind update, found with fedpara") as error:
         Factorization(base_momentum=0.5)
     assert error.value.key == "base_momentum"
-    assert choose_layer("c", (64, 64, 3, 3), base_momentum=0.5).spec.base_momentum == 0
+    assert choose_layer("c", (64, 64, 3, 3), update=UpdateOptions(base_momentum=0.5)).spec.base_momentum == 0
 
 
 def test_personal_updates_have_none() -> None:
@@ -337,7 +338,7 @@ def test_all_layers_that_are_converted_have_it() -> None:
     assert {tensor.layer for tensor in layout.with_role("velocity")} == {layer.name for layer in layers}
     check_updates(layout)
     assert not any("velocity" in name for name in converted.state_dict())
-    for made in (LSTM(24, 32, kind="update", base_momentum=BETA), GRU(24, 32, kind="update", base_momentum=BETA)):
+    for made in (LSTM(24, 32, kind="update", update=MOMENTUM), GRU(24, 32, kind="update", update=MOMENTUM)):
         assert {weight.spec.base_momentum for weight in made.weights().values()} == {BETA}
 
 

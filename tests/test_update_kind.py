@@ -26,7 +26,7 @@ from fedpara_edge.factors.choice import choose_layer
 from fedpara_edge.factors.compose import compose, factor_shapes, held_shapes
 from fedpara_edge.factors.factorization import Factorization
 from fedpara_edge.factors.layout import LayerSpec, Layout
-from fedpara_edge.factors.rank import layer_spec
+from fedpara_edge.factors.rank import UpdateOptions, layer_spec
 from fedpara_edge.factors.roles import keep_personal
 from fedpara_edge.factors.update import check_updates, draw_directions, drawn_tensors, fold_update
 from fedpara_edge.formats.bundle import ENGINES, WEIGHTS, Bundle
@@ -320,7 +320,9 @@ def test_ranks_are_of_equal_size_or_given() -> None:
     update = choose_layer("c", (128, 64, 3, 3), kind="update", gamma=0.1).spec
     assert (update.form, update.rank, update.reset_every) == ("matrix", 11, 1)
     assert update.rank * (128 + 576) <= sum(int(np.prod(s)) for s in factor_shapes(fedpara).values())
-    given = choose_layer("c", (128, 64, 3, 3), kind="update", rank=5, scale=0.5, reset_every=4).spec
+    given = choose_layer(
+        "c", (128, 64, 3, 3), kind="update", rank=5, update=UpdateOptions(scale=0.5, reset_every=4)
+    ).spec
     assert (given.rank, given.scale, given.reset_every) == (5, 0.5, 4)
     spec, reason, _ = choose_layer("c", (4, 9), kind="update", rank=5)
     assert (spec.kind, reason) == ("dense", "rank 5 is more than the 4 of the weight")

@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 from fedpara_edge.errors import InputError
 from fedpara_edge.factors.compose import attainable_rank, factor_count
 from fedpara_edge.factors.layout import Form, Kind, LayerSpec
-from fedpara_edge.factors.rank import equal_size_rank, layer_spec, minimum_rank, scheduled_rank
+from fedpara_edge.factors.rank import UpdateOptions, equal_size_rank, layer_spec, minimum_rank, scheduled_rank
 
 RankSchedule = Literal["full", "paper"]
 
@@ -56,9 +56,7 @@ def choose_layer(
     rank: int | None = None,
     tanh: bool = False,
     schedule: RankSchedule = "full",
-    scale: float | None = None,
-    reset_every: int = 1,
-    base_momentum: float = 0.0,
+    update: UpdateOptions = UpdateOptions(),
 ) -> LayerChoice:
     """Layer of the given kind, or a dense one where factors would not be smaller than the weight.
 
@@ -76,9 +74,7 @@ def choose_layer(
         rank: Rank to use instead of the schedule's.
         tanh: Whether to use the variant with tanh, for `fedpara` only.
         schedule: Rank schedule, of which rule 3 is `least_savings`.
-        scale: Scale c of an update; None for the even one (`fedpara_edge.factors.rank.even_scale`).
-        reset_every: Rounds after which an update is folded.
-        base_momentum: Momentum of the base of an update.
+        update: Options of the kind `update`.
 
     Raises:
         InputError: `gamma`, `rank` or `shape` is out of range, or `tanh` is requested for a kind other than `fedpara`.
@@ -106,9 +102,7 @@ def choose_layer(
             form=form,
             rank=rank,
             tanh=tanh,
-            scale=scale,
-            reset_every=reset_every,
-            base_momentum=base_momentum,
+            update=update,
         )
         not_smaller = _not_smaller(spec, requested=True)
         return LayerChoice(dense, not_smaller) if not_smaller else LayerChoice(spec)
@@ -129,9 +123,7 @@ def choose_layer(
         form=form,
         rank=chosen,
         tanh=tanh,
-        scale=scale,
-        reset_every=reset_every,
-        base_momentum=base_momentum,
+        update=update,
     )
     return LayerChoice(spec, note=note)
 

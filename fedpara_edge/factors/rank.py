@@ -14,7 +14,7 @@ the authors' notebook takes the larger of the two roots (951,334 at γ 0); Flowe
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from fedpara_edge.errors import InputError
@@ -85,6 +85,29 @@ def _largest_rank(shape: tuple[int, ...], *, kind: Kind, form: Form, budget: int
     return low
 
 
+@dataclass(frozen=True, kw_only=True)
+class UpdateOptions:
+    """Options of a layer of kind `update` (`fedpara_edge.factors.update`).
+
+    Args:
+        scale: Scale c, above 0; the even one of the rank (`even_scale`) if None.
+        reset_every: Rounds after which the update is folded and begins anew, at least 1.
+        base_momentum: Momentum β of the base, from 0 to below 1.
+    """
+
+    scale: float | None = None
+    reset_every: int = 1
+    base_momentum: float = 0.0
+
+    @classmethod
+    def of(cls, layer: LayerSpec) -> UpdateOptions:
+        """Options of a layer, with which another of its kind and rank has the same; the usual ones for other kinds."""
+        if layer.kind != "update":
+            return cls()
+        scale = None if layer.scale == even_scale(layer.rank) else layer.scale  # the even one differs with the rank
+        return cls(scale=scale, reset_every=layer.reset_every, base_momentum=layer.base_momentum)
+
+
 def layer_spec(
     shape: tuple[int, ...],
     *,
@@ -93,23 +116,26 @@ def layer_spec(
     rank: int,
     name: str = "",
     tanh: bool = False,
-    scale: float | None = None,
-    reset_every: int = 1,
-    base_momentum: float = 0.0,
+    update: UpdateOptions = UpdateOptions(),
 ) -> LayerSpec:
     """Specification of a layer whose operator follows from its shape, [O, I] or [O, I, K1, K2].
 
-    Linear layers and updates have the matrix form; the scale, by default the even one, the rounds between resets and
-    the momentum of the base are those of updates, and left out for other kinds.
+    Linear layers and updates have the matrix form; the options of updates are left out for other kinds.
     """
     operator: Operator = "linear" if len(shape) == 2 else "conv2d"
     form = "matrix" if operator == "linear" or kind == "update" else form
     common = LayerSpec(name=name, operator=operator, kind="dense", form=form, shape=shape, rank=0)
-    if kind == "update":
-        scale = even_scale(rank) if scale is None else scale
-        made = replace(common, kind=kind, rank=rank, tanh=tanh, scale=float(scale), reset_every=reset_every)
-        return replace(made, base_momentum=float(base_momentum))
-    return replace(common, kind=kind, rank=rank, tanh=tanh)
+    if kind != "update":
+        return replace(common, kind=kind, rank=rank, tanh=tanh)
+    return replace(
+        common,
+        kind=kind,
+        rank=rank,
+        tanh=tanh,
+        scale=even_scale(rank) if update.scale is None else float(update.scale),
+        reset_every=update.reset_every,
+        base_momentum=float(update.base_momentum),
+    )
 
 
 def even_scale(rank: int) -> float:

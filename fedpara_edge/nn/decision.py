@@ -11,6 +11,7 @@ from fedpara_edge.factors.choice import LayerChoice, choose_layer, least_savings
 from fedpara_edge.factors.compose import factor_count
 from fedpara_edge.factors.factorization import Factorization
 from fedpara_edge.factors.layout import LayerSpec
+from fedpara_edge.factors.rank import UpdateOptions
 from fedpara_edge.nn.layers import FactoredLayer
 from fedpara_edge.nn.selection import FROZEN, Weight, has_own_rank, is_depthwise, last_match, reason_to_leave, ties
 
@@ -72,9 +73,11 @@ def _choose(name: str, shape: tuple[int, ...], factorization: Factorization) -> 
         rank=last_match(name, factorization.rank_of),
         tanh=factorization.tanh,
         schedule=factorization.rank_schedule,
-        scale=factorization.scale,
-        reset_every=factorization.reset_every or 1,
-        base_momentum=factorization.base_momentum or 0.0,
+        update=UpdateOptions(
+            scale=factorization.scale,
+            reset_every=factorization.reset_every or 1,
+            base_momentum=factorization.base_momentum or 0.0,
+        ),
     )
 
 

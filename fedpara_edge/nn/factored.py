@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fedpara_edge.factors.choice import choose_layer
 from fedpara_edge.factors.factorization import Init
 from fedpara_edge.factors.layout import LayerSpec
-from fedpara_edge.factors.rank import even_scale
+from fedpara_edge.factors.rank import UpdateOptions
 from fedpara_edge.nn.attention import MultiheadAttention
 from fedpara_edge.nn.counterparts import PROJECTIONS, weight_names, weight_of
 from fedpara_edge.nn.embedding import Embedding
@@ -107,9 +107,7 @@ def _linear_like(layer: nn.Linear, spec: LayerSpec, init: Init) -> FactoredLayer
         kind=spec.kind,
         rank=spec.rank,
         tanh=spec.tanh,
-        scale=spec.scale or None,
-        reset_every=spec.reset_every,
-        base_momentum=spec.base_momentum,
+        update=UpdateOptions.of(spec),
         init=init,
         initial_std=_rms(layer.weight) if init == "own" else None,
         name=spec.name,
@@ -131,9 +129,7 @@ def _conv2d_like(layer: nn.Conv2d, spec: LayerSpec, init: Init) -> FactoredLayer
         rank=spec.rank,
         form=spec.form,
         tanh=spec.tanh,
-        scale=spec.scale or None,
-        reset_every=spec.reset_every,
-        base_momentum=spec.base_momentum,
+        update=UpdateOptions.of(spec),
         init=init,
         initial_std=_rms(layer.weight) if init == "own" else None,
         name=spec.name,
@@ -174,9 +170,7 @@ def _recurrent_like(
         kind=spec.kind,
         rank={name: specs[name].rank if name in specs else 0 for name in weight_names(layer)},
         tanh=spec.tanh,
-        scale=None if spec.scale == even_scale(spec.rank) else spec.scale,  # the even one differs with the rank
-        reset_every=spec.reset_every,
-        base_momentum=spec.base_momentum,
+        update=UpdateOptions.of(spec),
         init=init,
         name=spec.name.removesuffix(weight).removesuffix("."),
     )

@@ -18,7 +18,7 @@ from fedpara_edge.errors import InputError
 from fedpara_edge.factors.compose import compose, contraction, factor_shapes, held_shapes, part_shapes
 from fedpara_edge.factors.factorization import Init
 from fedpara_edge.factors.layout import Form, Kind, LayerSpec
-from fedpara_edge.factors.rank import equal_size_rank, layer_spec, minimum_rank
+from fedpara_edge.factors.rank import UpdateOptions, equal_size_rank, layer_spec, minimum_rank
 from fedpara_edge.nn.init import initialize
 
 
@@ -111,9 +111,7 @@ class Linear(FactoredLayer):
         kind: `fedpara`, `pfedpara`, `lowrank`, `dense` or `update`.
         rank: Inner rank R; by default the smallest that attains full rank (`lowrank`, `update`: that of equal size).
         tanh: Whether W = tanh(W1) ⊙ tanh(W2), for `fedpara` only.
-        scale: Scale c of an update; `fedpara_edge.factors.rank.even_scale` if None.
-        reset_every: Rounds after which an update is folded.
-        base_momentum: Momentum of the base of an update (`fedpara_edge.factors.update`).
+        update: Options of the kind `update`.
         init: Initialization of the factors (`fedpara_edge.nn.init`).
         initial_std: Rms of a composed weight; He's standard deviation if None.
         name: Name of the layer in its spec and in errors.
@@ -145,9 +143,7 @@ class Linear(FactoredLayer):
         kind: Kind = "fedpara",
         rank: int | None = None,
         tanh: bool = False,
-        scale: float | None = None,
-        reset_every: int = 1,
-        base_momentum: float = 0.0,
+        update: UpdateOptions = UpdateOptions(),
         init: Init = "composed",
         initial_std: float | None = None,
         name: str = "",
@@ -161,9 +157,7 @@ class Linear(FactoredLayer):
             form="matrix",
             rank=rank,
             tanh=tanh,
-            scale=scale,
-            reset_every=reset_every,
-            base_momentum=base_momentum,
+            update=update,
         )
         super().__init__(spec, bias=bias, device=device, dtype=dtype, init=init, initial_std=initial_std)
         self.in_features, self.out_features = in_features, out_features
@@ -195,9 +189,7 @@ class Conv2d(FactoredLayer):
         rank: Inner rank R; by default the smallest that attains full rank (`lowrank`, `update`: that of equal size).
         form: `tensor` (Proposition 3) or `matrix` (Proposition 1, on [O, I K1 K2]).
         tanh: Whether W = tanh(W1) ⊙ tanh(W2), for `fedpara` only.
-        scale: Scale c of an update; `fedpara_edge.factors.rank.even_scale` if None.
-        reset_every: Rounds after which an update is folded.
-        base_momentum: Momentum of the base of an update (`fedpara_edge.factors.update`).
+        update: Options of the kind `update`.
         init: Initialization of the factors (`fedpara_edge.nn.init`).
         initial_std: Rms of a composed weight; He's standard deviation if None.
         name: Name of the layer in its spec and in errors.
@@ -230,9 +222,7 @@ class Conv2d(FactoredLayer):
         rank: int | None = None,
         form: Form = "tensor",
         tanh: bool = False,
-        scale: float | None = None,
-        reset_every: int = 1,
-        base_momentum: float = 0.0,
+        update: UpdateOptions = UpdateOptions(),
         init: Init = "composed",
         initial_std: float | None = None,
         name: str = "",
@@ -255,9 +245,7 @@ class Conv2d(FactoredLayer):
             form=form,
             rank=rank,
             tanh=tanh,
-            scale=scale,
-            reset_every=reset_every,
-            base_momentum=base_momentum,
+            update=update,
         )
         super().__init__(spec, bias=bias, device=device, dtype=dtype, init=init, initial_std=initial_std)
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, _pair(kernel_size)

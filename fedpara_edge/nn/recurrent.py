@@ -24,7 +24,7 @@ from fedpara_edge.errors import InputError
 from fedpara_edge.factors.choice import choose_layer
 from fedpara_edge.factors.factorization import Init
 from fedpara_edge.factors.layout import Kind
-from fedpara_edge.factors.rank import layer_spec
+from fedpara_edge.factors.rank import UpdateOptions, layer_spec
 from fedpara_edge.nn.layers import FactoredWeight
 
 
@@ -49,9 +49,7 @@ class FactoredRecurrent(nn.Module):
         gamma: float = 0.0,
         rank: int | Mapping[str, int] | None = None,
         tanh: bool = False,
-        scale: float | None = None,
-        reset_every: int = 1,
-        base_momentum: float = 0.0,
+        update: UpdateOptions = UpdateOptions(),
         init: Init = "composed",
         name: str = "",
     ) -> None:
@@ -73,9 +71,7 @@ class FactoredRecurrent(nn.Module):
                     kind=kind,
                     gamma=gamma,
                     tanh=tanh,
-                    scale=scale,
-                    reset_every=reset_every,
-                    base_momentum=base_momentum,
+                    update=update,
                 ).spec
             else:
                 own = self._rank_of(weight, rank, what)
@@ -86,9 +82,7 @@ class FactoredRecurrent(nn.Module):
                     form="matrix",
                     rank=own,
                     tanh=tanh and own > 0,
-                    scale=scale,
-                    reset_every=reset_every,
-                    base_momentum=base_momentum,
+                    update=update,
                 )
             std = 1 / math.sqrt(3 * hidden_size)
             made = FactoredWeight(spec, initial_std=std, device=device, dtype=dtype, init=init)
@@ -199,9 +193,7 @@ class LSTM(FactoredRecurrent):
         gamma: Parameter γ of the rank schedule; a weight that factors would not make smaller is dense.
         rank: Inner rank R of all weights, or of each by its name with 0 for a dense one, instead of the schedule's.
         tanh: Whether W = tanh(W1) ⊙ tanh(W2), for `fedpara` only.
-        scale: Scale c of updates; `fedpara_edge.factors.rank.even_scale` if None.
-        reset_every: Rounds after which updates are folded.
-        base_momentum: Momentum of the bases of updates (`fedpara_edge.factors.update`).
+        update: Options of the kind `update`.
         init: Initialization of the factors (`fedpara_edge.nn.init`).
         name: Name of the layer in its specs and in errors.
 
@@ -240,9 +232,7 @@ class LSTM(FactoredRecurrent):
         gamma: float = 0.0,
         rank: int | Mapping[str, int] | None = None,
         tanh: bool = False,
-        scale: float | None = None,
-        reset_every: int = 1,
-        base_momentum: float = 0.0,
+        update: UpdateOptions = UpdateOptions(),
         init: Init = "composed",
         name: str = "",
     ) -> None:
@@ -254,9 +244,7 @@ class LSTM(FactoredRecurrent):
             "gamma": gamma,
             "rank": rank,
             "tanh": tanh,
-            "scale": scale,
-            "reset_every": reset_every,
-            "base_momentum": base_momentum,
+            "update": update,
             "init": init,
             "name": name,
         }
