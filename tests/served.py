@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +35,14 @@ from fedpara_edge.serving.running import Running, run_server
 SECONDS = 30.0
 """Longest time for which anything here waits."""
 AVERAGING = AggregateConfig()
+
+
+def wait_until(holds: Callable[[], bool], told: object = "") -> None:
+    """Wait for what a server does after it has answered, or fail with what was told."""
+    until = time.monotonic() + SECONDS
+    while not holds():
+        assert time.monotonic() < until, told
+        time.sleep(0.01)
 
 
 def bundle_in(folder: Path) -> Bundle:
@@ -102,10 +110,7 @@ class Served:
 
     def wait_for_round(self, number: int) -> Weights:
         """Weights of a round, once it is open."""
-        until = time.monotonic() + SECONDS
-        while self.running.federation.number < number:
-            assert time.monotonic() < until, self.events
-            time.sleep(0.01)
+        wait_until(lambda: self.running.federation.number >= number, self.events)
         return self.running.federation._base
 
 

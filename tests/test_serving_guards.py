@@ -2,14 +2,13 @@
 
 import base64
 import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from served import Served, base_of, bundle_in, serving, update_of
+from served import Served, base_of, bundle_in, serving, update_of, wait_until
 from softmax_regression import SoftmaxRegression, write_npz
 
 from device_runtime.agent import agent
@@ -148,10 +147,10 @@ def test_a_list_that_is_changed_counts_at_once(tmp_path: Path, bundle: Bundle) -
 
 
 def wait_for_event(served: Served, name: str, message: str) -> None:
-    until = time.monotonic() + 20
-    while not any(event == name and message in fields.get("message", "") for event, fields in served.events):
-        assert time.monotonic() < until, served.events
-        time.sleep(0.05)
+    def is_told() -> bool:
+        return any(event == name and message in fields.get("message", "") for event, fields in served.events)
+
+    wait_until(is_told, served.events)
 
 
 def test_a_key_without_a_list_is_refused(tmp_path: Path, bundle: Bundle) -> None:

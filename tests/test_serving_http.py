@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from command_line import Command
-from served import Process, Served, base_of, bundle_in, serving, update_of
+from served import Process, Served, base_of, bundle_in, serving, update_of, wait_until
 from softmax_regression import CLASSES, FEATURES
 
 from device_runtime.agent.connection import Answer, Connection, UnreachableError
@@ -138,7 +138,7 @@ def test_an_upload_goes_on_where_it_stopped(served: Served, tmp_path: Path, bund
     found = ask(served, "HEAD", place, token)
     assert (found.status, found.headers["upload-offset"], found.headers["upload-complete"]) == (204, "50", "?0")
     _drop_in_the_middle(served, place, str(token), content, begin=50, stop=90)
-    _wait_until(lambda: ask(served, "HEAD", place, token).headers["upload-offset"] == "90")
+    wait_until(lambda: ask(served, "HEAD", place, token).headers["upload-offset"] == "90")
     assert patch(90, content[90:], "?1").status == 201
     assert ask(served, "HEAD", place, token).status == 404
     assert ask(served, "POST", "updates", token, content).status == 200, "the same again"
@@ -154,13 +154,6 @@ def _drop_in_the_middle(served: Served, place: str, token: str, content: bytes, 
     with socket.create_connection((served.running.host, served.running.port)) as connection:
         connection.sendall(head.encode() + content[begin:stop])
         time.sleep(0.2)
-
-
-def _wait_until(holds: Any) -> None:
-    until = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 def test_uploads_that_do_not_fit_are_refused(served: Served, tmp_path: Path, bundle: Bundle) -> None:
@@ -335,7 +328,7 @@ def test_killed_again_and_again_it_loses_nothing_and_counts_nothing_twice(tmp_pa
     assert read_weights(tmp_path / "server" / "weights" / f"round-{rounds}.safetensors").round == rounds
     metrics = tmp_path / "server" / "metrics.jsonl"
     process.start()
-    _wait_until(lambda: metrics.exists() and '"event": "done"' in metrics.read_text())
+    wait_until(lambda: metrics.exists() and '"event": "done"' in metrics.read_text())
     assert process.stop() == 0
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert [line["event"] for line in lines] == ["arm", *["round"] * rounds, "done"]
@@ -453,7 +446,7 @@ def test_an_operator_sees_and_steers_the_rounds(served: Served, tmp_path: Path, 
     send(member.connection, "updates", update)
     assert [state()[name] for name in ("updates", "wanted", "asked")] == [1, 2, 1]
     assert do("close") == 204
-    served.wait_for_round(1)
+    wait_until(lambda: bool(state()["rounds"]))  # which are recorded after the next round is open
     found = state()
     (row,) = found["rounds"]
     assert [row[name] for name in ("round", "updates", "rejected", "stragglers", "train_loss")] == [1, 1, 0, 0, 0.5]
