@@ -1,6 +1,7 @@
 """From one data file to clients: who gets what, what is held out, and what is refused."""
 
 import os
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
@@ -350,6 +351,20 @@ def test_split_says_what_it_wrote_and_replaces_nothing_unasked(file: Path, tmp_p
     assert not (tmp_path / "new").exists()
 
 
+def test_devices_of_writers_share_their_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "plans" / "data")
+    devices_of = runpy.run_path(str(ROOT / "plans" / "data" / "mnist_by_writer.py"))["devices_of"]
+    writer = np.random.Generator(np.random.PCG64(0)).choice(5, 200, p=[0.4, 0.3, 0.15, 0.1, 0.05])
+    device = devices_of(writer, 20)
+    assert set(device) == set(range(20))
+    assert all(len(set(writer[device == each])) == 1 for each in range(20)), "digits of one writer"
+    for name in range(5):
+        sizes = np.unique(device[writer == name], return_counts=True)[1]
+        assert np.ptp(sizes) <= 1, "even shares"
+        assert abs(sizes.mean() - 10) <= 5 or len(sizes) == 1, "devices of a writer in proportion to its digits"
+    np.testing.assert_array_equal(devices_of(writer, 5), writer, "one a writer")
+
+
 @pytest.mark.parametrize(
     ("script", "source", "expected"),
     [
@@ -371,7 +386,7 @@ def test_split_says_what_it_wrote_and_replaces_nothing_unasked(file: Path, tmp_p
         (
             "mnist_by_writer.py",
             "mnist10k_by_writer.npz",
-            {"x": ("uint8", (10000, 1, 28, 28)), "y": ("int64", (10000,)), "writer": ("int64", (10000,))},
+            {"x": ("uint8", (10000, 1, 28, 28)), "writer": ("int64", (10000,)), "device": ("int64", (10000,))},
         ),
     ],
 )
