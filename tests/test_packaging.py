@@ -30,7 +30,10 @@ DATA = {
     "fedpara_edge/demo/LICENSE.fashion-mnist",
     "fedpara_edge/demo/fashion_mnist_12k.npz",
     "fedpara_edge/py.typed",
-    *(f"fedpara_edge/serving/operator_page/{name}" for name in ("index.html", "operator.css", "operator.js")),
+    *(
+        f"fedpara_edge/serving/operator_page/{name}"
+        for name in ("index.html", "look.css", "operator.css", "operator.js")
+    ),
 }
 """All that is in the packages besides modules."""
 PAGE = "device_runtime/web/page"

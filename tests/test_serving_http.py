@@ -427,7 +427,7 @@ def test_an_operator_sees_and_steers_the_rounds(served: Served, tmp_path: Path, 
     def do(what: str) -> int:
         return ask(served, "POST", f"/operator/{what}", operator, b"").status
 
-    for place in ("/operator", "/operator/operator.js", "/operator/operator.css"):
+    for place in ("/operator", "/operator/operator.js", "/operator/look.css", "/operator/operator.css"):
         assert ask(served, "GET", place).status == 200
     assert ask(served, "GET", "/operator/../key").status == 404
     for method, place in (("GET", "state"), ("POST", "pause"), ("POST", "close")):

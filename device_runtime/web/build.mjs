@@ -30,6 +30,7 @@ const files = new Map([
   ),
   ['vendor/zstd.js', join(zstd, 'index.js')],
   ['vendor/zstd.LICENSE', join(zstd, '..', 'LICENSE')],
+  ['look.css', join(HERE, '..', '..', 'fedpara_edge', 'serving', 'operator_page', 'look.css')],
   ...(await ownFiles('')),
   ...(await ownFiles('codecs')),
   ...(await ownFiles('collecting')),

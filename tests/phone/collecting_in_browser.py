@@ -77,8 +77,8 @@ def test_folders_of_other_classes_and_broken_pictures_add_nothing(page: Path, ph
             *(("untilText", ["error", "broken"]), ("read", "error"), ("read", "count")),
         )
     assert told.read == [
-        "In this folder is a folder cat, which is none of the classes. Nothing was added.",
-        "broken.png can not be read as a picture. It was left out.",
+        "This folder contains a folder cat, which is not one of the classes. Nothing was added.",
+        "broken.png cannot be read as a picture and was left out.",
         "None yet.",
     ]
 
@@ -108,7 +108,7 @@ def test_a_phone_without_sensors_says_so(page: Path, tmp_path: Path) -> None:
         told = Phone(tmp_path / "profile", tmp_path, site.url).do_alone(
             *(("open", site.url), ("until", "ready"), ("tap", "record"), ("untilError", None), ("read", "error"))
         )
-    assert told.read == ["This phone gives no movement. Allow motion sensors in the settings of this page."]
+    assert told.read == ["This phone reports no movement. Allow motion sensors in the settings of this page."]
 
 
 def test_typed_text(page: Path, tmp_path: Path, run: Command) -> None:

@@ -162,7 +162,7 @@ def test_two_tabs_do_not_train_at_once(phone: Callable[..., Phone], site: Site) 
         *(("tap", "start"), ("untilStep", 5), ("tab", None), ("open", site.url), ("until", "ready")),
         *(("pick", str(device.data)), ("tap", "start"), ("untilError", None), ("read", "error")),
     )
-    assert told.read == ["Another tab with this page is at work. Close one of the two."]
+    assert told.read == ["This page is at work in another tab. Close one of the two."]
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_a_phone_counts_once_it_is_on_the_list_and_with_its_key_alone(
         *(("open", link_of(server)), ("until", "waiting"), ("read", "model"), ("read", "lines"), ("ask", EXPORT)),
         *(("restart", None), ("open", server.url), ("until", "waiting"), ("read", "lines")),
     )
-    assert "This phone is not on the list of those that take part yet." in told.read[0]
+    assert "This phone is not on the list of participants yet." in told.read[0]
     lines = told.read[1]
     assert told.read[2] == "InvalidAccessError", "no script reads the private half"
     assert told.read[3] == lines, "name and key stay"
@@ -111,7 +111,12 @@ def test_a_phone_counts_once_it_is_on_the_list_and_with_its_key_alone(
 
     told = device.do_alone(
         *(("open", server.url), ("until", "ready"), ("ask", REPLACE), ("open", server.url), ("until", "ready"), *TRAIN),
-        *(("tap", "send"), ("untilText", ["error", "did not take the update"]), ("until", "ready"), ("read", "detail")),
+        *(
+            ("tap", "send"),
+            ("untilText", ["error", "did not accept the update"]),
+            ("until", "ready"),
+            ("read", "detail"),
+        ),
         *(("read", "count"), ("read", "lines")),
     )
     _, detail, count, other = told.read
@@ -144,6 +149,6 @@ def test_a_browser_that_can_not_sign_is_told_so(
     with served.serving(tmp_path / "server", bundle, page=old, demands=Demands(allow=allow)) as server:
         told = phone("old").do_alone(("open", link_of(server)), ("untilError", None), ("read", "error"))
     assert told.read == [
-        "The server takes signed updates alone, and this browser can not sign. Update it, or take Chrome 137, Safari "
-        "17 or Firefox 129, or a newer one."
+        "The server accepts only signed updates, and this browser cannot sign. Update it, or use Chrome 137, Safari "
+        "17, Firefox 129 or newer."
     ]

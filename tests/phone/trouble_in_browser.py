@@ -138,7 +138,7 @@ def test_a_phone_that_is_late_takes_part_in_the_next_round(
         server.wait_for_round(1)
         (tmp_path / "over").touch()
         told = acting.result()
-    assert told.read[0].startswith("The update came too late, or was not asked for. Your examples are still here")
+    assert told.read[0].startswith("The update came too late or was not asked for. Your examples are still here")
     assert told.read[1].startswith("Round 2, ")
 
 
@@ -170,7 +170,7 @@ def test_a_refused_update_is_told_of_and_can_be_sent_again(
     refused = (("tap", "send"), ("untilError", None), ("read", "error"), ("read", "detail"), ("read", "count"))
     told = phone("refused").do(*DONE, *refused, ("tap", "send"), ("untilStatus", "Sent"), ("read", "contributions"))
     assert told.read[:3] == [
-        "The server did not take the update. Your examples are still here. Tell who runs it.",
+        "The server did not accept the update. Your examples are still here. Tell whoever runs it.",
         f"the server: expected to take the update, found {status}: {sentence}",
         "29 examples on this phone",
     ]
@@ -187,7 +187,8 @@ def test_too_little_memory_loses_nothing(phone: Callable[..., Phone], site: Site
     poor = device.with_options("--js-flags=--wasm-max-mem-pages=257")
     told = poor.do_alone(opened, ("untilError", None), ("read", "error"))
     assert told.read == [
-        "This phone has too little memory for it now. Nothing is lost: close other apps and pages, and try again."
+        "This phone has too little memory for this right now. Nothing is lost: close other apps and pages and try "
+        "again."
     ]
     assert device.do_alone(opened, ("until", "ready"), ("read", "count"), *DONE).read == ["29 examples on this phone"]
 
@@ -200,7 +201,7 @@ def test_a_full_storage_loses_nothing(phone: Callable[..., Phone], site: Site) -
     )
     told = phone("full").do(*full, ("quota", 1 << 30), *DONE)
     assert told.read == [
-        "The storage of this phone is full. Nothing is lost: delete something else, and try again.",
+        "The storage of this phone is full. Nothing is lost: delete something else and try again.",
         "29 examples on this phone",
     ]
 
@@ -208,8 +209,8 @@ def test_a_full_storage_loses_nothing(phone: Callable[..., Phone], site: Site) -
 @pytest.mark.parametrize(
     ("lacking", "said"),
     [
-        ("WebAssembly.validate = () => false", "This browser can not train."),
-        ("delete window.DecompressionStream", "This browser can not train."),
+        ("WebAssembly.validate = () => false", "This browser cannot train."),
+        ("delete window.DecompressionStream", "This browser cannot train."),
         ("Object.defineProperty(window, 'isSecureContext', { value: false })", "This page needs a secure connection."),
     ],
     ids=["SIMD", "streams", "https"],
