@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import time
@@ -9,6 +10,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from device_runtime.agent.connection import Connection
+
+
+def _hear(client: socket.socket) -> None:
+    """Read a request to its end: a connection that is closed with some of it unread is reset, with the answer lost."""
+    heard = b""
+    while b"\r\n\r\n" not in heard and (piece := client.recv(1 << 16)):
+        heard += piece
+    head, _, body = heard.partition(b"\r\n\r\n")
+    length = re.search(rb"(?im)^content-length: *([0-9]+)", head)
+    left = int(length[1]) - len(body) if length else 0
+    while left > 0 and (piece := client.recv(1 << 16)):
+        left -= len(piece)
 
 
 @contextmanager
@@ -21,7 +34,7 @@ def answering(*answers: bytes) -> Iterator[Connection]:
                 with suppress(OSError):  # who asked has heard enough, or the test is over
                     client, _ = listening.accept()
                     with client:
-                        client.recv(1 << 16)
+                        _hear(client)
                         client.sendall(answer)
 
         threading.Thread(target=serve, daemon=True).start()
@@ -42,7 +55,7 @@ def dripping(status: str = "200 OK") -> Iterator[Connection]:
 
         def drip(client: socket.socket) -> None:
             with suppress(OSError), client:
-                client.recv(1 << 16)
+                _hear(client)
                 client.sendall(f"HTTP/1.1 {status}\r\nContent-Length: 10000\r\n\r\n".encode())
                 for _ in range(1000):
                     client.sendall(b"[")

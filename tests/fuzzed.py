@@ -464,6 +464,7 @@ FORMATS: dict[str, Format] = {
     "joining": Format(services.joining, in_json, ("serving.requests",), message=True),
     "member": Format(services.members, in_json, ("agent.member",)),
     "sending": Format(services.sending, in_json, ("agent.transfers",)),
+    "listing of a Hub": Format(services.hub_listings, in_json, ("hub.download",), message=True),
     "app of a fleet": Format(services.fleet_apps, in_toml, ("fleet.app",)),
     "call of a fleet": Format(services.fleet_calls, in_json, ("fleet.messages",), message=True),
     "devices of a fleet": Format(services.fleet_devices, in_json, ("fleet.federation",)),

@@ -21,6 +21,7 @@ from fedpara_edge.fleet.messages import Call, read_call
 from fedpara_edge.fleet.settings import FleetConfig, to_flower
 from fedpara_edge.formats.task import read_task
 from fedpara_edge.formats.weights import read_weights
+from fedpara_edge.hub.download import read_names
 from fedpara_edge.serving.devices import Devices
 from fedpara_edge.serving.folder import open_folder
 from fedpara_edge.serving.invitation import keep_address, read_address
@@ -113,6 +114,15 @@ def sending(folder: Path) -> Made:
     return [note], lambda path: read_location(path, sha256_of(update))
 
 
+def hub_listings(folder: Path) -> Made:
+    (folder / "listing").write_text(dumps({"id": "ann/digits", "siblings": [{"rfilename": "manifest.json"}] * 2}))
+
+    def read(path: Path) -> None:
+        assert all(isinstance(name, str) for name in read_names(path.read_bytes(), "ann/digits"))
+
+    return [folder / "listing"], read
+
+
 def fleet_apps(folder: Path) -> Made:
     plan = folder / "plan.toml"
     config = FleetConfig(bundle=folder / "bundle", plan=plan, run=folder / "run", arm="small", round_seconds=9.5)
@@ -127,7 +137,7 @@ def fleet_calls(folder: Path) -> Made:
 
     def read(path: Path) -> None:
         content = call.content()
-        content.config_records["words"]["options"] = path.read_bytes().decode("utf-8", "replace")
+        content.config_records["message"]["options"] = path.read_bytes().decode("utf-8", "replace")
         assert isinstance(read_call(content).options, dict)
 
     return [folder / "options.json"], read

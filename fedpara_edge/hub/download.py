@@ -57,15 +57,7 @@ class Download:
         url = f"{self._api.endpoint}/api/models/{self._repository}/revision/{revision}"
         with self._asking(url, MAX_BYTES) as pieces:
             content = b"".join(pieces)
-        try:
-            found = [each["rfilename"] for each in json.loads(content)["siblings"]]
-            if not all(isinstance(name, str) for name in found):
-                raise TypeError("names that are none")
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise FedparaError(
-                f"{self._repository}: expected a list of its files, found none ({brief(str(error))}); check HF_ENDPOINT"
-            ) from error
-        return found
+        return read_names(content, self._repository)
 
     def expect(self, sizes: dict[str, int]) -> None:
         """Refuse files that are too large together, before any of them is asked for.
@@ -142,6 +134,30 @@ class Download:
                     f"{url}: expected at most {max_bytes} bytes, found {length[:19]} announced; {_RAISE}"
                 )
             yield arriving(found.iter_raw(), name=url, max_bytes=max_bytes, remedy=_RAISE)
+
+
+def read_names(content: bytes, repository: str) -> list[str]:
+    """Names of the files of a repository, from the answer of the Hub, which is JSON.
+
+    Args:
+        content: The answer.
+        repository: Name of the repository, for the error.
+
+    Raises:
+        FedparaError: It is no list of files.
+
+    >>> read_names(b'{"siblings": [{"rfilename": "manifest.json"}]}', "ann/digits")
+    ['manifest.json']
+    """
+    try:
+        found = [each["rfilename"] for each in json.loads(content)["siblings"]]
+        if not all(isinstance(name, str) for name in found):
+            raise TypeError("names that are none")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise FedparaError(
+            f"{repository}: expected a list of its files, found none ({brief(str(error))}); check HF_ENDPOINT"
+        ) from error
+    return found
 
 
 def http_errors() -> tuple[type[Exception], ...]:
