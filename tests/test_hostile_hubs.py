@@ -73,9 +73,12 @@ def test_any_answer_is_refused_in_one_line_and_nothing_is_left(
     assert {*tmp_path.iterdir()} - {tmp_path / "home"} == before
 
 
-def test_a_hub_that_drips_is_given_up(tmp_path: Path, run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("status", ["200 OK", "404 Not Found"])
+def test_a_hub_that_drips_is_given_up(
+    status: str, tmp_path: Path, run: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(arriving, "GRACE_SECONDS", 0.3)
-    with dripping() as connection:
+    with dripping(status) as connection:
         monkeypatch.setenv("HF_ENDPOINT", connection.url.rstrip("/"))
         refused = run("pull", NAME, "-o", tmp_path / "out")
     assert re.search("at least 1000 bytes a second, found [0-9]+ in", refused.err), refused.err

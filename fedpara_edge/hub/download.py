@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -95,16 +95,13 @@ class Download:
             with self._asking(url, most) as pieces, target.open("wb") as file:
                 for piece in pieces:
                     self._left -= file.write(piece)
-        except TooMuchError as error:
+        except BaseException as error:
             target.unlink(missing_ok=True)
-            if most == listed:
+            if isinstance(error, TooMuchError) and most == listed:
                 raise WrongBundleError(
                     f"{url}: expected the content that manifest.json lists, {listed} bytes, found more; pull another "
                     "revision, or push the bundle again"
                 ) from error
-            raise
-        except BaseException:
-            target.unlink(missing_ok=True)
             raise
         return target
 
@@ -174,9 +171,8 @@ _RAISE = "take another repository, or raise the limit if you trust this one (--m
 def _beginning(answer: Any) -> Any:
     """An answer that tells of an error, with no more than the beginning of its body."""
     body = b""
-    for piece in answer.iter_raw():
-        body += piece
-        if len(body) > _MAX_ERROR_BYTES:
-            break
+    with suppress(TooMuchError):
+        for piece in arriving(answer.iter_raw(), name=str(answer.url), max_bytes=_MAX_ERROR_BYTES, remedy=_RAISE):
+            body += piece
     fields = {name: value for name, value in answer.headers.items() if name.lower().startswith("x-")}
-    return type(answer)(answer.status_code, headers=fields, content=body[:_MAX_ERROR_BYTES], request=answer.request)
+    return type(answer)(answer.status_code, headers=fields, content=body, request=answer.request)

@@ -46,7 +46,7 @@ const decimal = (value) => (value === null ? '' : value.toFixed(4));
  * @param {number | null} bytes
  * @param {number | null} dense
  */
-const saved = (bytes, dense) => (bytes === null || !dense ? null : 1 - bytes / dense);
+const saved = (bytes, dense) => (bytes === null || !dense ? null : Math.max(0, 1 - bytes / dense));
 
 /** @param {number} seconds */
 const time = (seconds) => (seconds < 120 ? `${seconds.toFixed(0)} s` : `${(seconds / 60).toFixed(0)} min`);
