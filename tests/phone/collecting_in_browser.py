@@ -32,7 +32,7 @@ def check_taken(told: Told, site: Site, bundle: Bundle, folder: Path, run: Comma
     update.close()
     ended = run("aggregate", path, "--weights", bundle.file(WEIGHTS), "-o", folder / "round-1.safetensors")
     assert ended.code == 0, ended.err
-    assert "from 1 updates" in ended.out
+    assert "from 1 update (" in ended.out
 
 
 @pytest.fixture
