@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from fedpara_edge.errors import FedparaError
 from fedpara_edge.serving.answers import HEADERS, refused
-from fedpara_edge.serving.federation import OnEvent
+from fedpara_edge.serving.events import OnEvent
 from fedpara_edge.serving.limits import Rates
 from fedpara_edge.serving.measures import Measures
 from fedpara_edge.serving.refused import RefusedError

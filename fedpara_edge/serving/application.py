@@ -48,7 +48,8 @@ from fedpara_edge.serving.access import Access
 from fedpara_edge.serving.answers import of_file, refused
 from fedpara_edge.serving.bell import Bell, wait_for
 from fedpara_edge.serving.config import ServeConfig
-from fedpara_edge.serving.federation import Federation, OnEvent, ignore
+from fedpara_edge.serving.events import OnEvent, ignore
+from fedpara_edge.serving.federation import Federation
 from fedpara_edge.serving.operator import Operator
 from fedpara_edge.serving.page import Page
 from fedpara_edge.serving.record import Record

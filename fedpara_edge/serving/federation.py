@@ -11,14 +11,14 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from fedpara_edge.aggregation.config import AggregateConfig
 from fedpara_edge.aggregation.gate import Gate
 from fedpara_edge.aggregation.round import LEAST_KEPT, run_round
-from fedpara_edge.aggregation.screening import Rejected, read_whole, screen
+from fedpara_edge.aggregation.screening import read_whole, screen
 from fedpara_edge.aggregation.staleness import recent
 from fedpara_edge.errors import BudgetError, FedparaError, InputError, TooFewUpdatesError, counted
 from fedpara_edge.formats.bundle import Bundle
@@ -27,42 +27,20 @@ from fedpara_edge.formats.serverstate import read_state_for, write_control
 from fedpara_edge.formats.task import Obstacle, Phase, Task
 from fedpara_edge.formats.update import UpdateHeader
 from fedpara_edge.formats.weights import Weights, read_weights
+from fedpara_edge.serving.asking import ALIVE_SECONDS
 from fedpara_edge.serving.config import ServeConfig
 from fedpara_edge.serving.content import Content
 from fedpara_edge.serving.devices import Devices
+from fedpara_edge.serving.events import OnEvent, ignore
 from fedpara_edge.serving.folder import ServerFolder
 from fedpara_edge.serving.guarding import Guard
-from fedpara_edge.serving.refused import RefusedError
+from fedpara_edge.serving.receiving import LATE, Receipt
+from fedpara_edge.serving.refused import RefusedError, without_path
 from fedpara_edge.serving.rounds import Refusal, RoundFolder, read_result
 from fedpara_edge.storage.atomic import sha256_of, sync
 from fedpara_edge.storage.rounds import remove_rounds_before
 
-OnEvent = Callable[..., None]
-"""Function of an event: its name, `level` of Python's logging, and fields."""
 UNGUARDED = Guard()
-LATE = "wrong_round"
-"""Code of an update of a round that is over."""
-ALIVE_SECONDS = 120.0
-"""Time after its last request for which a device may be drawn for a round."""
-
-
-def ignore(name: str, *, level: int = logging.INFO, **fields: Any) -> None:
-    """Pass over an event."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Receipt:
-    """An update that was taken.
-
-    Args:
-        client: Name of the device.
-        round: Round of the weights from which it was trained.
-        is_new: Whether it was not there before.
-    """
-
-    client: str
-    round: int
-    is_new: bool
 
 
 class Federation:
@@ -409,7 +387,7 @@ class Federation:
         if not rejected:
             readable, rejected = read_whole(updates, base)
         if rejected:
-            code, reason = rejected[0].code, _without_path(rejected[0])
+            code, reason = rejected[0].code, without_path(rejected[0])
             raise RefusedError(reason, status=409 if code in (LATE, "wrong_base", "duplicate") else 422, code=code)
         return readable[0][1].header
 
@@ -447,7 +425,7 @@ class Federation:
         self._round.finish(result)
         for update in done.aggregation.rejected:
             if update.client is not None:
-                message = f"update of {update.client!r}: {_without_path(update)}"
+                message = f"update of {update.client!r}: {without_path(update)}"
                 self.devices.judge(update.client, round=None, error=message)
         self._tell(
             "round_written",
@@ -472,9 +450,3 @@ class Federation:
     def _changed(self) -> None:
         for listener in self.listeners:
             listener()
-
-
-def _without_path(rejected: Rejected) -> str:
-    """The reason of a refusal without the file and the client, of which the file on the server says nothing."""
-    reason = rejected.reason.replace(f"{rejected.path}: ", "").replace(str(rejected.path), "update")
-    return reason.replace(f"client {rejected.client!r}: ", "")

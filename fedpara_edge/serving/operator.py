@@ -21,8 +21,9 @@ from starlette.routing import Route
 
 from fedpara_edge.serving.access import Access
 from fedpara_edge.serving.answers import of_file
+from fedpara_edge.serving.asking import ALIVE_SECONDS
 from fedpara_edge.serving.bell import Bell, wait_for
-from fedpara_edge.serving.federation import ALIVE_SECONDS, Federation
+from fedpara_edge.serving.federation import Federation
 from fedpara_edge.serving.overview import overview
 from fedpara_edge.serving.page import Page
 from fedpara_edge.serving.record import Record

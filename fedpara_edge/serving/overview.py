@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from fedpara_edge.serving.federation import ALIVE_SECONDS, Federation
+from fedpara_edge.serving.asking import ALIVE_SECONDS
+from fedpara_edge.serving.federation import Federation
 from fedpara_edge.serving.record import Record
 from fedpara_edge.simulation.metrics import Event
 

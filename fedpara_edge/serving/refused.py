@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedpara_edge.aggregation.screening import Rejected
 from fedpara_edge.errors import FedparaError
 
 
@@ -17,3 +18,9 @@ class RefusedError(FedparaError):
     def __init__(self, message: str, *, status: int, code: str = "refused") -> None:
         super().__init__(message, code=code)
         self.status = status
+
+
+def without_path(rejected: Rejected) -> str:
+    """The reason of a refusal without the file and the client, of which the file on the server says nothing."""
+    reason = rejected.reason.replace(f"{rejected.path}: ", "").replace(str(rejected.path), "update")
+    return reason.replace(f"client {rejected.client!r}: ", "")

@@ -27,7 +27,8 @@ from fedpara_edge.serving.application import Application
 from fedpara_edge.serving.config import ServeConfig
 from fedpara_edge.serving.connections import HEAD_SECONDS, Connection
 from fedpara_edge.serving.evaluating import EvaluationSet, Evaluator
-from fedpara_edge.serving.federation import Federation, OnEvent
+from fedpara_edge.serving.events import OnEvent
+from fedpara_edge.serving.federation import Federation
 from fedpara_edge.serving.folder import open_folder
 from fedpara_edge.serving.guarding import NOTHING, Demands, open_guard
 from fedpara_edge.serving.page import Page
