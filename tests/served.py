@@ -111,7 +111,7 @@ class Served:
     def wait_for_round(self, number: int) -> Weights:
         """Weights of a round, once it is open."""
         wait_until(lambda: self.running.federation.number >= number, self.events)
-        return self.running.federation._base
+        return self.running.federation.current.base
 
 
 @contextmanager

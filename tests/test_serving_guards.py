@@ -203,7 +203,7 @@ def take_part_refused(served: Served, folder: Path) -> bool:
 
 
 def member_base(served: Served) -> Any:
-    return served.running.federation._base
+    return served.running.federation.current.base
 
 
 @pytest.mark.parametrize("options", [{"rule": "median"}, {"max_norm": 1.5}, {"rule": "trimmed:share=0.34"}])

@@ -225,10 +225,10 @@ class Application:
     async def _file(self, request: Request) -> Response:
         self._allow_device(request)
         place = request.path_params["place"]
-        path = self._federation.content.find(place)
+        path = self._federation.current.content.find(place)
         if path is None:
             raise RefusedError("expected a file of this round, found none; get the task again", status=404)
-        counted = self._federation.note_sent if self._federation.content.is_counted(place) else None
+        counted = self._federation.note_sent if self._federation.current.content.is_counted(place) else None
         return of_file(request, path, digest=place, caching=_FOR_GOOD, media_type=_BYTES, on_sent=counted)
 
     async def _post(self, request: Request) -> Response:
