@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,8 @@ def test_the_page_has_the_committed_results() -> None:
     assert table.PAGE.read_text(encoding="utf-8") == table.page()
 
 
-def test_many_models_compute_what_each_does() -> None:
+@pytest.mark.parametrize("compute", [network.outputs, partial(network.together, act=network.activation)])
+def test_many_models_compute_what_each_does(compute: Callable[..., torch.Tensor]) -> None:
     torch.manual_seed(0)
     models = [cnn(input_shape=(3, 16, 16), kind="dense") for _ in range(2)]
     images = torch.randn(2, 3, 3, 16, 16)
@@ -39,7 +42,7 @@ def test_many_models_compute_what_each_does() -> None:
     weights |= {"head": torch.stack([e["head.weight"] for e in each])}
     weights |= {"head.bias": torch.stack([e["head.bias"] for e in each])}
     weights = {name: tensor.detach().requires_grad_() for name, tensor in weights.items()}
-    found = network.outputs(weights, images.permute(0, 1, 3, 4, 2))
+    found = compute(weights, images.permute(0, 1, 3, 4, 2))
     expected = torch.stack([model(x) for model, x in zip(models, images, strict=True)])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     mine = torch.autograd.grad(found.square().sum(), [weights[name] for name in network.CONVOLUTIONS])

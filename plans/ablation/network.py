@@ -1,11 +1,12 @@
 """The zoo's cnn for many models at once: every weight has a leading axis [G], and so has every activation.
 
-Convolutions are products of patches, images are stored with their channels last, and products are in bfloat16 on a GPU.
+On a GPU all models take a step together: convolutions are products of patches, images are stored with their channels
+last, and products are in bfloat16. A CPU is faster with torch's own operators and one model after the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from fedpara_edge.nn.groupnorm import group_count
 CHANNELS = (32, 64, 128, 256)
 CONVOLUTIONS = ("conv1", "conv2", "conv3", "conv4")
 EPS = 1e-5
+Activation = Callable[..., Tensor]
+"""`activation`, or what it was fused to."""
 
 
 def patches(images: Tensor) -> Tensor:
@@ -100,7 +103,15 @@ def outputs(weights: Mapping[str, Tensor], images: Tensor, *, fused: bool = True
         images: Images [G, B, H, W, C] in the dtype of the products.
         fused: Whether the batch is one of training, whose size is always the same.
     """
-    act = FAST["activation"] if fused else activation
+    if images.device.type == "cpu":
+        names = tuple(weights)
+        models = (dict(zip(names, tensors, strict=True)) for tensors in zip(*weights.values(), strict=True))
+        return torch.stack([of_one(model, x) for model, x in zip(models, images, strict=True)])
+    return together(weights, images, FAST["activation"] if fused else activation)
+
+
+def together(weights: Mapping[str, Tensor], images: Tensor, act: Activation) -> Tensor:
+    """The same for all models in one batch of products."""
     for name in CONVOLUTIONS:
         height, width = images.shape[2:4]
         product = _Convolution.apply(images, weights[name].to(images.dtype))  # type: ignore[no-untyped-call]
@@ -108,3 +119,15 @@ def outputs(weights: Mapping[str, Tensor], images: Tensor, *, fused: bool = True
         images = act(product, *affine, height, width)
     features = images.flatten(2)
     return torch.baddbmm(weights["head.bias"][:, None], features.float(), weights["head"].mT)
+
+
+def of_one(weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    """Logits [B, classes] of one model, whose weights have no leading axis, of images [B, H, W, C]."""
+    images = images.permute(0, 3, 1, 2)
+    for name in CONVOLUTIONS:
+        kernel = weights[name].unflatten(1, (3, 3, -1)).permute(0, 3, 1, 2)
+        images = functional.conv2d(images, kernel, weights[f"{name}.bias"], padding=1)
+        scale, shift = weights[f"{name}.scale"], weights[f"{name}.shift"]
+        images = functional.group_norm(images, group_count(len(kernel)), scale, shift, EPS)
+        images = functional.max_pool2d(functional.relu(images), 2)
+    return functional.linear(images.permute(0, 2, 3, 1).flatten(1), weights["head"], weights["head.bias"])

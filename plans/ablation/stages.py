@@ -199,7 +199,32 @@ SERVER = [
     *FIRST[10:12],
     *FIRST[15:20],
 ]
+ONCE = {"seeds": TUNING[:1], **SHORT}
+"""One seed, for a CPU."""
+REST = [
+    runs(LOWRANK, *grid(lr=(0.001, 0.002, 0.004)), *grid(beta=(0.6,), lr=(0.002,)), **ONCE),
+    runs(
+        FEDPARA,
+        *grid(frobenius=(1e-3, 1e-2), weight_decay=(0.0,), lr=(0.002,)),
+        *grid(fedexp=(True,), lr=(0.002,)),
+        **ONCE,
+    ),
+    *(
+        runs(sgd, *grid(lr=(0.1, 0.2)), *grid(momentum=(0.9,), lr=(0.01, 0.02)), **ONCE)
+        for sgd in (DENSE_SGD, FEDPARA_SGD, UPDATE_SGD)
+    ),
+    runs(
+        replace(FEDPARA_SGD, preconditioned=True),
+        *grid(lr=(0.03, 0.1)),
+        *grid(momentum=(0.9,), lr=(0.003, 0.01)),
+        **ONCE,
+    ),
+    runs(replace(FEDPARA, cyclic=True), *grid(lr=(0.004, 0.008)), **ONCE),
+    runs(MATRIX, *grid(lr=(0.002, 0.004)), **ONCE),
+    runs(UPDATE_QUARTER, *grid(lr=(0.003,)), *grid(base_beta=(0.6,), beta=(0.6,), scale=(2.0,), lr=(0.0015,)), **ONCE),
+]
 STAGES: dict[str, list[Run]] = {
+    "rest": [run for batch in REST for run in batch],
     "server": [run for batch in SERVER for run in batch],
     "first": [run for batch in FIRST for run in batch],
 }
