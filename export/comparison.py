@@ -45,6 +45,18 @@ class Comparison:
         self._moved: list[float] = []
         self._evaluating = False
 
+    @cached_property
+    def is_finite(self) -> bool:
+        """Whether torch's results are, without which the batch tells nothing."""
+        exact = self._exact
+        arrays = (exact.loss, *exact.outputs.values(), *exact.gradients.values(), *exact.statistics.values())
+        return all(np.isfinite(array).all() for array in arrays)
+
+    @property
+    def overflows(self) -> bool:
+        """Whether torch's were not in float32, as far as it was asked for them."""
+        return not all(math.isfinite(error) for errors in self._rounded for error in errors.values())
+
     def errors(self, engine: str) -> Errors:
         """Errors of an engine.
 
@@ -65,13 +77,18 @@ class Comparison:
         """Whether every error of an engine is within `TOLERANCE`, or `LIKENESS` times what rounding makes of torch."""
         left = self._large(engine)
         for rounded in self._computations(left) if left else ():
-            left = [what for what in left if not self.errors(engine)[what] <= LIKENESS * rounded[what]]
+            left = [what for what in left if not self.errors(engine)[what] <= LIKENESS * rounded[what] < math.inf]
             if not left:
                 break
         return not left
 
     def explains(self, engine: str) -> bool:
-        """Whether torch moves nearly as much as an engine's largest error if each rounding is a few times larger."""
+        """Whether torch moves nearly as much as an engine's largest error if each rounding is a few times larger.
+
+        It does where float32 overflows.
+        """
+        if self.overflows:
+            return True
         worst = max(self.errors(engine).values(), key=lambda error: math.inf if math.isnan(error) else error)
         return any(worst <= LIKENESS * move for move in self._moves(self._large(engine)))
 

@@ -128,7 +128,7 @@ def export_bundle(
         ),
         graph=graph,
         optimizer=optimizer,
-        draw=replace(batches, heads=interface.heads).draw,
+        batches=replace(batches, heads=interface.heads),
         on_step=on_step,
     )
     writers = _writers(graph, example, layout, interface, optimizer, tensors, on_step)

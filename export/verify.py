@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from export.attempts import EngineError, open_trial, rows_of, run_trial
-from export.batches import Batch, joined
+from export.batches import Batch, Batches, joined
 from export.comparison import LIKENESS, TOLERANCE, Comparison
 from export.forward.graph import ForwardGraph
 from export.reference import Reference
@@ -86,7 +85,7 @@ def verify(
     *,
     graph: ForwardGraph,
     optimizer: Mapping[str, Any],
-    draw: Callable[[int, int], Batch],
+    batches: Batches,
     on_step: Callable[[str], None],
 ) -> dict[str, Verification]:
     """Compare what the files of each engine compute with torch: loss, gradients, outputs and optimizer step.
@@ -95,14 +94,14 @@ def verify(
     precision. Single rows meet few of these kinks: two on which all is well make up the larger batches. A batch that
     meets one where none of torch's computations does is skipped in favor of the next, but only if torch's own results
     move nearly as much with roundings a few times larger: a wrong graph differs where they stand still, and is refused
-    at once.
+    at once. A batch on which torch's own results are not finite is skipped too.
 
     Args:
         openers: Functions that load the files, by engine.
         reference: Model in torch that the files stand for.
         graph: Forward pass of the files, for errors.
         optimizer: Constants of the optimizer.
-        draw: Function from a number of rows and the number of a batch to that batch.
+        batches: Source of the batches.
         on_step: Function that is called with what is being done.
 
     Returns:
@@ -111,24 +110,47 @@ def verify(
     Raises:
         EngineError: A runtime does not run the files, or not on every number of rows, or a result differs, and rounding
             does not explain it.
+        InputError: Torch's own results are not finite on any of the batches.
     """
     on_step("loading the files")
     trials = {engine: open_trial(engine, opener) for engine, opener in openers.items()}
-    compare = partial(Comparison, reference=reference, trials=trials, graph=graph)
+
+    def compared(size: int, likely: Sequence[Batch] = ()) -> Iterator[Comparison]:
+        drawn = (batches.draw(size, number) for number in range(_BATCHES))
+        found = (Comparison(batch, reference, trials, graph) for batch in itertools.chain(likely, drawn))
+        return _finite(found)
+
     on_step("verifying single rows")
-    rows, verified = _find_rows(trials, (compare(draw(1, number)) for number in range(_BATCHES)))
+    rows, verified = _find_rows(trials, compared(1))
     for size in SIZES:
         on_step(f"verifying batches of {size}")
         likely = [joined([rows[number % len(rows)] for number in range(size)])] if rows else []
-        batches = itertools.chain(likely, (draw(size, number) for number in range(_BATCHES)))
-        found = _verified(trials, map(compare, batches))
+        found = _verified(trials, compared(size, likely))
         verified = {engine: _worse(verified[engine], found[engine]) for engine in trials}
-    batch = draw(SIZES[-1], 0)
+    batch = next(compared(SIZES[-1])).batch
     for engine, trial in trials.items():
         gradients = run_trial(engine, trial, batch, graph).gradients
         step = _step_error(engine, trial, reference.weights, gradients, optimizer)
         verified[engine] = replace(verified[engine], step=step)
     return verified
+
+
+def _finite(comparisons: Iterable[Comparison]) -> Iterator[Comparison]:
+    """Those on whose batches torch's own results are finite, of which there must be one."""
+    found = False
+    for comparison in comparisons:
+        if comparison.is_finite:
+            found = True
+            yield comparison
+    if not found:
+        raise _not_finite()
+
+
+def _not_finite(where: str = "") -> InputError:
+    return InputError(
+        f"model: expected finite losses, gradients and outputs from torch{where}, found NaN or Inf on every batch; "
+        "verify it on rows that it takes (--example), or mend it (nothing was written)"
+    )
 
 
 def _find_rows(
@@ -172,6 +194,8 @@ def _verified(engines: Collection[str], comparisons: Iterable[Comparison]) -> di
 
 
 def _refusal(comparison: Comparison, engine: str, number: int) -> EngineError:
+    if comparison.overflows:
+        return EngineError(engine, _not_finite(" in float32"))
     what, error, limit = comparison.worst(engine)
     refusal = FedparaError(
         f"{engine}: {what}: expected torch's result within {limit:.2g} relative, found {error:.2g}, on batch "

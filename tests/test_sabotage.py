@@ -143,7 +143,7 @@ def test_every_wrong_gradient_is_refused(name: str, tmp_path: Path, monkeypatch:
         known = Remembered(reference)
         right = verify(openers, known, **more)
         (trial,) = (opener() for opener in openers.values())
-        exact = known.exact(more["draw"](1, 0)).gradients
+        exact = known.exact(more["batches"].draw(1, 0)).gradients
         total = float(np.sqrt(sum(np.sum(gradient**2) for gradient in exact.values())))
         for tensor, gradient in exact.items():
             is_zero = np.linalg.norm(gradient) <= 1e-8 * total

@@ -245,9 +245,12 @@ def _compare(
     for x, y in batches:
         expected, found = (dict(zip(names, session.run(names, dict(x)), strict=True)) for session in (factored, folded))
         if not all(np.isfinite(output).all() for output in expected.values()):
+            unless = (
+                " or don't take random rows; take those of an earlier round, or fold with --data" if y is None else ""
+            )
             raise FedparaError(
-                "factored model: expected finite outputs, found NaN or Inf: these weights diverged; take those of an "
-                "earlier round (nothing was written)"
+                "factored model: expected finite outputs, found NaN or Inf: these weights diverged"
+                f"{unless or '; take those of an earlier round'} (nothing was written)"
             )
         if not all(np.isfinite(output).all() for output in found.values()):
             return _Comparison(math.inf, None, None)
