@@ -49,8 +49,8 @@ class Comparison:
     def is_finite(self) -> bool:
         """Whether torch's results are, without which the batch tells nothing."""
         exact = self._exact
-        arrays = (exact.loss, *exact.outputs.values(), *exact.gradients.values(), *exact.statistics.values())
-        return all(np.isfinite(array).all() for array in arrays)
+        arrays = (*exact.outputs.values(), *exact.gradients.values(), *exact.statistics.values())
+        return math.isfinite(exact.loss) and all(bool(np.isfinite(array).all()) for array in arrays)
 
     @property
     def overflows(self) -> bool:
