@@ -1,21 +1,22 @@
-"""Downloads from a Hub, of which none is larger or slower than was expected, by the client of huggingface_hub.
+"""Downloads from a Hub, of which none is larger than was expected, by the client of huggingface_hub.
 
-Its own functions write and decode whatever a server sends. Here the answers are read piece by piece, as they are, and
-counted: all of a download together against a limit of the user's, and a file against its size in the manifest.
+Its own functions write whatever a server sends. Here the answers, which are bounded (`answers`), are read piece by
+piece and counted: all of a download together against a limit of the user's, and a file against its size in the
+manifest.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from fedpara_edge.errors import FedparaError, WrongBundleError, brief, counted
-from fedpara_edge.storage.arriving import TooMuchError, arriving
+from fedpara_edge.hub.answers import Limit, understanding
+from fedpara_edge.storage.arriving import TooMuchError
 from fedpara_edge.storage.wholefile import MAX_BYTES
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 MAX_DOWNLOAD_BYTES = 4 << 30
 """Most bytes of all files of one download, by default."""
-TIMEOUT_SECONDS = 30.0
-_MAX_ERROR_BYTES = 1 << 16
 
 
 class Download:
@@ -107,30 +106,23 @@ class Download:
 
     @contextmanager
     def _asking(self, url: str, max_bytes: int) -> Iterator[Iterator[bytes]]:
-        """The pieces of an answer, undecoded.
+        """The pieces of an answer.
 
         Raises:
             TooMuchError: The answer says that it is larger.
-            FedparaError: The answer is compressed, or comes without encryption after a redirect.
+            FedparaError: There is none.
         """
         from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
         headers = build_hf_headers(token=self._api.token, library_name="fedpara-edge")
-        headers["Accept-Encoding"] = "identity"  # what is decoded can be any times as large
-        with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT_SECONDS, follow_redirects=True) as found:
+        limit = Limit(max_bytes, _RAISE)
+        with get_session().stream("GET", url, headers=headers, extensions=limit.extensions) as found:
             if found.status_code >= 300:
-                hf_raise_for_status(_beginning(found))
+                found.read()
+                with understanding(self._repository):
+                    hf_raise_for_status(found)
                 raise FedparaError(f"{url}: expected an answer, found status {found.status_code}; check HF_ENDPOINT")
-            if url.startswith("https:") and found.url.scheme != "https":
-                raise FedparaError(f"{url}: expected an encrypted answer, found one of {found.url}; check the network")
-            if (encoding := found.headers.get("Content-Encoding", "identity")) != "identity":
-                raise FedparaError(f"{url}: expected an answer as it is, found one in {brief(encoding)}; check the Hub")
-            length = found.headers.get("Content-Length", "")
-            if length.isascii() and length.isdecimal() and (len(length) > 18 or int(length) > max_bytes):
-                raise TooMuchError(
-                    f"{url}: expected at most {max_bytes} bytes, found {length[:19]} announced; {_RAISE}"
-                )
-            yield arriving(found.iter_raw(), name=url, max_bytes=max_bytes, remedy=_RAISE)
+            yield found.iter_raw()
 
 
 def read_names(content: bytes, repository: str) -> list[str]:
@@ -157,22 +149,4 @@ def read_names(content: bytes, repository: str) -> list[str]:
     return found
 
 
-def http_errors() -> tuple[type[Exception], ...]:
-    """Errors of the client of huggingface_hub, which is a module of its own in some releases."""
-    from huggingface_hub.utils import get_session
-
-    client = importlib.import_module(type(get_session()).__module__.partition(".")[0])
-    return client.HTTPError, client.InvalidURL, client.StreamError
-
-
 _RAISE = "take another repository, or raise the limit if you trust this one (--max-mb)"
-
-
-def _beginning(answer: Any) -> Any:
-    """An answer that tells of an error, with no more than the beginning of its body."""
-    body = b""
-    with suppress(TooMuchError):
-        for piece in arriving(answer.iter_raw(), name=str(answer.url), max_bytes=_MAX_ERROR_BYTES, remedy=_RAISE):
-            body += piece
-    fields = {name: value for name, value in answer.headers.items() if name.lower().startswith("x-")}
-    return type(answer)(answer.status_code, headers=fields, content=body, request=answer.request)

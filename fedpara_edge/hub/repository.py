@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 from fedpara_edge.errors import FedparaError, InputError, WrongBundleError, brief_text, counted
 from fedpara_edge.formats.bundle import MANIFEST, open_bundle, read_manifest
 from fedpara_edge.formats.weights import read_weights
+from fedpara_edge.hub.answers import bound_answers, http_errors, understanding
 from fedpara_edge.hub.card import MARK, model_card
-from fedpara_edge.hub.download import MAX_DOWNLOAD_BYTES, Download, http_errors
+from fedpara_edge.hub.download import MAX_DOWNLOAD_BYTES, Download
 from fedpara_edge.installation import install_line
 from fedpara_edge.storage.atomic import check_output, replacing_file, replacing_folder
 from fedpara_edge.storage.rounds import round_path
@@ -61,33 +62,35 @@ def push(path: Path, repository: str, *, private: bool = False) -> Pushed:
     api = _api()
     if not path.is_dir():
         return _push_weights(api, path, repository)
-    from huggingface_hub import CommitOperationAdd
-
     manifest = open_bundle(path).manifest
     files: dict[str, Path | bytes] = {name: path / name for name in (*manifest.files, MANIFEST)}
     with _asking(repository):
-        api.create_repo(repository, private=private, exist_ok=True)
-        card = _read_card(api, repository) if api.file_exists(repository, CARD) else MARK
+        with understanding(repository):
+            api.create_repo(repository, private=private, exist_ok=True)
+            has_card = api.file_exists(repository, CARD)
+        card = _read_card(api, repository) if has_card else MARK
         if MARK in card:
             files[CARD] = model_card(manifest, repository).encode()
-        added = [CommitOperationAdd(name, content) for name, content in files.items()]
-        done = api.create_commit(repository, added, commit_message=f"Bundle {manifest.fingerprint[:12]}")
-    return Pushed(address=str(done.commit_url), files=tuple(sorted(files)), kept_card=CARD not in files)
+        address = _commit(api, repository, files, f"Bundle {manifest.fingerprint[:12]}")
+    return Pushed(address=address, files=tuple(sorted(files)), kept_card=CARD not in files)
 
 
 def _push_weights(api: HfApi, path: Path, repository: str) -> Pushed:
-    from huggingface_hub import CommitOperationAdd
-
     weights = read_weights(path)
     name = round_path(WEIGHTS, weights.round).as_posix()
     with _asking(repository), tempfile.TemporaryDirectory() as place:
         _check_fingerprint(Download(api, repository), repository, weights.fingerprint, path, Path(place))
-        done = api.create_commit(
-            repository,
-            [CommitOperationAdd(name, path)],
-            commit_message=f"Weights after {counted(weights.round, 'round')}",
-        )
-    return Pushed(address=str(done.commit_url), files=(name,))
+        address = _commit(api, repository, {name: path}, f"Weights after {counted(weights.round, 'round')}")
+    return Pushed(address=address, files=(name,))
+
+
+def _commit(api: HfApi, repository: str, files: Mapping[str, Path | bytes], message: str) -> str:
+    """Commit files; the address of the commit."""
+    from huggingface_hub import CommitOperationAdd
+
+    with understanding(repository):
+        added = [CommitOperationAdd(name, content) for name, content in files.items()]
+        return brief_text(str(api.create_commit(repository, added, commit_message=message).commit_url), max_length=1000)
 
 
 def pull_bundle(
@@ -185,11 +188,14 @@ def _read_card(api: HfApi, repository: str) -> str:
 
 
 def _api() -> HfApi:
+    os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # its transfers have a client of their own, which nothing bounds
     try:
         from huggingface_hub import HfApi
     except ImportError as error:
         raise InputError(f"expected huggingface_hub, found none ({error}); {install_line('hub')}") from error
-    return HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, library_name="fedpara-edge")
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, library_name="fedpara-edge")
+    bound_answers(api.endpoint)
+    return api
 
 
 @contextmanager
