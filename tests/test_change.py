@@ -244,3 +244,37 @@ def test_the_command_writes_nothing_when_it_refuses(tmp_path: Path, server: Serv
     assert read_weights(out).base == server.weights[0].base
     assert run("apply", tmp_path / "w0", first, "-o", out, "--overwrite").code == 0
     assert run("apply", tmp_path / "w0", first, "-o", out).code == 0
+
+
+def test_the_command_replaces_a_link_and_not_what_it_leads_to(tmp_path: Path, server: Server, run: Command) -> None:
+    write_weights(tmp_path / "w0", server.weights[0])
+    (tmp_path / "mine").write_text("mine")
+    for name, target in (("to-base", "w0"), ("to-mine", "mine"), ("to-nothing", "nothing")):
+        (tmp_path / name).symlink_to(tmp_path / target)
+    (tmp_path / "hard").hardlink_to(tmp_path / "w0")
+    for name in ("to-base", "hard"):
+        refused = run("apply", tmp_path / "w0", server.changes[0], "-o", tmp_path / name, "--overwrite")
+        assert (refused.code, "found one of them" in refused.err) == (2, True)
+    for name in ("to-mine", "to-nothing"):
+        assert run("apply", tmp_path / "w0", server.changes[0], "-o", tmp_path / name, "--overwrite").code == 0
+        assert not (tmp_path / name).is_symlink()
+        assert read_weights(tmp_path / name).base == server.weights[1].base
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert not (tmp_path / "nothing").exists()
+    assert read_weights(tmp_path / "w0").base == server.weights[0].base
+
+
+def test_a_change_that_goes_away_meanwhile_leaves_no_output(
+    tmp_path: Path, server: Server, run: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_weights(tmp_path / "w0", server.weights[0])
+
+    def applied_and_removed(weights: Weights, path: Path) -> Weights:
+        moved = apply_change(weights, path)
+        path.unlink()
+        return moved
+
+    monkeypatch.setattr("fedpara_edge.formats.change.apply_change", applied_and_removed)
+    ended = run("apply", tmp_path / "w0", *server.changes, "-o", tmp_path / "w3")
+    assert (ended.code, ended.err.count("\n")) == (1, 1)
+    assert not (tmp_path / "w3").exists()

@@ -359,3 +359,13 @@ def test_an_error_is_of_the_class_that_was_asked_for(path: Path) -> None:
     with pytest.raises(FedparaError, match="expected a readable file") as caught:
         TensorFile(path, format=None, error=FedparaError)
     assert type(caught.value) is FedparaError
+
+
+def test_a_table_that_would_not_be_read_is_not_written(tmp_path: Path) -> None:
+    one = {"x" * (1 << 23): np.zeros(1, np.float32)}
+    write_tensors(tmp_path / "file", one, {"format": "a", "version": 1})
+    TensorFile(tmp_path / "file", format="a", error=InvalidUpdateError).close()
+    two = one | {"y" * (1 << 23): np.zeros(1, np.float32)}
+    with pytest.raises(FedparaError, match=r"expected a header of at most 16777216 bytes, found 16777[0-9]{3}, which"):
+        write_tensors(tmp_path / "other", two, {"format": "a", "version": 1})
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

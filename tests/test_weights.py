@@ -229,3 +229,27 @@ def test_small_weights_make_nobody_allocate(tmp_path: Path, shape: tuple[int, ..
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 200_000
+
+
+@pytest.mark.parametrize("parts", [("base",), ("base", "u", "v"), ("mask",), ("u", "v"), ("velocity",)], ids="+".join)
+@pytest.mark.parametrize("layer", ["fc", "elsewhere"])
+def test_what_only_updates_have_is_refused_elsewhere(tmp_path: Path, parts: tuple[str, ...], layer: str) -> None:
+    roles = {"base": "base", "mask": "drawn", "velocity": "velocity"}
+    tensors = [small_round.tensor(part, (6, 5), layer, part, roles.get(part, "shared")) for part in parts]
+    layout = Layout((small_round.layer("fc", (6, 5), kind="dense"),), (small_round.tensor("w", (2,)), *tensors))
+    for number in (0, 1):
+        header = {"format": "fedpara-edge/weights", "version": 1, "fingerprint": "ff", "round": number}
+        values = {tensor.name: np.ones(tensor.shape, np.float32) for tensor in layout.tensors}
+        write_tensors(tmp_path / "w", values, {**header, "layout": layout.to_json()})
+        refused(tmp_path / "w", "expected a layer of kind update for one of part")
+
+
+def test_a_tensor_that_no_file_can_hold_is_in_no_layout(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="tensor '__metadata__': expected another name"):
+        small_round.tensor("__metadata__", (3,))
+    layout = Layout((), (small_round.tensor("__something__", (3,)),)).to_json()
+    layout["tensors"][0]["name"] = "__metadata__"
+    header = {"format": "fedpara-edge/weights", "version": 1, "fingerprint": "ff", "round": 0, "layout": layout}
+    codec = {"name": "uniform", "version": 1, "block": 0}
+    write_tensors(tmp_path / "w", {"payload": np.zeros(9, np.uint8)}, {**header, "codec": codec})
+    refused(tmp_path / "w", "expected another name")

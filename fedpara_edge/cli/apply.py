@@ -28,21 +28,23 @@ def command(weights: Path, changes: tuple[Path, ...], output: Path, overwrite: b
     from fedpara_edge.storage.atomic import check_output
 
     check_output(output, overwrite=True, inputs=(weights, *changes))
-    current = first = read_weights(weights)
+    current = read_weights(weights)
+    first, received = current.round, 0
     for change in changes:
         current = apply_change(current, change)
+        received += change.stat().st_size
     write_weights(output, current, overwrite=overwrite)
-    received, whole = sum(change.stat().st_size for change in changes), output.stat().st_size
+    whole = output.stat().st_size
     dense = 4 * current.layout.dense_parameters
     text = (
-        f"{output}: round {current.round}, from round {first.round} by {counted(len(changes), 'change')}\n"
+        f"{output}: round {current.round}, from round {first} by {counted(len(changes), 'change')}\n"
         f"received {megabytes(received)}; the weights themselves are {megabytes(whole)}, the dense model's "
         f"{megabytes(dense)}"
     )
     result = {
         "output": output,
         "round": current.round,
-        "from_round": first.round,
+        "from_round": first,
         "changes": len(changes),
         "received_bytes": received,
         "weights_bytes": whole,

@@ -33,6 +33,8 @@ UPDATE: frozenset[str] = frozenset(("u", "v"))
 FACTORS: frozenset[str] = frozenset(("x1", "y1", "t1", "x2", "y2", "t2")) | UPDATE
 STATISTICS: frozenset[str] = frozenset(("mean", "variance"))
 """Parts that follow the batches of a training instead of a gradient: running statistics."""
+RESERVED = "__metadata__"
+"""Name that no tensor can have in a safetensors file."""
 _WEIGHT = FACTORS | {"weight"}
 _MAX_DIMENSIONS = 32
 _MAX_ENTRIES = 1 << 60
@@ -157,6 +159,8 @@ class TensorSpec:
                 f"tensor {brief(self.name)}: expected a role of {', '.join(ROLES)} and a part of {', '.join(PARTS)}, "
                 f"found {brief(self.role)} and {brief(self.part)}"
             )
+        if self.name == RESERVED:
+            raise InputError(f"tensor {brief(self.name)}: expected another name, which no safetensors file can hold")
 
     @cached_property
     def size(self) -> int:

@@ -54,6 +54,9 @@ from fedpara_edge.factors.layout import LayerSpec, Layout, TensorSpec
 from fedpara_edge.factors.splitmix import random_bytes
 
 Tensors = Mapping[str, NDArray[Any]]
+_PARTS = frozenset(("u", "v", "base", "velocity", "mask", "a", "b"))
+_ROLES = frozenset(("base", "velocity", "drawn"))
+"""Parts and roles that only tensors of updates have."""
 
 
 def draw_directions(layer: LayerSpec, fingerprint: str, period: int) -> dict[str, NDArray[np.float32]]:
@@ -190,11 +193,19 @@ def folded(layout: Layout, tensors: Tensors, fingerprint: str, round: int) -> di
 
 
 def check_updates(layout: Layout) -> None:
-    """Refuse a layout with an update whose tensors are not those of its layer.
+    """Refuse a layout with an update whose tensors are not those of its layer, or with such tensors elsewhere.
 
     Raises:
-        InputError: A tensor is missing, one too many, or has another shape, or U and V have different roles.
+        InputError: A tensor is missing, one too many, or has another shape, or U and V have different roles; or a
+            tensor that only updates have is of no update.
     """
+    updates = {layer.name for layer in layout.layers if layer.kind == "update"}
+    for tensor in layout.tensors:
+        if (tensor.part in _PARTS or tensor.role in _ROLES) and tensor.layer not in updates:
+            raise InputError(
+                f"tensor {brief(tensor.name)}: expected a layer of kind update for one of part {tensor.part} and role "
+                f"{tensor.role}, found {brief(tensor.layer)}"
+            )
     for layer in layout.layers:
         if layer.kind == "update":
             parts, composed = layout.parts(layer), part_shapes(layer)

@@ -69,7 +69,7 @@ def write_tensors(
 
     Raises:
         OutputExistsError: `path` exists with other content, and `overwrite` is false.
-        FedparaError: The disk is full or refuses the write.
+        FedparaError: The disk is full or refuses the write, or the table would be too large to be read.
     """
     text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False)
     contiguous = {name: np.ascontiguousarray(tensor).reshape(tensor.shape) for name, tensor in tensors.items()}
@@ -78,6 +78,12 @@ def write_tensors(
             save_file(contiguous, temporary, metadata={KEY: text})
         except SafetensorError as error:
             raise OSError(str(error)) from error
+        with temporary.open("rb") as file:
+            if (length := int.from_bytes(file.read(8), "little")) > MAX_TABLE_BYTES:
+                raise FedparaError(
+                    f"{path}: expected a header of at most {MAX_TABLE_BYTES} bytes, found {length}, which nobody would "
+                    "read; nothing was written: use shorter names of tensors"
+                )
 
 
 class TensorFile:
