@@ -6,6 +6,7 @@ import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_plan
@@ -102,7 +103,9 @@ def test_as_many_rows_as_by_counting() -> None:
         assert [fewest_rows(n, share) for n in range(1, 60)] == [counted(n, share) for n in range(1, 60)]
 
 
-GOOD = {"event": "round", "arm": "a", "seed": 4, "round": 1}
+WHOSE = {"arm": "a", "seed": 4}
+MEASURED = dict.fromkeys(("accuracy", "loss", "up_bytes", "down_bytes", "seconds", "weights_bytes", "change_bytes"))
+GOOD = {"event": "round", **WHOSE, "round": 1, **MEASURED}
 
 
 @pytest.mark.parametrize(
@@ -117,7 +120,8 @@ GOOD = {"event": "round", "arm": "a", "seed": 4, "round": 1}
             json.dumps({**GOOD, **change})
             for change in ({"event": []}, {"event": "x"}, {"arm": 3}, {"seed": "4"}, {"seed": True}, {"round": "1"})
         ),
-        json.dumps({"event": "round", "arm": "a", "seed": 4}),
+        json.dumps({"event": "round", **WHOSE, **MEASURED}),
+        json.dumps({"event": "done", **WHOSE, "rounds": 1, "diverged": 3}),
     ],
     ids=lambda line: line[:60],
 )
@@ -125,8 +129,30 @@ def test_a_journal_with_a_foreign_line(line: str, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     content = json.dumps(GOOD).encode() + b"\n" + line.encode("latin-1") + b"\n"
     path.write_bytes(content)
-    refused(lambda: Journal(path), r"metrics\.jsonl: expected one metric a line, found ")
+    refused(lambda: Journal(path), r"metrics\.jsonl: line 2: expected one metric with its fields, found ")
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [
+        *((GOOD, field) for field in MEASURED),
+        ({"event": "arm", **WHOSE, "shared_parameters": 3}, "shared_parameters"),
+        ({"event": "done", **WHOSE, "rounds": 3, "diverged": None}, "rounds"),
+        ({"event": "done", **WHOSE, "rounds": 3, "diverged": None}, "diverged"),
+    ],
+)
+def test_a_metric_without_a_field_is_refused_and_not_taken_for_nothing(
+    line: dict[str, Any], field: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f"{json.dumps(GOOD)}\n{json.dumps(line)}\n")
+    assert Journal(path).events == [GOOD, line]
+    less = {name: value for name, value in line.items() if name != field}
+    path.write_text(f"{json.dumps(GOOD)}\n{json.dumps(less)}\n")
+    refused(
+        lambda: Journal(path), rf"metrics\.jsonl: line 2: expected one metric with its fields, found no field '{field}'"
+    )
 
 
 def test_a_report_of_a_deep_line(tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import small_round
 from command_line import Command
+from numpy.typing import NDArray
 
 from fedpara_edge.algorithms import find_server
-from fedpara_edge.factors.layout import Layout
+from fedpara_edge.factors.layout import LayerSpec, Layout
+from fedpara_edge.factors.update import weight_tensors
 from fedpara_edge.formats.serverstate import state_of, write_server_state
-from fedpara_edge.formats.weights import Weights
+from fedpara_edge.formats.weights import Weights, write_weights
 from fedpara_edge.storage.rounds import round_path
 from fedpara_edge.storage.tensorfile import write_tensors
 
@@ -56,3 +58,37 @@ def test_an_empty_folder_is_refused(tmp_path: Path, run: Command) -> None:
         2,
         f"Error: {tmp_path}: expected a bundle or a state folder, found neither manifest.json nor *.safetensors\n",
     )
+
+
+def test_the_folder_of_a_run_is_for_the_report(tmp_path: Path, run: Command) -> None:
+    (tmp_path / "metrics.jsonl").touch()
+    ended = run("inspect", tmp_path)
+    assert (ended.code, ended.err) == (
+        2,
+        f"Error: {tmp_path}: expected a bundle or a state folder, found the metrics.jsonl of a run; fedpara-edge "
+        "report shows these\n",
+    )
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.6])
+def test_layers_of_updates_are_shown_with_scale_period_and_momentum(
+    momentum: float, tmp_path: Path, run: Command
+) -> None:
+    dense = small_round.layer("head", (3, 5), kind="dense")
+    update = LayerSpec(
+        name="fc", operator="linear", form="matrix", kind="update", shape=(6, 5), rank=2, scale=0.25, reset_every=7,
+        base_momentum=momentum,
+    )  # fmt: skip
+    for name, layers in (("with", (update, dense)), ("without", (dense,))):
+        layout = small_round.layout_of(*layers)
+        write_weights(tmp_path / name, Weights("ff", 0, layout, zeros_of(layout)))
+    header, *rows = [line.split() for line in run("inspect", tmp_path / "with").out.splitlines()[-5:-2]]
+    assert header[-5:] == ["scale", "reset", "every", "base", "momentum"]
+    assert [row[-3:] for row in rows] == [["0.25", "7", f"{momentum:g}"], ["-", "-", "-"]]
+    layer = run("inspect", tmp_path / "with", "--json").json["layers"][0]
+    assert (layer["scale"], layer["reset_every"], layer.get("base_momentum", 0.0)) == (0.25, 7, momentum)
+    assert "momentum" not in run("inspect", tmp_path / "without").out
+
+
+def zeros_of(layout: Layout) -> dict[str, NDArray[np.float32]]:
+    return {tensor.name: np.zeros(tensor.shape, np.float32) for tensor in weight_tensors(layout)}

@@ -80,6 +80,13 @@ def _bundle(path: Path) -> dict[str, Any]:
 def _state(path: Path) -> dict[str, Any]:
     files = [_file(file) for file in sorted(path.glob("*.safetensors"), key=_in_counting_order)]
     if not files:
+        from fedpara_edge.simulation.folder import METRICS
+
+        if (path / METRICS).is_file():
+            raise InputError(
+                f"{path}: expected a bundle or a state folder, found the {METRICS} of a run; fedpara-edge report shows "
+                "these"
+            )
         raise InputError(f"{path}: expected a bundle or a state folder, found neither {MANIFEST} nor *.safetensors")
     return {"path": str(path), "format": "state", "of": _owner([file["format"] for file in files]), "files": files}
 
@@ -243,6 +250,7 @@ def _bits_table(result: dict[str, Any]) -> str:
 
 
 def _layer_table(result: dict[str, Any]) -> str:
+    has_updates = any(layer["kind"] == "update" for layer in result["layers"])
     rows = [
         (
             printable(layer["name"]),
@@ -252,16 +260,25 @@ def _layer_table(result: dict[str, Any]) -> str:
             f"{layer['attainable_rank']} of {layer['full_rank']}",
             f"{layer['parameters']:,}",
             f"{layer['share']:.1%}",
+            *(_of_update(layer) if has_updates else ()),
         )
         for layer in result["layers"]
     ]
-    header = ("layer", "kind", "shape", "rank", "attainable rank", "parameters", "of dense")
+    header = ["layer", "kind", "shape", "rank", "attainable rank", "parameters", "of dense"]
+    header += ["scale", "reset every", "base momentum"] if has_updates else []
     shared, dense = result["shared_parameters"], result["dense_parameters"]
     personal = f", {result['personal_parameters']:,} personal" if result["personal_parameters"] else ""
     return (
         f"{table(header, rows)}\n\n{shared:,} shared parameters{personal} ({megabytes(4 * shared)} in float32), "
         f"{shared / max(dense, 1):.1%} of the dense model's {dense:,}"
     )
+
+
+def _of_update(layer: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Cells of what an update alone has."""
+    if layer["kind"] != "update":
+        return "-", "-", "-"
+    return f"{layer['scale']:g}", f"{layer['reset_every']}", f"{layer.get('base_momentum', 0.0):g}"
 
 
 def _shape(shape: list[int]) -> str:

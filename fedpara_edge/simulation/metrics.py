@@ -51,7 +51,7 @@ _NUMBERS: Mapping[str, Sequence[str]] = {
     "round": ("accuracy", "loss", "up_bytes", "down_bytes", "seconds", "weights_bytes", "change_bytes"),
     "done": ("rounds",),
 }
-"""Fields that are computed with when a run goes on: numbers, null or missing."""
+"""Fields that are computed with when a run goes on: numbers, or null."""
 
 
 class Journal:
@@ -158,11 +158,11 @@ def _read(path: Path) -> tuple[list[Event], int]:
         raise InputError(
             f"{path}: expected the metrics of a run, found {error.strerror}; choose another folder"
         ) from error
-    for line in content.splitlines(keepends=True):
+    for number, line in enumerate(content.splitlines(keepends=True), start=1):
         position += len(line)
         if not line.endswith(b"\n"):
             break
-        pending.append(_event(path, line))
+        pending.append(_event(f"{path}: line {number}", line))
         if pending[-1]["event"] != "clients":
             events += pending
             pending, good_bytes = [], position
@@ -174,18 +174,20 @@ def is_number(value: Any) -> TypeGuard[int]:
     return type(value) is int and 0 <= value <= MAX_NUMBER
 
 
-def _event(path: Path, line: bytes) -> Event:
+def _event(place: str, line: bytes) -> Event:
     try:
         event: Event = json.loads(line)
         kind, numbers = event["event"], [event["seed"]] + ([event["round"]] if event["event"] in _OF_ROUNDS else [])
         if kind not in ORDER or not isinstance(event["arm"], str) or not all(map(is_number, numbers)):
             raise ValueError(f"the event {brief(event)}")
         for name in _NUMBERS.get(kind, ()):
-            if type(value := event.get(name, 0)) not in (int, float, NoneType) or not abs(value or 0) <= MAX_NUMBER:
+            if type(value := event[name]) not in (int, float, NoneType) or not abs(value or 0) <= MAX_NUMBER:
                 raise ValueError(f"{name} {brief(value)}")
-        if not isinstance(event.get("diverged"), str | None):
+        if kind == "done" and not isinstance(event["diverged"], str | None):
             raise ValueError(f"diverged {brief(event['diverged'])}")
         return event
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         found = f"no field {error}" if isinstance(error, KeyError) else brief_text(str(error), max_length=200)
-        raise InputError(f"{path}: expected one metric a line, found {found}; take another folder") from error
+        raise InputError(
+            f"{place}: expected one metric with its fields, found {found}; restore the file, or take another folder"
+        ) from error
