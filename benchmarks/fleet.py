@@ -10,6 +10,9 @@ the first does not, in which programs start and bundles are sent.
     server                 most memory of SuperLink, SuperExec and ServerApp, with pages that they share counted once
     all                    most memory of everything, likewise
     overhead               what a round takes beyond the training on all cores; with nodes, beyond that of `simulate`
+    CPU s                  CPU time that a round takes of everything, devices and server
+    beyond                 CPU time beyond the training: where there are nodes, beyond that of `simulate`, each of whose
+                           workers trains with one thread and has a core
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +34,7 @@ from typing import Any
 
 import click
 import stock_flower
+from cpu import Tree, cpu_at_each
 from memory import peaks, processes_below, processes_with_log, proportional_mb, together_mb
 from parts import keep_options, measure_parts
 from simulating import write_plan
@@ -55,6 +59,8 @@ STOCK = "dense, stock Flower"
 ARM, SEED = "measured", 0
 PARTICIPANTS = 100
 START_SECONDS = 120.0
+MEASURES = ("seconds", "cpu", "mb", "kb")
+"""What is measured of each federation; results that were kept with fewer are measured again."""
 PROJECT = """\
 [project]
 name = "stock"
@@ -126,11 +132,12 @@ def ours_on_nodes(arm: str, nodes: int, images: int, rounds: int) -> dict[str, A
         finish(run(*COMMAND, *init, log=log), log)
         logs = folder / "app" / "local" / "logs"
         process = run(*COMMAND, "fleet", "up", folder / "app", "-n", nodes, log=log)
-        with peaks(_memory(process, [logs / "superlink.log", logs / "server.log"])) as peak:
+        run_folder, server = folder / "app" / "run", [logs / "superlink.log", logs / "server.log"]
+        with peaks(_memory(process, server)) as peak, _cpu(process, partial(_rounds_done, run_folder)) as cpu:
             finish(process, log)
-        found = rounds_of(folder / "app" / "run")
+        found = rounds_of(run_folder)
         record = (logs / "record.log").read_text(encoding="utf-8")
-    return _row(arm, nodes, [event["seconds"] for event in found], peak, _traffic(record, nodes * rounds))
+    return _row(arm, nodes, [event["seconds"] for event in found], peak, cpu, _traffic(record, nodes * rounds))
 
 
 def theirs_on_nodes(nodes: int, images: int, rounds: int) -> dict[str, Any]:
@@ -166,7 +173,7 @@ def theirs_on_nodes(nodes: int, images: int, rounds: int) -> dict[str, Any]:
                 programs.append(run(bin / "flower-supernode", *start, log=log, **environment))
             log = logs / "run.log"
             process = run(bin / "flwr", "run", app, "fleet", "--stream", log=log, **environment)
-            with peaks(_memory(None, [logs / "superlink.log"])) as peak:
+            with peaks(_memory(None, [logs / "superlink.log"])) as peak, _cpu(None, partial(_times, options)) as cpu:
                 finish(process, log)
             listing = subprocess.run(
                 [bin / "flwr", "list", "fleet", "--format", "json"],
@@ -176,7 +183,7 @@ def theirs_on_nodes(nodes: int, images: int, rounds: int) -> dict[str, Any]:
                 check=True,
             )
         seconds = _seconds(options)
-    return _row(STOCK, nodes, seconds, peak, _traffic(listing.stdout, nodes * rounds))
+    return _row(STOCK, nodes, seconds, peak, cpu, _traffic(listing.stdout, nodes * rounds))
 
 
 def stock_settings(folder: Path, *, clients: int, images: int, rounds: int) -> Path:
@@ -210,11 +217,12 @@ def ours_simulated(engine: str, arm: str, clients: int, images: int, rounds: int
         log = folder / "said.log"
         more = ("--engine", "flower") if engine == "flower" else ()
         process = run(*COMMAND, "simulate", plan, "-o", folder / "run", *more, log=log)
-        with peaks(_memory(process)) as peak:
+        with peaks(_memory(process)) as peak, _cpu(process, partial(_rounds_done, folder / "run")) as cpu:
             finish(process, log)
         found = rounds_of(folder / "run")
     training = median(event["train_seconds"] * event["participants"] / cores() for event in found)
-    return {**_row(f"{arm}, {engine}", clients, [event["seconds"] for event in found], peak), "training": training}
+    row = _row(f"{arm}, {engine}", clients, [event["seconds"] for event in found], peak, cpu)
+    return {**row, "training": training}
 
 
 def theirs_simulated(clients: int, images: int, rounds: int) -> dict[str, Any]:
@@ -225,10 +233,10 @@ def theirs_simulated(clients: int, images: int, rounds: int) -> dict[str, Any]:
         log = folder / "said.log"
         environment = {**SWITCHES, stock_flower.SETTINGS: str(options), "PYTHONPATH": str(HERE)}
         process = run(sys.executable, HERE / "stock_flower.py", log=log, **environment)
-        with peaks(_memory(process)) as peak:
+        with peaks(_memory(process)) as peak, _cpu(process, partial(_times, options)) as cpu:
             finish(process, log)
         seconds = _seconds(options)
-    return _row(STOCK, clients, seconds, peak)
+    return _row(STOCK, clients, seconds, peak, cpu)
 
 
 def _memory(process: subprocess.Popen[bytes] | None, server: Sequence[Path] = ()) -> dict[str, Callable[[], float]]:
@@ -236,6 +244,23 @@ def _memory(process: subprocess.Popen[bytes] | None, server: Sequence[Path] = ()
     serving = (lambda: together_mb({pid for log in server for pid in processes_with_log(log)})) if server else None
     everything = {"all": lambda: proportional_mb(processes_below(root) - {os.getpid()})}
     return everything if serving is None else {"server": serving, **everything}
+
+
+def _cpu(process: subprocess.Popen[bytes] | None, rounds: Callable[[], int]) -> AbstractContextManager[list[float]]:
+    """CPU time after each round, of a process and all below it, or of all that this one has started."""
+    return cpu_at_each(rounds, Tree(os.getpid(), with_root=False) if process is None else Tree(process.pid))
+
+
+def _rounds_done(folder: Path) -> int:
+    """Number of rounds in the metrics of a run folder."""
+    path = folder / "metrics.jsonl"
+    return path.read_bytes().count(b'{"event": "round"') if path.exists() else 0
+
+
+def _times(options: Path) -> int:
+    """Number of rounds after which the stock app noted the time, as it did before the first."""
+    path = Path(json.loads(options.read_text(encoding="utf-8"))["times"])
+    return max(0, path.read_bytes().count(b"\n") - 1) if path.exists() else 0
 
 
 def _seconds(options: Path) -> list[float]:
@@ -260,12 +285,14 @@ def _row(
     clients: int,
     seconds: Sequence[float],
     peak: Mapping[str, float],
+    cpu: Sequence[float],
     traffic: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     return {
         "federation": name,
         "clients": clients,
         "seconds": median(seconds),
+        "cpu": (cpu[-2] - cpu[0]) / len(seconds),
         "mb": dict(peak),
         "kb": dict(traffic or {}),
     }
@@ -291,14 +318,16 @@ def report(results: Mapping[str, Mapping[str, Any]]) -> str:
     tables = []
     for title, has_nodes in (("SuperLink and SuperNodes on one machine", True), ("simulations", False)):
         rows = [row for row in results.values() if bool(row["kb"]) == has_nodes]
-        header = ["federation", "nodes" if has_nodes else "clients", "s a round", "overhead"]
+        header = ["federation", "nodes" if has_nodes else "clients", "s a round", "overhead", "CPU s", "beyond"]
         header += ["KB up", "KB down", "MB server", "MB all"] if has_nodes else ["rounds/min", "MB all"]
         cells = [
             [
                 row["federation"],
                 row["clients"],
                 f"{row['seconds']:.1f}",
-                _overhead(row, alone),
+                _beyond(row, alone, row["seconds"]),
+                f"{row['cpu']:.1f}",
+                _beyond(row, alone, row["cpu"], share=cores()),
                 *([f"{row['kb'][way]:.1f}" for way in ("up", "down")] if has_nodes else [f"{60 / row['seconds']:.1f}"]),
                 *(f"{row['mb'][which]:.0f}" for which in ("server", "all") if which in row["mb"]),
             ]
@@ -309,9 +338,10 @@ def report(results: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n\n".join(tables)
 
 
-def _overhead(row: Mapping[str, Any], alone: Mapping[int, float]) -> str:
+def _beyond(row: Mapping[str, Any], alone: Mapping[int, float], seconds: float, *, share: int = 1) -> str:
+    """What some seconds are beyond the training, which takes `share` times as long as on all cores."""
     training = row.get("training", None if row["federation"] == STOCK else alone.get(row["clients"]))
-    return "" if training is None else f"{row['seconds'] - training:.1f}"
+    return "" if training is None else f"{seconds - share * training:.1f}"
 
 
 @click.command(help=__doc__)
@@ -331,7 +361,7 @@ def main(nodes: int, clients: tuple[int, ...], images: int, rounds: int, kept: P
         for engine in ("simulate", "flower"):
             parts[f"{count} clients, {engine}"] = partial(ours_simulated, engine, arm, count, images, rounds)
         parts[f"{count} clients, {STOCK}"] = partial(theirs_simulated, count, images, rounds)
-    settings = {"images": images, "rounds": rounds}
+    settings = {"images": images, "rounds": rounds, "measures": MEASURES}
     click.echo(report(measure_parts(parts, report, settings=settings, kept=kept, again=again)))
 
 
