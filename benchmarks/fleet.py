@@ -11,8 +11,7 @@ the first does not, in which programs start and bundles are sent.
     all                    most memory of everything, likewise
     overhead               what a round takes beyond the training on all cores; with nodes, beyond that of `simulate`
     CPU s                  CPU time that a round takes of everything, devices and server
-    beyond                 CPU time beyond the training: where there are nodes, beyond that of `simulate`, each of whose
-                           workers trains with one thread and has a core
+    beyond                 CPU time beyond that of `simulate` with as many clients, which trains and does little else
 """
 
 from __future__ import annotations
@@ -314,7 +313,7 @@ def ended() -> Iterator[list[subprocess.Popen[bytes]]]:
 
 def report(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Tables of the results."""
-    alone = {row["clients"]: row["training"] for row in results.values() if row["federation"].endswith(", simulate")}
+    simulated = {row["clients"]: row for row in results.values() if row["federation"].endswith(", simulate")}
     tables = []
     for title, has_nodes in (("SuperLink and SuperNodes on one machine", True), ("simulations", False)):
         rows = [row for row in results.values() if bool(row["kb"]) == has_nodes]
@@ -325,9 +324,9 @@ def report(results: Mapping[str, Mapping[str, Any]]) -> str:
                 row["federation"],
                 row["clients"],
                 f"{row['seconds']:.1f}",
-                _beyond(row, alone, row["seconds"]),
+                _overhead(row, simulated.get(row["clients"])),
                 f"{row['cpu']:.1f}",
-                _beyond(row, alone, row["cpu"], share=cores()),
+                _beyond(row, simulated.get(row["clients"])),
                 *([f"{row['kb'][way]:.1f}" for way in ("up", "down")] if has_nodes else [f"{60 / row['seconds']:.1f}"]),
                 *(f"{row['mb'][which]:.0f}" for which in ("server", "all") if which in row["mb"]),
             ]
@@ -338,10 +337,16 @@ def report(results: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n\n".join(tables)
 
 
-def _beyond(row: Mapping[str, Any], alone: Mapping[int, float], seconds: float, *, share: int = 1) -> str:
-    """What some seconds are beyond the training, which takes `share` times as long as on all cores."""
-    training = row.get("training", None if row["federation"] == STOCK else alone.get(row["clients"]))
-    return "" if training is None else f"{seconds - share * training:.1f}"
+def _overhead(row: Mapping[str, Any], simulated: Mapping[str, Any] | None) -> str:
+    if row["federation"] == STOCK or (trained := row if "training" in row else simulated) is None:
+        return ""
+    return f"{row['seconds'] - trained['training']:.1f}"
+
+
+def _beyond(row: Mapping[str, Any], simulated: Mapping[str, Any] | None) -> str:
+    if simulated is None or row is simulated or row["federation"] == STOCK:
+        return ""
+    return f"{row['cpu'] - simulated['cpu']:.1f}"
 
 
 @click.command(help=__doc__)

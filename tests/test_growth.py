@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from journal_lines import NEEDED
 from small_net import without_verification
 from tiny_plan import measured, write_data
 
@@ -188,9 +189,6 @@ def test_a_run_without_its_files_can_not_go_on(tmp_path: Path) -> None:
     assert len(simulate(write(place, SMALL), run)) == 1, "what is finished is finished"
 
 
-MEASURED = dict.fromkeys(("accuracy", "loss", "up_bytes", "down_bytes", "seconds", "weights_bytes", "change_bytes"))
-
-
 @pytest.fixture
 def begun(tmp_path: Path) -> Path:
     """A run with two arms, one of which has not begun, and with three seeds, one finished and one diverged."""
@@ -200,9 +198,9 @@ def begun(tmp_path: Path) -> Path:
     journal = Journal(run / "metrics.jsonl")
     for seed, rounds, end in ((4, 6, None), (5, 3, "diverged"), (6, 2, "not yet")):
         who = {"arm": "small", "seed": seed}
-        journal.append({"event": "arm", **who, "shared_parameters": 1})
+        journal.append({"event": "arm", **who, **NEEDED["arm"]})
         for number in range(1, rounds + 1):
-            journal.append({"event": "round", **who, "round": number, **MEASURED})
+            journal.append({"event": "round", **who, "round": number, **NEEDED["round"]})
         if end != "not yet":
             journal.append({"event": "done", **who, "rounds": rounds, "diverged": end})
     return run
@@ -258,7 +256,7 @@ def test_an_arm_that_would_have_all_others_evaluated_on_other_examples_is_refuse
     place, run, both = tmp_path / "plan", tmp_path / "run", f"{COMMON}\n{OWN}"
     (run / "work").mkdir(parents=True)
     shutil.copy(write(place, SMALL, data=both), run)
-    Journal(run / "metrics.jsonl").append({"event": "arm", "arm": "small", "seed": 4, "shared_parameters": 1})
+    Journal(run / "metrics.jsonl").append({"event": "arm", "arm": "small", "seed": 4, **NEEDED["arm"]})
     expected = "arms: expected arms with which all are evaluated on the common test set as .*clients' own test shares"
     with pytest.raises(InputError, match=expected), open_run(run, write(place, SMALL, PERSONAL, data=both)):
         pass
@@ -297,6 +295,7 @@ def test_rounds_of_what_was_cut_short_may_be_fewer_than_planned(begun: Path, tmp
     with open_run(begun, write(place, SMALL, rounds=3, seeds=(6,))):
         pass
     # All its rounds, but not yet its end: as many are as good as more.
-    Journal(begun / "metrics.jsonl").append({"event": "round", "arm": "small", "seed": 6, "round": 3, **MEASURED})
+    last = {"event": "round", "arm": "small", "seed": 6, "round": 3, **NEEDED["round"]}
+    Journal(begun / "metrics.jsonl").append(last)
     with open_run(begun, write(place, SMALL, ALONE, rounds=3, seeds=(6,))):
         pass

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import tiny_plan
+from journal_lines import NEEDED
 
 from fedpara_edge.aggregation.config import AggregateConfig
 from fedpara_edge.errors import InputError
@@ -104,8 +105,7 @@ def test_as_many_rows_as_by_counting() -> None:
 
 
 WHOSE = {"arm": "a", "seed": 4}
-MEASURED = dict.fromkeys(("accuracy", "loss", "up_bytes", "down_bytes", "seconds", "weights_bytes", "change_bytes"))
-GOOD = {"event": "round", **WHOSE, "round": 1, **MEASURED}
+GOOD = {"event": "round", **WHOSE, "round": 1, **NEEDED["round"]}
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ GOOD = {"event": "round", **WHOSE, "round": 1, **MEASURED}
             json.dumps({**GOOD, **change})
             for change in ({"event": []}, {"event": "x"}, {"arm": 3}, {"seed": "4"}, {"seed": True}, {"round": "1"})
         ),
-        json.dumps({"event": "round", **WHOSE, **MEASURED}),
+        json.dumps({"event": "round", **WHOSE, **NEEDED["round"]}),
         json.dumps({"event": "done", **WHOSE, "rounds": 1, "diverged": 3}),
     ],
     ids=lambda line: line[:60],
@@ -136,7 +136,7 @@ def test_a_journal_with_a_foreign_line(line: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "field"),
     [
-        *((GOOD, field) for field in MEASURED),
+        *((GOOD, field) for field in NEEDED["round"]),
         ({"event": "arm", **WHOSE, "shared_parameters": 3}, "shared_parameters"),
         ({"event": "done", **WHOSE, "rounds": 3, "diverged": None}, "rounds"),
         ({"event": "done", **WHOSE, "rounds": 3, "diverged": None}, "diverged"),

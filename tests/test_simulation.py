@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from command_line import Command
 from failing_disk import full_disk
+from journal_lines import NEEDED
 from small_net import SHAPE, SmallBundle, without_verification
 from tiny_plan import ARMS, PLAN, measured, write_data, write_plan
 
@@ -495,9 +496,10 @@ def test_sorted_lines_are_read_back_whole(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "metrics.jsonl")
     for arm in ("b", "a"):
         who = {"arm": arm, "seed": 0}
-        journal.append({"event": "arm", **who})
+        journal.append({"event": "arm", **who, **NEEDED["arm"]})
         for number in (1, 2):
-            journal.append(*({"event": event, **who, "round": number} for event in ("clients", "round")))
+            both = ("clients", "round")
+            journal.append(*({"event": event, **who, "round": number, **NEEDED[event]} for event in both))
     journal.sort(["a", "b"], [0])
     assert [event["arm"] for event in journal.events] == ["a"] * 5 + ["b"] * 5
     assert Journal(tmp_path / "metrics.jsonl").events == journal.events
@@ -505,7 +507,7 @@ def test_sorted_lines_are_read_back_whole(tmp_path: Path) -> None:
 
 def test_what_could_not_be_appended_whole_is_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    journal, event = Journal(path), {"event": "arm", "arm": "a", "seed": 0}
+    journal, event = Journal(path), {"event": "arm", "arm": "a", "seed": 0, **NEEDED["arm"]}
     journal.append(event)
     refusal = r"metrics\.jsonl: expected to append to it, found No space left"
     with full_disk(), pytest.raises(FedparaError, match=refusal):
@@ -591,7 +593,7 @@ def test_what_was_refused_before_any_training_can_be_corrected(tmp_path: Path) -
     with folder.open_run(run, plan) as found:
         assert made.exists()
         assert not found.data(4).exists(), "the data may have been corrected"
-        Journal(found.metrics).append({"event": "arm", "arm": "dense", "seed": 4})
+        Journal(found.metrics).append({"event": "arm", "arm": "dense", "seed": 4, **NEEDED["arm"]})
         write_clients(found.data(4), read_plan(plan).data, 4)
     with folder.open_run(run, plan) as found:
         assert found.data(4).exists()
@@ -608,7 +610,7 @@ def bad_again(place: Path) -> Path:
 
 def test_a_measure_that_is_not_finite_is_null(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "metrics.jsonl")
-    event = {"event": "round", "arm": "a", "seed": 0, "round": 1}
+    event = {"event": "round", "arm": "a", "seed": 0, "round": 1, **NEEDED["round"]}
     journal.append({**event, "weight_norm": np.inf, "gap": 0.5, "loss": float("nan")})
     (event,) = Journal(tmp_path / "metrics.jsonl").events
     assert (event["weight_norm"], event["gap"], event["loss"]) == (None, 0.5, None)
