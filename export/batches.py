@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from export.forward.preprocess import Preprocessing
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.interface import ArraySpec, Head
+from fedpara_edge.losses import OwnLoss
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -75,7 +76,9 @@ class Batches:
                 _check(self.examples[spec.name], spec)
         for head in self.heads:
             if head.label.name in self.examples:
-                _check(self.examples[head.label.name], head.label, ignored=head.loss.ignored)
+                is_own = isinstance(head.loss, OwnLoss) and head.loss.kind == "numbers"
+                remedy = "add :kind=classes to the loss if they are classes, or reshape it" if is_own else _RESHAPE
+                _check(self.examples[head.label.name], head.label, ignored=head.loss.ignored, remedy=remedy)
 
     def draw(self, rows: int, number: int = 0) -> Batch:
         """The batch of that many rows with that number, always the same."""
@@ -124,11 +127,14 @@ def _labels(head: Head, rows: int, generator: np.random.Generator) -> NDArray[An
 _IGNORED = 0.25
 
 
-def _check(array: NDArray[Any], spec: ArraySpec, *, ignored: int | None = None) -> None:
+_RESHAPE = "reshape it, or give the shape of its rows as the input's"
+
+
+def _check(array: NDArray[Any], spec: ArraySpec, *, ignored: int | None = None, remedy: str = _RESHAPE) -> None:
     if array.ndim == 0 or array.shape[1:] != spec.shape or not len(array):
         raise InputError(
             f"array {spec.name!r}: expected at least one row of shape {list(spec.shape)}, found {list(array.shape)}; "
-            "reshape it, or give the shape of its rows as the input's",
+            f"{remedy}",
             key="example",
         )
     if spec.classes is None:

@@ -17,6 +17,7 @@ from export.exporter import deploy, export_bundle, quietly
 from export.fidelity import Fidelity, compare_fit
 from export.forward.graph import INPUT
 from export.forward.preprocess import Preprocessing
+from export.lazy import shape_lazily
 from export.stability import StableRates, stable_rates
 from export.verify import Verification
 from fedpara_edge.errors import InputError
@@ -99,6 +100,7 @@ def factored_model(recipe: Recipe) -> FactoredModel:
         if zoo and dtype == zoo.input_dtype == "int64" and tokens is None:
             tokens = classes or zoo.classes
         config = replace(recipe, input_shape=shape, input_dtype=dtype, tokens=tokens)
+    shape_lazily(dense, config)
     if recipe.pretrained is not None:
         loaded = load_pretrained(dense, recipe.pretrained, new_head=recipe.new_head)
     factorization = recipe

@@ -96,7 +96,7 @@ def export_bundle(
         raise InputError("model: expected trainable parameters, found none; nothing would travel")
     layout = keep_personal(layout, config.personal)
     _check_updates(layout, config)
-    inputs, optimizer = _inputs(config), _constants(config)
+    inputs, optimizer = inputs_of(config), _constants(config)
     specs = tuple(ArraySpec(name, each.shape, each.dtype, each.tokens) for name, each in inputs.items())
     losses = {output: loaded(loss) for output, loss in map(find_head, config.loss)}
     deployed = deploy(model, config)
@@ -117,20 +117,16 @@ def export_bundle(
     example |= {name: torch.from_numpy(array) for name, array in labels.items() if graph.takes(name)}
     check_parameters(graph, (*layout.trained, *layout.held))
     tensors = {name: value.detach().numpy() for name, value in model.state_dict().items()}
-    verifying = partial(
-        verify,
-        reference=Reference(
-            deployed,
-            outputs=graph.outputs,
-            heads=interface.heads,
-            optimizer=optimizer,
-            drawing=graph.evaluation is not None,
-        ),
-        graph=graph,
+    reference = Reference(
+        deployed,
+        outputs=graph.outputs,
+        heads=interface.heads,
         optimizer=optimizer,
-        batches=replace(batches, heads=interface.heads),
-        on_step=on_step,
+        drawing=graph.evaluation is not None,
     )
+    batches = replace(batches, heads=interface.heads)
+    reference.check(batches.draw(_EXAMPLES))
+    verifying = partial(verify, reference=reference, graph=graph, optimizer=optimizer, batches=batches, on_step=on_step)
     writers = _writers(graph, example, layout, interface, optimizer, tensors, on_step)
     with replacing_folder(folder) as making:
         if config.engines is None:
@@ -257,15 +253,20 @@ def _manifest(
 
 def deploy(model: nn.Module, config: ExportConfig) -> Deployed:
     """Copy of a model behind the preprocessing of its inputs, and with the outputs that a config chooses."""
+    return deploy_in_place(copy.deepcopy(model), config)  # tracing switches modes
+
+
+def deploy_in_place(model: nn.Module, config: ExportConfig) -> Deployed:
+    """The model itself behind the preprocessing of its inputs, and with the outputs that a config chooses."""
     arguments = [
         _argument(name, each) if config.input else Argument(None, _preprocessing(each))
-        for name, each in _inputs(config).items()
+        for name, each in inputs_of(config).items()
     ]
     chosen = Chosen(_output_names(config, dict(find_head(text) for text in config.loss)))
-    return Deployed(copy.deepcopy(model), arguments, chosen)  # tracing switches modes
+    return Deployed(model, arguments, chosen)
 
 
-def _inputs(config: ExportConfig) -> dict[str, Input]:
+def inputs_of(config: ExportConfig) -> dict[str, Input]:
     """Inputs of the model by name."""
     if config.input:
         return dict(find_input(text) for text in config.input)

@@ -70,6 +70,21 @@ class Reference:
         self._shapes, self._heads, self._optimizer, self._drawing = outputs, heads, optimizer, drawing
         self.weights: Tensors = {name: parameter.detach().numpy() for name, parameter in _trained(self._double)}
 
+    def check(self, batch: Batch) -> None:
+        """Check that torch has a gradient for every trained tensor.
+
+        Raises:
+            InputError: It has none for one, or can't compute any.
+        """
+        try:
+            self.single(batch, evaluating=False)
+        except InputError:
+            raise
+        except Exception as error:  # whatever goes wrong here lies in the user's model
+            raise InputError(
+                f"model: expected one that torch can differentiate, found {gist(error)} (nothing was written)"
+            ) from error
+
     def exact(self, batch: Batch) -> Results:
         """Results in double precision.
 
@@ -132,7 +147,7 @@ class Reference:
             value = loss_in_torch(self._heads, outputs, labels)
             trained = _trained(model)
             corrects = CORRECTION in self._optimizer
-            gradients = torch.autograd.grad(value, [parameter for _, parameter in trained], retain_graph=corrects)
+            gradients = _gradients(value, trained, retain_graph=corrects)
             kept = {name: statistic.numpy().copy() for name, statistic in statistics.items()}
         corrections: dict[torch.Tensor, torch.Tensor] = {}
         if corrects:
@@ -146,6 +161,28 @@ class Reference:
             },
             kept,
         )
+
+
+def _gradients(
+    value: torch.Tensor, trained: Sequence[tuple[str, torch.nn.Parameter]], *, retain_graph: bool
+) -> tuple[torch.Tensor, ...]:
+    """Gradients of a loss by trained tensors.
+
+    Raises:
+        InputError: The loss depends on one of them in no way that has a gradient.
+    """
+    parameters = [parameter for _, parameter in trained]
+    found: Sequence[torch.Tensor | None] = [None] * len(parameters)
+    if value.requires_grad:
+        found = torch.autograd.grad(value, parameters, retain_graph=retain_graph, allow_unused=True)
+    gradients = tuple(gradient for gradient in found if gradient is not None)
+    if len(gradients) < len(trained):
+        name = next(name for (name, _), gradient in zip(trained, found, strict=True) if gradient is None)
+        raise InputError(
+            f"parameter {name!r}: expected a gradient of the loss in torch, found none, as with .detach() or argmax; "
+            f"leave it as it is, --freeze {name.rpartition('.')[0] or name!r}, or mend the model (nothing was written)"
+        )
+    return gradients
 
 
 def _evaluated(

@@ -301,7 +301,32 @@ class TwoOutputs(nn.Linear):
         return super().forward(x), x
 
 
+class Nearest(nn.Module):
+    """The nearest of some vectors, with the gradient of what it stands for: none by the vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.vectors = nn.Linear(12, 5), nn.Parameter(torch.randn(7, 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.body(x)
+        nearest = self.vectors[(y.unsqueeze(1) - self.vectors).square().sum(-1).argmin(1)]
+        return y + (nearest - y).detach()
+
+
+class Projected(nn.LSTM):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return super().forward(x.unsqueeze(1))[0].squeeze(1)
+
+
 BAD = {
+    "no gradient in torch": (Nearest, VECTOR, {}, r"parameter 'vectors': expected a gradient .* --freeze 'vectors'"),
+    "projected LSTM": (
+        lambda: nn.Sequential(Projected(12, 16, proj_size=5, batch_first=True)),
+        VECTOR,
+        {},
+        r"module '0': expected an LSTM without projection, .* found proj_size=5",
+    ),
     "no gradient": (lambda: image_net(Sampled()), IMAGE, {}, r"module '1': .* found GridSample, which has none"),
     "name of the input": (NamedLikeTheInput, VECTOR, {}, r"parameter 'x': expected a name that the graph does not use"),
     "batch norm": (

@@ -113,6 +113,14 @@ def test_own_losses_train_as_in_torch(name: str, kind: str, stored: str, losses:
                 running.step(x, y, learning_rate=RATE, seed=0, micro_batches=2)
 
 
+def test_classes_are_pointed_to_where_numbers_do_not_fit(losses: Path, tmp_path: Path) -> None:
+    config = ExportConfig(input_shape=(6,), loss=(f"{losses}:Focal",))
+    with pytest.raises(InputError, match=r"Focal: expected to take .*; for classes as labels, add :kind=classes"):
+        export_bundle(net(), tmp_path / "bundle", config)
+    with pytest.raises(InputError, match=r"array 'y': expected .* add :kind=classes to the loss if they are classes"):
+        export_bundle(net(), tmp_path / "bundle", config, examples={"y": np.arange(4) % 3})
+
+
 def test_own_losses_are_left_out_of_folded_models(losses: Path, tmp_path: Path, run: Command) -> None:
     bundle = exported(tmp_path, f"{losses}:Focal:kind=classes")
     losses.unlink()

@@ -268,6 +268,11 @@ def _refuse_modules(model: torch.nn.Module) -> None:
                 f"module {name!r}: expected weights without spectral_norm, whose vectors every forward pass moves with "
                 "no gradient, found one; use weight_norm, or leave it out"
             )
+        if isinstance(module, torch.nn.LSTM) and module.proj_size:
+            raise InputError(
+                f"module {name!r}: expected an LSTM without projection, which ONNX has no counterpart for, found "
+                f"proj_size={module.proj_size}; take hidden_size={module.proj_size}, or a Linear layer on its outputs"
+            )
         if isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag):
             special = [
                 option

@@ -126,7 +126,10 @@ def _is_mean(loss: LoadedLoss, outputs: torch.Tensor, y: torch.Tensor) -> bool:
         raise
     except Exception as error:  # of the user's own code
         taken = f"outputs {list(outputs.shape)} and labels {y.dtype} {list(y.shape)}"
-        raise InputError(f"{loss.function}: expected to take {taken}, found {gist(error)}", key="loss") from error
+        remedy = "; for classes as labels, add :kind=classes" if loss.kind == "numbers" else ""
+        raise InputError(
+            f"{loss.function}: expected to take {taken}, found {gist(error)}{remedy}", key="loss"
+        ) from error
     return abs(whole - (first + 3 * last) / 4) <= _CLOSE * abs(whole)
 
 
