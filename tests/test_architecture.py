@@ -86,6 +86,7 @@ EXPORT: tuple[set[str], ...] = (
     {"export.verify"},
     {"export.engines"},
     {"export.exporter", "export.example"},
+    {"export.lazy"},
     {"export.build"},
     {"export.torchmodel"},
 )
