@@ -24,6 +24,7 @@ from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from fedpara_edge.cli import main
 from fedpara_edge.formats.bundle import Bundle
+from fedpara_edge.report import figures
 from fedpara_edge.simulation import runner
 from fedpara_edge.simulation.tasks.engines import bundle_at
 
@@ -132,3 +133,9 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(runner, "open_pool", open_pool)
     bundle_at.cache_clear()
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if matplotlib was not installed, which also makes a report in no time."""
+    monkeypatch.setattr(figures, "find_spec", lambda name: None if name == "matplotlib" else object())

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from command_line import Command
+from small_run import full_lines, write_metrics, write_plan
 from tensorboardX.proto.event_pb2 import Event
-from test_report import full_lines, write_metrics, write_plan
 
 from fedpara_edge.report import read_metrics, tracking
 from fedpara_edge.report.tracking import TensorBoard, track
