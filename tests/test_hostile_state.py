@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from softmax_regression import SoftmaxRegression
-from test_local_training import Device, Interrupted, go_on, inputs  # noqa: F401  (a fixture)
+from training_device import Device, Interrupted, go_on, make_inputs
 
 from device_runtime.loading import read_personal
 from device_runtime.state import open_state
@@ -14,8 +14,13 @@ from fedpara_edge.errors import InputError, WrongBundleError
 from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
 
 
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
 @pytest.fixture
-def device(inputs, tmp_path):  # noqa: F811
+def device(inputs, tmp_path):
     """A device after a first call, about to make a second one."""
     device = Device(inputs, tmp_path, codec="topk:share=0.2")
     device.train()
@@ -24,7 +29,7 @@ def device(inputs, tmp_path):  # noqa: F811
 
 
 @pytest.fixture
-def interrupted(inputs, tmp_path):  # noqa: F811
+def interrupted(inputs, tmp_path):
     """A device in the middle of its first call."""
     device = Device(inputs, tmp_path / "interrupted")
     with pytest.raises(KeyboardInterrupt):

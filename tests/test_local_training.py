@@ -1,7 +1,6 @@
 """Local training: however it is interrupted, the same call gives the same bytes."""
 
 import io
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,64 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from failing_disk import PowerCutError
 from softmax_regression import SoftmaxRegression, make_bundle, write_npz
+from training_device import CONFIG, STEPS, Device, Interrupted, make_inputs, next_weights
 
-from device_runtime import TrainConfig, open_data, progress_bar, train
+from device_runtime import TrainConfig, open_data, progress_bar
 from device_runtime.epochs import count_steps, step_seed, take_steps
 from device_runtime.state import open_state
-from fedpara_edge.codecs import find_encoder
 from fedpara_edge.errors import BusyError, FedparaError, InputError, WrongBundleError
 from fedpara_edge.formats.bundle import WEIGHTS, open_bundle
 from fedpara_edge.formats.update import open_update
-from fedpara_edge.formats.weights import read_weights, write_weights
+from fedpara_edge.formats.weights import read_weights
 from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
-
-CONFIG = TrainConfig(epochs=3, batch_size=5, lr=0.2, seed=7, schedule="cosine", save_steps=4)
-STEPS = 15  # 23 examples in batches of 5, 3 epochs
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """A folder with a bundle and data."""
-    folder = tmp_path_factory.mktemp("inputs")
-    make_bundle(folder / "bundle")
-    write_npz(folder / "data.npz")
-    return folder
-
-
-class Device:
-    """A device with its own folder, that makes the same call again and again."""
-
-    def __init__(self, inputs, folder, *, weights=None, codec="float32"):
-        folder.mkdir(exist_ok=True)
-        self.inputs = inputs
-        self.bundle = open_bundle(inputs / "bundle")
-        self.dataset = open_data(inputs / "data.npz", self.bundle.manifest)
-        self.weights = weights or self.bundle.file(WEIGHTS)
-        self.codec = codec
-        self.output, self.state = folder / "update.safetensors", folder / "state"
-        if not self.state.exists():
-            self.state.mkdir()
-            (self.state / "client").write_text("tester\n")
-
-    def train(self, config=CONFIG, *, engine=None, state=True, **options):
-        """Call `train` with a new engine."""
-        return train(
-            engine or SoftmaxRegression(self.bundle),
-            self.dataset,
-            self.weights,
-            config,
-            output=self.output,
-            state=self.state if state else None,
-            encoder=find_encoder(self.codec),
-            **options,
-        )
-
-    def result(self):
-        """All bytes that a finished call leaves behind."""
-        assert {file.name for file in self.state.iterdir()} == {"lock", "client", "lasting.safetensors"}
-        return self.output.read_bytes(), (self.state / "lasting.safetensors").read_bytes()
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")
@@ -77,20 +34,6 @@ def expected(inputs, tmp_path_factory):
     device = Device(inputs, tmp_path_factory.mktemp("device"))
     device.train()
     return device.result()
-
-
-class Interrupted(SoftmaxRegression):
-    """An engine during whose steps, once `after` of them were taken, a signal arrives."""
-
-    def __init__(self, bundle, *, after, number=signal.SIGINT):
-        super().__init__(bundle)
-        self.after, self.number = after, number
-
-    def step(self, *batch, **options):
-        loss = super().step(*batch, **options)
-        if self.steps_taken == self.after:
-            signal.raise_signal(self.number)
-        return loss
 
 
 def test_the_update_is_what_the_engine_learned(inputs, tmp_path):
@@ -183,155 +126,10 @@ def test_training_works_outside_the_main_thread(inputs, expected, tmp_path):
     assert device.result() == expected
 
 
-CHANGES, LAST_SAVE = 18, 7
-"""Renames and removals of a call, and those up to the rename of its last progress."""
-
-
-class PowerCut:
-    """Lets `allowed` renames and removals happen, then none: a cut before the next or, with `late`, right after it."""
-
-    def __init__(self, monkeypatch, allowed, *, late):
-        self.left, self.late = allowed, late
-        for name in ("replace", "unlink"):
-            monkeypatch.setattr(Path, name, self.guarded(getattr(Path, name)))
-        remove = shutil.rmtree  # of temporary folders, which stay where the power is gone
-        monkeypatch.setattr(shutil, "rmtree", lambda *a, **k: None if self.happened else remove(*a, **k))
-
-    def guarded(self, change):
-        def guarded(path, *arguments, **options):
-            if self.left == 0 and self.late:
-                self.late = False
-                change(path, *arguments, **options)
-            if self.left <= 0:
-                self.left = -1
-                raise PowerCutError
-            self.left -= 1
-            return change(path, *arguments, **options)
-
-        return guarded
-
-    @property
-    def happened(self):
-        return self.left < 0
-
-
-def train_until_power_cut(device, allowed, *, late):
-    """Whether the call ended before the cut."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        power = PowerCut(monkeypatch, allowed, late=late)
-        try:
-            device.train()
-        except PowerCutError:
-            assert power.happened
-            return False
-        except InputError as error:
-            # Cut after the very last commit: the call had ended, and says so.
-            assert "found an existing one" in str(error)  # noqa: PT017
-        return True
-
-
-def complete(device):
-    while not train_until_power_cut(device, 1000, late=False):
-        pass
-    return device.result()
-
-
-@pytest.mark.parametrize("late", [False, True])
-def test_a_power_cut_at_any_write_changes_nothing(inputs, expected, tmp_path, late):
-    for first in range(100):
-        device = Device(inputs, tmp_path / f"{first}")
-        if train_until_power_cut(device, first, late=late):
-            break
-        assert complete(device) == expected
-    # Three saves of the progress and the last one, the pending state in two files and the update, each renamed and its
-    # lock removed; the committed state, and three removals.
-    assert first == CHANGES
-
-
-@pytest.mark.parametrize("allowed", range(LAST_SAVE, CHANGES))
-def test_a_power_cut_after_the_last_save_costs_no_step(inputs, expected, tmp_path, allowed):
-    device = Device(inputs, tmp_path)
-    assert not train_until_power_cut(device, allowed, late=False)
-    engine = SoftmaxRegression(device.bundle)
-    assert device.train(engine=engine).resumed_from_step == STEPS
-    assert engine.steps_taken == 0
-    assert device.result() == expected
-
-
-@pytest.mark.parametrize("late", [False, True])
-def test_so_do_two_power_cuts(inputs, expected, tmp_path, late):
-    for first in range(CHANGES):
-        for second in range(100):
-            device = Device(inputs, tmp_path / f"{first}-{second}")
-            assert not train_until_power_cut(device, first, late=late)
-            if train_until_power_cut(device, second, late=not late):
-                break
-            assert complete(device) == expected
-
-
-@pytest.mark.parametrize("codec", ["float32", "topk:share=0.2", "uniform"])
-def test_a_power_cut_at_any_write_of_a_later_call_changes_nothing(inputs, tmp_path, codec):
-    def second_call(folder):
-        device = Device(inputs, folder, codec=codec)
-        device.train()
-        go_on(device, folder)
-        return device
-
-    reference = second_call(tmp_path / "reference")
-    reference.train()
-    with open_state(reference.state, reference.bundle.manifest.fingerprint) as state:
-        assert ("residual" in state.committed().after) == (codec != "float32")
-    for first in range(11):
-        device = second_call(tmp_path / f"{first}")
-        assert not train_until_power_cut(device, first, late=False)
-        assert complete(device) == reference.result()
-
-
-@pytest.mark.parametrize("taken", [False, True])
-@pytest.mark.parametrize("late", [False, True])
-def test_what_an_update_that_was_in_place_left_out_is_never_lost(inputs, tmp_path, late, taken):
-    """The server may have the update, above all if it was taken away: the next call must begin with its residual."""
-
-    def call_after(folder, allowed):
-        device = Device(inputs, folder, codec="topk:share=0.2")
-        ended = train_until_power_cut(device, allowed, late=late)
-        sent = device.output.exists()
-        if taken:
-            device.output.unlink(missing_ok=True)
-        go_on(device, folder)
-        device.train()
-        return ended, sent, device.result()
-
-    *_, expected = call_after(tmp_path / "reference", 1000)
-    cuts = []
-    for allowed in range(100):
-        ended, sent, result = call_after(tmp_path / f"{allowed}", allowed)
-        if ended:
-            break
-        assert (result == expected) == sent
-        cuts.append(sent)
-    assert cuts.count(True) >= 4
-    assert cuts.count(False) >= 4
-
-
-def go_on(device, folder):
-    """To the next round."""
-    device.output = folder / "second.safetensors"
-    device.weights = next_weights(device, folder)
-
-
-def next_weights(device, folder):
-    """The weights of the next round."""
-    base = read_weights(device.weights)
-    path = folder / "next.safetensors"
-    write_weights(path, replace(base, round=base.round + 1, tensors={k: v + 0.25 for k, v in base.tensors.items()}))
-    return path
-
-
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from test_local_training import Device, Interrupted
+from training_device import Device, Interrupted
 device = Device(Path(sys.argv[1]), Path(sys.argv[2]))
 device.train(engine=Interrupted(device.bundle, after=10, number=signal.SIGKILL))
 """

@@ -4,7 +4,7 @@ import os
 import sys
 
 import pytest
-from test_local_training import Device, go_on, inputs  # noqa: F401  (a fixture)
+from training_device import Device, go_on, make_inputs
 
 from device_runtime.state import DeviceState
 
@@ -13,8 +13,13 @@ CALLS = ("replace", "unlink", "mkdir", "fsync", "chmod")
 """Calls of the system between any two of which the machine may die."""
 
 
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
 @pytest.fixture
-def device(inputs, tmp_path):  # noqa: F811
+def device(inputs, tmp_path):
     return Device(inputs, tmp_path, codec="topk:share=0.2")
 
 
