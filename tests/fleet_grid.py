@@ -12,6 +12,8 @@ from fedpara_edge.fleet.device import answer
 from fedpara_edge.fleet.messages import Answer, Call, read_call
 from fedpara_edge.fleet.settings import NodeConfig
 
+EXPORT = "export mlp --classes 3 --input-shape 1,4,4 --gamma 0.5 --batch-size 8 -o bundle"
+"""Command that makes the bundle of a fleet."""
 Device = Callable[[Call], RecordDict | Error | None]
 """What a device answers to a call; None for nothing yet."""
 

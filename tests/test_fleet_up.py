@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from command_line import succeed
+from fleet_grid import EXPORT
 from tiny_plan import write_plan
 
 from fedpara_edge.fleet.ports import LOOPBACK, free_ports
@@ -30,7 +31,6 @@ SECONDS = 240.0
 """Patience on a machine that has much else to do."""
 FREE_SECONDS = 10.0
 """Patience with ports of processes that have ended."""
-EXPORT = "export mlp --classes 3 --input-shape 1,4,4 --gamma 0.5 --batch-size 8 -o bundle"
 INIT = "fleet init bundle --plan plan.toml --arm small -o app"
 
 
