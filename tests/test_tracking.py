@@ -110,11 +110,12 @@ def test_mlflow_has_every_number_of_every_round(finished: Path, tmp_path: Path, 
 def test_wandb_has_every_number_of_every_round(
     finished: Path, tmp_path: Path, run: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("wandb", reason="needs the extra wandb")
+    wandb = pytest.importorskip("wandb", reason="needs the extra wandb")
     for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
     ended = run("report", finished, "--track", f"wandb:{tmp_path / 'wb'}")
     assert (ended.code, ended.out) == (0, f"16 rounds: {tmp_path / 'wb'}\n"), ended.err
+    wandb.teardown()  # as where the command's process ends: until then its service may still write
     found = offline_runs(tmp_path / "wb")
     for row in read_metrics(finished):
         assert found[f"{row['arm']}/seed-{row['seed']}"][row["round"]]["accuracy"] == pytest.approx(row["accuracy"])
