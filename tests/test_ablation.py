@@ -13,9 +13,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "plans" / "ablation"))
 import federation
+import images
 import kinds
 import network
 import table
+import variations
 
 from fedpara_edge.factors.compose import compose_branch, part_shapes
 from fedpara_edge.factors.rank import layer_spec
@@ -85,26 +87,26 @@ def test_the_curvature_is_the_square_of_the_jacobian(kind: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> federation.Data:
+def data(tmp_path_factory: pytest.TempPathFactory) -> images.Data:
     """Two clients of eight images each."""
     path = tmp_path_factory.mktemp("data") / "images.npz"
     random = np.random.default_rng(0)
     x, y = random.integers(0, 256, (24, 3, 16, 16), np.uint8), random.integers(0, 10, 24)
     np.savez(path, x=x[:16], y=y[:16], x_test=x[16:], y_test=y[16:])
     plan = DataPlan(path=path, clients=2, test=("x_test", "y_test"))
-    return federation.Data(plan, [1], federation.Images(), torch.device("cpu"), batch_size=4, tests=8)
+    return images.Data(plan, [1], images.Images(), torch.device("cpu"), batch_size=4, tests=8)
 
 
-def batch(data: federation.Data, structure: federation.Structure, *settings: federation.Setting) -> federation.Batch:
+def batch(data: images.Data, structure: variations.Structure, *settings: variations.Setting) -> federation.Batch:
     found = federation.Batch(structure, [(setting, 1) for setting in settings], data, 2)
     for round in range(2):
         found.aggregate(found.train(round), round)
     return found
 
 
-def test_runs_side_by_side_are_those_that_each_would_be(data: federation.Data) -> None:
-    structure = federation.Structure("update", (2, 2, 2), "sgd")
-    settings = federation.Setting(lr=0.01), federation.Setting(lr=0.02, base_beta=0.5, beta=0.5, scale=2.0)
+def test_runs_side_by_side_are_those_that_each_would_be(data: images.Data) -> None:
+    structure = variations.Structure("update", (2, 2, 2), "sgd")
+    settings = variations.Setting(lr=0.01), variations.Setting(lr=0.02, base_beta=0.5, beta=0.5, scale=2.0)
     for one, other in (settings, settings[::-1]):
         alone, among = batch(data, structure, one), batch(data, structure, one, other)
         torch.testing.assert_close(alone.theta[0], among.theta[0], rtol=1e-3, atol=1e-4)
@@ -113,8 +115,8 @@ def test_runs_side_by_side_are_those_that_each_would_be(data: federation.Data) -
 
 @pytest.mark.parametrize("kind", ["fedpara", "matrix"])
 @pytest.mark.parametrize("options", [{"preconditioned": True}, {"cyclic": True}])
-def test_every_kind_trains(data: federation.Data, kind: str, options: dict[str, bool]) -> None:
-    structure = federation.Structure(kind, (2, 2, 2), "sgd", **options)
-    found = batch(data, structure, federation.Setting(lr=0.001, frobenius=0.01, fedexp=True))
+def test_every_kind_trains(data: images.Data, kind: str, options: dict[str, bool]) -> None:
+    structure = variations.Structure(kind, (2, 2, 2), "sgd", **options)
+    found = batch(data, structure, variations.Setting(lr=0.001, frobenius=0.01, fedexp=True))
     assert torch.isfinite(found.theta).all()
     assert len(found.accuracy()) == 1

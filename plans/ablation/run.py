@@ -22,8 +22,10 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 import click  # noqa: E402
 import network  # noqa: E402
 import torch  # noqa: E402
-from federation import Batch, Data, Images, Setting, Structure  # noqa: E402
+from federation import Batch  # noqa: E402
+from images import Data, Images  # noqa: E402
 from stages import STAGES  # noqa: E402
+from variations import Setting, Structure  # noqa: E402
 
 from fedpara_edge.simulation.plan.plan import read_plan  # noqa: E402
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from federation import Setting, Structure
+from variations import Setting, Structure
 
 CIFAR, FASHION = "cifar10-cnn", "fashion-mnist-cnn"
 TUNING = (10, 11, 12)
