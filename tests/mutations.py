@@ -203,22 +203,21 @@ def _change(place: tuple[Any, int], places: Sequence[tuple[Any, int]], random: R
 
 def to_json(tree: Any) -> str:
     """A tree as a JSON text."""
-    if isinstance(tree, Raw):
-        return str(tree)
-    if isinstance(tree, Pairs):
-        return "{" + ",".join(f"{json.dumps(key)}:{to_json(value)}" for key, value in tree) + "}"
-    if isinstance(tree, list):
-        return "[" + ",".join(map(to_json, tree)) + "]"
-    return json.dumps(tree)
+    return _to_text(tree, between=",", after_key=":")
 
 
 def _to_toml(tree: Any) -> str:
+    return _to_text(tree, between=", ", after_key=" = ")
+
+
+def _to_text(tree: Any, **signs: str) -> str:
     if isinstance(tree, Raw):
         return str(tree)
     if isinstance(tree, Pairs):
-        return "{" + ", ".join(f"{json.dumps(key)} = {_to_toml(value)}" for key, value in tree) + "}"
+        pairs = (f"{json.dumps(key)}{signs['after_key']}{_to_text(value, **signs)}" for key, value in tree)
+        return "{" + signs["between"].join(pairs) + "}"
     if isinstance(tree, list):
-        return "[" + ", ".join(map(_to_toml, tree)) + "]"
+        return "[" + signs["between"].join(_to_text(value, **signs) for value in tree) + "]"
     return json.dumps(tree)
 
 

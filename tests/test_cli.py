@@ -119,6 +119,20 @@ def test_doctor_gives_the_line_for_what_is_missing(run: Command, monkeypatch: py
     )
 
 
+@pytest.mark.parametrize(
+    ("command", "extra", "package"),
+    [(("keys", "new", "mine"), "trust", "tuf"), (("fleet", "up", "app"), "fleet", "flwr")],
+)
+def test_without_an_extra_the_error_says_what_to_type(
+    command: tuple[str, ...], extra: str, package: str, run: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_distributions(monkeypatch, package)
+    ended = run(*command)
+    assert ended.code == 2
+    assert f"{extra}: expected {package} to be installed, found none; type: " in ended.err
+    assert f"[{extra}]" in ended.err
+
+
 def without_distributions(monkeypatch: pytest.MonkeyPatch, *absent: str) -> None:
     monkeypatch.setattr(installed, "_version", lambda name: None if name in absent else "1.0")
     monkeypatch.setattr(installed, "find_spec", lambda name: None if name in absent else find_spec(name))

@@ -90,17 +90,6 @@ def test_bad_input_is_one_line(
     check_refused(run, tmp_path, bad)
 
 
-def test_without_flower_the_line_to_install_it_is_given(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedpara_edge.cli import installed
-
-    monkeypatch.setattr(installed, "_has_module", lambda name: name != "flwr")
-    monkeypatch.setattr(installed, "_version", lambda name: None if name == "flwr" else "1")
-    ended = run("fleet", "up", "app")
-    assert ended.code == 2
-    assert "fleet: expected flwr to be installed, found none; type: " in ended.err
-    assert "[fleet]" in ended.err
-
-
 def test_a_flower_in_which_a_replaced_part_is_gone_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from flwr.supercore.inflatable import inflatable_utils
     from flwr.supernode import start_client_internal

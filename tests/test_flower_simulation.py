@@ -8,23 +8,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
+from begun_run import begin_run
 from flwr.app import Error, Message
 from flwr.supercore.task_identity import TaskIdentity
-from small_net import without_verification
 from test_fleet_up import processes
 from tiny_plan import measured, write_plan
 
-from export import make_bundle
 from fedpara_edge.errors import DivergedError, FedparaError
 from fedpara_edge.fleet.simulated import NodeExecutor, run_task
-from fedpara_edge.simulation.folder import RunFolder
-from fedpara_edge.simulation.plan.plan import read_plan
 from fedpara_edge.simulation.runner import simulate
 
 SECONDS = 300.0
@@ -117,12 +113,7 @@ def test_flower_measures_the_same_and_goes_on_where_it_was_interrupted(tmp_path:
         ("participants = 2\n", ""),
     )
     plan.write_text(plan.read_text().replace('[arms.dense]\nmodel.kind = "dense"\n', ""))
-    for arm in read_plan(plan).arms:
-        bundle = RunFolder(tmp_path / "run").job(arm.name, 4).bundle
-        bundle.parent.mkdir(parents=True)
-        with without_verification():
-            make_bundle(replace(arm.model, seed=4), bundle)
-    shutil.copy(plan, tmp_path / "run")
+    begin_run(plan, tmp_path / "run")
     shutil.copytree(tmp_path / "run", tmp_path / "flower")
     simulate(plan, tmp_path / "run")
 

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from folded import initial_weights, quick_export
 from norms import relative_error
 from numpy.typing import NDArray
 from onnx import TensorProto
@@ -15,12 +15,9 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from export import export_bundle
 from export.folding.fold import fold
-from fedpara_edge.formats.bundle import WEIGHTS, Bundle
+from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.formats.folded import Precision
-from fedpara_edge.formats.recipe import ExportConfig
-from fedpara_edge.formats.weights import read_weights
 from fedpara_edge.nn import Linear
 
 WIDTH = 16
@@ -94,17 +91,10 @@ FORMULAS = {
 }
 
 
-def export(model: nn.Module, folder: Path, shape: tuple[int, ...], **options: Any) -> Bundle:
-    """A bundle whose training nobody verifies."""
-    config = ExportConfig(name="test", input_shape=shape, engines=("onnxruntime",), **options)
-    with patch("export.exporter.verify", return_value={}):
-        return export_bundle(model, folder, config)[0]
-
-
 def check(model: nn.Module, bundle: Bundle, precision: Precision, x: Inputs, tolerance: float) -> onnx.ModelProto:
     """Fold, run with every operator rounded to its own precision, and compare with torch."""
     path = bundle.path.parent / "model.onnx"
-    fold(bundle, read_weights(bundle.file(WEIGHTS)), path, precision=precision)
+    fold(bundle, initial_weights(bundle), path, precision=precision)
     folded = onnx.load(path)
     found = ReferenceEvaluator(folded).run(None, {"x": x})[0]
     assert isinstance(found, np.ndarray)
@@ -128,7 +118,11 @@ def test_features_that_are_all_zero_have_a_cosine(precision: Precision, tmp_path
     x[0] = 0
     assert not model(torch.from_numpy(x[:1])).any()
     folded = check(
-        model, export(model, tmp_path / "bundle", (WIDTH,)), precision, x, 0.01 if precision == "float16" else 0.1
+        model,
+        quick_export(model, tmp_path / "bundle", (WIDTH,), "onnxruntime"),
+        precision,
+        x,
+        0.01 if precision == "float16" else 0.1,
     )
     if precision == "float16":
         types = stored(folded)
@@ -140,7 +134,7 @@ def test_features_that_are_all_zero_have_a_cosine(precision: Precision, tmp_path
 def test_masks_mask(how: str, precision: Precision, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Masked(how)
-    bundle = export(model, tmp_path / "bundle", (6,), input_dtype="int64", tokens=12)
+    bundle = quick_export(model, tmp_path / "bundle", (6,), "onnxruntime", input_dtype="int64", tokens=12)
     x = np.random.default_rng(0).integers(1, 12, (8, 6))
     x[:4, 3:] = 0
     x[5] = 0
@@ -154,7 +148,7 @@ def test_formulas_that_leave_the_range(name: str, larger: int, tmp_path: Path) -
     torch.manual_seed(0)
     model = Formula(name)
     x = larger * np.random.default_rng(0).standard_normal((8, WIDTH), np.float32)
-    folded = check(model, export(model, tmp_path / "bundle", (WIDTH,)), "float16", x, 0.02)
+    folded = check(model, quick_export(model, tmp_path / "bundle", (WIDTH,), "onnxruntime"), "float16", x, 0.02)
     types = stored(folded)
     assert {types[name] for name in ("body.weight", "head.weight")} == {TensorProto.FLOAT16}
 
@@ -165,7 +159,7 @@ def test_weights_beyond_the_range_stay_float32(tmp_path: Path) -> None:
     with torch.no_grad():
         model.body.x1.mul_(1e7)
     x = np.random.default_rng(0).standard_normal((8, WIDTH), np.float32)
-    types = stored(check(model, export(model, tmp_path / "bundle", (WIDTH,)), "float16", x, 0.01))
+    types = stored(check(model, quick_export(model, tmp_path / "bundle", (WIDTH,), "onnxruntime"), "float16", x, 0.01))
     assert (types["body.weight"], types["head.weight"]) == (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
@@ -173,5 +167,5 @@ def test_a_model_within_the_range_computes_in_float16(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(Linear(WIDTH, WIDTH, rank=3), nn.LayerNorm(WIDTH), nn.GELU(), nn.Linear(WIDTH, 3))
     x = np.random.default_rng(0).standard_normal((8, WIDTH), np.float32)
-    folded = check(model, export(model, tmp_path / "bundle", (WIDTH,)), "float16", x, 0.01)
+    folded = check(model, quick_export(model, tmp_path / "bundle", (WIDTH,), "onnxruntime"), "float16", x, 0.01)
     assert [node.op_type for node in folded.graph.node].count("Cast") == 2

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from softmax_regression import SoftmaxRegression, make_bundle, write_npz
-from training_device import CONFIG, STEPS, Device, Interrupted, make_inputs, next_weights
+from training_device import CONFIG, STEPS, Device, Interrupted, make_inputs, next_weights, uninterrupted
 
 from device_runtime import TrainConfig, open_data, progress_bar
 from device_runtime.epochs import count_steps, step_seed, take_steps
@@ -30,10 +30,7 @@ def inputs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(inputs, tmp_path_factory):
-    """The bytes of the call without any interruption."""
-    device = Device(inputs, tmp_path_factory.mktemp("device"))
-    device.train()
-    return device.result()
+    return uninterrupted(inputs, tmp_path_factory.mktemp("device"))
 
 
 def test_the_update_is_what_the_engine_learned(inputs, tmp_path):

@@ -1,16 +1,14 @@
 """Simulated devices that go away or are too slow: how many, which, and what the round makes of it."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from begun_run import begin_run
 from hypothesis import given
 from hypothesis import strategies as st
-from small_net import without_verification
 from tiny_plan import measured, write_plan
 
-from export import make_bundle
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.weights import read_weights
 from fedpara_edge.simulation import folder
@@ -67,12 +65,7 @@ def test_a_round_counts_who_is_there_and_goes_on_as_if_never_stopped(
         ("rounds = 2", "rounds = 3"),
         ("[data]", "[devices]\ndropout = 0.4\n[data]"),
     )
-    for arm in read_plan(plan).arms[1:]:
-        bundle = RunFolder(tmp_path / "run").job(arm.name, 4).bundle
-        bundle.parent.mkdir(parents=True)
-        with without_verification():
-            make_bundle(replace(arm.model, seed=4), bundle)
-    shutil.copy(plan, tmp_path / "run")
+    begin_run(plan, tmp_path / "run", ("small", "alone"))
     shutil.copytree(tmp_path / "run", tmp_path / "again")
     simulate(plan, tmp_path / "run", arms=["small", "alone"])
     rounds = [line for line in measured(tmp_path / "run") if line["event"] == "round"]

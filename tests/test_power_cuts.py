@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from failing_disk import PowerCutError
 from softmax_regression import SoftmaxRegression
-from training_device import STEPS, Device, go_on, make_inputs
+from training_device import STEPS, Device, go_on, make_inputs, uninterrupted
 
 from device_runtime.state import open_state
 from fedpara_edge.errors import InputError
@@ -19,10 +19,7 @@ def inputs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(inputs, tmp_path_factory):
-    """The bytes of the call without any interruption."""
-    device = Device(inputs, tmp_path_factory.mktemp("device"))
-    device.train()
-    return device.result()
+    return uninterrupted(inputs, tmp_path_factory.mktemp("device"))
 
 
 CHANGES, LAST_SAVE = 18, 7

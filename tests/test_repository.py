@@ -360,14 +360,3 @@ def test_private_keys_are_for_their_owner_alone(here: Path, run: Command) -> Non
     ended = run("keys", "show", "mine")
     assert ended.code == 2
     assert "mine: expected a private key that its owner alone can read (mode 600), found mode 640" in ended.err
-
-
-def test_without_the_extra_the_error_says_what_to_type(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedpara_edge.cli import installed
-
-    monkeypatch.setattr(installed, "_has_module", lambda name: name != "tuf")
-    monkeypatch.setattr(installed, "_version", lambda name: None if name == "tuf" else "1")
-    ended = run("keys", "new", "mine")
-    assert ended.code == 2
-    assert "trust: expected tuf to be installed, found none; type: " in ended.err
-    assert "[trust]" in ended.err

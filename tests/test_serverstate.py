@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import small_round
 from failing_disk import full_disk
+from golden import DIGEST, content_of
 from safetensors.numpy import load_file, save_file
 
 from fedpara_edge.algorithms.adaptive import FedAdam
@@ -46,15 +47,6 @@ GOLDEN = (
 def make_state(weights: Weights, *, residual: bool = True) -> ServerState:
     groups = {group: small_round.random_tensors(weights.layout, seed) for seed, group in enumerate(FedAdam().groups)}
     return state_of(weights, FedAdam(), {**groups, **({RESIDUAL: groups["moment1"]} if residual else {})})
-
-
-DIGEST = rb"\\\"digest\\\":\\\"[0-9a-f]{64}\\\","
-
-
-def content_of(table: bytes) -> bytes:
-    """A file with this table and the values 1 and -2."""
-    table += b" " * (-len(table) % 8)
-    return len(table).to_bytes(8, "little") + table + bytes.fromhex("0000803f 000000c0")
 
 
 def test_golden_bytes_with_a_digest_and_without_as_up_to_0_2(tmp_path: Path) -> None:

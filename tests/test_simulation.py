@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from begun_run import begin_run
 from command_line import Command
 from small_net import SHAPE, SmallBundle, without_verification
 from tiny_plan import ARMS, PLAN, measured, write_data, write_plan
 
 from device_runtime import evaluate, load_weights, open_data, open_engine, train
-from export import make_bundle
 from fedpara_edge.aggregation import aggregate
 from fedpara_edge.errors import BusyError, DivergedError, FedparaError, InputError
 from fedpara_edge.formats.bundle import WEIGHTS, open_bundle
@@ -46,12 +46,7 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def done(plans: Path) -> Path:
     """A run of the plan by the command line and two workers, uninterrupted; it makes the bundle of one arm itself."""
-    with without_verification():
-        for arm in read_plan(plans / "plan.toml").arms[:2]:
-            bundle = RunFolder(plans / "run").job(arm.name, 4).bundle
-            bundle.parent.mkdir(parents=True)
-            make_bundle(replace(arm.model, seed=4), bundle)
-    shutil.copy(plans / "plan.toml", plans / "run")
+    begin_run(plans / "plan.toml", plans / "run", ("dense", "small"))
     ended = simulating(plans / "plan.toml", plans / "run", "--workers", 2)
     out, err = ended.communicate()
     assert ended.returncode == 0, err

@@ -2,20 +2,16 @@
 
 import shutil
 from concurrent.futures import Executor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from begun_run import begin_run
 from command_line import Command
-from small_net import without_verification
 from tiny_plan import AtOnce, measured, write_plan
 
-from export import make_bundle
 from fedpara_edge.errors import InputError
 from fedpara_edge.simulation import runner
-from fedpara_edge.simulation.folder import RunFolder
-from fedpara_edge.simulation.plan.plan import read_plan
 from fedpara_edge.simulation.runner import simulate
 from fedpara_edge.simulation.torchengine.choice import EngineChoice
 from fedpara_edge.simulation.torchengine.engine import TorchEngine
@@ -59,12 +55,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_plan(place, more="")
     text = (place / "plan.toml").read_text()
     (place / "plan.toml").write_text(text[: text.index("[arms.dense]")] + ARMS)
-    with without_verification():
-        for arm in read_plan(place / "plan.toml").arms:
-            bundle = RunFolder(place / "new").job(arm.name, 4).bundle
-            bundle.parent.mkdir(parents=True)
-            make_bundle(replace(arm.model, seed=4), bundle)
-    shutil.copy(place / "plan.toml", place / "new")
+    begin_run(place / "plan.toml", place / "new")
     return place
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import small_round
+from golden import DIGEST, content_of
 from norms import norm
 from safetensors.numpy import load_file, save_file
 
@@ -53,15 +54,6 @@ def refused(path: Path, text: str) -> None:
     assert message.startswith(f"{path}: ")
     assert message.isprintable()
     assert len(message) < 600 + len(str(path))
-
-
-DIGEST = rb"\\\"digest\\\":\\\"[0-9a-f]{64}\\\","
-
-
-def content_of(table: bytes) -> bytes:
-    """A file with this table and the values 1 and -2."""
-    table += b" " * (-len(table) % 8)
-    return len(table).to_bytes(8, "little") + table + bytes.fromhex("0000803f 000000c0")
 
 
 def test_golden_bytes_with_a_digest_and_without_as_up_to_0_2(tmp_path: Path) -> None:
