@@ -35,12 +35,16 @@ gc.freeze()  # torch is large, stays, and need not be searched for garbage again
 
 
 LONGEST = (
+    "test_fleet_up.py",
+    "test_hostile_arguments.py",
     "test_readme.py",
     "test_kills.py",
     "test_training_engines.py",
     "test_training_step.py",
     "test_export.py",
     "test_fold.py",
+    "test_fold_precision.py",
+    "test_power_cuts.py",
     "test_packaging.py",
     "test_draws.py",
     "test_simulation.py",

@@ -368,7 +368,7 @@ def test_figures_that_were_left_out_are_told(run: Command, done: Path, monkeypat
 
 def test_other_files_and_other_plans_are_refused(done: Path, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("[1]\n")
-    with pytest.raises(InputError, match=r"metrics\.jsonl: expected one metric a line"):
+    with pytest.raises(InputError, match=r"metrics\.jsonl: line 1: expected one metric with its fields"):
         Journal(tmp_path / "metrics.jsonl")
     (tmp_path / "metrics.jsonl").unlink()
     plan = write_plan(tmp_path)
