@@ -30,7 +30,7 @@ def find_obstacle(client: str, current: OpenRound, phase: Phase, *, now: float) 
     Args:
         client: Name of the device.
         current: Round that is open or being aggregated.
-        phase: Its phase.
+        phase: Phase of that round.
         now: Time in seconds since 1970.
     """
     if phase != "open":
