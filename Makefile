@@ -75,8 +75,9 @@ report: $(VENV)/ready  ## page and figures of every run in plans/results, into b
 	set -e; for run in plans/results/*; do \
 	  $(BIN)/fedpara-edge report $$run -o build/reports/$$(basename $$run) --overwrite; done
 
-figures: $(VENV)/ready  ## the figures of the documentation, drawn again from plans/results
+figures: web  ## the figures of the documentation, drawn again from plans/results and by an emulated phone
 	$(BIN)/python docs/figures.py
+	$(BIN)/python docs/screens.py
 
 kills: $(VENV)/ready  ## every command that writes, killed in each call by which it changes a file, and on failing disks
 	PYTHONPATH=.:tests $(BIN)/python tests/kills.py $(KILLS)

@@ -93,6 +93,10 @@ const ACTIONS = {
       document.documentElement.style.fontSize = `${size}%`;
     }, percent),
   picture: (path) => page.screenshot({ path, fullPage: true }),
+  /** What is on the screen now, and not the whole page. */
+  photograph: (path) => page.screenshot({ path }),
+  /** Scroll to an element. */
+  show: (id) => page.evaluate((/** @type {string} */ name) => document.getElementById(name)?.scrollIntoView(), id),
   wait: (ms) => page.waitForTimeout(ms),
   /** Another tab, where the actions after it happen. */
   tab: async () => (page = await context.newPage()),
