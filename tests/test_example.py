@@ -91,7 +91,7 @@ def test_arrays_by_other_names_are_several_inputs(recipe: Make, tmp_path: Path) 
 def test_the_example_is_what_verifies(recipe: Make, tmp_path: Path) -> None:
     x = np.random.default_rng(0).random((9, 6), np.float32) + np.float32(0.5)
     make_bundle(recipe("Positive", {"x": x}), tmp_path / "real")
-    with pytest.raises(Exception, match="found nan"):
+    with pytest.raises(InputError, match="found NaN or Inf on every batch"):
         make_bundle(recipe("Positive", {"x": -x}), tmp_path / "negative")
 
 
