@@ -201,27 +201,25 @@ SERVER = [
 ]
 ONCE = {"seeds": TUNING[:1], **SHORT}
 """One seed, for a CPU."""
+CYCLIC, PRECONDITIONED = replace(FEDPARA, cyclic=True), replace(FEDPARA_SGD, preconditioned=True)
+FOLDED = {"base_beta": 0.6, "beta": 0.6, "scale": 2.0}
 REST = [
-    runs(LOWRANK, *grid(lr=(0.001, 0.002, 0.004)), *grid(beta=(0.6,), lr=(0.002,)), **ONCE),
-    runs(
-        FEDPARA,
-        *grid(frobenius=(1e-3, 1e-2), weight_decay=(0.0,), lr=(0.002,)),
-        *grid(fedexp=(True,), lr=(0.002,)),
-        **ONCE,
-    ),
+    *(runs(structure, {"lr": 0.1}, **ONCE) for structure in (DENSE_SGD, FEDPARA_SGD, UPDATE_SGD)),
+    *(runs(structure, {"lr": 0.002}, **ONCE) for structure in (LOWRANK, MATRIX)),
+    runs(FEDPARA, *grid(frobenius=(1e-2, 1e-3), weight_decay=(0.0,), lr=(0.002,)), **ONCE),
+    runs(CYCLIC, {"lr": 0.004}, **ONCE),
+    runs(PRECONDITIONED, {"lr": 0.03}, **ONCE),
+    runs(UPDATE_QUARTER, {**FOLDED, "lr": 0.0015}, **ONCE),
     *(
-        runs(sgd, *grid(lr=(0.1, 0.2)), *grid(momentum=(0.9,), lr=(0.01, 0.02)), **ONCE)
-        for sgd in (DENSE_SGD, FEDPARA_SGD, UPDATE_SGD)
+        runs(structure, {"lr": 0.02, "momentum": 0.9}, {"lr": 0.01, "momentum": 0.9}, {"lr": 0.2}, **ONCE)
+        for structure in (DENSE_SGD, FEDPARA_SGD, UPDATE_SGD)
     ),
-    runs(
-        replace(FEDPARA_SGD, preconditioned=True),
-        *grid(lr=(0.03, 0.1)),
-        *grid(momentum=(0.9,), lr=(0.003, 0.01)),
-        **ONCE,
-    ),
-    runs(replace(FEDPARA, cyclic=True), *grid(lr=(0.004, 0.008)), **ONCE),
-    runs(MATRIX, *grid(lr=(0.002, 0.004)), **ONCE),
-    runs(UPDATE_QUARTER, *grid(lr=(0.003,)), *grid(base_beta=(0.6,), beta=(0.6,), scale=(2.0,), lr=(0.0015,)), **ONCE),
+    *(runs(structure, {"lr": 0.004}, {"lr": 0.001}, **ONCE) for structure in (LOWRANK, MATRIX)),
+    runs(LOWRANK, {"lr": 0.002, "beta": 0.6}, **ONCE),
+    runs(FEDPARA, {"lr": 0.002, "fedexp": True}, **ONCE),
+    runs(CYCLIC, {"lr": 0.008}, **ONCE),
+    runs(PRECONDITIONED, {"lr": 0.1}, {"lr": 0.003, "momentum": 0.9}, {"lr": 0.01, "momentum": 0.9}, **ONCE),
+    runs(UPDATE_QUARTER, {"lr": 0.003}, **ONCE),
 ]
 STAGES: dict[str, list[Run]] = {
     "rest": [run for batch in REST for run in batch],
