@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedpara_edge.factors.factorization import Factorization, Init
+from fedpara_edge.factors.factorization import BatchNorm, Factorization, Init
 from fedpara_edge.nn import ZOO, convert, load_model
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +41,7 @@ class Task:
         sgd: Rates of SGD.
         adamw: Rates of AdamW.
         exclude: Patterns of the layers that stay dense.
+        batchnorm: What becomes of BatchNorms where layers are factored.
     """
 
     model: Callable[[], nn.Module]
@@ -49,6 +50,7 @@ class Task:
     sgd: Sequence[float]
     adamw: Sequence[float]
     exclude: tuple[str, ...] = ()
+    batchnorm: BatchNorm = "refuse"
 
 
 def images() -> Data:
@@ -134,7 +136,12 @@ def convolutions() -> nn.Module:
 
 def zoo_task(name: str, *, classes: int | None = None, **settings: Any) -> Task:
     """A model of the zoo, with the layers dense that it leaves dense."""
-    return Task(model=lambda: load_model(name, classes=classes), exclude=ZOO[name].dense_layers, **settings)
+    return Task(
+        model=lambda: load_model(name, classes=classes),
+        exclude=ZOO[name].dense_layers,
+        batchnorm=ZOO[name].batchnorm,
+        **settings,
+    )
 
 
 TASKS = {
@@ -159,6 +166,12 @@ TASKS = {
         "har-transformer", classes=4, data=windows, steps=50, sgd=(0.05, 0.1), adamw=(0.001, 0.003)
     ),
     "char-lstm": zoo_task("char-lstm", data=text, steps=100, sgd=(1.0, 3.0), adamw=(0.003, 0.01)),
+    "mobilenetv2-0.25": zoo_task(
+        "mobilenetv2-0.25", data=colour_images, steps=60, sgd=(0.1, 0.2), adamw=(0.001, 0.003)
+    ),
+    "mobilenetv3-small": zoo_task(
+        "mobilenetv3-small", data=colour_images, steps=60, sgd=(0.1, 0.2), adamw=(0.001, 0.003)
+    ),
     "resnet18": zoo_task("resnet18", data=colour_images, steps=60, sgd=(0.1,), adamw=(0.001,)),
     "vgg16": zoo_task("vgg16", data=colour_images, steps=60, sgd=(0.05,), adamw=(0.001,)),
 }
@@ -169,7 +182,7 @@ def train(task: Task, data: Data, init: Init | None, optimizer: str, rate: float
     torch.manual_seed(seed)
     model = task.model()
     if init is not None:
-        model, _ = convert(model, Factorization(init=init, exclude=task.exclude))
+        model, _ = convert(model, Factorization(init=init, exclude=task.exclude, batchnorm=task.batchnorm))
     model.to(DEVICE)
     kind = torch.optim.SGD if optimizer == "sgd" else torch.optim.AdamW
     stepping = kind(model.parameters(), lr=rate)
