@@ -40,6 +40,8 @@ const post = (reply) => postMessage(reply);
 
 /** @type {Promise<Opened> | undefined} */
 let opened;
+/** The round that was opened last, whose collection is there while the next one is waited for. @type {Opened | undefined} */
+let collecting;
 const asked = { save: false, stop: false };
 
 addEventListener('message', ({ data: request }) => {
@@ -54,25 +56,42 @@ async function answer(request) {
   switch (request.kind) {
     case 'open':
       opened = openRound(request);
-      return tell(await opened);
-    case 'add':
-      return post({ kind: 'added', item: await (await needOpened()).collection.add('', request.arrays), name: '' });
-    case 'import': {
-      const { bundle, collection } = await needOpened(), { file } = request;
-      const { arrays } = await openData(new Uint8Array(await file.arrayBuffer()), file.name, bundle);
-      return post({ kind: 'added', item: await collection.add(file.name, arrays), name: file.name });
-    }
-    case 'remove':
-      await (await needOpened()).collection.remove(request.id);
-      return post({ kind: 'removed', id: request.id });
+      return tell((collecting = await opened));
     case 'train':
+      Object.assign(asked, { save: false, stop: false });
       return train(await needOpened());
     case 'send':
       return send(await needOpened());
     case 'clear':
       return clear(await needOpened());
-    default:
+    case 'save':
+    case 'stop':
       asked[request.kind] = true;
+      return;
+    default: {
+      const { bundle, collection } = collecting ?? (await needOpened());
+      return inTurn(() => change(request, bundle, collection));
+    }
+  }
+}
+
+/**
+ * Change what was collected.
+ * @param {Extract<Request, {kind: 'add' | 'import' | 'remove'}>} request
+ * @param {Opened['bundle']} bundle
+ * @param {Opened['collection']} collection
+ */
+async function change(request, bundle, collection) {
+  switch (request.kind) {
+    case 'add':
+      return post({ kind: 'added', item: await collection.add('', request.arrays), name: '' });
+    case 'import': {
+      const { file } = request, { arrays } = await openData(new Uint8Array(await file.arrayBuffer()), file.name, bundle);
+      return post({ kind: 'added', item: await collection.add(file.name, arrays), name: file.name });
+    }
+    case 'remove':
+      await collection.remove(request.id);
+      return post({ kind: 'removed', id: request.id });
   }
 }
 
@@ -81,7 +100,7 @@ async function tell({ bundle, weights, settings, updates, state, folder, collect
   const { model, layout, inputs, heads } = bundle, { round } = weights, { codec } = settings;
   const { phase = null, reason = null, code = null } = task, identity = key && { client: await state.client(), key: key.text };
   const update = await state.update(), unsent = await isUnsent(folder, update);
-  post({ kind: 'kept', items: await collection.items(), contributions: await readContributions(folder) });
+  await inTurn(async () => post({ kind: 'kept', items: await collection.items(), contributions: await readContributions(folder) }));
   const entries = entriesIn(layout.shared), canSend = updates !== null;
   const about = { model, interface: { inputs, heads }, round, entries, codec, canSend, identity };
   post({ kind: 'ready', ...about, phase, reason, code, unsent });
@@ -89,8 +108,7 @@ async function tell({ bundle, weights, settings, updates, state, folder, collect
 
 /** @param {Opened} opened */
 async function train({ tools, bundle, weights, settings, control, state, collection }) {
-  const { data, digest } = await collection.open(), begun = performance.now();
-  Object.assign(asked, { save: false, stop: false });
+  const { data, digest } = await inTurn(() => collection.open()), begun = performance.now();
   let saved = begun;
   const rest = async () => {
     await nextTask();
@@ -122,7 +140,6 @@ async function send({ state, folder, updates, member: { headers }, key, task, bu
   const onPiece = (/** @type {number} */ there) => post({ kind: 'sending', sent: (sent = there), bytes, waitsFor: null });
   const envelope = key && (await signUpdate(update, String(task.run), key));
   const way = { address: updates, headers, envelope, onPiece };
-  asked.stop = false;
   try {
     await alone(`${bundle.fingerprint} sending`, async () => {
       if (!task.phase) return sendWhole(way, update);
@@ -148,7 +165,7 @@ async function send({ state, folder, updates, member: { headers }, key, task, bu
 /** @param {Opened} opened */
 async function clear({ bundle, state, member, collection, folder }) {
   await alone(bundle.fingerprint, () => state.clear());
-  await collection.clear();
+  await inTurn(() => collection.clear());
   await forget(folder);
   await forgetContributions(folder);
   await member.leave();
@@ -158,6 +175,16 @@ async function clear({ bundle, state, member, collection, folder }) {
 async function needOpened() {
   if (!opened) throw new FedparaError('task: expected to be open, found none; load the page again');
   return opened;
+}
+
+/**
+ * Run a function on what was collected, after all that were asked for before, in this tab and in others.
+ * @template T
+ * @param {() => Promise<T>} f
+ * @returns {Promise<T>}
+ */
+async function inTurn(f) {
+  return navigator.locks.request('fedpara-edge examples', f);
 }
 
 /**

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,5 +133,25 @@ def test_typed_text(page: Path, tmp_path: Path, run: Command) -> None:
 def test_examples_survive_a_file_that_is_picked_again(phone: Callable[..., Phone], site: Site) -> None:
     ask(site, SETTINGS)
     device = phone("again")
-    told = device.do(("pick", str(device.data)), ("untilText", ["told", "already"]), ("read", "count"))
+    told = device.do(
+        *(("untilText", ["told", "added"]), ("pick", str(device.data)), ("untilText", ["told", "already"])),
+        ("read", "count"),
+    )
     assert told.read == ["29 examples on this phone"]
+
+
+def test_files_that_come_at_once_are_taken_one_after_the_other(phone: Callable[..., Phone], site: Site) -> None:
+    ask(site, SETTINGS)
+    device = phone("thrice")
+    content = base64.b64encode(device.data.read_bytes()).decode()
+    picked = f"""for (let i = 0; i < 3; i++) {{
+        const given = new DataTransfer(), input = document.getElementById('file');
+        given.items.add(new File([Uint8Array.from(atob('{content}'), (c) => c.charCodeAt(0))], 'thrice.npz'));
+        input.files = given.files;
+        input.dispatchEvent(new Event('change'));
+    }}"""
+    told = device.do_alone(
+        *(("open", site.url), ("until", "ready"), ("ask", picked), ("untilText", ["told", "already"]), ("wait", 500)),
+        *(("read", "told"), ("read", "count")),
+    )
+    assert told.read[1:] == ["That is here already: nothing was added.", "29 examples on this phone"]

@@ -29,7 +29,7 @@ from fedpara_edge.formats.weights import Weights, read_weights
 from fedpara_edge.serving.rounds import RoundFolder
 
 TOLERANCE = 1e-5
-SLOW: dict[str, Any] = {**SETTINGS, "epochs": 60, "codec": "int4", "algorithm": "feddyn:alpha=0.05"}
+SLOW: dict[str, Any] = {**SETTINGS, "epochs": 400, "codec": "int4", "algorithm": "feddyn:alpha=0.05"}
 """A call long enough to be disturbed, whose state and residual would show any step that is taken twice."""
 
 
