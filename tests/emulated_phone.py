@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 from collections.abc import Iterator
@@ -64,6 +65,17 @@ class Phone:
         done = subprocess.run(command, input=json.dumps(actions), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return Told(**json.loads(done.stdout))
+
+
+def picking(data: Path) -> str:
+    """Script that picks a file with examples and waits for nothing."""
+    content = base64.b64encode(data.read_bytes()).decode()
+    return f"""{{
+        const given = new DataTransfer(), input = document.getElementById('file');
+        given.items.add(new File([Uint8Array.from(atob('{content}'), (c) => c.charCodeAt(0))], '{data.name}'));
+        input.files = given.files;
+        input.dispatchEvent(new Event('change'));
+    }}"""
 
 
 def ask(site: Site, settings: dict[str, Any], **further: Any) -> None:

@@ -30,7 +30,10 @@ let isServed = false;
 let worker;
 /** Whether what is said to be wrong is over once the server answers. */
 let awaitsServer = false;
+/** Ends what keeps the screen on. */
 let letSleep = () => {};
+/** Timer of the next try to open a round. @type {ReturnType<typeof setTimeout> | undefined} */
+let again;
 /** The token of the link by which the page was opened, until it has let this phone in. */
 let join = joinToken();
 /** @type {'loading' | 'waiting' | 'ready' | 'training' | 'done' | 'sending'} */
@@ -39,9 +42,15 @@ let now = 'loading';
 /** @param {Request} request */
 const ask = (request) => worker?.postMessage(request);
 const giving = openGiving(ask, fail);
+/** The same page in other tabs, which is told that everything was deleted. */
+const others = new BroadcastChannel('fedpara-edge');
 
 /** @param {typeof now} next */
 function enter(next) {
+  if (next !== now) {
+    letSleep();
+    letSleep = next === 'training' ? stayAwake() : () => {};
+  }
   document.body.dataset['now'] = now = next;
   const isBusy = now === 'training' || now === 'sending';
   for (const control of element('giving').querySelectorAll('button:not(#add-text), input, textarea')) control.disabled = isBusy;
@@ -56,7 +65,8 @@ function take(reply) {
   switch (reply.kind) {
     case 'kept':
       giving.shelf.fill(reply.items);
-      return showContributions(reply.contributions);
+      showContributions(reply.contributions);
+      return enter(now);
     case 'ready':
       return greet(reply);
     case 'added':
@@ -66,8 +76,7 @@ function take(reply) {
         giving.shelf.add(item);
         giving.tell('added', { count: item.rows, what: () => giving.shelf.nameOf(item) });
       } else giving.tell('addedBefore');
-      calm();
-      return enter(now === 'done' ? 'ready' : now);
+      return enter(now === 'done' && reply.item ? 'ready' : now);
     case 'removed': {
       const item = giving.shelf.take(reply.id);
       if (item) giving.tell('removed', { what: () => giving.shelf.nameOf(item) });
@@ -100,14 +109,8 @@ function take(reply) {
       return isServed ? waitForRound() : enter('ready');
     }
     case 'cleared':
-      giving.shelf.fill([]);
-      showContributions([]);
-      showIdentity(null, false);
-      giving.tell(null);
-      wipe(element('step'));
-      delete document.body.dataset['begun'];
-      inform('cleared');
-      return enter('ready');
+      others.postMessage('cleared');
+      return startOver();
     case 'failed':
       return recover(reply);
   }
@@ -127,7 +130,7 @@ function greet({ model, interface: given, round, entries, codec, canSend, phase,
   if (awaitsServer) calm();
   enter(reason === null ? 'ready' : 'waiting');
   if (unsent) sendUpdate();
-  else if (reason !== null && phase !== 'finished') setTimeout(waitForRound, AGAIN_MS);
+  else if (reason !== null && phase !== 'finished') waitForRoundIn(AGAIN_MS);
 }
 
 /**
@@ -155,12 +158,14 @@ function recover({ doing, message, sentence }) {
   if (doing === 'open') {
     awaitsServer = true;
     if (now !== 'loading') enter('waiting');
-    if (sentence === 'noConnection' || sentence === 'busy' || now === 'waiting') setTimeout(waitForRound, AGAIN_AFTER_ERROR_MS);
+    if (sentence === 'noConnection' || sentence === 'busy' || now === 'waiting') waitForRoundIn(AGAIN_AFTER_ERROR_MS);
   } else if (doing === 'train') enter('ready');
   else if (doing === 'send') {
-    const isOver = isServed && (sentence === 'late' || sentence === 'refused');
+    // An update that was left by a page before this one can't be shown as a result here: the next open finds it again.
+    const isOver = isServed && (sentence === 'late' || sentence === 'refused' || !save.href);
     wipe(element('status'));
-    if (isOver) setTimeout(waitForRound, AGAIN_AFTER_ERROR_MS);
+    awaitsServer = isOver && sentence === 'otherTab';
+    if (isOver) waitForRoundIn(AGAIN_AFTER_ERROR_MS);
     enter(isOver ? 'waiting' : 'done');
   }
 }
@@ -211,6 +216,36 @@ function waitForRound() {
   ask({ kind: 'open', task, join, wait: now !== 'loading' });
 }
 
+/** @param {number} ms */
+function waitForRoundIn(ms) {
+  clearTimeout(again);
+  again = setTimeout(waitForRound, ms);
+}
+
+/** Begin with a new worker: all that another one waits for ends with it. */
+function begin() {
+  clearTimeout(again);
+  worker?.terminate();
+  enter('loading');
+  worker = new Worker(new URL('./worker.js', import.meta.url), { type: 'module' });
+  worker.onmessage = ({ data }) => take(data);
+  worker.onerror = () => fail('brokenPage', 'worker.js');
+  ask({ kind: 'open', task, join });
+}
+
+/** Begin as a page that keeps nothing: everything was deleted, here or in another tab. */
+function startOver() {
+  giving.shelf.fill([]);
+  showContributions([]);
+  showIdentity(null, false);
+  giving.tell(null);
+  wipe(element('step'));
+  delete document.body.dataset['begun'];
+  save.removeAttribute('href');
+  inform('cleared');
+  begin();
+}
+
 /** The token of the link by which the page was opened, which is taken out of the address. */
 function joinToken() {
   const token = new URLSearchParams(location.hash.slice(1)).get('join');
@@ -223,15 +258,14 @@ async function askForPersistence() {
   write(element('persistence'), granted ? 'kept' : 'keptForNow');
 }
 
-start.addEventListener('click', () => {
+start.addEventListener('click', async () => {
   losses = [];
   document.body.dataset['begun'] = '';
-  giving.closeCamera();
   calm();
   inform('reading');
   enter('training');
-  letSleep = stayAwake();
   askForPersistence();
+  await giving.stop();
   ask({ kind: 'train' });
 });
 pause.addEventListener('click', () => ask({ kind: 'stop' }));
@@ -241,8 +275,11 @@ clear.addEventListener('click', () => {
 });
 language.addEventListener('change', () => speak(language.value));
 document.addEventListener('visibilitychange', () => {
-  if (document.visibilityState === 'hidden') ask({ kind: 'save' });
+  ask({ kind: document.visibilityState === 'hidden' ? 'save' : 'look' });
 });
+// What was wrong is over once a person goes on, and not when what came before is there.
+for (const act of ['change', 'click']) element('giving').addEventListener(act, () => awaitsServer || calm(), true);
+others.onmessage = startOver;
 
 for (const [code, { name }] of Object.entries(LANGUAGES)) language.append(make('option', { value: code, lang: code }, name));
 language.value = currentLanguage();
@@ -254,13 +291,7 @@ showContributions([]);
 try {
   enter('loading');
   checkBrowser();
-  worker = new Worker(new URL('./worker.js', import.meta.url), { type: 'module' });
-  worker.onmessage = ({ data }) => {
-    if (data.kind !== 'step' && now === 'training') letSleep();
-    take(data);
-  };
-  worker.onerror = () => fail('brokenPage', 'worker.js');
-  ask({ kind: 'open', task, join });
+  begin();
 } catch (error) {
   const { sentence, message } = explained(error);
   fail(sentence, message);

@@ -17,7 +17,7 @@ import { forget, isUnsent, sendInPieces, sendWhole } from './upload.js';
 /** @typedef {import('./text.js').Bytes} Bytes */
 /**
  * @typedef {({kind: 'open'} & import('./opened.js').Asked) | {kind: 'add', arrays: Map<string, import('./tensorfile.js').Tensor>}
- *   | {kind: 'import', file: File} | {kind: 'remove', id: string} | {kind: 'train' | 'save' | 'stop' | 'send' | 'clear'}} Request
+ *   | {kind: 'import', file: File} | {kind: 'remove', id: string} | {kind: 'look' | 'train' | 'save' | 'stop' | 'send' | 'clear'}} Request
  */
 /**
  * `unsent` says that an update was being sent when the page was closed.
@@ -63,7 +63,9 @@ async function answer(request) {
     case 'send':
       return send(await needOpened());
     case 'clear':
-      return clear(await needOpened());
+      return clear(collecting ?? (await needOpened()));
+    case 'look': // another tab may have changed what there is
+      return collecting && tellKept(collecting);
     case 'save':
     case 'stop':
       asked[request.kind] = true;
@@ -100,10 +102,15 @@ async function tell({ bundle, weights, settings, updates, state, folder, collect
   const { model, layout, inputs, heads } = bundle, { round } = weights, { codec } = settings;
   const { phase = null, reason = null, code = null } = task, identity = key && { client: await state.client(), key: key.text };
   const update = await state.update(), unsent = await isUnsent(folder, update);
-  await inTurn(async () => post({ kind: 'kept', items: await collection.items(), contributions: await readContributions(folder) }));
+  await tellKept({ collection, folder });
   const entries = entriesIn(layout.shared), canSend = updates !== null;
   const about = { model, interface: { inputs, heads }, round, entries, codec, canSend, identity };
   post({ kind: 'ready', ...about, phase, reason, code, unsent });
+}
+
+/** @param {Pick<Opened, 'collection' | 'folder'>} opened */
+async function tellKept({ collection, folder }) {
+  await inTurn(async () => post({ kind: 'kept', items: await collection.items(), contributions: await readContributions(folder) }));
 }
 
 /** @param {Opened} opened */
@@ -128,11 +135,23 @@ async function train({ tools, bundle, weights, settings, control, state, collect
   post({ kind: 'done', update, resumedFromStep, seconds: (performance.now() - begun) / 1000 });
 }
 
+/** @param {Opened} opened */
+async function send(opened) {
+  const { bundle, folder } = opened;
+  try {
+    await alone(`${bundle.fingerprint} sending`, () => sendUpdate(opened));
+  } catch (error) {
+    if (error instanceof FedparaError && !(error instanceof UnreachableError) && error.sentence !== 'otherTab') await forget(folder);
+    throw error;
+  }
+  post({ kind: 'sent', contributions: await readContributions(folder) });
+}
+
 /**
  * Send the update of the last call. To a server that takes it in pieces it is sent until it is there or refused.
  * @param {Opened} opened
  */
-async function send({ state, folder, updates, member: { headers }, key, task, bundle }) {
+async function sendUpdate({ state, folder, updates, member: { headers }, key, task }) {
   const update = await state.update();
   if (!update || !updates) throw new FedparaError('update: expected one to send, found none; train first');
   const { header } = readTensors(update, 'update', 'fedpara-edge/update'), bytes = update.length;
@@ -140,35 +159,33 @@ async function send({ state, folder, updates, member: { headers }, key, task, bu
   const onPiece = (/** @type {number} */ there) => post({ kind: 'sending', sent: (sent = there), bytes, waitsFor: null });
   const envelope = key && (await signUpdate(update, String(task.run), key));
   const way = { address: updates, headers, envelope, onPiece };
-  try {
-    await alone(`${bundle.fingerprint} sending`, async () => {
-      if (!task.phase) return sendWhole(way, update);
-      for (let wait = FIRST_WAIT_MS; ; wait = Math.min(2 * wait, LONGEST_WAIT_MS)) {
-        try {
-          return await sendInPieces(folder, way, update);
-        } catch (error) {
-          if (!(error instanceof UnreachableError)) throw error;
-          post({ kind: 'sending', sent, bytes, waitsFor: error.sentence });
-          await connectionOr(wait);
-        }
+  const untilThere = async () => {
+    for (let wait = FIRST_WAIT_MS; ; wait = Math.min(2 * wait, LONGEST_WAIT_MS)) {
+      try {
+        return await sendInPieces(folder, way, update);
+      } catch (error) {
+        if (!(error instanceof UnreachableError)) throw error;
+        post({ kind: 'sending', sent, bytes, waitsFor: error.sentence });
+        await connectionOr(wait);
       }
-    });
-  } catch (error) {
-    if (error instanceof FedparaError && !(error instanceof UnreachableError) && error.sentence !== 'otherTab') await forget(folder);
-    throw error;
-  }
+    }
+  };
+  await (task.phase ? untilThere() : sendWhole(way, update));
   await addContribution(folder, { round: header['round'], examples: header['examples'], bytes, at: Date.now() });
   await forget(folder);
-  post({ kind: 'sent', contributions: await readContributions(folder) });
 }
 
 /** @param {Opened} opened */
 async function clear({ bundle, state, member, collection, folder }) {
-  await alone(bundle.fingerprint, () => state.clear());
-  await inTurn(() => collection.clear());
-  await forget(folder);
-  await forgetContributions(folder);
-  await member.leave();
+  await alone(bundle.fingerprint, () =>
+    alone(`${bundle.fingerprint} sending`, async () => {
+      await state.clear();
+      await inTurn(() => collection.clear());
+      await forget(folder);
+      await forgetContributions(folder);
+      await member.leave();
+    }),
+  );
   post({ kind: 'cleared' });
 }
 
@@ -196,7 +213,7 @@ async function inTurn(f) {
  */
 async function alone(what, f) {
   return navigator.locks.request(`fedpara-edge ${what}`, { ifAvailable: true }, (lock) => {
-    if (!lock) throw new FedparaError('this page: expected to train in one tab, found another that trains; close one', 'otherTab');
+    if (!lock) throw new FedparaError('this page: expected to be at work in one tab, found another that is; close one', 'otherTab');
     return f();
   });
 }

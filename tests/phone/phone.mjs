@@ -44,6 +44,18 @@ async function start() {
   return started;
 }
 
+/**
+ * @param {(route: any) => unknown} act What is done with requests whose address ends so, from the nth on.
+ * @returns {(argument: any) => Promise<unknown>}
+ */
+function catching(act) {
+  return ([end, method, nth]) =>
+    context.route(`**/*${end}`, (/** @type {any} */ route) => {
+      const isMeant = route.request().method() === method && --nth < 0;
+      return isMeant ? act(route) : route.continue();
+    });
+}
+
 /** @type {Record<string, (argument: any) => Promise<unknown>>} */
 const ACTIONS = {
   open: (url) => page.goto(url),
@@ -59,14 +71,14 @@ const ACTIONS = {
   type: ([id, content]) => page.fill(`#${id}`, content),
   select: ([id, value]) => page.selectOption(`#${id}`, value),
   untilText: ([id, part]) => page.waitForSelector(`#${id}:has-text("${part}")`),
-  /** Movement for some seconds, by the events that a phone's sensors give. */
+  /** Movement for some seconds, by the events that a phone's sensors give, with their times but all at once. */
   move: (seconds) =>
-    page.evaluate(async (/** @type {number} */ most) => {
-      for (let begun = performance.now(), ms = 0; ms < 1000 * most; ms = performance.now() - begun) {
+    page.evaluate((/** @type {number} */ most) => {
+      for (let begun = performance.now(), ms = 0; ms < 1000 * most; ms += 16) {
         const swing = Math.sin(ms / 80), rotationRate = { alpha: 20 * swing, beta: -10 * swing, gamma: 5 };
         const accelerationIncludingGravity = { x: swing, y: 2 * swing, z: 9.80665 };
-        dispatchEvent(new DeviceMotionEvent('devicemotion', { accelerationIncludingGravity, rotationRate, interval: 16 }));
-        await new Promise((resolve) => setTimeout(resolve, 16));
+        const event = new DeviceMotionEvent('devicemotion', { accelerationIncludingGravity, rotationRate, interval: 16 });
+        dispatchEvent(Object.defineProperty(event, 'timeStamp', { value: begun + ms }));
       }
     }, seconds),
   tap: (id) => page.tap(`#${id}`),
@@ -100,6 +112,11 @@ const ACTIONS = {
   wait: (ms) => page.waitForTimeout(ms),
   /** Another tab, where the actions after it happen. */
   tab: async () => (page = await context.newPage()),
+  /** Back to the nth tab. */
+  turn: async (n) => {
+    page = context.pages()[n];
+    await page.evaluate(() => document.dispatchEvent(new Event('visibilitychange')));
+  },
   /** The browser ends, with all its tabs, and is started again. */
   restart: async () => {
     await context.close();
@@ -114,12 +131,9 @@ const ACTIONS = {
       await page.waitForTimeout(50);
     }
   },
-  /** Have requests whose address ends so reach nobody, from the nth on; and let them through again. */
-  block: ([end, method, nth]) =>
-    context.route(`**/*${end}`, (/** @type {any} */ route) => {
-      const isMeant = route.request().method() === method && --nth < 0;
-      return isMeant ? route.abort('internetdisconnected') : route.continue();
-    }),
+  /** Have requests whose address ends so reach nobody, from the nth on, or wait for good; and let them through again. */
+  block: catching((route) => route.abort('internetdisconnected')),
+  hold: catching(() => {}),
   unblock: () => context.unrouteAll(),
   /** Bytes that the page's origin may store. */
   quota: async (bytes) => {

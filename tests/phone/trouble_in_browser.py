@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import served
-from emulated_phone import SETTINGS, Phone, ask
+from emulated_phone import SETTINGS, Phone, ask, picking
 from phone_site import Site
 from small_net import without_verification
 
@@ -87,7 +88,9 @@ def test_an_upload_that_broke_goes_on_where_it_stopped(
     assert told.read[0].endswith("learned from 20 examples")
     pieces = [request["bytes"] for request in told.requests if request["method"] == "PATCH"]
     assert pieces[0] == FIRST_PIECE
-    assert sum(pieces[-2:]) + pieces[0] == size or pieces[-1] + pieces[0] == size, "of the rest alone"
+    assert size - FIRST_PIECE in accumulate(reversed(pieces)), "of the rest alone"
+    begun_at = [request["url"] for request in told.requests if request["url"].endswith("/updates")]
+    assert len(begun_at) == 1, "to where it was sent before"
 
 
 def test_a_server_that_is_gone_and_comes_back_gets_the_update(
@@ -140,6 +143,78 @@ def test_a_phone_that_is_late_takes_part_in_the_next_round(
         told = acting.result()
     assert told.read[0].startswith("The update came too late or was not asked for. Your examples are still here")
     assert told.read[1].startswith("Round 2, ")
+
+
+def test_a_tab_beside_one_that_sends_neither_sends_nor_deletes_and_goes_on_after_it(
+    page: Path, large: Bundle, joined: Any, tmp_path: Path
+) -> None:
+    with served.serving(tmp_path / "server", large, page=page, updates=1, rounds=1) as server:
+        device, begun = joined(server)
+        told = device.do_alone(
+            *(
+                *begun,
+                ("block", ["updates/*", "PATCH", 1]),
+                ("tap", "send"),
+                ("untilStatus", "No connection: 65.5 kB of "),
+            ),
+            *(("tab", None), ("open", server.url), ("untilError", None), ("read", "error"), ("tap", "clear")),
+            *(
+                ("unblock", None),
+                ("untilModel", "finished"),
+                ("read", "contributions"),
+                ("read", "count"),
+                ("read", "error"),
+            ),
+        )
+    assert told.read[0] == "This page is at work in another tab. Close one of the two."
+    assert told.read[1].startswith("Round 1, ")
+    assert told.read[2:] == ["20 examples on this phone", ""]
+
+
+@pytest.mark.parametrize("what", ["hold", "block"])
+def test_what_is_stored_is_deleted_while_the_phone_waits_for_a_round(
+    what: str, page: Path, large: Bundle, joined: Any, tmp_path: Path
+) -> None:
+    """The server has not answered yet, or can't be reached; what it says later finds nobody."""
+    waits = {"hold": ("until", "waiting"), "block": ("untilError", None)}[what]
+    with served.serving(tmp_path / "server", large, page=page, updates=1, rounds=2) as server:
+        device, begun = joined(server)
+        told = device.do_alone(
+            *((what, ["task.json", "GET", 1]), *begun, ("tap", "send"), ("untilStatus", "Sent"), waits),
+            *(("tap", "clear"), ("untilStatus", "deleted"), ("read", "count"), ("read", "sum")),
+            *(("restart", None), ("open", server.url), ("untilError", None), ("read", "error")),
+        )
+    assert told.read[:2] == ["None yet.", "Nothing has been sent yet."]
+    assert told.read[2].startswith("This phone has not joined")
+
+
+def test_tabs_show_what_another_one_changed(phone: Callable[..., Phone], site: Site) -> None:
+    ask(site, SETTINGS)
+    device, opened = phone("tabs"), (("open", site.url), ("until", "ready"))
+    added, other = ("untilText", ["count", "29 examples"]), (("tab", None), *opened)
+    told = device.do(
+        *(added, *other, added, ("press", "Delete tabs.npz"), ("untilText", ["count", "None"])),
+        *(("turn", 0), ("untilText", ["count", "None"]), ("ask", "document.getElementById('start').disabled")),
+        *(("pick", str(device.data)), added, ("turn", 1), added, ("tap", "clear"), ("untilStatus", "deleted")),
+        *(("turn", 0), ("untilStatus", "deleted"), ("until", "ready"), ("read", "count")),
+    )
+    assert told.read == ["true", "None yet."]
+
+
+def test_the_screen_stays_on_as_long_as_the_training_goes_on(phone: Callable[..., Phone], site: Site) -> None:
+    """Also when examples come that were picked before it began."""
+    ask(site, {**SETTINGS, "epochs": 100_000})
+    device = phone("awake")
+    lock = "{ request: async () => ({ release: () => (document.body.dataset.dark = '') }) }"
+    picked = picking(phone("asleep", examples=5).data)
+    told = device.do_alone(
+        *(("without", f"Object.defineProperty(navigator, 'wakeLock', {{ value: {lock} }})"), ("open", site.url)),
+        *(("until", "ready"), ("pick", str(device.data)), ("untilText", ["count", "29 examples"])),
+        *(("ask", f"{picked} document.getElementById('start').click()"), ("untilStep", 5)),
+        *(("untilText", ["count", "34 examples"]), ("ask", "'dark' in document.body.dataset")),
+        *(("tap", "pause"), ("untilStatus", "Paused"), ("ask", "'dark' in document.body.dataset")),
+    )
+    assert told.read[1:] == ["false", "true"]
 
 
 def test_a_page_that_reaches_nobody_goes_on_by_itself(phone: Callable[..., Phone], site: Site) -> None:

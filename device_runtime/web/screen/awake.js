@@ -2,6 +2,15 @@
 
 /** Keep the screen on, where the browser can; returns a function that lets it go off again. */
 export function stayAwake() {
-  const lock = navigator.wakeLock?.request('screen').catch(() => null);
-  return () => void lock?.then((held) => held?.release());
+  /** @type {Promise<WakeLockSentinel | null> | undefined} */
+  let lock;
+  const hold = () => {
+    if (document.visibilityState === 'visible') lock = navigator.wakeLock?.request('screen').catch(() => null);
+  };
+  hold();
+  document.addEventListener('visibilitychange', hold); // a page that is hidden loses it
+  return () => {
+    document.removeEventListener('visibilitychange', hold);
+    void lock?.then((held) => held?.release());
+  };
 }

@@ -4,7 +4,7 @@ import { arraysOf, sourceOf } from '../collecting/source.js';
 import { offerClasses } from './classes.js';
 import { element } from './elements.js';
 import { closeCamera, offerPictures } from './pictures.js';
-import { offerRecorder } from './recorder.js';
+import { endRecording, offerRecorder } from './recorder.js';
 import { wipe, write } from './sentences.js';
 import { Shelf } from './shelf.js';
 import { offerTyping } from './typing.js';
@@ -38,7 +38,11 @@ export function openGiving(ask, fail) {
   return {
     shelf,
     tell,
-    closeCamera,
+    /** Stop what is going on; what was recorded is given first. */
+    async stop() {
+      closeCamera();
+      await endRecording();
+    },
     /**
      * Offer what a model can take, once.
      * @param {Interface} given

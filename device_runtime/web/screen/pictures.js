@@ -10,7 +10,7 @@ import { write } from './sentences.js';
 /** @typedef {import('./giving.js').Giving} Giving */
 
 const IMAGE = /\.(png|jpe?g|bmp|gif|webp|avif|heic|heif|tiff?)$/i;
-/** @type {MediaStream | null} */
+/** The camera, from when it is asked for until it is let go. @type {Promise<MediaStream> | null} */
 let stream = null;
 
 /**
@@ -37,24 +37,29 @@ export function offerPictures(images, giving) {
 
 /** @param {Giving} giving */
 async function openCamera(giving) {
-  const view = element('view');
+  const view = element('view'), own = (stream = cameraStream());
   try {
-    stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: 'environment' }, audio: false });
-    view.srcObject = stream;
+    const given = await own;
+    if (stream !== own) return;
+    view.srcObject = given;
     view.hidden = false;
     await view.play();
   } catch (error) {
+    if (stream !== own) return;
     closeCamera();
     return giving.fail('noCamera', String(error));
   }
+  if (stream !== own) return;
   element('shutter').hidden = false;
   write(element('camera'), 'closeCamera');
 }
 
+const cameraStream = async () => navigator.mediaDevices.getUserMedia({ video: { facingMode: 'environment' }, audio: false });
+
 /** Let go of the camera. */
 export function closeCamera() {
-  if (!stream && element('view').hidden) return;
-  for (const track of stream?.getTracks() ?? []) track.stop();
+  if (!stream) return;
+  stream.then((given) => given.getTracks().forEach((track) => track.stop()), () => {}); // none was given
   stream = null;
   element('view').hidden = element('shutter').hidden = true;
   write(element('camera'), 'openCamera');

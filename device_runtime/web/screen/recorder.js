@@ -10,6 +10,9 @@ import { inDigits, wipe, write } from './sentences.js';
 /** @typedef {import('../collecting/source.js').Motion} Motion */
 /** @typedef {import('./giving.js').Giving} Giving */
 
+/** Ends the recording that goes on, and gives it. @type {(() => Promise<void>) | null} */
+let end = null;
+
 const SECONDS_BEFORE = 3, SILENCE_MS = 3000;
 
 /**
@@ -17,24 +20,38 @@ const SECONDS_BEFORE = 3, SILENCE_MS = 3000;
  * @param {Giving} giving
  */
 export function offerRecorder(motion, giving) {
-  const button = element('record');
-  /** @type {(() => void) | null} */
-  let stop = null;
-  button.addEventListener('click', async () => {
-    if (stop) return stop();
-    if (!(await mayRecord())) return giving.fail('noSensors', 'denied');
-    const stopped = new Promise((resolve) => (stop = () => resolve(undefined))), label = chosenClass();
-    write(button, 'stopRecording');
-    const readings = await record(motion, giving, stopped);
-    stop = null;
-    write(button, 'record');
-    wipe(element('recorded'));
-    if (!readings) return;
-    if (!readings.length) return giving.fail('noSensors', 'no events');
-    const rows = windowsOf(readings, motion, label);
-    if (rows.count) await giving.add(rows);
-    else giving.tell('tooShort', { seconds: Math.ceil(motion.steps / HERTZ) });
+  element('record').addEventListener('click', () => {
+    if (end) return end();
+    let stop = () => {};
+    const stopped = new Promise((resolve) => (stop = () => resolve(undefined)));
+    const given = giveRecording(motion, giving, stopped).finally(() => (end = null));
+    end = () => {
+      stop();
+      return given;
+    };
   });
+}
+
+/** End the recording that goes on, if there is one; settled when what was recorded is given. */
+export const endRecording = async () => end?.();
+
+/**
+ * @param {Motion} motion
+ * @param {Giving} giving
+ * @param {Promise<unknown>} stopped
+ */
+async function giveRecording(motion, giving, stopped) {
+  const button = element('record'), label = chosenClass();
+  if (!(await mayRecord())) return giving.fail('noSensors', 'denied');
+  write(button, 'stopRecording');
+  const readings = await record(motion, giving, stopped);
+  write(button, 'record');
+  wipe(element('recorded'));
+  if (!readings) return;
+  if (!readings.length) return giving.fail('noSensors', 'no events');
+  const rows = windowsOf(readings, motion, label);
+  if (rows.count) await giving.add(rows);
+  else giving.tell('tooShort', { seconds: Math.ceil(motion.steps / HERTZ) });
 }
 
 /** Phones of Apple ask, and only where a button was pressed. */

@@ -20,8 +20,8 @@ export function offerTyping(text, giving) {
     const { unknown, ...rows } = windowsOf(typed.value, text);
     typed.value = '';
     look();
+    if (unknown) write(element('enough'), 'charactersUnknown', { count: unknown });
     await giving.add(rows);
-    if (unknown) giving.tell('charactersUnknown', { count: unknown });
   });
   look();
 }
