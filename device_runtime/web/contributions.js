@@ -26,6 +26,3 @@ export async function addContribution(folder, contribution) {
   const others = (await readContributions(folder)).filter(({ round }) => round !== contribution.round);
   await folder.write(FILE, toUtf8(JSON.stringify([...others, contribution].slice(-MOST))));
 }
-
-/** @param {Folder} folder */
-export const forgetContributions = (folder) => folder.remove(FILE);

@@ -24,9 +24,7 @@ import { FedparaError } from './errors.js';
  * @returns {Promise<Folder>}
  */
 export async function openFolder(path) {
-  let folder = await navigator.storage.getDirectory().catch(() => {
-    throw new FedparaError('this page: expected a place to keep things, found none; leave private browsing', 'noStorage');
-  });
+  let folder = await storage();
   for (const name of path) folder = await folder.getDirectoryHandle(name, { create: true });
   /** @param {string} name */
   const find = (name) => folder.getFileHandle(name).catch(absent);
@@ -59,6 +57,20 @@ export async function openFolder(path) {
       return names;
     },
   };
+}
+
+/**
+ * Delete a folder with all that is in it.
+ * @param {string} name
+ */
+export async function removeFolder(name) {
+  await (await storage()).removeEntry(name, { recursive: true }).catch(absent);
+}
+
+async function storage() {
+  return navigator.storage.getDirectory().catch(() => {
+    throw new FedparaError('this page: expected a place to keep things, found none; leave private browsing', 'noStorage');
+  });
 }
 
 /** @param {FileSystemFileHandle} handle */

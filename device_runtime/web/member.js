@@ -39,21 +39,10 @@ export class Member {
    * @param {string} token Token of the link.
    */
   async join(address, token) {
-    if (this.client) return;
-    const kept = await this._folder.read(FILE);
-    const secret = kept ? JSON.parse(fromUtf8(kept)).secret : toHex(crypto.getRandomValues(new Uint8Array(SECRET_BYTES)));
-    await this._folder.write(FILE, toUtf8(JSON.stringify({ secret }))); // so that a second try is the same device
-    const response = await request(address, {
-      method: 'POST',
-      body: JSON.stringify({ client: null, secret }),
-      headers: { 'Content-Type': 'application/json', Authorization: `Bearer ${token}` },
+    await navigator.locks.request('fedpara-edge joining', async () => {
+      await this.open(); // another tab may have joined meanwhile
+      if (!this.client) await this._join(address, token);
     });
-    if (response.status !== 201) {
-      throw new FedparaError(`the server: expected to be let in, found ${await saidIn(response)}`, 'notJoined');
-    }
-    const joined = { secret, ...(await response.json()) };
-    await this._folder.write(FILE, toUtf8(JSON.stringify(joined)));
-    this._take(joined);
   }
 
   /** Forget the place and the key; the link lets in again, as another device. */
@@ -69,5 +58,25 @@ export class Member {
     if (typeof client !== 'string' || typeof token !== 'string') return;
     this.client = client;
     this.headers = { Authorization: `Bearer ${token}` };
+  }
+  /**
+   * @param {string} address
+   * @param {string} token
+   */
+  async _join(address, token) {
+    const kept = await this._folder.read(FILE);
+    const secret = kept ? JSON.parse(fromUtf8(kept)).secret : toHex(crypto.getRandomValues(new Uint8Array(SECRET_BYTES)));
+    await this._folder.write(FILE, toUtf8(JSON.stringify({ secret }))); // so that a second try is the same device
+    const response = await request(address, {
+      method: 'POST',
+      body: JSON.stringify({ client: null, secret }),
+      headers: { 'Content-Type': 'application/json', Authorization: `Bearer ${token}` },
+    });
+    if (response.status !== 201) {
+      throw new FedparaError(`the server: expected to be let in, found ${await saidIn(response)}`, 'notJoined');
+    }
+    const joined = { secret, ...(await response.json()) };
+    await this._folder.write(FILE, toUtf8(JSON.stringify(joined)));
+    this._take(joined);
   }
 }

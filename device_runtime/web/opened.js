@@ -3,8 +3,8 @@
 import { openBundle } from './bundle.js';
 import { Collection, folderName } from './collecting/collection.js';
 import { fetched, NotJoinedError } from './connection.js';
-import { openFolder } from './folder.js';
-import { openKey } from './keys.js';
+import { openFolder, removeFolder } from './folder.js';
+import { forgetKey, openKey } from './keys.js';
 import { Member } from './member.js';
 import { readControl } from './serverstate.js';
 import { makeSettings } from './settings.js';
@@ -56,6 +56,12 @@ export async function openRound({ task: address, join, wait }) {
   const collection = new Collection(await openFolder([ROOT, COLLECTED, await folderName(bundle)]), bundle);
   const updates = task.updates ? place(task.updates) : null, key = task.run === undefined ? null : await openKey();
   return { tools, bundle, weights, settings, control, folder, state, collection, updates, member, key, task };
+}
+
+/** Delete all that was kept for any round, of any model: examples, states, the place in the rounds, and the key. */
+export async function forgetAll() {
+  await forgetKey();
+  await removeFolder(ROOT);
 }
 
 async function loadTools() {

@@ -242,7 +242,8 @@ function startOver() {
   wipe(element('step'));
   delete document.body.dataset['begun'];
   save.removeAttribute('href');
-  inform('cleared');
+  wipe(element('status'));
+  write(element('persistence'), 'cleared');
   begin();
 }
 

@@ -138,11 +138,6 @@ export class DeviceState {
     await this._folder.remove(PROGRESS);
   }
 
-  /** Delete everything that is kept, but for the name. */
-  async clear() {
-    for (const name of [PROGRESS, PROMISE, PENDING, COMMITTED, UPDATE]) await this._folder.remove(name);
-  }
-
   /**
    * @param {string} name
    * @param {import('./tensorfile.js').Tensors} tensors

@@ -1,12 +1,12 @@
 /** The worker of the page: opens rounds, keeps what is collected, trains, and sends updates. */
 
 import { UnreachableError } from './connection.js';
-import { addContribution, forgetContributions, readContributions } from './contributions.js';
+import { addContribution, readContributions } from './contributions.js';
 import { openData } from './data.js';
 import { trainAndKeep } from './device.js';
 import { explained, FedparaError } from './errors.js';
 import { entriesIn } from './layout.js';
-import { openRound } from './opened.js';
+import { forgetAll, openRound } from './opened.js';
 import { signUpdate } from './signing.js';
 import { readTensors } from './tensorfile.js';
 import { forget, isUnsent, sendInPieces, sendWhole } from './upload.js';
@@ -63,7 +63,7 @@ async function answer(request) {
     case 'send':
       return send(await needOpened());
     case 'clear':
-      return clear(collecting ?? (await needOpened()));
+      return clear();
     case 'look': // another tab may have changed what there is
       return collecting && tellKept(collecting);
     case 'save':
@@ -124,7 +124,7 @@ async function train({ tools, bundle, weights, settings, control, state, collect
     asked.save = false;
     return { save, stop };
   };
-  const kept = await alone(bundle.fingerprint, () => {
+  const kept = await alone('training', () => {
     const onStep = (/** @type {number} */ step, /** @type {number} */ steps, /** @type {number} */ loss) =>
       post({ kind: 'step', step, steps, loss });
     const call = { bundle, weights, data, settings, dataDigest: digest, onStep, ...(control ? { control } : {}) };
@@ -137,9 +137,9 @@ async function train({ tools, bundle, weights, settings, control, state, collect
 
 /** @param {Opened} opened */
 async function send(opened) {
-  const { bundle, folder } = opened;
+  const { folder } = opened;
   try {
-    await alone(`${bundle.fingerprint} sending`, () => sendUpdate(opened));
+    await alone('sending', () => sendUpdate(opened));
   } catch (error) {
     if (error instanceof FedparaError && !(error instanceof UnreachableError) && error.sentence !== 'otherTab') await forget(folder);
     throw error;
@@ -175,17 +175,9 @@ async function sendUpdate({ state, folder, updates, member: { headers }, key, ta
   await forget(folder);
 }
 
-/** @param {Opened} opened */
-async function clear({ bundle, state, member, collection, folder }) {
-  await alone(bundle.fingerprint, () =>
-    alone(`${bundle.fingerprint} sending`, async () => {
-      await state.clear();
-      await inTurn(() => collection.clear());
-      await forget(folder);
-      await forgetContributions(folder);
-      await member.leave();
-    }),
-  );
+/** Delete all that is kept, unless a tab is at work on it. */
+async function clear() {
+  await alone('training', () => alone('sending', () => inTurn(forgetAll)));
   post({ kind: 'cleared' });
 }
 
@@ -207,7 +199,7 @@ async function inTurn(f) {
 /**
  * Run a function while no other tab does the same.
  * @template T
- * @param {string} what
+ * @param {'training' | 'sending'} what
  * @param {() => Promise<T>} f
  * @returns {Promise<T>}
  */

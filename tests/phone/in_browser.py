@@ -108,7 +108,9 @@ def test_the_page_reaches_its_own_server_and_no_other(phone: Callable[..., Phone
     assert told.read == ["out", "kept in"]
 
 
-def test_a_killed_browser_goes_on_to_the_same_update(phone: Callable[..., Phone], site: Site) -> None:
+def test_a_killed_browser_goes_on_to_the_same_update(
+    phone: Callable[..., Phone], site: Site, bundle: Bundle, tmp_path: Path
+) -> None:
     """Hidden, killed in the middle, paused and closed: the update is that of a call that nobody disturbed."""
     ask(site, SLOW)
     device = phone("torn")
@@ -120,7 +122,7 @@ def test_a_killed_browser_goes_on_to_the_same_update(phone: Callable[..., Phone]
         *(*again, ("until", "done"), ("tap", "send"), ("untilStatus", "Sent")),
         *(
             ("tap", "clear"),
-            ("untilStatus", "deleted"),
+            ("untilText", ["persistence", "deleted"]),
             ("pick", str(device.data)),
             ("tap", "start"),
             ("until", "done"),
@@ -131,7 +133,15 @@ def test_a_killed_browser_goes_on_to_the_same_update(phone: Callable[..., Phone]
     assert resumed is not None
     assert int(resumed[1]) >= 90
     torn, again_sent, whole = site.updates
-    assert torn == again_sent == whole
+    assert torn == again_sent
+    weights, undisturbed = read_weights(bundle.file(WEIGHTS), bundle), (tmp_path / "torn", tmp_path / "whole")
+    for path, update in zip(undisturbed, (torn, whole), strict=True):
+        path.write_bytes(update)
+    assert np.array_equal(*(change_of(path, weights) for path in undisturbed))
+    headers = [header_of(path, weights) for path in undisturbed]
+    names = {header.pop("client") for header in headers}
+    assert headers[0] == headers[1]
+    assert len(names) == 2, "the name went with all else that was deleted"
 
 
 def test_an_update_is_kept_until_it_can_be_sent(phone: Callable[..., Phone], site: Site) -> None:

@@ -71,6 +71,17 @@ def link_of(server: Served) -> str:
     return f"{server.url}#join={server.link.token}"
 
 
+def with_worker(page: Path, folder: Path, script: str) -> Path:
+    """The page, whose worker runs a script first."""
+    changed = folder / "changed"
+    shutil.copytree(page, changed)
+    for compressed in changed.glob("worker.js.*"):
+        compressed.unlink()
+    worker = changed / "worker.js"
+    worker.write_text(script + worker.read_text(encoding="utf-8"), encoding="utf-8")
+    return changed
+
+
 def test_a_phone_counts_once_it_is_on_the_list_and_with_its_key_alone(
     phone: Callable[..., Phone], server: Served, allow: Path, tmp_path: Path
 ) -> None:
@@ -131,21 +142,30 @@ def test_a_phone_counts_once_it_is_on_the_list_and_with_its_key_alone(
 
 def test_name_and_key_go_with_all_else_that_is_deleted(phone: Callable[..., Phone], server: Served) -> None:
     identity = ("open", link_of(server)), ("until", "waiting"), ("read", "lines")
-    deleted = ("tap", "clear"), ("untilStatus", "deleted"), ("restart", None)
+    deleted = ("tap", "clear"), ("untilText", ["persistence", "deleted"]), ("restart", None)
     (one, other) = phone("leaving").do_alone(*identity, *deleted, *identity).read
     names, keys = zip(*(found.groups() for found in map(LINES.fullmatch, (one, other)) if found), strict=True)
     assert len({*names}) == len({*keys}) == 2
 
 
+def test_a_phone_that_opens_the_link_in_two_tabs_at_once_joins_once(
+    phone: Callable[..., Phone], page: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    slow = "const open = FileSystemFileHandle.prototype.createSyncAccessHandle;\n" + (
+        "FileSystemFileHandle.prototype.createSyncAccessHandle = async function () "
+        "{ await new Promise((go) => setTimeout(go, 5000)); return open.call(this); };\n"
+    )
+    with served.serving(tmp_path / "server", bundle, page=with_worker(page, tmp_path, slow)) as server:
+        link = ("open", link_of(server))
+        phone("twice").do_alone(link, ("tab", None), link, ("until", "ready"), ("turn", 0), ("until", "ready"))
+        assert len(server.running.federation.devices.all) == 1
+
+
 def test_a_browser_that_can_not_sign_is_told_so(
     phone: Callable[..., Phone], page: Path, bundle: Bundle, allow: Path, tmp_path: Path
 ) -> None:
-    old = tmp_path / "old"
-    shutil.copytree(page, old)
-    for compressed in old.glob("worker.js.*"):
-        compressed.unlink()
     lacking = "crypto.subtle.generateKey = async () => { throw new DOMException('no', 'NotSupportedError'); };\n"
-    (old / "worker.js").write_text(lacking + (old / "worker.js").read_text(encoding="utf-8"), encoding="utf-8")
+    old = with_worker(page, tmp_path, lacking)
     with served.serving(tmp_path / "server", bundle, page=old, demands=Demands(allow=allow)) as server:
         told = phone("old").do_alone(("open", link_of(server)), ("untilError", None), ("read", "error"))
     assert told.read == [

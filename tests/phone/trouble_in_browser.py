@@ -181,11 +181,33 @@ def test_what_is_stored_is_deleted_while_the_phone_waits_for_a_round(
         device, begun = joined(server)
         told = device.do_alone(
             *((what, ["task.json", "GET", 1]), *begun, ("tap", "send"), ("untilStatus", "Sent"), waits),
-            *(("tap", "clear"), ("untilStatus", "deleted"), ("read", "count"), ("read", "sum")),
+            *(("tap", "clear"), ("untilText", ["persistence", "deleted"]), ("read", "count"), ("read", "sum")),
             *(("restart", None), ("open", server.url), ("untilError", None), ("read", "error")),
         )
     assert told.read[:2] == ["None yet.", "Nothing has been sent yet."]
     assert told.read[2].startswith("This phone has not joined")
+
+
+def test_what_is_stored_is_deleted_without_a_server(phone: Callable[..., Phone], site: Site) -> None:
+    files = """(async () => {
+        const names = [], walk = async (folder) => {
+            for await (const [name, entry] of folder.entries()) {
+                if (entry.kind === 'file') names.push(name);
+                else await walk(entry);
+            }
+        };
+        await walk(await navigator.storage.getDirectory());
+        return names.join(' ');
+    })()"""
+    ask(site, SETTINGS)
+    device = phone("gone")
+    device.do(("untilText", ["told", "added"]), *DONE)
+    told = device.do_alone(
+        *(("block", ["task.json", "GET", 0]), ("open", site.url), ("untilError", None), ("ask", files)),
+        *(("tap", "clear"), ("untilText", ["persistence", "deleted"]), ("ask", files)),
+    )
+    assert {"client", "lasting.safetensors", "update.safetensors"} < set(told.read[0].split())
+    assert told.read[1] == ""
 
 
 def test_tabs_show_what_another_one_changed(phone: Callable[..., Phone], site: Site) -> None:
@@ -195,8 +217,15 @@ def test_tabs_show_what_another_one_changed(phone: Callable[..., Phone], site: S
     told = device.do(
         *(added, *other, added, ("press", "Delete tabs.npz"), ("untilText", ["count", "None"])),
         *(("turn", 0), ("untilText", ["count", "None"]), ("ask", "document.getElementById('start').disabled")),
-        *(("pick", str(device.data)), added, ("turn", 1), added, ("tap", "clear"), ("untilStatus", "deleted")),
-        *(("turn", 0), ("untilStatus", "deleted"), ("until", "ready"), ("read", "count")),
+        *(
+            ("pick", str(device.data)),
+            added,
+            ("turn", 1),
+            added,
+            ("tap", "clear"),
+            ("untilText", ["persistence", "deleted"]),
+        ),
+        *(("turn", 0), ("untilText", ["persistence", "deleted"]), ("until", "ready"), ("read", "count")),
     )
     assert told.read == ["true", "None yet."]
 

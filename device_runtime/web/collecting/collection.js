@@ -72,11 +72,6 @@ export class Collection {
     await this._folder.remove(id);
   }
 
-  /** Delete everything. */
-  async clear() {
-    for (const name of await this._files()) await this._folder.remove(name);
-  }
-
   /** All examples for a training call, and a digest by which the call is known. */
   async open() {
     const files = await this._files();
