@@ -2,9 +2,10 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 unexport PYTHONDONTWRITEBYTECODE # every start of a command would compile all modules again
 
-.PHONY: test lint types tests built tried web page wheel phone docs versions versions-quick demo bench bench-quick zoo-check attacks report figures kills fuzz fleet pi pi-board pi-32 format clean
+.PHONY: test slow lint types tests built tried web page wheel phone docs versions versions-quick demo bench bench-quick zoo-check attacks report figures kills fuzz fleet pi pi-board pi-32 format clean
 .DELETE_ON_ERROR:
 
 $(VENV)/ready: pyproject.toml constraints.txt
@@ -13,7 +14,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-test: lint types tests tried  ## formatting, lint, strict types, all tests and docs examples, the wheel outside the checkout
+test: lint types tests tried  ## formatting, lint, strict types, the tests but for the slow ones, the wheel outside the checkout
 
 lint: $(VENV)/ready
 	$(BIN)/ruff format --check .
@@ -23,7 +24,10 @@ types: $(VENV)/ready
 	$(BIN)/mypy
 
 tests: web | built # which writes the metadata that tests read
-	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
+
+slow: web | built  ## the slow tests: pages of the docs as printed, the zoo in both engines, fleets, kills, benchmarks
+	$(PYTEST) -m slow
 
 built: $(VENV)/ready  ## the wheel without the phone's page, in .venv/wheel, for what tries it elsewhere
 	rm -rf $(VENV)/wheel

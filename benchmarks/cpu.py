@@ -7,11 +7,12 @@ of its children, as Flower's SuperExec does, has no time of theirs: of these the
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from sampling import sampled
 
 SECONDS = 0.05
 PROC = Path("/proc")
@@ -81,22 +82,13 @@ class Tree:
 def cpu_at_each(count: Callable[[], int], tree: Tree) -> Iterator[list[float]]:
     """CPU time of processes whenever a count has grown by one, sampled for as long as the context lasts."""
     moments: list[float] = []
-    done = threading.Event()
 
-    def sample() -> None:
-        is_done = False
-        while not is_done:
-            is_done = done.wait(SECONDS)
-            seconds = tree.sample()
-            moments.extend([seconds] * (count() - len(moments)))
+    def look() -> None:
+        seconds = tree.sample()
+        moments.extend([seconds] * (count() - len(moments)))
 
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    try:
+    with sampled(look, SECONDS):
         yield moments
-    finally:
-        done.set()
-        thread.join()
 
 
 def _processes() -> Iterator[tuple[int, tuple[int, int, float, float]]]:

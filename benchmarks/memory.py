@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from sampling import sampled
 
 SECONDS = 0.5
 PROC = Path("/proc")
@@ -63,17 +64,10 @@ def _memory(pid: int) -> dict[str, int]:
 def peaks(measures: Mapping[str, Callable[[], float]]) -> Iterator[dict[str, float]]:
     """The largest value of some measures, sampled for as long as the context lasts."""
     found = dict.fromkeys(measures, 0.0)
-    done = threading.Event()
 
-    def sample() -> None:
-        while not done.wait(SECONDS):
-            for name, measure in measures.items():
-                found[name] = max(found[name], measure())
+    def look() -> None:
+        for name, measure in measures.items():
+            found[name] = max(found[name], measure())
 
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    try:
+    with sampled(look, SECONDS):
         yield found
-    finally:
-        done.set()
-        thread.join()

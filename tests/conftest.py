@@ -16,13 +16,16 @@ import numpy as np
 import pytest
 import tiny_plan
 import torch
+import training_device
 from command_line import Command, Ended
 from hypothesis import settings
 from small_net import SmallBundle, export_small_net
 from torch._export import utils
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
+from fedpara_edge.aggregation.effort import USUAL, Effort
 from fedpara_edge.cli import main
+from fedpara_edge.codecs import codec
 from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.report import figures
 from fedpara_edge.simulation import runner
@@ -38,7 +41,10 @@ LONGEST = (
     "test_fleet_up.py",
     "test_hostile_arguments.py",
     "test_readme.py",
+    "test_benchmarks_run.py",
     "test_kills.py",
+    "test_flower_simulation.py",
+    "test_mobilenet.py",
     "test_training_engines.py",
     "test_training_step.py",
     "test_export.py",
@@ -48,7 +54,7 @@ LONGEST = (
     "test_packaging.py",
     "test_draws.py",
     "test_simulation.py",
-    "test_recurrent.py",
+    "test_recurrent_bundles.py",
     "test_gradient_coverage.py",
     "test_zoo.py",
 )
@@ -125,6 +131,32 @@ def here(small_bundle: SmallBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     shape = bundle.interface.inputs[0].shape
     np.savez("d.npz", x=np.random.default_rng(0).random((8, *shape), np.float32), y=np.arange(8) % 3)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def device_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a bundle and data for `training_device.Device`."""
+    folder = tmp_path_factory.mktemp("device inputs")
+    training_device.make_inputs(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(device_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
+    """The bytes of a call of `training_device.Device` without any interruption."""
+    device = training_device.Device(device_inputs, tmp_path_factory.mktemp("undisturbed device"))
+    device.train()
+    found: tuple[bytes, bytes] = device.result()
+    return found
+
+
+@pytest.fixture(params=["as they are", "small blocks and chunks"])
+def effort(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Effort:
+    """Effort of an aggregation: what is usual, or blocks and chunks so small that a round has several."""
+    if request.param == "as they are":
+        return USUAL
+    monkeypatch.setattr(codec, "CHUNK_ENTRIES", 16)
+    return Effort(block_files=3)
 
 
 @pytest.fixture

@@ -5,26 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import small_round
 
 from fedpara_edge.aggregation import Aggregation
-from fedpara_edge.aggregation.effort import USUAL, Effort
-from fedpara_edge.codecs import codec
 from fedpara_edge.formats.weights import Weights, write_weights
 
 UNIT = 2.0**-24
 METRICS = {"learning_rate_sum": 0.25, "alpha": 0.1}
 """Metrics with which any algorithm takes an update."""
-EFFORTS = ("as they are", "small blocks and chunks")
-
-
-def effort_of(name: str, monkeypatch: pytest.MonkeyPatch) -> Effort:
-    """One of `EFFORTS`: what is usual, or blocks and chunks so small that a round has several."""
-    if name == "as they are":
-        return USUAL
-    monkeypatch.setattr(codec, "CHUNK_ENTRIES", 16)
-    return Effort(block_files=3)
 
 
 def written(folder: Path, result: Aggregation) -> bytes:

@@ -22,6 +22,8 @@ from fedpara_edge.simulation.plan.plan import read_plan
 from fedpara_edge.simulation.runner import simulate
 from fedpara_edge.storage.tomlfile import toml_text
 
+pytestmark = pytest.mark.slow
+
 FEW = Choices(points=10, kind=("fedpara",), gamma=(0.5,), codec=("int8",))
 RATES = (1e-6, 0.5)
 

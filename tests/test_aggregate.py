@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import small_round
-from means import EFFORTS, METRICS, UNIT, codes, constant, effort_of, written
+from means import METRICS, UNIT, codes, constant, written
 from safetensors.numpy import load_file, save_file
 
 from fedpara_edge import codecs
@@ -35,11 +35,6 @@ from fedpara_edge.storage.tensorfile import TensorFile
 @pytest.fixture
 def weights(tmp_path: Path) -> Weights:
     return small_round.start_round(tmp_path)
-
-
-@pytest.fixture(params=EFFORTS)
-def effort(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Effort:
-    return effort_of(request.param, monkeypatch)
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 45])

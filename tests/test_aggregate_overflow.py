@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small_round
-from means import EFFORTS, METRICS, UNIT, codes, constant, effort_of, forge_value, written
+from means import METRICS, UNIT, codes, constant, forge_value, written
 
 from fedpara_edge.aggregation import aggregate
 from fedpara_edge.aggregation.bounds import UNBOUNDED
@@ -25,11 +25,6 @@ HUGE = float(np.finfo(np.float32).max)
 @pytest.fixture
 def weights(tmp_path: Path) -> Weights:
     return small_round.start_round(tmp_path)
-
-
-@pytest.fixture(params=EFFORTS)
-def effort(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Effort:
-    return effort_of(request.param, monkeypatch)
 
 
 def test_huge_values_that_cancel_are_nobodys_fault(tmp_path: Path, weights: Weights, effort: Effort) -> None:

@@ -10,7 +10,7 @@ import pytest
 import small_round
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from means import EFFORTS, METRICS, codes, effort_of, forge_value, written
+from means import METRICS, codes, forge_value, written
 
 from fedpara_edge.aggregation import aggregate, screening
 from fedpara_edge.aggregation.effort import Effort
@@ -29,11 +29,6 @@ from fedpara_edge.storage.tensorfile import TensorFile
 @pytest.fixture
 def weights(tmp_path: Path) -> Weights:
     return small_round.start_round(tmp_path)
-
-
-@pytest.fixture(params=EFFORTS)
-def effort(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Effort:
-    return effort_of(request.param, monkeypatch)
 
 
 class Round:

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "aggregation.py"
 
 
+@pytest.mark.slow
 def test_it_runs_and_leaves_nothing_but_its_numbers(tmp_path: Path) -> None:
     folder, numbers = tmp_path / "files", tmp_path / "numbers.json"
     folder.mkdir()

@@ -315,6 +315,7 @@ def test_importing_brings_in_nothing_heavy(package: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_engines_bring_in_neither_torch_nor_onnx(engine: str) -> None:
     heavy = "heavy = {'torch', 'onnx'} & sys.modules.keys()"

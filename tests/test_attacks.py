@@ -93,6 +93,7 @@ def test_another_gauge_has_the_same_weights_and_ruins_a_mean(modules: dict[str, 
             assert relative_error(after, kept * before) < 1e-6
 
 
+@pytest.mark.slow
 def test_the_table_is_what_the_code_gives(modules: dict[str, ModuleType], tmp_path: Path) -> None:
     attacks = modules["attacks"]
     text = (BENCHMARKS / "attacks.md").read_text(encoding="utf-8")
@@ -105,6 +106,7 @@ def test_the_table_is_what_the_code_gives(modules: dict[str, ModuleType], tmp_pa
     assert 100 * found == pytest.approx(float(none), abs=1)  # of 2000 images; kernels differ between processors
 
 
+@pytest.mark.slow
 def test_signatures_turn_impersonation_into_what_a_client_sends_under_its_own_name(
     modules: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -265,6 +265,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Bundle]:
     return exported(folder / "with", BETA), exported(folder / "without", 0.0)
 
 
+@pytest.mark.slow
 def test_a_bundle_has_momentum_in_its_layout_alone(bundles: tuple[Bundle, Bundle]) -> None:
     moving, still = (bundle.manifest for bundle in bundles)
     assert '"schema": 4' in (bundles[0].path / "manifest.json").read_text()
@@ -378,6 +379,7 @@ def decoded(change: Path, layout: Layout) -> dict[str, NDArray[np.float32]]:
         return unflatten(tensors, decode_all(open_codec(file, tensors), layout.shared_parameters))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
 def test_a_simulation_moves_weights_by_the_formula(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was published is replayed in plain numpy, from the initial weights on."""

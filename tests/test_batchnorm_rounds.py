@@ -23,6 +23,8 @@ from fedpara_edge.formats.weights import read_weights, write_weights
 from fedpara_edge.simulation.folder import RunFolder
 from fedpara_edge.simulation.runner import simulate
 
+pytestmark = pytest.mark.slow
+
 choices = pytest.mark.parametrize("choice", ["train", "local"])
 
 

@@ -39,6 +39,7 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("how", ENDS)
 def test_what_ended_counts(how: str, cpu: ModuleType, tmp_path: Path) -> None:

@@ -2,14 +2,12 @@
 
 import errno
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +15,9 @@ import pytest
 from command_line import Bad, Command, check_refused, succeed
 from norms import norm, relative_error
 
-from fedpara_edge import installation
-from fedpara_edge.cli import COMMANDS, installed
+from fedpara_edge.cli import COMMANDS
 from fedpara_edge.demo import IMAGES
 from fedpara_edge.errors import InputError
-from fedpara_edge.installation import install_line
 from fedpara_edge.storage import tensorfile
 
 
@@ -52,6 +48,7 @@ def here(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return folder
 
 
+@pytest.mark.slow
 def test_a_round(here: Path, run: Command) -> None:
     updates = [f"update-{device}.safetensors" for device in range(3)]
     weights = "bundle/weights.safetensors"
@@ -99,97 +96,6 @@ def test_inspect_reads_every_file_of_ours(name: str, run: Command, here: Path) -
     assert shown.code == 0
     assert shown.json["path"] == name
     assert run("inspect", name).out.startswith(name)
-
-
-def test_doctor_names_every_command(run: Command) -> None:
-    found = run("doctor", "--json").json["capabilities"]
-    assert {command for entry in found.values() for command in entry["commands"]} == set(COMMANDS)
-    assert all(entry["available"] for entry in found.values())
-    assert "onnxruntime-training-cpu 1.19.2" in run("doctor").out
-
-
-def test_doctor_gives_the_line_for_what_is_missing(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    without_distributions(monkeypatch, "torch")
-    line = install_line("export", torch=True)
-    assert f"missing torch: {line}" in run("doctor").out
-    ended = run("export", "mlp", "-o", "unused")
-    assert (ended.code, ended.err) == (
-        2,
-        f"Error: export: expected torch to be installed, found none; type: {line}\n",
-    )
-
-
-@pytest.mark.parametrize(
-    ("command", "extra", "package"),
-    [(("keys", "new", "mine"), "trust", "tuf"), (("fleet", "up", "app"), "fleet", "flwr")],
-)
-def test_without_an_extra_the_error_says_what_to_type(
-    command: tuple[str, ...], extra: str, package: str, run: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    without_distributions(monkeypatch, package)
-    ended = run(*command)
-    assert ended.code == 2
-    assert f"{extra}: expected {package} to be installed, found none; type: " in ended.err
-    assert f"[{extra}]" in ended.err
-
-
-def without_distributions(monkeypatch: pytest.MonkeyPatch, *absent: str) -> None:
-    monkeypatch.setattr(installed, "_version", lambda name: None if name in absent else "1.0")
-    monkeypatch.setattr(installed, "find_spec", lambda name: None if name in absent else find_spec(name))
-
-
-TRAINING = ("onnxruntime-training-cpu", "onnxruntime-training")
-
-
-def test_doctor_tells_the_engines_and_what_to_type_on_a_raspberry_pi(
-    run: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert run("doctor", "--json").json["engines"] == ["onnxruntime", "ort-training"]
-    text = run("doctor").out
-    assert "engines here: onnxruntime, ort-training" in text
-    assert "on a Raspberry Pi, 64-bit: pip install -c constraints.txt '.[device]'" in text
-    assert re.search(r"on a Raspberry Pi, 32-bit .*: sudo apt install python3-onnxruntime python3-numpy .*venv", text)
-    without_distributions(monkeypatch, *TRAINING)
-    found = run("doctor", "--json").json
-    assert found["engines"] == ["onnxruntime"]
-    assert found["capabilities"]["device"]["available"]
-    assert found["capabilities"]["export"]["available"]
-
-
-def test_export_writes_for_the_engines_that_are_installed(
-    run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    without_distributions(monkeypatch, *TRAINING)
-    assert run("export", "mlp", "-o", tmp_path / "stock").code == 0
-    assert run("inspect", tmp_path / "stock", "--json").json["engines"] == ["onnxruntime"]
-    refused = run("export", "mlp", "-o", tmp_path / "none", "--engines", "ort-training")
-    assert refused.code == 2
-    assert re.match(r"Error: engine ort-training: expected onnxruntime-training-cpu to be installed", refused.err)
-
-
-def test_an_onnxruntime_without_metadata_counts(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(installed, "_version", lambda _: None)
-    found = run("doctor", "--json").json
-    assert found["engines"] == ["onnxruntime"]
-    assert found["capabilities"]["device"]["versions"] == {"onnxruntime": "of unknown version"}
-
-
-@pytest.mark.parametrize(
-    ("bits", "line"),
-    [(64, "pip install -c .*\\[device\\]'"), (32, "32-bit systems: sudo apt install python3-onn")],
-)
-def test_a_device_without_onnxruntime_is_told_what_to_type(
-    bits: int, line: str, run: Command, here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    without_distributions(monkeypatch, "onnxruntime", *TRAINING)
-    monkeypatch.setattr(installation, "POINTER_BITS", bits)
-    before = sorted(here.iterdir())
-    ended = run(*TRAIN, "device-0.npz")
-    assert ended.code == 2
-    assert re.match(f"Error: device: expected onnxruntime to be installed, found none; .*{line}", ended.err)
-    assert re.search(f"no   device: train, evaluate, predict, device: missing onnxruntime: .*{line}", run("doctor").out)
-    assert run("doctor", "--json").json["engines"] == []
-    assert sorted(here.iterdir()) == before
 
 
 def test_engines_train_and_evaluate_alike_clipped_and_in_parts(run: Command, here: Path) -> None:
@@ -430,6 +336,7 @@ def test_full_disk_is_one_line_and_leaves_nothing(run: Command, here: Path, monk
     assert sorted(here.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_interrupted_training_resumes_to_the_same_bytes(run: Command, here: Path) -> None:
     train = ("train", "bundle", "--data", "device-0.npz", "--client", "c", "--epochs", "50", "--batch-size", "10")
     assert run(*train, "-o", "whole.safetensors").code == 0

@@ -155,6 +155,7 @@ def test_tables_are_trained_in_windows_and_dealt_by_person(run: Command, here: P
     assert run("evaluate", "walks.bundle", "--data", "people/train/bob.npz").code == 0
 
 
+@pytest.mark.slow
 def test_a_plan_takes_them_as_well(run: Command, here: Path) -> None:
     plan = here / "plan.toml"
     plan.write_text(

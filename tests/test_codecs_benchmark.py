@@ -5,11 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from fedpara_edge.formats.codecbench import USUAL
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "codecs.py"
 
 
+@pytest.mark.slow
 def test_speed_and_aggregation(tmp_path: Path) -> None:
     numbers = tmp_path / "numbers.json"
     small = ["--parameters", "1", "--updates", "1", "--repetitions", "1", "--seconds", "0"]

@@ -317,6 +317,7 @@ def test_a_version_of_another_release_is_refused(tmp_path: Path, name: str) -> N
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [text for text in EVERY if text != "float32"])
 def test_damage_anywhere_is_refused_or_decodes_to_numbers(tmp_path: Path, text: str) -> None:
     # Whatever the bytes are: no other error, nothing infinite, and no more memory than a whole file takes.

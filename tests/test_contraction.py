@@ -61,6 +61,7 @@ def test_layers_are_chosen_by_the_rows_they_see() -> None:
     assert contract_layers(model, [torch.zeros(4, 1024)], batch_size=1) == []
 
 
+@pytest.mark.slow
 def test_the_batch_size_of_an_export_decides_and_both_engines_follow(tmp_path: Path) -> None:
     shapes = []
     for size in (1, 256):

@@ -271,6 +271,7 @@ MODELS: dict[str, tuple[Make, ExportConfig, int]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_they_export_and_fold(name: str, tmp_path: Path) -> None:
     """Verified against torch, with every weight composed but that of a table which is looked up."""

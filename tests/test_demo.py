@@ -21,6 +21,7 @@ def outcome(kind: str, *, megabytes: float) -> Outcome:
     return Outcome(kind=kind, parameters=40_628, accuracy=0.82, megabytes_per_round=megabytes)
 
 
+@pytest.mark.slow
 def test_a_federation_runs_by_commands_and_learns(tmp_path: Path) -> None:
     shown: list[str] = []
     rounds: list[tuple[str, int]] = []

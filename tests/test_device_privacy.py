@@ -62,6 +62,7 @@ def test_what_the_noise_hides_is_within_the_clip(change: NDArray[np.float32], no
         np.testing.assert_allclose(steps * (clip * noise / RESOLUTION), change, rtol=1e-5, atol=clip * noise * 2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.8, 4.0, 30.0])
 @pytest.mark.parametrize("rounds", [1, 20])
 def test_the_closed_form_is_what_dp_accounting_finds(noise: float, rounds: int) -> None:

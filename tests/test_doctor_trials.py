@@ -37,6 +37,7 @@ def test_a_crash_is_told_from_an_error(tmp_path: Path, monkeypatch: pytest.Monke
     assert why_not_imported("onnxscript", limit_seconds=0.2) == "not done after 0.2 s"
 
 
+@pytest.mark.slow
 def test_doctor_says_no_where_onnxruntime_crashes(
     run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,7 @@ FORMULAS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMULAS)
 def test_draws_are_those_of_the_seed(name: str, tmp_path: Path) -> None:
     """The export itself compares them with torch's, given the same numbers."""

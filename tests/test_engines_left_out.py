@@ -85,6 +85,7 @@ class Crashing:
     run = step = crash
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "crashing"), [("export.artifacts._generate", crash), ("export.exporter.OrtTrainingTrial", Crashing)]
 )

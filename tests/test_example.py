@@ -67,6 +67,7 @@ def recipe(tmp_path: Path) -> Make:
     return make
 
 
+@pytest.mark.slow
 def test_shapes_dtypes_and_tokens_are_those_of_the_example(recipe: Make, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     x, y = generator.integers(0, 30, (9, 6), np.int32), np.arange(9) % 5

@@ -167,6 +167,7 @@ def test_losses_and_optimizers(loss: str, optimizer: str, constants: dict, tmp_p
     assert (label.dtype, label.shape) == (("int64", ()) if loss == "cross_entropy" else ("float32", (5,)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["mlp", "cnn", "resnet18"])
 def test_zoo_with_preprocessing(model: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -184,6 +185,7 @@ def test_zoo_with_preprocessing(model: str, tmp_path: Path) -> None:
     assert factors <= inputs.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "shape"), [("char-lstm", (12,)), ("har-transformer", (20, 6))])
 def test_zoo_of_sequences(model: str, shape: tuple[int, ...], tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -219,6 +221,7 @@ def test_no_path_of_the_machine_is_in_the_graphs(tmp_path: Path) -> None:
         assert str(Path.home()).encode() not in content
 
 
+@pytest.mark.slow
 def test_same_model_same_fingerprint_other_graph_other_fingerprint(tmp_path: Path) -> None:
     torch.manual_seed(0)
     fingerprints = []
@@ -243,6 +246,7 @@ def test_weights_and_personal_tensors_are_those_of_the_model(tmp_path: Path) -> 
     assert INITIAL_PERSONAL in bundle.manifest.files
 
 
+@pytest.mark.slow
 def test_initial_weights_can_be_small(tmp_path: Path) -> None:
     exact, small = (
         make_bundle(Recipe(name="mlp", initial_codec=codec, engines=("onnxruntime",)), tmp_path / codec).bundle
@@ -433,6 +437,7 @@ def test_the_users_model_is_left_as_it_was(tmp_path: Path) -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_vgg16_agrees_whatever_the_seed(seed: int, tmp_path: Path) -> None:
     torch.manual_seed(seed)

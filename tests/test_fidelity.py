@@ -82,6 +82,7 @@ def test_without_labels_there_is_no_accuracy() -> None:
     assert compared(0.5, labelled=False).accuracy is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("new", [(), ("--new-head", "head")])
 def test_export_reports_it(new: tuple[str, ...], run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

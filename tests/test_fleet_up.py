@@ -25,6 +25,8 @@ from tiny_plan import write_plan
 
 from fedpara_edge.fleet.ports import LOOPBACK, free_ports
 
+pytestmark = pytest.mark.slow
+
 AROUND_BYTES = 4000
 """Most bytes of a message besides the files in it."""
 SECONDS = 240.0

@@ -104,6 +104,7 @@ def start(plan: Path, run: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=plan.parent, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
 def test_flower_measures_the_same_and_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     plan = write_plan(

@@ -84,6 +84,7 @@ class Everything(nn.Module):
         return self.last(self.linears(self.plain_along(self.along(x.flatten(2))).relu()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "contract"), [("ort-training", True), ("onnxruntime", True), ("onnxruntime", False)]
 )
@@ -108,6 +109,7 @@ def test_every_kind_of_layer(engine: str, contract: bool, tmp_path: Path) -> Non
     assert (operators.count("Gemm"), operators.count("MatMul")) == (6, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "engine", "operators"),
     [

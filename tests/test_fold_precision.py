@@ -23,6 +23,8 @@ from fedpara_edge.formats.folded import INT8_OPTIONS, read_folded, stated_option
 from fedpara_edge.formats.weights import Weights
 from fedpara_edge.nn import ZOO
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Weights, Dataset]:

@@ -110,6 +110,7 @@ def test_statistics_of_a_batchnorm_are_frozen_with_it() -> None:
     convert(bare, Factorization(freeze=("0",)))
 
 
+@pytest.mark.slow
 def test_frozen_layers_stay_dense_unless_they_have_a_rank_of_their_own() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(40, 40), nn.LSTM(40, 40), nn.Linear(40, 40))
@@ -148,6 +149,7 @@ def test_frozen_and_personal() -> None:
         keep_personal(layout, ["0"])
 
 
+@pytest.mark.slow
 def test_only_what_is_trained_is_in_files_and_counts(frozen: tuple[nn.Module, Bundle]) -> None:
     model, bundle = frozen
     layout = bundle.manifest.layout
@@ -189,6 +191,7 @@ def activations_read(model: onnx.ModelProto) -> set[str]:
     return read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_gradient_stops_at_the_lowest_trained_layer(
     engine: str, frozen: tuple[nn.Module, Bundle], tmp_path: Path
@@ -205,6 +208,7 @@ def test_the_gradient_stops_at_the_lowest_trained_layer(
     assert counts["Conv"] + counts["ConvGrad"] == 3
 
 
+@pytest.mark.slow
 def test_a_frozen_recurrence_keeps_its_operator(tmp_path: Path) -> None:
     class Recurrent(nn.Module):
         def __init__(self) -> None:
@@ -238,6 +242,7 @@ def test_a_frozen_factored_layer_is_composed_once(tmp_path: Path) -> None:
     assert not [value for value in constants if value.shape == (40, 8)]
 
 
+@pytest.mark.slow
 def test_the_fingerprint_covers_frozen_weights(tmp_path: Path) -> None:
     def fingerprint(name: str, change: str = "") -> str:
         model, _ = convert(images(), Factorization(freeze=("0", "1")))

@@ -25,6 +25,7 @@ PARSES = re.compile(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of CPU time and memory as Linux has them")
 def test_a_mutant_reads_as_something_consistent_or_is_refused() -> None:
     ended = subprocess.run(

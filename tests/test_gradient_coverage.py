@@ -280,6 +280,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return operators
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_are_those_of_torch(name: str, tmp_path: Path, called: set[str]) -> None:
     case = CASES[name]

@@ -127,6 +127,7 @@ GROWING: dict[str, Steps] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_with_few_exports")
 @pytest.mark.parametrize("name", GROWING)
 def test_a_run_that_grew_has_the_metrics_of_one_made_at_once(name: str, tmp_path: Path) -> None:
@@ -162,6 +163,7 @@ def test_what_was_not_asked_for_is_left_unfinished_until_it_is(tmp_path: Path) -
     assert measured(run) == measured(tmp_path / "once")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_with_few_exports")
 def test_what_was_refused_can_be_corrected_or_given_up(tmp_path: Path) -> None:
     place, run = tmp_path / "plan", tmp_path / "run"

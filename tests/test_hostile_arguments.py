@@ -169,7 +169,10 @@ def stage(request: pytest.FixtureRequest, saved: Callable[[str], Path], tmp_path
     return found
 
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of memory, and names of files, as Linux has")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="limits of memory, and names of files, as Linux has"),
+]
 EVERY = [(name, given) for name, scene in SCENES.items() for given in scene.given]
 TRIED = [
     (name, given, kind)

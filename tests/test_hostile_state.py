@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from softmax_regression import SoftmaxRegression
-from training_device import Device, Interrupted, go_on, make_inputs
+from training_device import Device, Interrupted, go_on
 
 from device_runtime.loading import read_personal
 from device_runtime.state import open_state
@@ -14,24 +14,19 @@ from fedpara_edge.errors import InputError, WrongBundleError
 from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return make_inputs(tmp_path_factory.mktemp("inputs"))
-
-
 @pytest.fixture
-def device(inputs, tmp_path):
+def device(device_inputs, tmp_path):
     """A device after a first call, about to make a second one."""
-    device = Device(inputs, tmp_path, codec="topk:share=0.2")
+    device = Device(device_inputs, tmp_path, codec="topk:share=0.2")
     device.train()
     go_on(device, tmp_path)
     return device
 
 
 @pytest.fixture
-def interrupted(inputs, tmp_path):
+def interrupted(device_inputs, tmp_path):
     """A device in the middle of its first call."""
-    device = Device(inputs, tmp_path / "interrupted")
+    device = Device(device_inputs, tmp_path / "interrupted")
     with pytest.raises(KeyboardInterrupt):
         device.train(engine=Interrupted(device.bundle, after=6))
     return device

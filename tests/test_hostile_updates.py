@@ -85,6 +85,7 @@ def test_a_large_header_is_not_read(kind: str, tmp_path: Path, weights: Weights)
     assert f"where {max_table_bytes(weights.layout)} are enough" in rejected.reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TABLES)
 def test_refused_updates_leave_nothing_behind(kind: str, tmp_path: Path, weights: Weights) -> None:
     table = TABLES[kind](max_table_bytes(weights.layout) - 200)

@@ -214,6 +214,7 @@ def test_an_unknown_init_and_one_that_pretrained_weights_overrule_are_refused() 
         Recipe(name="mlp", init="he_fan_in", pretrained=Path("weights.pt"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_tanh_trains_from_the_composed_initialization(form: Form) -> None:
     with np.load(IMAGES) as data:

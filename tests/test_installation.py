@@ -215,6 +215,7 @@ def test_commands_refuse_it_from_the_working_directory(arguments: tuple[str, ...
     assert not list(shadowed.rglob("ran"))
 
 
+@pytest.mark.slow
 def test_doctor_warns_of_it(shadowed: Path) -> None:
     command = [sys.executable, "-m", "fedpara_edge", "doctor"]
     done = subprocess.run(command, cwd=shadowed, capture_output=True, text=True, env=_ours(), check=True)

@@ -230,6 +230,7 @@ def norm(tensors: Mapping[str, torch.Tensor]) -> float:
     return math.sqrt(sum(tensor.square().sum().item() for tensor in tensors.values()))
 
 
+@pytest.mark.slow
 @every_model
 def test_the_gradient_is_that_of_torch_on_any_batch(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

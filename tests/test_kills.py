@@ -29,6 +29,7 @@ ONE_FILE = {"fold", "pull", "predict", "codec", "demo", "export", "data", "fleet
 What `fleet up` writes, `test_fleet.py` and `test_fleet_up.py` cut short."""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not can_watch(), reason="needs seccomp user notifications, which Linux has since 5.5")
 def test_after_any_fault_the_same_command_completes() -> None:
     # All faults in one process, as the files of a command, and what it makes undisturbed, serve them all.

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from softmax_regression import SoftmaxRegression, make_bundle, write_npz
-from training_device import CONFIG, STEPS, Device, Interrupted, make_inputs, next_weights, uninterrupted
+from training_device import CONFIG, STEPS, Device, Interrupted, next_weights
 
 from device_runtime import TrainConfig, open_data, progress_bar
 from device_runtime.epochs import count_steps, step_seed, take_steps
@@ -23,18 +23,8 @@ from fedpara_edge.formats.weights import read_weights
 from fedpara_edge.storage.tensorfile import TensorFile, write_tensors
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return make_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(scope="module")
-def expected(inputs, tmp_path_factory):
-    return uninterrupted(inputs, tmp_path_factory.mktemp("device"))
-
-
-def test_the_update_is_what_the_engine_learned(inputs, tmp_path):
-    device = Device(inputs, tmp_path)
+def test_the_update_is_what_the_engine_learned(device_inputs, tmp_path):
+    device = Device(device_inputs, tmp_path)
     result = device.train()
     engine = SoftmaxRegression(device.bundle)
     steps = list(take_steps(engine, device.dataset, CONFIG))
@@ -65,33 +55,33 @@ def test_the_update_is_what_the_engine_learned(inputs, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("after", range(1, STEPS))
-def test_a_call_interrupted_after_any_step_resumes_exactly(inputs, expected, tmp_path, after, number):
-    device = Device(inputs, tmp_path)
+def test_a_call_interrupted_after_any_step_resumes_exactly(device_inputs, undisturbed, tmp_path, after, number):
+    device = Device(device_inputs, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         device.train(engine=Interrupted(device.bundle, after=after, number=number))
     assert not device.output.exists()
     again = SoftmaxRegression(device.bundle)
     assert device.train(engine=again).resumed_from_step == after
     assert again.steps_taken == STEPS - after
-    assert device.result() == expected
+    assert device.result() == undisturbed
 
 
-def test_a_call_interrupted_after_every_step_resumes_exactly(inputs, expected, tmp_path):
-    device = Device(inputs, tmp_path)
+def test_a_call_interrupted_after_every_step_resumes_exactly(device_inputs, undisturbed, tmp_path):
+    device = Device(device_inputs, tmp_path)
     for _ in range(STEPS - 1):
         with pytest.raises(KeyboardInterrupt):
             device.train(engine=Interrupted(device.bundle, after=1))
     assert device.train(engine=Interrupted(device.bundle, after=1)).resumed_from_step == STEPS - 1
-    assert device.result() == expected
+    assert device.result() == undisturbed
 
 
-def test_an_interrupt_during_the_last_step_lets_the_call_end(inputs, expected, tmp_path):
-    device = Device(inputs, tmp_path)
+def test_an_interrupt_during_the_last_step_lets_the_call_end(device_inputs, undisturbed, tmp_path):
+    device = Device(device_inputs, tmp_path)
     device.train(engine=Interrupted(device.bundle, after=STEPS))
-    assert device.result() == expected
+    assert device.result() == undisturbed
 
 
-def test_a_second_interrupt_stops_at_once_and_loses_only_steps(inputs, expected, tmp_path):
+def test_a_second_interrupt_stops_at_once_and_loses_only_steps(device_inputs, undisturbed, tmp_path):
     class Impatient(Interrupted):
         def step(self, *batch, **options):
             loss = super().step(*batch, **options)
@@ -99,28 +89,28 @@ def test_a_second_interrupt_stops_at_once_and_loses_only_steps(inputs, expected,
                 signal.raise_signal(signal.SIGINT)
             return loss
 
-    device = Device(inputs, tmp_path)
+    device = Device(device_inputs, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         device.train(engine=Impatient(device.bundle, after=6))
     assert device.train().resumed_from_step == 4
-    assert device.result() == expected
+    assert device.result() == undisturbed
 
 
-def test_signal_handlers_are_restored(inputs, tmp_path):
+def test_signal_handlers_are_restored(device_inputs, tmp_path):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    device = Device(inputs, tmp_path)
+    device = Device(device_inputs, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         device.train(engine=Interrupted(device.bundle, after=1))
     device.train()
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_training_works_outside_the_main_thread(inputs, expected, tmp_path):
-    device = Device(inputs, tmp_path)
+def test_training_works_outside_the_main_thread(device_inputs, undisturbed, tmp_path):
+    device = Device(device_inputs, tmp_path)
     thread = threading.Thread(target=device.train)
     thread.start()
     thread.join()
-    assert device.result() == expected
+    assert device.result() == undisturbed
 
 
 KILLED = """
@@ -132,27 +122,27 @@ device.train(engine=Interrupted(device.bundle, after=10, number=signal.SIGKILL))
 """
 
 
-def test_a_killed_process_resumes_from_its_last_save(inputs, expected, tmp_path):
+def test_a_killed_process_resumes_from_its_last_save(device_inputs, undisturbed, tmp_path):
     run = subprocess.run(
-        [sys.executable, "-c", KILLED, str(inputs), str(tmp_path)],
+        [sys.executable, "-c", KILLED, str(device_inputs), str(tmp_path)],
         env={"PYTHONPATH": str(Path(__file__).parent)},
         check=False,
     )
     assert run.returncode == -signal.SIGKILL
-    device = Device(inputs, tmp_path)
+    device = Device(device_inputs, tmp_path)
     assert device.train().resumed_from_step == 8
-    assert device.result() == expected
+    assert device.result() == undisturbed
 
 
-def test_a_repeated_call_repeats_its_bytes(inputs, expected, tmp_path):
-    device = Device(inputs, tmp_path)
+def test_a_repeated_call_repeats_its_bytes(device_inputs, undisturbed, tmp_path):
+    device = Device(device_inputs, tmp_path)
     for _ in range(3):
         device.train(overwrite=True)
-        assert device.result() == expected
+        assert device.result() == undisturbed
 
 
-def test_a_later_round_goes_on_from_the_personal_tensors(inputs, expected, tmp_path):
-    device = Device(inputs, tmp_path)
+def test_a_later_round_goes_on_from_the_personal_tensors(device_inputs, undisturbed, tmp_path):
+    device = Device(device_inputs, tmp_path)
     device.train()
     with open_state(device.state, device.bundle.manifest.fingerprint) as state:
         first = state.committed()
@@ -161,31 +151,31 @@ def test_a_later_round_goes_on_from_the_personal_tensors(inputs, expected, tmp_p
     with open_state(device.state, device.bundle.manifest.fingerprint) as state:
         second = state.committed()
     np.testing.assert_array_equal(second.before["personal"]["fc.bias"], first.after["personal"]["fc.bias"])
-    assert device.result() != expected
+    assert device.result() != undisturbed
 
 
-def test_progress_of_another_call_is_dropped_with_a_message(inputs, expected, tmp_path, capsys):
-    device = Device(inputs, tmp_path)
+def test_progress_of_another_call_is_dropped_with_a_message(device_inputs, undisturbed, tmp_path, capsys):
+    device = Device(device_inputs, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         device.train(replace(CONFIG, seed=8, epochs=2), engine=Interrupted(device.bundle, after=3))
     device.train()
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert "dropped the progress of another call (round 0, 3 steps), which differs in epochs, seed" in message
-    assert device.result() == expected
+    assert device.result() == undisturbed
 
 
-def test_when_to_save_does_not_belong_to_the_call(inputs, expected, tmp_path, capsys):
-    device = Device(inputs, tmp_path)
+def test_when_to_save_does_not_belong_to_the_call(device_inputs, undisturbed, tmp_path, capsys):
+    device = Device(device_inputs, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         device.train(replace(CONFIG, save_steps=None), engine=Interrupted(device.bundle, after=3))
     assert device.train(replace(CONFIG, save_seconds=0)).resumed_from_step == 3
     assert capsys.readouterr().err == ""
-    assert device.result() == expected
+    assert device.result() == undisturbed
 
 
-def test_existing_outputs_are_kept(inputs, tmp_path):
-    device = Device(inputs, tmp_path)
+def test_existing_outputs_are_kept(device_inputs, tmp_path):
+    device = Device(device_inputs, tmp_path)
     device.output.write_text("mine")
     with pytest.raises(InputError, match="choose another name or pass --overwrite"):
         device.train()
@@ -207,14 +197,14 @@ def test_without_a_state_folder(tmp_path):
         plain.train(state=False, engine=Interrupted(plain.bundle, after=3), overwrite=True)
 
 
-def test_only_shared_tensors_are_in_the_update(expected, tmp_path):
-    (tmp_path / "update").write_bytes(expected[0])
+def test_only_shared_tensors_are_in_the_update(undisturbed, tmp_path):
+    (tmp_path / "update").write_bytes(undisturbed[0])
     with TensorFile(tmp_path / "update", format="fedpara-edge/update", error=InputError) as file:
         assert list(file.entries) == ["fc.weight"]
 
 
-def test_arguments_that_do_not_fit_are_refused(inputs, tmp_path):
-    device = Device(inputs, tmp_path)
+def test_arguments_that_do_not_fit_are_refused(device_inputs, tmp_path):
+    device = Device(device_inputs, tmp_path)
     with pytest.raises(InputError, match=r"a folder for its personal tensors \(1\), found none; pass --state"):
         device.train(state=False)
     with pytest.raises(InputError, match="client: expected 1 to 200 printable characters"):
@@ -228,13 +218,13 @@ def test_arguments_that_do_not_fit_are_refused(inputs, tmp_path):
     assert not device.output.exists()
 
 
-def test_foreign_or_broken_weights_are_refused(inputs, tmp_path):
+def test_foreign_or_broken_weights_are_refused(device_inputs, tmp_path):
     other = make_bundle(tmp_path / "bundle", seed=1)
-    device = Device(inputs, tmp_path / "device", weights=other.file(WEIGHTS))
+    device = Device(device_inputs, tmp_path / "device", weights=other.file(WEIGHTS))
     with pytest.raises(WrongBundleError, match=r"expected weights of bundle .*…, found those of .*; use weights"):
         device.train()
     device.weights = tmp_path / "nan.safetensors"
-    with TensorFile(inputs / "bundle" / WEIGHTS, format="fedpara-edge/weights", error=InputError) as file:
+    with TensorFile(device_inputs / "bundle" / WEIGHTS, format="fedpara-edge/weights", error=InputError) as file:
         header = {key: value for key, value in file.header.items() if key != "digest"}
         broken = {name: np.full_like(file.read(name), np.nan) for name in file.entries}
     write_tensors(device.weights, broken, header)
@@ -243,8 +233,8 @@ def test_foreign_or_broken_weights_are_refused(inputs, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:(overflow|invalid value|divide):RuntimeWarning")
-def test_a_diverging_training_says_so(inputs, tmp_path):
-    device = Device(inputs, tmp_path)
+def test_a_diverging_training_says_so(device_inputs, tmp_path):
+    device = Device(device_inputs, tmp_path)
     with pytest.raises(FedparaError, match=r"step \d+ of 15: expected a finite loss, found .*lower the learning rate"):
         device.train(replace(CONFIG, lr=1e38))
     with pytest.raises(FedparaError, match=r"tensor 'fc.\w+': expected finite values after the last step"):
@@ -277,8 +267,8 @@ def test_config_out_of_range_is_refused(field, value):
         TrainConfig(**{field: value})
 
 
-def test_clipping_and_parts_reach_the_engine_and_belong_to_the_call(inputs, expected, tmp_path, capsys):
-    device = Device(inputs, tmp_path)
+def test_clipping_and_parts_reach_the_engine_and_belong_to_the_call(device_inputs, undisturbed, tmp_path, capsys):
+    device = Device(device_inputs, tmp_path)
     engine = Interrupted(device.bundle, after=3)
     with pytest.raises(KeyboardInterrupt):
         device.train(replace(CONFIG, clip_norm=0.25, micro_batches=2), engine=engine)
@@ -286,11 +276,11 @@ def test_clipping_and_parts_reach_the_engine_and_belong_to_the_call(inputs, expe
     assert (adjustment.max_norm, adjustment.mu, adjustment.h, parts) == (0.25, 0.0, None, 2)
     device.train(replace(CONFIG, clip_norm=0.25))
     assert "which differs in parts" in capsys.readouterr().err
-    assert device.result() != expected
+    assert device.result() != undisturbed
 
 
-def test_dropped_rows_do_not_count_in_the_mean_loss(inputs, tmp_path):
-    device = Device(inputs, tmp_path)
+def test_dropped_rows_do_not_count_in_the_mean_loss(device_inputs, tmp_path):
+    device = Device(device_inputs, tmp_path)
     config = replace(CONFIG, drop_last=True)
     result = device.train(config)
     steps = list(take_steps(SoftmaxRegression(device.bundle), device.dataset, config))
@@ -298,9 +288,9 @@ def test_dropped_rows_do_not_count_in_the_mean_loss(inputs, tmp_path):
     assert result.losses[0] == pytest.approx(np.mean([step.loss for step in steps[:4]]))
 
 
-def test_rounds_and_seeds_draw_their_own_orders_and_masks(inputs):
-    bundle = open_bundle(inputs / "bundle")
-    dataset = open_data(inputs / "data.npz", bundle.manifest)
+def test_rounds_and_seeds_draw_their_own_orders_and_masks(device_inputs):
+    bundle = open_bundle(device_inputs / "bundle")
+    dataset = open_data(device_inputs / "data.npz", bundle.manifest)
 
     class Recorder(SoftmaxRegression):
         def step(self, x, y, *, seed, **settings):

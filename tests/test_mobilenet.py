@@ -56,6 +56,7 @@ def test_pointwise_convolutions_are_factored(name: str, kind: Kind) -> None:
     assert not factored & {*depthwise, *ZOO[name].dense_layers}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "choice"), [("mobilenetv2", "train"), ("mobilenetv3-small", "freeze")])
 def test_both_engines_train_a_mobilenet_like_torch(name: str, choice: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

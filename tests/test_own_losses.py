@@ -121,6 +121,7 @@ def test_classes_are_pointed_to_where_numbers_do_not_fit(losses: Path, tmp_path:
         export_bundle(net(), tmp_path / "bundle", config, examples={"y": np.arange(4) % 3})
 
 
+@pytest.mark.slow
 def test_own_losses_are_left_out_of_folded_models(losses: Path, tmp_path: Path, run: Command) -> None:
     bundle = exported(tmp_path, f"{losses}:Focal:kind=classes")
     losses.unlink()

@@ -89,6 +89,7 @@ def is_made(path: Path) -> bool:
     return in_plans or path.suffix == ".pyc" or bool({"_build", ".kept", "node_modules", "page"} & set(path.parts))
 
 
+@pytest.mark.slow
 def test_the_wheel_has_the_three_packages_and_nothing_else(built: Built) -> None:
     with zipfile.ZipFile(built.wheel) as wheel:
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
@@ -97,6 +98,7 @@ def test_the_wheel_has_the_three_packages_and_nothing_else(built: Built) -> None
     assert built.page >= {f"{PAGE}/{name}" for name in PARTS_OF_THE_PAGE}
 
 
+@pytest.mark.slow
 def test_the_page_brings_what_runs_on_it_and_not_what_it_is_made_or_measured_with(built: Built) -> None:
     below = {name.removeprefix(f"{PAGE}/vendor/").partition("/")[0] for name in built.page if "/vendor/" in name}
     assert below == {"onnxruntime-web", "zstd.js", "zstd.LICENSE"}
@@ -109,6 +111,7 @@ def test_the_lockfile_pins_packages_by_their_content_and_names_no_host() -> None
     assert [name for name, entry in packages.items() if "integrity" not in entry] == []
 
 
+@pytest.mark.slow
 def test_a_server_hands_out_the_page_of_its_wheel(built: Built, tmp_path: Path) -> None:
     with zipfile.ZipFile(built.wheel) as wheel:
         wheel.extractall(tmp_path)
@@ -122,6 +125,7 @@ def test_a_server_hands_out_the_page_of_its_wheel(built: Built, tmp_path: Path) 
     assert Path(done.stdout.strip()) == tmp_path / PAGE / "index.html", done.stderr
 
 
+@pytest.mark.slow
 def test_the_sdist_has_what_the_tests_need_and_nothing_made(built: Built) -> None:
     with tarfile.open(built.sdist) as sdist:
         names = {member.name.partition("/")[2] for member in sdist.getmembers() if member.isfile()}
@@ -129,6 +133,7 @@ def test_the_sdist_has_what_the_tests_need_and_nothing_made(built: Built) -> Non
     assert names - made == FOR_THE_TESTS | of_checkout(*FOLDERS_FOR_THE_TESTS) | built.page
 
 
+@pytest.mark.slow
 def test_twine_takes_both(built: Built) -> None:
     command = [sys.executable, "-m", "twine", "check", "--strict", str(built.wheel), str(built.sdist)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -136,6 +141,7 @@ def test_twine_takes_both(built: Built) -> None:
     assert done.stdout.count("PASSED") == 2
 
 
+@pytest.mark.slow
 def test_the_metadata_say_what_it_is(built: Built) -> None:
     with zipfile.ZipFile(built.wheel) as wheel:
         (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
@@ -164,7 +170,8 @@ def test_the_hooks_are_the_checks_that_make_test_begins_with() -> None:
     (parts,) = re.findall(r"^test: ([\w ]+?) *(?:##.*)?$", makefile, re.MULTILINE)
     commands = [line.strip() for part in parts.split() for line in recipes[part] if line]
     assert entries == commands[: len(entries)]
-    assert "pytest" in commands[len(entries)]
+    tests = [commands[len(entries)], *recipes["slow"]]
+    assert [line.strip() for line in tests if line] == ['$(PYTEST) -m "not slow"', "$(PYTEST) -m slow"]
 
 
 def test_every_extra_is_pinned() -> None:

@@ -26,6 +26,8 @@ from fedpara_edge.storage.tensorfile import TensorFile
 from fedpara_edge.trust.envelope import Statement, envelope_path, read_envelope, verified_statement
 from fedpara_edge.trust.keys import parse_public
 
+pytestmark = pytest.mark.slow
+
 FIELDS = {"orders": "order", "step_seeds": "is", "micro_batch_seeds": "is", "random_floats": "values"}
 TOLERANCE = 1e-5  # of a call with a smooth model, whose engines round differently
 CALLS = (*STATEFUL, *STATELESS)

@@ -44,6 +44,7 @@ def test_the_committed_result_is_of_the_plan_and_whole(path: Path) -> None:
         assert len(arm.final) + len(arm.unfinished) == len(plan.seeds), arm.name
 
 
+@pytest.mark.slow
 def test_the_report_of_a_committed_result(run: Command, tmp_path: Path) -> None:
     result = PLANS / "results" / "har-personal"
     ended = run("report", result, "-o", tmp_path / "page", "--json")

@@ -6,21 +6,10 @@ from pathlib import Path
 import pytest
 from failing_disk import PowerCutError
 from softmax_regression import SoftmaxRegression
-from training_device import STEPS, Device, go_on, make_inputs, uninterrupted
+from training_device import STEPS, Device, go_on
 
 from device_runtime.state import open_state
 from fedpara_edge.errors import InputError
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return make_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(scope="module")
-def expected(inputs, tmp_path_factory):
-    return uninterrupted(inputs, tmp_path_factory.mktemp("device"))
-
 
 CHANGES, LAST_SAVE = 18, 7
 """Renames and removals of a call, and those up to the rename of its last progress."""
@@ -76,42 +65,43 @@ def complete(device):
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_a_power_cut_at_any_write_changes_nothing(inputs, expected, tmp_path, late):
+def test_a_power_cut_at_any_write_changes_nothing(device_inputs, undisturbed, tmp_path, late):
     for first in range(100):
-        device = Device(inputs, tmp_path / f"{first}")
+        device = Device(device_inputs, tmp_path / f"{first}")
         if train_until_power_cut(device, first, late=late):
             break
-        assert complete(device) == expected
+        assert complete(device) == undisturbed
     # Three saves of the progress and the last one, the pending state in two files and the update, each renamed and its
     # lock removed; the committed state, and three removals.
     assert first == CHANGES
 
 
 @pytest.mark.parametrize("allowed", range(LAST_SAVE, CHANGES))
-def test_a_power_cut_after_the_last_save_costs_no_step(inputs, expected, tmp_path, allowed):
-    device = Device(inputs, tmp_path)
+def test_a_power_cut_after_the_last_save_costs_no_step(device_inputs, undisturbed, tmp_path, allowed):
+    device = Device(device_inputs, tmp_path)
     assert not train_until_power_cut(device, allowed, late=False)
     engine = SoftmaxRegression(device.bundle)
     assert device.train(engine=engine).resumed_from_step == STEPS
     assert engine.steps_taken == 0
-    assert device.result() == expected
+    assert device.result() == undisturbed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("late", [False, True])
-def test_so_do_two_power_cuts(inputs, expected, tmp_path, late):
+def test_so_do_two_power_cuts(device_inputs, undisturbed, tmp_path, late):
     for first in range(CHANGES):
         for second in range(100):
-            device = Device(inputs, tmp_path / f"{first}-{second}")
+            device = Device(device_inputs, tmp_path / f"{first}-{second}")
             assert not train_until_power_cut(device, first, late=late)
             if train_until_power_cut(device, second, late=not late):
                 break
-            assert complete(device) == expected
+            assert complete(device) == undisturbed
 
 
 @pytest.mark.parametrize("codec", ["float32", "topk:share=0.2", "uniform"])
-def test_a_power_cut_at_any_write_of_a_later_call_changes_nothing(inputs, tmp_path, codec):
+def test_a_power_cut_at_any_write_of_a_later_call_changes_nothing(device_inputs, tmp_path, codec):
     def second_call(folder):
-        device = Device(inputs, folder, codec=codec)
+        device = Device(device_inputs, folder, codec=codec)
         device.train()
         go_on(device, folder)
         return device
@@ -128,11 +118,11 @@ def test_a_power_cut_at_any_write_of_a_later_call_changes_nothing(inputs, tmp_pa
 
 @pytest.mark.parametrize("taken", [False, True])
 @pytest.mark.parametrize("late", [False, True])
-def test_what_an_update_that_was_in_place_left_out_is_never_lost(inputs, tmp_path, late, taken):
+def test_what_an_update_that_was_in_place_left_out_is_never_lost(device_inputs, tmp_path, late, taken):
     """The server may have the update, above all if it was taken away: the next call must begin with its residual."""
 
     def call_after(folder, allowed):
-        device = Device(inputs, folder, codec="topk:share=0.2")
+        device = Device(device_inputs, folder, codec="topk:share=0.2")
         ended = train_until_power_cut(device, allowed, late=late)
         sent = device.output.exists()
         if taken:

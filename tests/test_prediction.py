@@ -267,6 +267,7 @@ def here(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 FOLD = ("fold", "bundle", "--weights", "round-1.safetensors", "-o", "model.onnx")
 
 
+@pytest.mark.slow
 def test_fold_predict_and_inspect(run: Command, here: Path) -> None:
     folded = run(*FOLD, "--state", "state", "--data", "test.npz", "--json")
     assert folded.code == 0, folded.err

@@ -67,6 +67,7 @@ def test_what_is_no_state_dict_is_refused(name: str, tmp_path: Path, monkeypatch
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_fitted_model_is_closer_to_the_dense_one_than_a_fresh_one() -> None:
     torch.manual_seed(0)
     dense = mlp(kind="dense")
@@ -80,6 +81,7 @@ def test_fitted_model_is_closer_to_the_dense_one_than_a_fresh_one() -> None:
     assert all(layer.relative_error is not None for layer in report.converted)
 
 
+@pytest.mark.slow
 def test_export_from_pretrained_weights(run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

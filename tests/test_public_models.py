@@ -60,6 +60,7 @@ def distances(p: float) -> Callable[[nn.Module, torch.Tensor], torch.Tensor]:
     return lambda model, x: torch.exp(-torch.cdist(y := model.layer(x), y, p=p))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "part"),
     [

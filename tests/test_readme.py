@@ -75,12 +75,14 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     return folder, run_page(ROOT / "README.md", folder)
 
 
+@pytest.mark.slow
 def test_the_session_of_the_readme_runs_as_printed(session: tuple[Path, list[str]]) -> None:
     _, shown = session
     assert [command.split()[1] for command in shown[:3]] == ["demo", "split", "export"]
     assert len(shown) >= 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_runs_as_printed(page: str, session: tuple[Path, list[str]], tmp_path: Path) -> None:
     folder, _ = session

@@ -63,6 +63,7 @@ class Page(HTMLParser):
         assert self._open.pop() == tag
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_else(report: Report) -> None:
     assert (report.page.name, report.notes) == ("report.html", ())
     text = report.page.read_text(encoding="utf-8")
@@ -101,6 +102,7 @@ def test_there_is_a_png_for_each_figure(report: Report) -> None:
         assert int.from_bytes(header[20:24], "big") > 200
 
 
+@pytest.mark.slow
 def test_a_report_made_again_elsewhere_is_the_same(report: Report, tmp_path: Path) -> None:
     again = write_report(report.page.parent, tmp_path / "again")
     assert again.page.parent == tmp_path / "again"

@@ -134,6 +134,7 @@ class Damaged:
         return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_every_wrong_gradient_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make, options = MODELS[name]

@@ -4,7 +4,7 @@ import os
 import sys
 
 import pytest
-from training_device import Device, go_on, make_inputs
+from training_device import Device, go_on
 
 from device_runtime.state import DeviceState
 
@@ -13,14 +13,9 @@ CALLS = ("replace", "unlink", "mkdir", "fsync", "chmod")
 """Calls of the system between any two of which the machine may die."""
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return make_inputs(tmp_path_factory.mktemp("inputs"))
-
-
 @pytest.fixture
-def device(inputs, tmp_path):
-    return Device(inputs, tmp_path, codec="topk:share=0.2")
+def device(device_inputs, tmp_path):
+    return Device(device_inputs, tmp_path, codec="topk:share=0.2")
 
 
 def train_and_die(device, after):
@@ -51,6 +46,7 @@ def train_and_die(device, after):
         os._exit(code)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
 def test_killed_between_any_two_steps_the_next_call_counts_what_was_sent(device, tmp_path):
     """The sender takes each update as soon as it is there; the next round begins as if the device had never died."""

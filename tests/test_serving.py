@@ -285,6 +285,7 @@ def live(folder: Path) -> int:
         return 0 if federation.error is None and federation.number == 1 else 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not can_watch(), reason="needs seccomp user notifications, which Linux has since 5.5")
 def test_killed_in_any_write_no_update_is_lost_or_counts_twice(tmp_path: Path, bundle: Bundle) -> None:
     for client in CLIENTS:

@@ -115,6 +115,7 @@ def test_what_is_not_signed_by_its_client_is_refused_by_name(tmp_path: Path, bun
         assert send(member.connection, "updates", update)
 
 
+@pytest.mark.slow
 def test_a_list_that_is_changed_counts_at_once(tmp_path: Path, bundle: Bundle) -> None:
     """Whoever is added is asked in the round that is open, and what a revoked client has sent in it is left out."""
     allow = list_of(tmp_path, "ann", "ben")
@@ -162,6 +163,7 @@ def test_a_key_without_a_list_is_refused(tmp_path: Path, bundle: Bundle) -> None
         take_part(served, tmp_path, "ann", key=tmp_path / "ann.key")
 
 
+@pytest.mark.slow
 def test_a_budget_ends_the_federation(tmp_path: Path, bundle: Bundle) -> None:
     aggregate = AggregateConfig(privacy="gaussian:clip=1,noise=2,expected=1,epsilon=4,delta=1e-5")
     server = tmp_path / "server"

@@ -273,6 +273,7 @@ def test_a_silent_sender_is_given_up(served: Served, tmp_path: Path, monkeypatch
         assert b" 408 " in connection.recv(1000)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("bundle")
 def test_killed_again_and_again_it_loses_nothing_and_counts_nothing_twice(tmp_path: Path) -> None:
     clients, rounds, answered = [f"device-{number}" for number in range(4)], 6, set[tuple[str, int]]()
@@ -345,6 +346,7 @@ def _accepted(folder: Path, number: int) -> Mapping[str, int]:
     return counts
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("bundle")
 def test_a_server_makes_itself_a_certificate_that_its_link_vouches_for(tmp_path: Path) -> None:
     process = Process(tmp_path, "--tls-lan", "--updates", "1", scheme="https")

@@ -33,6 +33,8 @@ from fedpara_edge.simulation.tasks.engines import Model, fresh_engine
 from fedpara_edge.simulation.tasks.measure import weight_norm
 from fedpara_edge.storage.tensorfile import TensorFile
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def plans(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -41,6 +41,7 @@ def operators(bundle: Bundle, name: str) -> set[str]:
     return {node.op_type for node in onnx.load(bundle.file(name)).graph.node}
 
 
+@pytest.mark.slow
 def test_nothing_of_them_is_written_and_evaluation_keeps_the_nodes(tmp_path: Path) -> None:
     bundle = export(Tagger(), tmp_path, SEQUENCE, ("ort-training",))
     training, evaluation = (operators(bundle, f"{kind}_model.onnx") for kind in ("training", "eval"))
@@ -56,6 +57,7 @@ def test_what_the_runtime_differentiates_is_left_to_it(tmp_path: Path) -> None:
     assert {"ReluGrad", "SoftmaxGrad_13", "SliceGrad"} <= operators(bundle, "training_model.onnx")
 
 
+@pytest.mark.slow
 def test_both_engines_take_the_same_steps(tmp_path: Path) -> None:
     bundle = export(Tagger(), tmp_path, SEQUENCE)
     weights = []

@@ -311,6 +311,7 @@ def test_a_folded_model_normalizes_by_the_running_statistics(engines: tuple[str,
     assert relative_error(outputs, engine.evaluate(x, y).outputs["logits"]) < 1e-5
 
 
+@pytest.mark.slow
 def test_verification_knows_the_modes(tmp_path: Path) -> None:
     config = ExportConfig(name="test", input_shape=SHAPE, input_dtype="float32")
     for choice in ("train", "local"):
@@ -319,6 +320,7 @@ def test_verification_knows_the_modes(tmp_path: Path) -> None:
         assert verification.keys() == set(ENGINES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("broken", "found"), [("momentum", "statistic '[148].running_"), ("eps", "loss|outputs|gradient")]
 )

@@ -69,6 +69,7 @@ def test_golden_bytes(path: Path) -> None:
     assert path.read_bytes() == container(padded(TABLE), DATA)
 
 
+@pytest.mark.slow
 def test_bytes_are_the_same_in_every_process_and_for_every_memory_order(path: Path) -> None:
     write_tensors(path, TENSORS, HEADER)
     expected = path.read_bytes()

@@ -192,6 +192,7 @@ def test_an_interrupted_call_goes_on_to_the_same_update(
     assert call("cut") == whole
 
 
+@pytest.mark.slow
 def test_dropout_comes_from_the_seed_and_is_left_out_of_evaluation(tmp_path: Path) -> None:
     bundle, source = bundle_of(recipe_of("dropping", IMAGE), tmp_path)
     one, other = open_engine(bundle, source), open_engine(bundle, source)

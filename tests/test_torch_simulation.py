@@ -16,6 +16,8 @@ from fedpara_edge.simulation.runner import simulate
 from fedpara_edge.simulation.torchengine.choice import EngineChoice
 from fedpara_edge.simulation.torchengine.engine import TorchEngine
 
+pytestmark = pytest.mark.slow
+
 TORCH = EngineChoice(engine="torch")
 CLOSE = 1e-4
 """Largest relative difference of a loss or a norm after two rounds from that of the device runtime."""

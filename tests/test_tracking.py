@@ -17,6 +17,8 @@ from tensorboardX.proto.event_pb2 import Event
 from fedpara_edge.report import read_metrics, tracking
 from fedpara_edge.report.tracking import TensorBoard, track
 
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+
 
 @pytest.fixture
 def finished(tmp_path: Path) -> Path:
@@ -91,7 +93,7 @@ def test_what_is_not_installed_is_named_with_the_line_for_it(tmp_path: Path, mon
         TensorBoard(str(tmp_path), "run")
 
 
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+@pytest.mark.slow
 def test_mlflow_has_every_number_of_every_round(finished: Path, tmp_path: Path, run: Command) -> None:
     mlflow = pytest.importorskip("mlflow", reason="needs the extra mlflow")
     ended = run("report", finished, "--track", f"mlflow:{tmp_path / 'ml'}")
@@ -107,6 +109,7 @@ def test_mlflow_has_every_number_of_every_round(finished: Path, tmp_path: Path, 
         assert found[row["round"]] == pytest.approx(row["accuracy"])
 
 
+@pytest.mark.slow
 def test_wandb_has_every_number_of_every_round(
     finished: Path, tmp_path: Path, run: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

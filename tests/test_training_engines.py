@@ -92,6 +92,7 @@ def test_the_whole_zoo_is_trained() -> None:
     assert ZOO_CASES.keys() == ZOO.keys() - mobilenets
 
 
+@pytest.mark.slow
 @every_optimizer
 @pytest.mark.parametrize("name", ZOO_CASES)
 def test_each_of_fifty_steps_of_the_zoo_is_torchs(name: str, optimizer: str, zoo_bundle: ZooBundle) -> None:
@@ -119,6 +120,7 @@ def test_each_of_fifty_steps_of_the_zoo_is_torchs(name: str, optimizer: str, zoo
     assert max(rounded.values()) <= 0.75 * STEPS  # a wrong step would differ every time
 
 
+@pytest.mark.slow
 @every_optimizer
 @pytest.mark.parametrize("name", ZOO_CASES)
 def test_fifty_steps_of_the_zoo_in_a_row_agree_with_torch(name: str, optimizer: str, zoo_bundle: ZooBundle) -> None:

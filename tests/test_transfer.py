@@ -228,6 +228,7 @@ def test_a_new_layer_is_drawn_and_not_fitted() -> None:
     assert torch.equal(converted[0].bias, model[0].bias)
 
 
+@pytest.mark.slow
 def test_export_with_a_new_head(run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

@@ -45,6 +45,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", LAYERS)
 def test_gradients_are_those_of_torch(layer: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -74,6 +75,7 @@ def test_composed_weights_are_not_transposed(tmp_path: Path) -> None:
     assert [shape for shape in moved if shape and np.prod(shape) in weights] == []
 
 
+@pytest.mark.slow
 def test_layers_on_large_images_are_convolutions(tmp_path: Path) -> None:
     bundle = export(net(nn.Conv2d(2, 32, 3), nn.Conv2d(32, 32, 3), shape=(2, 12, 12)), tmp_path, (2, 12, 12))
     operators = Counter(node.op_type for node in onnx.load(bundle.file("train_step.onnx")).graph.node)

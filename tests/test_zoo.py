@@ -177,6 +177,7 @@ def test_impossible_sequences(name: str, shape: tuple[int, ...], expected: str) 
         ZOO[name].factory(10, shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "tanh"), [*((kind, False) for kind in KINDS), ("fedpara", True)])
 def test_characters_are_learned_from_the_first_step(kind: Kind, tanh: bool) -> None:
     """What follows in a text that repeats itself, well below the loss of chance of 1.39."""
@@ -227,6 +228,7 @@ def test_training_starts_at_once(name: str, steps: int, kind: Kind, tanh: bool) 
     assert F.cross_entropy(model(images), labels).item() < 0.7
 
 
+@pytest.mark.slow
 def test_deep_models_start_with_outputs_of_the_size_of_the_dense_ones() -> None:
     for factory in (vgg16, resnet18):
         sizes = {}

@@ -22,6 +22,7 @@ def zoo_check() -> Any:
             patched.delitem(sys.modules, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLE)
 def test_an_architecture_is_verified_and_trains_as_in_torch(name: str, zoo_check: Any) -> None:
     rows = zoo_check.check(zoo_check.ARCHITECTURES[name], seed=0)  # where no rectifier is within rounding of zero

@@ -15,10 +15,9 @@ STEPS = 15  # 23 examples in batches of 5, 3 epochs
 
 
 def make_inputs(folder):
-    """A folder with a bundle and data."""
+    """Write a bundle and data to a folder."""
     make_bundle(folder / "bundle")
     write_npz(folder / "data.npz")
-    return folder
 
 
 class Device:
@@ -53,13 +52,6 @@ class Device:
         """All bytes that a finished call leaves behind."""
         assert {file.name for file in self.state.iterdir()} == {"lock", "client", "lasting.safetensors"}
         return self.output.read_bytes(), (self.state / "lasting.safetensors").read_bytes()
-
-
-def uninterrupted(inputs, folder):
-    """The bytes of a call without any interruption."""
-    device = Device(inputs, folder)
-    device.train()
-    return device.result()
 
 
 class Interrupted(SoftmaxRegression):
