@@ -254,6 +254,16 @@ def test_other_differences_are_refused_by_name(case: str, begun: Path, tmp_path:
     assert {path: path.read_bytes() for path in begun.iterdir() if path.is_file()} == before
 
 
+def test_an_arm_that_no_plan_can_have_is_named_in_one_line(begun: Path, tmp_path: Path) -> None:
+    Journal(begun / "metrics.jsonl").append({"event": "arm", "arm": "two\nlines", "seed": 4, **NEEDED["arm"]})
+    plan = write(tmp_path / "plan", SMALL, ALONE, rounds=6, seeds=(4, 5, 6, 7))
+    with pytest.raises(InputError) as refused, open_run(begun, plan):
+        pass
+    assert str(refused.value).startswith(
+        f"{plan}: arms.'two\\nlines': expected this arm, which this run has begun, found"
+    )
+
+
 def test_an_arm_that_would_have_all_others_evaluated_on_other_examples_is_refused(tmp_path: Path) -> None:
     place, run, both = tmp_path / "plan", tmp_path / "run", f"{COMMON}\n{OWN}"
     (run / "work").mkdir(parents=True)

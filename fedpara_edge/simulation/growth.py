@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedpara_edge.errors import InputError, counted
+from fedpara_edge.errors import InputError, brief_text, counted
 from fedpara_edge.simulation.metrics import Event
 from fedpara_edge.simulation.plan.plan import Plan, Tables, first_difference, read_plan, read_tables
 
@@ -35,7 +35,8 @@ def check_growth(before: Path, now: Path, events: Sequence[Event]) -> None:
     old, new = read_plan(before), read_plan(now)
     for name in sorted(begun):
         if name not in {arm.name for arm in new.arms}:
-            raise InputError(f"{now}: arms.{name}: expected this arm, which this run has begun, found none; {REMEDY}")
+            arm = brief_text(name)
+            raise InputError(f"{now}: arms.{arm}: expected this arm, which this run has begun, found none; {REMEDY}")
     seeds = {event["seed"] for event in events}
     if missing := sorted(seeds - set(new.seeds)):
         raise InputError(
