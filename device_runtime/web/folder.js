@@ -30,8 +30,11 @@ export async function openFolder(path) {
   const find = (name) => folder.getFileHandle(name).catch(absent);
   return {
     async read(name) {
-      const file = await (await find(name))?.getFile();
-      return file ? new Uint8Array(await file.arrayBuffer()) : null;
+      const read = async () => {
+        const file = await (await find(name))?.getFile();
+        return file ? new Uint8Array(await file.arrayBuffer()) : null;
+      };
+      return read().catch(read); // another tab may have replaced or removed it in between
     },
     async write(name, content) {
       const temporary = writable(await folder.getFileHandle(`${name}.new`, { create: true }));

@@ -45,20 +45,6 @@ export class Member {
     });
   }
 
-  /** Forget the place and the key; the link lets in again, as another device. */
-  async leave() {
-    await forgetKey();
-    await this._folder.remove(FILE);
-    this.client = null;
-    this.headers = NONE;
-  }
-
-  /** @param {{client?: unknown, token?: unknown}} kept */
-  _take({ client, token }) {
-    if (typeof client !== 'string' || typeof token !== 'string') return;
-    this.client = client;
-    this.headers = { Authorization: `Bearer ${token}` };
-  }
   /**
    * @param {string} address
    * @param {string} token
@@ -78,5 +64,20 @@ export class Member {
     const joined = { secret, ...(await response.json()) };
     await this._folder.write(FILE, toUtf8(JSON.stringify(joined)));
     this._take(joined);
+  }
+
+  /** Forget the place and the key; the link lets in again, as another device. */
+  async leave() {
+    await forgetKey();
+    await this._folder.remove(FILE);
+    this.client = null;
+    this.headers = NONE;
+  }
+
+  /** @param {{client?: unknown, token?: unknown}} kept */
+  _take({ client, token }) {
+    if (typeof client !== 'string' || typeof token !== 'string') return;
+    this.client = client;
+    this.headers = { Authorization: `Bearer ${token}` };
   }
 }

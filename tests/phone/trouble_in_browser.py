@@ -210,6 +210,38 @@ def test_what_is_stored_is_deleted_without_a_server(phone: Callable[..., Phone],
     assert told.read[1] == ""
 
 
+def test_a_file_that_another_tab_replaces_while_it_is_read_is_read_again(
+    phone: Callable[..., Phone], site: Site, page: Path
+) -> None:
+    replacing = """
+        const read = Blob.prototype.arrayBuffer;
+        Blob.prototype.arrayBuffer = async function () {
+            if (this.name === 'update.safetensors') {
+                Blob.prototype.arrayBuffer = read;
+                const root = await (await navigator.storage.getDirectory()).getDirectoryHandle('fedpara-edge');
+                for await (const folder of root.values()) {
+                    const isState = folder.kind === 'directory' && folder.name !== 'collected';
+                    if (!isState) continue;
+                    const access = await (await folder.getFileHandle(this.name)).createSyncAccessHandle();
+                    access.truncate(access.getSize() - 1);
+                    access.close();
+                }
+            }
+            return read.call(this);
+        };
+    """
+    ask(site, SETTINGS)
+    device = phone("reads")
+    device.do(("untilText", ["told", "added"]), *DONE)
+    site.files["/worker.js"] = replacing.encode() + (page / "worker.js").read_bytes()
+    told = device.do_alone(
+        *(("open", site.url), ("until", "ready"), ("read", "error"), ("tap", "start"), ("until", "done")),
+        *(("tap", "send"), ("untilStatus", "Sent")),
+    )
+    assert told.read == [""]
+    assert len(site.updates) == 1
+
+
 def test_tabs_show_what_another_one_changed(phone: Callable[..., Phone], site: Site) -> None:
     ask(site, SETTINGS)
     device, opened = phone("tabs"), (("open", site.url), ("until", "ready"))
