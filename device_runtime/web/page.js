@@ -266,7 +266,9 @@ start.addEventListener('click', async () => {
   inform('reading');
   enter('training');
   askForPersistence();
+  pause.disabled = true; // what is asked to stop has to have begun
   await giving.stop();
+  pause.disabled = false;
   ask({ kind: 'train' });
 });
 pause.addEventListener('click', () => ask({ kind: 'stop' }));

@@ -144,6 +144,25 @@ def test_a_killed_browser_goes_on_to_the_same_update(
     assert len(names) == 2, "the name went with all else that was deleted"
 
 
+def test_a_pause_before_the_first_step_holds(phone: Callable[..., Phone], site: Site) -> None:
+    """It comes while the examples are still read."""
+    ask(site, {**SLOW, "epochs": 100_000})  # it is not to end by itself
+    at_once = """(async () => {
+        document.getElementById('start').click();
+        await new Promise((go) => setTimeout(go));
+        document.getElementById('pause').click();
+    })()"""
+    told = phone("hasty").do(
+        *(
+            ("untilText", ["told", "added"]),
+            ("ask", at_once),
+            ("untilStatus", "Paused"),
+            ("ask", "document.body.dataset.now"),
+        )
+    )
+    assert told.read[1:] == ["ready"]
+
+
 def test_an_update_is_kept_until_it_can_be_sent(phone: Callable[..., Phone], site: Site) -> None:
     ask(site, SETTINGS)
     site.refusals = [(409, "round 1 is over; train for round 2")]
