@@ -4,17 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 unexport PYTHONDONTWRITEBYTECODE # every start of a command would compile all modules again
+PIP := --quiet --disable-pip-version-check --no-compile # what is imported gets compiled then, by both cores
 
 .PHONY: test slow lint types tests built tried web page wheel phone docs versions versions-quick demo bench bench-quick zoo-check attacks report figures kills fuzz fleet pi pi-board pi-32 format clean
 .DELETE_ON_ERROR:
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install $(PIP) -c constraints.txt torch
+	$(BIN)/python -m pip install $(PIP) -c constraints.txt -e '.[dev]'
 	touch $@
 
-test: lint types tests tried  ## formatting, lint, strict types, the tests but for the slow ones, the wheel outside the checkout
+test:  ## formatting, lint, strict types, the tests but for the slow ones, the wheel outside the checkout; two jobs at a time
+	$(MAKE) --jobs=2 --output-sync=line lint types tests tried
 
 lint: $(VENV)/ready
 	$(BIN)/ruff format --check .
