@@ -177,15 +177,22 @@ TASKS = {
 }
 
 
-def train(task: Task, data: Data, init: Init | None, optimizer: str, rate: float, seed: int) -> float:
-    """Mean loss of the last steps; nan if it diverged."""
+def make(task: Task, init: Init | None, seed: int) -> nn.Module:
+    """Model of a task: dense, or factored with an initialization."""
     torch.manual_seed(seed)
     model = task.model()
     if init is not None:
         model, _ = convert(model, Factorization(init=init, exclude=task.exclude, batchnorm=task.batchnorm))
-    model.to(DEVICE)
+    return model
+
+
+def train(
+    task: Task, data: Data, init: Init | None, optimizer: str, rate: float, seed: int, **constants: float
+) -> float:
+    """Mean loss of the last steps; nan if it diverged."""
+    model = make(task, init, seed).to(DEVICE)
     kind = torch.optim.SGD if optimizer == "sgd" else torch.optim.AdamW
-    stepping = kind(model.parameters(), lr=rate)
+    stepping = kind(model.parameters(), lr=rate, **constants)
     (x, y), losses = (each.to(DEVICE) for each in data), []
     generator = torch.Generator().manual_seed(seed)
     for _ in range(task.steps):

@@ -15,19 +15,17 @@ from export.batches import Batches
 from export.example import read_example
 from export.exporter import deploy, export_bundle, quietly
 from export.fidelity import Fidelity, compare_fit
-from export.forward.graph import INPUT
-from export.forward.preprocess import Preprocessing
+from export.forward.ownloss import loaded
 from export.lazy import shape_lazily
 from export.stability import StableRates, stable_rates
 from export.verify import Verification
 from fedpara_edge.errors import InputError
+from fedpara_edge.factors.factorization import BatchNorm, Factorization
 from fedpara_edge.formats.bundle import Bundle
-from fedpara_edge.formats.interface import ArraySpec
 from fedpara_edge.formats.recipe import Recipe
+from fedpara_edge.losses import find_head
 from fedpara_edge.nn import ZOO, ConversionReport, Pretrained, convert, load_model, load_pretrained
 from fedpara_edge.storage.atomic import check_output
-
-_ROWS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +59,7 @@ class FactoredModel:
         dense: Model as its factory made it, with pretrained weights if there are any.
         converted: Model that is exported.
         config: Recipe with the inputs of the model.
+        batchnorm: What became of its BatchNorms.
         report: Report on its layers.
         pretrained: Report on the pretrained weights; None without.
         examples: Rows of the recipe's example, by name; none without.
@@ -69,6 +68,7 @@ class FactoredModel:
     dense: nn.Module
     converted: nn.Module
     config: Recipe
+    batchnorm: BatchNorm
     report: ConversionReport
     pretrained: Pretrained | None
     examples: Mapping[str, NDArray[Any]]
@@ -93,7 +93,7 @@ def factored_model(recipe: Recipe) -> FactoredModel:
             "expected the shape of an example of your own model, such as 1,28,28, found none; give it",
             key="input_shape",
         )
-    config, loaded = recipe, None
+    config, pretrained = recipe, None
     if not recipe.input:
         dtype = recipe.input_dtype or (zoo.input_dtype if zoo else "float32")
         tokens = recipe.tokens
@@ -102,15 +102,21 @@ def factored_model(recipe: Recipe) -> FactoredModel:
         config = replace(recipe, input_shape=shape, input_dtype=dtype, tokens=tokens)
     shape_lazily(dense, config)
     if recipe.pretrained is not None:
-        loaded = load_pretrained(dense, recipe.pretrained, new_head=recipe.new_head)
+        pretrained = load_pretrained(dense, recipe.pretrained, new_head=recipe.new_head)
     factorization = recipe
     if zoo:
         batchnorm = zoo.batchnorm if recipe.batchnorm == "refuse" else recipe.batchnorm
         factorization = replace(recipe, exclude=(*recipe.exclude, *zoo.dense_layers), batchnorm=batchnorm)
-    new = () if loaded is None else loaded.new
-    converted, report = convert(dense, factorization, pretrained=loaded is not None, new=new)
+    new = () if pretrained is None else pretrained.new
+    converted, report = convert(dense, factorization, pretrained=pretrained is not None, new=new)
     return FactoredModel(
-        dense=dense, converted=converted, config=config, report=report, pretrained=loaded, examples=examples
+        dense=dense,
+        converted=converted,
+        config=config,
+        batchnorm=factorization.batchnorm,
+        report=report,
+        pretrained=pretrained,
+        examples=examples,
     )
 
 
@@ -134,7 +140,7 @@ def make_bundle(
     check_output(folder, overwrite=overwrite, folder=True)
     on_step("making the model")
     made = factored_model(recipe)
-    converted, config, loaded, examples = made.converted, made.config, made.pretrained, made.examples
+    converted, config, pretrained, examples = made.converted, made.config, made.pretrained, made.examples
     left_out: dict[str, str] = {}
     bundle, verification = export_bundle(
         converted,
@@ -147,31 +153,44 @@ def make_bundle(
     )
     fidelity = None
     interface = bundle.interface
-    if loaded is not None and all(spec.name in examples for spec in interface.inputs):
+    if pretrained is not None and all(spec.name in examples for spec in interface.inputs):
         on_step("comparing with the pretrained model")
-        first = loaded.new[0].rpartition(".")[0] if loaded.new else None
+        first = pretrained.new[0].rpartition(".")[0] if pretrained.new else None
         models = deploy(converted, config), deploy(made.dense, config)
         fidelity = compare_fit(*models, interface, examples, new=first)
+    on_step("measuring the curvature at the start")
     return BuiltBundle(
         bundle=bundle,
         report=made.report,
         verification=verification,
         left_out=left_out,
-        pretrained=loaded,
+        pretrained=pretrained,
         fidelity=fidelity,
-        rates=_rates(converted, made.dense, config, examples),
+        rates=_rates(made, bundle),
     )
 
 
-def _rates(
-    converted: nn.Module, dense: nn.Module, config: Recipe, examples: Mapping[str, NDArray[Any]]
-) -> StableRates | None:
-    """Stable rates of both models, for SGD on the squared error of a model of one input that is no token."""
-    shape, dtype = config.input_shape, config.input_dtype or "float32"
-    if (config.optimizer, config.loss) != ("sgd", ("mse",)) or config.input or shape is None or dtype == "int64":
+def _rates(made: FactoredModel, bundle: Bundle) -> StableRates | None:
+    """Stable rates of both models for plain SGD; None where they are not known."""
+    config = made.config
+    if config.optimizer != "sgd" or config.jacobian_correction:
         return None
-    preprocessing = Preprocessing(dtype, shape, mean=config.mean, std=config.std)
-    spec = ArraySpec(INPUT, shape, dtype)
-    known = {name: array for name, array in examples.items() if name == INPUT}
-    drawn = Batches(inputs=(spec,), preprocessings=(preprocessing,), seed=config.seed, examples=known).draw(_ROWS)
-    return stable_rates(converted, dense, preprocessing(torch.from_numpy(drawn.inputs[INPUT]), torch.float32))
+    try:
+        factored = deploy(made.converted, config)
+        dense = None
+        if made.report.converted:
+            alike = Factorization(kind="dense", freeze=config.freeze, batchnorm=made.batchnorm)
+            dense = deploy(convert(made.dense, alike)[0], config)
+        losses = [loaded(find_head(text)[1]) for text in config.loss]
+        interface = bundle.interface
+        heads = [replace(head, loss=loss) for head, loss in zip(interface.heads, losses, strict=True)]
+        batches = Batches(
+            inputs=interface.inputs,
+            preprocessings=[argument.preprocessing for argument in factored.arguments],
+            heads=heads,
+            seed=config.seed,
+            examples=made.examples,
+        )
+        return stable_rates(factored, dense, heads, batches)
+    except Exception:  # noqa: BLE001  (of the user's model, whose export has succeeded: this is a hint)
+        return None

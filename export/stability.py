@@ -1,98 +1,142 @@
-"""Largest rate at which SGD is sure to be stable at the start, for mean squared error.
+"""Largest rate at which SGD is stable at the start, as what an export tells (`stable_rates`).
 
-Close to where it is, the loss is a quadratic whose curvature is that of Gauss and Newton, H = 2 Jᵀ J / n with J the
-derivative of all n outputs of a batch by the trained parameters, whatever the labels. Gradient descent shrinks the
-error along every direction as long as its rate is below 2 / λ, with λ the largest eigenvalue of H, which power
-iteration finds. Steps at a few times that rate may still end well, as they lead to where the curvature is lower.
+Close to where it is, the loss is a quadratic whose curvature is that of Gauss and Newton (`export.curvature`). Gradient
+descent shrinks the error along every direction as long as its rate is below 2 / λ, with λ the largest eigenvalue. A
+little above, the first steps overshoot: a loss that grows linearly, as cross-entropy, may bear that, as the steps may
+lead to where the curvature is lower (Cohen et al. 2021, arXiv 2103.00065), and a squared error diverges at a few times
+the rate. Momentum β moves the bound to 2 (1 + β) / λ where the gradient is that of all data, and not where it is a
+batch's, so that the same is said with momentum as without (docs/measured.md).
 
-Factors start with He's variance, which a model of torch's own need not have; its larger outputs then make larger steps,
-which a squared error does nothing to bound. With cross-entropy, which bounds its gradients, the curvature at the start
-says little: deep networks without normalization train well at many times that rate (`benchmarks/rates.py`).
+Nothing is said where it would mislead: outside the `_USUAL` rates, as a model that hardly lets a signal through has
+little curvature only until it has begun to learn, and one that normalizes nearly equal values has much of it in
+directions that training leaves at once; of models that normalize over a batch, whose curvature depends on its size; and
+of losses without curvature. A Huber loss counts as if all differences were small, which they become, and labels of a
+loss of the user's own must be real where they are numbers.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-_ITERATIONS = 20
+from export.batches import Batch, Batches
+from export.curvature import largest_curvature
+from export.forward.preprocess import Deployed
+from export.reference import loss_in_torch
+from fedpara_edge.formats.interface import Head
+from fedpara_edge.losses import Huber, OwnLoss
+from fedpara_edge.nn import GRU, LSTM
+from fedpara_edge.nn.batchnorm import BatchStatisticsNorm, running_statistics
+
+_USUAL = (1e-4, 0.3)
+_ROWS, _LEAST_ROWS = 16, 4
+_OPERATIONS, _PARAMETERS = 1e9, 10_000_000  # of a forward pass and of a model, beyond which it would take too long
 
 
 @dataclass(frozen=True)
 class StableRates:
-    """Largest rates at which SGD is sure to be stable at the start.
+    """Largest rates at which SGD is stable at the start.
 
     Args:
         factored: Rate of the factored model.
-        dense: Rate of the dense model that it was made from.
+        dense: Rate of the dense model that it was made from; None where it is the same one, or not known.
+        drawn: Whether inputs were drawn at random, for want of an example.
     """
 
     factored: float
-    dense: float
+    dense: float | None = None
+    drawn: bool = False
 
     @property
     def falls_short(self) -> bool:
         """Whether the factored model is stable at less than half the dense one's rate only."""
-        return self.factored < self.dense / 2
+        return self.dense is not None and self.factored < self.dense / 2
 
     def __str__(self) -> str:
+        dense = "" if self.dense is None else f" (dense: {self.dense:.2g})"
+        where = "random inputs" if self.drawn else "the example"
         return (
-            f"SGD is sure to be stable up to a rate of {self.factored:.2g} at the start, the dense model up to "
-            f"{self.dense:.2g}"
+            f"SGD starts without overshooting up to a rate of {self.factored:.2g}{dense} on {where}; a higher one may "
+            "train too"
         )
 
 
-def stable_rates(factored: nn.Module, dense: nn.Module, x: torch.Tensor) -> StableRates | None:
-    """Rates of both models (`stable_rate`), or None where one is not known."""
-    rates = stable_rate(factored, x), stable_rate(dense, x)
-    return None if rates[0] is None or rates[1] is None else StableRates(rates[0], rates[1])
-
-
-def stable_rate(model: nn.Module, x: torch.Tensor) -> float | None:
-    """Rate 2 / λ of a model, or None where an operator has no second derivative in torch, or nothing has any.
+def stable_rates(
+    factored: Deployed, dense: Deployed | None, heads: Sequence[Head], batches: Batches
+) -> StableRates | None:
+    """Rates of both models, or None where that of the factored one is not known or would mislead.
 
     Args:
-        model: Model from inputs to one output; not modified.
-        x: Inputs as the model takes them, [B, ...].
-
-    >>> layer = nn.Linear(2, 1, bias=False)
-    >>> stable_rate(layer, torch.tensor([[3.0, 0.0], [0.0, 1.0]]))  # H = XᵀX = diag(9, 1)
-    0.2222222222222222
+        factored: Factored model.
+        dense: Dense model with the same fixed parameters and normalizations; None if it is the same.
+        heads: Outputs that are trained, with their labels and losses.
+        batches: Source of batches.
     """
-    model = copy.deepcopy(model).eval()  # running statistics stay
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    generator = torch.Generator().manual_seed(0)
-    largest = 0.0
-    # Attention's fused kernels have no second derivative.
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        outputs = model(x)
-        if not outputs.requires_grad:
+    for head in heads:
+        if isinstance(head.loss, OwnLoss) and head.loss.labels == "numbers" and head.label.name not in batches.examples:
             return None
-        probe = torch.ones_like(outputs, requires_grad=True)
-        gradients = torch.autograd.grad(outputs, trained, probe, create_graph=True, allow_unused=True)
-        used = [(p, g) for p, g in zip(trained, gradients, strict=True) if g is not None and g.requires_grad]
-        parameters, pulled = [parameter for parameter, _ in used], [gradient for _, gradient in used]
-        direction = [torch.randn(parameter.shape, generator=generator) for parameter in parameters]
-        for _ in range(_ITERATIONS):
-            norm = _norm(direction)
-            if norm == 0:
-                break
-            direction = [part / norm for part in direction]
-            try:
-                (pushed,) = torch.autograd.grad(pulled, probe, direction, retain_graph=True)
-            except RuntimeError:  # torch's, of an operator that it can differentiate once only
-                return None
-            found = torch.autograd.grad(outputs, parameters, pushed, retain_graph=True)
-            direction = [2 / outputs.numel() * part for part in found]
-            largest = _norm(direction)
-    return 2 / largest if largest else None
+    rows = _affordable_rows(factored, batches)
+    if rows < _LEAST_ROWS:
+        return None
+    batch = batches.draw(rows)
+    own = _usual(stable_rate(factored, heads, batch))
+    if own is None:
+        return None
+    drawn = any(spec.name not in batches.examples for spec in batches.inputs)
+    return StableRates(own, None if dense is None else _usual(stable_rate(dense, heads, batch)), drawn)
 
 
-def _norm(parts: Sequence[torch.Tensor]) -> float:
-    return math.sqrt(sum(float(part.square().sum()) for part in parts))
+def _usual(rate: float | None) -> float | None:
+    return rate if rate is not None and _USUAL[0] <= rate <= _USUAL[1] else None
+
+
+def stable_rate(model: Deployed, heads: Sequence[Head], batch: Batch) -> float | None:
+    """Rate 2 / λ of a model on a batch, whatever it is; None where λ is zero, not found, or another with more rows.
+
+    Args:
+        model: Model; not modified.
+        heads: Outputs that are trained, with their labels and losses.
+        batch: Raw inputs and labels.
+    """
+    over_batches = running_statistics(model) or any(isinstance(each, BatchStatisticsNorm) for each in model.modules())
+    if over_batches or sum(each.numel() for each in model.parameters() if each.requires_grad) > _PARAMETERS:
+        return None
+    inputs, labels = (
+        {name: torch.from_numpy(array) for name, array in arrays.items()} for arrays in (batch.inputs, batch.labels)
+    )
+    model = copy.deepcopy(model).eval()  # without dropout
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+        outputs = model.by_name(*inputs.values())
+        trained = {name: output for name, output in outputs.items() if output.requires_grad}
+        labels |= {
+            head.label.name: outputs[head.output.name].detach() for head in heads if isinstance(head.loss, Huber)
+        }
+
+        def loss(varied: Sequence[torch.Tensor]) -> torch.Tensor:
+            return loss_in_torch(heads, outputs | dict(zip(trained, varied, strict=True)), labels)
+
+        try:
+            found = largest_curvature([*trained.values()], loss, parameters) if trained else None
+        except RuntimeError:  # torch's, of an operator that it can differentiate once only
+            return None
+    return None if found is None else 2 / found
+
+
+def _affordable_rows(model: Deployed, batches: Batches) -> int:
+    """Rows of a batch on which a forward pass takes no more than `_OPERATIONS`; few with recurrent layers."""
+    if any(isinstance(module, _RECURRENT) for module in model.modules()):  # whose operations are not counted
+        return _LEAST_ROWS
+    rows = 2
+    inputs = [torch.from_numpy(array) for array in batches.draw(rows).inputs.values()]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        copy.deepcopy(model).eval().by_name(*inputs)
+    return int(min(_ROWS, _OPERATIONS * rows // max(counter.get_total_flops(), 1)))
+
+
+_RECURRENT = (torch.nn.RNNBase, LSTM, GRU)

@@ -74,15 +74,15 @@ SIMULATION: tuple[set[str], ...] = (
     {"fedpara_edge.simulation.runner"},
 )
 EXPORT: tuple[set[str], ...] = (
-    {"export.apart", "export.complaints", "export.doubling"},
+    {"export.apart", "export.complaints", "export.curvature", "export.doubling"},
     {"export.forward"},
     {"export.gradients", "export.folding"},
     {"export.step", "export.native"},
     {"export.standins"},
-    {"export.artifacts", "export.batches", "export.stability"},
+    {"export.artifacts", "export.batches"},
     {"export.trials", "export.fidelity"},
     {"export.reference", "export.attempts"},
-    {"export.comparison"},
+    {"export.comparison", "export.stability"},
     {"export.verify"},
     {"export.engines"},
     {"export.exporter", "export.example"},

@@ -14,7 +14,6 @@ from device_runtime.sources import Reading
 from fedpara_edge.cli.command import Command
 from fedpara_edge.cli.options import PATH, options_of
 from fedpara_edge.cli.output import emit, megabytes, output_options, steps_shown
-from fedpara_edge.factors.factorization import Init
 from fedpara_edge.formats.bundle import ENGINES
 from fedpara_edge.formats.interface import Interface
 from fedpara_edge.formats.recipe import Recipe
@@ -105,7 +104,7 @@ def command(
             *(_ranges(recipe.example, made.bundle.interface) if recipe.example is not None else []),
             *_positions(made.bundle.interface),
             *verified,
-            *([] if made.rates is None else [f"{made.rates}{_way_out(made.rates.falls_short, recipe.init)}"]),
+            *([] if made.rates is None else [f"{made.rates}{_way_out(made.rates.falls_short, recipe)}"]),
             *(f"{output}: without the engine {name}: {reason}" for name, reason in made.left_out.items()),
             f"an update sends {megabytes(4 * layout.shared_parameters)}, {layout.shared_parameters / whole:.1%} of the "
             f"dense model's {megabytes(4 * whole)}"
@@ -115,8 +114,9 @@ def command(
     emit(result, text, as_json=json)
 
 
-def _way_out(falls_short: bool, init: Init) -> str:
-    return "; export with --init own to start as the dense model does" if falls_short and init != "own" else ""
+def _way_out(falls_short: bool, recipe: Recipe) -> str:
+    as_dense = recipe.init == "own" or recipe.pretrained is not None
+    return "; export with --init own to start as the dense model does" if falls_short and not as_dense else ""
 
 
 def _positions(interface: Interface) -> list[str]:
