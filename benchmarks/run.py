@@ -23,6 +23,7 @@ HERE = Path(__file__).parent
 SCRIPTS = {
     "Export": "exporting.py",
     "Training on a device": "device.py",
+    "Steps of an earlier exporter": "earlier.py",
     "Lowerings of gradients": "lowerings.py",
     "Contracted linear layers": "contraction.py",
     "Frozen layers": "freezing.py",
@@ -41,6 +42,7 @@ SCRIPTS = {
 QUICK = {
     "exporting.py": ("--models", "cnn", "--repetitions", "1"),
     "device.py": ("--models", "mlp,cnn", "--repetitions", "2"),
+    "earlier.py": ("--models", "cnn", "--threads", "1", "--repetitions", "2"),
     "lowerings.py": ("--layers", "cnn *", "--repetitions", "2"),
     "contraction.py": ("--layers", "256x784", "--ranks", "8,16", "--batches", "32", "--repetitions", "3"),
     "freezing.py": ("--models", "cnn", "--repetitions", "2"),

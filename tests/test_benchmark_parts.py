@@ -205,3 +205,16 @@ def test_the_benchmark_of_the_page_says_what_is_missing(
     done = CliRunner().invoke(imported("phone").main, [])
     remedy = "run: sudo apt install chromium, or set CHROMIUM to its path"
     assert (done.exit_code, done.output) == (0, f"phone.py: expected Chromium, found none; {remedy}\n")
+
+
+def test_an_earlier_exporter_needs_the_history(
+    imported: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = imported("earlier")
+    monkeypatch.setattr(earlier, "ROOT", tmp_path)
+    with pytest.raises(click.ClickException) as refused:
+        earlier.code_of(earlier.BEFORE, tmp_path)
+    assert refused.value.message == (
+        f"{tmp_path}: expected a git checkout with commit b976b50 in its history, found none; clone the repository "
+        "with its whole history"
+    )

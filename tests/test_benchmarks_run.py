@@ -50,6 +50,18 @@ def test_a_profile_of_a_step_names_its_operators_and_its_limit() -> None:
     assert re.search(r"\nGemm +\d+ +[\d.]+ +[\d.]+%\n", done.stdout)
 
 
+def test_an_earlier_exporter(tmp_path: Path) -> None:
+    before = re.search(r'^BEFORE = "(\w+)"$', (BENCHMARKS / "earlier.py").read_text(), flags=re.MULTILINE)
+    assert before
+    known = ["git", "-C", str(BENCHMARKS), "cat-file", "-e", before[1]]
+    if subprocess.run(known, check=False, capture_output=True).returncode:
+        pytest.skip("this is no checkout with its whole history")
+    (row,) = run("earlier.py", tmp_path / "numbers.json", "--models", "mlp")
+    for name in ("earlier", "today"):
+        assert row["outside Conv"][name] > row["outside products"][name] > 0
+    assert row["nodes"]["earlier"] != row["nodes"]["today"]
+
+
 def test_contraction(tmp_path: Path) -> None:
     options = ["--layers", "16x12", "--ranks", "2", "--kinds", "lowrank", "--batches", "3"]
     (row,) = rows_of("contraction.py", tmp_path / "numbers.json", *options)
