@@ -106,13 +106,15 @@ def appended(
 
 def measure(contest: Contest, threads: int, repetitions: int) -> dict[str, Any]:
     """Median milliseconds of each lowering and of torch."""
+    torch.set_num_threads(threads)
     expected = [tensor.numpy() for tensor in contest.torch()]
     calls = {
         name: _runner(f"{contest.layer}, {contest.title}, {name}", *lowering, contest.arrays, expected, threads)
         for name, lowering in contest.lowerings.items()
     }
     ms = median_ms({**calls, TORCH: contest.torch}, repetitions)
-    return {"table": contest.title, "layer": contest.layer, "size": contest.size, "chosen": contest.chosen, "ms": ms}
+    row = {"table": contest.title, "layer": contest.layer, "size": contest.size, "threads": threads}
+    return {**row, "chosen": contest.chosen, "ms": ms}
 
 
 def _runner(

@@ -1,9 +1,10 @@
 """Lowerings of convolution, pooling, ReLU and normalization to ONNX operators: the exporter's and its alternatives.
 
-A table for each, with a row for each shape. The column that `chosen` names is measured on the very graph that the
-exporter appends for such a layer; the others are the alternatives that it does not choose there. Each is compared with
-torch before it is timed. The lowerings of a row take turns, and each figure is a median; only the ratios are meant to
-carry over to other machines. `chosen/fastest` is what choosing by measurement would gain.
+A table for each, with a row for each shape and number of threads. The column that `chosen` names is measured on the
+very graph that the exporter appends for such a layer; the others are the alternatives that it does not choose there.
+Each is compared with torch before it is timed. The lowerings of a row take turns, and each figure is a median; only the
+ratios are meant to carry over to other machines. `chosen/fastest` is what choosing by measurement would gain: it would
+pay to measure on the device where another lowering is the fastest at one number of threads than at another.
 
     python benchmarks/lowerings.py --layers "cnn *" --json lowerings.json
 """
@@ -182,7 +183,7 @@ def _by(shape: Sequence[int]) -> str:
 def report(results: Mapping[str, Any]) -> str:
     """Tables of the results."""
     rows = results["rows"]
-    parts = [f"milliseconds for a batch of {results['batch']} at {results['threads']} threads (medians)"]
+    parts = [f"milliseconds for a batch of {results['batch']} (medians)"]
     for title in dict.fromkeys(row["table"] for row in rows):
         parts += [title, _table([row for row in rows if row["table"] == title])]
     return "\n\n".join(parts)
@@ -196,6 +197,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         (
             row["layer"],
             row["size"],
+            row["threads"],
             *(f"{row['ms'][name]:.2f}" if name in row["ms"] else "-" for name in (*names, TORCH)),
             row["chosen"],
             f"{own / best:.2f}",
@@ -204,30 +206,30 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     sums = {"the fastest": sum(fastest), TORCH: sum(row["ms"][TORCH] for row in rows)}
     ratios = ", ".join(f"{sum(chosen) / total:.2f} times {name}" for name, total in sums.items())
-    header = ("layer", "shape", *names, TORCH, "chosen", "chosen/fastest")
+    header = ("layer", "shape", "threads", *names, TORCH, "chosen", "chosen/fastest")
     return f"{table(header, cells)}\n\nall chosen lowerings together take {ratios}"
 
 
 @click.command()
 @click.option("--layers", default="*", show_default=True, help="Pattern of the layers to measure.")
 @click.option("--batch", default=32, show_default=True)
-@click.option("--threads", default=2, show_default=True)
+@click.option("--threads", default="1,2", show_default=True)
 @click.option("--repetitions", default=7, show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path))
 @keep_options
 def main(
-    layers: str, batch: int, threads: int, repetitions: int, json_file: Path | None, kept: Path | None, again: bool
+    layers: str, batch: int, threads: str, repetitions: int, json_file: Path | None, kept: Path | None, again: bool
 ) -> None:
     """Measure, print the tables, and write them as JSON."""
     keep_freed_memory()
-    torch.set_num_threads(threads)
+    counts = [int(count) for count in threads.split(",")]
     found = contests(layers, batch)
     if not found:
         raise click.BadParameter(f"expected a pattern that matches a layer, found {layers!r}", param_hint="--layers")
-    settings = {"batch": batch, "threads": threads}
+    settings = {"batch": batch, "threads": counts}
 
     def measure_layer(layer: str) -> list[dict[str, Any]]:
-        return [measure(contest, threads, repetitions) for contest in found[layer]()]
+        return [measure(contest, count, repetitions) for contest in found[layer]() for count in counts]
 
     def all_of(parts: Mapping[str, Any]) -> dict[str, Any]:
         return {**settings, "rows": [*chain.from_iterable(parts.values())]}

@@ -75,6 +75,20 @@ def test_composed_weights_are_not_transposed(tmp_path: Path) -> None:
     assert [shape for shape in moved if shape and np.prod(shape) in weights] == []
 
 
+def test_matrices_of_tiles_are_made_when_the_graph_is_loaded(tmp_path: Path) -> None:
+    bundle = export(net(LAYERS["dense"](), shape=IMAGE), tmp_path, IMAGE)
+    options = session_options(1)
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    InferenceSession(bundle.file("train_step.onnx"), options, providers=["CPUExecutionProvider"])
+    tiles, pixels = 3 * 3, 6 * 5
+    sizes = {
+        name: [np.prod(tensor.dims) for tensor in onnx.load(path).graph.initializer]
+        for name, path in (("file", bundle.file("train_step.onnx")), ("loaded", tmp_path / "optimized.onnx"))
+    }
+    assert max(sizes["file"]) <= 16 * tiles
+    assert sizes["loaded"].count(16 * tiles * pixels) == 4  # B in both passes, A and its transpose
+
+
 @pytest.mark.slow
 def test_layers_on_large_images_are_convolutions(tmp_path: Path) -> None:
     bundle = export(net(nn.Conv2d(2, 32, 3), nn.Conv2d(32, 32, 3), shape=(2, 12, 12)), tmp_path, (2, 12, 12))

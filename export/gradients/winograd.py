@@ -15,6 +15,7 @@ Source: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (arXiv
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -32,9 +33,9 @@ WINOGRAD = "WinogradConv"
 A weight w is [9, O, I] if it is composed, and [O, I, 3, 3] if not. The nodes exist only between the forward graph and
 its lowering."""
 
-LIMITS = ((36, 32), (64, 128))
+LIMITS = ((36, 32), (64, 64))
 """Pairs of the most pixels that x may have and the fewest channels that both x and y must have; measured."""
-LEAST_SAVING = 1.5
+LEAST_SAVING = 1.2
 """Least quotient of the products of a direct convolution and these, which is 2.25 for even sizes; measured."""
 
 _FREQUENCIES = 16
@@ -42,6 +43,43 @@ _INPUT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]], n
 _KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 _KERNELS = np.kron(_KERNEL, _KERNEL)  # K
 _OUTPUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]], np.float32)
+
+
+@dataclass(frozen=True)
+class _Filter:
+    """Constant matrix [16 · tiles, pixels] that is the product of one for each axis, such as B or Aᵀ.
+
+    Args:
+        axes: Matrices [4, tiles, pixels] along the two axes.
+    """
+
+    axes: tuple[NDArray[np.float32], NDArray[np.float32]]
+
+    @property
+    def tiles(self) -> int:
+        """Number of tiles of an image."""
+        return prod(axis.shape[1] for axis in self.axes)
+
+    @property
+    def pixels(self) -> int:
+        """Number of pixels of an image."""
+        return prod(axis.shape[2] for axis in self.axes)
+
+    def append(self, graph: Graph, *, transposed: bool = False) -> str:
+        """Append the matrix or its transpose, as a product that the runtime takes when it loads the graph.
+
+        So files are small. It has constants of its own, or a pass over the graph would make one of what is computed
+        with equal matrices in the forward and the backward pass. That of a single tile is stored whole, as the runtime
+        makes one of equal constants that are as small as its axes.
+        """
+        first, second = (np.moveaxis(axis, 2, 0) if transposed else axis for axis in self.axes)
+        factors = first[:, None, :, None, :, None], second[None, :, None, :, None, :]
+        shape = [_FREQUENCIES * self.tiles, self.pixels]
+        shape = shape[::-1] if transposed else shape
+        if self.tiles == 1:
+            return graph.initialize(graph.name("Constant"), (factors[0] * factors[1]).reshape(shape))
+        product = graph.op("Mul", *(graph.initialize(graph.name("Constant"), factor) for factor in factors))
+        return graph.reshape(product, shape)
 
 
 def is_faster(facts: Convolution) -> bool:
@@ -87,7 +125,8 @@ def forward(graph: Graph, node: NodeProto) -> None:
     size = graph.sizes(y, "pixels")[1:]
     kernels, tiles = _kernels(graph, weight), _tiles(graph, x, channels, place)
     products = graph.op("MatMul", tiles, graph.transpose(kernels, [0, 2, 1]))
-    found = graph.op("MatMul", graph.array(collect), graph.op("Reshape", products, graph.ints(len(collect[0]), -1)))
+    flat = graph.op("Reshape", products, graph.ints(_FREQUENCIES * collect.tiles, -1))
+    found = graph.op("MatMul", collect.append(graph, transposed=True), flat)
     found = graph.op("Reshape", found, graph.ints(prod(size), -1, filters))
     if bias and bias[0]:
         found = graph.op("Add", found, bias[0])
@@ -100,17 +139,17 @@ def winograd(graph: Graph, node: NodeProto, gradients: Gradients) -> Gradients:
     (gradient,), (x, weight, *bias) = gradients, node.input
     assert gradient is not None
     filters, channels, place, collect = _facts(graph, node)
-    slopes = _pixels_first(graph, gradient, filters, len(collect))
+    slopes = _pixels_first(graph, gradient, filters, collect.pixels)
     grad_x = grad_weight = grad_bias = None
     if bias and bias[0] in graph.wanted:
         grad_bias = graph.sum(graph.op("Reshape", slopes, graph.ints(-1, filters)), [0])
-    found = graph.op("MatMul", graph.array(collect.T.copy()), slopes)
+    found = graph.op("MatMul", collect.append(graph), slopes)
     found = graph.op("Reshape", found, graph.ints(_FREQUENCIES, -1, filters))
     if x in graph.wanted:
         tiles = graph.op("MatMul", found, _kernels(graph, _again(graph, weight)))
-        tiles = graph.op("Reshape", tiles, graph.ints(len(place), -1))
-        pixels = graph.op("MatMul", graph.array(place.T.copy()), tiles)
-        apart = graph.op("Reshape", pixels, graph.ints(len(place[0]), -1, channels))
+        tiles = graph.op("Reshape", tiles, graph.ints(_FREQUENCIES * place.tiles, -1))
+        pixels = graph.op("MatMul", place.append(graph, transposed=True), tiles)
+        apart = graph.op("Reshape", pixels, graph.ints(place.pixels, -1, channels))
         grad_x = graph.reshape_like(graph.transpose(apart, [1, 2, 0]), x)
     if weight in graph.wanted:
         kernels = graph.op("MatMul", graph.transpose(found, [0, 2, 1]), _tiles(graph, x, channels, place))
@@ -153,25 +192,20 @@ def _again(graph: Graph, weight: str) -> str:
     return again
 
 
-def _tiles(graph: Graph, x: str, channels: int, place: NDArray[np.float32]) -> str:
+def _tiles(graph: Graph, x: str, channels: int, place: _Filter) -> str:
     """V [16, tiles · N, I]."""
-    own = graph.initialize(graph.name("Constant"), place)
-    seen = graph.op("MatMul", own, _pixels_first(graph, x, channels, len(place[0])))
+    seen = graph.op("MatMul", place.append(graph), _pixels_first(graph, x, channels, place.pixels))
     return graph.op("Reshape", seen, graph.ints(_FREQUENCIES, -1, channels))
 
 
-def _facts(graph: Graph, node: NodeProto) -> tuple[int, int, NDArray[np.float32], NDArray[np.float32]]:
-    """Filters, channels, B [16 · tiles, pixels of x] and A [pixels of y, 16 · tiles]."""
+def _facts(graph: Graph, node: NodeProto) -> tuple[int, int, _Filter, _Filter]:
+    """Filters, channels, B [16 · tiles, pixels of x] and Aᵀ [16 · tiles, pixels of y]."""
     (x, weight), y = node.input[:2], node.output[0]
     shape = static(graph.shape(weight), "weights")
     filters, channels = shape[1:] if len(shape) == 3 else shape[:2]
     size, out = (graph.sizes(name, "pixels")[1:] for name in (x, y))
-    before = node.attribute[0].ints[:2]
-    by_axis = [_along(*each) for each in zip(size, out, before, strict=True)]
-    place, collect = (
-        np.einsum("ftp,guq->fgtupq", *(pair[number] for pair in by_axis)).astype(np.float32) for number in (0, 1)
-    )
-    return filters, channels, place.reshape(-1, prod(size)), collect.reshape(-1, prod(out)).T.copy()
+    rows, columns = (_along(*each) for each in zip(size, out, node.attribute[0].ints[:2], strict=True))
+    return filters, channels, _Filter((rows[0], columns[0])), _Filter((rows[1], columns[1]))
 
 
 def _along(size: int, out: int, before: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
