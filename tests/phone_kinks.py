@@ -45,7 +45,7 @@ STEPS = (1, 5)
 NEAR, SAME, CANDIDATES = 5e-6, 1e-12, 4
 KINDS = (
     *("orders", "step_seeds", "micro_batch_seeds", "random_floats", "rates"),
-    *("data", "codecs", "weights", "signatures"),
+    *("data", "codecs", "weights", "refusals", "signatures"),
 )
 
 
