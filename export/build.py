@@ -59,7 +59,7 @@ class FactoredModel:
         dense: Model as its factory made it, with pretrained weights if there are any.
         converted: Model that is exported.
         config: Recipe with the inputs of the model.
-        batchnorm: What became of its BatchNorms.
+        batchnorm: Choice that was made for its BatchNorms.
         report: Report on its layers.
         pretrained: Report on the pretrained weights; None without.
         examples: Rows of the recipe's example, by name; none without.
