@@ -37,6 +37,11 @@ FIGURES: Mapping[str, Sequence[str]] = {
         **{"update-uniform1": "factored update, uniform codec"},
     ),
     "har-personal": ["plans/results/har-personal", "--figure=clients"],
+    "speech-commands": [
+        "plans/results/speech-commands",
+        "--figure=accuracy-by-bytes",
+        "--title=Spoken commands, tested on new speakers: accuracy over bytes",
+    ],
     "shakespeare-lstm": ["plans/results/shakespeare-lstm", "--figure=accuracy-by-bytes"],
 }
 """Figures by the name of their file, each with the arguments of `fedpara-edge report`."""
