@@ -14,7 +14,6 @@ products against today's graph. `outside products` leaves out all matrix product
 from __future__ import annotations
 
 import io
-import json
 import os
 import statistics
 import subprocess
@@ -23,13 +22,14 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import click
 from device import BATCH, RATE, median_ms, random_batch
 from limits import operators
-from parts import keep_options, measure_parts
+from parts import keep_options, measure_parts, write_rows
 
 from device_runtime import open_engine
 from fedpara_edge.cli.output import table
@@ -145,9 +145,7 @@ def main(
         settings = {"batch": BATCH, "threads": counts, "repetitions": repetitions, "commit": commit}
         measured = measure_parts(parts, report, settings=settings, kept=kept, again=again)
     click.echo(report(measured))
-    if json_file is not None:
-        rows = [row for found in measured.values() for row in found]
-        json_file.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
+    write_rows(json_file, chain.from_iterable(measured.values()))
 
 
 if __name__ == "__main__":

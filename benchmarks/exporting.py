@@ -8,7 +8,6 @@ turn. The export writes and verifies the files of both engines, and the larger o
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from statistics import median
 from typing import Any
 
 import click
-from parts import keep_options, measure_parts
+from parts import keep_options, measure_parts, write_rows
 
 from fedpara_edge.cli.output import table
 
@@ -105,8 +104,7 @@ def main(models: str, repetitions: int, json_file: Path | None, kept: Path | Non
         }
         measured = measure_parts(parts, report, settings={"repetitions": repetitions}, kept=kept, again=again)
     click.echo(report(measured))
-    if json_file is not None:
-        json_file.write_text(json.dumps({"rows": list(measured.values())}, indent=1) + "\n", encoding="utf-8")
+    write_rows(json_file, measured.values())
 
 
 if __name__ == "__main__":

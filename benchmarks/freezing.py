@@ -9,16 +9,16 @@ to carry over to other machines.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import click
 from device import BATCH, RATE, measure_process, median_ms, random_batch
-from parts import keep_options, measure_parts
+from parts import keep_options, measure_parts, write_rows
 
 from device_runtime import open_engine
 from export import make_bundle
@@ -93,9 +93,7 @@ def main(models: str, threads: int, repetitions: int, json_file: Path | None, ke
         settings = {"batch": BATCH, "threads": threads, "repetitions": repetitions}
         measured = measure_parts(parts, report, settings=settings, kept=kept, again=again)
     click.echo(report(measured))
-    if json_file is not None:
-        rows = [row for found in measured.values() for row in found]
-        json_file.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
+    write_rows(json_file, chain.from_iterable(measured.values()))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ steps in turn, in one process, and each figure is a median; only the ratios are 
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from architectures.audio import ds_cnn
 from device import BATCH, RATE, median_ms
-from parts import keep_options, measure_parts
+from parts import keep_options, measure_parts, write_rows
 from torch import nn
 from torch.nn import functional as F
 
@@ -124,8 +123,7 @@ def main(models: str, threads: str, repetitions: int, json_file: Path | None, ke
         settings = {"batch": BATCH, "repetitions": repetitions}
         measured = measure_parts(parts, report, settings=settings, kept=kept, again=again)
     click.echo(report(measured))
-    if json_file is not None:
-        json_file.write_text(json.dumps({"rows": list(measured.values())}, indent=1) + "\n", encoding="utf-8")
+    write_rows(json_file, measured.values())
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -89,6 +89,12 @@ def measure_parts(
         for line in lines if len(lines) > 1 else ():
             click.echo(f"  {line}")
     return {name: done[name]["result"] for name in parts}
+
+
+def write_rows(path: Path | None, rows: Iterable[Any]) -> None:
+    """Write the rows of a table as JSON, if there is a file for them."""
+    if path is not None:
+        path.write_text(json.dumps({"rows": [*rows]}, indent=1) + "\n", encoding="utf-8")
 
 
 def figures(result: Any) -> list[str]:

@@ -36,7 +36,7 @@ from typing import Any
 
 import click
 import numpy as np
-from parts import keep_options, measure_parts
+from parts import keep_options, measure_parts, write_rows
 
 from device_runtime import open_data, open_engine
 from fedpara_edge.cli.output import table
@@ -321,8 +321,7 @@ def main(models: str, repetitions: int, output: Path | None, kept: Path | None, 
         }
         measured = measure_parts(parts, report, settings={"repetitions": repetitions}, kept=kept, again=again)
     click.echo(report(measured))
-    if output is not None:
-        output.write_text(json.dumps({"rows": [*measured.values()]}, indent=1) + "\n", encoding="utf-8")
+    write_rows(output, measured.values())
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from typing import Any
 
 import click
 import numpy as np
-from parts import keep_options, measure_parts
+from parts import keep_options, measure_parts, write_rows
 
 from device_runtime.agent.link import read_link
 from fedpara_edge.cli.output import table
@@ -241,8 +241,7 @@ def main(counts: tuple[int, ...], rounds: int, output: Path | None, kept: Path |
         again=again,
     )
     click.echo(report(rounds, [*measured.values()]))
-    if output is not None:
-        output.write_text(json.dumps({"rows": [*measured.values()]}, indent=1) + "\n", encoding="utf-8")
+    write_rows(output, measured.values())
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ files out of the page cache, as they are some time after they were received.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import time
@@ -32,7 +31,7 @@ from typing import Any
 
 import click
 from aggregation import write_files
-from parts import keep_options, measure_parts
+from parts import keep_options, measure_parts, write_rows
 
 from fedpara_edge.aggregation import Bounds, aggregate
 from fedpara_edge.aggregation.bounds import UNBOUNDED
@@ -172,8 +171,7 @@ def main(
         again=again,
     )
     click.echo(report(updates, [*measured.values()]))
-    if output is not None:
-        output.write_text(json.dumps({"rows": [*measured.values()]}, indent=1) + "\n", encoding="utf-8")
+    write_rows(output, measured.values())
 
 
 if __name__ == "__main__":

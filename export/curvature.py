@@ -18,19 +18,24 @@ from torch import Tensor
 Loss = Callable[[Sequence[Tensor]], Tensor]
 """Function from outputs to the loss []."""
 
-_PRODUCTS, _RESIDUAL = 12, 0.05
+PRODUCTS = 12
+"""Most products with G."""
+_RESIDUAL = 0.05
 
 
-def largest_curvature(outputs: Sequence[Tensor], loss: Loss, parameters: Sequence[Tensor]) -> float | None:
+def largest_curvature(
+    outputs: Sequence[Tensor], loss: Loss, parameters: Sequence[Tensor], *, products: int = PRODUCTS
+) -> float | None:
     """Largest eigenvalue of G = Jᵀ H J.
 
     Args:
         outputs: Outputs of a model, each of which depends on one of the parameters.
         loss: Loss of such outputs.
         parameters: Parameters of the model.
+        products: Most products with G.
 
     Returns:
-        Eigenvalue, with a residual of at most 5 %; None where it is not positive, or twelve products don't find it.
+        Eigenvalue, with a residual of at most 5 %; None where it is not positive, or so many products don't find it.
 
     Raises:
         RuntimeError: Torch can't differentiate an operator twice.
@@ -47,7 +52,7 @@ def largest_curvature(outputs: Sequence[Tensor], loss: Loss, parameters: Sequenc
     before = [torch.zeros_like(each) for each in vector]
     diagonal: list[float] = []
     beside: list[float] = []  # the diagonal of what G is in the basis of the vectors so far
-    for _ in range(_PRODUCTS):
+    for _ in range(products):
         vector = [each / length for each in vector]
         found = product(vector)
         diagonal.append(_dot(found, vector))

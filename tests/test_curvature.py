@@ -1,6 +1,6 @@
 """The curvature that is found without a matrix is that of the matrix Jᵀ H J, for every loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -8,7 +8,6 @@ from heads import deployed, head
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from export import curvature
 from export.batches import Batches
 from export.curvature import largest_curvature
 from export.forward.ownloss import LoadedLoss
@@ -151,8 +150,12 @@ def test_the_largest_eigenvalue_is_not_the_one_of_largest_magnitude() -> None:
     assert largest_curvature([weight], lambda outputs: -outputs[0].square().sum(), [weight]) is None
 
 
-def test_an_eigenvalue_that_is_not_found_is_not_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_eigenvalue_that_is_not_found_is_not_guessed() -> None:
     weight = torch.ones(30, requires_grad=True)
     scales = torch.arange(30.0)
-    monkeypatch.setattr(curvature, "_PRODUCTS", 3)
-    assert largest_curvature([weight], lambda outputs: (scales * outputs[0].square()).sum(), [weight]) is None
+
+    def loss(outputs: Sequence[Tensor]) -> Tensor:
+        return (scales * outputs[0].square()).sum()
+
+    assert largest_curvature([weight], loss, [weight], products=3) is None
+    assert largest_curvature([weight], loss, [weight], products=30) == pytest.approx(58, rel=0.02)
