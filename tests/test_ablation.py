@@ -20,7 +20,6 @@ import table
 import variations
 
 from fedpara_edge.factors.compose import compose_branch, part_shapes
-from fedpara_edge.factors.rank import layer_spec
 from fedpara_edge.nn.zoo import cnn
 from fedpara_edge.simulation.data.federation import DataPlan
 
@@ -58,19 +57,13 @@ def test_many_models_compute_what_each_does(compute: Callable[..., torch.Tensor]
 def test_a_weight_is_that_of_the_library(kind: str, form: str) -> None:
     torch.manual_seed(0)
     layer = kinds.Layer("conv2", "matrix" if form == "matrix" else kind, 6, 4, 3)
-    spec = layer_spec((6, 4, 3, 3), kind=kind, form=form, rank=3)
+    spec = layer.spec
+    assert (spec.kind, spec.form) == (kind, form)
     theirs = {part: torch.randn(shape) for part, shape in part_shapes(spec).items()}
     expected = compose_branch(spec, theirs, 1)
     if kind == "fedpara":
         expected = expected * compose_branch(spec, theirs, 2)
-    mine = {
-        part: tensor.permute(0, 2, 3, 1).reshape(3, 9, 3)
-        if part[0] == "t"
-        else tensor.view(4, 9, 3).transpose(0, 1).reshape(36, 3)
-        if form == "matrix" and part[0] == "y"
-        else tensor
-        for part, tensor in theirs.items()
-    }
+    mine = layer.of_library(theirs)
     found = layer.compose({part: tensor[None] for part, tensor in mine.items()})[0]
     torch.testing.assert_close(found.view(6, 3, 3, 4).permute(0, 3, 1, 2), expected)
 
@@ -120,3 +113,35 @@ def test_every_kind_trains(data: images.Data, kind: str, options: dict[str, bool
     found = batch(data, structure, variations.Setting(lr=0.001, frobenius=0.01, fedexp=True))
     assert torch.isfinite(found.theta).all()
     assert len(found.accuracy()) == 1
+
+
+def test_factors_begin_with_the_weights_of_a_dense_warm_up(data: images.Data) -> None:
+    structure = variations.Structure("lowrank-matrix", (64, 128, 256), warm_up=1)
+    found, dense = (
+        federation.Batch(each, [(variations.Setting(lr=0.01), 1)], data, 2) for each in (structure, structure.warm)
+    )
+    for each in (found, dense):
+        each.aggregate(each.train(0), 0)
+    torch.testing.assert_close(found.theta, dense.theta)
+    expected, _ = dense.weights(dense.theta, dense.held)
+    found.factorize()
+    weights, _ = found.weights(found.theta, found.held)
+    assert [layer.kind for layer in found.layers] == ["dense", *["lowrank-matrix"] * 3]
+    for name, tensor in weights.items():
+        if name in expected:
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-4)
+    whole = federation.Batch(structure, [(variations.Setting(lr=0.01), 1)], data, 2)
+    assert whole.run((1, 2))[0]["accuracy"].keys() == {1, 2}
+    assert whole.numbers == found.numbers != dense.numbers
+
+
+def test_some_layers_are_dense_and_channels_are_wider(data: images.Data) -> None:
+    structure = variations.Structure("fedpara", (0, 2, 2), width=2)
+    found = federation.Batch(structure, [(variations.Setting(lr=0.01), 1)], data, 1)
+    assert [(layer.kind, layer.outputs) for layer in found.layers] == [
+        ("dense", 64),
+        ("dense", 128),
+        ("fedpara", 256),
+        ("fedpara", 512),
+    ]
+    assert torch.isfinite(found.train(0)).all()

@@ -35,33 +35,50 @@ class Batch:
         self.structure, self.data, self.rounds = structure, data, rounds
         self.settings, self.seeds = [setting for setting, _ in runs], [seed for _, seed in runs]
         self.device, self.clients = data.device, data.clients
-        channels = (data.images.shape[3], *CHANNELS)
+        self.layers = self._layers(structure.warm if structure.warm_up else structure)
+        self._start()
+        self._draw(0)
+
+    def _layers(self, structure: Structure) -> list[Layer]:
+        channels = (self.data.images.shape[3], *(structure.width * count for count in CHANNELS))
         kinds = ["dense", *(structure.kind if rank else "dense" for rank in structure.ranks)]
-        self.layers = [
+        return [
             Layer(name, kind, channels[i + 1], channels[i], rank)
             for i, (name, kind, rank) in enumerate(zip(CONVOLUTIONS, kinds, (0, *structure.ranks), strict=True))
         ]
-        self.updates = [layer for layer in self.layers if layer.kind == "update"]
-        self._start(channels)
-        self._draw(0)
 
-    def _start(self, channels: tuple[int, ...]) -> None:
+    def _start(self) -> None:
+        """Initial values."""
         tensors: dict[str, Tensor] = {}
-        self.held: dict[str, Tensor] = {}
         m, size = len(self.seeds), self.data.images.shape[1] // 16
         for layer in self.layers:
-            for part, values in layer.start(self.seeds).items():
-                (self.held if part == "base" else tensors)[f"{layer.name}.{part}"] = values
+            tensors |= {f"{layer.name}.{part}": values for part, values in layer.start(self.seeds).items()}
             for part, value in (("bias", 0.0), ("scale", 1.0), ("shift", 0.0)):
                 tensors[f"{layer.name}.{part}"] = torch.full((m, layer.outputs), value)
-        features = channels[-1] * size * size
+        features = self.layers[-1].outputs * size * size
         heads = [torch.randn(10, features, generator=torch.Generator().manual_seed(seed)) for seed in self.seeds]
         tensors["head"] = torch.stack(heads) * math.sqrt(2 / features)
         tensors["head.bias"] = torch.zeros(m, 10)
+        self._place(tensors)
+
+    def factorize(self) -> None:
+        """Fit factors to the weights at the end of the warm-up."""
+        tensors: dict[str, Tensor] = {}
+        found = self.views(self.theta)
+        self.layers = self._layers(self.structure)
+        for layer in self.layers:
+            fitted = layer.fitted(found.pop(f"{layer.name}.w"))
+            tensors |= {f"{layer.name}.{part}": values for part, values in fitted.items()}
+        self._place(tensors | found)
+
+    def _place(self, tensors: dict[str, Tensor]) -> None:
+        """Put tensors by name where the rounds find them, with nothing of earlier rounds."""
+        self.updates = [layer for layer in self.layers if layer.kind == "update"]
+        bases = [f"{layer.name}.base" for layer in self.updates]
+        self.held = {name: tensors.pop(name).to(self.device) for name in bases}
         self.shapes = {name: tensor.shape[1:] for name, tensor in tensors.items()}
         self.sizes = [math.prod(shape) for shape in self.shapes.values()]
         self.theta = torch.cat([tensor.flatten(1) for tensor in tensors.values()], 1).to(self.device)
-        self.held = {name: tensor.to(self.device) for name, tensor in self.held.items()}
         self.numbers = sum(self.sizes)
         self.movement = {name: torch.zeros_like(base) for name, base in self.held.items()}
         self.server_momentum = torch.zeros_like(self.theta)
@@ -254,6 +271,8 @@ class Batch:
         """All rounds; the measures of each run."""
         found: list[dict[str, Any]] = [{"accuracy": {}, "train_loss": {}} for _ in self.seeds]
         for round in range(self.rounds):
+            if round and round == self.structure.warm_up:
+                self.factorize()
             self.aggregate(self.train(round), round)
             if round + 1 in evaluated or round == 0:
                 for each, loss in zip(found, self.train_loss.tolist(), strict=True):

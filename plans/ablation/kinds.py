@@ -12,6 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedpara_edge.factors.layout import LayerSpec
+from fedpara_edge.factors.rank import layer_spec
+from fedpara_edge.nn.fit import fit_factors
+
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -80,6 +84,31 @@ class Layer:
             return (parts["base"][:, None] + moved).flatten(0, 1)
         branches = [self.branch(parts, index) for index in self.branches]
         return branches[0] if len(branches) == 1 else branches[0] * branches[1]
+
+    @property
+    def spec(self) -> LayerSpec:
+        """Specification in the library."""
+        form = "matrix" if self.kind in ("matrix", "lowrank-matrix") else "tensor"
+        kind = {"matrix": "fedpara", "lowrank-matrix": "lowrank"}.get(self.kind, self.kind)
+        return layer_spec((self.outputs, self.inputs, 3, 3), kind=kind, form=form, rank=self.rank, name=self.name)
+
+    def fitted(self, weights: Tensor) -> dict[str, Tensor]:
+        """Parts [M, …] whose weights are closest to some [M, O, 9 C] (`fedpara_edge.nn.fit`)."""
+        if self.kind == "dense":
+            return {"w": weights}
+        kernels = weights.detach().cpu().unflatten(2, (3, 3, -1)).permute(0, 1, 4, 2, 3)
+        each = [self.of_library(fit_factors(self.spec, kernel).factors) for kernel in kernels]
+        return {part: torch.stack([parts[part] for parts in each]) for part in each[0]}
+
+    def of_library(self, factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Parts of one model whose factors are those of the library."""
+        found = dict(factors)
+        for part, tensor in factors.items():
+            if part[0] == "t":
+                found[part] = tensor.permute(0, 2, 3, 1).flatten(1, 2)
+            elif part[0] == "y" and self.spec.form == "matrix":
+                found[part] = tensor.unflatten(0, (self.inputs, 9)).transpose(0, 1).flatten(0, 1)
+        return found
 
     def start(self, seeds: list[int]) -> dict[str, Tensor]:
         """Initial trained parts [M, …], and the base of an update, with `fedpara_edge.nn.init`'s rms."""

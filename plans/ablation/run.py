@@ -14,7 +14,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
@@ -42,11 +41,9 @@ Runs = list[tuple[Setting, int]]
 """Setting and seed of each run."""
 
 
-def key(plan: str, structure: Structure | dict[str, Any], setting: Setting | dict[str, Any], *numbers: int) -> str:
+def key(plan: str, structure: Structure, setting: Setting, *numbers: int) -> str:
     """Text that tells a run from others, by its rounds and its seed too."""
-    return json.dumps(
-        [plan, *(each if isinstance(each, dict) else asdict(each) for each in (structure, setting)), *numbers]
-    )
+    return json.dumps([plan, asdict(structure), asdict(setting), *numbers])
 
 
 @click.command()
@@ -106,7 +103,9 @@ def done_in(output: Path) -> set[str]:
     """Keys of the runs that a file has."""
     lines = output.read_text(encoding="utf-8").splitlines() if output.exists() else []
     results = map(json.loads, lines)
-    return {key(r["plan"], r["structure"], r["setting"], r["rounds"], r["seed"]) for r in results}
+    return {
+        key(r["plan"], Structure(**r["structure"]), Setting(**r["setting"]), r["rounds"], r["seed"]) for r in results
+    }
 
 
 def batches_of(stages: Sequence[str], done: set[str], most: int) -> list[tuple[Common, Runs]]:

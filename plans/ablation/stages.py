@@ -221,7 +221,19 @@ REST = [
     runs(PRECONDITIONED, {"lr": 0.1}, {"lr": 0.003, "momentum": 0.9}, {"lr": 0.01, "momentum": 0.9}, **ONCE),
     runs(UPDATE_QUARTER, {"lr": 0.003}, **ONCE),
 ]
+HYBRIDS = [replace(FEDPARA, ranks=ranks) for ranks in ((0, 13, 22), (8, 0, 22), (8, 13, 0))]
+WARM = [replace(FEDPARA, warm_up=rounds) for rounds in (2, 5)]
+WIDE = replace(FEDPARA, ranks=(8, 12, 16), width=2)
+"""Twice the channels at γ 0."""
+MODELS = [
+    *(runs(structure, {"lr": 0.003}, **ONCE) for structure in (*HYBRIDS, *WARM, WIDE)),
+    runs(FEDPARA, *grid(frobenius=(1e-2,), weight_decay=(0.0,), lr=(0.003, 0.004)), **ONCE),
+    runs(DENSE, {"lr": 0.001, "fedexp": True}, **ONCE),
+    *(runs(structure, {"lr": 0.002}, **ONCE) for structure in (*HYBRIDS, *WARM, WIDE)),
+]
+"""Which layers are factored, how wide they are, and what they begin with."""
 STAGES: dict[str, list[Run]] = {
+    "models": [run for batch in MODELS for run in batch],
     "rest": [run for batch in REST for run in batch],
     "server": [run for batch in SERVER for run in batch],
     "first": [run for batch in FIRST for run in batch],

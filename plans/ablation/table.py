@@ -9,36 +9,32 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import click
+from variations import Setting, Structure
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 PAGE = Path(__file__).parents[2] / "docs" / "ablation.md"
 INTRODUCTION = Path(__file__).with_name("introduction.md")
 TITLES = {"cifar10-cnn": "CIFAR-10 (JPEG q75)", "fashion-mnist-cnn": "Fashion-MNIST, padded to 32x32"}
+FACTORED = ("conv2", "conv3", "conv4")
+"""Layers that have ranks."""
 ARMS = {
     ("dense", (0, 0, 0)): "dense",
     ("lowrank", (12, 21, 36)): "low-rank, γ 0.1",
     ("fedpara", (8, 13, 22)): "FedPara, γ 0.1",
     ("fedpara", (12, 22, 41)): "FedPara, γ 0.3",
+    ("fedpara", (8, 12, 16)): "FedPara, γ 0",
     ("matrix", (8, 12, 16)): "FedPara, matrix form, γ 0",
     ("update", (7, 11, 18)): "update, γ 0.1",
     ("update", (2, 3, 5)): "update, a quarter of the rank",
     ("update", (13, 24, 43)): "update, γ 0.3",
 }
-DEFAULTS = {"decay": 0.94, "weight_decay": 0.01, "scale": 1.0, "how": "uniform", "masked": True, "reset_every": 1}
-DEFAULTS |= {
-    "eta": 1.0,
-    "momentum": 0.0,
-    "frobenius": 0.0,
-    "known": 0.0,
-    "beta": 0.0,
-    "base_beta": 0.0,
-    "fedexp": False,
-}
+DEFAULTS = asdict(Setting(lr=0.0, decay=0.94))
 WORDS = {
     "weight_decay": "weight decay {}",
     "momentum": "momentum {} of the clients",
@@ -57,19 +53,30 @@ WORDS = {
 
 def rows() -> Iterator[tuple[str, str, Mapping[str, Any], Sequence[Mapping[str, Any]]]]:
     """Plan, arm, setting and results by seed."""
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for line in RESULTS.read_text(encoding="utf-8").splitlines():
         result = json.loads(line)
-        about = {name: result[name] for name in ("plan", "structure", "setting", "rounds")}
-        found[json.dumps(about)].append(result)
-    for results in found.values():
-        first = results[0]
-        structure = first["structure"]
-        name = ARMS[structure["kind"], tuple(structure["ranks"])]
-        name += ", SGD" if structure["optimizer"] == "sgd" else ""
-        name += ", preconditioned" if structure["preconditioned"] else ""
-        name += ", one factor a round" if structure["cyclic"] else ""
-        yield first["plan"], name, first["setting"], results
+        structure = Structure(**{**result["structure"], "ranks": tuple(result["structure"]["ranks"])})
+        found[result["plan"], structure, Setting(**result["setting"]), result["rounds"]].append(result)
+    for (plan, structure, setting, _), results in found.items():
+        yield plan, title(structure), asdict(setting), results
+
+
+def title(structure: Structure) -> str:
+    """Name of an arm."""
+    factored = {name for name, rank in zip(FACTORED, structure.ranks, strict=True) if rank}
+    likes = {like: name for (kind, like), name in ARMS.items() if kind == structure.kind}
+    ranks = next(like for like in likes if all(rank in (0, of) for rank, of in zip(structure.ranks, like, strict=True)))
+    dense = [name for name, rank in zip(FACTORED, ranks, strict=True) if rank and name not in factored]
+    parts = {
+        f"{structure.width} times the channels": structure.width > 1,
+        f"{' and '.join(dense)} dense": bool(dense),
+        f"dense for {structure.warm_up} rounds": structure.warm_up > 0,
+        "SGD": structure.optimizer == "sgd",
+        "preconditioned": structure.preconditioned,
+        "one factor a round": structure.cyclic,
+    }
+    return ", ".join([likes[ranks], *(part for part, is_so in parts.items() if is_so)])
 
 
 def options(setting: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,8 @@ class Structure:
         optimizer: `adamw` or `sgd`.
         preconditioned: Whether gradients of factors are divided by the diagonal of Jᵀ J.
         cyclic: Whether one factor of each layer is trained in a round, in turns.
+        width: Factor of the network's channels.
+        warm_up: Number of rounds in which the weights are dense, before factors of them are fitted (not of updates).
     """
 
     kind: str
@@ -22,6 +24,13 @@ class Structure:
     optimizer: str = "adamw"
     preconditioned: bool = False
     cyclic: bool = False
+    width: int = 1
+    warm_up: int = 0
+
+    @property
+    def warm(self) -> Structure:
+        """Structure of the rounds of the warm-up."""
+        return replace(self, kind="dense", ranks=(0,) * len(self.ranks))
 
 
 @dataclass(frozen=True)
