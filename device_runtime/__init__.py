@@ -10,9 +10,11 @@ from device_runtime.progress import progress_bar
 from device_runtime.result import TrainResult
 from device_runtime.schedule import Schedule
 from device_runtime.training import train
+from device_runtime.tuning import Choice, open_tuned
 
 __all__ = [
     "Adjustment",
+    "Choice",
     "Dataset",
     "Engine",
     "Evaluation",
@@ -24,6 +26,7 @@ __all__ = [
     "open_data",
     "open_engine",
     "open_inputs",
+    "open_tuned",
     "progress_bar",
     "train",
 ]

@@ -18,7 +18,7 @@ from fedpara_edge.options import check, option
 from fedpara_edge.privacy.local import LocalGaussian, check_algorithm, find_local
 
 NO_TERM = Term()
-OWN = ("engine", "threads", "save_seconds", "save_steps", "privacy")
+OWN = ("engine", "threads", "tune", "save_seconds", "save_steps", "privacy")
 """Options of a `TrainCall` that are each device's own, where a server sets the others."""
 
 
@@ -124,6 +124,8 @@ class TrainCall(TrainConfig):
             `gaussian:clip=0.5,noise=40,epsilon=4,delta=1e-5` (`fedpara_edge.privacy.local`); None for none.
         engine: Engine that trains; `auto` for the faster of those that run here.
         threads: Threads of the engine; None for one per core.
+        tune: Whether to measure which form of the training step and how many threads are the fastest, once
+            (`device_runtime.tuning`).
 
     Raises:
         InputError: A value is out of its range.
@@ -145,6 +147,11 @@ class TrainCall(TrainConfig):
     engine: str = option("auto", choices=("auto", *ENGINES), help="Engine that trains; auto for the faster one here.")
     threads: int | None = option(
         None, minimum=1, maximum=MAX_THREADS, unset="one per core", help="Threads of the engine."
+    )
+    tune: bool = option(
+        False,
+        help="Measure once which number of threads is the fastest here, and which form of a step that was exported "
+        "with --tunable; --state keeps the choice.",
     )
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@
     pending.json           the promise of that update: {"output": its absolute path, "waiting": name of the folder
                            beside it in which the complete update waits for its rename}; absent otherwise
     progress.safetensors   an unfinished call; absent otherwise
+    tuning.json            the fastest way to take a step here, if it was measured (`device_runtime.tuning`)
     privacy.json           what was spent of the privacy budget, and the secret of the noise
                            (`fedpara_edge.privacy.ledger`); absent without noise
 

@@ -11,9 +11,9 @@ from export.attempts import EngineError
 from export.trials import OpenTrial
 from export.verify import Verification
 from fedpara_edge.errors import FedparaError, InputError
-from fedpara_edge.formats.bundle import ENGINES, ONNXRUNTIME_FILES, ORT_TRAINING_FILES
+from fedpara_edge.formats.bundle import ENGINES, FORMS, ONNXRUNTIME_FILES, ORT_TRAINING_FILES
 
-FILES = {"onnxruntime": ONNXRUNTIME_FILES, "ort-training": ORT_TRAINING_FILES}
+FILES = {"onnxruntime": (*ONNXRUNTIME_FILES, *FORMS.values()), "ort-training": ORT_TRAINING_FILES}
 
 Writer = Callable[[Path], OpenTrial]
 """Function that writes the files of an engine into a folder and returns one that loads them."""

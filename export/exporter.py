@@ -26,12 +26,13 @@ from export.reference import Reference
 from export.step.training_step import INTERFACE, StepSpec, write_steps
 from export.step.weight_update import CORRECTION, optimizer_constants
 from export.trials import OnnxruntimeTrial, OpenTrial, OrtTrainingTrial, SecondProcessTrial
-from export.verify import Verification, check_parameters, verify
+from export.verify import Verification, check_parameters, verify, worse
 from fedpara_edge.errors import InputError, counted
 from fedpara_edge.factors.layout import Layout
 from fedpara_edge.factors.roles import keep_personal
 from fedpara_edge.formats.bundle import (
     ENGINES,
+    FORMS,
     INITIAL_PERSONAL,
     MANIFEST,
     WEIGHTS,
@@ -127,7 +128,7 @@ def export_bundle(
     batches = replace(batches, heads=interface.heads)
     reference.check(batches.draw(_EXAMPLES))
     verifying = partial(verify, reference=reference, graph=graph, optimizer=optimizer, batches=batches, on_step=on_step)
-    writers = _writers(graph, example, layout, interface, optimizer, tensors, on_step)
+    writers = _writers(graph, example, layout, interface, optimizer, tensors, config.tunable, on_step)
     with replacing_folder(folder) as making:
         if config.engines is None:
             possible = [engine for engine in ENGINES if _is_possible(engine, config)]
@@ -139,6 +140,11 @@ def export_bundle(
         else:
             engines = config.engines
             verification = EngineWriters(writers, verifying).write(making, engines)
+        if (making / FORMS["direct"]).exists():
+            on_step("verifying the direct form")
+            direct = {"onnxruntime": _form("direct", layout, tensors, optimizer)}
+            for engine, found in EngineWriters(direct, verifying).write(making, [*direct]).items():
+                verification[engine] = worse(verification[engine], found)
         write_initial_personal(making, {tensor.name: tensors[tensor.name] for tensor in layout.with_role("personal")})
         local = sha256_of(making / INITIAL_PERSONAL) if (making / INITIAL_PERSONAL).exists() else None
         manifest = _manifest(config, engines, layout, graph, interface, optimizer, local)
@@ -160,6 +166,7 @@ def _writers(
     interface: Interface,
     optimizer: dict[str, Any],
     tensors: dict[str, NDArray[Any]],
+    tunable: bool,
     on_step: Callable[[str], None],
 ) -> dict[str, Writer]:
     """Functions that write the files of an engine and return one that loads them to try them, by engine."""
@@ -189,11 +196,16 @@ def _writers(
 
     def write_onnxruntime(folder: Path) -> OpenTrial:
         on_step("differentiating for onnxruntime")
-        spec = StepSpec(trained, interface.heads, optimizer, layout, layout.statistics, layout.held)
+        spec = StepSpec(trained, interface.heads, optimizer, layout, layout.statistics, layout.held, tunable)
         write_steps(graph, folder, spec, arrays)
-        return partial(SecondProcessTrial, OnnxruntimeTrial, folder, layout, tensors, optimizer)
+        return _form("default", layout, tensors, optimizer)(folder)
 
     return {"ort-training": write_ort_training, "onnxruntime": write_onnxruntime}
+
+
+def _form(name: str, layout: Layout, tensors: dict[str, NDArray[Any]], optimizer: dict[str, Any]) -> Writer:
+    """Function that returns one that loads a form of the training step, which was written before."""
+    return lambda folder: partial(SecondProcessTrial, OnnxruntimeTrial, folder, name, layout, tensors, optimizer)
 
 
 def _is_possible(engine: str, config: ExportConfig) -> bool:

@@ -24,6 +24,7 @@ from export.step.draws import with_seed
 from export.step.dropout import LIMIT, SCALE
 from export.step.weight_update import state_shapes
 from fedpara_edge.factors.layout import Layout, TensorSpec
+from fedpara_edge.formats.bundle import EVAL_STEP, FORMS
 
 STEP = 0.1
 """Learning rate of the optimizer step."""
@@ -149,13 +150,14 @@ class OnnxruntimeTrial:
 
     Args:
         folder: Folder of the two graphs.
+        form: Form of the training step.
         layout: Layout of the model.
         weights: Initial weights, statistics and what updates hold, by tensor.
         optimizer: Constants of the optimizer.
     """
 
-    def __init__(self, folder: Path, layout: Layout, weights: Tensors, optimizer: Mapping[str, Any]) -> None:
-        model = onnx.load(folder / "train_step.onnx")
+    def __init__(self, folder: Path, form: str, layout: Layout, weights: Tensors, optimizer: Mapping[str, Any]) -> None:
+        model = onnx.load(folder / FORMS[form])
         for tensor in model.graph.initializer:
             off = next((value for suffix, value in _OFF.items() if tensor.name.endswith(suffix)), None)
             if off is not None:
@@ -180,7 +182,7 @@ class OnnxruntimeTrial:
             **{name: np.zeros(shape, np.float32) for name, shape in state_shapes(optimizer, len(flat)).items()},
         }
         self._train = _session(model.SerializeToString())
-        self._evaluate = _session((folder / "eval_step.onnx").read_bytes())
+        self._evaluate = _session((folder / EVAL_STEP).read_bytes())
 
     def run(self, batch: Batch) -> Results:
         """Run training step and evaluation on a batch."""

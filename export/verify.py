@@ -126,7 +126,7 @@ def verify(
         on_step(f"verifying batches of {size}")
         likely = [joined([rows[number % len(rows)] for number in range(size)])] if rows else []
         found = _verified(trials, compared(size, likely))
-        verified = {engine: _worse(verified[engine], found[engine]) for engine in trials}
+        verified = {engine: worse(verified[engine], found[engine]) for engine in trials}
     batch = next(compared(SIZES[-1])).batch
     for engine, trial in trials.items():
         gradients = run_trial(engine, trial, batch, graph).gradients
@@ -169,7 +169,7 @@ def _find_rows(
             rows.append(comparison.batch)
             for engine in engines:
                 found = _summary(comparison, engine)
-                verified[engine] = _worse(verified.get(engine, found), found)
+                verified[engine] = worse(verified.get(engine, found), found)
         if len(rows) == 2:  # enough to tell them apart
             break
     return rows, verified or _verified(engines, itertools.chain([first], comparisons))
@@ -211,11 +211,13 @@ def _summary(comparison: Comparison, engine: str) -> Verification:
     return Verification(errors["loss"], gradients, outputs, rounding=comparison.rounding(engine))
 
 
-def _worse(one: Verification, other: Verification) -> Verification:
+def worse(one: Verification, other: Verification) -> Verification:
+    """The larger errors of both."""
     return Verification(
         max(one.loss, other.loss),
         max(one.gradient, other.gradient),
         max(one.outputs, other.outputs),
+        max((step for step in (one.step, other.step) if step is not None), default=None),
         rounding=max(one.rounding, other.rounding),
     )
 

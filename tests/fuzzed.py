@@ -36,6 +36,7 @@ from device_runtime.statefiles import (
     write_committed,
     write_progress,
 )
+from device_runtime.tuning import Choice, Way, read_choice, write_choice
 from fedpara_edge.aggregation import AggregateConfig, aggregate, run_round
 from fedpara_edge.cli import fedpara_edge
 from fedpara_edge.codecs import find_encoder
@@ -195,6 +196,16 @@ def _promises(folder: Path) -> Made:
         DeviceState(folder, bundle.manifest.fingerprint).settle()
 
     return [promise], read
+
+
+def _tunings(folder: Path) -> Made:
+    ways, of = [Way("default", None), Way("direct", 2)], {"engine": "onnxruntime", "rows": 32}
+    write_choice(folder / "tuning", of, Choice(ways[1], {ways[0]: 2.5, ways[1]: 1.25}))
+
+    def read(path: Path) -> None:
+        assert read_choice(path, of, ways) in (None, *ways)
+
+    return [folder / "tuning"], read
 
 
 def _personal(folder: Path) -> Made:
@@ -437,6 +448,7 @@ FORMATS: dict[str, Format] = {
     "server state": Format(_server_states, in_tensors, (), ("server-state",), slow=2),
     "device state": Format(_device_states, in_tensors, (), ("device-state", "progress")),
     "promise": Format(_promises, in_json, ("state",)),
+    "tuning": Format(_tunings, in_json, ("tuning",), ("tuning",)),
     "personal tensors": Format(_personal, in_tensors, (), ("local",)),
     "manifest": Format(_manifests, _in_manifest, ("formats.bundle",)),
     "step graph": Format(_graphs, in_protobuf, ("formats.graphfile",)),

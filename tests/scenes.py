@@ -21,7 +21,7 @@ from small_round import send, start_round
 from softmax_regression import SoftmaxRegression, make_bundle, write_npz
 from written import CASES, half_run, plan_with_two_clients, run_here, signed_round, still
 
-from device_runtime.agent import agent
+from device_runtime import tuning
 from device_runtime.state import COMMITTED
 from fedpara_edge.cli import serve
 from fedpara_edge.formats.bundle import write_manifest
@@ -176,7 +176,7 @@ def beside_a_server() -> Iterator[Mapping[str, str]]:
     shutil.rmtree(place)
     place.mkdir()
     with serving(place / "server", bundle_in(place), updates=1000) as served, pytest.MonkeyPatch.context() as patched:
-        patched.setattr(agent, "open_engine", lambda bundle, *_, **__: SoftmaxRegression(bundle))
+        patched.setattr(tuning, "open_engine", lambda bundle, *_, **__: SoftmaxRegression(bundle))
         yield {"link": f"{served.link.url}#join={served.link.token}"}
 
 

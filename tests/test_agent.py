@@ -15,6 +15,7 @@ from phone_site import serving as site_of
 from served import bundle_in, federation_in, serving
 from softmax_regression import SoftmaxRegression, write_npz
 
+from device_runtime import tuning
 from device_runtime.agent import agent, conditions
 from device_runtime.agent.agent import AgentConfig, AgentResult, run_agent
 from device_runtime.agent.conditions import Conditions
@@ -40,7 +41,7 @@ def _engine(monkeypatch: pytest.MonkeyPatch) -> None:
     def open_engine(bundle: Bundle, *_: Any, **__: Any) -> SoftmaxRegression:
         return SoftmaxRegression(bundle)
 
-    monkeypatch.setattr(agent, "open_engine", open_engine)
+    monkeypatch.setattr(tuning, "open_engine", open_engine)
 
 
 @pytest.fixture
@@ -205,6 +206,19 @@ def test_a_training_goes_on_where_it_was_killed(tmp_path: Path, bundle: Bundle) 
         )  # fmt: skip
     resumed = [fields["resumed_from_step"] for name, fields in events if name == "training_finished"]
     assert resumed == [3]
+
+
+def test_an_agent_tunes_in_its_own_folder(tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "_cores", lambda: 2)
+    with serving(tmp_path / "server", bundle, settings={"batch_size": 4}, updates=1, rounds=2) as served:
+        write_npz(tmp_path / "ann.npz")
+        result = run_agent(
+            served.link, tmp_path / "ann.npz", tmp_path / "ann", AgentConfig(patience=30.0),
+            on_event=lambda *_, **__: None, reading=Reading(), client="ann", own={"tune": True},
+        )  # fmt: skip
+    assert result.rounds == (0, 1)
+    (kept,) = (tmp_path / "ann").rglob(tuning.FILE)
+    assert json.loads(kept.read_text(encoding="utf-8"))["of"]["rows"] == 4
 
 
 def test_who_is_not_let_in_is_told(tmp_path: Path, bundle: Bundle) -> None:

@@ -111,7 +111,7 @@ DEVICE: tuple[set[str], ...] = (
         "device_runtime.prediction",
     },
     {"device_runtime.epochs", "device_runtime.evaluation"},
-    {"device_runtime.call"},
+    {"device_runtime.call", "device_runtime.tuning"},
     {"device_runtime.clients", "device_runtime.training"},
     {"device_runtime.agent"},
 )

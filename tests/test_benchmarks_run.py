@@ -62,6 +62,15 @@ def test_an_earlier_exporter(tmp_path: Path) -> None:
     assert row["nodes"]["earlier"] != row["nodes"]["today"]
 
 
+def test_forms(tmp_path: Path) -> None:
+    row, choice = run("forms.py", tmp_path / "numbers.json", "--models", "cnn")
+    (turn,) = row["turns"]
+    assert turn.keys() == {"default", "direct"}
+    assert min(turn.values()) > 0
+    assert choice["form"] in turn
+    assert 0 < choice["chosen"] <= choice["usual"]
+
+
 def test_contraction(tmp_path: Path) -> None:
     options = ["--layers", "16x12", "--ranks", "2", "--kinds", "lowrank", "--batches", "3"]
     (row,) = rows_of("contraction.py", tmp_path / "numbers.json", *options)

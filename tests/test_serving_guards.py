@@ -11,7 +11,7 @@ import pytest
 from served import Served, base_of, bundle_in, serving, update_of, wait_until
 from softmax_regression import SoftmaxRegression, write_npz
 
-from device_runtime.agent import agent
+from device_runtime import tuning
 from device_runtime.agent.agent import AgentConfig, AgentResult, run_agent
 from device_runtime.agent.connection import Connection
 from device_runtime.agent.member import Member
@@ -33,7 +33,7 @@ RUN = "winter"
 
 @pytest.fixture(autouse=True)
 def _engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent, "open_engine", lambda bundle, *_, **__: SoftmaxRegression(bundle))
+    monkeypatch.setattr(tuning, "open_engine", lambda bundle, *_, **__: SoftmaxRegression(bundle))
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from softmax_regression import SoftmaxRegression, make_bundle, write_npz
 from tiny_plan import AtOnce
 
 import device_runtime
+from device_runtime import tuning
 from fedpara_edge.aggregation import AggregateConfig, run_round
 from fedpara_edge.cli import main as fedpara_edge
 from fedpara_edge.formats.weights import read_weights, write_weights
@@ -109,6 +110,7 @@ def still() -> Iterator[None]:
         (roots, "after", lambda days: _NOW + timedelta(days=days)),
         (repository, "after", lambda days: _NOW + timedelta(days=days)),
         (device_runtime, "open_engine", open_engine),
+        (tuning, "open_engine", open_engine),
         (engines, "open_engine", open_engine),
         (runner, "open_pool", open_pool),
         (runner, "make_model", make_model),

@@ -19,10 +19,10 @@ from device_runtime.agent.patience import FIRST_WAIT_SECONDS, Patience
 from device_runtime.agent.transfers import MissingError, forget, send
 from device_runtime.config import OWN, TrainCall
 from device_runtime.data import Dataset, open_data
-from device_runtime.engines.registry import open_engine
 from device_runtime.progress import OnStep
 from device_runtime.sources import Reading
 from device_runtime.training import train
+from device_runtime.tuning import open_tuned
 from fedpara_edge.errors import DivergedError, InputError, InvalidUpdateError
 from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.formats.task import Task
@@ -161,9 +161,10 @@ class Agent:
         control = self._patiently(lambda: member.receive(task, bundle))
         call = self._call(task)
         self._tell("training", round=task.round, client=member.client)
+        dataset = self._open_data(bundle)
         result = train(
-            open_engine(bundle, call.engine, threads=call.threads),
-            self._open_data(bundle),
+            open_tuned(bundle, call, dataset, member.own),
+            dataset,
             member.weights,
             call,
             output=member.update,

@@ -131,6 +131,7 @@ __all__ = [
     "IOBinding",
     "InferenceSession",
     "SessionOptions",
+    "__version__",
     "keep_freed_memory",
     "message_of",
     "native",

@@ -26,11 +26,9 @@ from device_runtime.engines.ort import (
 from device_runtime.engines.protocol import NONE, Adjustment, Arrays, Given, Outcome, named
 from device_runtime.engines.vector import Vector, assign, views, zeros
 from fedpara_edge.errors import WrongBundleError
-from fedpara_edge.formats.bundle import ONNXRUNTIME_FILES, WEIGHTS, Bundle
+from fedpara_edge.formats.bundle import EVAL_STEP, FORMS, WEIGHTS, Bundle
 from fedpara_edge.formats.interface import Interface
 from fedpara_edge.formats.weights import read_weights
-
-TRAIN_STEP, EVAL_STEP = ONNXRUNTIME_FILES
 
 
 def open_engine(bundle: Bundle, *, threads: int | None = None) -> Portable:
@@ -50,12 +48,16 @@ class Portable:
     """Engine on plain onnxruntime; implements `Engine`.
 
     Each of the two graphs is loaded when first used, as a device usually needs only one.
+
+    Attributes:
+        form: Form of the training step, one of `forms`; to be set before the first step.
     """
 
     name = "onnxruntime"
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
         self.bundle, self._threads = bundle, threads
+        self.form = next(iter(FORMS))
         layout = bundle.manifest.layout
         self._tensors = layout.trained
         self._weights = zeros(self._tensors)
@@ -71,6 +73,11 @@ class Portable:
                     f"{bundle.path}: tensor {name!r}: expected an initial value, found none; export again"
                 )
         self.load({name: initial[name] for name in self._all})
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """Forms of the training step that the bundle has."""
+        return tuple(form for form, file in FORMS.items() if file in self.bundle.manifest.files)
 
     def load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Set some tensors by name."""
@@ -126,7 +133,7 @@ class Portable:
     @cached_property
     def _trainer(self) -> _Trainer:
         heads = len(self.bundle.interface.heads)
-        return _Trainer(self._open(TRAIN_STEP), self._vectors(), self._held, AffineTerm(self._tensors), heads)
+        return _Trainer(self._open(FORMS[self.form]), self._vectors(), self._held, AffineTerm(self._tensors), heads)
 
     @cached_property
     def _evaluator(self) -> _Evaluator:

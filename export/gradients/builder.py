@@ -21,12 +21,14 @@ class Graph:
     Args:
         trace: Shapes, dtypes and constants of the forward values.
         prefix: Beginning of the names that it makes up.
+        direct: Whether convolutions stay Convs of one image after the other, as the model has them.
 
     Attributes:
         wanted: Forward values whose gradient is requested.
     """
 
-    def __init__(self, trace: Trace, prefix: str = "step") -> None:
+    def __init__(self, trace: Trace, prefix: str = "step", *, direct: bool = False) -> None:
+        self.direct = direct
         self.nodes: list[NodeProto] = []
         self.initializers: dict[str, NDArray[Any]] = dict(trace.constants)
         self.wanted: set[str] = set()

@@ -38,7 +38,7 @@ def forward(graph: Graph, node: NodeProto) -> None:
         "pads": [*facts.before, *facts.after],
         "group": facts.groups,
     }
-    if not _merges(facts):
+    if not _merges(graph, facts):
         graph.define(node.output[0], "Conv", x, weight, *bias, kernel_shape=facts.kernel, **given)
         return
     merged = _merge(graph, x, [facts.channels, *facts.size])
@@ -97,7 +97,7 @@ def _grad_bias(graph: Graph, gradient: str, filters: int, pixels: list[int]) -> 
 def _grad_input(graph: Graph, facts: Convolution, gradient: str, weight: str) -> str:
     before = [r - p for r, p in zip(facts.reach, facts.before, strict=True)]
     after = [r - p for r, p in zip(facts.reach, facts.after, strict=True)]
-    widens = facts.channels < facts.filters and not _merges(facts)  # then ConvTranspose unrolls fewer channels
+    widens = facts.channels < facts.filters and not _merges(graph, facts)  # then ConvTranspose unrolls fewer channels
     mirrors = set(facts.strides) == {1} and min(before + after) >= 0 and not widens
     given: dict[str, Any] = {"dilations": facts.dilations, "kernel_shape": facts.kernel}
     if not mirrors:
@@ -113,7 +113,7 @@ def _grad_input(graph: Graph, facts: Convolution, gradient: str, weight: str) ->
         )
     kernel = _mirrored(graph, facts, weight)
     pads = [*before, *after]
-    if not _merges(facts):
+    if not _merges(graph, facts):
         return graph.op("Conv", gradient, kernel, pads=pads, group=facts.groups, **given)
     merged = _merge(graph, gradient, [facts.filters, *facts.out])
     deep = graph.reshape(kernel, [facts.channels, facts.filters, 1, *facts.kernel])
@@ -121,9 +121,10 @@ def _grad_input(graph: Graph, facts: Convolution, gradient: str, weight: str) ->
     return _unmerge(graph, grad_x, [facts.channels, *facts.size])
 
 
-def _merges(facts: Convolution) -> bool:
+def _merges(graph: Graph, facts: Convolution) -> bool:
     """Whether the batch is computed as one image."""
-    return facts.groups == 1 and len(facts.kernel) < 3 and prod(facts.out) <= MERGED_PIXELS
+    is_plain = facts.groups == 1 and len(facts.kernel) < 3
+    return is_plain and not graph.direct and prod(facts.out) <= MERGED_PIXELS
 
 
 def _grad_weight(graph: Graph, facts: Convolution, gradient: str, x: str) -> str:

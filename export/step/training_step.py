@@ -70,6 +70,7 @@ from export.step.rewrites import with_static_shape, without_sequences, without_u
 from export.step.weight_update import CORRECTION, append_update, state_shapes
 from fedpara_edge.errors import InputError
 from fedpara_edge.factors.layout import Layout, TensorSpec
+from fedpara_edge.formats.bundle import EVAL_STEP, FORMS, TRAIN_STEP
 from fedpara_edge.formats.interface import Head
 
 _FLOAT, _BOOL, _INT64 = TensorProto.FLOAT, TensorProto.BOOL, TensorProto.INT64
@@ -105,6 +106,7 @@ class StepSpec:
         layout: Layout of the model; needed for the Jacobian correction only.
         statistics: Running statistics, in the layout's order.
         held: Tensors that updates hold.
+        tunable: Whether devices may choose between two forms of the training step.
     """
 
     tensors: Sequence[TensorSpec]
@@ -113,6 +115,7 @@ class StepSpec:
     layout: Layout | None = None
     statistics: Sequence[TensorSpec] = ()
     held: Sequence[TensorSpec] = ()
+    tunable: bool = False
 
     @property
     def vectors(self) -> dict[str, Sequence[TensorSpec]]:
@@ -126,7 +129,7 @@ class StepSpec:
 
 
 def write_steps(graph: ForwardGraph, folder: Path, spec: StepSpec, examples: Mapping[str, NDArray[Any]]) -> None:
-    """Write `train_step.onnx` and `eval_step.onnx` into `folder`.
+    """Write `train_step.onnx` and `eval_step.onnx` into `folder`, and another form of the step if it is tunable.
 
     Args:
         graph: Forward pass.
@@ -151,20 +154,29 @@ def write_steps(graph: ForwardGraph, folder: Path, spec: StepSpec, examples: Map
         weights = composed_weights(forward, examples, spec.layout, inner=_inner)
     try:
         train_step = _train_step(forward, known, spec, weights)
-        models = {"train_step": train_step, "eval_step": _eval_step(evaluated, known_there, spec)}
+        models = {TRAIN_STEP: train_step, EVAL_STEP: _eval_step(evaluated, known_there, spec)}
+        if spec.tunable:
+            direct = _train_step(forward, known, spec, weights, direct=True)
+            if direct != train_step:
+                models[FORMS["direct"]] = direct
     except NoGradientError as error:
         raise InputError(
             f"{graph.place_of(error.node.name)}: expected operators with a gradient in the engine onnxruntime, found "
             f"{error.found}, which has none; replace it (nothing was written)"
         ) from error
     for name, model in models.items():
-        onnx.save(model, folder / f"{name}.onnx")
+        onnx.save(model, folder / name)
 
 
 def _train_step(
-    forward: onnx.ModelProto, known: Trace, spec: StepSpec, corrected: Sequence[ComposedWeight]
+    forward: onnx.ModelProto,
+    known: Trace,
+    spec: StepSpec,
+    corrected: Sequence[ComposedWeight],
+    *,
+    direct: bool = False,
 ) -> onnx.ModelProto:
-    graph = Graph(known)
+    graph = Graph(known, direct=direct)
     _append_parameters(graph, spec)
     nodes = _append_forward(graph, forward, known, spec, training=True)
     loss, seeds = append_losses(graph, spec.heads, "share")
@@ -257,7 +269,7 @@ def _append_forward(
     if training:
         fixed, changing = _apart(changing, [_inner(tensor.name) for tensor in spec.tensors])
         rewrites = [shaping.join_slices, normalization.fuse, recurrent.split, pooling.before_relu, pooling.by_axis]
-        if CORRECTION not in spec.optimizer:  # which reads the weights as the model composes them
+        if not graph.direct and CORRECTION not in spec.optimizer:  # which reads the weights as the model composes them
             rewrites.append(winograd.fuse)
         for rewrite in rewrites:
             changing = rewrite(graph, changing)

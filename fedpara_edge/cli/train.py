@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,9 @@ from fedpara_edge.cli.output import emit, megabytes, note, output_options
 from fedpara_edge.cli.received import find_origin, find_seal, repository_options
 from fedpara_edge.cli.streams import drawing
 from fedpara_edge.errors import counted
+
+if TYPE_CHECKING:
+    from device_runtime import Choice
 
 RENAMED = {
     "--control": "--server-state",
@@ -67,7 +70,7 @@ def command(
     from fedpara_edge.cli.installed import require
 
     require("device")
-    from device_runtime import open_data, open_engine, progress_bar, train
+    from device_runtime import open_data, open_tuned, progress_bar, train
     from fedpara_edge.formats.bundle import WEIGHTS, open_bundle
 
     call = TrainCall(**options)
@@ -77,9 +80,10 @@ def command(
     opened = open_bundle(origin.bundle)
     seal = find_seal(key, run, origin)
     dataset = open_data(data, opened.manifest, Reading(**reading))
+    engine = open_tuned(opened, call, dataset, state, on_choice=_say)
     with progress_bar(drawing(sys.stderr)) as on_step:
         result = train(
-            open_engine(opened, call.engine, threads=call.threads),
+            engine,
             dataset,
             origin.weights or opened.file(WEIGHTS),
             call,
@@ -107,3 +111,12 @@ def command(
     if call.mechanism is not None and result.spent is not None:
         text += f"\nprivacy: ε {result.spent:.4g} of {call.mechanism.epsilon:g} spent at δ {call.mechanism.delta:g}"
     emit({"update": output, **asdict(result), "dense_bytes": dense}, text, as_json=json)
+
+
+def _say(choice: Choice) -> None:
+    usual = next(iter(choice.milliseconds))
+    threads = "one thread per core" if choice.way.threads is None else counted(choice.way.threads, "thread")
+    note(
+        f"tuned: {threads}, {choice.way.form} form: {choice.milliseconds[choice.way]:.3g} ms a step, "
+        f"{choice.milliseconds[usual]:.3g} without"
+    )

@@ -115,7 +115,7 @@ class Federation:
 
     def options(self) -> dict[str, Any]:
         """Options of the training of every device, as plain data."""
-        own = ("threads", "save_seconds", "save_steps")
+        own = ("threads", "tune", "save_seconds", "save_steps")
         train = {name: getattr(self.arm.train, name) for name in declared(TrainCall) if name not in own}
         return {**{name: value for name, value in train.items() if value is not None}, "seed": self.seed}
 

@@ -5,6 +5,7 @@
     local.safetensors       initial personal tensors, only if the model has any
     train_step.onnx, eval_step.onnx
                             of the engine onnxruntime, specified in `export/step/training_step.py`
+    train_step.direct.onnx  the same step in another form, only if it was asked for and differs (`FORMS`)
     training_model.onnx, eval_model.onnx, optimizer_model.onnx, checkpoint
                             onnxruntime-training's artifacts, under the names that its own applications expect; without
                             optimizer_model.onnx for SGD with momentum, which onnxruntime-training lacks
@@ -56,7 +57,13 @@ INITIAL_PERSONAL = "local.safetensors"
 """File of the initial personal tensors."""
 INITIAL_PERSONAL_FORMAT = "fedpara-edge/local"
 ORT_TRAINING_FILES = ("training_model.onnx", "eval_model.onnx", "optimizer_model.onnx", "checkpoint")
-ONNXRUNTIME_FILES = ("train_step.onnx", "eval_step.onnx")
+TRAIN_STEP, EVAL_STEP = ONNXRUNTIME_FILES = ("train_step.onnx", "eval_step.onnx")
+FORMS = {"default": TRAIN_STEP, "direct": "train_step.direct.onnx"}
+"""Files of the training step of the engine onnxruntime by its form, of which only the first is in every bundle.
+
+In the direct form, convolutions stay as the model has them; in the other, those of small images are products by
+Winograd's filtering, or convolutions of a whole batch as one image.
+"""
 ENGINES = ("ort-training", "onnxruntime")
 
 REMEDY = "copy the whole bundle again"

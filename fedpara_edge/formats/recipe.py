@@ -53,6 +53,7 @@ class ExportConfig:
         jacobian_correction: Strength λ of the Jacobian correction (`export.step.jacobian`); engine onnxruntime only.
         batch_size: Batch size for which the graphs are optimized; any other works as well.
         engines: Engines to write the training step for; None for those of the installed ones that can.
+        tunable: Whether to write a second form of the engine onnxruntime's training step, for devices to choose from.
         seed: Seed of the initial weights and of the batches used for verification.
 
     Raises:
@@ -147,6 +148,11 @@ class ExportConfig:
         unset="those that can train the model here",
         help="Engines to write the training step for.",
     )
+    tunable: bool = option(
+        False,
+        help="Write a second form of the engine onnxruntime's training step, with convolutions as the model has them, "
+        "for `train --tune` to choose from.",
+    )
     seed: int = option(0, minimum=0, maximum=2**32 - 1, help="Seed of the initial weights.")
 
     @property
@@ -188,6 +194,11 @@ class ExportConfig:
             )
         if self.engines is not None and not self.engines:
             raise InputError(f"expected some of {', '.join(ENGINES)}, found none", key="engines")
+        if self.tunable and "onnxruntime" not in (self.engines or ENGINES):
+            raise InputError(
+                "expected with engine onnxruntime, whose training step has two forms, found without; leave it out",
+                key="tunable",
+            )
         if self.jacobian_correction and "ort-training" in (self.engines or ()):
             raise InputError(
                 "expected onnxruntime alone with a Jacobian correction, found ort-training, which can't take second "

@@ -50,7 +50,7 @@ Made = TypeVar("Made")
 
 ARM_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,59}")
 PARTS = ("train", "model", "aggregate")
-UNPLANNED = ("seed", "threads", "save_seconds", "save_steps", "clients", "min_updates", "strict")
+UNPLANNED = ("seed", "threads", "tune", "tunable", "save_seconds", "save_steps", "clients", "min_updates", "strict")
 """Options of the commands that a plan decides otherwise, or has no use for."""
 
 
