@@ -176,7 +176,7 @@ PRODUCTS = (
     Product(
         "convolution: gradient of the weight",
         "w",
-        {("Conv", 3): "Conv", ("Conv", 2): "Conv, swapped"},
+        {("Conv", 3): "Conv", ("Conv", 2): "patches"},
         {
             "Conv, swapped": axes_swapped,
             "slices": slices_matmul,

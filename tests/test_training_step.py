@@ -282,8 +282,9 @@ def test_gradients_agree_with_torch_for_any_batch(name: str, tmp_path: Path) -> 
         np.testing.assert_array_equal(found["new_weights"], weights_of(bundle) - np.float32(0.1) * found["gradient"])
 
 
-def test_the_first_of_equal_entries_gets_the_gradient_of_a_pool(tmp_path: Path) -> None:
-    model = net(nn.Conv2d(1, 2, 1), nn.MaxPool2d(2), shape=(1, 4, 6))
+@pytest.mark.parametrize("pool", [(2,), (2, 1), (3, 2, 1), ((2, 3),)])
+def test_the_first_of_equal_entries_gets_the_gradient_of_a_pool(pool: tuple[int, ...], tmp_path: Path) -> None:
+    model = net(nn.Conv2d(1, 2, 1), nn.MaxPool2d(*pool), shape=(1, 4, 6))
     bundle = export(model, tmp_path, (1, 4, 6))
     x = np.random.default_rng(0).integers(0, 2, (8, 1, 4, 6)).astype(np.float32)  # nearly every window has ties
     x[:, :, 0] = np.arange(6)  # by position, so that the weight's gradient tells which entry was taken

@@ -9,7 +9,7 @@ possible. For x [N, I, *S] and w [O, I/G, *K], with y [N, O, *T]:
   product with a permutation, or is a ConvTranspose where the stride is not 1.
 - The weight's gradient is a Conv as well: examples are its channels, and the entries of y's gradient its kernel. The
   input channels lie along a last axis on which the kernel has size 1, [G·N, *S, I/G], so that whole runs are copied.
-  That of a depthwise convolution has a module of its own (`depthwise`).
+  Those of a depthwise convolution and of one of few channels have modules of their own (`depthwise`, `patches`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto
 
+from export.gradients import patches
 from export.gradients.builder import Graph
 from export.gradients.depthwise import grad_weight_of_images, grad_weight_of_signals
 from export.gradients.geometry import Convolution
@@ -131,6 +132,8 @@ def _grad_weight(graph: Graph, facts: Convolution, gradient: str, x: str) -> str
     rank = len(facts.kernel)
     if facts.is_depthwise and rank < 3:
         return (grad_weight_of_images if rank == 2 else grad_weight_of_signals)(graph, facts, gradient, x)
+    if patches.applies(facts):
+        return patches.grad_weight(graph, facts, gradient, x)
     spatial = list(range(2, 2 + rank))
     groups, inner = facts.groups, facts.channels // facts.groups
     after = [a - left_over for a, left_over in zip(facts.after, facts.left_over, strict=True)]
