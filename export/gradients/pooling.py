@@ -1,9 +1,9 @@
 """Gradients of pooling. In max pooling each window gives its gradient to its first largest entry, as in torch.
 
 onnxruntime's MaxPool is many times slower where it has to return the indices, so the maxima of windows of two or four
-entries are found again, which is faster than to scatter the gradient to them; others are pooled with indices. With R and
-P the 0/1 matrices that pick, for every position of the kernel, the rows and the columns that this position has in all
-windows, R x P holds the k1 k2 candidates of every window as k1 k2 images of the output's size. In their order, each
+entries are found again, which is faster than to scatter the gradient to them; others are pooled with indices. With R
+and P the 0/1 matrices that pick, for every position of the kernel, the rows and the columns that this position has in
+all windows, R x P holds the k1 k2 candidates of every window as k1 k2 images of the output's size. In their order, each
 candidate takes what is left of the gradient where it attains the maximum; Rᵀ and Pᵀ put that back in its place, and sum
 where windows overlap.
 """
