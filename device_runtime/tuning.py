@@ -141,7 +141,7 @@ def choose(ways: Sequence[Way], measure: Callable[[Way, float], float], *, secon
     for turn in range(TURNS):
         limit = CLOSE * min(found.values())
         for way in ways:
-            if turn == 0 or found[way] <= limit or way == ways[0]:
+            if found[way] <= limit or way == ways[0]:
                 found[way] = min(found[way], measure(way, seconds if turn else 0.0))
     best = min(ways, key=found.__getitem__)
     return Choice(best if found[best] <= GAIN * found[ways[0]] else ways[0], found)

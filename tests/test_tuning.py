@@ -99,6 +99,20 @@ def test_a_step_without_small_images_has_one_form(tmp_path: Path) -> None:
     assert engine.forms == ("default",)
 
 
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("mlp", "the training step has a single form, as no convolution of the model has another"),
+        ("cnn", "forms of the training step for train --tune: default, direct"),
+    ],
+)
+@pytest.mark.slow
+def test_export_says_what_there_is_to_choose_from(model: str, expected: str, tmp_path: Path, run: Command) -> None:
+    done = run("export", model, "--engines", ENGINE, "--tunable", "-o", str(tmp_path / "bundle"))
+    assert done.code == 0, done.err
+    assert expected in done.out.splitlines()
+
+
 def test_a_bundle_with_both_forms_trains_the_same_federation(bundle: Bundle, tmp_path: Path) -> None:
     plain = exported(tmp_path / "plain", convolutions(), tunable=False)
     assert DIRECT in bundle.manifest.files

@@ -77,7 +77,7 @@ class Portable:
     @property
     def forms(self) -> tuple[str, ...]:
         """Forms of the training step that the bundle has."""
-        return tuple(form for form, file in FORMS.items() if file in self.bundle.manifest.files)
+        return self.bundle.manifest.forms
 
     def load(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Set some tensors by name."""

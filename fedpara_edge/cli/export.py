@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,7 @@ def command(
         "pretrained": None if made.pretrained is None else asdict(made.pretrained),
         "fidelity": None if made.fidelity is None else asdict(made.fidelity),
         "warning": made.report.warning or None,
+        "forms": list(made.bundle.manifest.forms),
         "stable_rates": None if made.rates is None else asdict(made.rates),
     }
     verified = [
@@ -105,6 +106,7 @@ def command(
             *_positions(made.bundle.interface),
             *verified,
             *([] if made.rates is None else [f"{made.rates}{_way_out(made.rates.falls_short, recipe)}"]),
+            *(_forms(made.bundle.manifest.forms) if recipe.tunable else []),
             *(f"{output}: without the engine {name}: {reason}" for name, reason in made.left_out.items()),
             f"an update sends {megabytes(4 * layout.shared_parameters)}, {layout.shared_parameters / whole:.1%} of the "
             f"dense model's {megabytes(4 * whole)}"
@@ -112,6 +114,13 @@ def command(
         ]
     )
     emit(result, text, as_json=json)
+
+
+def _forms(forms: Sequence[str]) -> list[str]:
+    """Line on the forms of the training step."""
+    if len(forms) > 1:
+        return [f"forms of the training step for train --tune: {', '.join(forms)}"]
+    return ["the training step has a single form, as no convolution of the model has another"] if forms else []
 
 
 def _way_out(falls_short: bool, recipe: Recipe) -> str:

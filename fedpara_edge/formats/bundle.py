@@ -94,6 +94,11 @@ class Manifest:
         return hashlib.sha256(_canonical(data)).hexdigest()
 
     @property
+    def forms(self) -> tuple[str, ...]:
+        """Forms of the training step of the engine onnxruntime whose files are there."""
+        return tuple(form for form, file in FORMS.items() if file in self.files)
+
+    @property
     def _schema(self) -> int:
         if any(layer.base_momentum for layer in self.layout.layers):
             return 4

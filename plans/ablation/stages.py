@@ -227,7 +227,7 @@ WIDE = replace(FEDPARA, ranks=(8, 12, 16), width=2)
 """Twice the channels at γ 0."""
 MODELS = [
     *(runs(structure, {"lr": 0.003}, **ONCE) for structure in (*HYBRIDS, *WARM, WIDE)),
-    runs(FEDPARA, *grid(frobenius=(1e-2,), weight_decay=(0.0,), lr=(0.003, 0.004)), **ONCE),
+    runs(FEDPARA, *grid(frobenius=(1e-2,), weight_decay=(0.0,), lr=(0.002, 0.003, 0.004)), **SHORT),
     runs(DENSE, {"lr": 0.001, "fedexp": True}, **ONCE),
     *(runs(structure, {"lr": 0.002}, **ONCE) for structure in (*HYBRIDS, *WARM, WIDE)),
 ]
