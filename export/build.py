@@ -173,7 +173,7 @@ def make_bundle(
 def _rates(made: FactoredModel, bundle: Bundle) -> StableRates | None:
     """Stable rates of both models for plain SGD; None where they are not known."""
     config = made.config
-    if config.optimizer != "sgd" or config.jacobian_correction:
+    if config.optimizer != "sgd" or config.of_weights:
         return None
     try:
         factored = deploy(made.converted, config)

@@ -24,7 +24,7 @@ from export.forward.ownloss import loaded, with_own_losses
 from export.forward.preprocess import Argument, Deployed, Preprocessing
 from export.reference import Reference
 from export.step.training_step import INTERFACE, StepSpec, write_steps
-from export.step.weight_update import CORRECTION, optimizer_constants
+from export.step.weight_update import CORRECTION, DECAY, optimizer_constants
 from export.trials import OnnxruntimeTrial, OpenTrial, OrtTrainingTrial, SecondProcessTrial
 from export.verify import Verification, check_parameters, verify, worse
 from fedpara_edge.errors import InputError, counted
@@ -110,7 +110,8 @@ def export_bundle(
     example = {name: torch.from_numpy(array) for name, array in batches.draw(_EXAMPLES).inputs.items()}
     prepare("export.trials", *(["export.artifacts"] if _is_possible("ort-training", config) else []))
     on_step("exporting the forward pass")
-    graph = forward_graph(deployed, example, batch_size=config.batch_size, contracting=CORRECTION not in optimizer)
+    contracting = not {CORRECTION, DECAY} & optimizer.keys()
+    graph = forward_graph(deployed, example, batch_size=config.batch_size, contracting=contracting)
     interface = _with_class_names(_interface(specs, [*losses.values()], graph.outputs), config.class_names)
     labels = replace(batches, heads=interface.heads).draw(_EXAMPLES).labels
     graph, heads = with_own_losses(graph, interface.heads, labels)
@@ -212,7 +213,7 @@ def _is_possible(engine: str, config: ExportConfig) -> bool:
     """Whether an engine can be exported for here at all."""
     if engine != "ort-training":
         return True
-    return not config.jacobian_correction and find_spec("onnxruntime.training") is not None
+    return not config.of_weights and find_spec("onnxruntime.training") is not None
 
 
 def _check_loss(config: ExportConfig, initial: Mapping[str, NDArray[Any]], stored: Mapping[str, NDArray[Any]]) -> None:
@@ -234,6 +235,12 @@ def _check_updates(layout: Layout, config: ExportConfig) -> None:
             "expected 0 for kind update, whose weights are linear in the factors so that there is nothing to correct, "
             f"found {config.jacobian_correction}; leave it out",
             key="jacobian_correction",
+        )
+    if layout.held and config.frobenius_decay:
+        raise InputError(
+            "expected 0 for kind update, whose bases are not trained, so that a decay of the weight would stay in the "
+            f"factors of the round, found {config.frobenius_decay}; leave it out",
+            key="frobenius_decay",
         )
 
 
@@ -348,7 +355,12 @@ def _constants(config: ExportConfig) -> dict[str, Any]:
     constants = {name: value for name, value in given.items() if value is not None}
     if config.betas is not None:
         constants["betas"] = list(config.betas)
-    return optimizer_constants(config.optimizer, jacobian_correction=config.jacobian_correction, **constants)
+    return optimizer_constants(
+        config.optimizer,
+        jacobian_correction=config.jacobian_correction,
+        frobenius_decay=config.frobenius_decay,
+        **constants,
+    )
 
 
 def _label_spec(name: str, loss: Loss, output_shape: tuple[int, ...]) -> ArraySpec:

@@ -28,8 +28,9 @@ from export.doubling import doubling
 from export.forward.ownloss import LoadedLoss
 from export.forward.preprocess import Deployed
 from export.step.draws import Draws
+from export.step.frobenius import decays_in_torch
 from export.step.jacobian import corrections_in_torch, recording_weights
-from export.step.weight_update import CORRECTION
+from export.step.weight_update import CORRECTION, DECAY
 from export.trials import SEED, STEP, Results, Tensors
 from fedpara_edge.errors import InputError
 from fedpara_edge.formats.interface import Head
@@ -152,6 +153,8 @@ class Reference:
         corrections: dict[torch.Tensor, torch.Tensor] = {}
         if corrects:
             corrections = corrections_in_torch(value, weights, strength=self._optimizer[CORRECTION], learning_rate=STEP)
+        elif DECAY in self._optimizer:
+            corrections = decays_in_torch(model, self._optimizer[DECAY])
         return Results(
             value.item(),
             {name: output.detach().numpy() for name, output in (outputs if evaluated is None else evaluated).items()},

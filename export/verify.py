@@ -22,7 +22,7 @@ from export.batches import Batch, Batches, joined
 from export.comparison import LIKENESS, TOLERANCE, Comparison
 from export.forward.graph import ForwardGraph
 from export.reference import Reference
-from export.step.weight_update import CORRECTION
+from export.step.weight_update import CORRECTION, DECAY
 from export.trials import STEP, OpenTrial, Tensors, Trial
 from fedpara_edge.errors import FedparaError, InputError
 from fedpara_edge.factors.layout import TensorSpec
@@ -258,7 +258,7 @@ def _stepped(weight: NDArray[Any], gradient: NDArray[Any], optimizer: Mapping[st
     """Weight after one step of torch's optimizer, in double precision."""
     parameter = torch.nn.Parameter(torch.from_numpy(weight.copy()))
     parameter.grad = torch.from_numpy(gradient.astype(np.float64))
-    constants = {key: value for key, value in optimizer.items() if key not in ("name", CORRECTION)}
+    constants = {key: value for key, value in optimizer.items() if key not in ("name", CORRECTION, DECAY)}
     _OPTIMIZERS[optimizer["name"]]([parameter], lr=STEP, **constants).step()
     return parameter.detach().numpy()
 

@@ -58,6 +58,7 @@ CASES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     "two heads": ("TwoHeads", VECTOR, {"loss": ("age=huber:delta=0.5,weight=0.3", "kind=cross_entropy")}),
     "own loss": ("Drawing", VECTOR, {"loss": (f"{MODELS}:focal:kind=classes",)}),
     "Jacobian correction": ("plain", IMAGE, {"gamma": 0.5, "jacobian_correction": 1.0}),
+    "Frobenius decay": ("plain", IMAGE, {"gamma": 0.5, "frobenius_decay": 0.1}),
 }
 
 

@@ -25,6 +25,7 @@ class Graph:
 
     Attributes:
         wanted: Forward values whose gradient is requested.
+        moved: Values that are composed in another layout, by the name of the forward value that they stand for.
     """
 
     def __init__(self, trace: Trace, prefix: str = "step", *, direct: bool = False) -> None:
@@ -32,6 +33,7 @@ class Graph:
         self.nodes: list[NodeProto] = []
         self.initializers: dict[str, NDArray[Any]] = dict(trace.constants)
         self.wanted: set[str] = set()
+        self.moved: dict[str, str] = {}
         self._shapes: dict[str, Shape] = dict(trace.shapes)
         self._dtypes = trace.dtypes
         self._stored: dict[tuple[str, tuple[int, ...], bytes], str] = {}

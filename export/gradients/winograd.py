@@ -104,7 +104,10 @@ def fuse(
         if facts is None or not applies(facts):
             made.append(node)
             continue
-        inputs = [node.input[0], layout.composed(node.input[1]) or node.input[1], *node.input[2:]]
+        weight = node.input[1]
+        if (moved := layout.composed(weight)) is not None:
+            graph.moved[weight] = moved
+        inputs = [node.input[0], graph.moved.get(weight, weight), *node.input[2:]]
         pads = [*facts.before, *facts.after]
         made.append(helper.make_node(WINOGRAD, inputs, list(node.output), name=node.name, pads=pads))
     return made

@@ -62,12 +62,14 @@ from export.gradients import (
     winograd,
 )
 from export.gradients.builder import initializers_of, needed
+from export.step.composed import ComposedWeight, composed_weights
 from export.step.draws import draw, from_seed
 from export.step.dropout import dropout, drops
-from export.step.jacobian import ComposedWeight, append_correction, composed_weights
+from export.step.frobenius import append_decay
+from export.step.jacobian import append_correction
 from export.step.losses import append_losses
 from export.step.rewrites import with_static_shape, without_sequences, without_unused
-from export.step.weight_update import CORRECTION, append_update, state_shapes
+from export.step.weight_update import CORRECTION, DECAY, append_update, state_shapes
 from fedpara_edge.errors import InputError
 from fedpara_edge.factors.layout import Layout, TensorSpec
 from fedpara_edge.formats.bundle import EVAL_STEP, FORMS, TRAIN_STEP
@@ -103,7 +105,7 @@ class StepSpec:
         tensors: Trained tensors, in the layout's order.
         heads: Outputs to train, with their labels and losses.
         optimizer: Constants of the optimizer.
-        layout: Layout of the model; needed for the Jacobian correction only.
+        layout: Layout of the model; needed for Jacobian correction and Frobenius decay only.
         statistics: Running statistics, in the layout's order.
         held: Tensors that updates hold.
         tunable: Whether devices may choose between two forms of the training step.
@@ -149,9 +151,10 @@ def write_steps(graph: ForwardGraph, folder: Path, spec: StepSpec, examples: Map
         evaluated = _without_clashes(graph.evaluation)
         known_there = trace(evaluated, examples, changing)
     weights: list[ComposedWeight] = []
-    if CORRECTION in spec.optimizer:
-        assert spec.layout is not None
-        weights = composed_weights(forward, examples, spec.layout, inner=_inner)
+    for option in (CORRECTION, DECAY):
+        if option in spec.optimizer:
+            assert spec.layout is not None
+            weights = composed_weights(forward, examples, spec.layout, option=option, inner=_inner)
     try:
         train_step = _train_step(forward, known, spec, weights)
         models = {TRAIN_STEP: train_step, EVAL_STEP: _eval_step(evaluated, known_there, spec)}
@@ -172,7 +175,7 @@ def _train_step(
     forward: onnx.ModelProto,
     known: Trace,
     spec: StepSpec,
-    corrected: Sequence[ComposedWeight],
+    weights: Sequence[ComposedWeight],
     *,
     direct: bool = False,
 ) -> onnx.ModelProto:
@@ -180,7 +183,11 @@ def _train_step(
     _append_parameters(graph, spec)
     nodes = _append_forward(graph, forward, known, spec, training=True)
     loss, seeds = append_losses(graph, spec.heads, "share")
+    if DECAY in spec.optimizer:
+        share = "share" if len(spec.heads) == 1 else graph.op("ReduceMean", "share", keepdims=0)
+        seeds |= append_decay(graph, weights, strength=spec.optimizer[DECAY], share=share)
     names = [_inner(tensor.name) for tensor in spec.tensors]
+    corrected = weights if CORRECTION in spec.optimizer else ()
     by = [*names, *(value for weight in corrected for value in weight.values)]
     gradients = differentiate(graph, nodes, seeds, by)
     missing = [name for name in names if name not in gradients]

@@ -13,25 +13,31 @@ from export.gradients import Graph
 CORRECTION = "jacobian_correction"
 """Key of the Jacobian correction's λ (`export.step.jacobian`) among an optimizer's constants; left out for none."""
 
+DECAY = "frobenius_decay"
+"""Key of the Frobenius decay's λ (`export.step.frobenius`) among an optimizer's constants; left out for none."""
+
 DEFAULTS: dict[str, dict[str, Any]] = {
     "sgd": {"name": "sgd", "momentum": 0.0},
     "adamw": {"name": "adamw", "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01},
 }
 
 
-def optimizer_constants(name: str, *, jacobian_correction: float = 0.0, **constants: Any) -> dict[str, Any]:
+def optimizer_constants(
+    name: str, *, jacobian_correction: float = 0.0, frobenius_decay: float = 0.0, **constants: Any
+) -> dict[str, Any]:
     """Constants of an optimizer, with torch's defaults where none are given.
 
     Args:
         name: Optimizer, a key of `DEFAULTS`.
         jacobian_correction: λ of the Jacobian correction; 0 for none.
+        frobenius_decay: λ of the Frobenius decay; 0 for none.
         constants: Constants that differ from the defaults.
 
     >>> optimizer_constants("adamw", weight_decay=0.1)["weight_decay"]
     0.1
     """
-    correction = {CORRECTION: jacobian_correction} if jacobian_correction else {}
-    return {**DEFAULTS[name], **constants, **correction}
+    of_weights = {CORRECTION: jacobian_correction, DECAY: frobenius_decay}
+    return {**DEFAULTS[name], **constants, **{option: strength for option, strength in of_weights.items() if strength}}
 
 
 def state_shapes(constants: Mapping[str, Any], parameters: int) -> dict[str, tuple[int, ...]]:

@@ -51,6 +51,7 @@ class ExportConfig:
         momentum: Momentum of SGD; None for 0.
         weight_decay: Weight decay of AdamW; None for 0.01.
         jacobian_correction: Strength λ of the Jacobian correction (`export.step.jacobian`); engine onnxruntime only.
+        frobenius_decay: Strength λ of the Frobenius decay (`export.step.frobenius`); engine onnxruntime only.
         batch_size: Batch size for which the graphs are optimized; any other works as well.
         engines: Engines to write the training step for; None for those of the installed ones that can.
         tunable: Whether to write a second form of the engine onnxruntime's training step, for devices to choose from.
@@ -139,6 +140,13 @@ class ExportConfig:
         metavar="LAMBDA",
         help="Draw steps on factors to where steps on their weights would lead; with --engines onnxruntime.",
     )
+    frobenius_decay: float = option(
+        0.0,
+        minimum=0,
+        metavar="LAMBDA",
+        help="Decay of the composed weights in place of that of their factors, by their gradient; with --engines "
+        "onnxruntime, and with AdamW best with --weight-decay 0.",
+    )
     batch_size: int = option(32, minimum=1, help="Batch size for which the graphs are optimized; any other works.")
     engines: tuple[str, ...] | None = option(
         None,
@@ -165,6 +173,11 @@ class ExportConfig:
         """Name of the model for files that leave this machine: without the folder of its own file, if it has one."""
         where, colon, factory = self.name.rpartition(":")
         return f"{Path(where).name}{colon}{factory}"
+
+    @property
+    def of_weights(self) -> list[str]:
+        """Names of the options in use that change the gradients of composed weights."""
+        return [name for name in ("jacobian_correction", "frobenius_decay") if getattr(self, name)]
 
     def __post_init__(self) -> None:
         check(self)
@@ -199,12 +212,14 @@ class ExportConfig:
                 "expected with engine onnxruntime, whose training step has two forms, found without; leave it out",
                 key="tunable",
             )
-        if self.jacobian_correction and "ort-training" in (self.engines or ()):
+        if self.of_weights and "ort-training" in (self.engines or ()):
             raise InputError(
-                "expected onnxruntime alone with a Jacobian correction, found ort-training, which can't take second "
-                "derivatives; export for the engine onnxruntime",
+                f"expected onnxruntime alone with {self.of_weights[0]}, found ort-training, whose gradients are "
+                "those of the loss alone; export for the engine onnxruntime",
                 key="engines",
             )
+        if len(self.of_weights) > 1:
+            raise InputError("expected one of both, found it with jacobian_correction", key=self.of_weights[1])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,8 +30,9 @@ from device_runtime.engines.micro_batches import MicroBatch, refuse_parts, split
 from device_runtime.engines.protocol import NONE, Adjustment, Arrays, Given, Outcome, named
 from device_runtime.engines.vector import assign, views
 from export.step.draws import Draws
+from export.step.frobenius import decays_in_torch
 from export.step.jacobian import corrections_in_torch, recording_weights
-from export.step.weight_update import CORRECTION
+from export.step.weight_update import CORRECTION, DECAY
 from export.torchmodel import TorchModel
 from fedpara_edge.formats.bundle import WEIGHTS, Bundle, open_bundle
 from fedpara_edge.formats.weights import read_weights
@@ -96,6 +97,7 @@ class TorchEngine:
             self._mu: dict[int, Tensor] = {}
             self._h: Tensor | None = None
         self._correction: float = constants.get(CORRECTION, 0.0)
+        self._decay: float = constants.get(DECAY, 0.0)
         self._affine, self._bound, self._form = AffineTerm(layout.trained), NONE, Form()
         self._batches: dict[int, Batch] = {}
         self._uncounted = model.labels_that_never_count() if self._lane.records else None
@@ -244,11 +246,16 @@ class TorchEngine:
             )
         torch._foreach_add_(self._gradients, gradients)
         self._loss.add_(total.detach())
+        added: Mapping[Tensor, Tensor] = {}
         if self._correction:
-            corrections = corrections_in_torch(total, weights, strength=self._correction, learning_rate=self._rate)
-            for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
-                if parameter in corrections:
-                    gradient.add_(corrections[parameter])
+            added = corrections_in_torch(total, weights, strength=self._correction, learning_rate=self._rate)
+        elif self._decay:
+            with torch.enable_grad():
+                added = decays_in_torch(self._model, self._decay)
+            torch._foreach_mul_([*added.values()], self._shares.mean())
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+            if parameter in added:
+                gradient.add_(added[parameter])
 
     def _composing(self) -> AbstractContextManager[Mapping[Any, Any]]:
         """Context that yields the weights composed meanwhile by layer, where they are needed."""
