@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from device_runtime.config import TrainConfig
 from device_runtime.data import Dataset
-from device_runtime.engines.protocol import Engine
+from device_runtime.engines.protocol import Engine, Formed
 from device_runtime.epochs import Step
 from device_runtime.progress import OnStep
 from device_runtime.state import PROGRESS, DeviceState
@@ -42,6 +42,7 @@ def identity_of(
         "base": origin.base,
         "data": dataset.digest(),
         "engine": engine.name,
+        **({"form": engine.form} if isinstance(engine, Formed) and engine.form != engine.forms[0] else {}),
         "codec": spelled(encoder),
         **({} if privacy is None else {"privacy": privacy.to_json()}),
         **({} if server_state is None else {"control": sha256_of(server_state)}),

@@ -18,16 +18,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
 from device_runtime.config import TrainCall
 from device_runtime.data import Batch, Dataset
-from device_runtime.engines.protocol import Engine
+from device_runtime.engines.protocol import Engine, Formed
 from device_runtime.engines.registry import open_engine
 from device_runtime.state import open_state
-from fedpara_edge.errors import InputError
+from fedpara_edge.errors import InputError, counted
 from fedpara_edge.formats.bundle import FORMS, Bundle
 from fedpara_edge.storage.atomic import replacing_file
 from fedpara_edge.storage.tensortable import strict_json
@@ -41,7 +41,7 @@ CLOSE = 1.25
 """Largest quotient of a way's time and the shortest one with which it stays for the next turn."""
 GAIN = 0.95
 """Largest quotient of a way's time and that of the ordinary way with which it is chosen in its place."""
-TURN_SECONDS = 0.5
+TURN_SECONDS, LONGEST_SECONDS = 0.5, 20.0
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,17 @@ class Choice:
     way: Way
     milliseconds: Mapping[Way, float]
 
-
-@runtime_checkable
-class Formed(Protocol):
-    """Engine that has the training step in several forms."""
-
-    form: str
+    def __str__(self) -> str:
+        threads = "one thread per core" if self.way.threads is None else counted(self.way.threads, "thread")
+        usual = self.milliseconds[next(iter(self.milliseconds))]
+        return (
+            f"tuned: {threads}, {self.way.form} form: {self.milliseconds[self.way]:.3g} ms a step, {usual:.3g} without"
+        )
 
     @property
-    def forms(self) -> tuple[str, ...]:
-        """Forms that the bundle has, the ordinary one first."""
-        ...
+    def log_fields(self) -> dict[str, Any]:
+        """Fields of the log event `tuned`."""
+        return {**asdict(self.way), "milliseconds": self.milliseconds[self.way]}
 
 
 def open_tuned(
@@ -104,7 +104,7 @@ def open_tuned(
     Raises:
         InputError: There is to be tuning without a state folder, or the engine can't be opened.
         BusyError: Another process uses the state folder.
-        WrongBundleError: The engine refuses the files.
+        WrongBundleError: The engine refuses the files, or the state folder is that of another bundle.
     """
     if not call.tune:
         return open_engine(bundle, call.engine, threads=call.threads)
@@ -117,11 +117,15 @@ def open_tuned(
     of = _facts(engine, call, dataset)
     del engine  # its weights would be in memory beside those of the engines that are measured
     with open_state(state, bundle.manifest.fingerprint) as kept:
+        kept.committed()
+        kept.progress()
         path = kept.folder / FILE
+        if path.is_dir():
+            raise InputError(f"{path}: expected a file or nothing, found a folder; delete it")
         way = read_choice(path, of, ways)
         if way is None:
             batch = dataset.rows(np.arange(min(call.batch_size, dataset.examples)))
-            choice = choose(ways, lambda way, time: _shortest(bundle, call, way, batch, time), seconds=seconds)
+            choice = choose(ways, lambda way, most: _shortest(bundle, call, way, batch, most), seconds=seconds)
             way = choice.way
             write_choice(path, of, choice)
             if on_choice is not None:
@@ -129,16 +133,25 @@ def open_tuned(
     return _open(bundle, call, way)
 
 
-def choose(ways: Sequence[Way], measure: Callable[[Way, float], float], *, seconds: float = TURN_SECONDS) -> Choice:
+def choose(
+    ways: Sequence[Way],
+    measure: Callable[[Way, float], float],
+    *,
+    seconds: float = TURN_SECONDS,
+    longest: float = LONGEST_SECONDS,
+) -> Choice:
     """Choose among ways, of which the first is the ordinary one.
 
     Args:
         ways: The ways.
         measure: Function that returns the shortest time of a step in ms, of as many as fit some seconds.
         seconds: These seconds, in all turns but the first.
+        longest: Seconds after which no further turn begins.
     """
-    found = dict.fromkeys(ways, float("inf"))
+    found, begun = dict.fromkeys(ways, float("inf")), time.monotonic()
     for turn in range(TURNS):
+        if turn and time.monotonic() - begun > longest:
+            break
         limit = CLOSE * min(found.values())
         for way in ways:
             if found[way] <= limit or way == ways[0]:

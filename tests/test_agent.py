@@ -210,15 +210,19 @@ def test_a_training_goes_on_where_it_was_killed(tmp_path: Path, bundle: Bundle) 
 
 def test_an_agent_tunes_in_its_own_folder(tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "_cores", lambda: 2)
+    events: Events = []
     with serving(tmp_path / "server", bundle, settings={"batch_size": 4}, updates=1, rounds=2) as served:
         write_npz(tmp_path / "ann.npz")
         result = run_agent(
             served.link, tmp_path / "ann.npz", tmp_path / "ann", AgentConfig(patience=30.0),
-            on_event=lambda *_, **__: None, reading=Reading(), client="ann", own={"tune": True},
+            on_event=lambda name, **fields: events.append((name, fields)),
+            reading=Reading(), client="ann", own={"tune": True},
         )  # fmt: skip
     assert result.rounds == (0, 1)
     (kept,) = (tmp_path / "ann").rglob(tuning.FILE)
     assert json.loads(kept.read_text(encoding="utf-8"))["of"]["rows"] == 4
+    (told,) = (fields for name, fields in events if name == "tuned")
+    assert str(told["message"]).startswith("tuned: ")
 
 
 def test_who_is_not_let_in_is_told(tmp_path: Path, bundle: Bundle) -> None:

@@ -18,13 +18,17 @@ from step_models import batch, net
 from torch import nn
 
 from device_runtime import Choice, Dataset, open_data, open_engine, open_tuned, tuning
+from device_runtime.call import identity_of
 from device_runtime.config import TrainCall
 from device_runtime.engines.portable import Portable
+from device_runtime.state import COMMITTED
+from device_runtime.statefiles import Committed, write_committed
 from device_runtime.tuning import FILE, GAIN, Way, choose
 from export import export_bundle
 from export.step import training_step
 from fedpara_edge.aggregation import aggregate
-from fedpara_edge.errors import FedparaError, InputError
+from fedpara_edge.codecs import FLOAT32
+from fedpara_edge.errors import FedparaError, InputError, WrongBundleError
 from fedpara_edge.formats.bundle import FORMS, TRAIN_STEP, WEIGHTS, Bundle
 from fedpara_edge.formats.recipe import ExportConfig
 from fedpara_edge.formats.weights import read_weights
@@ -169,6 +173,17 @@ def test_a_hopeless_way_is_measured_once() -> None:
     assert measured == {USUAL: 3, OTHER: 3, THIRD: 1}
 
 
+def test_no_turn_begins_when_the_time_is_up() -> None:
+    measured = Counter[Way]()
+
+    def measure(way: Way, _: float) -> float:
+        measured[way] += 1
+        return 1.0
+
+    assert choose([USUAL, OTHER], measure, longest=0.0).way == USUAL
+    assert measured == {USUAL: 1, OTHER: 1}
+
+
 def test_the_shortest_of_all_times_counts() -> None:
     times = {USUAL: [10.0, 6.0, 9.0], OTHER: [8.0, 7.0, 8.0]}
     assert choose(list(times), lambda way, _: times[way].pop(0)) == Choice(USUAL, {USUAL: 6.0, OTHER: 7.0})
@@ -208,6 +223,34 @@ def test_a_choice_of_other_circumstances_is_measured_anew(bundle: Bundle, datase
     assert opened(bundle, dataset, tmp_path / "state", other)[1] == []
     (tmp_path / "state" / FILE).write_text("{", encoding="utf-8")
     assert len(opened(bundle, dataset, tmp_path / "state", other)[1]) == 1
+
+
+def test_a_state_folder_of_another_bundle_is_left_alone(bundle: Bundle, dataset: Dataset, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    call = {"round": 0, "base": "b" * 64}
+    write_committed(state / COMMITTED, Committed(call=call, before={}, after={}), "f" * 64)
+    with pytest.raises(WrongBundleError, match="give each bundle a state folder of its own"):
+        opened(bundle, dataset, state)
+    assert not (state / FILE).exists()
+
+
+def test_a_folder_in_the_place_of_the_choice_is_refused_at_once(
+    bundle: Bundle, dataset: Dataset, tmp_path: Path
+) -> None:
+    (tmp_path / "state" / FILE).mkdir(parents=True)
+    with pytest.raises(InputError, match=r"tuning.json: expected a file or nothing, found a folder; delete it"):
+        opened(bundle, dataset, tmp_path / "state")
+
+
+def test_a_call_in_another_form_is_another_call(bundle: Bundle, dataset: Dataset) -> None:
+    weights, found = read_weights(bundle.file(WEIGHTS)), []
+    for form in FORMS:
+        engine = open_engine(bundle, ENGINE)
+        assert isinstance(engine, Portable)
+        engine.form = form
+        found.append(identity_of(weights, dataset, engine, FLOAT32, CALL, None, None))
+    assert found[1] == {**found[0], "form": "direct"}
 
 
 def test_threads_that_are_given_stay(bundle: Bundle, dataset: Dataset, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from device_runtime.data import Dataset, open_data
 from device_runtime.progress import OnStep
 from device_runtime.sources import Reading
 from device_runtime.training import train
-from device_runtime.tuning import open_tuned
+from device_runtime.tuning import Choice, open_tuned
 from fedpara_edge.errors import DivergedError, InputError, InvalidUpdateError
 from fedpara_edge.formats.bundle import Bundle
 from fedpara_edge.formats.task import Task
@@ -163,7 +163,7 @@ class Agent:
         self._tell("training", round=task.round, client=member.client)
         dataset = self._open_data(bundle)
         result = train(
-            open_tuned(bundle, call, dataset, member.own),
+            open_tuned(bundle, call, dataset, member.own, on_choice=self._tell_choice),
             dataset,
             member.weights,
             call,
@@ -177,6 +177,9 @@ class Agent:
             on_step=self._between_steps,
         )
         self._tell("training_finished", update=member.update, **result.log_fields)
+
+    def _tell_choice(self, choice: Choice) -> None:
+        self._tell("tuned", message=str(choice), **choice.log_fields)
 
     def _call(self, task: Task) -> TrainCall:
         """The options of a training: the server's, and the device's own.

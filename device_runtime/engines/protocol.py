@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,4 +155,16 @@ class Engine(Protocol):
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Continue from a state that `state` returned."""
+        ...
+
+
+@runtime_checkable
+class Formed(Protocol):
+    """Engine that has the training step in several forms."""
+
+    form: str
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """Forms that the bundle has, the ordinary one first."""
         ...

@@ -97,6 +97,7 @@ def _report(name: str, **fields: Any) -> None:
 
 _LINES = {
     "joined": "{client} takes part at {server}",
+    "tuned": "{message}",
     "training_finished": "round {number}: {examples:example}, {steps:step} in {seconds} s, loss {loss:.4f}",
     "training_failed": "round {number}: {message}",
     "update_sent": "round {number}: sent {bytes:byte}",

@@ -8,6 +8,7 @@ A line has `time` (UTC, ISO 8601), `level`, `event`, `pid`, and the fields of th
 | event                 | level   | fields                                                                          |
 |-----------------------|---------|---------------------------------------------------------------------------------|
 | `command_started`     | info    | argv, version                                                                   |
+| `tuned`               | info    | form, threads, milliseconds; of an agent message                                |
 | `training_finished`   | info    | update, client, round, examples, steps, resumed_from_step, seconds, loss, bytes |
 | `update_rejected`     | warning | code, message                                                                   |
 | `round_written`       | info    | output, round, accepted, rejected, examples, received_bytes                     |

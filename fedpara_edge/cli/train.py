@@ -114,9 +114,5 @@ def command(
 
 
 def _say(choice: Choice) -> None:
-    usual = next(iter(choice.milliseconds))
-    threads = "one thread per core" if choice.way.threads is None else counted(choice.way.threads, "thread")
-    note(
-        f"tuned: {threads}, {choice.way.form} form: {choice.milliseconds[choice.way]:.3g} ms a step, "
-        f"{choice.milliseconds[usual]:.3g} without"
-    )
+    event("tuned", **choice.log_fields)
+    note(str(choice))
