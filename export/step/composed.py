@@ -79,7 +79,7 @@ def composed_weights(
         found.append(ComposedWeight(layer, factors, values))
     if not found:
         raise InputError(
-            f"{option}: expected a layer with trained factors, found none; leave it out (nothing was written)"
+            "expected a layer with trained factors, found none; leave it out (nothing was written)", key=option
         )
     return found
 
