@@ -23,6 +23,7 @@ from fedpara_edge.formats.interface import ArraySpec, Head
 from fedpara_edge.formats.recipe import ExportConfig
 from fedpara_edge.formats.weights import read_weights
 from fedpara_edge.losses import find_loss
+from fedpara_edge.nn import Conv2d
 
 IMAGE, SEQUENCE, VECTOR, VOLUME = (2, 11, 12), (3, 10), (12,), (2, 4, 6, 5)
 
@@ -38,6 +39,17 @@ class Formula(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.last(self.formula(self.first(x)).flatten(1))
+
+
+class Twice(nn.Module):
+    """A convolution that is called twice, and composes its weight each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = Conv2d(32, 32, 3, padding=1, rank=3, form="tensor")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(self.conv(x).tanh())
 
 
 def net(*layers: nn.Module, shape: tuple[int, ...] = IMAGE) -> nn.Sequential:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from norms import relative_error
-from step_models import batch, net, run
+from step_models import Twice, batch, net, run
 from torch import nn
 from torch.nn import functional as F
 
@@ -22,17 +22,6 @@ from fedpara_edge.formats.recipe import ExportConfig
 from fedpara_edge.nn import Conv2d, FactoredLayer, Linear
 
 IMAGE, VECTOR, LAMBDA = (32, 6, 5), (12,), 0.3
-
-
-class Twice(nn.Module):
-    """A convolution that is called twice, and composes its weight each time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = Conv2d(32, 32, 3, padding=1, rank=3, form="tensor")
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(self.conv(x).tanh())
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {

@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 from norms import relative_error
-from step_models import batch, export, gradient_of, net, run
+from step_models import Twice, batch, export, gradient_of, net, run
 from torch import nn
 
 from device_runtime.engines.ort import InferenceSession, session_options
@@ -17,17 +17,6 @@ from fedpara_edge.nn import Conv2d
 
 IMAGE = (32, 6, 5)
 """Shape with an odd size, of which tiles of 2 x 2 overlap the edge."""
-
-
-class Twice(nn.Module):
-    """A convolution that is called twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = Conv2d(32, 32, 3, padding=1, rank=3, form="tensor")
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(self.conv(x).tanh())
 
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
